@@ -1,0 +1,1 @@
+"""What we learn: pure functions over parameters, Flax linen modules."""
