@@ -190,6 +190,19 @@ def load(path: pathlib.Path) -> Options:
     raise VaecfError(f"{path}: not JSON ({error})") from None
 
 
+def config_of_run(workdir: pathlib.Path, config: Any) -> Any:
+  """The ConfigDict `config` with the values of the run in `workdir`.
+
+  As it is when there is no run: what comes next says so.
+  """
+  path = workdir / "config.json"
+  if path.exists():
+    values = load(path).to_dict()
+    with config.unlocked():
+      config.update(values)
+  return config
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
   """'; did you mean X?' for the nearest of `words`, or ''."""
   close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)

@@ -132,6 +132,60 @@ def keep_interactions(
   return keep_N
 
 
+def bag_of_items(
+    kernel_IH: jax.Array,
+    batch: SparseBatch,
+    *,
+    dropout: Dropout | None = None,
+    lowering: str = "gather",
+    dtype: jnp.dtype = jnp.float32,
+    precision: lax.Precision | None = None,
+    item_axis: str | None = None,
+) -> jax.Array:
+  """Sum of the kernel's rows over each user's (kept) items.
+
+  Args:
+    kernel_IH: float [I, H], one row an item.
+    batch: users and their items.
+    dropout: which interactions to leave out; None keeps all.
+    lowering: 'gather' sums gathered rows; 'dense' scatters the batch into a
+      0/1 array [B, I] in `dtype` and multiplies. Equal to float tolerance.
+    dtype: dtype of the operands; sums are float32.
+    precision: matrix-product precision of the dense lowering.
+    item_axis: mesh axis of the kernel's rows, None when not sharded.
+
+  Returns:
+    float32 [B, H], complete (the same on every item shard).
+  """
+  n_users, n_local = batch.count_B.shape[0], kernel_IH.shape[0]
+  keep_N = keep_interactions(batch, dropout)
+  item_N = batch.item_N - item_offset(n_local, item_axis)
+  keep_N &= (item_N >= 0) & (item_N < n_local)
+  if lowering == "gather":
+    rows_NH = jnp.take(kernel_IH.astype(dtype), item_N, axis=0, mode="clip")
+    sum_BH = jax.ops.segment_sum(
+        rows_NH.astype(jnp.float32) * keep_N[:, None].astype(jnp.float32),
+        batch.row_N,
+        num_segments=n_users,
+        indices_are_sorted=True,
+    )
+  elif lowering == "dense":
+    # A dropped interaction goes where padding goes: to row B, out of bounds.
+    row_N = jnp.where(keep_N, batch.row_N, n_users)
+    x_BI = jnp.zeros((n_users, n_local), dtype)
+    x_BI = vary(x_BI, varying_axes(row_N, item_N))
+    x_BI = x_BI.at[row_N, item_N].set(1, mode="drop")
+    sum_BH = lax.dot(
+        x_BI,
+        kernel_IH.astype(dtype),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+  else:
+    raise ValueError(f"input lowering {lowering!r}: use 'gather' or 'dense'")
+  return lax.psum(sum_BH, item_axis) if item_axis else sum_BH
+
+
 def normalised_bag(
     kernel_IH: jax.Array,
     batch: SparseBatch,
@@ -145,55 +199,25 @@ def normalised_bag(
   """L2-normalised, dropped-out bag of items times a matrix.
 
   h_u = 1 / (|x_u|_2 (1 - rate)) · sum over kept items i of u of kernel_i,
-  with |x_u|_2 = sqrt(n_u) because x is binary (Liang et al. 2018, section
-  2.1 and the input dropout of section 3.3: normalise, then drop).
+  with |x_u|_2 = sqrt(n_u) because x is binary: normalise, then drop, as the
+  authors' code of Liang et al. 2018 does.
 
-  Args:
-    kernel_IH: float [I, H], one row an item.
-    batch: users and their items.
-    dropout: None when scoring.
-    lowering: 'gather' sums gathered rows; 'dense' scatters the batch into a
-      0/1 array [B, I] in `dtype` and multiplies. Equal to float tolerance.
-    dtype: dtype of the operands; sums are float32.
-    precision: matrix-product precision of the dense lowering.
-    item_axis: mesh axis of the items, None when they are not sharded.
+  The norm and the dropout's scale stay per-row factors outside the sum, so
+  that x is exactly 0/1 in any dtype. Arguments as in `bag_of_items`.
 
   Returns:
-    float32 [B, H], complete (the same on every item shard).
+    float32 [B, H], complete (the same on every item shard); zero for a user
+    without items.
   """
-  n_users, n_local = batch.count_B.shape[0], kernel_IH.shape[0]
-  keep_N = keep_interactions(batch, dropout)
-  item_N = batch.item_N - item_offset(n_local, item_axis)
-  if item_axis:
-    keep_N &= (item_N >= 0) & (item_N < n_local)
-  # A dropped interaction goes where padding goes: to row B, which no sum and
-  # no scatter reaches.
-  row_N = jnp.where(keep_N, batch.row_N, n_users)
-  if lowering == "gather":
-    rows_NH = jnp.take(kernel_IH.astype(dtype), item_N, axis=0, mode="clip")
-    weight_N1 = keep_N[:, None].astype(jnp.float32)
-    sum_BH = jax.ops.segment_sum(
-        rows_NH.astype(jnp.float32) * weight_N1,
-        batch.row_N,
-        num_segments=n_users,
-        indices_are_sorted=True,
-    )
-  elif lowering == "dense":
-    x_BI = jnp.zeros((n_users, n_local), dtype)
-    x_BI = vary(x_BI, varying_axes(row_N, item_N))
-    x_BI = x_BI.at[row_N, item_N].set(1, mode="drop")
-    sum_BH = lax.dot(
-        x_BI,
-        kernel_IH.astype(dtype),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-  else:
-    raise ValueError(f"input lowering {lowering!r}: use 'gather' or 'dense'")
-  if item_axis:
-    sum_BH = lax.psum(sum_BH, item_axis)
-  # The norm and the dropout's scale stay per-row factors outside the sum, so
-  # that x is exactly 0/1 in any dtype.
+  sum_BH = bag_of_items(
+      kernel_IH,
+      batch,
+      dropout=dropout,
+      lowering=lowering,
+      dtype=dtype,
+      precision=precision,
+      item_axis=item_axis,
+  )
   kept = 1.0 - (dropout.rate if dropout is not None else 0.0)
   norm_B = jnp.sqrt(jnp.maximum(batch.count_B, 1).astype(jnp.float32))
   return sum_BH / (norm_B * jnp.float32(kept))[:, None]

@@ -19,16 +19,10 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from vaecf.models import losses, mult_vae
+from vaecf.models import batching, losses, mult_vae, sharding
 from vaecf.models.sparse import SparseBatch
 from vaecf.options import LossOptions, ModelOptions, Options
-from vaecf.training import (
-    batches,
-    loss_scale,
-    optimizers,
-    precision,
-    sharding,
-)
+from vaecf.training import loss_scale, optimizers, precision
 
 
 class TrainState(NamedTuple):
@@ -246,11 +240,11 @@ def train_step(
 
 
 def assemble(
-    problem: Problem, csr: batches.Csr, user_B: jax.Array, n_slots: int
+    problem: Problem, csr: batching.Csr, user_B: jax.Array, n_slots: int
 ) -> SparseBatch:
   """Global batch from resident interactions; `n_slots` a data shard."""
   return jax.shard_map(
-      functools.partial(batches.assemble, n_slots=n_slots),
+      functools.partial(batching.assemble, n_slots=n_slots),
       mesh=problem.mesh,
       in_specs=(P(), P(sharding.DATA)),
       out_specs=_BATCH_SPEC,
@@ -261,7 +255,7 @@ def train_steps(
     problem: Problem,
     n_slots: int,
     state: TrainState,
-    csr: batches.Csr,
+    csr: batching.Csr,
     order_SB: jax.Array,
     key: jax.Array,
     start: jax.Array,

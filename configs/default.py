@@ -1,0 +1,77 @@
+"""Every key of a run, with its unit. The other configs change a few.
+
+    python experiments/main.py --config=configs/ml1m.py \\
+        --config.optimizer.learning_rate=1e-3 --workdir=runs/a --train --test
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Mult-VAE of Liang et al. 2018 with the authors' optimiser settings."""
+    config = ml_collections.ConfigDict()
+    # Seed of the initialisation, the order, the dropout and the noise.
+    config.seed = 0
+
+    config.data = ml_collections.ConfigDict()
+    # Directory written by prepare_dataset.py (or the paper's pro_sg, or the
+    # recipe's preprocessed directory).
+    config.data.dir = "data/synthetic"
+    # 'resident' on the device, 'streamed' from disk, or 'auto'.
+    config.data.feed = "auto"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "mult_vae"  # or 'mult_dae'
+    # Hidden layers from the items inwards; the decoder mirrors them.
+    config.model.hidden = (600,)
+    config.model.latent = 200  # units of the bottleneck
+    config.model.activation = "tanh"  # or 'relu'
+    # Share of a user's items dropped from the input while training.
+    config.model.dropout_rate = 0.5
+    # Input layer: 'gather' or 'dense' (same numbers), 'auto' by device.
+    config.model.input = "auto"
+
+    config.loss = ml_collections.ConfigDict()
+    # Weight of the KL term: min(anneal_cap, step / total_anneal_steps).
+    config.loss.anneal_cap = 0.2
+    config.loss.total_anneal_steps = 200_000  # steps; 0: the cap at once
+    # Times the sum of squared weights, added to the loss; biases left out.
+    config.loss.weight_decay = 0.0
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.999
+    config.optimizer.epsilon = 1e-8
+
+    config.train = ml_collections.ConfigDict()
+    config.train.epochs = 200
+    config.train.batch_size = 500  # users, over all devices
+    # Leave out the users that do not fill the last batch.
+    config.train.drop_remainder = False
+    # First epochs left out of the mean throughput.
+    config.train.warm_up_epochs = 1
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.every_epochs = 1  # epochs between validations
+    config.eval.batch_size = 2000  # users, over all devices
+    # ndcg recall precision hit_rate mrr map coverage popularity, each @k.
+    config.eval.metrics = ("ndcg@100", "recall@20", "recall@50")
+    # The checkpoint in checkpoints/best is the best by this metric.
+    config.eval.best_metric = "ndcg@100"
+    # Validations without gain before training stops; None never stops.
+    config.eval.patience = config_dict.placeholder(int)
+
+    config.precision = ml_collections.ConfigDict()
+    # 'fp32', 'tf32', 'bf16', 'fp16', or 'amp' (bf16 where there is one).
+    config.precision.policy = "fp32"
+    # Dynamic loss scale of fp16.
+    config.precision.initial_loss_scale = 2.0**15
+    config.precision.loss_scale_growth_interval = 2000  # finite steps
+    config.precision.max_skipped_in_a_row = 50  # steps, then give up
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1  # devices along the users; -1: the rest
+    config.mesh.item = 1  # devices along the items
+    return config

@@ -1,0 +1,26 @@
+"""Mult-VAE on MovieLens-1M, paper protocol, 500 + 500 held-out users.
+
+TODO-RESULTS
+
+    python experiments/prepare_dataset.py --dataset=ml-1m \\
+        --protocol=paper --held_out_users=500 --output=data/ml-1m
+    python experiments/main.py --config=configs/ml1m.py \\
+        --workdir=runs/ml1m --train --test --baselines
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """See the module docstring."""
+    config = default.get_config()
+    config.data.dir = "data/ml-1m"
+    config.train.batch_size = 500
+    config.train.epochs = 100
+    config.eval.every_epochs = 2
+    config.eval.batch_size = 500
+    config.loss.anneal_cap = 0.2
+    config.loss.total_anneal_steps = 5_000
+    return config

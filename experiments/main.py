@@ -1,0 +1,43 @@
+"""Train, test and time a model.
+
+    python experiments/main.py --config=configs/ml1m.py \\
+        --config.data.dir=data/ml-1m --workdir=runs/ml1m --train --test
+
+Without --config it is the recipe's (configs/ml20m.py), or, when there is
+nothing to train, the config of the run in --workdir.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import main_flags
+from absl import flags
+from ml_collections import config_flags
+
+from vaecf import cli, options, run
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(_ROOT / "configs" / "ml20m.py"), lock_config=True
+)
+main_flags.define()
+
+
+def main(argv: Sequence[str]) -> None:
+  """Parses, calls `run.run`."""
+  del argv
+  values = flags.FLAGS
+  actions, workdir = main_flags.actions(values), main_flags.workdir(values)
+  config = _CONFIG.value
+  if not actions.train and not values["config"].present:
+    config = options.config_of_run(workdir, config)
+  main_flags.override(config, values)
+  run.run(options.from_config(config), workdir, actions, say=cli.say)
+
+
+if __name__ == "__main__":
+  cli.run(main)
