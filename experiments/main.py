@@ -28,16 +28,16 @@ main_flags.define()
 
 
 def main(argv: Sequence[str]) -> None:
-  """Parses, calls `run.run`."""
-  del argv
-  values = flags.FLAGS
-  actions, workdir = main_flags.actions(values), main_flags.workdir(values)
-  config = _CONFIG.value
-  if not actions.train and not values["config"].present:
-    config = options.config_of_run(workdir, config)
-  main_flags.override(config, values)
-  run.run(options.from_config(config), workdir, actions, say=cli.say)
+    """Parses, calls `run.run`."""
+    del argv
+    values = flags.FLAGS
+    actions, workdir = main_flags.actions(values), main_flags.workdir(values)
+    config = _CONFIG.value
+    if not actions.train and not values["config"].present:
+        config = options.config_of_run(workdir, config)
+    main_flags.override(config, values)
+    run.run(options.from_config(config), workdir, actions, say=cli.say)
 
 
 if __name__ == "__main__":
-  cli.run(main)
+    cli.run(main)

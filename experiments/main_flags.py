@@ -15,13 +15,19 @@ from vaecf.errors import VaecfError
 _OVERRIDES: dict[str, tuple[str, str, str]] = {
     "epochs": ("integer", "train.epochs", "Epochs to train (recipe: 400)."),
     "batch_size_train": (
-        "integer", "train.batch_size", "Global batch size (24576)."
+        "integer",
+        "train.batch_size",
+        "Global batch size (24576).",
     ),
     "batch_size_validation": (
-        "integer", "eval.batch_size", "Users a block in evaluation (10000)."
+        "integer",
+        "eval.batch_size",
+        "Users a block in evaluation (10000).",
     ),
     "validation_step": (
-        "integer", "eval.every_epochs", "Epochs between validations (50)."
+        "integer",
+        "eval.every_epochs",
+        "Epochs between validations (50).",
     ),
     "warm_up_epochs": (
         "integer",
@@ -29,7 +35,9 @@ _OVERRIDES: dict[str, tuple[str, str, str]] = {
         "First epochs left out of the mean throughput (5).",
     ),
     "total_anneal_steps": (
-        "integer", "loss.total_anneal_steps", "Annealing steps (15000)."
+        "integer",
+        "loss.total_anneal_steps",
+        "Annealing steps (15000).",
     ),
     "anneal_cap": ("float", "loss.anneal_cap", "Annealing cap (0.1)."),
     "lam": (
@@ -47,129 +55,145 @@ _OVERRIDES: dict[str, tuple[str, str, str]] = {
 
 
 def define() -> None:
-  """Defines the flags; called once, at import of main.py."""
-  flags.DEFINE_string("workdir", None, "The run's directory.")
-  flags.DEFINE_bool("train", False, "Train, or go on where the run stopped.")
-  flags.DEFINE_bool("test", False, "Evaluate the best checkpoint.")
-  flags.DEFINE_bool("inference_benchmark", False, "Measure query latency.")
-  flags.DEFINE_list(
-      "inference_batch_sizes", ["1"], "Batch sizes of --inference_benchmark."
-  )
-  cli.define_list_switch(
-      "baselines",
-      run.BASELINES,
-      "Evaluate baselines beside the model: bare for all, or a list.",
-  )
-  flags.DEFINE_float("ease_l2", 500.0, "EASE's regularisation (lambda).")
-  flags.DEFINE_string(
-      "per_user", None, "Write the test users' metrics to this Parquet file."
-  )
-  _define_recipe()
+    """Defines the flags; called once, at import of main.py."""
+    flags.DEFINE_string("workdir", None, "The run's directory.")
+    flags.DEFINE_bool("train", False, "Train, or go on where the run stopped.")
+    flags.DEFINE_bool("test", False, "Evaluate the best checkpoint.")
+    flags.DEFINE_bool("inference_benchmark", False, "Measure query latency.")
+    flags.DEFINE_list(
+        "inference_batch_sizes", ["1"], "Batch sizes of --inference_benchmark."
+    )
+    cli.define_list_switch(
+        "baselines",
+        run.BASELINES,
+        "Evaluate baselines beside the model: bare for all, or a list.",
+    )
+    flags.DEFINE_float("ease_l2", 500.0, "EASE's regularisation (lambda).")
+    flags.DEFINE_string(
+        "per_user", None, "Write the test users' metrics to this Parquet file."
+    )
+    _define_recipe()
 
 
 def _define_recipe() -> None:
-  """Those not given leave the config as it is."""
-  definers: dict[str, Any] = {
-      "integer": flags.DEFINE_integer,
-      "float": flags.DEFINE_float,
-      "string": flags.DEFINE_string,
-  }
-  for name, (kind, key, text) in _OVERRIDES.items():
-    definers[kind](name, None, f"{text} Sets config.{key}.")
-  flags.DEFINE_bool(
-      "amp", False, "Mixed precision: config.precision.policy=amp."
-  )
-  flags.DEFINE_bool("xla", False, "Accepted; XLA is always on here.")
-  flags.DEFINE_integer(
-      "top_results", 100, "List length of the inference benchmark."
-  )
-  flags.DEFINE_bool(
-      "trace", False, "Profile some steps into <workdir>/trace."
-  )
-  flags.DEFINE_string("log_path", None, "JSON log in the recipe's form.")
-  flags.DEFINE_string(
-      "data_dir",
-      None,
-      "Directory of the prepared data; also looks where the recipe's "
-      "preparation puts it. Sets config.data.dir.",
-  )
-  flags.DEFINE_string(
-      "checkpoint_dir", None, "The run's directory, as --workdir."
-  )
-  flags.DEFINE_string(
-      "results_dir", None, "Also write args.json and statistics.json there."
-  )
+    """Those not given leave the config as it is."""
+    definers: dict[str, Any] = {
+        "integer": flags.DEFINE_integer,
+        "float": flags.DEFINE_float,
+        "string": flags.DEFINE_string,
+    }
+    for name, (kind, key, text) in _OVERRIDES.items():
+        definers[kind](name, None, f"{text} Sets config.{key}.")
+    flags.DEFINE_bool(
+        "amp", False, "Mixed precision: config.precision.policy=amp."
+    )
+    flags.DEFINE_bool("xla", False, "Accepted; XLA is always on here.")
+    flags.DEFINE_integer(
+        "top_results", 100, "List length of the inference benchmark."
+    )
+    flags.DEFINE_bool(
+        "trace", False, "Profile some steps into <workdir>/trace."
+    )
+    flags.DEFINE_string("log_path", None, "JSON log in the recipe's form.")
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Directory of the prepared data; also looks where the recipe's "
+        "preparation puts it. Sets config.data.dir.",
+    )
+    flags.DEFINE_string(
+        "checkpoint_dir", None, "The run's directory, as --workdir."
+    )
+    flags.DEFINE_string(
+        "results_dir", None, "Also write args.json and statistics.json there."
+    )
 
 
 def override(config: Any, values: flags.FlagValues) -> None:
-  """Puts the recipe's flags that were given into the config."""
-  for name, (_, key, _) in _OVERRIDES.items():
-    if values[name].value is not None:
-      *sections, leaf = key.split(".")
-      section = config
-      for part in sections:
-        section = section[part]
-      section[leaf] = values[name].value
-  if values["amp"].value:
-    config.precision.policy = "amp"
-  if values["data_dir"].value is not None:
-    config.data.dir = values["data_dir"].value
+    """Puts the recipe's flags that were given into the config."""
+    for name, (_, key, _) in _OVERRIDES.items():
+        if values[name].value is not None:
+            *sections, leaf = key.split(".")
+            section = config
+            for part in sections:
+                section = section[part]
+            section[leaf] = values[name].value
+    if values["amp"].value:
+        config.precision.policy = "amp"
+    if values["data_dir"].value is not None:
+        config.data.dir = values["data_dir"].value
 
 
 def workdir(values: flags.FlagValues) -> pathlib.Path:
-  """Where the run lives: --workdir, or the recipe's --checkpoint_dir."""
-  ours, recipe = values["workdir"].value, values["checkpoint_dir"].value
-  if ours and recipe:
-    raise VaecfError("--workdir and --checkpoint_dir name the same thing: "
-                     "give one of them")
-  if not (ours or recipe):
-    raise VaecfError("--workdir is missing: give the run a directory, e.g. "
-                     "--workdir=runs/first")
-  return pathlib.Path(ours or recipe)
+    """Where the run lives: --workdir, or the recipe's --checkpoint_dir."""
+    ours, recipe = values["workdir"].value, values["checkpoint_dir"].value
+    if ours and recipe:
+        raise VaecfError(
+            "--workdir and --checkpoint_dir name the same thing: "
+            "give one of them"
+        )
+    if not (ours or recipe):
+        raise VaecfError(
+            "--workdir is missing: give the run a directory, e.g. "
+            "--workdir=runs/first"
+        )
+    return pathlib.Path(ours or recipe)
 
 
 def actions(values: flags.FlagValues) -> run.Actions:
-  """What the flags ask for."""
-  wanted = {n: values[n].value for n in ("train", "test", "inference_benchmark")}
-  if not any(wanted.values()):
-    raise VaecfError(
-        "nothing to do: give --train, --test or --inference_benchmark"
+    """What the flags ask for."""
+    wanted = {
+        n: values[n].value for n in ("train", "test", "inference_benchmark")
+    }
+    if not any(wanted.values()):
+        raise VaecfError(
+            "nothing to do: give --train, --test or --inference_benchmark"
+        )
+    if values["xla"].value:
+        cli.say("--xla: always on here")
+    sizes: tuple[int, ...] = ()
+    if wanted["inference_benchmark"]:
+        texts = values["inference_batch_sizes"].value
+        if not all(text.isdigit() and int(text) > 0 for text in texts):
+            raise VaecfError(
+                f"--inference_batch_sizes={','.join(texts)}: give numbers of users "
+                "of at least 1, separated by commas"
+            )
+        sizes = tuple(int(text) for text in texts)
+    if values["top_results"].value < 1:
+        raise VaecfError("--top_results must be at least 1")
+    paths = {
+        name: pathlib.Path(values[name].value) if values[name].value else None
+        for name in ("per_user", "log_path", "results_dir")
+    }
+    return run.Actions(
+        train=wanted["train"],
+        test=wanted["test"],
+        inference_batch_sizes=sizes,
+        baselines=values["baselines"].value,
+        ease_l2=values["ease_l2"].value,
+        top_results=values["top_results"].value,
+        trace=values["trace"].value,
+        arguments=_given(values),
+        **paths,
     )
-  if values["xla"].value:
-    cli.say("--xla: always on here")
-  sizes: tuple[int, ...] = ()
-  if wanted["inference_benchmark"]:
-    texts = values["inference_batch_sizes"].value
-    if not all(text.isdigit() and int(text) > 0 for text in texts):
-      raise VaecfError(
-          f"--inference_batch_sizes={','.join(texts)}: give numbers of users "
-          "of at least 1, separated by commas"
-      )
-    sizes = tuple(int(text) for text in texts)
-  if values["top_results"].value < 1:
-    raise VaecfError("--top_results must be at least 1")
-  paths = {
-      name: pathlib.Path(values[name].value) if values[name].value else None
-      for name in ("per_user", "log_path", "results_dir")
-  }
-  return run.Actions(
-      train=wanted["train"],
-      test=wanted["test"],
-      inference_batch_sizes=sizes,
-      baselines=values["baselines"].value,
-      ease_l2=values["ease_l2"].value,
-      top_results=values["top_results"].value,
-      trace=values["trace"].value,
-      arguments=_given(values),
-      **paths,
-  )
 
 
 def _given(values: flags.FlagValues) -> dict[str, Any]:
-  """The flags with their values, as the recipe's args.json has them."""
-  names = (
-      *_OVERRIDES, "train", "test", "inference_benchmark", "amp", "xla",
-      "top_results", "trace", "log_path", "data_dir", "checkpoint_dir",
-      "results_dir", "workdir",
-  )
-  return {name: values[name].value for name in names}
+    """The flags with their values, as the recipe's args.json has them."""
+    names = (
+        *_OVERRIDES,
+        "train",
+        "test",
+        "inference_benchmark",
+        "amp",
+        "xla",
+        "top_results",
+        "trace",
+        "log_path",
+        "data_dir",
+        "checkpoint_dir",
+        "results_dir",
+        "workdir",
+    )
+    return {name: values[name].value for name in names}

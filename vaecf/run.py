@@ -32,33 +32,33 @@ _SHOWN_USERS, _SHOWN_ITEMS = 3, 10
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-  """What a call of the main entry point asks for.
+    """What a call of the main entry point asks for.
 
-  Attributes:
-    train: train, or go on training.
-    test: evaluate the best checkpoint on the test users.
-    inference_batch_sizes: measure the latency of these; () for none.
-    baselines: names out of `BASELINES`, evaluated beside the model.
-    ease_l2: EASE's λ.
-    per_user: write per-user metrics to this Parquet file.
-    top_results: list length of the inference benchmark.
-    trace: profile some steps into the workdir.
-    log_path: JSON log in the recipe's form.
-    results_dir: also write args.json and statistics.json there.
-    arguments: the command line, for those two.
-  """
+    Attributes:
+      train: train, or go on training.
+      test: evaluate the best checkpoint on the test users.
+      inference_batch_sizes: measure the latency of these; () for none.
+      baselines: names out of `BASELINES`, evaluated beside the model.
+      ease_l2: EASE's λ.
+      per_user: write per-user metrics to this Parquet file.
+      top_results: list length of the inference benchmark.
+      trace: profile some steps into the workdir.
+      log_path: JSON log in the recipe's form.
+      results_dir: also write args.json and statistics.json there.
+      arguments: the command line, for those two.
+    """
 
-  train: bool = False
-  test: bool = False
-  inference_batch_sizes: tuple[int, ...] = ()
-  baselines: tuple[str, ...] = ()
-  ease_l2: float = 500.0
-  per_user: pathlib.Path | None = None
-  top_results: int = 100
-  trace: bool = False
-  log_path: pathlib.Path | None = None
-  results_dir: pathlib.Path | None = None
-  arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train: bool = False
+    test: bool = False
+    inference_batch_sizes: tuple[int, ...] = ()
+    baselines: tuple[str, ...] = ()
+    ease_l2: float = 500.0
+    per_user: pathlib.Path | None = None
+    top_results: int = 100
+    trace: bool = False
+    log_path: pathlib.Path | None = None
+    results_dir: pathlib.Path | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -68,74 +68,74 @@ def run(
     *,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-  """Does what `actions` asks, in its order; returns what results.json holds.
+    """Does what `actions` asks, in its order; returns what results.json holds.
 
-  Raises:
-    VaecfError: bad input; nothing is half-written.
-    loop.Interrupted: training was stopped, its state is saved.
-  """
-  for name in actions.baselines:
-    if name not in BASELINES:
-      raise VaecfError(
-          f"--baselines: {name!r} is unknown: use {', '.join(BASELINES)}"
-      )
-  for name in options.eval.metrics:
-    metrics.parse(name)
-  dataset = open_dataset(options.data.dir)
-  if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
-    raise VaecfError(
-        f"--workdir={workdir} holds no trained model: train one with --train"
-    )
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(workdir_lib.locked(workdir))
-    workdir_lib.claim(workdir, options, dataset)
-    log = None
-    if actions.log_path is not None:
-      log = stack.enter_context(RecipeLogWriter(actions.log_path))
-      log.parameters(actions.arguments)
-    results = _results_so_far(workdir)
-    if actions.train:
-      result = loop.train(
-          options,
-          dataset,
-          workdir,
-          extra_writer=log,
-          trace_dir=workdir / "trace" if actions.trace else None,
-          log=say,
-      )
-      results["train"] = result.summary
-      say(_training_line(result.summary))
-    model = load(workdir, policy=options.precision.policy)
-    if actions.train or actions.test:
-      results["validation"], _ = _evaluate(model, dataset, "validation")
-    if actions.test:
-      _test(results, model, dataset, actions, say)
-    if actions.inference_batch_sizes:
-      results["inference"] = _measure_latency(model, actions, say)
-    workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
-    _finish_log(log, results, options)
-    _write_report(workdir, model, dataset, results, say)
-    if actions.results_dir is not None:
-      _write_statistics(actions, workdir, results)
-  return results
+    Raises:
+      VaecfError: bad input; nothing is half-written.
+      loop.Interrupted: training was stopped, its state is saved.
+    """
+    for name in actions.baselines:
+        if name not in BASELINES:
+            raise VaecfError(
+                f"--baselines: {name!r} is unknown: use {', '.join(BASELINES)}"
+            )
+    for name in options.eval.metrics:
+        metrics.parse(name)
+    dataset = open_dataset(options.data.dir)
+    if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
+        raise VaecfError(
+            f"--workdir={workdir} holds no trained model: train one with --train"
+        )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir_lib.locked(workdir))
+        workdir_lib.claim(workdir, options, dataset)
+        log = None
+        if actions.log_path is not None:
+            log = stack.enter_context(RecipeLogWriter(actions.log_path))
+            log.parameters(actions.arguments)
+        results = _results_so_far(workdir)
+        if actions.train:
+            result = loop.train(
+                options,
+                dataset,
+                workdir,
+                extra_writer=log,
+                trace_dir=workdir / "trace" if actions.trace else None,
+                log=say,
+            )
+            results["train"] = result.summary
+            say(_training_line(result.summary))
+        model = load(workdir, policy=options.precision.policy)
+        if actions.train or actions.test:
+            results["validation"], _ = _evaluate(model, dataset, "validation")
+        if actions.test:
+            _test(results, model, dataset, actions, say)
+        if actions.inference_batch_sizes:
+            results["inference"] = _measure_latency(model, actions, say)
+        workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
+        _finish_log(log, results, options)
+        _write_report(workdir, model, dataset, results, say)
+        if actions.results_dir is not None:
+            _write_statistics(actions, workdir, results)
+    return results
 
 
 def _results_so_far(workdir: pathlib.Path) -> dict[str, Any]:
-  path = workdir / workdir_lib.RESULTS
-  return workdir_lib.read_json(path) if path.exists() else {}
+    path = workdir / workdir_lib.RESULTS
+    return workdir_lib.read_json(path) if path.exists() else {}
 
 
 def _training_line(summary: Mapping[str, Any]) -> str:
-  speed = summary["users_per_second"]
-  if speed is None:
-    return "nothing left to train"
-  return (
-      f"trained {summary['epochs']} epochs in {summary['seconds']:.1f} s "
-      f"({speed:,.0f} users/s, {summary['precision']}, "
-      f"{summary['devices']} x {summary['device']}; compilation "
-      f"{summary['compile_seconds']:.1f} s); best epoch "
-      f"{summary['best_epoch']}"
-  )
+    speed = summary["users_per_second"]
+    if speed is None:
+        return "nothing left to train"
+    return (
+        f"trained {summary['epochs']} epochs in {summary['seconds']:.1f} s "
+        f"({speed:,.0f} users/s, {summary['precision']}, "
+        f"{summary['devices']} x {summary['device']}; compilation "
+        f"{summary['compile_seconds']:.1f} s); best epoch "
+        f"{summary['best_epoch']}"
+    )
 
 
 # --- Evaluation -----------------------------------------------------------
@@ -147,32 +147,32 @@ def _evaluate(
     split: str,
     scorer: ranking.Scorer | None = None,
 ) -> tuple[dict[str, Any], evaluate_lib.Evaluation | None]:
-  """Summary with 'users_left_out', and the evaluation; ({}, None) when the
-  split has nothing held out."""
-  held = dataset.split(split)
-  if held.held_out.nnz == 0:
-    return {}, None
-  scorer = model.scorer() if scorer is None else scorer
-  names = model.options.eval.metrics
-  ranker = ranking.Ranker(scorer, model.problem.mesh, metrics.depth(names))
-  params = _on_mesh(scorer, model.problem.mesh)
-  result = evaluate_lib.evaluate(
-      ranker,
-      params,
-      held.fold_in,
-      held.held_out,
-      names=names,
-      batch_size=model.options.eval.batch_size,
-      item_share_I=loop.item_share(dataset.train),
-  )
-  return {**result.summary, "users_left_out": result.left_out}, result
+    """Summary with 'users_left_out', and the evaluation; ({}, None) when the
+    split has nothing held out."""
+    held = dataset.split(split)
+    if held.held_out.nnz == 0:
+        return {}, None
+    scorer = model.scorer() if scorer is None else scorer
+    names = model.options.eval.metrics
+    ranker = ranking.Ranker(scorer, model.problem.mesh, metrics.depth(names))
+    params = _on_mesh(scorer, model.problem.mesh)
+    result = evaluate_lib.evaluate(
+        ranker,
+        params,
+        held.fold_in,
+        held.held_out,
+        names=names,
+        batch_size=model.options.eval.batch_size,
+        item_share_I=loop.item_share(dataset.train),
+    )
+    return {**result.summary, "users_left_out": result.left_out}, result
 
 
 def _on_mesh(scorer: ranking.Scorer, mesh: Any) -> Any:
-  import jax
+    import jax
 
-  specs = sharding.specs(scorer.params, scorer.partition)
-  return jax.device_put(scorer.params, sharding.shardings(mesh, specs))
+    specs = sharding.specs(scorer.params, scorer.partition)
+    return jax.device_put(scorer.params, sharding.shardings(mesh, specs))
 
 
 def _test(
@@ -182,45 +182,45 @@ def _test(
     actions: Actions,
     say: Callable[[str], None],
 ) -> None:
-  """Fills results['test'] and the baselines; prints the table."""
-  summary, evaluation = _evaluate(model, dataset, "test")
-  if evaluation is None:
-    raise VaecfError(
-        f"{model.options.data.dir}: the dataset has no test users with held-"
-        "out items; prepare it with --held_out_users above 0"
+    """Fills results['test'] and the baselines; prints the table."""
+    summary, evaluation = _evaluate(model, dataset, "test")
+    if evaluation is None:
+        raise VaecfError(
+            f"{model.options.data.dir}: the dataset has no test users with held-"
+            "out items; prepare it with --held_out_users above 0"
+        )
+    results["test"] = summary
+    if actions.per_user is not None:
+        write_per_user(actions.per_user, evaluation, dataset)
+    for name in actions.baselines:
+        results[name] = _evaluate_baseline(
+            name, model, dataset, actions, splits=("validation", "test")
+        )
+    if dataset.truth is not None:
+        results[TRUTH] = _evaluate_truth(model, dataset)
+    say("")
+    say(
+        tables.results_table(
+            tables.results_rows(
+                for_report(results), name=model.options.model.name
+            ),
+            title="Test users",
+            protocol=dataset.protocol,
+            dataset=dataset.name,
+            users_left_out=evaluation.left_out,
+            references=(TRUTH,),
+            footnote=_truth_note(results),
+        )
     )
-  results["test"] = summary
-  if actions.per_user is not None:
-    write_per_user(actions.per_user, evaluation, dataset)
-  for name in actions.baselines:
-    results[name] = _evaluate_baseline(
-        name, model, dataset, actions, splits=("validation", "test")
-    )
-  if dataset.truth is not None:
-    results[TRUTH] = _evaluate_truth(model, dataset)
-  say("")
-  say(
-      tables.results_table(
-          tables.results_rows(
-              for_report(results), name=model.options.model.name
-          ),
-          title="Test users",
-          protocol=dataset.protocol,
-          dataset=dataset.name,
-          users_left_out=evaluation.left_out,
-          references=(TRUTH,),
-          footnote=_truth_note(results),
-      )
-  )
 
 
 def _truth_note(results: Mapping[str, Any]) -> str | None:
-  if TRUTH not in results:
-    return None
-  return (
-      f"{TRUTH}: ranking by the probabilities that generated the data, the "
-      "best that can be reached"
-  )
+    if TRUTH not in results:
+        return None
+    return (
+        f"{TRUTH}: ranking by the probabilities that generated the data, the "
+        "best that can be reached"
+    )
 
 
 def _evaluate_baseline(
@@ -230,51 +230,53 @@ def _evaluate_baseline(
     actions: Actions,
     splits: Sequence[str],
 ) -> dict[str, Any]:
-  if name == "popularity":
-    scorer = scorers.popularity(dataset.train)
-  else:
-    scorer = scorers.ease(dataset.train, actions.ease_l2)
-  return {
-      split: _evaluate(model, dataset, split, scorer)[0] for split in splits
-  }
+    if name == "popularity":
+        scorer = scorers.popularity(dataset.train)
+    else:
+        scorer = scorers.ease(dataset.train, actions.ease_l2)
+    return {
+        split: _evaluate(model, dataset, split, scorer)[0] for split in splits
+    }
 
 
 def _evaluate_truth(model: Model, dataset: Dataset) -> dict[str, Any]:
-  assert dataset.truth is not None
-  user_group = dataset.truth["user_group"]
-  train, validation, _ = dataset.split_sizes
-  rows = {
-      "validation": user_group[train : train + validation],
-      "test": user_group[train + validation :],
-  }
-  return {
-      split: _evaluate(
-          model,
-          dataset,
-          split,
-          scorers.truth(mixture, dataset.truth["group_item"]),
-      )[0]
-      for split, mixture in rows.items()
-  }
+    assert dataset.truth is not None
+    user_group = dataset.truth["user_group"]
+    train, validation, _ = dataset.split_sizes
+    rows = {
+        "validation": user_group[train : train + validation],
+        "test": user_group[train + validation :],
+    }
+    return {
+        split: _evaluate(
+            model,
+            dataset,
+            split,
+            scorers.truth(mixture, dataset.truth["group_item"]),
+        )[0]
+        for split, mixture in rows.items()
+    }
 
 
 def write_per_user(
     path: pathlib.Path, evaluation: evaluate_lib.Evaluation, dataset: Dataset
 ) -> None:
-  """Metrics of every test user to Parquet: user, fold_in, held_out, ..."""
-  import polars as pl
+    """Metrics of every test user to Parquet: user, fold_in, held_out, ..."""
+    import polars as pl
 
-  train, validation, _ = dataset.split_sizes
-  frame = pl.DataFrame({
-      "user": dataset.users.ids[train + validation :].tolist(),
-      "fold_in": dataset.test.fold_in.counts,
-      "held_out": dataset.test.held_out.counts,
-      **evaluation.per_user,
-  })
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
-  frame.write_parquet(temporary)
-  temporary.replace(path)
+    train, validation, _ = dataset.split_sizes
+    frame = pl.DataFrame(
+        {
+            "user": dataset.users.ids[train + validation :].tolist(),
+            "fold_in": dataset.test.fold_in.counts,
+            "held_out": dataset.test.held_out.counts,
+            **evaluation.per_user,
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    frame.write_parquet(temporary)
+    temporary.replace(path)
 
 
 # --- Inference ------------------------------------------------------------
@@ -283,15 +285,15 @@ def write_per_user(
 def _measure_latency(
     model: Model, actions: Actions, say: Callable[[str], None]
 ) -> dict[str, float]:
-  figures: dict[str, float] = {}
-  for batch_size in actions.inference_batch_sizes:
-    figures.update(
-        latency.measure(model, batch_size=batch_size, k=actions.top_results)
-    )
-  for name, value in figures.items():
-    unit = "users/s" if name.endswith("throughput") else "s"
-    say(f"{name}: {value:.6g} {unit}")
-  return figures
+    figures: dict[str, float] = {}
+    for batch_size in actions.inference_batch_sizes:
+        figures.update(
+            latency.measure(model, batch_size=batch_size, k=actions.top_results)
+        )
+    for name, value in figures.items():
+        unit = "users/s" if name.endswith("throughput") else "s"
+        say(f"{name}: {value:.6g} {unit}")
+    return figures
 
 
 # --- What a run leaves behind ---------------------------------------------
@@ -300,61 +302,61 @@ def _measure_latency(
 def _finish_log(
     log: RecipeLogWriter | None, results: Mapping[str, Any], options: Options
 ) -> None:
-  if log is None:
-    return
-  final: dict[str, Any] = dict(results.get("inference", {}))
-  for name, value in results.get("test", {}).items():
-    if isinstance(value, Mapping):
-      final[f"test_{name}"] = value["mean"]
-  log.final(final, warm_up_epochs=options.train.warm_up_epochs)
+    if log is None:
+        return
+    final: dict[str, Any] = dict(results.get("inference", {}))
+    for name, value in results.get("test", {}).items():
+        if isinstance(value, Mapping):
+            final[f"test_{name}"] = value["mean"]
+    log.final(final, warm_up_epochs=options.train.warm_up_epochs)
 
 
 def _write_statistics(
     actions: Actions, workdir: pathlib.Path, results: Mapping[str, Any]
 ) -> None:
-  """The recipe's --results_dir."""
-  assert actions.results_dir is not None
-  actions.results_dir.mkdir(parents=True, exist_ok=True)
-  records = writers.read_records(workdir / "metrics.jsonl")
-  history: dict[str, list[Any]] = {}
-  for record in records:
-    for name, value in record.items():
-      if "/" in name:
-        history.setdefault(name, []).append(value)
-  workdir_lib.write_json(
-      actions.results_dir / "args.json", dict(actions.arguments)
-  )
-  workdir_lib.write_json(
-      actions.results_dir / "statistics.json",
-      {"results": results, "history": history},
-  )
+    """The recipe's --results_dir."""
+    assert actions.results_dir is not None
+    actions.results_dir.mkdir(parents=True, exist_ok=True)
+    records = writers.read_records(workdir / "metrics.jsonl")
+    history: dict[str, list[Any]] = {}
+    for record in records:
+        for name, value in record.items():
+            if "/" in name:
+                history.setdefault(name, []).append(value)
+    workdir_lib.write_json(
+        actions.results_dir / "args.json", dict(actions.arguments)
+    )
+    workdir_lib.write_json(
+        actions.results_dir / "statistics.json",
+        {"results": results, "history": history},
+    )
 
 
 def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
-  """results.json's content with baselines and truth in groups."""
-  grouped = {
-      key: results[key]
-      for key in ("train", "validation", "test")
-      if key in results
-  }
-  grouped["baselines"] = {n: results[n] for n in BASELINES if n in results}
-  grouped["references"] = {TRUTH: results[TRUTH]} if TRUTH in results else {}
-  return grouped
+    """results.json's content with baselines and truth in groups."""
+    grouped = {
+        key: results[key]
+        for key in ("train", "validation", "test")
+        if key in results
+    }
+    grouped["baselines"] = {n: results[n] for n in BASELINES if n in results}
+    grouped["references"] = {TRUTH: results[TRUTH]} if TRUTH in results else {}
+    return grouped
 
 
 def environment() -> dict[str, str]:
-  """Versions and devices, for reports and benchmarks."""
-  import importlib.metadata
+    """Versions and devices, for reports and benchmarks."""
+    import importlib.metadata
 
-  import jax
+    import jax
 
-  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  return {
-      "python": platform.python_version(),
-      **{name: importlib.metadata.version(name) for name in packages},
-      "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-      "platform": platform.platform(),
-  }
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "platform": platform.platform(),
+    }
 
 
 def _write_report(
@@ -364,53 +366,53 @@ def _write_report(
     results: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> None:
-  path = workdir / "report.html"
-  report.write_report(
-      path,
-      title=f"{model.options.model.name} on {dataset.name}",
-      config=model.options.to_dict(),
-      dataset={
-          "name": dataset.name,
-          "protocol": dataset.protocol,
-          **dataset.manifest.get("counts", {}),
-      },
-      records=writers.read_records(workdir / "metrics.jsonl"),
-      results=for_report(results),
-      environment=environment(),
-      recommendations=sample_recommendations(model, dataset),
-      model_name=model.options.model.name,
-      metric=model.options.eval.best_metric,
-  )
-  say(f"\nreport: {path}\nresults: {workdir / workdir_lib.RESULTS}")
+    path = workdir / "report.html"
+    report.write_report(
+        path,
+        title=f"{model.options.model.name} on {dataset.name}",
+        config=model.options.to_dict(),
+        dataset={
+            "name": dataset.name,
+            "protocol": dataset.protocol,
+            **dataset.manifest.get("counts", {}),
+        },
+        records=writers.read_records(workdir / "metrics.jsonl"),
+        results=for_report(results),
+        environment=environment(),
+        recommendations=sample_recommendations(model, dataset),
+        model_name=model.options.model.name,
+        metric=model.options.eval.best_metric,
+    )
+    say(f"\nreport: {path}\nresults: {workdir / workdir_lib.RESULTS}")
 
 
 def sample_recommendations(
     model: Model, dataset: Dataset
 ) -> list[dict[str, Any]]:
-  """Ten recommendations for the first test users, by raw ids."""
-  held = dataset.split("test")
-  n = min(_SHOWN_USERS, held.fold_in.n_users)
-  if n == 0:
-    return []
-  fold_in = held.fold_in.rows(np.arange(n))
-  ranked = model.ranker(min(_SHOWN_ITEMS, dataset.n_items))(
-      model.params, fold_in.indptr, fold_in.indices, batch_size=n
-  )
-  first = dataset.split_sizes[0] + dataset.split_sizes[1]
-  log_probability = ranked.score_UK - ranked.log_total_U[:, None]
-  return [
-      {
-          "user": dataset.users.ids[first + u],
-          "history": [dataset.items.ids[i] for i in fold_in.row(u)],
-          "rows": [
-              {
-                  "rank": rank + 1,
-                  "item": dataset.items.ids[item],
-                  "score": float(log_probability[u, rank]),
-              }
-              for rank, item in enumerate(ranked.item_UK[u])
-              if item >= 0
-          ],
-      }
-      for u in range(n)
-  ]
+    """Ten recommendations for the first test users, by raw ids."""
+    held = dataset.split("test")
+    n = min(_SHOWN_USERS, held.fold_in.n_users)
+    if n == 0:
+        return []
+    fold_in = held.fold_in.rows(np.arange(n))
+    ranked = model.ranker(min(_SHOWN_ITEMS, dataset.n_items))(
+        model.params, fold_in.indptr, fold_in.indices, batch_size=n
+    )
+    first = dataset.split_sizes[0] + dataset.split_sizes[1]
+    log_probability = ranked.score_UK - ranked.log_total_U[:, None]
+    return [
+        {
+            "user": dataset.users.ids[first + u],
+            "history": [dataset.items.ids[i] for i in fold_in.row(u)],
+            "rows": [
+                {
+                    "rank": rank + 1,
+                    "item": dataset.items.ids[item],
+                    "score": float(log_probability[u, rank]),
+                }
+                for rank, item in enumerate(ranked.item_UK[u])
+                if item >= 0
+            ],
+        }
+        for u in range(n)
+    ]

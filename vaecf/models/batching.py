@@ -26,98 +26,98 @@ _SLOT_MULTIPLE = 256
 
 
 class Csr(NamedTuple):
-  """Interactions as arrays for the device.
+    """Interactions as arrays for the device.
 
-  Attributes:
-    start_U: int32 [n_users + 1], first interaction of each user; the last
-      entry is that of the padding user, who has none.
-    count_U: int32 [n_users + 1], interactions of each user.
-    item_M: int32 [interactions], items, user after user.
-  """
+    Attributes:
+      start_U: int32 [n_users + 1], first interaction of each user; the last
+        entry is that of the padding user, who has none.
+      count_U: int32 [n_users + 1], interactions of each user.
+      item_M: int32 [interactions], items, user after user.
+    """
 
-  start_U: jax.Array | np.ndarray
-  count_U: jax.Array | np.ndarray
-  item_M: jax.Array | np.ndarray
+    start_U: jax.Array | np.ndarray
+    count_U: jax.Array | np.ndarray
+    item_M: jax.Array | np.ndarray
 
 
 def as_csr(indptr: np.ndarray, indices: np.ndarray) -> Csr:
-  """Csr with the padding user appended.
+    """Csr with the padding user appended.
 
-  Args:
-    indptr: int64 [n_users + 1].
-    indices: int32 [interactions].
+    Args:
+      indptr: int64 [n_users + 1].
+      indices: int32 [interactions].
 
-  Raises:
-    VaecfError: 2^31 interactions or more, which int32 positions on the
-      device cannot reach: stream them instead.
-  """
-  if indptr[-1] >= 2**31:
-    raise VaecfError(
-        f"{indptr[-1]} interactions do not fit a resident feed (2**31): "
-        "set config.data.feed='streamed'"
-    )
-  start = indptr.astype(np.int32)
-  count = np.append(np.diff(indptr), 0).astype(np.int32)
-  # An empty array cannot be gathered from.
-  items = indices if len(indices) else np.zeros(1, np.int32)
-  return Csr(start, count, np.ascontiguousarray(items, dtype=np.int32))
+    Raises:
+      VaecfError: 2^31 interactions or more, which int32 positions on the
+        device cannot reach: stream them instead.
+    """
+    if indptr[-1] >= 2**31:
+        raise VaecfError(
+            f"{indptr[-1]} interactions do not fit a resident feed (2**31): "
+            "set config.data.feed='streamed'"
+        )
+    start = indptr.astype(np.int32)
+    count = np.append(np.diff(indptr), 0).astype(np.int32)
+    # An empty array cannot be gathered from.
+    items = indices if len(indices) else np.zeros(1, np.int32)
+    return Csr(start, count, np.ascontiguousarray(items, dtype=np.int32))
 
 
 def slots_for(count_SB: np.ndarray, shards: int = 1) -> int:
-  """Slots that hold the fullest batch of any shard, as a bucket size.
+    """Slots that hold the fullest batch of any shard, as a bucket size.
 
-  Args:
-    count_SB: int [steps, batch_size], interactions of each user.
-    shards: data shards a batch is split into.
-  """
-  steps = count_SB.shape[0]
-  totals = count_SB.reshape(steps, shards, -1).sum(axis=2, dtype=np.int64)
-  return bucket(int(totals.max(initial=1)))
+    Args:
+      count_SB: int [steps, batch_size], interactions of each user.
+      shards: data shards a batch is split into.
+    """
+    steps = count_SB.shape[0]
+    totals = count_SB.reshape(steps, shards, -1).sum(axis=2, dtype=np.int64)
+    return bucket(int(totals.max(initial=1)))
 
 
 def bucket(n: int) -> int:
-  """Smallest bucket size that is at least n."""
-  size = _SLOT_MULTIPLE
-  exponent = 0
-  while size < n:
-    exponent += 1
-    exact = _SLOT_MULTIPLE * 2 ** (exponent / _BUCKETS_PER_DOUBLING)
-    size = -(-int(np.ceil(exact)) // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
-  return size
+    """Smallest bucket size that is at least n."""
+    size = _SLOT_MULTIPLE
+    exponent = 0
+    while size < n:
+        exponent += 1
+        exact = _SLOT_MULTIPLE * 2 ** (exponent / _BUCKETS_PER_DOUBLING)
+        size = -(-int(np.ceil(exact)) // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
+    return size
 
 
 def bucket_users(n: int) -> int:
-  """Smallest power of two that is at least n: few compiled batch sizes."""
-  return 1 << max(0, n - 1).bit_length()
+    """Smallest power of two that is at least n: few compiled batch sizes."""
+    return 1 << max(0, n - 1).bit_length()
 
 
 def assemble(csr: Csr, user_B: jax.Array, n_slots: int) -> SparseBatch:
-  """The batch of these users, gathered on the device.
+    """The batch of these users, gathered on the device.
 
-  Args:
-    csr: interactions of all users.
-    user_B: int32 [B], padding users marked by n_users.
-    n_slots: static number of slots, at least the users' interactions.
-  """
-  count_B = csr.count_U[user_B]
-  end_B = jnp.cumsum(count_B)
-  first_B = end_B - count_B
-  n_users = user_B.shape[0]
-  slot_N = jnp.arange(n_slots, dtype=jnp.int32)
-  # repeat() leaves the last user's row in the slots behind the total.
-  row_N = jnp.repeat(
-      jnp.arange(n_users, dtype=jnp.int32),
-      count_B,
-      total_repeat_length=n_slots,
-  )
-  real_N = slot_N < end_B[-1]
-  position_N = (csr.start_U[user_B] - first_B)[row_N] + slot_N
-  item_N = jnp.take(csr.item_M, position_N, mode="clip")
-  return SparseBatch(
-      item_N=jnp.where(real_N, item_N, 0),
-      row_N=jnp.where(real_N, row_N, n_users),
-      count_B=count_B,
-  )
+    Args:
+      csr: interactions of all users.
+      user_B: int32 [B], padding users marked by n_users.
+      n_slots: static number of slots, at least the users' interactions.
+    """
+    count_B = csr.count_U[user_B]
+    end_B = jnp.cumsum(count_B)
+    first_B = end_B - count_B
+    n_users = user_B.shape[0]
+    slot_N = jnp.arange(n_slots, dtype=jnp.int32)
+    # repeat() leaves the last user's row in the slots behind the total.
+    row_N = jnp.repeat(
+        jnp.arange(n_users, dtype=jnp.int32),
+        count_B,
+        total_repeat_length=n_slots,
+    )
+    real_N = slot_N < end_B[-1]
+    position_N = (csr.start_U[user_B] - first_B)[row_N] + slot_N
+    item_N = jnp.take(csr.item_M, position_N, mode="clip")
+    return SparseBatch(
+        item_N=jnp.where(real_N, item_N, 0),
+        row_N=jnp.where(real_N, row_N, n_users),
+        count_B=count_B,
+    )
 
 
 def assemble_on_host(
@@ -127,43 +127,43 @@ def assemble_on_host(
     n_slots: int,
     shards: int = 1,
 ) -> SparseBatch:
-  """The same batch, gathered on the host (from a memory map).
+    """The same batch, gathered on the host (from a memory map).
 
-  Args:
-    indptr: int64 [n_users + 1].
-    indices: int32 [interactions].
-    user_B: int32 [B], padding users marked by n_users.
-    n_slots: slots of one shard.
-    shards: data shards; the result has shards · n_slots slots.
-  """
-  n_users = len(indptr) - 1
-  real_B = user_B < n_users
-  safe_B = np.where(real_B, user_B, 0)
-  start_B = np.where(real_B, indptr[safe_B], 0)
-  count_B = np.where(real_B, indptr[safe_B + 1] - start_B, 0)
-  parts = [
-      _pack(indices, starts, counts, n_slots)
-      for starts, counts in zip(
-          np.split(start_B, shards), np.split(count_B, shards), strict=True
-      )
-  ]
-  return SparseBatch(
-      item_N=np.concatenate([items for items, _ in parts]),
-      row_N=np.concatenate([rows for _, rows in parts]),
-      count_B=count_B.astype(np.int32),
-  )
+    Args:
+      indptr: int64 [n_users + 1].
+      indices: int32 [interactions].
+      user_B: int32 [B], padding users marked by n_users.
+      n_slots: slots of one shard.
+      shards: data shards; the result has shards · n_slots slots.
+    """
+    n_users = len(indptr) - 1
+    real_B = user_B < n_users
+    safe_B = np.where(real_B, user_B, 0)
+    start_B = np.where(real_B, indptr[safe_B], 0)
+    count_B = np.where(real_B, indptr[safe_B + 1] - start_B, 0)
+    parts = [
+        _pack(indices, starts, counts, n_slots)
+        for starts, counts in zip(
+            np.split(start_B, shards), np.split(count_B, shards), strict=True
+        )
+    ]
+    return SparseBatch(
+        item_N=np.concatenate([items for items, _ in parts]),
+        row_N=np.concatenate([rows for _, rows in parts]),
+        count_B=count_B.astype(np.int32),
+    )
 
 
 def _pack(
     indices: np.ndarray, start_B: np.ndarray, count_B: np.ndarray, n_slots: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  total = int(count_B.sum())
-  if total > n_slots:
-    raise ValueError(f"{total} interactions do not fit {n_slots} slots")
-  row_N = np.full(n_slots, len(count_B), np.int32)
-  item_N = np.zeros(n_slots, np.int32)
-  first_B = np.cumsum(count_B) - count_B
-  row_N[:total] = np.repeat(np.arange(len(count_B), dtype=np.int32), count_B)
-  positions = np.repeat(start_B - first_B, count_B) + np.arange(total)
-  item_N[:total] = indices[positions]
-  return item_N, row_N
+    total = int(count_B.sum())
+    if total > n_slots:
+        raise ValueError(f"{total} interactions do not fit {n_slots} slots")
+    row_N = np.full(n_slots, len(count_B), np.int32)
+    item_N = np.zeros(n_slots, np.int32)
+    first_B = np.cumsum(count_B) - count_B
+    row_N[:total] = np.repeat(np.arange(len(count_B), dtype=np.int32), count_B)
+    positions = np.repeat(start_B - first_B, count_B) + np.arange(total)
+    item_N[:total] = indices[positions]
+    return item_N, row_N

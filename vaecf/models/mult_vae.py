@@ -40,199 +40,207 @@ PARTITION: dict[str, tuple[str | None, ...]] = {
 def _glorot_items(
     n_items: int, item_dimension: int
 ) -> Callable[..., jax.Array]:
-  """Glorot uniform of an item matrix; padding items start at zero.
+    """Glorot uniform of an item matrix; padding items start at zero.
 
-  The fan is that of the real items: padding must not change the model.
-  """
+    The fan is that of the real items: padding must not change the model.
+    """
 
-  def init(
-      key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32
-  ) -> jax.Array:
-    units = shape[1 - item_dimension]
-    limit = (6.0 / (n_items + units)) ** 0.5
-    value = jax.random.uniform(key, shape, dtype, -limit, limit)
-    index = lax.broadcasted_iota(jnp.int32, shape, item_dimension)
-    return jnp.where(index < n_items, value, 0.0)
+    def init(
+        key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32
+    ) -> jax.Array:
+        units = shape[1 - item_dimension]
+        limit = (6.0 / (n_items + units)) ** 0.5
+        value = jax.random.uniform(key, shape, dtype, -limit, limit)
+        index = lax.broadcasted_iota(jnp.int32, shape, item_dimension)
+        return jnp.where(index < n_items, value, 0.0)
 
-  return init
+    return init
 
 
 _bias_init = nn.initializers.truncated_normal(stddev=0.001)
 
 
 class MultDAE(nn.Module):
-  """Denoising autoencoder with a multinomial likelihood.
+    """Denoising autoencoder with a multinomial likelihood.
 
-  Attributes:
-    n_items: items of the catalogue.
-    item_rows: rows of this shard's item matrices (n_items, padded, over the
-      number of item shards).
-    hidden: sizes of the hidden layers from the items inwards, e.g. (600,).
-    latent: size of the bottleneck.
-    activation: 'tanh' or 'relu'.
-    dropout_rate: share of a user's items dropped from the input.
-    input_lowering: 'gather' or 'dense', see `sparse.normalised_bag`.
-    dtype: compute dtype of the matrix products.
-    precision: precision of the matrix products.
-    item_axis: mesh axis of the items when applied inside shard_map.
-  """
-
-  n_items: int
-  item_rows: int
-  hidden: tuple[int, ...] = (600,)
-  latent: int = 200
-  activation: str = "tanh"
-  dropout_rate: float = 0.5
-  input_lowering: str = "gather"
-  dtype: Any = jnp.float32
-  precision: Any = None
-  item_axis: str | None = None
-
-  def _encoder_sizes(self) -> tuple[int, ...]:
-    return (*self.hidden, self.latent)
-
-  def _dense(self, size: int) -> nn.Dense:
-    return nn.Dense(
-        size,
-        dtype=self.dtype,
-        precision=self.precision,
-        kernel_init=nn.initializers.glorot_uniform(),
-        bias_init=_bias_init,
-    )
-
-  def setup(self) -> None:
-    first, *rest = self._encoder_sizes()
-    self.input_kernel = self.param(
-        "input_kernel", _glorot_items(self.n_items, 0), (self.item_rows, first)
-    )
-    self.input_bias = self.param("input_bias", _bias_init, (first,))
-    self.encoder = [self._dense(size) for size in rest]
-    outwards = tuple(reversed(self.hidden))
-    self.decoder = [self._dense(size) for size in outwards]
-    last = outwards[-1] if outwards else self.latent
-    self.output_kernel = self.param(
-        "output_kernel", _glorot_items(self.n_items, 1), (last, self.item_rows)
-    )
-    self.output_bias = self.param("output_bias", _bias_init, (self.item_rows,))
-
-  def _encode(
-      self, batch: sparse.SparseBatch, dropout: sparse.Dropout | None
-  ) -> jax.Array:
-    """Last encoder layer before its activation, float32."""
-    act = ACTIVATIONS[self.activation]
-    h_BH = sparse.normalised_bag(
-        self.input_kernel,
-        batch,
-        dropout=dropout,
-        lowering=self.input_lowering,
-        dtype=self.dtype,
-        precision=self.precision,
-        item_axis=self.item_axis,
-    )
-    h_BH = h_BH + self.input_bias[None, :]
-    for layer in self.encoder:
-      h_BH = layer(act(h_BH))
-    return h_BH.astype(jnp.float32)
-
-  def _decode(self, z_BZ: jax.Array) -> jax.Array:
-    """Last hidden layer, what the output weights multiply."""
-    act = ACTIVATIONS[self.activation]
-    h_BH = z_BZ
-    for layer in self.decoder:
-      h_BH = act(layer(h_BH))
-    return h_BH
-
-  def _dropout(
-      self, key: jax.Array, first_row: jax.Array | int
-  ) -> sparse.Dropout:
-    return sparse.Dropout(
-        jax.random.key_data(key), self.dropout_rate, first_row
-    )
-
-  def _nll(self, hidden_BH: jax.Array, batch: sparse.SparseBatch) -> jax.Array:
-    bias_I = sparse.mask_padding_items(
-        self.output_bias, self.n_items, self.item_axis
-    )
-    return sparse.multinomial_nll(
-        hidden_BH,
-        self.output_kernel,
-        bias_I,
-        batch,
-        dtype=self.dtype,
-        precision=self.precision,
-        item_axis=self.item_axis,
-    )
-
-  def loss_terms(
-      self,
-      batch: sparse.SparseBatch,
-      key: jax.Array,
-      first_row: jax.Array | int = 0,
-  ) -> tuple[jax.Array, jax.Array]:
-    """Per-user (nll_B, kl_B), float32 [B]; the DAE's KL is zero.
-
-    Args:
-      batch: the users.
-      key: typed PRNG key of this step.
-      first_row: row of the first user in the global batch.
+    Attributes:
+      n_items: items of the catalogue.
+      item_rows: rows of this shard's item matrices (n_items, padded, over the
+        number of item shards).
+      hidden: sizes of the hidden layers from the items inwards, e.g. (600,).
+      latent: size of the bottleneck.
+      activation: 'tanh' or 'relu'.
+      dropout_rate: share of a user's items dropped from the input.
+      input_lowering: 'gather' or 'dense', see `sparse.normalised_bag`.
+      dtype: compute dtype of the matrix products.
+      precision: precision of the matrix products.
+      item_axis: mesh axis of the items when applied inside shard_map.
     """
-    code = self._encode(batch, self._dropout(key, first_row))
-    z_BZ = ACTIVATIONS[self.activation](code)
-    nll_B = self._nll(self._decode(z_BZ), batch)
-    return nll_B, jnp.zeros_like(nll_B)
 
-  def encode(self, batch: sparse.SparseBatch) -> jax.Array:
-    """Users' representations, float32 [B, Z]."""
-    return ACTIVATIONS[self.activation](self._encode(batch, None))
+    n_items: int
+    item_rows: int
+    hidden: tuple[int, ...] = (600,)
+    latent: int = 200
+    activation: str = "tanh"
+    dropout_rate: float = 0.5
+    input_lowering: str = "gather"
+    dtype: Any = jnp.float32
+    precision: Any = None
+    item_axis: str | None = None
 
-  def scores(self, batch: sparse.SparseBatch) -> jax.Array:
-    """Logits of this shard's items, float32 [B, I]; -inf for padding."""
-    bias_I = sparse.mask_padding_items(
-        self.output_bias, self.n_items, self.item_axis
-    )
-    return sparse.logits(
-        self._decode(self.encode(batch)),
-        self.output_kernel,
-        bias_I,
-        dtype=self.dtype,
-        precision=self.precision,
-    )
+    def _encoder_sizes(self) -> tuple[int, ...]:
+        return (*self.hidden, self.latent)
 
-  def __call__(self, batch: sparse.SparseBatch) -> jax.Array:
-    return self.scores(batch)
+    def _dense(self, size: int) -> nn.Dense:
+        return nn.Dense(
+            size,
+            dtype=self.dtype,
+            precision=self.precision,
+            kernel_init=nn.initializers.glorot_uniform(),
+            bias_init=_bias_init,
+        )
+
+    def setup(self) -> None:
+        first, *rest = self._encoder_sizes()
+        self.input_kernel = self.param(
+            "input_kernel",
+            _glorot_items(self.n_items, 0),
+            (self.item_rows, first),
+        )
+        self.input_bias = self.param("input_bias", _bias_init, (first,))
+        self.encoder = [self._dense(size) for size in rest]
+        outwards = tuple(reversed(self.hidden))
+        self.decoder = [self._dense(size) for size in outwards]
+        last = outwards[-1] if outwards else self.latent
+        self.output_kernel = self.param(
+            "output_kernel",
+            _glorot_items(self.n_items, 1),
+            (last, self.item_rows),
+        )
+        self.output_bias = self.param(
+            "output_bias", _bias_init, (self.item_rows,)
+        )
+
+    def _encode(
+        self, batch: sparse.SparseBatch, dropout: sparse.Dropout | None
+    ) -> jax.Array:
+        """Last encoder layer before its activation, float32."""
+        act = ACTIVATIONS[self.activation]
+        h_BH = sparse.normalised_bag(
+            self.input_kernel,
+            batch,
+            dropout=dropout,
+            lowering=self.input_lowering,
+            dtype=self.dtype,
+            precision=self.precision,
+            item_axis=self.item_axis,
+        )
+        h_BH = h_BH + self.input_bias[None, :]
+        for layer in self.encoder:
+            h_BH = layer(act(h_BH))
+        return h_BH.astype(jnp.float32)
+
+    def _decode(self, z_BZ: jax.Array) -> jax.Array:
+        """Last hidden layer, what the output weights multiply."""
+        act = ACTIVATIONS[self.activation]
+        h_BH = z_BZ
+        for layer in self.decoder:
+            h_BH = act(layer(h_BH))
+        return h_BH
+
+    def _dropout(
+        self, key: jax.Array, first_row: jax.Array | int
+    ) -> sparse.Dropout:
+        return sparse.Dropout(
+            jax.random.key_data(key), self.dropout_rate, first_row
+        )
+
+    def _nll(
+        self, hidden_BH: jax.Array, batch: sparse.SparseBatch
+    ) -> jax.Array:
+        bias_I = sparse.mask_padding_items(
+            self.output_bias, self.n_items, self.item_axis
+        )
+        return sparse.multinomial_nll(
+            hidden_BH,
+            self.output_kernel,
+            bias_I,
+            batch,
+            dtype=self.dtype,
+            precision=self.precision,
+            item_axis=self.item_axis,
+        )
+
+    def loss_terms(
+        self,
+        batch: sparse.SparseBatch,
+        key: jax.Array,
+        first_row: jax.Array | int = 0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Per-user (nll_B, kl_B), float32 [B]; the DAE's KL is zero.
+
+        Args:
+          batch: the users.
+          key: typed PRNG key of this step.
+          first_row: row of the first user in the global batch.
+        """
+        code = self._encode(batch, self._dropout(key, first_row))
+        z_BZ = ACTIVATIONS[self.activation](code)
+        nll_B = self._nll(self._decode(z_BZ), batch)
+        return nll_B, jnp.zeros_like(nll_B)
+
+    def encode(self, batch: sparse.SparseBatch) -> jax.Array:
+        """Users' representations, float32 [B, Z]."""
+        return ACTIVATIONS[self.activation](self._encode(batch, None))
+
+    def scores(self, batch: sparse.SparseBatch) -> jax.Array:
+        """Logits of this shard's items, float32 [B, I]; -inf for padding."""
+        bias_I = sparse.mask_padding_items(
+            self.output_bias, self.n_items, self.item_axis
+        )
+        return sparse.logits(
+            self._decode(self.encode(batch)),
+            self.output_kernel,
+            bias_I,
+            dtype=self.dtype,
+            precision=self.precision,
+        )
+
+    def __call__(self, batch: sparse.SparseBatch) -> jax.Array:
+        return self.scores(batch)
 
 
 class MultVAE(MultDAE):
-  """Variational autoencoder with a multinomial likelihood (Mult-VAE^PR)."""
+    """Variational autoencoder with a multinomial likelihood (Mult-VAE^PR)."""
 
-  def _encoder_sizes(self) -> tuple[int, ...]:
-    return (*self.hidden, 2 * self.latent)
+    def _encoder_sizes(self) -> tuple[int, ...]:
+        return (*self.hidden, 2 * self.latent)
 
-  def loss_terms(
-      self,
-      batch: sparse.SparseBatch,
-      key: jax.Array,
-      first_row: jax.Array | int = 0,
-  ) -> tuple[jax.Array, jax.Array]:
-    """Per-user (nll_B, kl_B) with one reparametrised sample of z.
+    def loss_terms(
+        self,
+        batch: sparse.SparseBatch,
+        key: jax.Array,
+        first_row: jax.Array | int = 0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Per-user (nll_B, kl_B) with one reparametrised sample of z.
 
-    z = mean + exp(log_variance / 2) · noise, Liang et al. 2018, section
-    2.2.1; nll and KL are the two terms of equation 7.
-    """
-    dropout_key, noise_key = jax.random.split(key)
-    code = self._encode(batch, self._dropout(dropout_key, first_row))
-    mean_BZ, log_variance_BZ = jnp.split(code, 2, axis=-1)
-    row_B = jnp.arange(code.shape[0], dtype=jnp.int32) + first_row
-    noise_BZ = sparse.counter_normal(
-        jax.random.key_data(noise_key), row_B, self.latent
-    )
-    z_BZ = mean_BZ + jnp.exp(0.5 * log_variance_BZ) * noise_BZ
-    nll_B = self._nll(self._decode(z_BZ), batch)
-    return nll_B, losses.gaussian_kl(mean_BZ, log_variance_BZ)
+        z = mean + exp(log_variance / 2) · noise, Liang et al. 2018, section
+        2.2.1; nll and KL are the two terms of equation 7.
+        """
+        dropout_key, noise_key = jax.random.split(key)
+        code = self._encode(batch, self._dropout(dropout_key, first_row))
+        mean_BZ, log_variance_BZ = jnp.split(code, 2, axis=-1)
+        row_B = jnp.arange(code.shape[0], dtype=jnp.int32) + first_row
+        noise_BZ = sparse.counter_normal(
+            jax.random.key_data(noise_key), row_B, self.latent
+        )
+        z_BZ = mean_BZ + jnp.exp(0.5 * log_variance_BZ) * noise_BZ
+        nll_B = self._nll(self._decode(z_BZ), batch)
+        return nll_B, losses.gaussian_kl(mean_BZ, log_variance_BZ)
 
-  def encode(self, batch: sparse.SparseBatch) -> jax.Array:
-    """Posterior means, float32 [B, Z]: scoring draws no sample."""
-    return jnp.split(self._encode(batch, None), 2, axis=-1)[0]
+    def encode(self, batch: sparse.SparseBatch) -> jax.Array:
+        """Posterior means, float32 [B, Z]: scoring draws no sample."""
+        return jnp.split(self._encode(batch, None), 2, axis=-1)[0]
 
 
 MODELS: dict[str, type[MultDAE]] = {"mult_vae": MultVAE, "mult_dae": MultDAE}

@@ -24,71 +24,69 @@ ITEM_MULTIPLE = 128
 
 
 def make_mesh(data: int = -1, item: int = 1) -> Mesh:
-  """Mesh ('data', 'item') over all devices.
+    """Mesh ('data', 'item') over all devices.
 
-  Args:
-    data: devices along the users; -1 takes what `item` leaves.
-    item: devices along the items; -1 takes what `data` leaves.
+    Args:
+      data: devices along the users; -1 takes what `item` leaves.
+      item: devices along the items; -1 takes what `data` leaves.
 
-  Raises:
-    VaecfError: the product is not the number of devices, or `item` does not
-      divide the padding of the items.
-  """
-  n_devices = jax.device_count()
-  if data == -1 and item == -1:
-    raise VaecfError("config.mesh.data and config.mesh.item are both -1: "
-                     "give one of them")
-  if data == -1:
-    data = n_devices // item
-  if item == -1:
-    item = n_devices // data
-  if data * item != n_devices:
-    raise VaecfError(
-        f"config.mesh.data={data} times config.mesh.item={item} is not the "
-        f"number of devices ({n_devices}): change one of them, or set it to -1"
+    Raises:
+      VaecfError: the product is not the number of devices, or `item` does not
+        divide the padding of the items.
+    """
+    n_devices = jax.device_count()
+    if data == -1 and item == -1:
+        raise VaecfError(
+            "config.mesh.data and config.mesh.item are both -1: "
+            "give one of them"
+        )
+    if data == -1:
+        data = n_devices // item
+    if item == -1:
+        item = n_devices // data
+    if data * item != n_devices:
+        raise VaecfError(
+            f"config.mesh.data={data} times config.mesh.item={item} is not the "
+            f"number of devices ({n_devices}): change one of them, or set it to -1"
+        )
+    if ITEM_MULTIPLE % item:
+        raise VaecfError(f"config.mesh.item={item} must divide {ITEM_MULTIPLE}")
+    return jax.make_mesh(
+        (data, item), (DATA, ITEM), axis_types=(AxisType.Auto,) * 2
     )
-  if ITEM_MULTIPLE % item:
-    raise VaecfError(
-        f"config.mesh.item={item} must divide {ITEM_MULTIPLE}"
-    )
-  return jax.make_mesh(
-      (data, item), (DATA, ITEM), axis_types=(AxisType.Auto,) * 2
-  )
 
 
 def padded_items(n_items: int) -> int:
-  """Rows of the item matrices on the devices."""
-  return -(-n_items // ITEM_MULTIPLE) * ITEM_MULTIPLE
+    """Rows of the item matrices on the devices."""
+    return -(-n_items // ITEM_MULTIPLE) * ITEM_MULTIPLE
 
 
-def specs(
-    tree: Any, partition: Mapping[str, tuple[str | None, ...]]
-) -> Any:
-  """PartitionSpec of every leaf of a tree of parameters or moments.
+def specs(tree: Any, partition: Mapping[str, tuple[str | None, ...]]) -> Any:
+    """PartitionSpec of every leaf of a tree of parameters or moments.
 
-  A leaf belongs to the parameter whose name ends its path, which is also
-  true of Adam's moments; all others (counts, scales) are replicated.
+    A leaf belongs to the parameter whose name ends its path, which is also
+    true of Adam's moments; all others (counts, scales) are replicated.
 
-  Args:
-    tree: pytree of arrays or shapes.
-    partition: mesh axis of each dimension by parameter name
-      (`mult_vae.PARTITION`).
-  """
+    Args:
+      tree: pytree of arrays or shapes.
+      partition: mesh axis of each dimension by parameter name
+        (`mult_vae.PARTITION`).
+    """
 
-  def spec(path: tuple, leaf: Any) -> P:
-    name = getattr(path[-1], "key", None) if path else None
-    axes = partition.get(name) if isinstance(name, str) else None
-    if axes is None or len(axes) != len(leaf.shape):
-      return P()
-    return P(*axes)
+    def spec(path: tuple, leaf: Any) -> P:
+        name = getattr(path[-1], "key", None) if path else None
+        axes = partition.get(name) if isinstance(name, str) else None
+        if axes is None or len(axes) != len(leaf.shape):
+            return P()
+        return P(*axes)
 
-  return jax.tree_util.tree_map_with_path(spec, tree)
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 def shardings(mesh: Mesh, tree_of_specs: Any) -> Any:
-  """NamedSharding of every PartitionSpec."""
-  return jax.tree.map(
-      lambda s: NamedSharding(mesh, s),
-      tree_of_specs,
-      is_leaf=lambda s: isinstance(s, P),
-  )
+    """NamedSharding of every PartitionSpec."""
+    return jax.tree.map(
+        lambda s: NamedSharding(mesh, s),
+        tree_of_specs,
+        is_leaf=lambda s: isinstance(s, P),
+    )

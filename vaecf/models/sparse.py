@@ -23,113 +23,115 @@ INPUT_LOWERINGS = ("auto", "gather", "dense")
 
 
 class SparseBatch(NamedTuple):
-  """A batch of users as a flat list of interactions.
+    """A batch of users as a flat list of interactions.
 
-  Attributes:
-    item_N: int32 [N], item index of each interaction; 0 in padding slots.
-    row_N: int32 [N], ascending row (user within the batch) of each
-      interaction; B in padding slots, so that scatters drop them.
-    count_B: int32 [B], interactions of each user; 0 marks a padding user or
-      a user with an empty history.
-  """
+    Attributes:
+      item_N: int32 [N], item index of each interaction; 0 in padding slots.
+      row_N: int32 [N], ascending row (user within the batch) of each
+        interaction; B in padding slots, so that scatters drop them.
+      count_B: int32 [B], interactions of each user; 0 marks a padding user or
+        a user with an empty history.
+    """
 
-  item_N: jax.Array
-  row_N: jax.Array
-  count_B: jax.Array
+    item_N: jax.Array
+    row_N: jax.Array
+    count_B: jax.Array
 
 
 class Dropout(NamedTuple):
-  """Dropout of interactions that does not depend on the batch's layout.
+    """Dropout of interactions that does not depend on the batch's layout.
 
-  Attributes:
-    key: uint32 [2], raw threefry key data.
-    rate: probability of dropping an interaction, in [0, 1).
-    first_row: int32 scalar, row of this batch's first user in the global
-      batch. With it the same user loses the same items on any mesh.
-  """
+    Attributes:
+      key: uint32 [2], raw threefry key data.
+      rate: probability of dropping an interaction, in [0, 1).
+      first_row: int32 scalar, row of this batch's first user in the global
+        batch. With it the same user loses the same items on any mesh.
+    """
 
-  key: jax.Array
-  rate: float
-  first_row: jax.Array | int
+    key: jax.Array
+    rate: float
+    first_row: jax.Array | int
 
 
 def counter_bits(
     key: jax.Array, row: jax.Array, column: jax.Array
 ) -> jax.Array:
-  """Random bits as a pure function of (key, row, column).
+    """Random bits as a pure function of (key, row, column).
 
-  `jax.random` draws by position in an array; here the position is the
-  (global row, column) itself, so that the layout of the batch, the padding
-  and the number of devices never change what a user draws.
+    `jax.random` draws by position in an array; here the position is the
+    (global row, column) itself, so that the layout of the batch, the padding
+    and the number of devices never change what a user draws.
 
-  Args:
-    key: uint32 [2], threefry key data (`jax.random.key_data`).
-    row: int32, any shape.
-    column: int32, same shape.
+    Args:
+      key: uint32 [2], threefry key data (`jax.random.key_data`).
+      row: int32, any shape.
+      column: int32, same shape.
 
-  Returns:
-    uint32 bits, same shape. Threefry-2x32 (Salmon et al. 2011).
-  """
-  counters = jnp.stack([row, column]).astype(jnp.uint32)
-  bits = extended_random.threefry_2x32(key, counters.reshape(-1))
-  return bits.reshape(counters.shape)[0]
+    Returns:
+      uint32 bits, same shape. Threefry-2x32 (Salmon et al. 2011).
+    """
+    counters = jnp.stack([row, column]).astype(jnp.uint32)
+    bits = extended_random.threefry_2x32(key, counters.reshape(-1))
+    return bits.reshape(counters.shape)[0]
 
 
 def counter_normal(
     key: jax.Array, row_B: jax.Array, n_columns: int
 ) -> jax.Array:
-  """Standard normal noise [B, n_columns] float32, keyed by global row."""
-  shape = (row_B.shape[0], n_columns)
-  bits = counter_bits(
-      key,
-      jnp.broadcast_to(row_B[:, None], shape),
-      jnp.broadcast_to(jnp.arange(n_columns, dtype=jnp.int32), shape),
-  )
-  # 23 bits into the middle of each of 2^23 cells of (-1, 1): never ±1, where
-  # erf_inv is infinite.
-  cell = (bits >> 9).astype(jnp.float32)
-  uniform = (cell + 0.5) * jnp.float32(2.0**-22) - 1.0
-  return jnp.float32(2.0**0.5) * lax.erf_inv(uniform)
+    """Standard normal noise [B, n_columns] float32, keyed by global row."""
+    shape = (row_B.shape[0], n_columns)
+    bits = counter_bits(
+        key,
+        jnp.broadcast_to(row_B[:, None], shape),
+        jnp.broadcast_to(jnp.arange(n_columns, dtype=jnp.int32), shape),
+    )
+    # 23 bits into the middle of each of 2^23 cells of (-1, 1): never ±1, where
+    # erf_inv is infinite.
+    cell = (bits >> 9).astype(jnp.float32)
+    uniform = (cell + 0.5) * jnp.float32(2.0**-22) - 1.0
+    return jnp.float32(2.0**0.5) * lax.erf_inv(uniform)
 
 
 def item_offset(n_local: int, item_axis: str | None) -> jax.Array | int:
-  """Global index of this shard's first item."""
-  return lax.axis_index(item_axis) * n_local if item_axis else 0
+    """Global index of this shard's first item."""
+    return lax.axis_index(item_axis) * n_local if item_axis else 0
 
 
 def varying_axes(*arrays: jax.Array) -> tuple[str, ...]:
-  """Mesh axes over which any of the arrays varies; () outside shard_map."""
-  return tuple(sorted(
-      set().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
-  ))
+    """Mesh axes over which any of the arrays varies; () outside shard_map."""
+    return tuple(
+        sorted(
+            set().union(
+                *(jax.typeof(x).manual_axis_type.varying for x in arrays)
+            )
+        )
+    )
 
 
 def vary(tree: Any, axes: tuple[str, ...]) -> Any:
-  """Marks arrays as varying over mesh axes (no-op outside `shard_map`).
+    """Marks arrays as varying over mesh axes (no-op outside `shard_map`).
 
-  Differentiating the mark sums the cotangents over the axes it added, which
-  is where the gradient's all-reduce comes from.
-  """
+    Differentiating the mark sums the cotangents over the axes it added, which
+    is where the gradient's all-reduce comes from.
+    """
 
-  def mark(x: jax.Array) -> jax.Array:
-    missing = tuple(a for a in axes if a not in varying_axes(x))
-    return lax.pcast(x, missing, to="varying") if missing else x
+    def mark(x: jax.Array) -> jax.Array:
+        missing = tuple(a for a in axes if a not in varying_axes(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
 
-  return jax.tree.map(mark, tree)
+    return jax.tree.map(mark, tree)
 
 
-def keep_interactions(
-    batch: SparseBatch, dropout: Dropout | None
-) -> jax.Array:
-  """bool [N]: real interactions that survive dropout."""
-  n_users = batch.count_B.shape[0]
-  keep_N = batch.row_N < n_users
-  if dropout is not None and dropout.rate > 0.0:
-    bits_N = counter_bits(
-        dropout.key, batch.row_N + dropout.first_row, batch.item_N
-    )
-    keep_N &= bits_N >= jnp.uint32(round(dropout.rate * 2**32))
-  return keep_N
+def keep_interactions(batch: SparseBatch, dropout: Dropout | None) -> jax.Array:
+    """bool [N]: real interactions that survive dropout."""
+    n_users = batch.count_B.shape[0]
+    keep_N = batch.row_N < n_users
+    if dropout is not None and dropout.rate > 0.0:
+        bits_N = counter_bits(
+            dropout.key, batch.row_N + dropout.first_row, batch.item_N
+        )
+        keep_N &= bits_N >= jnp.uint32(round(dropout.rate * 2**32))
+    return keep_N
 
 
 def bag_of_items(
@@ -142,48 +144,50 @@ def bag_of_items(
     precision: lax.Precision | None = None,
     item_axis: str | None = None,
 ) -> jax.Array:
-  """Sum of the kernel's rows over each user's (kept) items.
+    """Sum of the kernel's rows over each user's (kept) items.
 
-  Args:
-    kernel_IH: float [I, H], one row an item.
-    batch: users and their items.
-    dropout: which interactions to leave out; None keeps all.
-    lowering: 'gather' sums gathered rows; 'dense' scatters the batch into a
-      0/1 array [B, I] in `dtype` and multiplies. Equal to float tolerance.
-    dtype: dtype of the operands; sums are float32.
-    precision: matrix-product precision of the dense lowering.
-    item_axis: mesh axis of the kernel's rows, None when not sharded.
+    Args:
+      kernel_IH: float [I, H], one row an item.
+      batch: users and their items.
+      dropout: which interactions to leave out; None keeps all.
+      lowering: 'gather' sums gathered rows; 'dense' scatters the batch into a
+        0/1 array [B, I] in `dtype` and multiplies. Equal to float tolerance.
+      dtype: dtype of the operands; sums are float32.
+      precision: matrix-product precision of the dense lowering.
+      item_axis: mesh axis of the kernel's rows, None when not sharded.
 
-  Returns:
-    float32 [B, H], complete (the same on every item shard).
-  """
-  n_users, n_local = batch.count_B.shape[0], kernel_IH.shape[0]
-  keep_N = keep_interactions(batch, dropout)
-  item_N = batch.item_N - item_offset(n_local, item_axis)
-  keep_N &= (item_N >= 0) & (item_N < n_local)
-  if lowering == "gather":
-    rows_NH = jnp.take(kernel_IH.astype(dtype), item_N, axis=0, mode="clip")
-    sum_BH = jax.ops.segment_sum(
-        rows_NH.astype(jnp.float32) * keep_N[:, None].astype(jnp.float32),
-        batch.row_N,
-        num_segments=n_users,
-        indices_are_sorted=True,
-    )
-  elif lowering == "dense":
-    # A dropped interaction goes where padding goes: to row B, out of bounds.
-    row_N = jnp.where(keep_N, batch.row_N, n_users)
-    x_BI = jnp.zeros((n_users, n_local), dtype)
-    x_BI = vary(x_BI, varying_axes(row_N, item_N))
-    x_BI = x_BI.at[row_N, item_N].set(1, mode="drop")
-    sum_BH = lax.dot(
-        x_BI,
-        kernel_IH.astype(dtype),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-  else:
-    raise ValueError(f"input lowering {lowering!r}: use 'gather' or 'dense'")
-  return lax.psum(sum_BH, item_axis) if item_axis else sum_BH
+    Returns:
+      float32 [B, H], complete (the same on every item shard).
+    """
+    n_users, n_local = batch.count_B.shape[0], kernel_IH.shape[0]
+    keep_N = keep_interactions(batch, dropout)
+    item_N = batch.item_N - item_offset(n_local, item_axis)
+    keep_N &= (item_N >= 0) & (item_N < n_local)
+    if lowering == "gather":
+        rows_NH = jnp.take(kernel_IH.astype(dtype), item_N, axis=0, mode="clip")
+        sum_BH = jax.ops.segment_sum(
+            rows_NH.astype(jnp.float32) * keep_N[:, None].astype(jnp.float32),
+            batch.row_N,
+            num_segments=n_users,
+            indices_are_sorted=True,
+        )
+    elif lowering == "dense":
+        # A dropped interaction goes where padding goes: to row B, out of bounds.
+        row_N = jnp.where(keep_N, batch.row_N, n_users)
+        x_BI = jnp.zeros((n_users, n_local), dtype)
+        x_BI = vary(x_BI, varying_axes(row_N, item_N))
+        x_BI = x_BI.at[row_N, item_N].set(1, mode="drop")
+        sum_BH = lax.dot(
+            x_BI,
+            kernel_IH.astype(dtype),
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+    else:
+        raise ValueError(
+            f"input lowering {lowering!r}: use 'gather' or 'dense'"
+        )
+    return lax.psum(sum_BH, item_axis) if item_axis else sum_BH
 
 
 def normalised_bag(
@@ -196,31 +200,31 @@ def normalised_bag(
     precision: lax.Precision | None = None,
     item_axis: str | None = None,
 ) -> jax.Array:
-  """L2-normalised, dropped-out bag of items times a matrix.
+    """L2-normalised, dropped-out bag of items times a matrix.
 
-  h_u = 1 / (|x_u|_2 (1 - rate)) · sum over kept items i of u of kernel_i,
-  with |x_u|_2 = sqrt(n_u) because x is binary: normalise, then drop, as the
-  authors' code of Liang et al. 2018 does.
+    h_u = 1 / (|x_u|_2 (1 - rate)) · sum over kept items i of u of kernel_i,
+    with |x_u|_2 = sqrt(n_u) because x is binary: normalise, then drop, as the
+    authors' code of Liang et al. 2018 does.
 
-  The norm and the dropout's scale stay per-row factors outside the sum, so
-  that x is exactly 0/1 in any dtype. Arguments as in `bag_of_items`.
+    The norm and the dropout's scale stay per-row factors outside the sum, so
+    that x is exactly 0/1 in any dtype. Arguments as in `bag_of_items`.
 
-  Returns:
-    float32 [B, H], complete (the same on every item shard); zero for a user
-    without items.
-  """
-  sum_BH = bag_of_items(
-      kernel_IH,
-      batch,
-      dropout=dropout,
-      lowering=lowering,
-      dtype=dtype,
-      precision=precision,
-      item_axis=item_axis,
-  )
-  kept = 1.0 - (dropout.rate if dropout is not None else 0.0)
-  norm_B = jnp.sqrt(jnp.maximum(batch.count_B, 1).astype(jnp.float32))
-  return sum_BH / (norm_B * jnp.float32(kept))[:, None]
+    Returns:
+      float32 [B, H], complete (the same on every item shard); zero for a user
+      without items.
+    """
+    sum_BH = bag_of_items(
+        kernel_IH,
+        batch,
+        dropout=dropout,
+        lowering=lowering,
+        dtype=dtype,
+        precision=precision,
+        item_axis=item_axis,
+    )
+    kept = 1.0 - (dropout.rate if dropout is not None else 0.0)
+    norm_B = jnp.sqrt(jnp.maximum(batch.count_B, 1).astype(jnp.float32))
+    return sum_BH / (norm_B * jnp.float32(kept))[:, None]
 
 
 def logits(
@@ -232,22 +236,22 @@ def logits(
     output_dtype: jnp.dtype = jnp.float32,
     precision: lax.Precision | None = None,
 ) -> jax.Array:
-  """hidden · kernel + bias, [B, I] in `output_dtype`, fp32 accumulation."""
-  product_BI = lax.dot(
-      hidden_BH.astype(dtype),
-      kernel_HI.astype(dtype),
-      precision=precision,
-      preferred_element_type=output_dtype,
-  )
-  return product_BI + bias_I.astype(output_dtype)[None, :]
+    """hidden · kernel + bias, [B, I] in `output_dtype`, fp32 accumulation."""
+    product_BI = lax.dot(
+        hidden_BH.astype(dtype),
+        kernel_HI.astype(dtype),
+        precision=precision,
+        preferred_element_type=output_dtype,
+    )
+    return product_BI + bias_I.astype(output_dtype)[None, :]
 
 
 class _Head(NamedTuple):
-  """Static settings of the likelihood (hashable: jit and custom_vjp)."""
+    """Static settings of the likelihood (hashable: jit and custom_vjp)."""
 
-  dtype: Any
-  precision: Any
-  item_axis: str | None
+    dtype: Any
+    precision: Any
+    item_axis: str | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -258,17 +262,15 @@ def _nll(
     bias_I: jax.Array,
     batch: SparseBatch,
 ) -> jax.Array:
-  return _nll_forward(head, hidden_BH, kernel_HI, bias_I, batch)[0]
+    return _nll_forward(head, hidden_BH, kernel_HI, bias_I, batch)[0]
 
 
-def _local_items(
-    head: _Head, batch: SparseBatch, n_local: int
-) -> jax.Array:
-  """Item index in this shard; n_local (dropped) where another's or padding."""
-  n_users = batch.count_B.shape[0]
-  item_N = batch.item_N - item_offset(n_local, head.item_axis)
-  local_N = (item_N >= 0) & (item_N < n_local) & (batch.row_N < n_users)
-  return jnp.where(local_N, item_N, n_local)
+def _local_items(head: _Head, batch: SparseBatch, n_local: int) -> jax.Array:
+    """Item index in this shard; n_local (dropped) where another's or padding."""
+    n_users = batch.count_B.shape[0]
+    item_N = batch.item_N - item_offset(n_local, head.item_axis)
+    local_N = (item_N >= 0) & (item_N < n_local) & (batch.row_N < n_users)
+    return jnp.where(local_N, item_N, n_local)
 
 
 def _nll_forward(
@@ -278,67 +280,70 @@ def _nll_forward(
     bias_I: jax.Array,
     batch: SparseBatch,
 ) -> tuple[jax.Array, tuple]:
-  n_users, n_local = hidden_BH.shape[0], kernel_HI.shape[1]
-  hidden_BH, kernel_HI = (
-      x.astype(head.dtype) for x in (hidden_BH, kernel_HI)
-  )
-  logits_BI = logits(
-      hidden_BH,
-      kernel_HI,
-      bias_I,
-      dtype=head.dtype,
-      output_dtype=head.dtype,
-      precision=head.precision,
-  )
-  item_N = _local_items(head, batch, n_local)
-  target_N = logits_BI.at[batch.row_N, item_N].get(mode="fill", fill_value=0)
-  target_B = jax.ops.segment_sum(
-      target_N.astype(jnp.float32),
-      batch.row_N,
-      num_segments=n_users,
-      indices_are_sorted=True,
-  )
-  # max in the compute dtype is exact; the sum of exponentials is float32.
-  max_B = jnp.max(logits_BI, axis=1).astype(jnp.float32)
-  if head.item_axis:
-    max_B = lax.pmax(max_B, head.item_axis)
-  sum_B = jnp.sum(
-      jnp.exp(logits_BI.astype(jnp.float32) - max_B[:, None]), axis=1
-  )
-  if head.item_axis:
-    sum_B = lax.psum(sum_B, head.item_axis)
-    target_B = lax.psum(target_B, head.item_axis)
-  logsumexp_B = max_B + jnp.log(sum_B)
-  nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
-  saved = (hidden_BH, kernel_HI, bias_I, logits_BI, logsumexp_B, batch)
-  return nll_B, saved
+    n_users, n_local = hidden_BH.shape[0], kernel_HI.shape[1]
+    hidden_BH, kernel_HI = (
+        x.astype(head.dtype) for x in (hidden_BH, kernel_HI)
+    )
+    logits_BI = logits(
+        hidden_BH,
+        kernel_HI,
+        bias_I,
+        dtype=head.dtype,
+        output_dtype=head.dtype,
+        precision=head.precision,
+    )
+    item_N = _local_items(head, batch, n_local)
+    target_N = logits_BI.at[batch.row_N, item_N].get(mode="fill", fill_value=0)
+    target_B = jax.ops.segment_sum(
+        target_N.astype(jnp.float32),
+        batch.row_N,
+        num_segments=n_users,
+        indices_are_sorted=True,
+    )
+    # max in the compute dtype is exact; the sum of exponentials is float32.
+    max_B = jnp.max(logits_BI, axis=1).astype(jnp.float32)
+    if head.item_axis:
+        max_B = lax.pmax(max_B, head.item_axis)
+    sum_B = jnp.sum(
+        jnp.exp(logits_BI.astype(jnp.float32) - max_B[:, None]), axis=1
+    )
+    if head.item_axis:
+        sum_B = lax.psum(sum_B, head.item_axis)
+        target_B = lax.psum(target_B, head.item_axis)
+    logsumexp_B = max_B + jnp.log(sum_B)
+    nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
+    saved = (hidden_BH, kernel_HI, bias_I, logits_BI, logsumexp_B, batch)
+    return nll_B, saved
 
 
 def _nll_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
-  hidden_BH, kernel_HI, bias_I, logits_BI, logsumexp_B, batch = saved
-  n_users, n_local = logits_BI.shape
-  # d nll_u / d logit_i = n_u softmax_i - x_ui, one pass over B x I.
-  weight_B = g_B * batch.count_B.astype(jnp.float32)
-  d_BI = jnp.exp(
-      logits_BI.astype(jnp.float32) - logsumexp_B[:, None]
-  ) * weight_B[:, None]
-  item_N = _local_items(head, batch, n_local)
-  minus_g_N = -g_B.at[batch.row_N].get(mode="fill", fill_value=0)
-  d_BI = d_BI.astype(head.dtype).at[batch.row_N, item_N].add(
-      minus_g_N.astype(head.dtype), mode="drop"
-  )
-  product = functools.partial(
-      lax.dot_general,
-      precision=head.precision,
-      preferred_element_type=jnp.float32,
-  )
-  d_hidden_BH = product(d_BI, kernel_HI, (((1,), (1,)), ((), ())))
-  d_kernel_HI = product(hidden_BH, d_BI, (((0,), (0,)), ((), ())))
-  # A column sum as a matrix product: XLA's CPU reduction over the major axis
-  # is ten times slower (0.29 s against 0.03 s for 4,096 x 20,108).
-  ones_8B = jnp.ones((8, n_users), head.dtype)
-  d_bias_I = product(ones_8B, d_BI, (((1,), (0,)), ((), ())))[0]
-  return d_hidden_BH, d_kernel_HI, d_bias_I.astype(bias_I.dtype), None
+    hidden_BH, kernel_HI, bias_I, logits_BI, logsumexp_B, batch = saved
+    n_users, n_local = logits_BI.shape
+    # d nll_u / d logit_i = n_u softmax_i - x_ui, one pass over B x I.
+    weight_B = g_B * batch.count_B.astype(jnp.float32)
+    d_BI = (
+        jnp.exp(logits_BI.astype(jnp.float32) - logsumexp_B[:, None])
+        * weight_B[:, None]
+    )
+    item_N = _local_items(head, batch, n_local)
+    minus_g_N = -g_B.at[batch.row_N].get(mode="fill", fill_value=0)
+    d_BI = (
+        d_BI.astype(head.dtype)
+        .at[batch.row_N, item_N]
+        .add(minus_g_N.astype(head.dtype), mode="drop")
+    )
+    product = functools.partial(
+        lax.dot_general,
+        precision=head.precision,
+        preferred_element_type=jnp.float32,
+    )
+    d_hidden_BH = product(d_BI, kernel_HI, (((1,), (1,)), ((), ())))
+    d_kernel_HI = product(hidden_BH, d_BI, (((0,), (0,)), ((), ())))
+    # A column sum as a matrix product: XLA's CPU reduction over the major axis
+    # is ten times slower (0.29 s against 0.03 s for 4,096 x 20,108).
+    ones_8B = jnp.ones((8, n_users), head.dtype)
+    d_bias_I = product(ones_8B, d_BI, (((1,), (0,)), ((), ())))[0]
+    return d_hidden_BH, d_kernel_HI, d_bias_I.astype(bias_I.dtype), None
 
 
 _nll.defvjp(_nll_forward, _nll_backward)
@@ -354,41 +359,39 @@ def multinomial_nll(
     precision: lax.Precision | None = None,
     item_axis: str | None = None,
 ) -> jax.Array:
-  """Negative multinomial log-likelihood of each user's items.
+    """Negative multinomial log-likelihood of each user's items.
 
-  nll_u = n_u · logsumexp_i(logit_ui) - sum over items i of u of logit_ui,
-  Liang et al. 2018, equation 2, up to the multinomial coefficient, which
-  does not depend on the parameters. All of the user's items are targets,
-  dropped-out ones too.
+    nll_u = n_u · logsumexp_i(logit_ui) - sum over items i of u of logit_ui,
+    Liang et al. 2018, equation 2, up to the multinomial coefficient, which
+    does not depend on the parameters. All of the user's items are targets,
+    dropped-out ones too.
 
-  Args:
-    hidden_BH: float [B, H], last hidden layer; the same on all item shards.
-    kernel_HI: float32 [H, I], output weights.
-    bias_I: float32 [I], output biases; -inf takes an item out.
-    batch: the users' items.
-    dtype: dtype of logits and of the products' operands; exponentials and
-      sums are float32.
-    precision: precision of the matrix products.
-    item_axis: mesh axis over which I is sharded, None if it is not.
+    Args:
+      hidden_BH: float [B, H], last hidden layer; the same on all item shards.
+      kernel_HI: float32 [H, I], output weights.
+      bias_I: float32 [I], output biases; -inf takes an item out.
+      batch: the users' items.
+      dtype: dtype of logits and of the products' operands; exponentials and
+        sums are float32.
+      precision: precision of the matrix products.
+      item_axis: mesh axis over which I is sharded, None if it is not.
 
-  Returns:
-    float32 [B]; 0 for a user without items.
-  """
-  head = _Head(dtype, precision, item_axis)
-  # The backward pass returns partial sums; marking the inputs as varying is
-  # what makes shard_map complete them.
-  axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
-  hidden_BH, kernel_HI, bias_I = vary((hidden_BH, kernel_HI, bias_I), axes)
-  # The kernel's cotangent is float32 whatever the operands' dtype.
-  return _nll(
-      head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch
-  )
+    Returns:
+      float32 [B]; 0 for a user without items.
+    """
+    head = _Head(dtype, precision, item_axis)
+    # The backward pass returns partial sums; marking the inputs as varying is
+    # what makes shard_map complete them.
+    axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
+    hidden_BH, kernel_HI, bias_I = vary((hidden_BH, kernel_HI, bias_I), axes)
+    # The kernel's cotangent is float32 whatever the operands' dtype.
+    return _nll(head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch)
 
 
 def mask_padding_items(
     bias_I: jax.Array, n_items: int, item_axis: str | None
 ) -> jax.Array:
-  """-inf where the global item index is padding (>= n_items)."""
-  n_local = bias_I.shape[0]
-  index_I = jnp.arange(n_local) + item_offset(n_local, item_axis)
-  return jnp.where(index_I < n_items, bias_I, -jnp.inf)
+    """-inf where the global item index is padding (>= n_items)."""
+    n_local = bias_I.shape[0]
+    index_I = jnp.arange(n_local) + item_offset(n_local, item_axis)
+    return jnp.where(index_I < n_items, bias_I, -jnp.inf)

@@ -18,88 +18,90 @@ from vaecf.errors import VaecfError
 def as_histories(
     histories: Any, items: IdTable, user_column: str, item_column: str
 ) -> tuple[np.ndarray, Interactions, int]:
-  """Histories as (users [U], Interactions over `items`, unknown items).
+    """Histories as (users [U], Interactions over `items`, unknown items).
 
-  Args:
-    histories: DataFrame, mapping user -> items, sequence of item sequences,
-      or scipy.sparse users x items in the order of `items`.
-    items: the model's items.
-    user_column: of a DataFrame.
-    item_column: of a DataFrame.
+    Args:
+      histories: DataFrame, mapping user -> items, sequence of item sequences,
+        or scipy.sparse users x items in the order of `items`.
+      items: the model's items.
+      user_column: of a DataFrame.
+      item_column: of a DataFrame.
 
-  Raises:
-    VaecfError: a column is missing or a matrix has another width.
-  """
-  if scipy.sparse.issparse(histories):
-    if histories.shape[1] != len(items):
-      raise VaecfError(
-          f"the histories matrix is users x items with {histories.shape[1]} "
-          f"columns, and the model has {len(items)} items: use the model's "
-          "item order (Recommender.items), or pass raw ids"
-      )
-    matrix = Interactions.from_scipy(histories)
-    return np.arange(matrix.n_users), matrix, 0
-  if hasattr(histories, "columns"):
-    users, rows, raw_items = _from_frame(histories, user_column, item_column)
-  elif isinstance(histories, Mapping):
-    users, rows, raw_items = _from_lists(
-        list(histories.keys()), list(histories.values())
+    Raises:
+      VaecfError: a column is missing or a matrix has another width.
+    """
+    if scipy.sparse.issparse(histories):
+        if histories.shape[1] != len(items):
+            raise VaecfError(
+                f"the histories matrix is users x items with {histories.shape[1]} "
+                f"columns, and the model has {len(items)} items: use the model's "
+                "item order (Recommender.items), or pass raw ids"
+            )
+        matrix = Interactions.from_scipy(histories)
+        return np.arange(matrix.n_users), matrix, 0
+    if hasattr(histories, "columns"):
+        users, rows, raw_items = _from_frame(
+            histories, user_column, item_column
+        )
+    elif isinstance(histories, Mapping):
+        users, rows, raw_items = _from_lists(
+            list(histories.keys()), list(histories.values())
+        )
+    elif isinstance(histories, Sequence) and not isinstance(histories, str):
+        users, rows, raw_items = _from_lists(
+            range(len(histories)), list(histories)
+        )
+    else:
+        raise VaecfError(
+            f"histories of type {type(histories).__name__}: pass a DataFrame, a "
+            "mapping user -> items, a sequence of item sequences or a sparse "
+            "matrix"
+        )
+    index = items.index_of(raw_items) if len(raw_items) else np.zeros(0, int)
+    known = index >= 0
+    matrix, _ = Interactions.from_pairs(
+        rows[known], index[known], len(users), len(items)
     )
-  elif isinstance(histories, Sequence) and not isinstance(histories, str):
-    users, rows, raw_items = _from_lists(
-        range(len(histories)), list(histories)
-    )
-  else:
-    raise VaecfError(
-        f"histories of type {type(histories).__name__}: pass a DataFrame, a "
-        "mapping user -> items, a sequence of item sequences or a sparse "
-        "matrix"
-    )
-  index = items.index_of(raw_items) if len(raw_items) else np.zeros(0, int)
-  known = index >= 0
-  matrix, _ = Interactions.from_pairs(
-      rows[known], index[known], len(users), len(items)
-  )
-  return users, matrix, int((~known).sum())
+    return users, matrix, int((~known).sum())
 
 
 def _from_frame(
     frame: Any, user_column: str, item_column: str
 ) -> tuple[np.ndarray, np.ndarray, Any]:
-  for column in (user_column, item_column):
-    if column not in frame.columns:
-      raise VaecfError(
-          f"histories have no column {column!r} (they have "
-          f"{', '.join(map(str, frame.columns))}): pass user_column and "
-          "item_column"
-      )
-  import pandas as pd
+    for column in (user_column, item_column):
+        if column not in frame.columns:
+            raise VaecfError(
+                f"histories have no column {column!r} (they have "
+                f"{', '.join(map(str, frame.columns))}): pass user_column and "
+                "item_column"
+            )
+    import pandas as pd
 
-  rows, users = pd.factorize(np.asarray(frame[user_column].to_numpy()))
-  if (rows < 0).any():
-    raise VaecfError(
-        f"histories have an empty user in row {int(np.argmax(rows < 0))}: "
-        f"fill column {user_column!r} or drop the row"
-    )
-  return np.asarray(users), rows, frame[item_column].to_numpy()
+    rows, users = pd.factorize(np.asarray(frame[user_column].to_numpy()))
+    if (rows < 0).any():
+        raise VaecfError(
+            f"histories have an empty user in row {int(np.argmax(rows < 0))}: "
+            f"fill column {user_column!r} or drop the row"
+        )
+    return np.asarray(users), rows, frame[item_column].to_numpy()
 
 
 def _from_lists(
     users: Sequence[Any], lists: Sequence[Sequence[Any]]
 ) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-  for user, values in zip(users, lists, strict=True):
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
-      raise VaecfError(
-          f"history of user {user!r} is {values!r}: pass a list of items"
-      )
-  lists = [list(values) for values in lists]
-  rows = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
-  table = np.empty(len(users), object)
-  table[:] = list(users)
-  # Plain numbers stay numbers in the result.
-  ids = np.array(list(users)) if len(users) else table
-  users_array = ids if ids.ndim == 1 and ids.dtype.kind in "iu" else table
-  return users_array, rows, [item for values in lists for item in values]
+    for user, values in zip(users, lists, strict=True):
+        if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+            raise VaecfError(
+                f"history of user {user!r} is {values!r}: pass a list of items"
+            )
+    lists = [list(values) for values in lists]
+    rows = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
+    table = np.empty(len(users), object)
+    table[:] = list(users)
+    # Plain numbers stay numbers in the result.
+    ids = np.array(list(users)) if len(users) else table
+    users_array = ids if ids.ndim == 1 and ids.dtype.kind in "iu" else table
+    return users_array, rows, [item for values in lists for item in values]
 
 
 def training_dataset(
@@ -110,9 +112,9 @@ def training_dataset(
     validation_users: int | float,
     seed: int,
 ) -> dataset_lib.Dataset:
-  """A dataset in memory for `Recommender.fit`: no test users.
+    """A dataset in memory for `Recommender.fit`: no test users.
 
-  Raises:
-    VaecfError: see `prepare.from_frame`.
-  """
-  raise VaecfError("not wired to vaecf.data.prepare yet")
+    Raises:
+      VaecfError: see `prepare.from_frame`.
+    """
+    raise VaecfError("not wired to vaecf.data.prepare yet")

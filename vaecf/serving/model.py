@@ -26,108 +26,108 @@ from vaecf.training import workdir as workdir_lib
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-  """A trained model, ready to rank.
+    """A trained model, ready to rank.
 
-  Attributes:
-    options: of the run that trained it.
-    manifest: of the dataset that it was trained on.
-    items: raw ids in the order of the item axis.
-    problem: module and mesh.
-    params: parameters, on the mesh.
-    directory: where it was loaded from.
-    position: where in the run the parameters were taken.
-  """
-
-  options: Options
-  manifest: dict[str, Any]
-  items: IdTable
-  problem: step_lib.Problem
-  params: Any
-  directory: pathlib.Path
-  position: dict[str, Any]
-
-  @functools.lru_cache(maxsize=16)  # noqa: B019  (lives as long as the model)
-  def ranker(self, k: int, exclude_seen: bool = True) -> ranking.Ranker:
-    """Compiled ranking to depth k, kept for the next call."""
-    return ranking.Ranker(
-        self.scorer(), self.problem.mesh, k, exclude_seen=exclude_seen
-    )
-
-  def scorer(self) -> ranking.Scorer:
-    """What `ranking` and `evaluation` take."""
-    return scorers.model(self.problem.model, self.params)
-
-  def encode(self, matrix: Interactions) -> np.ndarray:
-    """Users' representations, float32 [U, latent]."""
-    counts = matrix.counts[None, :]
-    batch = batching.assemble_on_host(
-        matrix.indptr,
-        matrix.indices,
-        np.arange(matrix.n_users, dtype=np.int32),
-        batching.slots_for(counts),
-    )
-    encode = jax.jit(
-        functools.partial(self.problem.whole.apply, method="encode")
-    )
-    return np.asarray(
-        encode({"params": self.params}, jax.tree.map(jnp.asarray, batch))
-    )
-
-  def item_vectors(self) -> np.ndarray:
-    """Output weights of every item, normalised, float32 [I, H]."""
-    kernel_HI = np.asarray(jax.device_get(self.params["output_kernel"]))
-    vector_IH = kernel_HI.T[: len(self.items)]
-    norm_I = np.linalg.norm(vector_IH, axis=1, keepdims=True)
-    return vector_IH / np.maximum(norm_I, np.finfo(np.float32).tiny)
-
-  def save(self, directory: pathlib.Path) -> pathlib.Path:
-    """Writes a self-contained copy: config, ids, parameters.
-
-    Raises:
-      VaecfError: the directory exists and is not empty.
+    Attributes:
+      options: of the run that trained it.
+      manifest: of the dataset that it was trained on.
+      items: raw ids in the order of the item axis.
+      problem: module and mesh.
+      params: parameters, on the mesh.
+      directory: where it was loaded from.
+      position: where in the run the parameters were taken.
     """
-    if directory.exists() and any(directory.iterdir()):
-      raise VaecfError(f"{directory} is not empty: choose another directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    workdir_lib.write_model_identity(directory, self.manifest, self.items)
-    saved = checkpoints.Checkpoints(directory / "checkpoints")
-    step = self.position.get("epoch", 0)
-    saved.save(checkpoints.BEST, step, self.params, self.position)
-    saved.close()
-    # Last: a directory with a config is a whole one.
-    workdir_lib.write_json(
-        directory / workdir_lib.CONFIG, self.options.to_dict()
-    )
-    return directory
+
+    options: Options
+    manifest: dict[str, Any]
+    items: IdTable
+    problem: step_lib.Problem
+    params: Any
+    directory: pathlib.Path
+    position: dict[str, Any]
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019  (lives as long as the model)
+    def ranker(self, k: int, exclude_seen: bool = True) -> ranking.Ranker:
+        """Compiled ranking to depth k, kept for the next call."""
+        return ranking.Ranker(
+            self.scorer(), self.problem.mesh, k, exclude_seen=exclude_seen
+        )
+
+    def scorer(self) -> ranking.Scorer:
+        """What `ranking` and `evaluation` take."""
+        return scorers.model(self.problem.model, self.params)
+
+    def encode(self, matrix: Interactions) -> np.ndarray:
+        """Users' representations, float32 [U, latent]."""
+        counts = matrix.counts[None, :]
+        batch = batching.assemble_on_host(
+            matrix.indptr,
+            matrix.indices,
+            np.arange(matrix.n_users, dtype=np.int32),
+            batching.slots_for(counts),
+        )
+        encode = jax.jit(
+            functools.partial(self.problem.whole.apply, method="encode")
+        )
+        return np.asarray(
+            encode({"params": self.params}, jax.tree.map(jnp.asarray, batch))
+        )
+
+    def item_vectors(self) -> np.ndarray:
+        """Output weights of every item, normalised, float32 [I, H]."""
+        kernel_HI = np.asarray(jax.device_get(self.params["output_kernel"]))
+        vector_IH = kernel_HI.T[: len(self.items)]
+        norm_I = np.linalg.norm(vector_IH, axis=1, keepdims=True)
+        return vector_IH / np.maximum(norm_I, np.finfo(np.float32).tiny)
+
+    def save(self, directory: pathlib.Path) -> pathlib.Path:
+        """Writes a self-contained copy: config, ids, parameters.
+
+        Raises:
+          VaecfError: the directory exists and is not empty.
+        """
+        if directory.exists() and any(directory.iterdir()):
+            raise VaecfError(
+                f"{directory} is not empty: choose another directory"
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+        workdir_lib.write_model_identity(directory, self.manifest, self.items)
+        saved = checkpoints.Checkpoints(directory / "checkpoints")
+        step = self.position.get("epoch", 0)
+        saved.save(checkpoints.BEST, step, self.params, self.position)
+        saved.close()
+        # Last: a directory with a config is a whole one.
+        workdir_lib.write_json(
+            directory / workdir_lib.CONFIG, self.options.to_dict()
+        )
+        return directory
 
 
 def load(directory: pathlib.Path, *, policy: str | None = None) -> Model:
-  """The best model of a workdir or of a directory written by `Model.save`.
+    """The best model of a workdir or of a directory written by `Model.save`.
 
-  It goes onto this machine's devices, whatever it was trained on.
+    It goes onto this machine's devices, whatever it was trained on.
 
-  Args:
-    directory: workdir.
-    policy: precision to score in; None takes the run's.
+    Args:
+      directory: workdir.
+      policy: precision to score in; None takes the run's.
 
-  Raises:
-    VaecfError: missing or damaged files; names them.
-  """
-  options = options_lib.load(directory / workdir_lib.CONFIG)
-  if policy is not None:
-    options = dataclasses.replace(
-        options,
-        precision=dataclasses.replace(options.precision, policy=policy),
+    Raises:
+      VaecfError: missing or damaged files; names them.
+    """
+    options = options_lib.load(directory / workdir_lib.CONFIG)
+    if policy is not None:
+        options = dataclasses.replace(
+            options,
+            precision=dataclasses.replace(options.precision, policy=policy),
+        )
+    manifest = workdir_lib.read_json(directory / workdir_lib.DATASET)
+    items = id_files.read_ids(directory / workdir_lib.ITEMS, "item")
+    problem = step_lib.make_problem(
+        options, len(items), sharding.make_mesh(-1, 1)
     )
-  manifest = workdir_lib.read_json(directory / workdir_lib.DATASET)
-  items = id_files.read_ids(directory / workdir_lib.ITEMS, "item")
-  problem = step_lib.make_problem(
-      options, len(items), sharding.make_mesh(-1, 1)
-  )
-  saved = checkpoints.Checkpoints(directory / "checkpoints")
-  params = loop.restore_params(problem, saved)
-  position = saved.position(checkpoints.BEST)
-  saved.close()
-  return Model(
-      options, manifest, items, problem, params, directory, position
-  )
+    saved = checkpoints.Checkpoints(directory / "checkpoints")
+    params = loop.restore_params(problem, saved)
+    position = saved.position(checkpoints.BEST)
+    saved.close()
+    return Model(options, manifest, items, problem, params, directory, position)

@@ -20,391 +20,401 @@ from vaecf.training import loop
 from vaecf.training import workdir as workdir_lib
 
 if TYPE_CHECKING:
-  import pandas as pd
+    import pandas as pd
 
 SCORES = ("log_probability", "probability", "logit")
 
 
 class Recommender:
-  """A trained model with the ids of its items.
+    """A trained model with the ids of its items.
 
-  Users are histories: nothing about a user is stored, so that new users are
-  served like old ones. New items need a new `fit`.
+    Users are histories: nothing about a user is stored, so that new users are
+    served like old ones. New items need a new `fit`.
 
-      recommender = Recommender().fit(frame)      # columns user, item
-      recommender.recommend({"ann": [12, 50]}, k=10)
-  """
-
-  def __init__(
-      self,
-      *,
-      model: str = "mult_vae",
-      hidden: Sequence[int] = (600,),
-      latent: int = 200,
-      activation: str = "tanh",
-      dropout_rate: float = 0.5,
-      anneal_cap: float = 0.2,
-      anneal_epochs: float = 50.0,
-      weight_decay: float = 0.0,
-      learning_rate: float = 1e-3,
-      epochs: int = 100,
-      batch_size: int = 500,
-      patience: int | None = 10,
-      precision: str = "fp32",
-      seed: int = 0,
-  ) -> None:
-    """Settings for `fit`; a loaded model brings its own.
-
-    Args:
-      model: 'mult_vae' or 'mult_dae'.
-      hidden: units of the hidden layers, from the items inwards.
-      latent: units of the bottleneck.
-      activation: 'tanh' or 'relu'.
-      dropout_rate: share of a history dropped from the input in training.
-      anneal_cap: largest weight of the KL term.
-      anneal_epochs: epochs in which the weight rises to the cap.
-      weight_decay: times the sum of squared weights, added to the loss.
-      learning_rate: Adam's.
-      epochs: passes over the users, at most.
-      batch_size: users a step.
-      patience: epochs without gain on the validation users before `fit`
-        stops; None never stops early.
-      precision: 'fp32', 'tf32', 'bf16', 'fp16' or 'amp'.
-      seed: makes `fit` repeatable.
+        recommender = Recommender().fit(frame)      # columns user, item
+        recommender.recommend({"ann": [12, 50]}, k=10)
     """
-    self._settings = dict(
-        model=model,
-        hidden=tuple(hidden),
-        latent=latent,
-        activation=activation,
-        dropout_rate=dropout_rate,
-        anneal_cap=anneal_cap,
-        anneal_epochs=anneal_epochs,
-        weight_decay=weight_decay,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-        patience=patience,
-        precision=precision,
-        seed=seed,
-    )
-    self._model: Model | None = None
 
-  # --- Where a model comes from -------------------------------------------
+    def __init__(
+        self,
+        *,
+        model: str = "mult_vae",
+        hidden: Sequence[int] = (600,),
+        latent: int = 200,
+        activation: str = "tanh",
+        dropout_rate: float = 0.5,
+        anneal_cap: float = 0.2,
+        anneal_epochs: float = 50.0,
+        weight_decay: float = 0.0,
+        learning_rate: float = 1e-3,
+        epochs: int = 100,
+        batch_size: int = 500,
+        patience: int | None = 10,
+        precision: str = "fp32",
+        seed: int = 0,
+    ) -> None:
+        """Settings for `fit`; a loaded model brings its own.
 
-  def fit(
-      self,
-      interactions: Any,
-      *,
-      user_column: str = "user",
-      item_column: str = "item",
-      validation_users: int | float = 0.1,
-      workdir: str | pathlib.Path | None = None,
-      show_progress: bool | None = None,
-  ) -> Recommender:
-    """Trains on pairs of (user, item).
+        Args:
+          model: 'mult_vae' or 'mult_dae'.
+          hidden: units of the hidden layers, from the items inwards.
+          latent: units of the bottleneck.
+          activation: 'tanh' or 'relu'.
+          dropout_rate: share of a history dropped from the input in training.
+          anneal_cap: largest weight of the KL term.
+          anneal_epochs: epochs in which the weight rises to the cap.
+          weight_decay: times the sum of squared weights, added to the loss.
+          learning_rate: Adam's.
+          epochs: passes over the users, at most.
+          batch_size: users a step.
+          patience: epochs without gain on the validation users before `fit`
+            stops; None never stops early.
+          precision: 'fp32', 'tf32', 'bf16', 'fp16' or 'amp'.
+          seed: makes `fit` repeatable.
+        """
+        self._settings = dict(
+            model=model,
+            hidden=tuple(hidden),
+            latent=latent,
+            activation=activation,
+            dropout_rate=dropout_rate,
+            anneal_cap=anneal_cap,
+            anneal_epochs=anneal_epochs,
+            weight_decay=weight_decay,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            batch_size=batch_size,
+            patience=patience,
+            precision=precision,
+            seed=seed,
+        )
+        self._model: Model | None = None
 
-    Args:
-      interactions: DataFrame (pandas or polars) with the two columns, or a
-        scipy.sparse matrix users x items (nonzero = interaction; raw ids are
-        then row and column numbers).
-      user_column: column of the user ids.
-      item_column: column of the item ids.
-      validation_users: users held out to choose the best epoch, a number or
-        a share; 0 keeps the last epoch.
-      workdir: keep the run there; None trains in a temporary directory.
-      show_progress: None shows a bar on a terminal.
+    # --- Where a model comes from -------------------------------------------
 
-    Returns:
-      This recommender.
+    def fit(
+        self,
+        interactions: Any,
+        *,
+        user_column: str = "user",
+        item_column: str = "item",
+        validation_users: int | float = 0.1,
+        workdir: str | pathlib.Path | None = None,
+        show_progress: bool | None = None,
+    ) -> Recommender:
+        """Trains on pairs of (user, item).
 
-    Raises:
-      VaecfError: the data or a setting is not usable.
-    """
-    dataset = histories_lib.training_dataset(
-        interactions,
-        user_column=user_column,
-        item_column=item_column,
-        validation_users=validation_users,
-        seed=self._settings["seed"],
-    )
-    options = _options(self._settings, dataset.train.n_users)
-    with tempfile.TemporaryDirectory() as temporary:
-      directory = pathlib.Path(workdir or temporary)
-      with workdir_lib.locked(directory):
-        workdir_lib.claim(directory, options, dataset)
-        loop.train(options, dataset, directory, show_progress=show_progress)
-      self._model = load(directory)
-    return self
+        Args:
+          interactions: DataFrame (pandas or polars) with the two columns, or a
+            scipy.sparse matrix users x items (nonzero = interaction; raw ids are
+            then row and column numbers).
+          user_column: column of the user ids.
+          item_column: column of the item ids.
+          validation_users: users held out to choose the best epoch, a number or
+            a share; 0 keeps the last epoch.
+          workdir: keep the run there; None trains in a temporary directory.
+          show_progress: None shows a bar on a terminal.
 
-  @classmethod
-  def load(cls, directory: str | pathlib.Path) -> Recommender:
-    """The best model of a run's workdir, or one written by `save`.
+        Returns:
+          This recommender.
 
-    Raises:
-      VaecfError: there is none, or it is damaged.
-    """
-    recommender = cls()
-    recommender._model = load(pathlib.Path(directory))
-    return recommender
-
-  def save(self, directory: str | pathlib.Path) -> pathlib.Path:
-    """Writes a self-contained directory for `load`.
-
-    Raises:
-      VaecfError: nothing is fitted, or the directory is not empty.
-    """
-    return self._fitted().save(pathlib.Path(directory))
-
-  # --- What it gives ------------------------------------------------------
-
-  @property
-  def items(self) -> np.ndarray:
-    """Raw ids of all items that can be recommended."""
-    return self._fitted().items.ids
-
-  def recommend(
-      self,
-      histories: Any,
-      k: int = 10,
-      *,
-      exclude_seen: bool = True,
-      allow_items: Sequence[Any] | None = None,
-      deny_items: Sequence[Any] | None = None,
-      score: str = "log_probability",
-      user_column: str = "user",
-      item_column: str = "item",
-      batch_size: int = 512,
-  ) -> pd.DataFrame:
-    """The k best items for every history.
-
-    Args:
-      histories: DataFrame with the two columns; mapping user -> items;
-        sequence of item sequences (users are then 0, 1, ...); or a
-        scipy.sparse matrix in the model's item order.
-      k: items a user.
-      exclude_seen: leave out the items of the history.
-      allow_items: recommend only from these; unknown ones are ignored.
-      deny_items: never recommend these.
-      score: 'log_probability' (natural logarithm of the probability that
-        the model gives the item, over the whole catalogue), 'probability',
-        or 'logit'.
-      user_column: column of the user ids.
-      item_column: column of the item ids.
-      batch_size: users a dispatch.
-
-    Returns:
-      DataFrame with columns user, rank (from 1), item, score, sorted by user
-      as given and rank. A user with fewer than k items left gets fewer rows.
-      `attrs['unknown_items']` counts the items of histories that the model
-      does not know and left out.
-    """
-    frames = list(
-        self.recommend_blocks(
-            histories,
-            k,
-            exclude_seen=exclude_seen,
-            allow_items=allow_items,
-            deny_items=deny_items,
-            score=score,
+        Raises:
+          VaecfError: the data or a setting is not usable.
+        """
+        dataset = histories_lib.training_dataset(
+            interactions,
             user_column=user_column,
             item_column=item_column,
-            batch_size=batch_size,
+            validation_users=validation_users,
+            seed=self._settings["seed"],
         )
-    )
-    import pandas as pd
+        options = _options(self._settings, dataset.train.n_users)
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = pathlib.Path(workdir or temporary)
+            with workdir_lib.locked(directory):
+                workdir_lib.claim(directory, options, dataset)
+                loop.train(
+                    options, dataset, directory, show_progress=show_progress
+                )
+            self._model = load(directory)
+        return self
 
-    result = pd.concat(frames, ignore_index=True)
-    result.attrs["unknown_items"] = frames[0].attrs["unknown_items"]
-    return result
+    @classmethod
+    def load(cls, directory: str | pathlib.Path) -> Recommender:
+        """The best model of a run's workdir, or one written by `save`.
 
-  def recommend_blocks(
-      self,
-      histories: Any,
-      k: int = 10,
-      *,
-      exclude_seen: bool = True,
-      allow_items: Sequence[Any] | None = None,
-      deny_items: Sequence[Any] | None = None,
-      score: str = "log_probability",
-      user_column: str = "user",
-      item_column: str = "item",
-      batch_size: int = 512,
-  ) -> Iterator[pd.DataFrame]:
-    """As `recommend`, one DataFrame a block of users: bounded memory.
+        Raises:
+          VaecfError: there is none, or it is damaged.
+        """
+        recommender = cls()
+        recommender._model = load(pathlib.Path(directory))
+        return recommender
 
-    An empty first frame comes when there are no users.
-    """
-    fitted = self._fitted()
-    if k < 1:
-      raise VaecfError(f"k={k} must be at least 1")
-    if score not in SCORES:
-      raise VaecfError(f"score={score!r}: use one of {', '.join(SCORES)}")
-    users, matrix, unknown = histories_lib.as_histories(
-        histories, fitted.items, user_column, item_column
-    )
-    if unknown:
-      logging.warning(
-          "%d items of the histories are not known to the model and are left "
-          "out",
-          unknown,
-      )
-    ranker = fitted.ranker(min(k, len(fitted.items)), exclude_seen)
-    allowed = _allowed(fitted.items, allow_items, deny_items)
-    first = 0
-    blocks = ranker.blocks(
-        fitted.params,
-        matrix.indptr,
-        matrix.indices,
-        batch_size=batch_size,
-        allowed_I=None if allowed is None else ranker.allow(allowed),
-    )
-    empty = ranking.Ranked(
-        np.zeros((0, k), np.int32),
-        np.zeros((0, k), np.float32),
-        np.zeros(0, np.float32),
-    )
-    for ranked in blocks if len(users) else [empty]:
-      last = first + len(ranked.item_UK)
-      frame = _frame(users[first:last], ranked, fitted.items, score)
-      frame.attrs["unknown_items"] = unknown
-      yield frame
-      first = last
+    def save(self, directory: str | pathlib.Path) -> pathlib.Path:
+        """Writes a self-contained directory for `load`.
 
-  def similar_items(self, item: Any, k: int = 10) -> pd.DataFrame:
-    """Items whose output weights point the same way (cosine similarity).
+        Raises:
+          VaecfError: nothing is fitted, or the directory is not empty.
+        """
+        return self._fitted().save(pathlib.Path(directory))
 
-    Args:
-      item: raw id.
-      k: items to return.
+    # --- What it gives ------------------------------------------------------
 
-    Returns:
-      DataFrame with columns rank, item, score (cosine, in [-1, 1]).
+    @property
+    def items(self) -> np.ndarray:
+        """Raw ids of all items that can be recommended."""
+        return self._fitted().items.ids
 
-    Raises:
-      VaecfError: the model does not know the item.
-    """
-    import pandas as pd
+    def recommend(
+        self,
+        histories: Any,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        allow_items: Sequence[Any] | None = None,
+        deny_items: Sequence[Any] | None = None,
+        score: str = "log_probability",
+        user_column: str = "user",
+        item_column: str = "item",
+        batch_size: int = 512,
+    ) -> pd.DataFrame:
+        """The k best items for every history.
 
-    fitted = self._fitted()
-    index = int(fitted.items.index_of([item])[0])
-    if index < 0:
-      raise VaecfError(f"item {item!r} is not known to the model")
-    vector_IH = fitted.item_vectors()
-    cosine_I = vector_IH @ vector_IH[index]
-    cosine_I[index] = -np.inf
-    # A stable sort breaks ties by item index, as ranking does.
-    best = np.argsort(-cosine_I, kind="stable")[: min(k, len(cosine_I) - 1)]
-    return pd.DataFrame({
-        "rank": np.arange(1, len(best) + 1),
-        "item": fitted.items.ids[best],
-        "score": cosine_I[best],
-    })
+        Args:
+          histories: DataFrame with the two columns; mapping user -> items;
+            sequence of item sequences (users are then 0, 1, ...); or a
+            scipy.sparse matrix in the model's item order.
+          k: items a user.
+          exclude_seen: leave out the items of the history.
+          allow_items: recommend only from these; unknown ones are ignored.
+          deny_items: never recommend these.
+          score: 'log_probability' (natural logarithm of the probability that
+            the model gives the item, over the whole catalogue), 'probability',
+            or 'logit'.
+          user_column: column of the user ids.
+          item_column: column of the item ids.
+          batch_size: users a dispatch.
 
-  def encode(
-      self,
-      histories: Any,
-      *,
-      user_column: str = "user",
-      item_column: str = "item",
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Users' representations: (users [U], float32 [U, latent])."""
-    fitted = self._fitted()
-    users, matrix, _ = histories_lib.as_histories(
-        histories, fitted.items, user_column, item_column
-    )
-    return users, fitted.encode(matrix)
+        Returns:
+          DataFrame with columns user, rank (from 1), item, score, sorted by user
+          as given and rank. A user with fewer than k items left gets fewer rows.
+          `attrs['unknown_items']` counts the items of histories that the model
+          does not know and left out.
+        """
+        frames = list(
+            self.recommend_blocks(
+                histories,
+                k,
+                exclude_seen=exclude_seen,
+                allow_items=allow_items,
+                deny_items=deny_items,
+                score=score,
+                user_column=user_column,
+                item_column=item_column,
+                batch_size=batch_size,
+            )
+        )
+        import pandas as pd
 
-  def _fitted(self) -> Model:
-    if self._model is None:
-      raise VaecfError("no model yet: call fit() or Recommender.load(workdir)")
-    return self._model
+        result = pd.concat(frames, ignore_index=True)
+        result.attrs["unknown_items"] = frames[0].attrs["unknown_items"]
+        return result
+
+    def recommend_blocks(
+        self,
+        histories: Any,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        allow_items: Sequence[Any] | None = None,
+        deny_items: Sequence[Any] | None = None,
+        score: str = "log_probability",
+        user_column: str = "user",
+        item_column: str = "item",
+        batch_size: int = 512,
+    ) -> Iterator[pd.DataFrame]:
+        """As `recommend`, one DataFrame a block of users: bounded memory.
+
+        An empty first frame comes when there are no users.
+        """
+        fitted = self._fitted()
+        if k < 1:
+            raise VaecfError(f"k={k} must be at least 1")
+        if score not in SCORES:
+            raise VaecfError(f"score={score!r}: use one of {', '.join(SCORES)}")
+        users, matrix, unknown = histories_lib.as_histories(
+            histories, fitted.items, user_column, item_column
+        )
+        if unknown:
+            logging.warning(
+                "%d items of the histories are not known to the model and are left "
+                "out",
+                unknown,
+            )
+        ranker = fitted.ranker(min(k, len(fitted.items)), exclude_seen)
+        allowed = _allowed(fitted.items, allow_items, deny_items)
+        first = 0
+        blocks = ranker.blocks(
+            fitted.params,
+            matrix.indptr,
+            matrix.indices,
+            batch_size=batch_size,
+            allowed_I=None if allowed is None else ranker.allow(allowed),
+        )
+        empty = ranking.Ranked(
+            np.zeros((0, k), np.int32),
+            np.zeros((0, k), np.float32),
+            np.zeros(0, np.float32),
+        )
+        for ranked in blocks if len(users) else [empty]:
+            last = first + len(ranked.item_UK)
+            frame = _frame(users[first:last], ranked, fitted.items, score)
+            frame.attrs["unknown_items"] = unknown
+            yield frame
+            first = last
+
+    def similar_items(self, item: Any, k: int = 10) -> pd.DataFrame:
+        """Items whose output weights point the same way (cosine similarity).
+
+        Args:
+          item: raw id.
+          k: items to return.
+
+        Returns:
+          DataFrame with columns rank, item, score (cosine, in [-1, 1]).
+
+        Raises:
+          VaecfError: the model does not know the item.
+        """
+        import pandas as pd
+
+        fitted = self._fitted()
+        index = int(fitted.items.index_of([item])[0])
+        if index < 0:
+            raise VaecfError(f"item {item!r} is not known to the model")
+        vector_IH = fitted.item_vectors()
+        cosine_I = vector_IH @ vector_IH[index]
+        cosine_I[index] = -np.inf
+        # A stable sort breaks ties by item index, as ranking does.
+        best = np.argsort(-cosine_I, kind="stable")[: min(k, len(cosine_I) - 1)]
+        return pd.DataFrame(
+            {
+                "rank": np.arange(1, len(best) + 1),
+                "item": fitted.items.ids[best],
+                "score": cosine_I[best],
+            }
+        )
+
+    def encode(
+        self,
+        histories: Any,
+        *,
+        user_column: str = "user",
+        item_column: str = "item",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Users' representations: (users [U], float32 [U, latent])."""
+        fitted = self._fitted()
+        users, matrix, _ = histories_lib.as_histories(
+            histories, fitted.items, user_column, item_column
+        )
+        return users, fitted.encode(matrix)
+
+    def _fitted(self) -> Model:
+        if self._model is None:
+            raise VaecfError(
+                "no model yet: call fit() or Recommender.load(workdir)"
+            )
+        return self._model
 
 
 def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
-  """The run's options that the constructor's settings describe."""
-  steps = -(-n_users // settings["batch_size"])
-  cap = settings["anneal_cap"]
-  # The weight rises by 1 / total_steps a step and meets the cap after
-  # anneal_epochs.
-  total = round(settings["anneal_epochs"] * steps / cap) if cap else 0
-  return options_lib.from_config({
-      "seed": settings["seed"],
-      "data": {"dir": "(in memory)", "feed": "auto"},
-      "model": {
-          "name": settings["model"],
-          "hidden": settings["hidden"],
-          "latent": settings["latent"],
-          "activation": settings["activation"],
-          "dropout_rate": settings["dropout_rate"],
-          "input": "auto",
-      },
-      "loss": {
-          "anneal_cap": cap,
-          "total_anneal_steps": total,
-          "weight_decay": settings["weight_decay"],
-      },
-      "optimizer": {
-          "learning_rate": settings["learning_rate"],
-          "beta1": 0.9,
-          "beta2": 0.999,
-          "epsilon": 1e-8,
-      },
-      "train": {
-          "epochs": settings["epochs"],
-          "batch_size": settings["batch_size"],
-          "drop_remainder": False,
-          "warm_up_epochs": 1,
-      },
-      "eval": {
-          "every_epochs": 1,
-          "batch_size": 2000,
-          "metrics": ("ndcg@100", "recall@20", "recall@50"),
-          "best_metric": "ndcg@100",
-          "patience": settings["patience"],
-      },
-      "precision": {
-          "policy": settings["precision"],
-          "initial_loss_scale": 2.0**15,
-          "loss_scale_growth_interval": 2000,
-          "max_skipped_in_a_row": 50,
-      },
-      "mesh": {"data": -1, "item": 1},
-  })
+    """The run's options that the constructor's settings describe."""
+    steps = -(-n_users // settings["batch_size"])
+    cap = settings["anneal_cap"]
+    # The weight rises by 1 / total_steps a step and meets the cap after
+    # anneal_epochs.
+    total = round(settings["anneal_epochs"] * steps / cap) if cap else 0
+    return options_lib.from_config(
+        {
+            "seed": settings["seed"],
+            "data": {"dir": "(in memory)", "feed": "auto"},
+            "model": {
+                "name": settings["model"],
+                "hidden": settings["hidden"],
+                "latent": settings["latent"],
+                "activation": settings["activation"],
+                "dropout_rate": settings["dropout_rate"],
+                "input": "auto",
+            },
+            "loss": {
+                "anneal_cap": cap,
+                "total_anneal_steps": total,
+                "weight_decay": settings["weight_decay"],
+            },
+            "optimizer": {
+                "learning_rate": settings["learning_rate"],
+                "beta1": 0.9,
+                "beta2": 0.999,
+                "epsilon": 1e-8,
+            },
+            "train": {
+                "epochs": settings["epochs"],
+                "batch_size": settings["batch_size"],
+                "drop_remainder": False,
+                "warm_up_epochs": 1,
+            },
+            "eval": {
+                "every_epochs": 1,
+                "batch_size": 2000,
+                "metrics": ("ndcg@100", "recall@20", "recall@50"),
+                "best_metric": "ndcg@100",
+                "patience": settings["patience"],
+            },
+            "precision": {
+                "policy": settings["precision"],
+                "initial_loss_scale": 2.0**15,
+                "loss_scale_growth_interval": 2000,
+                "max_skipped_in_a_row": 50,
+            },
+            "mesh": {"data": -1, "item": 1},
+        }
+    )
 
 
 def _allowed(
     items: IdTable, allow: Sequence[Any] | None, deny: Sequence[Any] | None
 ) -> np.ndarray | None:
-  """bool [items], or None when every item is allowed."""
-  if allow is None and deny is None:
-    return None
-  mask = np.full(len(items), allow is None)
-  if allow is not None:
-    known = items.index_of(list(allow))
-    mask[known[known >= 0]] = True
-  if deny is not None:
-    known = items.index_of(list(deny))
-    mask[known[known >= 0]] = False
-  return mask
+    """bool [items], or None when every item is allowed."""
+    if allow is None and deny is None:
+        return None
+    mask = np.full(len(items), allow is None)
+    if allow is not None:
+        known = items.index_of(list(allow))
+        mask[known[known >= 0]] = True
+    if deny is not None:
+        known = items.index_of(list(deny))
+        mask[known[known >= 0]] = False
+    return mask
 
 
 def _frame(
     users: np.ndarray, ranked: ranking.Ranked, items: IdTable, score: str
 ) -> pd.DataFrame:
-  """Long frame of a block's lists, without the ranks nobody fills."""
-  import pandas as pd
+    """Long frame of a block's lists, without the ranks nobody fills."""
+    import pandas as pd
 
-  real_UK = ranked.item_UK >= 0
-  row, rank = np.nonzero(real_UK)
-  value = ranked.score_UK[row, rank]
-  if score != "logit":
-    value = value - ranked.log_total_U[row]
-  if score == "probability":
-    value = np.exp(value)
-  return pd.DataFrame({
-      "user": users[row],
-      "rank": rank + 1,
-      "item": items.ids[ranked.item_UK[row, rank]],
-      "score": value,
-  })
+    real_UK = ranked.item_UK >= 0
+    row, rank = np.nonzero(real_UK)
+    value = ranked.score_UK[row, rank]
+    if score != "logit":
+        value = value - ranked.log_total_U[row]
+    if score == "probability":
+        value = np.exp(value)
+    return pd.DataFrame(
+        {
+            "user": users[row],
+            "rank": rank + 1,
+            "item": items.ids[ranked.item_UK[row, rank]],
+            "score": value,
+        }
+    )

@@ -11,46 +11,50 @@ from vaecf.errors import VaecfError
 
 
 def epoch_order(
-    seed: int, epoch: int, n_users: int, batch_size: int, *,
+    seed: int,
+    epoch: int,
+    n_users: int,
+    batch_size: int,
+    *,
     drop_remainder: bool = False,
 ) -> np.ndarray:
-  """Users of every batch of an epoch, a function of (seed, epoch) alone.
+    """Users of every batch of an epoch, a function of (seed, epoch) alone.
 
-  Args:
-    seed: seed of the run.
-    epoch: counted from 0.
-    n_users: training users.
-    batch_size: users a batch, over all devices.
-    drop_remainder: leave out the users that do not fill the last batch (a
-      different set each epoch), instead of padding it.
+    Args:
+      seed: seed of the run.
+      epoch: counted from 0.
+      n_users: training users.
+      batch_size: users a batch, over all devices.
+      drop_remainder: leave out the users that do not fill the last batch (a
+        different set each epoch), instead of padding it.
 
-  Returns:
-    int32 [steps, batch_size]; n_users marks a padding user.
-  """
-  order = np.random.Generator(
-      np.random.PCG64([seed, epoch])
-  ).permutation(n_users).astype(np.int32)
-  steps = steps_per_epoch(n_users, batch_size, drop_remainder)
-  padded = np.full(steps * batch_size, n_users, np.int32)
-  used = min(n_users, len(padded))
-  padded[:used] = order[:used]
-  return padded.reshape(steps, batch_size)
-
-
-def steps_per_epoch(
-    n_users: int, batch_size: int, drop_remainder: bool
-) -> int:
-  """Batches of an epoch.
-
-  Raises:
-    VaecfError: there is none.
-  """
-  whole, rest = divmod(n_users, batch_size)
-  steps = whole if drop_remainder else whole + bool(rest)
-  if steps == 0:
-    raise VaecfError(
-        f"config.train.batch_size={batch_size} is larger than the {n_users} "
-        "training users and config.train.drop_remainder is set: no batch is "
-        "left; lower the batch size"
+    Returns:
+      int32 [steps, batch_size]; n_users marks a padding user.
+    """
+    order = (
+        np.random.Generator(np.random.PCG64([seed, epoch]))
+        .permutation(n_users)
+        .astype(np.int32)
     )
-  return steps
+    steps = steps_per_epoch(n_users, batch_size, drop_remainder)
+    padded = np.full(steps * batch_size, n_users, np.int32)
+    used = min(n_users, len(padded))
+    padded[:used] = order[:used]
+    return padded.reshape(steps, batch_size)
+
+
+def steps_per_epoch(n_users: int, batch_size: int, drop_remainder: bool) -> int:
+    """Batches of an epoch.
+
+    Raises:
+      VaecfError: there is none.
+    """
+    whole, rest = divmod(n_users, batch_size)
+    steps = whole if drop_remainder else whole + bool(rest)
+    if steps == 0:
+        raise VaecfError(
+            f"config.train.batch_size={batch_size} is larger than the {n_users} "
+            "training users and config.train.drop_remainder is set: no batch is "
+            "left; lower the batch size"
+        )
+    return steps

@@ -20,122 +20,124 @@ LATEST, BEST = "latest", "best"
 
 
 class Checkpoints:
-  """The directory `checkpoints/` of a workdir.
+    """The directory `checkpoints/` of a workdir.
 
-  `latest/` holds the whole TrainState, `best/` the parameters only; each
-  with a `position` (JSON): where in the run it was taken.
-  """
-
-  def __init__(self, directory: pathlib.Path) -> None:
-    """Opens the directory; creates nothing until the first save."""
-    self._directory = directory.absolute()
-    self._managers: dict[str, ocp.CheckpointManager] = {}
-
-  def _manager(self, which: str) -> ocp.CheckpointManager:
-    if which not in self._managers:
-      self._managers[which] = ocp.CheckpointManager(
-          self._directory / which,
-          options=ocp.CheckpointManagerOptions(
-              max_to_keep=1,
-              create=True,
-              enable_async_checkpointing=False,
-          ),
-      )
-    return self._managers[which]
-
-  def step(self, which: str) -> int | None:
-    """Step of the newest checkpoint of that kind, or None."""
-    if not (self._directory / which).is_dir():
-      return None
-    return self._manager(which).latest_step()
-
-  def save(
-      self, which: str, step: int, tree: Any, position: dict[str, Any]
-  ) -> None:
-    """Writes a checkpoint, then removes the one before it.
-
-    Args:
-      which: LATEST or BEST.
-      step: global step; saving the same step twice keeps the first.
-      tree: pytree of arrays.
-      position: plain values to store beside it.
-
-    Raises:
-      VaecfError: the disk refused.
+    `latest/` holds the whole TrainState, `best/` the parameters only; each
+    with a `position` (JSON): where in the run it was taken.
     """
-    try:
-      self._manager(which).save(
-          step,
-          args=ocp.args.Composite(
-              state=ocp.args.StandardSave(tree),
-              position=ocp.args.JsonSave(position),
-          ),
-          force=True,
-      )
-    except ocp.checkpoint_manager.StepAlreadyExistsError:
-      return
-    except OSError as error:
-      raise VaecfError(
-          f"{self._directory / which}: cannot write a checkpoint ({error})"
-      ) from error
 
-  def position(self, which: str) -> dict[str, Any]:
-    """What was stored beside the arrays."""
-    step = self._require(which)
-    restored = self._manager(which).restore(
-        step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
-    )
-    return restored["position"]
+    def __init__(self, directory: pathlib.Path) -> None:
+        """Opens the directory; creates nothing until the first save."""
+        self._directory = directory.absolute()
+        self._managers: dict[str, ocp.CheckpointManager] = {}
 
-  def restore(self, which: str, abstract: Any) -> Any:
-    """The arrays, placed as `abstract` says.
+    def _manager(self, which: str) -> ocp.CheckpointManager:
+        if which not in self._managers:
+            self._managers[which] = ocp.CheckpointManager(
+                self._directory / which,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=1,
+                    create=True,
+                    enable_async_checkpointing=False,
+                ),
+            )
+        return self._managers[which]
 
-    Args:
-      which: LATEST or BEST.
-      abstract: pytree of jax.ShapeDtypeStruct with shardings.
+    def step(self, which: str) -> int | None:
+        """Step of the newest checkpoint of that kind, or None."""
+        if not (self._directory / which).is_dir():
+            return None
+        return self._manager(which).latest_step()
 
-    Raises:
-      VaecfError: there is no such checkpoint, or its arrays do not fit.
-    """
-    step = self._require(which)
-    try:
-      restored = self._manager(which).restore(
-          step,
-          args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
-      )
-    except (ValueError, KeyError, TypeError, OSError) as error:
-      first_line = str(error).strip().splitlines()[0]
-      raise VaecfError(
-          f"{self._directory / which / str(step)}: the checkpoint does not "
-          f"fit this model or is damaged ({first_line})"
-      ) from error
-    return restored["state"]
+    def save(
+        self, which: str, step: int, tree: Any, position: dict[str, Any]
+    ) -> None:
+        """Writes a checkpoint, then removes the one before it.
 
-  def _require(self, which: str) -> int:
-    step = self.step(which)
-    if step is None:
-      raise VaecfError(
-          f"{self._directory / which}: no checkpoint there; train first "
-          "(--train)"
-      )
-    return step
+        Args:
+          which: LATEST or BEST.
+          step: global step; saving the same step twice keeps the first.
+          tree: pytree of arrays.
+          position: plain values to store beside it.
 
-  def close(self) -> None:
-    """Releases orbax's threads."""
-    for manager in self._managers.values():
-      manager.close()
-    self._managers.clear()
+        Raises:
+          VaecfError: the disk refused.
+        """
+        try:
+            self._manager(which).save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree),
+                    position=ocp.args.JsonSave(position),
+                ),
+                force=True,
+            )
+        except ocp.checkpoint_manager.StepAlreadyExistsError:
+            return
+        except OSError as error:
+            raise VaecfError(
+                f"{self._directory / which}: cannot write a checkpoint ({error})"
+            ) from error
+
+    def position(self, which: str) -> dict[str, Any]:
+        """What was stored beside the arrays."""
+        step = self._require(which)
+        restored = self._manager(which).restore(
+            step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
+        )
+        return restored["position"]
+
+    def restore(self, which: str, abstract: Any) -> Any:
+        """The arrays, placed as `abstract` says.
+
+        Args:
+          which: LATEST or BEST.
+          abstract: pytree of jax.ShapeDtypeStruct with shardings.
+
+        Raises:
+          VaecfError: there is no such checkpoint, or its arrays do not fit.
+        """
+        step = self._require(which)
+        try:
+            restored = self._manager(which).restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract)
+                ),
+            )
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise VaecfError(
+                f"{self._directory / which / str(step)}: the checkpoint does not "
+                f"fit this model or is damaged ({first_line})"
+            ) from error
+        return restored["state"]
+
+    def _require(self, which: str) -> int:
+        step = self.step(which)
+        if step is None:
+            raise VaecfError(
+                f"{self._directory / which}: no checkpoint there; train first "
+                "(--train)"
+            )
+        return step
+
+    def close(self) -> None:
+        """Releases orbax's threads."""
+        for manager in self._managers.values():
+            manager.close()
+        self._managers.clear()
 
 
 def copy(source: pathlib.Path, target: pathlib.Path, which: str) -> None:
-  """Copies one kind of checkpoint to another directory."""
-  shutil.copytree(source / which, target / which)
+    """Copies one kind of checkpoint to another directory."""
+    shutil.copytree(source / which, target / which)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-  """ShapeDtypeStructs with shardings, what `restore` wants."""
-  return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      tree,
-      shardings,
-  )
+    """ShapeDtypeStructs with shardings, what `restore` wants."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        tree,
+        shardings,
+    )

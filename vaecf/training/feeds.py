@@ -20,190 +20,190 @@ from vaecf.training.step import Problem, Totals, TrainState
 
 
 class Epoch(NamedTuple):
-  """An epoch, ready to be run in stretches.
+    """An epoch, ready to be run in stretches.
 
-  Attributes:
-    order: int32 [steps, batch_size], on the device (resident) or host.
-    n_slots: slots of a data shard's batch.
-    users: training users in it.
-  """
+    Attributes:
+      order: int32 [steps, batch_size], on the device (resident) or host.
+      n_slots: slots of a data shard's batch.
+      users: training users in it.
+    """
 
-  order: Any
-  n_slots: int
-  users: int
+    order: Any
+    n_slots: int
+    users: int
 
-  @property
-  def steps(self) -> int:
-    """Batches."""
-    return self.order.shape[0]
+    @property
+    def steps(self) -> int:
+        """Batches."""
+        return self.order.shape[0]
 
 
 class Feed(Protocol):
-  """Runs stretches of an epoch."""
+    """Runs stretches of an epoch."""
 
-  compile_seconds: float
+    compile_seconds: float
 
-  def prepare(self, order: np.ndarray) -> Epoch:
-    """Places an epoch's order where `run` wants it."""
+    def prepare(self, order: np.ndarray) -> Epoch:
+        """Places an epoch's order where `run` wants it."""
 
-  def run(
-      self, state: TrainState, epoch: Epoch, start: int, stop: int
-  ) -> tuple[TrainState, Totals]:
-    """Steps start .. stop-1; `state` is donated."""
+    def run(
+        self, state: TrainState, epoch: Epoch, start: int, stop: int
+    ) -> tuple[TrainState, Totals]:
+        """Steps start .. stop-1; `state` is donated."""
 
 
 class ResidentFeed:
-  """All interactions on the device; a stretch of steps is one dispatch."""
+    """All interactions on the device; a stretch of steps is one dispatch."""
 
-  def __init__(self, problem: Problem, train: Any, seed: int) -> None:
-    """Places the interactions on every device.
+    def __init__(self, problem: Problem, train: Any, seed: int) -> None:
+        """Places the interactions on every device.
 
-    Args:
-      problem: static.
-      train: Interactions.
-      seed: of the run.
-    """
-    self._problem = problem
-    self._counts = np.append(train.counts, 0)
-    self._everywhere = sharding.shardings(problem.mesh, P())
-    self._csr = jax.device_put(
-        batching.as_csr(train.indptr, train.indices), self._everywhere
-    )
-    self._key = jax.device_put(step_lib.step_key(seed), self._everywhere)
-    self._programs: dict[tuple[int, tuple[int, ...]], Any] = {}
-    self.compile_seconds = 0.0
+        Args:
+          problem: static.
+          train: Interactions.
+          seed: of the run.
+        """
+        self._problem = problem
+        self._counts = np.append(train.counts, 0)
+        self._everywhere = sharding.shardings(problem.mesh, P())
+        self._csr = jax.device_put(
+            batching.as_csr(train.indptr, train.indices), self._everywhere
+        )
+        self._key = jax.device_put(step_lib.step_key(seed), self._everywhere)
+        self._programs: dict[tuple[int, tuple[int, ...]], Any] = {}
+        self.compile_seconds = 0.0
 
-  def prepare(self, order: np.ndarray) -> Epoch:
-    """See `Feed`."""
-    counts = self._counts[order]
-    spec = sharding.shardings(self._problem.mesh, P(None, sharding.DATA))
-    return Epoch(
-        jax.device_put(order, spec),
-        batching.slots_for(counts, self._problem.data_shards),
-        int((counts > 0).sum()),
-    )
+    def prepare(self, order: np.ndarray) -> Epoch:
+        """See `Feed`."""
+        counts = self._counts[order]
+        spec = sharding.shardings(self._problem.mesh, P(None, sharding.DATA))
+        return Epoch(
+            jax.device_put(order, spec),
+            batching.slots_for(counts, self._problem.data_shards),
+            int((counts > 0).sum()),
+        )
 
-  def run(
-      self, state: TrainState, epoch: Epoch, start: int, stop: int
-  ) -> tuple[TrainState, Totals]:
-    """See `Feed`."""
-    bounds = jax.device_put(
-        (np.int32(start), np.int32(stop)), self._everywhere
-    )
-    args = (state, self._csr, epoch.order, self._key, *bounds)
-    key = (epoch.n_slots, epoch.order.shape)
-    if key not in self._programs:
-      began = time.perf_counter()
-      self._programs[key] = (
-          jax.jit(
-              functools.partial(
-                  step_lib.train_steps, self._problem, epoch.n_slots
-              ),
-              donate_argnums=0,
-              out_shardings=(
-                  step_lib.state_shardings(self._problem),
-                  self._everywhere,
-              ),
-          )
-          .lower(*args)
-          .compile()
-      )
-      self.compile_seconds += time.perf_counter() - began
-    return self._programs[key](*args)
+    def run(
+        self, state: TrainState, epoch: Epoch, start: int, stop: int
+    ) -> tuple[TrainState, Totals]:
+        """See `Feed`."""
+        bounds = jax.device_put(
+            (np.int32(start), np.int32(stop)), self._everywhere
+        )
+        args = (state, self._csr, epoch.order, self._key, *bounds)
+        key = (epoch.n_slots, epoch.order.shape)
+        if key not in self._programs:
+            began = time.perf_counter()
+            self._programs[key] = (
+                jax.jit(
+                    functools.partial(
+                        step_lib.train_steps, self._problem, epoch.n_slots
+                    ),
+                    donate_argnums=0,
+                    out_shardings=(
+                        step_lib.state_shardings(self._problem),
+                        self._everywhere,
+                    ),
+                )
+                .lower(*args)
+                .compile()
+            )
+            self.compile_seconds += time.perf_counter() - began
+        return self._programs[key](*args)
 
 
 class StreamedFeed:
-  """Batches assembled on the host from the memory map, one dispatch each."""
+    """Batches assembled on the host from the memory map, one dispatch each."""
 
-  def __init__(self, problem: Problem, train: Any, seed: int) -> None:
-    """Arguments as `ResidentFeed`'s."""
-    self._problem = problem
-    self._train = train
-    self._counts = np.append(train.counts, 0)
-    self._everywhere = sharding.shardings(problem.mesh, P())
-    self._by_user = sharding.shardings(problem.mesh, P(sharding.DATA))
-    self._key = jax.device_put(step_lib.step_key(seed), self._everywhere)
-    self._programs: dict[tuple[int, int], Any] = {}
-    self._zeros = jax.jit(Totals.zeros, out_shardings=self._everywhere)
-    self.compile_seconds = 0.0
+    def __init__(self, problem: Problem, train: Any, seed: int) -> None:
+        """Arguments as `ResidentFeed`'s."""
+        self._problem = problem
+        self._train = train
+        self._counts = np.append(train.counts, 0)
+        self._everywhere = sharding.shardings(problem.mesh, P())
+        self._by_user = sharding.shardings(problem.mesh, P(sharding.DATA))
+        self._key = jax.device_put(step_lib.step_key(seed), self._everywhere)
+        self._programs: dict[tuple[int, int], Any] = {}
+        self._zeros = jax.jit(Totals.zeros, out_shardings=self._everywhere)
+        self.compile_seconds = 0.0
 
-  def prepare(self, order: np.ndarray) -> Epoch:
-    """See `Feed`."""
-    counts = self._counts[order]
-    return Epoch(
-        order,
-        batching.slots_for(counts, self._problem.data_shards),
-        int((counts > 0).sum()),
-    )
+    def prepare(self, order: np.ndarray) -> Epoch:
+        """See `Feed`."""
+        counts = self._counts[order]
+        return Epoch(
+            order,
+            batching.slots_for(counts, self._problem.data_shards),
+            int((counts > 0).sum()),
+        )
 
-  def run(
-      self, state: TrainState, epoch: Epoch, start: int, stop: int
-  ) -> tuple[TrainState, Totals]:
-    """See `Feed`. The host assembles a batch while the device trains on the
-    one before: dispatch is asynchronous."""
-    sums = self._zeros()
-    for i in range(start, stop):
-      batch = jax.device_put(
-          batching.assemble_on_host(
-              self._train.indptr,
-              self._train.indices,
-              epoch.order[i],
-              epoch.n_slots,
-              self._problem.data_shards,
-          ),
-          self._by_user,
-      )
-      state, sums = self._program(epoch, state, sums, batch)(
-          state, sums, batch, self._key
-      )
-    return state, sums
+    def run(
+        self, state: TrainState, epoch: Epoch, start: int, stop: int
+    ) -> tuple[TrainState, Totals]:
+        """See `Feed`. The host assembles a batch while the device trains on the
+        one before: dispatch is asynchronous."""
+        sums = self._zeros()
+        for i in range(start, stop):
+            batch = jax.device_put(
+                batching.assemble_on_host(
+                    self._train.indptr,
+                    self._train.indices,
+                    epoch.order[i],
+                    epoch.n_slots,
+                    self._problem.data_shards,
+                ),
+                self._by_user,
+            )
+            state, sums = self._program(epoch, state, sums, batch)(
+                state, sums, batch, self._key
+            )
+        return state, sums
 
-  def _program(self, epoch: Epoch, *args: Any) -> Any:
-    key = (epoch.n_slots, epoch.order.shape[1])
-    if key not in self._programs:
-      began = time.perf_counter()
-      self._programs[key] = (
-          jax.jit(
-              functools.partial(_step_and_sum, self._problem),
-              donate_argnums=(0, 1),
-              out_shardings=(
-                  step_lib.state_shardings(self._problem),
-                  self._everywhere,
-              ),
-          )
-          .lower(*args, self._key)
-          .compile()
-      )
-      self.compile_seconds += time.perf_counter() - began
-    return self._programs[key]
+    def _program(self, epoch: Epoch, *args: Any) -> Any:
+        key = (epoch.n_slots, epoch.order.shape[1])
+        if key not in self._programs:
+            began = time.perf_counter()
+            self._programs[key] = (
+                jax.jit(
+                    functools.partial(_step_and_sum, self._problem),
+                    donate_argnums=(0, 1),
+                    out_shardings=(
+                        step_lib.state_shardings(self._problem),
+                        self._everywhere,
+                    ),
+                )
+                .lower(*args, self._key)
+                .compile()
+            )
+            self.compile_seconds += time.perf_counter() - began
+        return self._programs[key]
 
 
 def _step_and_sum(
     problem: Problem, state: TrainState, sums: Totals, batch: Any, key: Any
 ) -> tuple[TrainState, Totals]:
-  state, totals = step_lib.train_step(problem, state, batch, key)
-  return state, jax.tree.map(jnp.add, sums, totals)
+    state, totals = step_lib.train_step(problem, state, batch, key)
+    return state, jax.tree.map(jnp.add, sums, totals)
 
 
 def make_feed(
     kind: str, problem: Problem, train: Any, seed: int
 ) -> ResidentFeed | StreamedFeed:
-  """The feed of `config.data.feed`.
+    """The feed of `config.data.feed`.
 
-  'auto' is resident when the interactions take less than a quarter of what
-  the device has free, as far as it says.
-  """
-  if kind == "auto":
-    kind = "resident" if _fits(train) else "streamed"
-  feeds = {"resident": ResidentFeed, "streamed": StreamedFeed}
-  return feeds[kind](problem, train, seed)
+    'auto' is resident when the interactions take less than a quarter of what
+    the device has free, as far as it says.
+    """
+    if kind == "auto":
+        kind = "resident" if _fits(train) else "streamed"
+    feeds = {"resident": ResidentFeed, "streamed": StreamedFeed}
+    return feeds[kind](problem, train, seed)
 
 
 def _fits(train: Any) -> bool:
-  if train.nnz >= 2**31:
-    return False
-  stats = jax.local_devices()[0].memory_stats() or {}
-  limit = stats.get("bytes_limit")
-  if limit is None:
-    return True
-  return 4 * train.nnz < (limit - stats.get("bytes_in_use", 0)) / 4
+    if train.nnz >= 2**31:
+        return False
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    if limit is None:
+        return True
+    return 4 * train.nnz < (limit - stats.get("bytes_in_use", 0)) / 4

@@ -16,20 +16,20 @@ from vaecf.errors import VaecfError
 
 
 class Policy(NamedTuple):
-  """What a precision name means.
+    """What a precision name means.
 
-  Attributes:
-    name: 'fp32', 'tf32', 'bf16' or 'fp16'.
-    dtype: dtype of operands and logits.
-    precision: `lax.Precision` of the products. Named explicitly because
-      JAX's default lets float32 products run in TF32 on a GPU.
-    loss_scaled: whether training needs dynamic loss scaling.
-  """
+    Attributes:
+      name: 'fp32', 'tf32', 'bf16' or 'fp16'.
+      dtype: dtype of operands and logits.
+      precision: `lax.Precision` of the products. Named explicitly because
+        JAX's default lets float32 products run in TF32 on a GPU.
+      loss_scaled: whether training needs dynamic loss scaling.
+    """
 
-  name: str
-  dtype: Any
-  precision: lax.Precision
-  loss_scaled: bool
+    name: str
+    dtype: Any
+    precision: lax.Precision
+    loss_scaled: bool
 
 
 POLICIES: dict[str, Policy] = {
@@ -43,31 +43,31 @@ NAMES = ("amp", *POLICIES)
 
 
 def policy(name: str) -> Policy:
-  """The policy of that name; 'amp' is bf16, or fp16 on an old GPU.
+    """The policy of that name; 'amp' is bf16, or fp16 on an old GPU.
 
-  Raises:
-    VaecfError: unknown name, or 'tf32' on a device without TF32.
-  """
-  if name == "amp":
-    name = "bf16" if _has_bfloat16() else "fp16"
-  if name not in POLICIES:
-    raise VaecfError(
-        f"config.precision.policy={name!r} is unknown: use one of "
-        f"{', '.join(NAMES)}"
-    )
-  platform = jax.default_backend()
-  if name == "tf32" and platform != "gpu":
-    raise VaecfError(
-        "config.precision.policy='tf32' needs an NVIDIA GPU (Ampere or "
-        f"later), and this is a {platform}: use fp32 or bf16"
-    )
-  return POLICIES[name]
+    Raises:
+      VaecfError: unknown name, or 'tf32' on a device without TF32.
+    """
+    if name == "amp":
+        name = "bf16" if _has_bfloat16() else "fp16"
+    if name not in POLICIES:
+        raise VaecfError(
+            f"config.precision.policy={name!r} is unknown: use one of "
+            f"{', '.join(NAMES)}"
+        )
+    platform = jax.default_backend()
+    if name == "tf32" and platform != "gpu":
+        raise VaecfError(
+            "config.precision.policy='tf32' needs an NVIDIA GPU (Ampere or "
+            f"later), and this is a {platform}: use fp32 or bf16"
+        )
+    return POLICIES[name]
 
 
 def _has_bfloat16() -> bool:
-  device = jax.devices()[0]
-  if device.platform != "gpu":
-    return True
-  # compute_capability is e.g. '8.0'; bf16 tensor cores came with 8 (Ampere).
-  capability = getattr(device, "compute_capability", "8.0")
-  return float(capability) >= 8.0
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return True
+    # compute_capability is e.g. '8.0'; bf16 tensor cores came with 8 (Ampere).
+    capability = getattr(device, "compute_capability", "8.0")
+    return float(capability) >= 8.0

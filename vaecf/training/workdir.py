@@ -1,12 +1,12 @@
 """A run's directory: who may write it, and what it belongs to.
 
-    config.json      options of the run
-    dataset.json     the dataset's manifest
-    items.parquet    raw item ids, so that the directory is self-contained
-    checkpoints/     latest (to resume) and best (to use)
-    metrics.jsonl    one record a line;  tensorboard/  the same as events
-    results.json     metrics of --test and the speed of training
-    report.html      the run as a page
+config.json      options of the run
+dataset.json     the dataset's manifest
+items.parquet    raw item ids, so that the directory is self-contained
+checkpoints/     latest (to resume) and best (to use)
+metrics.jsonl    one record a line;  tensorboard/  the same as events
+results.json     metrics of --test and the speed of training
+report.html      the run as a page
 """
 
 from __future__ import annotations
@@ -31,115 +31,115 @@ RESULTS = "results.json"
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds the workdir for this process; the lock dies with the process.
+    """Holds the workdir for this process; the lock dies with the process.
 
-  Raises:
-    VaecfError: another process holds it, or it cannot be created.
-  """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = open(workdir / ".lock", "a+")
-  except OSError as error:
-    raise VaecfError(
-        f"--workdir={workdir}: cannot be written ({error.strerror})"
-    ) from error
-  with lock:
+    Raises:
+      VaecfError: another process holds it, or it cannot be created.
+    """
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      lock.seek(0)
-      holder = lock.read().strip() or "unknown"
-      raise VaecfError(
-          f"--workdir={workdir} is in use by process {holder}: wait for it, "
-          "or choose another workdir"
-      ) from None
-    lock.seek(0)
-    lock.truncate()
-    lock.write(str(os.getpid()))
-    lock.flush()
-    yield
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "a+")
+    except OSError as error:
+        raise VaecfError(
+            f"--workdir={workdir}: cannot be written ({error.strerror})"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise VaecfError(
+                f"--workdir={workdir} is in use by process {holder}: wait for it, "
+                "or choose another workdir"
+            ) from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new one."""
-  temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_text(
-      json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-  )
-  os.replace(temporary, path)
+    """Writes JSON so that a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(
+        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+    os.replace(temporary, path)
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """JSON of a file.
+    """JSON of a file.
 
-  Raises:
-    VaecfError: missing or not JSON.
-  """
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    raise VaecfError(
-        f"{path}: no such file; is its directory the workdir of a run?"
-    ) from None
-  except json.JSONDecodeError as error:
-    raise VaecfError(f"{path}: not JSON ({error})") from None
+    Raises:
+      VaecfError: missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise VaecfError(
+            f"{path}: no such file; is its directory the workdir of a run?"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise VaecfError(f"{path}: not JSON ({error})") from None
 
 
 def claim(workdir: pathlib.Path, options: Options, dataset: Any) -> None:
-  """Writes what the run is, or checks that it is still the same run.
+    """Writes what the run is, or checks that it is still the same run.
 
-  Raises:
-    VaecfError: the workdir holds a run with another config or dataset; names
-      the keys that differ.
-  """
-  config = options.to_dict()
-  if (workdir / CONFIG).exists():
-    _check_config(workdir, read_json(workdir / CONFIG), config)
-  if (workdir / DATASET).exists():
-    _check_dataset(workdir, read_json(workdir / DATASET), dataset)
-  write_json(workdir / CONFIG, config)
-  if not (workdir / DATASET).exists():
-    write_model_identity(workdir, dataset.manifest, dataset.items)
+    Raises:
+      VaecfError: the workdir holds a run with another config or dataset; names
+        the keys that differ.
+    """
+    config = options.to_dict()
+    if (workdir / CONFIG).exists():
+        _check_config(workdir, read_json(workdir / CONFIG), config)
+    if (workdir / DATASET).exists():
+        _check_dataset(workdir, read_json(workdir / DATASET), dataset)
+    write_json(workdir / CONFIG, config)
+    if not (workdir / DATASET).exists():
+        write_model_identity(workdir, dataset.manifest, dataset.items)
 
 
 def write_model_identity(
     directory: pathlib.Path, manifest: Mapping[str, Any], items: IdTable
 ) -> None:
-  """Writes the manifest and the item ids, which scoring needs."""
-  id_files.write_ids(directory / ITEMS, "item", items)
-  write_json(directory / DATASET, dict(manifest))
+    """Writes the manifest and the item ids, which scoring needs."""
+    id_files.write_ids(directory / ITEMS, "item", items)
+    write_json(directory / DATASET, dict(manifest))
 
 
 def _check_config(
     workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-  keys = options_lib.differing_keys(old, new)
-  if not keys:
-    return
-  flat_old, flat_new = options_lib.flatten(old), options_lib.flatten(new)
-  changes = "; ".join(
-      f"config.{key} was {flat_old.get(key)!r} and is {flat_new.get(key)!r}"
-      for key in keys
-  )
-  raise VaecfError(
-      f"--workdir={workdir} holds a run with another config: {changes}. "
-      "Use the same values to go on with it, or another workdir"
-  )
+    keys = options_lib.differing_keys(old, new)
+    if not keys:
+        return
+    flat_old, flat_new = options_lib.flatten(old), options_lib.flatten(new)
+    changes = "; ".join(
+        f"config.{key} was {flat_old.get(key)!r} and is {flat_new.get(key)!r}"
+        for key in keys
+    )
+    raise VaecfError(
+        f"--workdir={workdir} holds a run with another config: {changes}. "
+        "Use the same values to go on with it, or another workdir"
+    )
 
 
 def _check_dataset(
     workdir: pathlib.Path, old: Mapping[str, Any], dataset: Any
 ) -> None:
-  if old == dataset.manifest:
-    return
-  keys = sorted(
-      key
-      for key in old.keys() | dataset.manifest.keys()
-      if old.get(key) != dataset.manifest.get(key)
-  )
-  raise VaecfError(
-      f"--workdir={workdir} holds a run on another dataset: "
-      f"{old.get('name')!r}, and {dataset.path} is {dataset.name!r} (they "
-      f"differ in {', '.join(keys)}). Use the dataset it was trained on, or "
-      "another workdir"
-  )
+    if old == dataset.manifest:
+        return
+    keys = sorted(
+        key
+        for key in old.keys() | dataset.manifest.keys()
+        if old.get(key) != dataset.manifest.get(key)
+    )
+    raise VaecfError(
+        f"--workdir={workdir} holds a run on another dataset: "
+        f"{old.get('name')!r}, and {dataset.path} is {dataset.name!r} (they "
+        f"differ in {', '.join(keys)}). Use the dataset it was trained on, or "
+        "another workdir"
+    )

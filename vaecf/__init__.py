@@ -1,0 +1,50 @@
+"""Collaborative filtering with variational autoencoders, in JAX and Flax.
+
+>>> import vaecf
+>>> recommender = vaecf.Recommender().fit(frame)       # columns user, item
+>>> recommender.recommend({"ann": [12, 50]}, k=10)
+
+Importing this package starts no device and imports nothing heavy; names are
+looked up when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vaecf.data.dataset import Dataset, open_dataset
+    from vaecf.data.interactions import Interactions
+    from vaecf.errors import VaecfError
+    from vaecf.serving.recommender import Recommender
+
+_HOME = {
+    "Dataset": "vaecf.data.dataset",
+    "Interactions": "vaecf.data.interactions",
+    "Recommender": "vaecf.serving.recommender",
+    "VaecfError": "vaecf.errors",
+    "open_dataset": "vaecf.data.dataset",
+}
+
+__all__ = [
+    "Dataset",
+    "Interactions",
+    "Recommender",
+    "VaecfError",
+    "open_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from its module at first use (PEP 562)."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, the lazy ones too."""
+    return sorted([*globals(), *_HOME])
