@@ -1,0 +1,143 @@
+"""The recipe's log: DLLogger's line format, names, units and means."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from vaecf.reporting.recipe_log import RecipeLogWriter
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    lines = []
+    for line in path.read_text().splitlines():
+        prefix, payload = line.split(" ", 1)
+        assert prefix == "DLLL"
+        lines.append(json.loads(payload))
+    return lines
+
+
+def _epoch(writer: RecipeLogWriter, epoch: int, speed: float) -> None:
+    writer.write(
+        {
+            "epoch": epoch,
+            "train/loss": 400.0,
+            "train/kl": 3.0,
+            "train/epoch_seconds": 0.5,
+            "train/users_per_second": speed,
+        },
+        step=epoch * 28,
+    )
+
+
+def test_a_run(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "logs" / "vae_cf.log"
+    path.parent.mkdir()
+    path.write_text("an older run's log\n")
+    now = iter(range(100, 200))
+    with RecipeLogWriter(path, clock=lambda: float(next(now))) as writer:
+        writer.parameters(
+            {"epochs": 3, "path": path, "dims": (600, 200), "x": float("nan")}
+        )
+        for epoch, speed in ((1, 10.0), (2, 100.0), (3, 300.0)):
+            _epoch(writer, epoch, speed)
+        writer.write(
+            {
+                "epoch": 3,
+                "validation/ndcg@100": 0.4,
+                "validation/ndcg@100_stderr": 0.01,
+                "validation/seconds": 2.0,
+            },
+            step=84,
+        )
+        writer.final({"extra": 1}, warm_up_epochs=1)
+    lines = _lines(path)
+    logs = [line for line in lines if line["type"] == "LOG"]
+    assert set(logs[0]) == {
+        "timestamp",
+        "elapsedtime",
+        "datetime",
+        "type",
+        "step",
+        "data",
+    }
+    assert (logs[0]["timestamp"], logs[0]["elapsedtime"]) == ("101.0", "1.0")
+    assert logs[0]["step"] == "PARAMETER"
+    assert logs[0]["data"] == {
+        "epochs": 3,
+        "path": str(path),
+        "dims": [600, 200],
+        "x": "nan",
+    }
+    assert [log["step"] for log in logs[1:]] == [[1], [2], [3], [3], []]
+    assert logs[1]["data"] == {
+        "train_loss": 400.0,
+        "train_epoch_time": 0.5,
+        "train_throughput": 10.0,
+    }
+    assert logs[4]["data"] == {
+        "ndcg@100": 0.4,
+        "ndcg@100_stderr": 0.01,
+        "valid_time": 2.0,
+    }
+    assert logs[5]["data"] == {
+        "total_train_time": 1.5,
+        "average_train_epoch_time": 0.5,
+        "mean_training_throughput": 200.0,
+        "max_training_throughput": 300.0,
+        "final_ndcg@100": 0.4,
+        "extra": 1,
+    }
+
+
+def test_every_unit_is_declared_once_and_before_its_values(
+    tmp_path: pathlib.Path,
+) -> None:
+    path = tmp_path / "vae_cf.log"
+    with RecipeLogWriter(path) as writer:
+        _epoch(writer, 1, 10.0)
+        _epoch(writer, 2, 10.0)
+        writer.final({"test_ndcg@100": 0.4}, units={"test_ndcg@100": "1"})
+        writer.log(
+            {"batch_1_mean_latency": 0.01},
+            units={"batch_1_mean_latency": "s"},
+        )
+    units: dict[str, str] = {}
+    for line in _lines(path):
+        if line["type"] == "METADATA":
+            assert line["metric"] not in units
+            units[line["metric"]] = line["metadata"]["unit"]
+        else:
+            assert set(line["data"]) <= set(units)
+    assert units["train_throughput"] == "users/s"
+    assert units["mean_training_throughput"] == "users/s"
+    assert units["train_epoch_time"] == "s"
+    assert units["batch_1_mean_latency"] == "s"
+
+
+def test_resume_keeps_the_history(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "vae_cf.log"
+    with RecipeLogWriter(path) as writer:
+        for epoch, speed in ((1, 10.0), (2, 20.0), (3, 999.0)):
+            _epoch(writer, epoch, speed)
+        writer.final()
+    path.write_bytes(path.read_bytes() + b'DLLL {"timestamp": "17')
+    with RecipeLogWriter(path, resume_from_epoch=2) as writer:
+        _epoch(writer, 3, 60.0)
+        writer.final()
+    logs = [line for line in _lines(path) if line["type"] == "LOG"]
+    assert [log["step"] for log in logs] == [[1], [2], [3], []]
+    assert logs[-1]["data"]["mean_training_throughput"] == 30.0
+
+
+def test_a_short_run_is_all_warm_up(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "vae_cf.log"
+    with RecipeLogWriter(path) as writer:
+        _epoch(writer, 1, 10.0)
+        writer.final(warm_up_epochs=5)
+    assert _lines(path)[-1]["data"]["mean_training_throughput"] == (
+        pytest.approx(10.0)
+    )

@@ -1,0 +1,291 @@
+"""Writers: what is written can be read back, also after a crash."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+import struct
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaecf.errors import VaecfError
+from vaecf.reporting.writers import (
+    JsonlWriter,
+    LoggingWriter,
+    MultiWriter,
+    StdoutWriter,
+    TensorBoardWriter,
+    format_record,
+    read_records,
+)
+
+
+def _strict(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The file's lines by a parser that refuses NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = path.read_text("utf-8")
+    assert text.endswith("\n")
+    return [
+        json.loads(line, parse_constant=refuse) for line in text.splitlines()
+    ]
+
+
+def _write(path: pathlib.Path, steps: list[int]) -> None:
+    with JsonlWriter(path) as writer:
+        for step in steps:
+            writer.write({"train/loss": step / 2}, step=step)
+
+
+def test_jsonl_round_trip(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "made" / "on" / "demand" / "metrics.jsonl"
+    writer = JsonlWriter(path, clock=lambda: 1234.56789)
+    assert not path.parent.exists()
+    writer.write({"epoch": 1, "train/loss": 0.1, "name": "é\n"}, step=28)
+    assert len(_strict(path)) == 1  # Readable while the run goes on.
+    numpy_value: Any = np.int32(2)
+    writer.write({"train/skipped_steps": numpy_value, "none": None}, step=56)
+    writer.close()
+    writer.close()
+    expected = [
+        {
+            "step": 28,
+            "time": 1234.568,
+            "epoch": 1,
+            "train/loss": 0.1,
+            "name": "é\n",
+        },
+        {
+            "step": 56,
+            "time": 1234.568,
+            "train/skipped_steps": 2,
+            "none": None,
+        },
+    ]
+    assert _strict(path) == expected
+    assert read_records(path) == expected
+
+
+def test_jsonl_nonfinite_values_are_null_and_named(
+    tmp_path: pathlib.Path,
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    numpy_value: Any = np.float32("inf")
+    with JsonlWriter(path) as writer:
+        writer.write(
+            {"a": math.nan, "b": 1.0, "c": -math.inf, "d": numpy_value},
+            step=1,
+        )
+    (line,) = _strict(path)
+    assert (line["a"], line["b"], line["c"], line["d"]) == (None, 1, None, None)
+    assert line["nonfinite"] == ["a", "c", "d"]
+
+
+def test_jsonl_refuses_arrays(tmp_path: pathlib.Path) -> None:
+    with (
+        JsonlWriter(tmp_path / "metrics.jsonl") as writer,
+        pytest.raises(TypeError, match="'loss' is ndarray"),
+    ):
+        writer.write({"loss": np.zeros(3)}, step=1)  # type: ignore[dict-item]
+
+
+def test_jsonl_resume_drops_what_will_be_written_again(
+    tmp_path: pathlib.Path,
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [10, 20, 20, 30, 40])
+    with JsonlWriter(path, resume_from_step=20) as writer:
+        writer.write({"again": 1}, step=30)
+    assert [r["step"] for r in _strict(path)] == [10, 20, 20, 30]
+    assert "again" in _strict(path)[-1]
+
+
+def test_jsonl_resumes_only_once(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [10, 20])
+    writer = JsonlWriter(path, resume_from_step=10)
+    writer.write({}, step=20)
+    writer.close()
+    writer.write({}, step=30)  # Opens again, and keeps step 20.
+    writer.close()
+    assert [r["step"] for r in _strict(path)] == [10, 20, 30]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(st.integers(0, 50), min_size=1, max_size=8).map(sorted),
+    limit=st.none() | st.integers(0, 60),
+    cut=st.integers(0, 10_000),
+)
+def test_jsonl_survives_a_cut_at_any_byte(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[int],
+    limit: int | None,
+    cut: int,
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "metrics.jsonl"
+    _write(path, steps)
+    data = path.read_bytes()
+    cut %= len(data) + 1
+    path.write_bytes(data[:cut])
+    # A line counts if all its bytes are there, its newline or not.
+    ends = [m.start() for m in re.finditer(b"\n", data)]
+    whole = [s for s, end in zip(steps, ends, strict=True) if end <= cut]
+    assert [r["step"] for r in read_records(path)] == whole
+    with JsonlWriter(path, resume_from_step=limit) as writer:
+        writer.write({}, step=99)
+    kept = [s for s in whole if limit is None or s <= limit]
+    assert [r["step"] for r in _strict(path)] == [*kept, 99]
+
+
+def test_damage_in_the_middle_is_an_error(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(VaecfError, match=r"metrics\.jsonl, line 2.*delete"):
+        read_records(path)
+
+
+def test_a_missing_file_is_an_error(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(VaecfError, match=r"absent\.jsonl"):
+        read_records(tmp_path / "absent.jsonl")
+
+
+def test_a_failed_truncation_leaves_the_old_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _write(path, [1, 2, 3])
+    before = path.read_bytes()
+
+    def full(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(VaecfError, match="No space left"):
+        JsonlWriter(path, resume_from_step=1).write({}, step=2)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def _events(directory: pathlib.Path) -> list[Any]:
+    """Events of all files, read as TFRecords without tensorboardX's reader.
+
+    A record is: length (uint64), its checksum (4 bytes), that many bytes,
+    their checksum (4 bytes).
+    """
+    from tensorboardX.proto.event_pb2 import Event
+
+    events = []
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        start = 0
+        while start < len(data):
+            (length,) = struct.unpack_from("<Q", data, start)
+            start += 12
+            events.append(Event.FromString(data[start : start + length]))
+            start += length + 4
+        assert start == len(data)
+    return events
+
+
+def test_tensorboard_events_are_readable(tmp_path: pathlib.Path) -> None:
+    directory = tmp_path / "tb"
+    with TensorBoardWriter(directory) as writer:
+        assert not directory.exists()
+        writer.write({"train/loss": 2.5, "validation/ndcg@100": None}, step=7)
+        writer.write({"validation/ndcg@100": 0.25, "note": "hi"}, step=8)
+    values = {
+        (event.step, value.tag): value
+        for event in _events(directory)
+        for value in event.summary.value
+    }
+    assert set(values) == {
+        (7, "train/loss"),
+        (8, "validation/ndcg_100"),
+        (8, "note/text_summary"),
+    }
+    assert values[7, "train/loss"].simple_value == 2.5
+    assert values[8, "validation/ndcg_100"].simple_value == 0.25
+
+
+def test_tensorboard_resume_keeps_files_and_purges(
+    tmp_path: pathlib.Path,
+) -> None:
+    for resume, step in ((None, 1), (1, 2)):
+        with TensorBoardWriter(tmp_path, resume_from_step=resume) as writer:
+            writer.write({"loss": 1.0}, step=step)
+    # Two files, though both were opened within one second.
+    assert len(list(tmp_path.iterdir())) == 2
+    events = _events(tmp_path)
+    steps = [e.step for e in events if e.summary.value]
+    assert steps == [1, 2]
+    # TensorBoard drops what is at or after a session start's step.
+    starts = [e.step for e in events if e.HasField("session_log")]
+    assert starts == [2]
+
+
+def test_tensorboard_missing_names_the_mend(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(VaecfError, match="pip install tensorboardX"):
+        TensorBoardWriter(tmp_path).write({"loss": 1.0}, step=1)
+
+
+def test_key_value_lines() -> None:
+    record = {
+        "epoch": 3,
+        "train/loss": 433.2109876,
+        "none": None,
+        "run": "a b",
+        "plain": "fp32",
+        "bad": "\x1b[31mred\r\n",
+        "nan": math.nan,
+    }
+    assert format_record(record, step=28) == (
+        'step=28 epoch=3 train/loss=433.211 run="a b" plain=fp32 '
+        "bad=red\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER} nan=nan"
+    )
+
+
+def test_stdout_and_logging(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    StdoutWriter().write({"a": 1}, step=2)
+    assert capsys.readouterr().out == "step=2 a=1\n"
+    with caplog.at_level(logging.INFO, logger="vaecf"):
+        LoggingWriter().write({"a": "100%s"}, step=2)
+    assert caplog.messages == ["step=2 a=100%s"]
+
+
+def test_multi_writer_closes_all_even_if_one_fails() -> None:
+    closed = []
+
+    class Failing(StdoutWriter):
+        def close(self) -> None:
+            closed.append("failing")
+            raise OSError("disk full")
+
+    class Noting(StdoutWriter):
+        def close(self) -> None:
+            closed.append("noting")
+
+    streams = io.StringIO(), io.StringIO()
+    writer = MultiWriter([Failing(streams[0]), Noting(streams[1])])
+    writer.write({"a": 1}, step=1)
+    assert [s.getvalue() for s in streams] == ["step=1 a=1\n"] * 2
+    with pytest.raises(OSError, match="disk full"):
+        writer.close()
+    assert closed == ["failing", "noting"]
