@@ -156,8 +156,8 @@ def actions(values: flags.FlagValues) -> run.Actions:
         texts = values["inference_batch_sizes"].value
         if not all(text.isdigit() and int(text) > 0 for text in texts):
             raise VaecfError(
-                f"--inference_batch_sizes={','.join(texts)}: give numbers of users "
-                "of at least 1, separated by commas"
+                f"--inference_batch_sizes={','.join(texts)}: give numbers of "
+                "users of at least 1, separated by commas"
             )
         sizes = tuple(int(text) for text in texts)
     if values["top_results"].value < 1:

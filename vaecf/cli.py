@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging as python_logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return main(argv)
         except VaecfError as error:
             return _fail(str(error))
+        except OSError as error:
+            # ml_collections loads the config file when it is first asked for.
+            if "Failed loading config file" not in str(error):
+                raise
+            return _fail(_missing_config(str(error)))
         except KeyboardInterrupt as error:
             print(
                 f"interrupted: {error}" if str(error) else "interrupted",
@@ -43,12 +49,33 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     """absl's parser, with every mistake in one line."""
     try:
-        return app.parse_flags_with_usage(list(argv))
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        sys.exit(_fail(" ".join(str(error).split())))
     except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        # ml_collections raises these for a config that does not exist, and for
-        # keys and values that do not fit it.
-        message = str(error.args[0]) if error.args else str(error)
-        sys.exit(_fail(" ".join(message.split())))
+        # What ml_collections raises for keys and values that do not fit.
+        sys.exit(_fail(_config_mistake(str(error), argv)))
+
+
+def _missing_config(text: str) -> str:
+    """One line for a config file that is not there."""
+    paths = re.findall(r"\n\s+(\S+\.py)\n", text)
+    name = paths[0] if paths else "the config file"
+    return (
+        f"--config={name} cannot be loaded: {text.split(chr(10))[-1].strip()}"
+    )
+
+
+def _config_mistake(text: str, argv: Sequence[str]) -> str:
+    """One line for an override that the config does not take."""
+    unknown = re.search(r"(\w+)\W+(?:n\W*)?Did you mean \"(\w+)\"", text)
+    overrides = [a.lstrip("-").partition("=")[0] for a in argv[1:]]
+    for name in overrides:
+        for part in name.split(".")[1:]:
+            if re.search(rf"\b{re.escape(part)}\b", text.partition("Did")[0]):
+                hint = f"; did you mean {unknown[2]}?" if unknown else ""
+                return f"--{name}: the config has no key {part!r}{hint}"
+    return " ".join(text.replace("\\n", " ").split())
 
 
 def _fail(message: str) -> int:
@@ -85,7 +112,8 @@ class _ListSwitch(flags.ArgumentParser):
         for name in names:
             if name not in self._choices:
                 raise ValueError(
-                    f"{name!r} is unknown, use one of {', '.join(self._choices)}"
+                    f"{name!r} is unknown, use one of "
+                    f"{', '.join(self._choices)}"
                 )
         return names
 

@@ -267,12 +267,13 @@ def _check(o: Options) -> None:
     _rule("seed", o.seed, "0 <= seed < 2**32", 0 <= o.seed < 2**32)
     for size in o.model.hidden:
         _rule("model.hidden", o.model.hidden, "sizes >= 1", size >= 1)
+    growth_interval = o.precision.loss_scale_growth_interval
     positive: dict[str, float] = {
         "model.latent": o.model.latent,
         "train.batch_size": o.train.batch_size,
         "eval.batch_size": o.eval.batch_size,
         "eval.every_epochs": o.eval.every_epochs,
-        "precision.loss_scale_growth_interval": o.precision.loss_scale_growth_interval,
+        "precision.loss_scale_growth_interval": growth_interval,
         "precision.max_skipped_in_a_row": o.precision.max_skipped_in_a_row,
     }
     for key, value in positive.items():

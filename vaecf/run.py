@@ -21,7 +21,7 @@ from vaecf.reporting import report, tables, writers
 from vaecf.reporting.recipe_log import RecipeLogWriter
 from vaecf.serving import latency
 from vaecf.serving.model import Model, load
-from vaecf.training import loop
+from vaecf.training import loop, precision
 from vaecf.training import workdir as workdir_lib
 
 BASELINES = ("popularity", "ease")
@@ -81,10 +81,13 @@ def run(
             )
     for name in options.eval.metrics:
         metrics.parse(name)
+    # What this machine cannot do is refused before anything is written.
+    precision.policy(options.precision.policy)
+    sharding.make_mesh(options.mesh.data, options.mesh.item)
     dataset = open_dataset(options.data.dir)
     if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
         raise VaecfError(
-            f"--workdir={workdir} holds no trained model: train one with --train"
+            f"--workdir={workdir} holds no trained model: give --train"
         )
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lib.locked(workdir))
@@ -107,7 +110,8 @@ def run(
             say(_training_line(result.summary))
         model = load(workdir, policy=options.precision.policy)
         if actions.train or actions.test:
-            results["validation"], _ = _evaluate(model, dataset, "validation")
+            summary, _ = _evaluate(model, dataset, "validation")
+            results["validation"] = summary
         if actions.test:
             _test(results, model, dataset, actions, say)
         if actions.inference_batch_sizes:
@@ -147,8 +151,7 @@ def _evaluate(
     split: str,
     scorer: ranking.Scorer | None = None,
 ) -> tuple[dict[str, Any], evaluate_lib.Evaluation | None]:
-    """Summary with 'users_left_out', and the evaluation; ({}, None) when the
-    split has nothing held out."""
+    """(summary, evaluation); ({}, None) if the split has nothing held out."""
     held = dataset.split(split)
     if held.held_out.nnz == 0:
         return {}, None
@@ -165,7 +168,7 @@ def _evaluate(
         batch_size=model.options.eval.batch_size,
         item_share_I=loop.item_share(dataset.train),
     )
-    return {**result.summary, "users_left_out": result.left_out}, result
+    return result.summary, result
 
 
 def _on_mesh(scorer: ranking.Scorer, mesh: Any) -> Any:
@@ -186,10 +189,11 @@ def _test(
     summary, evaluation = _evaluate(model, dataset, "test")
     if evaluation is None:
         raise VaecfError(
-            f"{model.options.data.dir}: the dataset has no test users with held-"
-            "out items; prepare it with --held_out_users above 0"
+            f"{model.options.data.dir}: the dataset has no test users with "
+            "held-out items; prepare it with --held_out_users above 0"
         )
     results["test"] = summary
+    results["users_left_out"] = evaluation.left_out
     if actions.per_user is not None:
         write_per_user(actions.per_user, evaluation, dataset)
     for name in actions.baselines:
@@ -291,9 +295,12 @@ def _measure_latency(
             latency.measure(model, batch_size=batch_size, k=actions.top_results)
         )
     for name, value in figures.items():
-        unit = "users/s" if name.endswith("throughput") else "s"
-        say(f"{name}: {value:.6g} {unit}")
+        say(f"{name}: {value:.6g} {_latency_unit(name)}")
     return figures
+
+
+def _latency_unit(name: str) -> str:
+    return "users/s" if name.endswith("throughput") else "s"
 
 
 # --- What a run leaves behind ---------------------------------------------
@@ -304,11 +311,13 @@ def _finish_log(
 ) -> None:
     if log is None:
         return
-    final: dict[str, Any] = dict(results.get("inference", {}))
+    final: dict[str, Any] = {}
+    units: dict[str, str] = {}
+    for name, value in results.get("inference", {}).items():
+        final[name], units[name] = value, _latency_unit(name)
     for name, value in results.get("test", {}).items():
-        if isinstance(value, Mapping):
-            final[f"test_{name}"] = value["mean"]
-    log.final(final, warm_up_epochs=options.train.warm_up_epochs)
+        final[f"test_{name}"], units[f"test_{name}"] = value["mean"], "1"
+    log.final(final, warm_up_epochs=options.train.warm_up_epochs, units=units)
 
 
 def _write_statistics(
@@ -339,6 +348,9 @@ def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("train", "validation", "test")
         if key in results
     }
+    if "test" in grouped and "users_left_out" in results:
+        left_out = results["users_left_out"]
+        grouped["test"] = {**grouped["test"], "users_left_out": left_out}
     grouped["baselines"] = {n: results[n] for n in BASELINES if n in results}
     grouped["references"] = {TRUTH: results[TRUTH]} if TRUTH in results else {}
     return grouped

@@ -113,7 +113,7 @@ def mean_and_stderr(values: np.ndarray) -> dict[str, Any]:
 
 
 def flat(summary: Mapping[str, Mapping[str, Any]], prefix: str) -> dict:
-    """{'validation/ndcg@100': .., 'validation/ndcg@100_stderr': ..} for logs."""
+    """{'validation/ndcg@100': mean, 'validation/ndcg@100_stderr': ...}."""
     record: dict[str, Any] = {}
     for name, value in summary.items():
         record[f"{prefix}/{name}"] = value["mean"]

@@ -99,14 +99,14 @@ def rank_local(
     score_BK, item_BK = lax.top_k(scores_BI, min(k, n_local))
     item_BK += offset
     if item_axis:
-        # Shards come in item order and each list is sorted by (score, index), so
-        # the merged top k keeps the lower index first among equals.
+        # Shards come in item order and each list is sorted by (score, index),
+        # so the merged top k keeps the lower index first among equals.
         gather = functools.partial(
             lax.all_gather, axis_name=item_axis, axis=1, tiled=True
         )
         score_BC, item_BC = gather(score_BK), gather(item_BK)
-        # An all_gather's result is the same on all shards, but its type does not
-        # say so; a maximum over equal values does.
+        # An all_gather's result is the same on all shards, but its type does
+        # not say so; a maximum over equal values does.
         score_BK, choice_BK = lax.top_k(score_BC, min(k, score_BC.shape[1]))
         item_BK = jnp.take_along_axis(item_BC, choice_BK, axis=1)
         score_BK = lax.pmax(score_BK, item_axis)

@@ -18,7 +18,8 @@ def _model_scores(
     batch: sparse.SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
-    return model.apply({"params": params}, batch, method="scores")
+    scores_BI: Any = model.apply({"params": params}, batch, method="scores")
+    return scores_BI
 
 
 def model(module: mult_vae.MultDAE, params: Any) -> Scorer:

@@ -119,9 +119,9 @@ def fit_ease(
     if dtype is np.float32 and single > available_bytes:
         raise VaecfError(
             f"EASE on {n_items:,} items needs {n_items:,}^2 x 12 bytes = "
-            f"{single / 2**30:.1f} GiB and {available_bytes / 2**30:.1f} GiB are "
-            "free: leave ease out of --baselines, or raise --min_users_per_item "
-            "when preparing"
+            f"{single / 2**30:.1f} GiB and {available_bytes / 2**30:.1f} GiB "
+            "are free: leave ease out of --baselines, or raise "
+            "--min_users_per_item when preparing"
         )
     gram = _gram(train, dtype)
     gram[np.diag_indices(n_items)] += dtype(l2)

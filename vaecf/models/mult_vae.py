@@ -101,6 +101,7 @@ class MultDAE(nn.Module):
         )
 
     def setup(self) -> None:
+        """Parameters and layers (called by Flax)."""
         first, *rest = self._encoder_sizes()
         self.input_kernel = self.param(
             "input_kernel",
@@ -207,6 +208,7 @@ class MultDAE(nn.Module):
         )
 
     def __call__(self, batch: sparse.SparseBatch) -> jax.Array:
+        """As `scores`: what `init` traces."""
         return self.scores(batch)
 
 

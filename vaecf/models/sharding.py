@@ -47,7 +47,7 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
     if data * item != n_devices:
         raise VaecfError(
             f"config.mesh.data={data} times config.mesh.item={item} is not the "
-            f"number of devices ({n_devices}): change one of them, or set it to -1"
+            f"number of devices ({n_devices}): change one, or set it to -1"
         )
     if ITEM_MULTIPLE % item:
         raise VaecfError(f"config.mesh.item={item} must divide {ITEM_MULTIPLE}")

@@ -33,9 +33,10 @@ class SparseBatch(NamedTuple):
         a user with an empty history.
     """
 
-    item_N: jax.Array
-    row_N: jax.Array
-    count_B: jax.Array
+    # Arrays of the device or the host, or what stands for them (specs).
+    item_N: Any
+    row_N: Any
+    count_B: Any
 
 
 class Dropout(NamedTuple):
@@ -172,7 +173,7 @@ def bag_of_items(
             indices_are_sorted=True,
         )
     elif lowering == "dense":
-        # A dropped interaction goes where padding goes: to row B, out of bounds.
+        # A dropped interaction goes where padding goes: out of bounds.
         row_N = jnp.where(keep_N, batch.row_N, n_users)
         x_BI = jnp.zeros((n_users, n_local), dtype)
         x_BI = vary(x_BI, varying_axes(row_N, item_N))
@@ -266,7 +267,7 @@ def _nll(
 
 
 def _local_items(head: _Head, batch: SparseBatch, n_local: int) -> jax.Array:
-    """Item index in this shard; n_local (dropped) where another's or padding."""
+    """Item index in this shard; n_local, which drops, where not its own."""
     n_users = batch.count_B.shape[0]
     item_N = batch.item_N - item_offset(n_local, head.item_axis)
     local_N = (item_N >= 0) & (item_N < n_local) & (batch.row_N < n_users)

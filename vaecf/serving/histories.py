@@ -9,7 +9,6 @@ import numpy as np
 import scipy.sparse
 
 from vaecf.data import dataset as dataset_lib
-from vaecf.data import prepare
 from vaecf.data.ids import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -33,9 +32,10 @@ def as_histories(
     if scipy.sparse.issparse(histories):
         if histories.shape[1] != len(items):
             raise VaecfError(
-                f"the histories matrix is users x items with {histories.shape[1]} "
-                f"columns, and the model has {len(items)} items: use the model's "
-                "item order (Recommender.items), or pass raw ids"
+                "the histories matrix is users x items with "
+                f"{histories.shape[1]} columns, and the model has "
+                f"{len(items)} items: use the model's item order "
+                "(Recommender.items), or pass raw ids"
             )
         matrix = Interactions.from_scipy(histories)
         return np.arange(matrix.n_users), matrix, 0
@@ -53,8 +53,8 @@ def as_histories(
         )
     else:
         raise VaecfError(
-            f"histories of type {type(histories).__name__}: pass a DataFrame, a "
-            "mapping user -> items, a sequence of item sequences or a sparse "
+            f"histories of type {type(histories).__name__}: pass a DataFrame, "
+            "a mapping user -> items, a sequence of item sequences or a sparse "
             "matrix"
         )
     index = items.index_of(raw_items) if len(raw_items) else np.zeros(0, int)

@@ -72,7 +72,7 @@ class Recommender:
           precision: 'fp32', 'tf32', 'bf16', 'fp16' or 'amp'.
           seed: makes `fit` repeatable.
         """
-        self._settings = dict(
+        self._settings: dict[str, Any] = dict(
             model=model,
             hidden=tuple(hidden),
             latent=latent,
@@ -106,8 +106,8 @@ class Recommender:
 
         Args:
           interactions: DataFrame (pandas or polars) with the two columns, or a
-            scipy.sparse matrix users x items (nonzero = interaction; raw ids are
-            then row and column numbers).
+            scipy.sparse matrix users x items (nonzero = interaction; raw ids
+            are then row and column numbers).
           user_column: column of the user ids.
           item_column: column of the item ids.
           validation_users: users held out to choose the best epoch, a number or
@@ -196,8 +196,8 @@ class Recommender:
           batch_size: users a dispatch.
 
         Returns:
-          DataFrame with columns user, rank (from 1), item, score, sorted by user
-          as given and rank. A user with fewer than k items left gets fewer rows.
+          DataFrame with columns user, rank (from 1), item, score; users in
+          the order given. A user with fewer than k items left gets fewer rows.
           `attrs['unknown_items']` counts the items of histories that the model
           does not know and left out.
         """
@@ -247,8 +247,8 @@ class Recommender:
         )
         if unknown:
             logging.warning(
-                "%d items of the histories are not known to the model and are left "
-                "out",
+                "%d items of the histories are not known to the model and are "
+                "left out",
                 unknown,
             )
         ranker = fitted.ranker(min(k, len(fitted.items)), exclude_seen)
@@ -403,18 +403,24 @@ def _frame(
     """Long frame of a block's lists, without the ranks nobody fills."""
     import pandas as pd
 
-    real_UK = ranked.item_UK >= 0
-    row, rank = np.nonzero(real_UK)
+    columns = list_columns(ranked, items, score)
+    row = columns.pop("row")
+    return pd.DataFrame({"user": users[row], **columns})
+
+
+def list_columns(
+    ranked: ranking.Ranked, items: IdTable, score: str = "log_probability"
+) -> dict[str, np.ndarray]:
+    """Columns row (of the block's user), rank, item (raw id) and score."""
+    row, rank = np.nonzero(ranked.item_UK >= 0)
     value = ranked.score_UK[row, rank]
     if score != "logit":
         value = value - ranked.log_total_U[row]
     if score == "probability":
         value = np.exp(value)
-    return pd.DataFrame(
-        {
-            "user": users[row],
-            "rank": rank + 1,
-            "item": items.ids[ranked.item_UK[row, rank]],
-            "score": value,
-        }
-    )
+    return {
+        "row": row,
+        "rank": rank + 1,
+        "item": items.ids[ranked.item_UK[row, rank]],
+        "score": value,
+    }

@@ -53,8 +53,8 @@ def steps_per_epoch(n_users: int, batch_size: int, drop_remainder: bool) -> int:
     steps = whole if drop_remainder else whole + bool(rest)
     if steps == 0:
         raise VaecfError(
-            f"config.train.batch_size={batch_size} is larger than the {n_users} "
-            "training users and config.train.drop_remainder is set: no batch is "
-            "left; lower the batch size"
+            f"config.train.batch_size={batch_size} is larger than the "
+            f"{n_users} training users and config.train.drop_remainder is "
+            "set: no batch is left; lower the batch size"
         )
     return steps

@@ -76,7 +76,8 @@ class Checkpoints:
             return
         except OSError as error:
             raise VaecfError(
-                f"{self._directory / which}: cannot write a checkpoint ({error})"
+                f"{self._directory / which}: cannot write a checkpoint "
+                f"({error})"
             ) from error
 
     def position(self, which: str) -> dict[str, Any]:
@@ -108,8 +109,8 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError, OSError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise VaecfError(
-                f"{self._directory / which / str(step)}: the checkpoint does not "
-                f"fit this model or is damaged ({first_line})"
+                f"{self._directory / which / str(step)}: the checkpoint does "
+                f"not fit this model or is damaged ({first_line})"
             ) from error
         return restored["state"]
 

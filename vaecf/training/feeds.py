@@ -195,8 +195,8 @@ def make_feed(
     """
     if kind == "auto":
         kind = "resident" if _fits(train) else "streamed"
-    feeds = {"resident": ResidentFeed, "streamed": StreamedFeed}
-    return feeds[kind](problem, train, seed)
+    feed = ResidentFeed if kind == "resident" else StreamedFeed
+    return feed(problem, train, seed)
 
 
 def _fits(train: Any) -> bool:

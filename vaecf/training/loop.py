@@ -206,8 +206,8 @@ def train(
         while position.epoch < options.train.epochs:
             if _out_of_patience(options, position):
                 progress.note(
-                    f"stopping early: no gain in {options.eval.patience} validations, "
-                    f"best at epoch {position.best_epoch}"
+                    f"stopping early: no gain in {options.eval.patience} "
+                    f"validations, best at epoch {position.best_epoch}"
                 )
                 break
             order = batches.epoch_order(
@@ -232,7 +232,7 @@ def train(
                 position.add(totals, stop - start, seconds, options)
                 _check_health(options, state, totals, position)
                 progress.update(
-                    epoch=position.epoch,
+                    epoch=position.epoch + 1,
                     step_in_epoch=stop,
                     loss=float(totals.loss / totals.steps),
                     users_per_second=float(totals.users / seconds),
@@ -244,8 +244,8 @@ def train(
                     save()
                 if interrupted():
                     raise Interrupted(
-                        f"stopped in epoch {position.epoch + 1}; the same command goes "
-                        f"on from here ({workdir})"
+                        f"stopped in epoch {position.epoch + 1}; the same "
+                        f"command goes on from here ({workdir})"
                     )
             record = _training_record(options, state, position, steps)
             position.next_epoch()
@@ -420,8 +420,8 @@ def _check_health(
         _, in_a_row = (int(x) for x in loss_scale.skips_of(state.opt_state))
         if in_a_row >= options.precision.max_skipped_in_a_row:
             raise VaecfError(
-                f"float16 gradients overflowed {in_a_row} steps in a row in epoch "
-                f"{position.epoch + 1}, at loss scale "
+                f"float16 gradients overflowed {in_a_row} steps in a row in "
+                f"epoch {position.epoch + 1}, at loss scale "
                 f"{float(loss_scale.scale_of(state.opt_state)):g}: lower "
                 "config.optimizer.learning_rate, or use "
                 "--config.precision.policy=bf16"

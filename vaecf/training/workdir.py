@@ -38,7 +38,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "a+")
+        lock = open(workdir / ".lock", "a+")  # noqa: SIM115  (below)
     except OSError as error:
         raise VaecfError(
             f"--workdir={workdir}: cannot be written ({error.strerror})"
@@ -50,8 +50,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise VaecfError(
-                f"--workdir={workdir} is in use by process {holder}: wait for it, "
-                "or choose another workdir"
+                f"--workdir={workdir} is in use by process {holder}: wait for "
+                "it, or choose another workdir"
             ) from None
         lock.seek(0)
         lock.truncate()

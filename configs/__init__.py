@@ -1,0 +1,1 @@
+"""Configs: each changes a few keys of default.py."""

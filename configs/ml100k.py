@@ -1,0 +1,28 @@
+"""Mult-VAE on MovieLens-100K, paper protocol, 100 + 100 held-out users.
+
+@ml100k@
+
+    python experiments/prepare_dataset.py --dataset=ml-100k \\
+        --output=data/ml-100k
+    python experiments/main.py --config=configs/ml100k.py \\
+        --workdir=runs/ml100k --train --test --baselines
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config that the module's docstring describes."""
+    config = default.get_config()
+    config.data.dir = "data/ml-100k"
+    config.model.hidden = (200,)
+    config.model.latent = 64
+    config.train.batch_size = 100
+    config.train.epochs = 150
+    config.eval.every_epochs = 2
+    config.eval.batch_size = 500
+    config.loss.anneal_cap = 0.3
+    config.loss.total_anneal_steps = 2_000
+    return config

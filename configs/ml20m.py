@@ -1,0 +1,36 @@
+"""Mult-VAE on MovieLens-20M with the settings of NVIDIA's VAE-CF recipe.
+
+Its README reports NDCG@100 .4303 to .4312 (split `recipe`), 400 epochs in
+109.4 s on one A100 and 25.9 s on eight. Not verified here: the dataset could
+not be had where this was written.
+
+    python experiments/prepare_dataset.py --dataset=ml-20m \\
+        --protocol=recipe --output=data/ml-20m
+    python experiments/main.py --config=configs/ml20m.py \\
+        --workdir=runs/ml20m --train --test
+
+Settings: the defaults of the recipe's main.py. Its l2 (`lam`) never reaches
+its loss, so that the published numbers are without; so is this config.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config that the module's docstring describes."""
+    config = default.get_config()
+    config.data.dir = "data/ml-20m"
+    config.train.batch_size = 24_576
+    config.train.epochs = 400
+    config.train.warm_up_epochs = 5
+    # The recipe crops each epoch to whole batches.
+    config.train.drop_remainder = True
+    config.eval.every_epochs = 50
+    config.eval.batch_size = 10_000
+    config.loss.anneal_cap = 0.1
+    config.loss.total_anneal_steps = 15_000
+    config.optimizer.learning_rate = 0.004
+    config.optimizer.beta2 = 0.9
+    return config

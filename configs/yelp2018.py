@@ -1,0 +1,28 @@
+"""Mult-VAE on Yelp2018 (LightGCN's pairs), 3,000 + 3,000 held-out users.
+
+@yelp2018@
+
+    python experiments/prepare_dataset.py --dataset=yelp2018 \\
+        --ratings=interactions.parquet --output=data/yelp2018
+    python experiments/main.py --config=configs/yelp2018.py \\
+        --workdir=runs/yelp2018 --train --test --baselines=popularity
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config that the module's docstring describes."""
+    config = default.get_config()
+    config.data.dir = "data/yelp2018"
+    config.model.hidden = (300,)
+    config.model.latent = 150
+    config.train.batch_size = 500
+    config.train.epochs = 40
+    config.eval.every_epochs = 4
+    config.eval.batch_size = 500
+    config.loss.anneal_cap = 0.1
+    config.loss.total_anneal_steps = 10_000
+    return config

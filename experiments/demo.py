@@ -1,0 +1,56 @@
+"""The main job on generated data: prepare, train, compare, recommend, report.
+
+    make demo
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from vaecf import cli, options
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "The run's directory.")
+_EPOCHS = flags.DEFINE_integer("epochs", None, "Epochs; None: the config's.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Calls what the other entry points call."""
+    del argv
+    from configs import synthetic as config_file
+    from vaecf import run
+    from vaecf.data import dataset, synthetic
+    from vaecf.reporting import tables
+
+    workdir = pathlib.Path(_WORKDIR.value)
+    config = config_file.get_config()
+    config.data.dir = str(workdir / "dataset")
+    if _EPOCHS.value is not None:
+        config.train.epochs = _EPOCHS.value
+    cli.say("preparing the generated dataset 'synthetic'")
+    data = synthetic.make("synthetic")
+    if not (workdir / "dataset").exists():
+        data = dataset.write_dataset(workdir / "dataset", data)
+    cli.say(
+        f"{data.train.n_users:,} training users, {data.n_items:,} items, "
+        f"{data.train.nnz:,} interactions; training Mult-VAE"
+    )
+    run.run(
+        options.from_config(config),
+        workdir / "run",
+        run.Actions(train=True, test=True, baselines=run.BASELINES),
+        say=cli.say,
+    )
+    cli.say("\nTen recommendations for three users the model has never seen\n")
+    model = run.load(workdir / "run")
+    shown = run.sample_recommendations(model, data)
+    cli.say(tables.recommendations_table(shown))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,60 @@
+"""Recommends to every user of a file of histories.
+
+    python experiments/recommend.py --workdir=runs/ml1m \\
+        --histories=histories.csv --k=10 --output=recommendations.parquet
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from vaecf import cli
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Workdir of a trained run.", required=True
+)
+_HISTORIES = flags.DEFINE_string(
+    "histories",
+    None,
+    "CSV, TSV or Parquet, a row for each (user, item).",
+    required=True,
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Parquet file to write.", required=True
+)
+_K = flags.DEFINE_integer("k", 10, "Items a user.")
+_USER = flags.DEFINE_string("user_column", "user", "Column of the users.")
+_ITEM = flags.DEFINE_string("item_column", "item", "Column of the items.")
+_SEEN = flags.DEFINE_bool(
+    "exclude_seen", True, "Leave out the items of the history."
+)
+_BATCH = flags.DEFINE_integer("batch_size", 512, "Users a dispatch.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """One call of `batch_scoring.score_file`."""
+    del argv
+    from vaecf.serving import batch_scoring
+
+    scored = batch_scoring.score_file(
+        pathlib.Path(_WORKDIR.value),
+        pathlib.Path(_HISTORIES.value),
+        pathlib.Path(_OUTPUT.value),
+        k=_K.value,
+        user_column=_USER.value,
+        item_column=_ITEM.value,
+        exclude_seen=_SEEN.value,
+        batch_size=_BATCH.value,
+    )
+    unknown = f"; {scored.unknown_items:,} items of the histories are unknown"
+    cli.say(
+        f"{scored.users:,} users, {scored.rows:,} recommendations: "
+        f"{_OUTPUT.value}{unknown if scored.unknown_items else ''}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,446 @@
+"""The catalog's facts, and its downloads against a server on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import http.server
+import io
+import pathlib
+import re
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from vaecf.data import archive, catalog, fetch
+from vaecf.errors import VaecfError
+
+RATINGS = "".join(f"{u},{i},4.5,0\n" for u in range(60) for i in range(50))
+
+
+class Server:
+    """Serves `files` with ranges; `behaviour` may cut or refuse them."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.etags: dict[str, str] = {}
+        self.cut_after: dict[str, list[int]] = {}  # bytes sent, per request
+        self.fail_with: dict[str, int] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *args: object) -> None:
+                del args
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        path = handler.path
+        wanted = handler.headers.get("Range")
+        self.requests.append((path, wanted))
+        if path in self.fail_with or path not in self.files:
+            handler.send_error(self.fail_with.get(path, 404))
+            return
+        body, etag = self.files[path], self.etags.get(path)
+        start = 0
+        fresh = handler.headers.get("If-Range") in (None, etag)
+        if wanted and fresh:
+            match = re.fullmatch(r"bytes=(\d+)-", wanted)
+            assert match is not None
+            start = int(match.group(1))
+            if start >= len(body):
+                handler.send_response(416)
+                handler.send_header("Content-Range", f"bytes */{len(body)}")
+                handler.send_header("Content-Length", "0")
+                handler.end_headers()
+                return
+            handler.send_response(206)
+            handler.send_header(
+                "Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}"
+            )
+        else:
+            handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body) - start))
+        if etag:
+            handler.send_header("ETag", etag)
+        handler.end_headers()
+        cuts = self.cut_after.get(path)
+        n = cuts.pop(0) if cuts else len(body)
+        handler.wfile.write(body[start : start + n])
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(fetch, "_PAUSE_SECONDS", 0.01)
+    running = Server()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
+
+
+def zip_bytes(members: dict[str, str]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return out.getvalue()
+
+
+ARCHIVE = zip_bytes({"ml-20m/movies.csv": "x", "ml-20m/ratings.csv": RATINGS})
+
+
+@pytest.fixture
+def pin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], None]:
+    """Gives a catalog entry the digest of the bytes that a test serves."""
+
+    def pin(name: str, body: bytes) -> None:
+        entry = dataclasses.replace(
+            catalog.get(name),
+            digest=fetch.Digest("md5", hashlib.md5(body).hexdigest()),
+        )
+        monkeypatch.setattr(
+            catalog, "CATALOG", {**catalog.CATALOG, name: entry}
+        )
+
+    return pin
+
+
+# --- the entries -------------------------------------------------------------
+
+
+def test_names_are_those_promised() -> None:
+    assert set(catalog.names()) == {
+        *("ml-100k", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m"),
+        *("ml-latest-small", "netflix", "msd", "yelp2018", "gowalla"),
+        *("synthetic", "ml-20m-shape"),
+    }
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_entry_is_complete(name: str) -> None:
+    entry = catalog.get(name)
+    assert entry.name == name and entry.title and entry.licence
+    assert entry.checksum_note and entry.held_out_users > 0
+    assert entry.default_protocol in ("paper", "recipe", "vaecf")
+    if entry.digest is not None:
+        length = {"md5": 32, "sha256": 64}[entry.digest.algorithm]
+        assert re.fullmatch(f"[0-9a-f]{{{length}}}", entry.digest.value)
+    if entry.generated:
+        return
+    assert entry.counts["ratings"] > entry.counts["users"]
+    assert entry.urls or "--ratings=" in entry.manual
+    assert entry.ratings_member or entry.files
+    if entry.digest is None:
+        assert "no checksum" in entry.checksum_note
+
+
+def test_constants_are_those_of_the_paper() -> None:
+    # Liang et al. (2018), section 4.1 and the notebook published with it.
+    ml, netflix, msd = (catalog.get(n) for n in ("ml-20m", "netflix", "msd"))
+    assert [e.held_out_users for e in (ml, netflix, msd)] == [
+        10_000,
+        40_000,
+        50_000,
+    ]
+    assert [e.min_rating for e in (ml, netflix, msd)] == [4.0, 4.0, None]
+    assert [e.min_items_per_user for e in (ml, netflix, msd)] == [5, 5, 20]
+    assert [e.min_users_per_item for e in (ml, netflix, msd)] == [0, 0, 200]
+
+
+def test_unknown_name_gives_the_nearest() -> None:
+    with pytest.raises(VaecfError, match=r"'ml20m': did you mean 'ml-20m'\?"):
+        catalog.get("ml20m")
+    with pytest.raises(VaecfError, match="known are synthetic, ml-20m-shape,"):
+        catalog.get("zzz")
+
+
+def test_check_counts() -> None:
+    catalog.check_counts("ml-100k", ratings=100_000, users=943, items=1_682)
+    catalog.check_counts("ml-100k", users=943)
+    catalog.check_counts("ml-32m", items=1)  # not published
+    with pytest.raises(
+        VaecfError, match="read 99,999 ratings instead of 100,000, 942 users"
+    ):
+        catalog.check_counts("ml-100k", ratings=99_999, users=942)
+
+
+# --- downloads ---------------------------------------------------------------
+
+
+def test_download_unpacks_only_the_ratings(
+    server: Server,
+    tmp_path: pathlib.Path,
+    pin: Callable[[str, bytes], None],
+) -> None:
+    pin("ml-20m", ARCHIVE)
+    server.files["/ml-20m.zip"] = ARCHIVE
+    seen: list[tuple[int, int | None]] = []
+    path = catalog.fetch(
+        "ml-20m",
+        tmp_path,
+        [server.url + "/ml-20m.zip"],
+        progress=lambda n, total: seen.append((n, total)),
+    )
+    assert path.name == "ratings.csv" and path.read_text() == RATINGS
+    assert [p.name for p in path.parent.iterdir()] == ["ratings.csv"]
+    assert seen[-1] == (len(ARCHIVE), len(ARCHIVE))
+    # The second call asks nobody.
+    again = catalog.fetch("ml-20m", tmp_path, [server.url + "/gone.zip"])
+    assert again == path and len(server.requests) == 1
+    left = {p.name for p in (tmp_path / "ml-20m").iterdir()}
+    assert left == {".lock", "ml-20m.zip", "ratings"}
+
+
+def test_default_cache_is_the_environment_variable(
+    server: Server,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pin: Callable[[str, bytes], None],
+) -> None:
+    pin("ml-20m", ARCHIVE)
+    monkeypatch.setenv("VAECF_CACHE", str(tmp_path / "cache"))
+    server.files["/ml-20m.zip"] = ARCHIVE
+    path = catalog.fetch("ml-20m", urls=[server.url + "/ml-20m.zip"])
+    assert path == tmp_path / "cache/ml-20m/ratings/ratings.csv"
+
+
+def test_cut_download_is_resumed_within_a_call(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    server.files["/f"] = body = bytes(range(256)) * 40
+    server.etags["/f"] = '"v1"'
+    server.cut_after["/f"] = [1000, 2000]
+    fetch.download([server.url + "/f"], tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == body
+    assert [r for _, r in server.requests] == [
+        None,
+        "bytes=1000-",
+        "bytes=3000-",
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_cut_download_is_resumed_by_a_later_call(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    server.files["/f"] = body = bytes(range(256)) * 40
+    server.etags["/f"] = '"v1"'
+    server.cut_after["/f"] = [1000, 0, 0, 0]
+    with pytest.raises(VaecfError, match=r"cut at 1000 of 10240 bytes"):
+        fetch.download([server.url + "/f"], tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+    server.cut_after.clear()
+    fetch.download([server.url + "/f"], tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == body
+    assert server.requests[-1] == ("/f", "bytes=1000-")
+
+
+def test_a_file_that_changed_meanwhile_is_not_spliced(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    server.files["/f"], server.etags["/f"] = b"old" * 1000, '"v1"'
+    server.cut_after["/f"] = [600, 0, 0, 0]
+    with pytest.raises(VaecfError):
+        fetch.download([server.url + "/f"], tmp_path / "f")
+    server.cut_after.clear()
+    server.files["/f"], server.etags["/f"] = b"new" * 1000, '"v2"'
+    fetch.download([server.url + "/f"], tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == b"new" * 1000
+
+
+def test_no_validator_and_no_checksum_starts_again(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    server.files["/f"] = b"a" * 3000
+    server.cut_after["/f"] = [1000]
+    fetch.download([server.url + "/f"], tmp_path / "f")
+    assert [r for _, r in server.requests] == [None, None]
+
+
+def test_a_complete_part_is_taken_as_it_is(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    url, target = server.url + "/f", tmp_path / "f"
+    server.files["/f"], server.etags["/f"] = b"abc" * 99, '"v1"'
+    part = fetch._part_path(target, url)
+    part.write_bytes(b"abc" * 99)
+    fetch._validator_path(part).write_text('"v1"')
+    fetch.download([url], target)
+    assert target.read_bytes() == b"abc" * 99
+    assert server.requests == [("/f", "bytes=297-")]
+
+
+def test_mirrors_are_tried_in_order(
+    server: Server,
+    tmp_path: pathlib.Path,
+    pin: Callable[[str, bytes], None],
+) -> None:
+    pin("ml-20m", ARCHIVE)
+    server.files["/c.zip"] = ARCHIVE
+    server.files["/wrong.zip"] = ARCHIVE[:-1] + b"?"
+    server.fail_with["/b.zip"] = 503
+    paths = ["/a.zip", "/b.zip", "/wrong.zip", "/c.zip"]
+    path = catalog.fetch("ml-20m", tmp_path, [server.url + p for p in paths])
+    assert path.read_text() == RATINGS
+    asked = [p for p, _ in server.requests]
+    # A 404 is final, a 503 is asked three times.
+    assert asked == ["/a.zip", *["/b.zip"] * 3, "/wrong.zip", "/c.zip"]
+
+
+def test_checksum_mismatch_names_both_digests_and_the_path(
+    server: Server,
+    tmp_path: pathlib.Path,
+    pin: Callable[[str, bytes], None],
+) -> None:
+    pin("ml-20m", ARCHIVE)
+    server.files["/ml-20m.zip"] = bad = b"not the archive"
+    with pytest.raises(VaecfError) as caught:
+        catalog.fetch("ml-20m", tmp_path, [server.url + "/ml-20m.zip"])
+    message = str(caught.value)
+    assert hashlib.md5(bad).hexdigest() in message
+    assert hashlib.md5(ARCHIVE).hexdigest() in message
+    kept = tmp_path / "ml-20m/ml-20m.zip.mismatch"
+    assert str(kept) in message and kept.read_bytes() == bad
+    assert "\n" not in message and "--ratings=FILE" in message
+    assert not (tmp_path / "ml-20m/ratings").exists()
+
+
+def test_a_wrong_archive_of_the_user_is_reported_and_left(
+    server: Server,
+    tmp_path: pathlib.Path,
+    pin: Callable[[str, bytes], None],
+) -> None:
+    pin("ml-20m", ARCHIVE)
+    mine = tmp_path / "ml-20m/ml-20m.zip"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    with pytest.raises(VaecfError, match="move the file away") as caught:
+        catalog.fetch("ml-20m", tmp_path, [server.url + "/ml-20m.zip"])
+    assert str(mine) in str(caught.value)
+    assert mine.read_bytes() == b"mine" and server.requests == []
+
+
+def test_all_sources_failing_names_each_with_its_reason(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    closed = http.server.HTTPServer(
+        ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
+    )
+    dead = f"http://127.0.0.1:{closed.server_address[1]}/ml-1m.zip"
+    closed.server_close()
+    with pytest.raises(VaecfError) as caught:
+        catalog.fetch(
+            "ml-1m", tmp_path, [dead, server.url + "/ml-1m.zip", "nonsense"]
+        )
+    message = str(caught.value)
+    assert f"{dead} ([Errno" in message and "refused" in message
+    assert f"{server.url}/ml-1m.zip (HTTP 404" in message
+    assert "nonsense (unknown url type" in message
+    assert "--ratings=FILE" in message and "\n" not in message
+
+
+def test_expected_size_is_checked_where_there_is_no_checksum(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    server.files["/f"] = b"abc"
+    with pytest.raises(VaecfError, match="3 bytes, expected 4"):
+        fetch.download([server.url + "/f"], tmp_path / "f", n_bytes=4)
+
+
+def test_sets_of_plain_files_give_their_folder(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    server.files["/g/train.txt"] = b"0 1 2\n1 0\n"
+    server.files["/g/test.txt"] = b"0 3\n"
+    folder = catalog.fetch("gowalla", tmp_path, [server.url + "/g/"])
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        "train.txt": b"0 1 2\n1 0\n",
+        "test.txt": b"0 3\n",
+    }
+
+
+def test_netflix_says_how_to_get_it(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(VaecfError, match=r"kaggle.*--ratings=FOLDER"):
+        catalog.fetch("netflix", tmp_path)
+
+
+def test_several_members_give_their_folder(
+    server: Server, tmp_path: pathlib.Path
+) -> None:
+    server.files["/n.zip"] = zip_bytes(
+        {"combined_data_1.txt": "1:", "x/combined_data_2.txt": "2:", "y": ""}
+    )
+    folder = catalog.fetch("netflix", tmp_path, [server.url + "/n.zip"])
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "combined_data_1.txt",
+        "combined_data_2.txt",
+    ]
+
+
+def test_generated_sets_are_not_downloaded(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(VaecfError, match="generated, not downloaded"):
+        catalog.fetch("synthetic", tmp_path)
+
+
+# --- archives ----------------------------------------------------------------
+
+
+def test_archive_cannot_write_outside(tmp_path: pathlib.Path) -> None:
+    packed = tmp_path / "a.zip"
+    packed.write_bytes(
+        zip_bytes({"../../ratings.csv": "evil", "/etc/passwd": "evil"})
+    )
+    (path,) = archive.extract(packed, "ratings.csv", tmp_path / "in" / "out")
+    assert path == tmp_path / "in/out/ratings.csv"
+    assert not (tmp_path / "ratings.csv").exists()
+
+
+def test_tar_gives_regular_files_only(tmp_path: pathlib.Path) -> None:
+    packed = tmp_path / "a.tar.gz"
+    with tarfile.open(packed, "w:gz") as tar:
+        info = tarfile.TarInfo("d/ratings.csv")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+        link = tarfile.TarInfo("ratings.csv")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    (path,) = archive.extract(packed, "ratings.csv", tmp_path / "out")
+    assert path.read_bytes() == b"abc" and not path.is_symlink()
+
+
+@pytest.mark.parametrize("body", [b"", b"no archive", ARCHIVE[:3000]])
+def test_damaged_archive_leaves_nothing(
+    tmp_path: pathlib.Path, body: bytes
+) -> None:
+    packed = tmp_path / "a.zip"
+    packed.write_bytes(body)
+    with pytest.raises(VaecfError, match="damaged or not a zip"):
+        archive.extract(packed, "ml-20m/ratings.csv", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_damaged_member_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    packed = tmp_path / "a.zip"
+    at = ARCHIVE.index(b"59,49,4.5")
+    packed.write_bytes(ARCHIVE[:at] + b"8" + ARCHIVE[at + 1 :])
+    with pytest.raises(VaecfError, match=r"damaged.*CRC"):
+        archive.extract(packed, "ml-20m/ratings.csv", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_archive_without_the_member(tmp_path: pathlib.Path) -> None:
+    packed = tmp_path / "a.zip"
+    packed.write_bytes(zip_bytes({"readme": "", "a/x.csv": "", "b/x.csv": ""}))
+    with pytest.raises(VaecfError, match=r"no file named ratings\.csv"):
+        archive.extract(packed, "ratings.csv", tmp_path / "out")
+    with pytest.raises(VaecfError, match=r"several files named x\.csv"):
+        archive.extract(packed, "x.csv", tmp_path / "out")

@@ -1,0 +1,1 @@
+"""What we learn from: ratings, splits and the dataset on disk. No jax here."""
