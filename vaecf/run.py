@@ -194,6 +194,11 @@ def _test(
         )
     results["test"] = summary
     results["users_left_out"] = evaluation.left_out
+    metric = model.options.eval.best_metric
+    if metric in evaluation.per_user:
+        results["history_length"] = evaluate_lib.by_history_length(
+            evaluation.per_user[metric], dataset.test.fold_in.counts
+        )
     if actions.per_user is not None:
         write_per_user(actions.per_user, evaluation, dataset)
     for name in actions.baselines:
@@ -345,7 +350,7 @@ def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
     """results.json's content with baselines and truth in groups."""
     grouped = {
         key: results[key]
-        for key in ("train", "validation", "test")
+        for key in ("train", "validation", "test", "history_length")
         if key in results
     }
     if "test" in grouped and "users_left_out" in results:

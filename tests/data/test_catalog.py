@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import http.server
 import io
+import os
 import pathlib
 import re
 import tarfile
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from vaecf.data import archive, catalog, fetch
+from vaecf.data import archive, catalog, fetch, layouts, ratings
 from vaecf.errors import VaecfError
 
 RATINGS = "".join(f"{u},{i},4.5,0\n" for u in range(60) for i in range(50))
@@ -41,7 +42,9 @@ class Server:
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(
+            target=self.http.serve_forever, args=(0.01,), daemon=True
+        ).start()
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         path = handler.path
@@ -136,6 +139,7 @@ def test_entry_is_complete(name: str) -> None:
         assert re.fullmatch(f"[0-9a-f]{{{length}}}", entry.digest.value)
     if entry.generated:
         return
+    assert entry.layout in layouts.LAYOUTS
     assert entry.counts["ratings"] > entry.counts["users"]
     assert entry.urls or "--ratings=" in entry.manual
     assert entry.ratings_member or entry.files
@@ -171,6 +175,31 @@ def test_check_counts() -> None:
         VaecfError, match="read 99,999 ratings instead of 100,000, 942 users"
     ):
         catalog.check_counts("ml-100k", ratings=99_999, users=942)
+
+
+REALDATA = pathlib.Path(
+    os.environ.get("VAECF_REALDATA")
+    or pathlib.Path(__file__).parents[3] / "shared" / "data"
+)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("ml-100k", "ml-100k/u.data"),
+        ("ml-latest-small", "ml-latest-small/ratings.csv"),
+        ("ml-1m", "ml-1m/ratings.csv.gz"),
+        ("yelp2018", "yelp2018/interactions.parquet"),
+    ],
+)
+def test_published_counts_are_those_of_the_files(name: str, file: str) -> None:
+    if not (REALDATA / file).exists():
+        pytest.skip(f"{REALDATA / file} is not here")
+    report = ratings.read_ratings(REALDATA / file, count_all=True).report
+    catalog.check_counts(
+        name, ratings=report.rows, users=report.users, items=report.items
+    )
 
 
 # --- downloads ---------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_every_item_is_seen_in_training_however_few_users() -> None:
 # --- the truth ---------------------------------------------------------------
 
 
-def ndcg(scores: np.ndarray, seen: np.ndarray, wanted: np.ndarray) -> float:
+def ndcg(scores: np.ndarray, seen: set[int], wanted: set[int]) -> float:
     """NDCG@100 of one user, straight from its definition."""
     order = [i for i in np.argsort(-scores, kind="stable") if i not in seen]
     gains = [1 / np.log2(r + 2) for r in range(100) if order[r] in wanted]

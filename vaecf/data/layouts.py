@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vaecf.errors import VaecfError
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
 # Rows handed over at once: enough to keep every core busy, few enough that a
@@ -58,12 +59,32 @@ class Batch(NamedTuple):
       source: the file's name, for messages.
       row: number of the first row in that file, counted from 1.
       line: line of that row in the file, or None where lines do not matter.
+      names: what the source calls the columns, for messages.
+      positions: int ``[height]``, where the frame's rows stood in the batch
+        before some were left out; None if none were.
     """
 
     frame: pl.DataFrame
     source: str
     row: int
     line: int | None
+    names: dict[str, str]
+    positions: np.ndarray | None = None
+
+    def place(self, index: int) -> str:
+        """Where a row of the frame stands in the file, for a message."""
+        at = index if self.positions is None else int(self.positions[index])
+        text = f"{self.source}, row {self.row + at:,}"
+        return text if self.line is None else f"{text} (line {self.line + at:,})"
+
+    def where(self, keep: pl.Series) -> Batch:
+        """The rows of a boolean mask, which remember where they stood."""
+        positions = keep.arg_true().to_numpy()
+        if self.positions is not None:
+            positions = self.positions[positions]
+        return self._replace(
+            frame=self.frame.filter(keep), positions=positions
+        )
 
 
 class Text(NamedTuple):
@@ -303,7 +324,12 @@ def text_batches(
         )
         names = lazy.collect_schema().names()
     picked = pick_columns(path, names, columns)
-    yield from _lazy_batches(lazy, picked, str(path), 2 if header else 1)
+    fields = None
+    if not header:
+        fields = {role: names.index(name) for role, name in picked.items()}
+    yield from _lazy_batches(
+        lazy, picked, str(path), 2 if header else 1, fields
+    )
 
 
 def parquet_batches(path: pathlib.Path, columns: Columns) -> Iterator[Batch]:
@@ -369,21 +395,28 @@ def _lazy_batches(
     picked: dict[str, str],
     source: str,
     line: int | None,
+    fields: dict[str, int] | None = None,
 ) -> Iterator[Batch]:
-    """Streams the picked columns under the names of their roles."""
+    """Streams the picked columns under the names of their roles.
+
+    Messages call a column by its name, or by its place in ``fields``.
+    """
     import polars as pl
 
     chosen = lazy.select(
         pl.col(name).alias(role) for role, name in picked.items()
     )
+    if fields is None:
+        labels = {role: f"column {name!r}" for role, name in picked.items()}
+    else:
+        labels = {role: f"field {at + 1}" for role, at in fields.items()}
     row = 0
     with _errors(source):
         for frame in chosen.collect_batches(
             chunk_size=BATCH_ROWS, maintain_order=True
         ):
-            yield Batch(
-                frame, source, row + 1, None if line is None else line + row
-            )
+            at = None if line is None else line + row
+            yield Batch(frame, source, row + 1, at, labels)
             row += frame.height
 
 
@@ -410,10 +443,11 @@ def netflix_batches(path: pathlib.Path, timestamps: bool) -> Iterator[Batch]:
     picked = {"user": names[0], "rating": names[1]}
     if timestamps:
         picked["timestamp"] = names[2]
-    for batch in _lazy_batches(lazy, picked, str(path), 2):
-        is_movie = pl.col("user").str.ends_with(":") & pl.col(
-            "rating"
-        ).is_null()
+    fields = {"user": 0, "item": 0, "rating": 1, "timestamp": 2}
+    for batch in _lazy_batches(lazy, picked, str(path), 2, fields):
+        is_movie = batch.frame.select(
+            pl.col("user").str.ends_with(":") & pl.col("rating").is_null()
+        ).to_series()
         frame = batch.frame.with_columns(
             item=pl.when(is_movie)
             .then(pl.col("user").str.strip_chars_end(":"))
@@ -422,7 +456,7 @@ def netflix_batches(path: pathlib.Path, timestamps: bool) -> Iterator[Batch]:
         )
         if frame.height:
             movie = frame["item"][-1]
-        yield batch._replace(frame=frame.filter(~is_movie))
+        yield batch._replace(frame=frame).where(~is_movie)
 
 
 def lightgcn_batches(path: pathlib.Path) -> Iterator[Batch]:
@@ -440,7 +474,9 @@ def lightgcn_batches(path: pathlib.Path) -> Iterator[Batch]:
         )
         name = lines.collect_schema().names()[0]
     words = pl.col("line").str.strip_chars(" ").str.split(" ")
-    for batch in _lazy_batches(lines, {"line": name}, str(path), 1):
+    for batch in _lazy_batches(
+        lines, {"line": name}, str(path), 1, {"user": 0, "item": 1}
+    ):
         frame = (
             batch.frame.select(user=words.list.first(), item=words.list.slice(1))
             .filter(pl.col("item").list.len() > 0)

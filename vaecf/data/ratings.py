@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -140,15 +140,22 @@ def read_ratings(
     columns = Columns(
         user_column or "user",
         item_column or "item",
-        rating_column if wants_rating else None,
+        (rating_column or "rating") if wants_rating else None,
         timestamp_column,
     )
-    batches = (
-        layouts.frame_batches(source, columns)
-        if path is None
-        else _file_batches(path, layout, columns, separator, wants_rating)
-    )
+
+    def batches() -> Iterator[Batch]:
+        if path is None:
+            return layouts.frame_batches(source, columns)
+        return _file_batches(path, layout, columns, separator)
+
     name = "the DataFrame" if path is None else str(path)
+    if layout in ("lightgcn_txt", "interactions_parquet") and wants_rating:
+        raise VaecfError(
+            f"{path} ({layout}) holds no ratings: leave out --min_rating, or "
+            "name the columns with --user_column, --item_column and "
+            "--rating_column"
+        )
     return _collect(batches, name, min_rating, layout, count_all)
 
 
@@ -157,16 +164,9 @@ def _file_batches(
     layout: str | None,
     columns: Columns,
     separator: str | None,
-    wants_rating: bool,
 ) -> Iterator[Batch]:
     """Rows of every file that ``path`` stands for."""
     wants_time = columns.timestamp is not None
-    if layout in ("lightgcn_txt", "interactions_parquet") and wants_rating:
-        raise VaecfError(
-            f"{path} ({layout}) holds no ratings: leave out --min_rating, or "
-            "name the columns with --user_column, --item_column and "
-            "--rating_column"
-        )
     for file in layouts.files_of(path, layout):
         if layout == "netflix":
             yield from layouts.netflix_batches(file, wants_time)
@@ -175,7 +175,7 @@ def _file_batches(
         elif layout in layouts.TEXT_LAYOUTS:
             shape = layouts.TEXT_LAYOUTS[layout]
             picked = shape.columns._replace(
-                rating=shape.columns.rating if wants_rating else None,
+                rating=None if columns.rating is None else shape.columns.rating,
                 timestamp=shape.columns.timestamp if wants_time else None,
             )
             yield from layouts.text_batches(
@@ -189,7 +189,7 @@ def _file_batches(
 
 
 def _collect(
-    batches: Iterator[Batch],
+    batches: Callable[[], Iterator[Batch]],
     name: str,
     min_rating: float | None,
     layout: str | None,
@@ -206,12 +206,13 @@ def _collect(
     seen = {"user": _Distinct(), "item": _Distinct()}
     kept: list[pl.DataFrame] = []
     rows = blank = 0
-    for batch in batches:
-        ids, blanks = _check_ids(batch)
-        blank += blanks
+    for unchecked in batches():
+        batch = _check_ids(unchecked)
+        ids = batch.frame
+        blank += unchecked.frame.height - ids.height
         rows += ids.height
         if min_rating is not None:
-            enough = _numbers(batch, ids) >= min_rating
+            enough = _numbers(batch) >= min_rating
             if not count_all:
                 ids = ids.filter(enough)
         coded = ids.with_columns(
@@ -233,8 +234,10 @@ def _collect(
             f"{name}: none of {rows:,} rows has a rating of at least "
             f"{min_rating:g}; lower --min_rating"
         )
-    user, user_ids = _encode(frame["user"], name, "user")
-    item, item_ids = _encode(frame["item"], name, "item")
+    user, user_ids = _encode(frame["user"])
+    item, item_ids = _encode(frame["item"])
+    for role, ids_of_role in (("user", user_ids), ("item", item_ids)):
+        _refuse_nan(batches, role, ids_of_role)
     counted = {
         role: distinct.count() if min_rating is not None else len(ids)
         for (role, distinct), ids in zip(
@@ -279,16 +282,8 @@ class _Distinct:
         return int(self._seen.sum())
 
 
-def _place(batch: Batch, row: int) -> str:
-    """Where a row of a batch stands, for a message."""
-    text = f"{batch.source}, row {batch.row + row:,}"
-    if batch.line is not None:
-        text += f" (line {batch.line + row:,})"
-    return text
-
-
-def _check_ids(batch: Batch) -> tuple[pl.DataFrame, int]:
-    """The rows with ids as strings, and the number of blank lines left out.
+def _check_ids(batch: Batch) -> Batch:
+    """The batch with ids as strings, and without the blank lines of a text.
 
     Raises:
       VaecfError: an id is missing.
@@ -298,29 +293,49 @@ def _check_ids(batch: Batch) -> tuple[pl.DataFrame, int]:
     frame = batch.frame.with_columns(
         _as_text(batch.frame[role], batch, role) for role in ("user", "item")
     )
+    batch = batch._replace(frame=frame)
     missing = {
-        role: frame[role].is_null() | (frame[role] == "")
+        role: frame[role].is_null() | (frame[role] == "").fill_null(False)
         for role in ("user", "item")
     }
     if not (missing["user"].any() or missing["item"].any()):
-        return frame, 0
-    blank = missing["user"] & missing["item"]
-    if batch.line is None:
-        blank &= False  # only text has empty lines
-    for name in set(frame.columns) - {"user", "item"}:
-        blank &= frame[name].is_null()
+        return batch
+    blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
+    if batch.line is None:  # only a text has lines
+        blank = pl.repeat(False, frame.height, eager=True)
     for role, mask in missing.items():
-        bad = (mask & ~blank).fill_null(True)
+        bad = mask & ~blank
         if bad.any():
-            row = int(bad.arg_true()[0])
             raise VaecfError(
-                f"{_place(batch, row)}: the {role} id is missing (empty or "
-                "NaN); fill it in, or drop such rows"
+                f"{batch.place(int(bad.arg_true()[0]))}: "
+                f"{batch.names[role]} has no {role} id (empty or NaN); fill "
+                "it in, or drop such rows"
             )
-    # Blank lines must not shift the row numbers of later messages: the
-    # threshold reads the filtered frame together with its own positions.
-    kept = frame.with_row_index("position").filter(~blank)
-    return kept.drop("position"), int(blank.sum())
+    return batch.where(~blank)
+
+
+def _refuse_nan(
+    batches: Callable[[], Iterator[Batch]], role: str, ids: np.ndarray
+) -> None:
+    """A missing value that some program has spelt out is no id.
+
+    Raises:
+      VaecfError: an id is ``NaN`` or ``nan``.
+    """
+    if ids.dtype != object:
+        return
+    spelt = {"nan", "NaN"}.intersection(ids.tolist())
+    if not spelt:
+        return
+    for unchecked in batches():  # again, to name the row
+        batch = _check_ids(unchecked)
+        found = batch.frame[role].is_in(list(spelt))
+        if found.any():
+            raise VaecfError(
+                f"{batch.place(int(found.arg_true()[0]))}: "
+                f"{batch.names[role]} has no {role} id (NaN); fill it in, or "
+                "drop such rows"
+            )
 
 
 def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
@@ -342,27 +357,23 @@ def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
     return series.cast(pl.String)
 
 
-def _numbers(batch: Batch, ids: pl.DataFrame) -> pl.Series:
-    """Ratings of the rows in ``ids`` as float64.
+def _numbers(batch: Batch) -> pl.Series:
+    """Ratings as float64.
 
     Raises:
       VaecfError: one is missing, no number, or not finite.
     """
     import polars as pl
 
-    numbers = ids["rating"].cast(pl.Float64, strict=False)
+    ratings = batch.frame["rating"]
+    numbers = ratings.cast(pl.Float64, strict=False)
     good = numbers.is_finite().fill_null(False)
     if not good.all():
         row = int((~good).arg_true()[0])
-        value = ids["rating"][row]
-        # The row within the batch as it was read, blank lines included.
-        if ids.height != batch.frame.height:
-            blank = pl.all_horizontal(pl.all().is_null())
-            rows = batch.frame.select(~blank).to_series().arg_true()
-            row = int(rows[row])
+        value = "" if ratings[row] is None else ratings[row]
         raise VaecfError(
-            f"{_place(batch, row)}: rating {value!r} is not a number; "
-            "correct it, or drop such rows"
+            f"{batch.place(row)}: {batch.names['rating']} holds {value!r}, "
+            "which is not a number; correct it, or drop such rows"
         )
     return numbers
 
@@ -399,27 +410,14 @@ def _seconds(batch: Batch, rows: pl.DataFrame) -> pl.Series:
     return times.alias("timestamp")
 
 
-def _encode(
-    column: pl.Series, name: str, role: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int32 into ascending raw ids, which are integers if all can be.
-
-    Raises:
-      VaecfError: an id is NaN among integers.
-    """
+def _encode(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int32 into ascending raw ids, which are integers if all can be."""
     import polars as pl
 
     distinct = column.unique()
     physical = distinct.to_physical().to_numpy()
     texts = distinct.cast(pl.String)
     plain = texts.str.contains(_CANONICAL)
-    if not plain.all():
-        rest = texts.filter(~plain)
-        if rest.str.to_lowercase().is_in(["nan"]).all() and plain.any():
-            raise VaecfError(
-                f"{name}: the {role} id is {rest[0]!r} in some row (the "
-                "others are numbers); fill it in, or drop such rows"
-            )
     numbers = texts.cast(pl.Int64, strict=False)
     ids: pl.Series = (
         numbers if plain.all() and not numbers.null_count() else texts

@@ -112,6 +112,37 @@ def mean_and_stderr(values: np.ndarray) -> dict[str, Any]:
     return {"mean": mean, "stderr": stderr, "users": n}
 
 
+def by_history_length(
+    values_U: np.ndarray, length_U: np.ndarray, buckets: int = 4
+) -> list[dict[str, Any]]:
+    """Mean of a metric for users with short and with long histories.
+
+    Args:
+      values_U: float [U], NaN for users left out.
+      length_U: int [U], fold-in items of each user.
+      buckets: at most so many, with about as many users each.
+
+    Returns:
+      [{'bucket': '5-12', 'mean', 'stderr', 'users'}, ...], shortest first.
+    """
+    real_U = ~np.isnan(values_U)
+    values_U, length_U = values_U[real_U], length_U[real_U]
+    if not len(values_U):
+        return []
+    quantiles = np.quantile(length_U, np.linspace(0, 1, buckets + 1)[1:])
+    # Upper bounds, inclusive; equal ones (many users alike) are one bucket.
+    upper = np.unique(np.ceil(quantiles).astype(np.int64))
+    bucket_U = np.searchsorted(upper, length_U)
+    rows = []
+    for b in range(len(upper)):
+        inside = bucket_U == b
+        if inside.any():
+            low, high = length_U[inside].min(), length_U[inside].max()
+            name = f"{low}" if low == high else f"{low}-{high}"
+            rows.append({"bucket": name, **mean_and_stderr(values_U[inside])})
+    return rows
+
+
 def flat(summary: Mapping[str, Mapping[str, Any]], prefix: str) -> dict:
     """{'validation/ndcg@100': mean, 'validation/ndcg@100_stderr': ...}."""
     record: dict[str, Any] = {}
