@@ -19,10 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config that the module's docstring describes."""
     config = default.get_config()
     config.data.dir = "data/ml-1m"
-    config.train.batch_size = 500
-    config.train.epochs = 120
+    config.train.batch_size = 250
+    config.train.epochs = 100
     config.eval.every_epochs = 2
     config.eval.batch_size = 500
     config.loss.anneal_cap = 0.2
-    config.loss.total_anneal_steps = 5_000
+    config.loss.total_anneal_steps = 10_000
     return config

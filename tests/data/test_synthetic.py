@@ -9,8 +9,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from vaecf.data import sampling, synthetic
+from vaecf.data import ratings, sampling, splits, synthetic
 from vaecf.data.dataset import Dataset, open_dataset, write_dataset
+from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 
 # Real held-out part of MovieLens 20M under the split of Liang et al. (2018),
@@ -171,6 +172,34 @@ def test_a_fifth_is_held_out(dataset: Dataset, split: str) -> None:
     np.testing.assert_array_equal(held_out.counts, total // 5)
     both = fold_in.to_scipy() + held_out.to_scipy()
     assert both.max() == 1  # nothing is in both
+
+
+def test_the_fold_in_is_that_of_the_protocol() -> None:
+    """The same number of items per user as `splits.vaecf` holds out."""
+    # Held-out users of 1 to 60 items; three users to train on have them all.
+    counts = np.concatenate([np.full(3, 60), np.arange(1, 61)])
+    user = np.repeat(np.arange(63), counts)
+    item = np.concatenate([np.arange(n) for n in counts])
+    report = ratings.ReadReport(len(user), 0, 0, None, None, None)
+    split = splits.vaecf(
+        ratings.Ratings(
+            user.astype(np.int32),
+            item.astype(np.int32),
+            np.arange(63),
+            np.arange(60),
+            None,
+            report,
+        ),
+        validation_users=62,
+        test_users=0,
+    )
+    fold_in, held_out = split.validation
+    both = fold_in.to_scipy() + held_out.to_scipy()
+    ours = synthetic._hold_out(Interactions.from_scipy(both), rng_of(0))
+    np.testing.assert_array_equal(ours.held_out.counts, held_out.counts)
+    np.testing.assert_array_equal(ours.fold_in.counts, fold_in.counts)
+    ours_both = ours.fold_in.to_scipy() + ours.held_out.to_scipy()
+    assert (ours_both != both).nnz == 0
 
 
 def test_every_item_is_seen_in_training_however_few_users() -> None:

@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vaecf.data import storage
+from vaecf.data import id_files, manifests, storage
 from vaecf.data.ids import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 
 __all__ = [
-    "SCHEMA_VERSION",
     "Dataset",
     "HeldOut",
     "IdTable",
@@ -42,7 +41,6 @@ __all__ = [
     "write_dataset",
 ]
 
-SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _PARTS = (
     "train",
@@ -132,9 +130,7 @@ class Dataset:
     @functools.cached_property
     def manifest_hash(self) -> str:
         """SHA-256 (hex) of the manifest as canonical JSON."""
-        text = json.dumps(
-            self.manifest, sort_keys=True, separators=(",", ":")
-        )
+        text = json.dumps(self.manifest, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def split(self, name: str) -> HeldOut:
@@ -204,39 +200,22 @@ def make_dataset(
       The dataset; ``path`` is None. Equal input gives an equal manifest: it
       holds no time and no path.
     """
-    sizes = {
-        "users": len(users),
-        "items": len(items),
-        "interactions": train.nnz
-        + sum(matrix.nnz for split in (validation, test) for matrix in split),
-        "train_users": train.n_users,
-        "validation_users": validation.fold_in.n_users,
-        "test_users": test.fold_in.n_users,
-        "train_interactions": train.nnz,
-        "validation_fold_in": validation.fold_in.nnz,
-        "validation_held_out": validation.held_out.nnz,
-        "test_fold_in": test.fold_in.nnz,
-        "test_held_out": test.held_out.nnz,
-    }
-    manifest: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "vaecf_version": _version(),
-        "name": name,
-        "protocol": protocol,
-        "protocol_constants": _plain(dict(constants or {})),
-        "counts": _plain({**sizes, **(counts or {})}),
-        "source": _plain(dict(source)) if source is not None else None,
-        "ids": {
-            which: {
-                "type": table.type,
-                "count": len(table),
-                "sha256": table.sha256(),
-            }
-            for which, table in (("items", items), ("users", users))
+    manifest = manifests.build(
+        name=name,
+        protocol=protocol,
+        matrices={
+            "train": train,
+            "validation_fold_in": validation.fold_in,
+            "validation_held_out": validation.held_out,
+            "test_fold_in": test.fold_in,
+            "test_held_out": test.held_out,
         },
-    }
-    if truth_facts is not None:
-        manifest["truth"] = _plain(dict(truth_facts))
+        tables={"items": items, "users": users},
+        constants=constants or {},
+        counts=counts or {},
+        source=source,
+        truth_facts=truth_facts,
+    )
     dataset = Dataset(
         name,
         protocol,
@@ -304,37 +283,16 @@ def write_dataset(
     with storage.atomic_directory(target) as fresh:
         for name, array in _arrays(dataset):
             storage.save_array(fresh / f"{name}.npy", array)
-        _write_ids(fresh, dataset)
+        splits = np.repeat(["train", "validation", "test"], dataset.split_sizes)
+        id_files.write_ids(fresh / "items.parquet", "item", dataset.items)
+        id_files.write_ids(
+            fresh / "users.parquet", "user", dataset.users, split=splits
+        )
         with open(fresh / MANIFEST, "w", encoding="utf-8") as stream:
             json.dump(dataset.manifest, stream, indent=2, ensure_ascii=False)
             stream.write("\n")
             storage.sync(stream)
     return open_dataset(target)
-
-
-def _write_ids(directory: pathlib.Path, dataset: Dataset) -> None:
-    """Writes ``items.parquet`` and ``users.parquet``."""
-    import polars as pl
-
-    def id_column(name: str, table: IdTable) -> pl.Series:
-        kind = pl.Int64 if table.type == "int64" else pl.String
-        return pl.Series(name, table.ids.tolist(), dtype=kind)
-
-    items = id_column("item", dataset.items).to_frame()
-    users = id_column("user", dataset.users).to_frame()
-    splits = np.repeat(
-        np.array(["train", "validation", "test"], object), dataset.split_sizes
-    )
-    users = users.with_columns(
-        pl.Series("split", splits.tolist(), dtype=pl.String)
-    )
-    for name, frame in (("items", items), ("users", users)):
-        indexed = frame.insert_column(
-            1, pl.Series("index", np.arange(frame.height, dtype=np.int64))
-        )
-        with open(directory / f"{name}.parquet", "wb") as stream:
-            indexed.write_parquet(stream)
-            storage.sync(stream)
 
 
 def open_dataset(
@@ -365,7 +323,7 @@ def open_dataset(
             f"no dataset in {path}; make one with: python "
             f"experiments/prepare_dataset.py --output={path} ..."
         )
-    manifest = _read_manifest(path / MANIFEST)
+    manifest = manifests.read(path / MANIFEST)
     arrays = {
         name: storage.load_array(
             path / f"{name}.npy", entry, mmap=not name.endswith(".indptr")
@@ -437,58 +395,15 @@ def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
     )
 
 
-def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """Reads and checks what the rest relies on."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VaecfError(
-            f"{path} is not JSON ({error}); prepare the dataset again"
-        ) from None
-    needed = ("schema_version", "name", "protocol", "arrays", "ids")
-    missing = [
-        key
-        for key in needed
-        if not isinstance(manifest, dict) or key not in manifest
-    ]
-    if missing:
-        raise VaecfError(
-            f"{path} lacks {', '.join(missing)}; prepare the dataset again"
-        )
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        raise VaecfError(
-            f"{path} has schema version {manifest['schema_version']}, this "
-            f"vaecf reads {SCHEMA_VERSION}; update vaecf or prepare again"
-        )
-    return manifest
-
-
 def _read_ids(
     directory: pathlib.Path, column: str, manifest: dict[str, Any]
 ) -> IdTable:
     """Reads ``items.parquet`` or ``users.parquet``."""
-    import polars as pl
-
     path = directory / f"{column}s.parquet"
     expected = manifest["ids"][f"{column}s"]
-    try:
-        frame = pl.read_parquet(path, columns=[column, "index"])
-    except FileNotFoundError:
-        raise VaecfError(
-            f"{path} is missing; prepare the dataset again"
-        ) from None
-    except pl.exceptions.PolarsError as error:
-        raise VaecfError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); prepare "
-            "the dataset again"
-        ) from None
-    frame = frame.sort("index")
-    if expected["type"] == "string":
-        ids = np.empty(frame.height, object)
-        ids[:] = frame[column].to_list()
-        table = IdTable(ids)
-    else:
-        table = IdTable(frame[column].to_numpy())
+    table = id_files.read_ids(path, column)
+    if expected["count"] == 0:
+        return IdTable(np.zeros(0, np.int64))
     if len(table) != expected["count"] or table.type != expected["type"]:
         raise VaecfError(
             f"{path} holds {len(table)} ids of type {table.type}, the "
@@ -522,19 +437,3 @@ def _verify(
                 f"{directory / name} has SHA-256 {actual}, the manifest says "
                 f"{expected}; prepare the dataset again"
             )
-
-
-def _plain(value: Any) -> Any:
-    """The value with NumPy scalars made JSON's own."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _version() -> str:
-    """The version of vaecf that writes."""
-    import vaecf
-
-    return str(getattr(vaecf, "__version__", "unknown"))

@@ -271,7 +271,7 @@ class Interactions:
             ("item", item, n_items),
         ):
             if values.size and not (
-                0 <= int(values.min()) and int(values.max()) < bound
+                int(values.min()) >= 0 and int(values.max()) < bound
             ):
                 raise VaecfError(
                     f"{name} indices must be in [0, {bound}), got "

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vaecf.data import layouts
-from vaecf.data.layouts import Batch, Columns
+from vaecf.data import batches as batches_lib
+from vaecf.data import layouts, values
+from vaecf.data.batches import Batch
+from vaecf.data.layouts import Columns
 from vaecf.errors import VaecfError
 
 if TYPE_CHECKING:
     import polars as pl
-
-# An integer as str() would write it: one text for one number.
-_CANONICAL = r"^(0|-?[1-9][0-9]{0,18})$"
 
 
 class ReadReport(NamedTuple):
@@ -125,14 +124,14 @@ def read_ratings(
         layout = layouts.detect(path)
     if layout is not None and layout not in layouts.LAYOUTS:
         raise VaecfError(
-            f"unknown layout {layout!r}{layouts.nearest(layout, layouts.LAYOUTS)}"
-            f" (there are {', '.join(layouts.LAYOUTS)})"
+            f"unknown layout {layout!r}"
+            f"{layouts.nearest(layout, layouts.LAYOUTS)} (there are "
+            f"{', '.join(layouts.LAYOUTS)})"
         )
     wants_rating = min_rating is not None
     if layout is None and wants_rating != (rating_column is not None):
         raise VaecfError(
-            "--min_rating needs --rating_column to name the column it "
-            "compares"
+            "--min_rating needs --rating_column to name the column it compares"
             if wants_rating
             else f"--rating_column={rating_column} needs --min_rating: rows "
             "with at least that rating count as interactions"
@@ -146,7 +145,7 @@ def read_ratings(
 
     def batches() -> Iterator[Batch]:
         if path is None:
-            return layouts.frame_batches(source, columns)
+            return batches_lib.frame_batches(source, columns)
         return _file_batches(path, layout, columns, separator)
 
     name = "the DataFrame" if path is None else str(path)
@@ -169,23 +168,23 @@ def _file_batches(
     wants_time = columns.timestamp is not None
     for file in layouts.files_of(path, layout):
         if layout == "netflix":
-            yield from layouts.netflix_batches(file, wants_time)
+            yield from batches_lib.netflix_batches(file, wants_time)
         elif layout == "lightgcn_txt":
-            yield from layouts.lightgcn_batches(file)
+            yield from batches_lib.lightgcn_batches(file)
         elif layout in layouts.TEXT_LAYOUTS:
             shape = layouts.TEXT_LAYOUTS[layout]
             picked = shape.columns._replace(
                 rating=None if columns.rating is None else shape.columns.rating,
                 timestamp=shape.columns.timestamp if wants_time else None,
             )
-            yield from layouts.text_batches(
+            yield from batches_lib.text_batches(
                 file, shape.separator, shape.header, picked
             )
         elif layouts.is_parquet(file):
-            yield from layouts.parquet_batches(file, columns)
+            yield from batches_lib.parquet_batches(file, columns)
         else:
             mark = separator or layouts.guess_separator(file)
-            yield from layouts.text_batches(file, mark, True, columns)
+            yield from batches_lib.text_batches(file, mark, True, columns)
 
 
 def _collect(
@@ -207,12 +206,12 @@ def _collect(
     kept: list[pl.DataFrame] = []
     rows = blank = 0
     for unchecked in batches():
-        batch = _check_ids(unchecked)
+        batch = values.check_ids(unchecked)
         ids = batch.frame
         blank += unchecked.frame.height - ids.height
         rows += ids.height
         if min_rating is not None:
-            enough = _numbers(batch) >= min_rating
+            enough = values.numbers_of(batch) >= min_rating
             if not count_all:
                 ids = ids.filter(enough)
         coded = ids.with_columns(
@@ -223,7 +222,9 @@ def _collect(
                 distinct.add(coded[role].to_physical().to_numpy())
             coded = coded.filter(enough)
         if "timestamp" in coded.columns:
-            coded = coded.with_columns(timestamp=_seconds(batch, coded))
+            coded = coded.with_columns(
+                timestamp=values.seconds_of(batch, coded)
+            )
         kept.append(coded.drop("rating", strict=False))
     if not rows:
         raise VaecfError(f"{name} holds no rows; give a file with ratings")
@@ -234,10 +235,10 @@ def _collect(
             f"{name}: none of {rows:,} rows has a rating of at least "
             f"{min_rating:g}; lower --min_rating"
         )
-    user, user_ids = _encode(frame["user"])
-    item, item_ids = _encode(frame["item"])
+    user, user_ids = values.encode(frame["user"])
+    item, item_ids = values.encode(frame["item"])
     for role, ids_of_role in (("user", user_ids), ("item", item_ids)):
-        _refuse_nan(batches, role, ids_of_role)
+        values.refuse_nan(batches, role, ids_of_role)
     counted = {
         role: distinct.count() if min_rating is not None else len(ids)
         for (role, distinct), ids in zip(
@@ -282,158 +283,6 @@ class _Distinct:
         return int(self._seen.sum())
 
 
-def _check_ids(batch: Batch) -> Batch:
-    """The batch with ids as strings, and without the blank lines of a text.
-
-    Raises:
-      VaecfError: an id is missing.
-    """
-    import polars as pl
-
-    frame = batch.frame.with_columns(
-        _as_text(batch.frame[role], batch, role) for role in ("user", "item")
-    )
-    batch = batch._replace(frame=frame)
-    missing = {
-        role: frame[role].is_null() | (frame[role] == "").fill_null(False)
-        for role in ("user", "item")
-    }
-    if not (missing["user"].any() or missing["item"].any()):
-        return batch
-    blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
-    if batch.line is None:  # only a text has lines
-        blank = pl.repeat(False, frame.height, eager=True)
-    for role, mask in missing.items():
-        bad = mask & ~blank
-        if bad.any():
-            raise VaecfError(
-                f"{batch.place(int(bad.arg_true()[0]))}: "
-                f"{batch.names[role]} has no {role} id (empty or NaN); fill "
-                "it in, or drop such rows"
-            )
-    return batch.where(~blank)
-
-
-def _refuse_nan(
-    batches: Callable[[], Iterator[Batch]], role: str, ids: np.ndarray
-) -> None:
-    """A missing value that some program has spelt out is no id.
-
-    Raises:
-      VaecfError: an id is ``NaN`` or ``nan``.
-    """
-    if ids.dtype != object:
-        return
-    spelt = {"nan", "NaN"}.intersection(ids.tolist())
-    if not spelt:
-        return
-    for unchecked in batches():  # again, to name the row
-        batch = _check_ids(unchecked)
-        found = batch.frame[role].is_in(list(spelt))
-        if found.any():
-            raise VaecfError(
-                f"{batch.place(int(found.arg_true()[0]))}: "
-                f"{batch.names[role]} has no {role} id (NaN); fill it in, or "
-                "drop such rows"
-            )
-
-
-def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
-    """Ids as strings; whole floats as the integers that they were."""
-    import polars as pl
-
-    if series.dtype == pl.String:
-        return series
-    if series.dtype.is_float():
-        series = series.fill_nan(None)
-        whole = series.cast(pl.Int64, strict=False)
-        if (whole.cast(series.dtype) == series).all():
-            series = whole
-    if series.dtype.is_nested() or series.dtype == pl.Binary:
-        raise VaecfError(
-            f"{batch.source}: the {role} column has type {series.dtype}; ids "
-            "are integers or strings"
-        )
-    return series.cast(pl.String)
-
-
-def _numbers(batch: Batch) -> pl.Series:
-    """Ratings as float64.
-
-    Raises:
-      VaecfError: one is missing, no number, or not finite.
-    """
-    import polars as pl
-
-    ratings = batch.frame["rating"]
-    numbers = ratings.cast(pl.Float64, strict=False)
-    good = numbers.is_finite().fill_null(False)
-    if not good.all():
-        row = int((~good).arg_true()[0])
-        value = "" if ratings[row] is None else ratings[row]
-        raise VaecfError(
-            f"{batch.place(row)}: {batch.names['rating']} holds {value!r}, "
-            "which is not a number; correct it, or drop such rows"
-        )
-    return numbers
-
-
-def _seconds(batch: Batch, rows: pl.DataFrame) -> pl.Series:
-    """Times as int64: integers as they are, dates as seconds since 1970.
-
-    Raises:
-      VaecfError: a time is missing or of no known form.
-    """
-    import polars as pl
-
-    series = rows["timestamp"]
-    if series.dtype == pl.String:
-        numbers = series.cast(pl.Float64, strict=False).cast(
-            pl.Int64, strict=False
-        )
-        if numbers.null_count():
-            try:
-                series = series.str.to_datetime(time_zone="UTC", strict=False)
-            except pl.exceptions.PolarsError:  # not one time among them
-                series = pl.Series([None] * len(series), dtype=pl.Int64)
-        else:
-            series = numbers
-    if series.dtype.is_temporal():
-        series = series.cast(pl.Datetime("us")).dt.epoch("s")
-    times = series.cast(pl.Int64, strict=False)
-    if times.null_count():
-        value = rows["timestamp"].filter(times.is_null())[0]
-        raise VaecfError(
-            f"{batch.source}: timestamp {value!r} is neither a number nor a "
-            "date; correct it, or leave out --timestamp_column"
-        )
-    return times.alias("timestamp")
-
-
-def _encode(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int32 into ascending raw ids, which are integers if all can be."""
-    import polars as pl
-
-    distinct = column.unique()
-    physical = distinct.to_physical().to_numpy()
-    texts = distinct.cast(pl.String)
-    plain = texts.str.contains(_CANONICAL)
-    numbers = texts.cast(pl.Int64, strict=False)
-    ids: pl.Series = (
-        numbers if plain.all() and not numbers.null_count() else texts
-    )
-    order = ids.arg_sort().to_numpy()
-    codes = np.empty(int(physical.max()) + 1, np.int32)
-    codes[physical[order]] = np.arange(len(order), dtype=np.int32)
-    ids = ids.gather(order)
-    if ids.dtype == pl.Int64:
-        raw = ids.to_numpy()
-    else:
-        raw = np.empty(len(ids), object)
-        raw[:] = ids.to_list()
-    return codes[column.to_physical().to_numpy()], raw
-
-
 def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
     """Keeps the first row of every (user, item) pair.
 
@@ -444,9 +293,7 @@ def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
 
     shape = len(ratings.user_ids), len(ratings.item_ids)
     # Counting is linear; sorting is only paid for where there is something.
-    _, duplicates = Interactions.from_pairs(
-        ratings.user, ratings.item, *shape
-    )
+    _, duplicates = Interactions.from_pairs(ratings.user, ratings.item, *shape)
     if not duplicates:
         return ratings, 0
     keys = ratings.user.astype(np.int64) * shape[1] + ratings.item

@@ -208,8 +208,10 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
     """Generates a dataset with strong generalisation, truth included.
 
     Users are independent draws of one law, so the first `n_train_users` of
-    them are as good a random choice of training users as any. Every item is
-    seen in training: one that nobody drew takes the place of a random draw.
+    them are as good a random choice of training users as any, and `splits`
+    is not asked for another. Every item is seen in training, so that the
+    vocabulary is `n_items` for every seed: an item that no training user
+    drew takes the place of a random draw.
 
     ``synthetic``: 4,000 + 400 + 400 users, 1,000 items, 30 items per user.
 
@@ -336,12 +338,17 @@ def _cover_items(train: Interactions, rng: np.random.Generator) -> Interactions:
 
 
 def _hold_out(histories: Interactions, rng: np.random.Generator) -> HeldOut:
-    """Holds out a random fifth, rounded down, of each user's items."""
+    """Holds out a random fifth of each user's items, as `splits.vaecf` does.
+
+    Rounded down, but at least one item of two or more.
+    """
     counts = histories.counts
     user = np.repeat(np.arange(histories.n_users), counts)
     order = np.lexsort((rng.random(histories.nnz), user))
     rank = np.arange(histories.nnz) - np.repeat(histories.indptr[:-1], counts)
-    n_held_out = np.floor(counts * TEST_PROPORTION).astype(np.int64)
+    n_held_out = np.maximum(
+        np.floor(counts * TEST_PROPORTION + 1e-9), np.minimum(counts // 2, 1)
+    ).astype(np.int64)
     held_out = np.zeros(histories.nnz, bool)
     held_out[order] = rank < np.repeat(n_held_out, counts)
     parts = [
