@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vaecf.data.dataset import Dataset, open_dataset
+from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import metrics, ranking, scorers
@@ -84,7 +84,7 @@ def run(
     # What this machine cannot do is refused before anything is written.
     precision.policy(options.precision.policy)
     sharding.make_mesh(options.mesh.data, options.mesh.item)
-    dataset = open_dataset(options.data.dir)
+    dataset = find_dataset(options.data.dir)
     if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
         raise VaecfError(
             f"--workdir={workdir} holds no trained model: give --train"

@@ -330,10 +330,10 @@ def open_dataset(
         )
         for name, entry in manifest["arrays"].items()
     }
-    items = _read_ids(path, "item", manifest)
-    users = _read_ids(path, "user", manifest)
+    items = manifests.read_ids(path, "item", manifest)
+    users = manifests.read_ids(path, "user", manifest)
     if verify:
-        _verify(path, manifest, {"items": items, "users": users})
+        manifests.verify(path, manifest, {"items": items, "users": users})
     try:
         train, *rest = (
             Interactions(
@@ -390,50 +390,7 @@ def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
         if (place / MANIFEST).is_file() or foreign.layout_of(place):
             return open_dataset(place)
     raise VaecfError(
-        f"no dataset in {', '.join(map(str, places))}; make one with: python "
-        f"experiments/prepare_dataset.py --data_dir={root}"
+        f"no dataset in {root} (nor in its ml-20m/preprocessed and ml-20m); "
+        f"make one with: python experiments/prepare_dataset.py "
+        f"--output={root} ..."
     )
-
-
-def _read_ids(
-    directory: pathlib.Path, column: str, manifest: dict[str, Any]
-) -> IdTable:
-    """Reads ``items.parquet`` or ``users.parquet``."""
-    path = directory / f"{column}s.parquet"
-    expected = manifest["ids"][f"{column}s"]
-    table = id_files.read_ids(path, column)
-    if expected["count"] == 0:
-        return IdTable(np.zeros(0, np.int64))
-    if len(table) != expected["count"] or table.type != expected["type"]:
-        raise VaecfError(
-            f"{path} holds {len(table)} ids of type {table.type}, the "
-            f"manifest says {expected['count']} of type {expected['type']}; "
-            "prepare the dataset again"
-        )
-    return table
-
-
-def _verify(
-    directory: pathlib.Path,
-    manifest: dict[str, Any],
-    tables: dict[str, IdTable],
-) -> None:
-    """Compares every digest of the manifest with what is on the disk."""
-    found = {
-        f"{name}.npy": (
-            storage.file_sha256(directory / f"{name}.npy"),
-            entry["sha256"],
-        )
-        for name, entry in manifest["arrays"].items()
-    }
-    for name, table in tables.items():
-        found[f"{name}.parquet"] = (
-            table.sha256(),
-            manifest["ids"][name]["sha256"],
-        )
-    for name, (actual, expected) in found.items():
-        if actual != expected:
-            raise VaecfError(
-                f"{directory / name} has SHA-256 {actual}, the manifest says "
-                f"{expected}; prepare the dataset again"
-            )

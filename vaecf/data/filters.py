@@ -57,7 +57,7 @@ def filter_ratings(
     before = ratings
     rounds = 0
     while True:
-        start = len(ratings)
+        start = ratings.n
         rounds += 1
         if min_users_per_item > 0:
             per_item = np.bincount(ratings.item, minlength=n_items)
@@ -65,7 +65,7 @@ def filter_ratings(
         if min_items_per_user > 0:
             per_user = np.bincount(ratings.user, minlength=n_users)
             ratings = _keep(ratings, ratings.user, per_user, min_items_per_user)
-        if not iterate or len(ratings) == start:
+        if not iterate or ratings.n == start:
             break
     users = _distinct(ratings.user, n_users)
     items = _distinct(ratings.item, n_items)
@@ -73,12 +73,12 @@ def filter_ratings(
         rounds,
         _distinct(before.item, n_items) - items,
         _distinct(before.user, n_users) - users,
-        len(before) - len(ratings),
+        before.n - ratings.n,
         users,
         items,
-        len(ratings),
+        ratings.n,
     )
-    if not len(ratings):
+    if not ratings.n:
         raise VaecfError(
             _nothing_left(before, min_items_per_user, min_users_per_item)
         )
@@ -126,6 +126,6 @@ def _nothing_left(
             "or --min_users_per_item"
         )
     return (
-        f"the filters leave none of {n_users:,} users and {len(ratings):,} "
+        f"the filters leave none of {n_users:,} users and {ratings.n:,} "
         f"interactions: {why}"
     )

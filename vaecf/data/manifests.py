@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vaecf.data import id_files, storage
 from vaecf.data.ids import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -97,6 +98,50 @@ def read(path: pathlib.Path) -> dict[str, Any]:
             f"vaecf reads {SCHEMA_VERSION}; update vaecf or prepare again"
         )
     return manifest
+
+
+def read_ids(
+    directory: pathlib.Path, column: str, manifest: dict[str, Any]
+) -> IdTable:
+    """Reads ``items.parquet`` or ``users.parquet``."""
+    path = directory / f"{column}s.parquet"
+    expected = manifest["ids"][f"{column}s"]
+    table = id_files.read_ids(path, column)
+    if expected["count"] == 0:
+        return IdTable(np.zeros(0, np.int64))
+    if len(table) != expected["count"] or table.type != expected["type"]:
+        raise VaecfError(
+            f"{path} holds {len(table)} ids of type {table.type}, the "
+            f"manifest says {expected['count']} of type {expected['type']}; "
+            "prepare the dataset again"
+        )
+    return table
+
+
+def verify(
+    directory: pathlib.Path,
+    manifest: dict[str, Any],
+    tables: dict[str, IdTable],
+) -> None:
+    """Compares every digest of the manifest with what is on the disk."""
+    found = {
+        f"{name}.npy": (
+            storage.file_sha256(directory / f"{name}.npy"),
+            entry["sha256"],
+        )
+        for name, entry in manifest["arrays"].items()
+    }
+    for name, table in tables.items():
+        found[f"{name}.parquet"] = (
+            table.sha256(),
+            manifest["ids"][name]["sha256"],
+        )
+    for name, (actual, expected) in found.items():
+        if actual != expected:
+            raise VaecfError(
+                f"{directory / name} has SHA-256 {actual}, the manifest says "
+                f"{expected}; prepare the dataset again"
+            )
 
 
 def _plain(value: Any) -> Any:

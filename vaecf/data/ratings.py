@@ -61,8 +61,9 @@ class Ratings(NamedTuple):
     timestamp: np.ndarray | None
     report: ReadReport
 
-    def __len__(self) -> int:  # type: ignore[override]
-        """Number of interactions."""
+    @property
+    def n(self) -> int:
+        """Number of rows (``len`` is that of the tuple)."""
         return len(self.user)
 
     def where(self, keep: np.ndarray) -> Ratings:

@@ -43,7 +43,7 @@ def describe_array(array: np.ndarray) -> dict[str, Any]:
     """
     flat = np.ascontiguousarray(array)
     digest = hashlib.sha256(_npy_header(flat))
-    view = memoryview(flat.reshape(-1).view(np.uint8))
+    view = flat.reshape(-1).view(np.uint8).data
     for start in range(0, len(view), _HASH_BLOCK):
         digest.update(view[start : start + _HASH_BLOCK])
     return {
@@ -58,7 +58,7 @@ def save_array(path: pathlib.Path, array: np.ndarray) -> None:
     flat = np.ascontiguousarray(array)
     with open(path, "wb") as stream:
         stream.write(_npy_header(flat))
-        stream.write(memoryview(flat.reshape(-1).view(np.uint8)))
+        stream.write(flat.reshape(-1).view(np.uint8).data)
         sync(stream)
 
 
@@ -100,18 +100,19 @@ def load_array(
             f"{path} holds {dtype} {list(shape)}, its manifest says "
             f"{np.dtype(expected['dtype'])} {expected['shape']}; {mend}"
         )
-    wanted = offset + math.prod(shape) * dtype.itemsize
+    n_values = math.prod(map(int, shape))
+    wanted = offset + n_values * dtype.itemsize
     if fortran or size != wanted:
         what = "is truncated" if size < wanted else "has bytes too many"
         raise VaecfError(
             f"{path} {what}: {size:,} bytes where {wanted:,} are expected; "
             f"{mend}"
         )
-    if mmap and math.prod(shape):  # an empty array cannot be mapped
+    if mmap and n_values:  # an empty array cannot be mapped
         return np.memmap(path, dtype, "r", offset, shape)
     with open(path, "rb") as stream:
         stream.seek(offset)
-        return np.fromfile(stream, dtype, math.prod(shape)).reshape(shape)
+        return np.fromfile(stream, dtype, n_values).reshape(shape)
 
 
 def sync(stream: Any) -> None:

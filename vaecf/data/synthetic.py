@@ -217,6 +217,16 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
 
     ``ml-20m-shape``: MovieLens 20M under the paper's split: 116,677 + 10,000
     + 10,000 users, 20,108 items, 9,990,725 interactions (real: 9,990,682).
+    Held-out part of seed 0 against the real one, share of the k most popular
+    items::
+
+      k           10    30   100   300  1000  2000  5000  8000
+      generated .044  .106  .235  .436  .718  .861  .971  .994
+      real      .044  .105  .234  .436  .719  .861  .971  .994
+
+    Distinct items 9,661 (9,617), items per user mean 14.14 (14.11), median 7
+    (7), 99th percentile 94 (94), maximum 470 (475). Heavy users flatten the
+    shares, as nobody takes an item twice; the popularity knots allow for it.
 
     Args:
       name: ``synthetic`` or ``ml-20m-shape``.

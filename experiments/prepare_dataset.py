@@ -1,0 +1,63 @@
+"""Turns ratings into a dataset: filters, splits, writes, reports.
+
+    python experiments/prepare_dataset.py --dataset=ml-20m
+    python experiments/prepare_dataset.py --dataset=ml-1m \\
+        --ratings=ml-1m/ratings.dat --protocol=paper --held_out_users=500
+    python experiments/prepare_dataset.py --ratings=shop.csv \\
+        --user_column=customer --item_column=sku --output=data/shop
+    python experiments/prepare_dataset.py --data_dir=/data --seed=0
+
+The last is the recipe's: it reads ml-20m/extracted/ml-20m/ratings.csv there
+and writes ml-20m/preprocessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from absl import flags
+
+from vaecf import cli
+from vaecf.data import prepare
+
+_TEXT, _INT, _REAL = (
+    flags.DEFINE_string,
+    flags.DEFINE_integer,
+    flags.DEFINE_float,
+)
+for _name, _define, _help in (
+    ("dataset", _TEXT, "Known dataset, such as ml-20m, or synthetic."),
+    ("ratings", _TEXT, "Ratings: CSV, TSV, Parquet, or as released."),
+    ("data_dir", _TEXT, "Folder laid out as the recipe's (its /data)."),
+    ("output", _TEXT, "Directory to write (data/<name>)."),
+    ("name", _TEXT, "Name of the data (the dataset's, or the file's)."),
+    ("cache_dir", _TEXT, "Where downloads are kept."),
+    ("user_column", _TEXT, "Name of the user column of a table (user)."),
+    ("item_column", _TEXT, "Name of the item column of a table (item)."),
+    ("rating_column", _TEXT, "Column that --min_rating looks at."),
+    ("timestamp_column", _TEXT, "Column of times: checked, range reported."),
+    ("separator", _TEXT, "Separator of a text table (by name and header)."),
+    ("protocol", _TEXT, "paper, recipe or vaecf (the dataset's, or vaecf)."),
+    ("held_out_users", _INT, "Validation users, and as many test users."),
+    ("min_rating", _REAL, "Rows with at least this rating count."),
+    ("min_items_per_user", _INT, "Items that a user needs (5)."),
+    ("min_users_per_item", _INT, "Users that an item needs (0)."),
+    ("seed", _INT, "Seed of the split (98765 for paper, else 0)."),
+):
+    _define(_name, None, _help)
+_REAL("fold_in_proportion", 0.8, "Share of a held-out user's items shown.")
+flags.DEFINE_bool("iterate_filters", False, "Filter until nothing changes.")
+flags.DEFINE_bool("overwrite", False, "Replace an existing dataset.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, calls `prepare.prepare`."""
+    del argv
+    fields = dataclasses.fields(prepare.Settings)
+    values = {field.name: flags.FLAGS[field.name].value for field in fields}
+    prepare.prepare(prepare.Settings(**values), say=cli.say)
+
+
+if __name__ == "__main__":
+    cli.run(main)
