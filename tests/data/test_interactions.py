@@ -1,0 +1,195 @@
+"""The matrix against dense brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaecf.data.interactions import Interactions
+from vaecf.errors import VaecfError
+
+
+@st.composite
+def pairs(draw):
+    n_users = draw(st.integers(0, 8))
+    n_items = draw(st.integers(0, 9))
+    n = draw(st.integers(0, 40)) if n_users and n_items else 0
+    user = draw(
+        st.lists(st.integers(0, max(n_users - 1, 0)), min_size=n, max_size=n)
+    )
+    item = draw(
+        st.lists(st.integers(0, max(n_items - 1, 0)), min_size=n, max_size=n)
+    )
+    return (
+        np.array(user, np.int64),
+        np.array(item, np.int64),
+        n_users,
+        n_items,
+    )
+
+
+def dense(matrix: Interactions) -> np.ndarray:
+    """By the definition in the class's docstring, entry by entry."""
+    out = np.zeros((matrix.n_users, matrix.n_items), int)
+    for u in range(matrix.n_users):
+        for i in matrix.indices[matrix.indptr[u] : matrix.indptr[u + 1]]:
+            out[u, i] += 1
+    return out
+
+
+def brute_force(user, item, n_users, n_items) -> np.ndarray:
+    out = np.zeros((n_users, n_items), int)
+    for u, i in zip(user, item):
+        out[u, i] = 1
+    return out
+
+
+@given(pairs())
+def test_from_pairs_is_the_set_of_pairs(args):
+    user, item, n_users, n_items = args
+    matrix, duplicates = Interactions.from_pairs(*args)
+    expected = brute_force(*args)
+    np.testing.assert_array_equal(dense(matrix), expected)
+    assert duplicates == len(user) - len(set(zip(user, item)))
+    assert matrix.indptr.dtype == np.int64 and matrix.indices.dtype == np.int32
+    assert (matrix.n_users, matrix.nnz) == (n_users, expected.sum())
+    np.testing.assert_array_equal(matrix.counts, expected.sum(1))
+    np.testing.assert_array_equal(matrix.item_counts(), expected.sum(0))
+    assert matrix.item_counts().dtype == matrix.counts.dtype == np.int64
+    matrix.check()
+
+
+@given(pairs(), st.sampled_from(["csr", "csc", "coo", "lil", "dok"]), st.data())
+def test_scipy_round_trip(args, kind, data):
+    expected = brute_force(*args)
+    values = data.draw(st.sampled_from([1.0, 0.5, -2.0]))
+    sparse = scipy.sparse.coo_matrix(expected * values).asformat(kind)
+    before = sparse.toarray()
+    matrix = Interactions.from_scipy(sparse)
+    np.testing.assert_array_equal(dense(matrix), expected)
+    np.testing.assert_array_equal(sparse.toarray(), before)
+    back = matrix.to_scipy()
+    assert back.dtype == np.float32
+    np.testing.assert_array_equal(back.toarray(), expected)
+
+
+def test_from_scipy_sums_duplicates_and_drops_zeros():
+    entries = ([1.0, -1.0, 2.0, 3.0, 0.0], ([0, 0, 1, 1, 1], [2, 2, 1, 1, 0]))
+    matrix = Interactions.from_scipy(
+        scipy.sparse.coo_array(entries, shape=(2, 3))
+    )
+    np.testing.assert_array_equal(dense(matrix), [[0, 0, 0], [0, 1, 0]])
+
+
+@given(pairs(), st.data())
+def test_rows_equals_dense_indexing(args, data):
+    matrix, _ = Interactions.from_pairs(*args)
+    n = matrix.n_users
+    full = dense(matrix)
+    bound = st.none() | st.integers(-n - 2, n + 2)
+    steps = st.none() | st.sampled_from([1, 2, -1, -3])
+    for key in (
+        slice(data.draw(bound), data.draw(bound), data.draw(steps)),
+        np.array(
+            data.draw(st.lists(st.integers(-n, n - 1), max_size=12))
+            if n
+            else [],
+            np.int64,
+        ),
+    ):
+        part = matrix.rows(key)
+        np.testing.assert_array_equal(dense(part), full[key])
+        part.check()
+    for u in range(-n, n):
+        np.testing.assert_array_equal(matrix.row(u), np.flatnonzero(full[u]))
+
+
+def test_rows_of_a_slice_and_row_are_views():
+    matrix, _ = Interactions.from_pairs([0, 1, 1], [2, 0, 1], 2, 3)
+    assert np.shares_memory(matrix.rows(slice(1, 2)).indices, matrix.indices)
+    assert np.shares_memory(matrix.row(1), matrix.indices)
+
+
+def test_more_interactions_than_int32_counts():
+    """2^31 and more entries, on a stand-in for an array that we cannot hold."""
+    big = 3_000_000_000
+    indices = np.broadcast_to(np.int32(0), (big,))
+    matrix = Interactions(np.array([0, 5, big], np.int64), indices, 1)
+    assert matrix.nnz == big
+    np.testing.assert_array_equal(matrix.counts, [5, big - 5])
+    assert len(matrix.row(1)) == big - 5
+    last = matrix.rows(slice(1, 2))
+    assert last.nnz == big - 5 and last.indptr.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices", "message"),
+    [
+        (np.array([0, 1], np.int32), np.zeros(1, np.int32), "int64"),
+        (np.array([0, 1], np.int64), np.zeros(1, np.int64), "int32"),
+        (np.array([0, 2], np.int64), np.zeros(1, np.int32), "ends at 2"),
+        (np.array([1, 1], np.int64), np.zeros(1, np.int32), "start with 0"),
+        (np.zeros(0, np.int64), np.zeros(0, np.int32), "start with 0"),
+        ([0, 1], np.zeros(1, np.int32), "NumPy array"),
+    ],
+)
+def test_wrong_arrays_are_refused(indptr, indices, message):
+    with pytest.raises(VaecfError, match=message):
+        Interactions(indptr, indices, 3)
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices", "message"),
+    [
+        ([0, 2, 3], [0, 3, 1], "user 0 has item index 3"),
+        ([0, 2, 3], [0, 1, -1], "user 1 has item index -1"),
+        ([0, 1, 3], [2, 1, 1], "user 1 are not ascending"),
+        ([0, 2, 3], [2, 1, 0], "user 0 are not ascending"),
+        ([0, 2, 1, 3], [0, 1, 2], "falls after user 1"),
+    ],
+)
+def test_check_names_the_user(indptr, indices, message):
+    matrix = Interactions(
+        np.array(indptr, np.int64), np.array(indices, np.int32), 3
+    )
+    with pytest.raises(VaecfError, match=message):
+        matrix.check()
+
+
+@given(pairs(), st.integers(1, 5))
+def test_check_and_counts_do_not_depend_on_the_block(args, block):
+    from vaecf.data import interactions
+
+    matrix, _ = Interactions.from_pairs(*args)
+    expected = matrix.item_counts()
+    saved, interactions._BLOCK = interactions._BLOCK, block
+    try:
+        matrix.check()
+        np.testing.assert_array_equal(matrix.item_counts(), expected)
+        spoilt = matrix.indices.copy()
+        for u in np.flatnonzero(matrix.counts > 1):
+            at = matrix.indptr[u] + 1
+            spoilt[at - 1 : at + 1] = spoilt[at - 1 : at + 1][::-1]
+            with pytest.raises(VaecfError, match=f"user {u} "):
+                Interactions(matrix.indptr, spoilt, matrix.n_items).check()
+            break
+    finally:
+        interactions._BLOCK = saved
+
+
+def test_out_of_range_pairs_are_refused():
+    with pytest.raises(VaecfError, match=r"item indices must be in \[0, 3\)"):
+        Interactions.from_pairs([0], [3], 1, 3)
+    with pytest.raises(VaecfError, match="user indices"):
+        Interactions.from_pairs([-1], [0], 1, 3)
+    with pytest.raises(VaecfError, match="one length"):
+        Interactions.from_pairs([0, 0], [0], 1, 3)
+    with pytest.raises(IndexError):
+        Interactions.empty(2, 3).row(2)
+    with pytest.raises(IndexError):
+        Interactions.empty(2, 3).rows(np.array([2]))
+    with pytest.raises(VaecfError, match="scipy"):
+        Interactions.from_scipy(np.zeros((2, 2)))
