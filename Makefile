@@ -3,26 +3,32 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 
-.PHONY: help setup fmt lint test test-fast demo bench bench-gpu clean
+.PHONY: help setup tools fmt lint test test-fast demo bench bench-gpu clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-setup: $(STAMP)  ## virtual environment with vaecf and its tools
+setup: $(INSTALLED)  ## virtual environment with vaecf
 
-$(STAMP): pyproject.toml
+tools: $(TOOLS)  ## the same with what lint and tests need
+
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	@touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
 
-fmt: setup  ## format in place
+$(TOOLS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+fmt: tools  ## format in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: setup  ## style, names, types
+lint: tools  ## style, names, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -30,7 +36,7 @@ lint: setup  ## style, names, types
 test: lint  ## everything, under 12 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
-test-fast: setup  ## without the slow tests
+test-fast: tools  ## without the slow tests
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 demo: setup  ## generated data, a trained model, recommendations, a report

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import pathlib
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -23,8 +22,7 @@ NAMES = ("torch_dense", "torch_sparse", "torch_compile_bf16")
 
 _SCRIPT = pathlib.Path(__file__).with_name("torch_peer.py")
 _FIND_TORCH = (
-    "import importlib.util as u, sys; "
-    "sys.exit(u.find_spec('torch') is None)"
+    "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
 )
 
 
@@ -176,8 +174,3 @@ class Peer:
             f"--peers={self.name}: the process ended with status {status}: "
             f"{lines[-1] if lines else 'it wrote nothing'}"
         )
-
-
-def default_python() -> str:
-    """The interpreter that runs this."""
-    return sys.executable

@@ -224,22 +224,23 @@ def main() -> None:
     order = batches(train.shape[0], args.batch_size)
 
     def run(seconds: float, at_least: int) -> dict[str, Any]:
-        users, steps, losses = 0, 0, []
+        users, steps, first_loss = 0, 0, None
         began = time.perf_counter()
         while steps < at_least or time.perf_counter() - began < seconds:
             batch = next(order)
-            losses.append(step(batch).detach())
+            loss = step(batch).detach()
+            first_loss = loss if first_loss is None else first_loss
             users += len(batch)
             steps += 1
             if device.type == "cuda" and steps % 16 == 0:
                 torch.cuda.synchronize()
-        last_loss = float(losses[-1])  # waits for the device
+        last_loss = float(loss)  # waits for the device
         return {
             "users": users,
             "steps": steps,
             "seconds": time.perf_counter() - began,
             "loss": last_loss,
-            "first_loss": float(losses[0]),
+            "first_loss": float(first_loss),
             "peak_rss_bytes": machine.peak_rss_bytes(),
         }
 

@@ -98,8 +98,8 @@ def make_plan(settings: Settings) -> Plan:
     source, output = given.ratings, given.output
     if given.data_dir is not None and entry is not None:
         if not entry.generated:
-            source = _find_ratings(pathlib.Path(given.data_dir), entry,
-                                   settings.data_dir is None)  # fmt: skip
+            guessed = settings.data_dir is None
+            source = _find_ratings(pathlib.Path(given.data_dir), entry, guessed)
         output = output or pathlib.Path(given.data_dir, name, "preprocessed")
     protocol = given.protocol or (entry.default_protocol if entry else "vaecf")
     if protocol not in splits.PROTOCOLS:
@@ -109,13 +109,14 @@ def make_plan(settings: Settings) -> Plan:
             f"{', '.join(splits.PROTOCOLS)})"
         )
     default_seed = splits.PAPER_SEED if protocol == "paper" else 0
+    splits.check_seed(first(given.seed, default_seed))
     return Plan(
         name=name,
         entry=entry,
         source=source,
         output=pathlib.Path(output or pathlib.Path("data", name)),
         protocol=protocol,
-        seed=default_seed if given.seed is None else given.seed,
+        seed=first(given.seed, default_seed),
         min_rating=first(given.min_rating, entry and entry.min_rating),
         min_items_per_user=first(
             given.min_items_per_user,

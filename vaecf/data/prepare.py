@@ -48,9 +48,10 @@ def prepare(
     else:
         source = plan.source
         if source is None:
-            say(f"{plan.name}: fetching, once ({plan.entry.licence})"
-                if plan.entry else plan.name)  # fmt: skip
-            source = catalog.fetch(plan.name, settings.cache_dir)
+            say(f"{plan.name}: fetching it, once")
+            source = catalog.fetch(
+                settings.dataset or plan.name, settings.cache_dir
+            )
         made = _from_source(plan, settings, source)
     written = datasets.write_dataset(
         plan.output, made, overwrite=settings.overwrite

@@ -125,6 +125,7 @@ def vaecf(
     if test_users is None:
         test_users = validation_users
     _check_proportion(test_proportion)
+    check_seed(seed)
     present = np.flatnonzero(
         np.bincount(ratings.user, minlength=len(ratings.user_ids))
     )
@@ -214,8 +215,7 @@ def _liang(
 ) -> Split:
     """What the paper's notebook and the recipe's script have in common."""
     _check_proportion(test_proportion)
-    if not 0 <= seed < 2**32:
-        raise VaecfError(f"--seed={seed} must be in [0, 2^32)")
+    check_seed(seed)
     n_codes = len(ratings.user_ids)
     present = np.flatnonzero(np.bincount(ratings.user, minlength=n_codes))
     _check_users(len(present), held_out_users, held_out_users)
@@ -315,6 +315,12 @@ def _first_appearances(items: np.ndarray, n_items: int) -> np.ndarray:
     first[items[::-1]] = np.arange(len(items) - 1, -1, -1)
     seen = np.flatnonzero(first < len(items))
     return seen[np.argsort(first[seen])].astype(np.int32)
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that NumPy's generators do not take alike."""
+    if not 0 <= seed < 2**32:
+        raise VaecfError(f"--seed={seed} must be in [0, 2^32)")
 
 
 def _check_proportion(test_proportion: float) -> None:

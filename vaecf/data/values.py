@@ -123,19 +123,21 @@ def seconds_of(batch: Batch, rows: pl.DataFrame) -> pl.Series:
 
     series = rows["timestamp"]
     if series.dtype == pl.String:
-        numbers = series.cast(pl.Float64, strict=False).cast(
-            pl.Int64, strict=False
-        )
-        if numbers.null_count():
+        times = series.cast(pl.Int64, strict=False)
+        numbers = series.cast(pl.Float64, strict=False)
+        times = times.fill_null(numbers.cast(pl.Int64, strict=False))
+        if times.null_count():
+            dates = series.filter(times.is_null())
             try:
-                series = series.str.to_datetime(time_zone="UTC", strict=False)
-            except pl.exceptions.PolarsError:  # not one time among them
-                series = pl.Series([None] * len(series), dtype=pl.Int64)
-        else:
-            series = numbers
-    if series.dtype.is_temporal():
-        series = series.cast(pl.Datetime("us")).dt.epoch("s")
-    times = series.cast(pl.Int64, strict=False)
+                dates = dates.str.to_datetime(time_zone="UTC", strict=False)
+            except pl.exceptions.PolarsError:
+                dates = pl.Series([None] * len(dates), dtype=pl.Datetime)
+            places = times.is_null().arg_true()
+            times = times.scatter(places, dates.dt.epoch("s"))
+    elif series.dtype in (pl.Date, pl.Datetime):
+        times = series.dt.epoch("s")
+    else:
+        times = series.cast(pl.Int64, strict=False)
     if times.null_count():
         value = rows["timestamp"].filter(times.is_null())[0]
         raise VaecfError(

@@ -1,0 +1,479 @@
+"""Users a second through the real training step, beside ceiling and peers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from experiments.benchmark import ceilings, machine, peers
+from vaecf import __version__
+from vaecf.data import synthetic
+from vaecf.data.dataset import Dataset
+from vaecf.errors import VaecfError
+from vaecf.evaluation import evaluate as evaluate_lib
+from vaecf.evaluation import metrics, ranking, scorers
+from vaecf.models import mult_vae, sharding
+from vaecf.options import Options, from_config
+from vaecf.training import batches, feeds, precision
+from vaecf.training import step as step_lib
+
+_SHAPES = {"ml-20m": "ml-20m-shape", "synthetic": "synthetic"}
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+_STRETCH_SECONDS = 1.0  # the training loop's dispatches take about that long
+_METRICS = ("ndcg@100", "recall@20", "recall@50")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured; the flags of `training.py`, None for the shape's."""
+
+    shape: str
+    users: int | None
+    items: int | None
+    hidden: tuple[int, ...]
+    latent: int
+    batch_size: int
+    precision: str
+    input: str
+    mesh_data: int
+    mesh_item: int
+    seconds: float
+    repeats: int
+    peers: tuple[str, ...]
+    peer_python: str
+    evaluated_users: int
+    seed: int
+
+    @property
+    def turn(self) -> float:
+        """Seconds for one thing in one turn."""
+        return self.seconds / self.repeats
+
+
+class Trainer:
+    """The training step as the loop runs it: resident feed, long dispatches.
+
+    The whole batches of one epoch are gone through again and again; a last
+    partial batch would count less users for the same work.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        problem: step_lib.Problem,
+        train: Any,
+    ) -> None:
+        """Places data and state on the device, compiles, takes two steps.
+
+        Args:
+          options: of the run.
+          problem: made of them.
+          train: Interactions.
+
+        Raises:
+          VaecfError: the batch size does not divide over the mesh.
+        """
+        batch_size = options.train.batch_size
+        if batch_size % problem.data_shards:
+            raise VaecfError(
+                f"--batch_size={batch_size} must be a multiple of the "
+                f"{problem.data_shards} devices along the users"
+            )
+        order = batches.epoch_order(
+            options.seed, 0, train.n_users, batch_size, drop_remainder=True
+        )
+        self._feed = feeds.ResidentFeed(problem, train, options.seed)
+        self._epoch = self._feed.prepare(order)
+        self._state = step_lib.init_state(problem, options.seed)
+        self._next = 0
+        self.steps_timed = 0
+        self.losses: list[float] = []
+        self.interactions_per_user = float(train.counts[order].mean())
+        self._run(1)
+        _, seconds = self._run(1)
+        self._stretch = max(1, round(_STRETCH_SECONDS / max(seconds, 1e-9)))
+
+    @property
+    def compile_seconds(self) -> float:
+        """Tracing and compilation of the step."""
+        return self._feed.compile_seconds
+
+    @property
+    def params(self) -> Any:
+        """Parameters now."""
+        return self._state.params
+
+    def measure(self, seconds: float) -> float:
+        """Users a second over about `seconds`; at least one dispatch."""
+        users, spent = 0.0, 0.0
+        while not users or spent < seconds:
+            before = self._next
+            stretch_users, stretch_seconds = self._run(self._stretch)
+            users += stretch_users
+            spent += stretch_seconds
+            self.steps_timed += (self._next or self._epoch.steps) - before
+        return users / spent
+
+    def _run(self, steps: int) -> tuple[float, float]:
+        """Users and seconds of the next so many steps, or to the end."""
+        start = self._next
+        stop = min(start + steps, self._epoch.steps)
+        compiled = self._feed.compile_seconds
+        began = time.perf_counter()
+        self._state, device_totals = self._feed.run(
+            self._state, self._epoch, start, stop
+        )
+        totals = step_lib.Totals(*jax.device_get(device_totals))
+        seconds = time.perf_counter() - began
+        seconds -= self._feed.compile_seconds - compiled
+        self._next = stop % self._epoch.steps
+        self.losses.append(float(totals.loss / totals.steps))
+        return float(totals.users), seconds
+
+
+def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+    """Generates, compiles, measures in turns.
+
+    Args:
+      settings: what.
+      say: gets lines of text on the way.
+
+    Returns:
+      What the JSON holds; see the module and `_result`.
+
+    Raises:
+      VaecfError: settings that do not fit, or a peer that cannot run.
+    """
+    peers.check(settings.peers, settings.peer_python)
+    options = _options(settings)
+    # Before the seconds of generation: a policy that this device lacks.
+    policy = precision.policy(settings.precision)
+    mesh = sharding.make_mesh(settings.mesh_data, settings.mesh_item)
+    dataset = _generate(settings)
+    train = dataset.train
+    say(
+        f"{train.n_users:,} training users, {dataset.n_items:,} items, "
+        f"{train.nnz:,} interactions"
+    )
+    if train.n_users < settings.batch_size:
+        raise VaecfError(
+            f"--batch_size={settings.batch_size} is larger than the "
+            f"{train.n_users} training users: lower it or raise --users"
+        )
+    generated_rss = machine.peak_rss_bytes()
+    copy_rate = ceilings.copy_bandwidth(min(1.0, settings.turn))
+    product = ceilings.make_product(
+        mesh, policy, settings.batch_size, settings.hidden[0], dataset.n_items
+    )
+    problem = step_lib.make_problem(options, dataset.n_items, mesh)
+    trainer = Trainer(options, problem, train)
+    say(f"compiled in {trainer.compile_seconds:.1f} s")
+    with contextlib.ExitStack() as stack:
+        others = _start_peers(settings, dataset, stack, say)
+        rounds = [
+            _turn(settings, product, trainer, others, dataset.n_items, say)
+            for _ in range(settings.repeats)
+        ]
+        facts = {peer.name: peer.facts for peer in others}
+    evaluation = None
+    if settings.evaluated_users:
+        evaluation = _evaluate(options, problem, trainer.params, dataset)
+    return {
+        **_result(settings, dataset, rounds),
+        **_machine(policy, mesh),
+        "input": problem.model.input_lowering,
+        "input_asked": settings.input,
+        "ceiling_shape": list(product.shape),
+        "copy_gb_per_second": copy_rate / 1e9,
+        "interactions_per_user": trainer.interactions_per_user,
+        "compile_seconds": trainer.compile_seconds,
+        "steps_timed": trainer.steps_timed,
+        "loss_first": trainer.losses[0],
+        "loss_last": trainer.losses[-1],
+        "optimizer_bytes_per_step": _optimizer_bytes(trainer.params),
+        "evaluation": evaluation,
+        "peers": _peers_result(rounds, facts),
+        "peak_rss_bytes": machine.peak_rss_bytes(),
+        "peak_rss_bytes_of_generation": generated_rss,
+        "device_memory": _device_memory(),
+        "rounds": rounds,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """A few lines for the person."""
+    lines = [
+        f"{result['device']}, {result['precision']}, batch "
+        f"{result['batch_size']:,}, {result['input']} input",
+        f"vaecf               {result['users_per_second']:>12,.0f} users/s",
+        f"ceiling             {result['ceiling_gflops']:>12,.1f} GFLOP/s",
+        f"fraction of ceiling {result['fraction_of_ceiling']:>12.1%}",
+        f"peak memory (host)  {result['peak_rss_bytes'] / 1e9:>12.2f} GB",
+    ]
+    if result["evaluation"]:
+        seconds = result["evaluation"]["seconds"]
+        lines.append(f"evaluation          {seconds:>12.2f} s")
+    for name, peer in result["peers"].items():
+        lines.append(
+            f"{name:<19} {peer['users_per_second']:>12,.0f} users/s, "
+            f"vaecf is {peer['ratio']:.2f} x as fast; "
+            f"{peer['peak_rss_bytes'] / 1e9:.2f} GB"
+        )
+    return "\n".join(lines)
+
+
+def _options(settings: Settings) -> Options:
+    """Mult-VAE as the paper has it; only sizes and precision matter here."""
+    if not settings.hidden:
+        raise VaecfError("--hidden must name at least one width")
+    return from_config(
+        {
+            "seed": settings.seed,
+            "data": {"dir": "generated", "feed": "resident"},
+            "model": {
+                "name": "mult_vae",
+                "hidden": settings.hidden,
+                "latent": settings.latent,
+                "activation": "tanh",
+                "dropout_rate": 0.5,
+                "input": settings.input,
+            },
+            "loss": {
+                "anneal_cap": 0.2,
+                "total_anneal_steps": 200_000,
+                "weight_decay": 0.0,
+            },
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "beta1": 0.9,
+                "beta2": 0.999,
+                "epsilon": 1e-8,
+            },
+            "train": {
+                "epochs": 1,
+                "batch_size": settings.batch_size,
+                "drop_remainder": True,
+                "warm_up_epochs": 0,
+            },
+            "eval": {
+                "every_epochs": 1,
+                "batch_size": 2000,
+                "metrics": _METRICS,
+                "best_metric": _METRICS[0],
+                "patience": None,
+            },
+            "precision": {
+                "policy": settings.precision,
+                "initial_loss_scale": 2.0**15,
+                "loss_scale_growth_interval": 2000,
+                "max_skipped_in_a_row": 50,
+            },
+            "mesh": {"data": settings.mesh_data, "item": settings.mesh_item},
+        }
+    )
+
+
+def _generate(settings: Settings) -> Dataset:
+    overrides: dict[str, int] = {"n_held_out_users": settings.evaluated_users}
+    if settings.users is not None:
+        overrides["n_train_users"] = settings.users
+    if settings.items is not None:
+        overrides["n_items"] = settings.items
+    return synthetic.make(
+        _SHAPES[settings.shape], seed=settings.seed, **overrides
+    )
+
+
+def _start_peers(
+    settings: Settings,
+    dataset: Dataset,
+    stack: contextlib.ExitStack,
+    say: Callable[[str], None],
+) -> list[peers.Peer]:
+    """The peers asked for, warmed up; `stack` ends them."""
+    if not settings.peers:
+        return []
+    directory = pathlib.Path(
+        stack.enter_context(tempfile.TemporaryDirectory(prefix="vaecf-peers-"))
+    )
+    peers.write_data(directory, dataset.train)
+    started = []
+    for name in settings.peers:
+        peer = peers.Peer(
+            name,
+            settings.peer_python,
+            directory,
+            n_items=dataset.n_items,
+            hidden=settings.hidden,
+            latent=settings.latent,
+            batch_size=settings.batch_size,
+        )
+        started.append(stack.enter_context(peer))
+        say(f"{name} is ready")
+    return started
+
+
+def _turn(
+    settings: Settings,
+    product: ceilings.Product,
+    trainer: Trainer,
+    others: list[peers.Peer],
+    n_items: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Ceiling, training, ceiling, peers: one line of the record."""
+    timings = product.measure(settings.turn / 2)
+    users_per_second = trainer.measure(settings.turn)
+    timings += product.measure(settings.turn / 2)
+    ceiling = statistics.median(timings)
+    floor = ceilings.flop_floor(settings.hidden[0], n_items)
+    turn: dict[str, Any] = {
+        "ceiling_gflops": ceiling / 1e9,
+        "ceiling_gflops_best": max(timings) / 1e9,
+        "users_per_second": users_per_second,
+        "fraction_of_ceiling": users_per_second * floor / ceiling,
+        "peers": {},
+    }
+    for peer in others:
+        answer = peer.measure(settings.turn)
+        rate = answer["users"] / answer["seconds"]
+        turn["peers"][peer.name] = {**answer, "users_per_second": rate}
+    said = ", ".join(
+        f"{name} {answer['users_per_second']:,.0f}"
+        for name, answer in turn["peers"].items()
+    )
+    say(
+        f"ceiling {ceiling / 1e9:,.1f} GFLOP/s, vaecf "
+        f"{users_per_second:,.0f} users/s"
+        f" ({turn['fraction_of_ceiling']:.1%}){', ' if said else ''}{said}"
+    )
+    return turn
+
+
+def _median(rounds: list[dict[str, Any]], key: str) -> float:
+    return statistics.median(turn[key] for turn in rounds)
+
+
+def _result(
+    settings: Settings, dataset: Dataset, rounds: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures: medians over the turns, and the fraction of the two."""
+    floor = ceilings.flop_floor(settings.hidden[0], dataset.n_items)
+    users_per_second = _median(rounds, "users_per_second")
+    ceiling_gflops = _median(rounds, "ceiling_gflops")
+    return {
+        "users_per_second": users_per_second,
+        "ceiling_gflops": ceiling_gflops,
+        "ceiling_gflops_best": max(t["ceiling_gflops_best"] for t in rounds),
+        "fraction_of_ceiling": users_per_second
+        * floor
+        / (ceiling_gflops * 1e9),
+        "batch_size": settings.batch_size,
+        "shape": settings.shape,
+        "items": dataset.n_items,
+        "users": dataset.train.n_users,
+        "interactions": dataset.train.nnz,
+        "hidden": list(settings.hidden),
+        "latent": settings.latent,
+        "floor": {
+            "flop_per_user": floor,
+            "description": (
+                "three decoder products (logits, gradient of the hidden layer, "
+                "gradient of the weights): 3 x 2 x hidden x items"
+            ),
+        },
+        "seconds": settings.seconds,
+        "repeats": settings.repeats,
+    }
+
+
+def _machine(policy: precision.Policy, mesh: Any) -> dict[str, Any]:
+    devices = jax.devices()
+    on_cpu = devices[0].platform == "cpu"
+    kind = machine.processor() if on_cpu else devices[0].device_kind
+    name = kind if len(devices) == 1 else f"{len(devices)} x {kind}"
+    return {
+        "precision": policy.name,
+        "device": name,
+        "platform": devices[0].platform,
+        "host": machine.processor(),
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "versions": {"vaecf": __version__, **machine.versions(_PACKAGES)},
+    }
+
+
+def _optimizer_bytes(params: Any) -> int:
+    """Least traffic of Adam: reads w, m, v and g, writes w, m and v."""
+    return 7 * sum(x.nbytes for x in jax.tree.leaves(params))
+
+
+def _device_memory() -> dict[str, int] | None:
+    """What the first device says of its memory; a CPU says nothing."""
+    stats = jax.local_devices()[0].memory_stats()
+    if not stats:
+        return None
+    keys = ("peak_bytes_in_use", "bytes_in_use", "bytes_limit")
+    return {key: int(stats[key]) for key in keys if key in stats}
+
+
+def _evaluate(
+    options: Options, problem: step_lib.Problem, params: Any, dataset: Dataset
+) -> dict[str, Any]:
+    """Ranks and scores the validation users, as the loop does; timed warm."""
+    held = dataset.validation
+    ranker = ranking.Ranker(
+        scorers.model(problem.model, params),
+        problem.mesh,
+        metrics.depth(_METRICS),
+    )
+    share_I = dataset.train.item_counts() / dataset.train.n_users
+    for _ in range(2):
+        began = time.perf_counter()
+        result = evaluate_lib.evaluate(
+            ranker,
+            params,
+            held.fold_in,
+            held.held_out,
+            names=_METRICS,
+            batch_size=options.eval.batch_size,
+            item_share_I=share_I,
+        )
+        seconds = time.perf_counter() - began
+    return {
+        "users": held.fold_in.n_users,
+        "seconds": seconds,
+        "users_per_second": held.fold_in.n_users / seconds,
+        "batch_size": options.eval.batch_size,
+        "ndcg@100": result.summary["ndcg@100"]["mean"],
+    }
+
+
+def _peers_result(
+    rounds: list[dict[str, Any]], facts: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Medians over the turns; the ratio is that of the same turn."""
+    result = {}
+    for name, fact in facts.items():
+        answers = [turn["peers"][name] for turn in rounds]
+        rates = [answer["users_per_second"] for answer in answers]
+        ratios = [
+            turn["users_per_second"] / rate for turn, rate in zip(rounds, rates)
+        ]
+        result[name] = {
+            **fact,
+            "users_per_second": statistics.median(rates),
+            "ratio": statistics.median(ratios),
+            "peak_rss_bytes": answers[-1]["peak_rss_bytes"],
+            "peak_device_bytes": answers[-1].get("peak_device_bytes"),
+            "first_loss": answers[0]["first_loss"],
+            "loss": answers[-1]["loss"],
+        }
+    return result

@@ -1,0 +1,465 @@
+"""On disk and back, damage found, nothing half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaecf.data import storage
+from vaecf.data.dataset import (
+    HeldOut,
+    IdTable,
+    find_dataset,
+    make_dataset,
+    open_dataset,
+    write_dataset,
+)
+from vaecf.data.interactions import Interactions
+from vaecf.errors import VaecfError
+
+
+def matrix(rng, n_users, n_items, density=0.4):
+    return Interactions.from_scipy(
+        scipy.sparse.csr_matrix(rng.random((n_users, n_items)) < density)
+    )
+
+
+def example(seed=0, sizes=(5, 2, 3), n_items=7, items=None, users=None, **more):
+    rng = np.random.default_rng(seed)
+    train, validation, test = sizes
+
+    def held_out(n):
+        return HeldOut(matrix(rng, n, n_items), matrix(rng, n, n_items, 0.1))
+
+    return make_dataset(
+        name="example",
+        protocol="vaecf",
+        train=matrix(rng, train, n_items),
+        validation=held_out(validation),
+        test=held_out(test),
+        items=IdTable(np.arange(n_items) if items is None else items),
+        users=IdTable(np.arange(sum(sizes)) if users is None else users),
+        constants={"seed": np.int64(3), "min_rating": None},
+        counts={"dropped_users": np.int64(1)},
+        source={"file": "x.csv", "sha256": "00", "bytes": 1},
+        **more,
+    )
+
+
+def parts(dataset):
+    return (dataset.train, *dataset.validation, *dataset.test)
+
+
+def assert_equal(a, b):
+    for x, y in zip(parts(a), parts(b), strict=True):
+        assert x.n_items == y.n_items
+        for name in ("indptr", "indices"):
+            p, q = getattr(x, name), getattr(y, name)
+            assert p.dtype == q.dtype
+            np.testing.assert_array_equal(p, q)
+    for x, y in ((a.items, b.items), (a.users, b.users)):
+        assert x.ids.tolist() == y.ids.tolist()
+        assert x.type == y.type
+    assert a.manifest == b.manifest
+    assert a.manifest_hash == b.manifest_hash
+
+
+WIDE = st.integers(-(2**63), 2**63 - 1)
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 3)),
+    st.sampled_from([WIDE, TEXT]),
+    st.sampled_from([WIDE, TEXT]),
+    st.data(),
+)
+def test_round_trip(tmp_path_factory, seed, sizes, kind_i, kind_u, data):
+    items = data.draw(st.lists(kind_i, max_size=6, unique=True))
+    users = data.draw(
+        st.lists(kind_u, min_size=sum(sizes), max_size=sum(sizes), unique=True)
+    )
+    made = example(seed, sizes, len(items), items, users)
+    path = tmp_path_factory.mktemp("d") / "a"
+    written = write_dataset(path, made)
+    assert written.path == path and made.path is None
+    assert_equal(made, written)
+    assert_equal(made, open_dataset(path, verify=True))
+    if items:
+        np.testing.assert_array_equal(
+            written.items.index_of(items), range(len(items))
+        )
+
+
+def test_files_are_as_described(tmp_path):
+    """Read without our own code, as somebody else would."""
+    made = example(users=[f"u{i}" for i in range(10)])
+    write_dataset(tmp_path / "a", made)
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    names = {p.name for p in (tmp_path / "a").iterdir()}
+    arrays = {
+        f"{part}.{kind}.npy"
+        for part in (
+            "train",
+            "validation.fold_in",
+            "validation.held_out",
+            "test.fold_in",
+            "test.held_out",
+        )
+        for kind in ("indptr", "indices")
+    }
+    assert names == arrays | {
+        "manifest.json",
+        "items.parquet",
+        "users.parquet",
+    }
+    for name in arrays:
+        file = tmp_path / "a" / name
+        entry = manifest["arrays"][name.removesuffix(".npy")]
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        array = np.load(file, allow_pickle=False)
+        assert entry == {
+            "sha256": digest,
+            "dtype": array.dtype.str,
+            "shape": list(array.shape),
+        }
+        assert array.dtype == (np.int64 if "indptr" in name else np.int32)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "a" / "test.fold_in.indices.npy"),
+        made.test.fold_in.indices,
+    )
+    users = pl.read_parquet(tmp_path / "a" / "users.parquet")
+    assert users.columns == ["user", "index", "split"]
+    assert users["user"].to_list() == [f"u{i}" for i in range(10)]
+    assert users["split"].to_list() == (
+        ["train"] * 5 + ["validation"] * 2 + ["test"] * 3
+    )
+    items = pl.read_parquet(tmp_path / "a" / "items.parquet")
+    assert items.columns == ["item", "index"]
+    assert manifest["schema_version"] == 1
+    assert manifest["protocol_constants"] == {"seed": 3, "min_rating": None}
+    assert manifest["counts"]["train_users"] == 5
+    assert manifest["counts"]["dropped_users"] == 1
+    assert manifest["counts"]["interactions"] == sum(m.nnz for m in parts(made))
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    assert made.manifest_hash == (
+        hashlib.sha256(canonical.encode()).hexdigest()
+    )
+
+
+def test_indices_are_mapped_not_read(tmp_path):
+    written = write_dataset(tmp_path / "a", example())
+    assert isinstance(written.train.indices, np.memmap)
+    assert not written.train.indices.flags.writeable
+
+
+def test_truth_is_kept(tmp_path):
+    truth = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    made = example(truth=truth, truth_facts={"groups": 2})
+    written = write_dataset(tmp_path / "a", made)
+    np.testing.assert_array_equal(written.truth["weights"], truth["weights"])
+    assert written.manifest["truth"] == {"groups": 2}
+    assert write_dataset(tmp_path / "b", example()).truth is None
+
+
+def test_the_hash_knows_every_part():
+    hashes = [
+        made.manifest_hash
+        for made in (
+            example(),
+            example(seed=1),
+            example(items=[*range(6), 9]),
+            example(items=list("0123456")),
+            example(users=[*range(9), 99]),
+        )
+    ]
+    assert len(set(hashes)) == len(hashes)
+    assert hashes[0] == example().manifest_hash
+
+
+@pytest.mark.parametrize("cut", [1, 4, 10_000])
+def test_truncated_arrays_are_refused(tmp_path, cut):
+    write_dataset(tmp_path / "a", example(n_items=50))
+    for file in sorted((tmp_path / "a").glob("*.npy")):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: max(len(whole) - cut, 0)])
+        with pytest.raises(VaecfError, match=file.name) as error:
+            open_dataset(tmp_path / "a")
+        assert "truncated" in str(error.value)
+        assert "prepare the dataset again" in str(error.value)
+        file.write_bytes(whole + b"x")
+        with pytest.raises(VaecfError, match="bytes too many"):
+            open_dataset(tmp_path / "a")
+        file.unlink()
+        with pytest.raises(VaecfError, match=f"{file.name} is missing"):
+            open_dataset(tmp_path / "a")
+        file.write_bytes(whole)
+    open_dataset(tmp_path / "a", verify=True)
+
+
+def test_changed_values_are_found_by_verify(tmp_path):
+    write_dataset(tmp_path / "a", example())
+    file = tmp_path / "a" / "train.indices.npy"
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1
+    file.write_bytes(content)
+    open_dataset(tmp_path / "a")
+    with pytest.raises(VaecfError, match=r"train\.indices\.npy has SHA-256"):
+        open_dataset(tmp_path / "a", verify=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", b"{", "is not JSON"),
+        ("manifest.json", b"{}", "lacks schema_version"),
+        ("manifest.json", b"[]", "lacks schema_version"),
+        ("items.parquet", b"PAR1", r"items\.parquet"),
+        ("users.parquet", None, r"users\.parquet"),
+        ("train.indptr.npy", b"", r"train\.indptr\.npy is truncated"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, message):
+    write_dataset(tmp_path / "a", example())
+    if content is None:
+        (tmp_path / "a" / name).unlink()
+    else:
+        (tmp_path / "a" / name).write_bytes(content)
+    with pytest.raises(VaecfError, match=message) as error:
+        open_dataset(tmp_path / "a")
+    assert "\n" not in str(error.value)
+
+
+def test_a_newer_schema_is_refused(tmp_path):
+    write_dataset(tmp_path / "a", example())
+    file = tmp_path / "a" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "schema_version": 2}))
+    with pytest.raises(VaecfError, match="schema version 2"):
+        open_dataset(tmp_path / "a")
+
+
+def tree(folder):
+    return sorted(
+        (str(p.relative_to(folder)), p.read_bytes() if p.is_file() else None)
+        for p in folder.rglob("*")
+    )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("fail_at", [0, 3, 9, "manifest", "rename"])
+def test_a_failing_write_leaves_nothing(
+    tmp_path, monkeypatch, fail_at, overwrite
+):
+    target = tmp_path / "deep" / "a"
+    if overwrite:
+        write_dataset(target, example())
+    else:
+        target.parent.mkdir()
+    before = tree(tmp_path)
+    calls = []
+
+    def failing(original, when):
+        def call(*args, **kwargs):
+            calls.append(args)
+            if len(calls) > when:
+                raise OSError(28, "No space left on device")
+            return original(*args, **kwargs)
+
+        return call
+
+    if fail_at == "rename":
+        # The last rename, with the old dataset already moved aside.
+        monkeypatch.setattr(os, "rename", failing_on_target(os.rename, target))
+    elif fail_at == "manifest":
+        monkeypatch.setattr(json, "dump", failing(json.dump, 0))
+    else:
+        monkeypatch.setattr(
+            storage, "save_array", failing(storage.save_array, fail_at)
+        )
+    with pytest.raises(VaecfError, match=r"cannot write .*No space left"):
+        write_dataset(target, example(seed=1), overwrite=overwrite)
+    monkeypatch.undo()
+    assert tree(tmp_path) == before
+
+
+def failing_on_target(original, target):
+    failed = []
+
+    def rename(source, destination):
+        if str(destination) == str(target) and not failed:
+            failed.append(source)
+            raise OSError(28, "No space left on device")
+        return original(source, destination)
+
+    return rename
+
+
+def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "save_array", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "a", example())
+    assert tree(tmp_path) == []
+
+
+def test_existing_directories(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_dataset(tmp_path / "empty", example())
+    with pytest.raises(VaecfError, match="pass --overwrite"):
+        write_dataset(tmp_path / "empty", example(seed=1))
+    opened = open_dataset(tmp_path / "empty")
+    other = write_dataset(tmp_path / "empty", example(seed=1), overwrite=True)
+    assert_equal(other, example(seed=1))
+    # Who has the old one open keeps it.
+    assert opened.train.indices.tolist() == example().train.indices.tolist()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(VaecfError, match="is no vaecf dataset"):
+            write_dataset(tmp_path / "mine", example(), overwrite=overwrite)
+    with pytest.raises(VaecfError, match="is a file"):
+        write_dataset(tmp_path / "mine" / "thesis.tex", example())
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
+    assert {p.name for p in tmp_path.iterdir()} == {"empty", "mine"}
+
+
+def test_parts_must_fit():
+    good = example()
+    fields = {
+        "name": "x",
+        "protocol": "vaecf",
+        "train": good.train,
+        "validation": good.validation,
+        "test": good.test,
+        "items": good.items,
+        "users": good.users,
+    }
+    for name, value, message in (
+        ("items", IdTable([1, 2]), "item table has 2"),
+        ("users", IdTable([1, 2]), "user table has 2"),
+        ("test", HeldOut(good.test[0], good.train), "3 fold-in users and 5"),
+    ):
+        with pytest.raises(VaecfError, match=message):
+            make_dataset(**{**fields, name: value})
+    with pytest.raises(VaecfError, match="'validation' or 'test'"):
+        good.split("train")
+
+
+def test_id_lookup_across_types():
+    ints = IdTable([10, -3, 2**40])
+    assert ints.index_of([2**40, 5, -3]).tolist() == [2, -1, 1]
+    assert ints.index_of(["10", "010", "x", "-3"]).tolist() == [0, -1, -1, 1]
+    assert ints.index_of([10, "10", None, 10.0]).tolist()[:3] == [0, 0, -1]
+    assert ints.index_of(np.array([10.0, np.nan, 10.5])).tolist() == [0, -1, -1]
+    assert ints.index_of(np.array([10, 2**63], np.uint64)).tolist() == [0, -1]
+    assert ints.index_of(pd.Series([10, None], dtype="Int64")).tolist() == [
+        0,
+        -1,
+    ]
+    texts = IdTable(["10", "x", "é"])
+    assert texts.index_of([10, "x", "é", "é "]).tolist() == [0, 1, 2, -1]
+    assert texts.index_of(pd.Series(["x", None])).tolist() == [1, -1]
+    assert texts.index_of([]).tolist() == []
+    assert texts.index_of(np.array([10, 11], np.int32)).tolist() == [0, -1]
+    assert texts.index_of(["x"]).dtype == np.int32
+    with pytest.raises(VaecfError, match="wrap a single id"):
+        texts.index_of("x")
+    with pytest.raises(VaecfError, match="twice"):
+        IdTable(["a", "a"]).index_of(["a"])
+    with pytest.raises(VaecfError, match="all integers or all strings"):
+        IdTable([1.5])
+
+
+def test_find_dataset(tmp_path):
+    with pytest.raises(VaecfError, match="ml-20m/preprocessed"):
+        find_dataset(tmp_path)
+    write_dataset(tmp_path / "ml-20m" / "preprocessed", example())
+    assert_equal(find_dataset(tmp_path), example())
+    write_dataset(tmp_path / "direct", example(seed=2))
+    assert_equal(find_dataset(tmp_path / "direct"), example(seed=2))
+    with pytest.raises(VaecfError, match=r"no dataset in .*--output="):
+        open_dataset(tmp_path / "nowhere")
+
+
+def write_recipe(folder, made, padded=False):
+    folder.mkdir(parents=True)
+    names = (
+        "train_data",
+        "vad_data_true",
+        "vad_data_test",
+        "test_data_true",
+        "test_data_test",
+    )
+    for name, part in zip(names, parts(made), strict=True):
+        scipy.sparse.save_npz(
+            folder / f"{name}.npz", part.to_scipy().astype("float64")
+        )
+    for name, table in (("show2id", made.items), ("profile2id", made.users)):
+        ids = {str(raw): i for i, raw in enumerate(table.ids.tolist())}
+        (folder / f"{name}.json").write_text(json.dumps(ids))
+
+
+def test_the_recipes_directory(tmp_path):
+    made = example(items=[5, 3, 9, 1, 0, 7, 8])
+    folder = tmp_path / "ml-20m" / "preprocessed"
+    write_recipe(folder, made)
+    for opened in (open_dataset(folder), find_dataset(tmp_path)):
+        for x, y in zip(parts(opened), parts(made), strict=True):
+            assert (x.to_scipy() != y.to_scipy()).nnz == 0
+        assert opened.items.ids.tolist() == [5, 3, 9, 1, 0, 7, 8]
+        assert opened.users.ids.tolist() == list(range(10))
+        assert opened.protocol == "recipe"
+        assert opened.path == folder
+    (folder / "show2id.json").unlink()
+    assert open_dataset(folder).items.ids.tolist() == list(range(7))
+    cut = (folder / "vad_data_true.npz").read_bytes()[:-60]
+    (folder / "vad_data_true.npz").write_bytes(cut)
+    with pytest.raises(VaecfError, match=r"vad_data_true\.npz"):
+        open_dataset(folder)
+
+
+def test_the_papers_directory(tmp_path):
+    """Rows counted as the notebook's load_tr_te_data counts them."""
+    files = {
+        "unique_sid.txt": "11\n7\n30\n",
+        "train.csv": "uid,sid\n0,0\n1,2\n0,1\n",
+        # Users 2 and 5 are missing: the rows run from 3 to 4.
+        "validation_tr.csv": "uid,sid\n4,0\n3,1\n",
+        "validation_te.csv": "uid,sid\n3,2\n",
+        "test_tr.csv": "uid,sid\n6,0\n8,2\n",
+        "test_te.csv": "uid,sid\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    opened = open_dataset(tmp_path)
+    expected = (
+        [[1, 1, 0], [0, 0, 1]],
+        [[0, 1, 0], [1, 0, 0]],
+        [[0, 0, 1], [0, 0, 0]],
+        [[1, 0, 0], [0, 0, 0], [0, 0, 1]],
+        np.zeros((3, 3)),
+    )
+    for part, want in zip(parts(opened), expected, strict=True):
+        np.testing.assert_array_equal(part.to_scipy().toarray(), want)
+    assert opened.items.ids.tolist() == [11, 7, 30]
+    assert opened.protocol == "paper"
+    (tmp_path / "test_te.csv").write_text("uid,sid\n6,3\n")
+    with pytest.raises(VaecfError, match="outside the 3 lines"):
+        open_dataset(tmp_path)
+    (tmp_path / "test_te.csv").unlink()
+    with pytest.raises(VaecfError, match=r"test_te\.csv is missing"):
+        open_dataset(tmp_path)

@@ -1,0 +1,345 @@
+"""From ratings to a directory, and every way to get it wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from vaecf.data import catalog, prepare, synthetic
+from vaecf.data.dataset import open_dataset
+from vaecf.errors import VaecfError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def shop(n_users=60, seed=0):
+    """Customers with 6 to 12 of 30 articles, a rating each, some repeats."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (f"customer {u}", f"sku-{i:02d}", rng.integers(1, 6))
+        for u in range(n_users)
+        for i in rng.choice(30, rng.integers(6, 13), replace=False)
+    ]
+    frame = pd.DataFrame(rows, columns=["customer", "sku", "stars"])
+    return pd.concat([frame, frame[:5]], ignore_index=True)
+
+
+@pytest.fixture
+def shop_csv(tmp_path):
+    path = tmp_path / "shop.csv"
+    shop().to_csv(path, index=False)
+    return path
+
+
+def run(output=None, say=lambda line: None, **settings):
+    return prepare.prepare(prepare.Settings(output=output, **settings), say=say)
+
+
+OWN = {"user_column": "customer", "item_column": "sku"}
+
+
+def test_own_data(tmp_path, shop_csv):
+    lines = []
+    made = run(
+        tmp_path / "out", lines.append, ratings=shop_csv, held_out_users=10,
+        **OWN,
+    )  # fmt: skip
+    frame = shop().drop_duplicates(["customer", "sku"])
+    counts = made.manifest["counts"]
+    assert counts["rows_read"] == len(shop())
+    assert counts["duplicates_collapsed"] == len(shop()) - len(frame) == 5
+    assert counts["users"] == 60 == frame["customer"].nunique()
+    assert made.split_sizes == (40, 10, 10)
+    assert made.name == "shop" and made.protocol == "vaecf"
+    assert made.manifest["protocol_constants"] == {
+        "seed": 0,
+        "held_out_users": 10,
+        "held_out_users_by_default": False,
+        "test_proportion": 0.2,
+        "min_rating": None,
+        "min_items_per_user": 5,
+        "min_users_per_item": 0,
+        "iterate_filters": False,
+    }
+    source = made.manifest["source"]
+    assert source["file"] == "shop.csv"
+    assert source["bytes"] == shop_csv.stat().st_size
+    history = frame.groupby("customer")["sku"].agg(set)
+    for u in range(40):
+        row = set(made.items.ids[made.train.row(u)])
+        assert row == history[made.users.ids[u]]
+    text = "\n".join(lines)
+    for part in (
+        "shop from shop.csv: protocol vaecf, seed 0, 80 %",
+        f"{len(shop())} rows",
+        "5 pairs collapsed",
+        "40 users",
+        f"written to {tmp_path / 'out'}",
+        "next: python experiments/main.py",
+    ):
+        assert part in text
+    reopened = open_dataset(tmp_path / "out", verify=True)
+    assert reopened.manifest_hash == made.manifest_hash
+
+
+def test_the_same_from_csv_parquet_and_frame(tmp_path, shop_csv):
+    frame = shop()
+    frame.to_csv(tmp_path / "shop.tsv.gz", index=False, sep="\t")
+    digests = []
+    for i, source in enumerate((shop_csv, tmp_path / "shop.tsv.gz", frame)):
+        made = run(
+            tmp_path / str(i), ratings=source, rating_column="stars",
+            min_rating=2, min_items_per_user=3, seed=4, **OWN,
+        )  # fmt: skip
+        assert (made.manifest["source"] is None) == (source is frame)
+        digests.append(made.manifest["arrays"])
+    assert digests[0] == digests[1] == digests[2]
+
+
+def test_filters_and_proportion_reach_the_dataset(tmp_path, shop_csv):
+    made = run(
+        tmp_path / "out", ratings=shop_csv, rating_column="stars",
+        min_rating=3, min_items_per_user=3, min_users_per_item=10,
+        iterate_filters=True, fold_in_proportion=0.5, held_out_users=5, **OWN,
+    )  # fmt: skip
+    frame = shop().drop_duplicates(["customer", "sku"])
+    frame = frame[frame["stars"] >= 3]
+    while True:
+        n = len(frame)
+        frame = frame[frame.groupby("sku")["sku"].transform("size") >= 10]
+        frame = frame[frame.groupby("customer")["sku"].transform("size") >= 3]
+        if len(frame) == n:
+            break
+    counts = made.manifest["counts"]
+    assert counts["interactions_after_filters"] == len(frame)
+    assert counts["users_after_filters"] == frame["customer"].nunique()
+    assert counts["items_after_filters"] == frame["sku"].nunique()
+    folded, held = made.test.fold_in.counts, made.test.held_out.counts
+    np.testing.assert_array_equal(held, (folded + held) // 2)
+
+
+def test_default_number_of_held_out_users(tmp_path, shop_csv):
+    lines = []
+    made = run(tmp_path / "out", lines.append, ratings=shop_csv, **OWN)
+    assert made.split_sizes == (48, 6, 6)
+    assert any("choose with --held_out_users" in line for line in lines)
+
+
+def recipe_tree(root, n_users=80):
+    """A ratings.csv where the recipe unpacks MovieLens 20M."""
+    rng = np.random.default_rng(1)
+    rows = [
+        (u + 1, i + 1, rng.integers(1, 11) / 2, 1)
+        for u in range(n_users)
+        for i in rng.choice(40, rng.integers(10, 30), replace=False)
+    ]
+    frame = pd.DataFrame(
+        rows, columns=["userId", "movieId", "rating", "timestamp"]
+    )
+    folder = root / "ml-20m" / "extracted" / "ml-20m"
+    folder.mkdir(parents=True)
+    frame.to_csv(folder / "ratings.csv", index=False)
+    return frame
+
+
+def test_the_recipes_command(tmp_path, monkeypatch):
+    frame = recipe_tree(tmp_path)
+    with pytest.raises(VaecfError, match="instead of 20,000,263"):
+        run(data_dir=str(tmp_path))
+    entry = catalog.get("ml-20m")
+    small = {"ratings": len(frame)}
+    monkeypatch.setattr(
+        catalog,
+        "CATALOG",
+        {
+            "ml-20m": type(entry)(
+                **{
+                    **vars(entry),
+                    "counts": small,
+                    "held_out_users": 10,
+                }
+            )
+        },
+    )
+    lines = []
+    made = run(say=lines.append, data_dir=str(tmp_path))
+    assert made.path == tmp_path / "ml-20m" / "preprocessed"
+    assert made.protocol == "recipe"
+    assert made.manifest["protocol_constants"]["seed"] == 0
+    assert f"--data_dir={tmp_path}" in lines[-1]
+    paper = run(tmp_path / "p", data_dir=str(tmp_path), protocol="paper")
+    assert paper.manifest["protocol_constants"]["seed"] == 98765
+    assert paper.users.ids.tolist() != made.users.ids.tolist()
+    assert sorted(paper.users.ids) == sorted(made.users.ids)
+    with pytest.raises(VaecfError, match="no such file.*--ratings=FILE"):
+        run(tmp_path / "q", data_dir=str(tmp_path / "x"), dataset="ml-20m")
+
+
+def test_a_known_dataset_from_a_file_of_another_layout(tmp_path, monkeypatch):
+    """The file counts, not what the catalog's archive would hold."""
+    frame = recipe_tree(tmp_path).drop(columns="timestamp")
+    path = tmp_path / "ratings.csv.gz"
+    frame.to_csv(path, index=False)
+    monkeypatch.setattr(catalog, "check_counts", lambda *a, **k: None)
+    made = run(
+        tmp_path / "out", dataset="ml-1m", ratings=path, protocol="paper",
+        held_out_users=10,
+    )  # fmt: skip
+    liked = frame[frame["rating"] > 3.5]
+    assert made.manifest["counts"]["below_min_rating"] == (
+        len(frame) - len(liked)
+    )
+    with pytest.raises(VaecfError, match="known layouts"):
+        bad = tmp_path / "x.csv"
+        bad.write_text("a,b\n1,2\n")
+        run(tmp_path / "no", dataset="ml-1m", ratings=bad)
+
+
+def test_generated_data(tmp_path):
+    made = run(tmp_path / "s", dataset="synthetic", held_out_users=50)
+    direct = synthetic.make("synthetic", 0, n_held_out_users=50)
+    assert made.manifest_hash == direct.manifest_hash
+    assert synthetic.truth_of(made) is not None
+    with pytest.raises(VaecfError, match="min_rating=4 does not go with"):
+        run(tmp_path / "t", dataset="synthetic", min_rating=4)
+
+
+def test_in_memory():
+    frame = shop().rename(columns={"customer": "user", "sku": "item"})
+    made = prepare.in_memory(frame, validation_users=0.25, test_users=3)
+    assert made.split_sizes == (60 - 15 - 3, 15, 3)
+    assert made.path is None and made.protocol == "vaecf"
+    dense = np.random.default_rng(0).random((30, 12)) < 0.4
+    dense[:, 5] = False
+    dense[7] = False
+    made = prepare.in_memory(scipy.sparse.csr_matrix(dense), validation_users=4)
+    assert 5 not in made.items.ids
+    assert 7 not in made.users.ids
+    n_train = int(dense.any(axis=1).sum()) - 4
+    assert made.split_sizes == (n_train, 4, 0)
+    train = np.zeros((n_train, 12), bool)
+    train[:, made.items.ids] = made.train.to_scipy().toarray() > 0
+    np.testing.assert_array_equal(train, dense[made.users.ids[:n_train]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratings": "none.csv"}, "no such file: none.csv"),
+        ({"dataset": "ml-1n"}, "did you mean 'ml-1m'"),
+        ({"protocol": "papre"}, r"unknown --protocol=papre.*'paper'"),
+        ({"held_out_users": 30}, "--held_out_users to at most 29"),
+        ({"min_items_per_user": 99}, "lower --min_items_per_user"),
+        ({"min_users_per_item": 99}, "lower --min_users_per_item"),
+        ({"fold_in_proportion": 1.0}, "--fold_in_proportion=1 "),
+        ({"user_column": "custmer"}, "did you mean 'customer'"),
+        ({"min_rating": 3}, "--rating_column"),
+        ({"seed": -1, "protocol": "paper"}, r"--seed=-1 must be in"),
+        ({"seed": -1}, r"--seed=-1 must"),
+        ({"data_dir": "x"}, "not both"),
+    ],
+)
+def test_bad_settings(tmp_path, monkeypatch, shop_csv, settings, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VaecfError, match=message) as error:
+        run(**{"ratings": shop_csv, **OWN, **settings})
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["shop.csv"]
+
+
+def test_the_output_is_looked_at_before_the_work(tmp_path, shop_csv):
+    run(tmp_path / "out", ratings=shop_csv, **OWN)
+    with pytest.raises(VaecfError, match="--overwrite"):
+        run(tmp_path / "out", ratings=tmp_path / "missing.csv", **OWN)
+    run(tmp_path / "out", ratings=shop_csv, overwrite=True, seed=3, **OWN)
+
+
+def command(*arguments, cwd):
+    return subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "experiments" / "prepare_dataset.py"),
+            *arguments,
+        ],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command(tmp_path, shop_csv):
+    done = command(
+        "--ratings=shop.csv", "--user_column=customer", "--item_column=sku",
+        "--held_out_users=10", "--output=data/shop", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--config.data.dir=data/shop" in done.stdout
+    assert open_dataset(tmp_path / "data" / "shop").split_sizes == (40, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ratings=shp.csv"], "did you mean 'shop.csv'"),
+        (["--ratings=shop.csv"], "no column 'user'"),
+        (["--ratins=shop.csv"], "ratings"),
+        (["--ratings=shop.csv", "--held_out_users=many"], "many"),
+    ],
+)
+def test_the_command_fails_in_one_line(tmp_path, shop_csv, arguments, message):
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["shop.csv"]
+
+
+@pytest.mark.realdata
+def test_ml_1m_by_the_command(tmp_path, realdata_dir):
+    done = command(
+        "--dataset=ml-1m",
+        f"--ratings={realdata_dir}/ml-1m/ratings.csv.gz",
+        "--protocol=paper",
+        "--held_out_users=500",
+        "--output=ml-1m",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    made = open_dataset(tmp_path / "ml-1m", verify=True)
+    oracle = realdata_dir / "ml-1m" / "paper_split"
+    for name, part in (
+        ("train", made.train),
+        ("validation_fold_in", made.validation.fold_in),
+        ("validation_held_out", made.validation.held_out),
+        ("test_fold_in", made.test.fold_in),
+        ("test_held_out", made.test.held_out),
+    ):
+        expected = scipy.sparse.load_npz(oracle / f"{name}.npz")
+        assert part.to_scipy().shape == expected.shape
+        assert (part.to_scipy() != expected).nnz == 0
+    assert (
+        json.loads((tmp_path / "ml-1m" / "manifest.json").read_text())[
+            "counts"
+        ]["rows_read"]
+        == 1_000_209
+    )
+
+
+@pytest.mark.realdata
+def test_yelp2018_from_its_parquet(tmp_path, realdata_dir):
+    made = run(
+        tmp_path / "y",
+        dataset="yelp2018",
+        ratings=realdata_dir / "yelp2018" / "interactions.parquet",
+    )
+    assert made.manifest["counts"]["interactions_after_filters"] == 1_561_406
+    assert made.split_sizes == (31_668 - 6_000, 3_000, 3_000)
