@@ -1,6 +1,6 @@
 """The main job on generated data: prepare, train, compare, recommend, report.
 
-    make demo
+make demo
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import metrics, ranking, scorers
-from vaecf.models import mult_vae, sharding
+from vaecf.models import sharding
 from vaecf.options import Options, from_config
 from vaecf.training import batches, feeds, precision
 from vaecf.training import step as step_lib
