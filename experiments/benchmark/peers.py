@@ -97,7 +97,7 @@ class Peer:
           VaecfError: the process fails; with the last line that it wrote.
         """
         self.name = name
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (`close` closes it)
         self._process = subprocess.Popen(
             [
                 python,

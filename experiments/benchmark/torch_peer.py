@@ -15,6 +15,7 @@ and answers each with a line of JSON on stdout.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
 import sys
@@ -47,10 +48,10 @@ def make_model(torch: Any, n_items: int, hidden: list[int], latent: int) -> Any:
             outer = [latent, *reversed(hidden), n_items]
             self.first = nn.Linear(n_items, inner[0])
             self.encoder = nn.ModuleList(
-                nn.Linear(a, b) for a, b in zip(inner, inner[1:])
+                nn.Linear(a, b) for a, b in itertools.pairwise(inner)
             )
             self.decoder = nn.ModuleList(
-                nn.Linear(a, b) for a, b in zip(outer, outer[1:])
+                nn.Linear(a, b) for a, b in itertools.pairwise(outer)
             )
 
         def loss(self, h: Any, nll: Callable[[Any], Any]) -> Any:

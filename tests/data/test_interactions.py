@@ -49,7 +49,7 @@ def brute_force(user, item, n_users, n_items) -> np.ndarray:
 
 @given(pairs())
 def test_from_pairs_is_the_set_of_pairs(args):
-    user, item, n_users, n_items = args
+    user, item, n_users, _ = args
     matrix, duplicates = Interactions.from_pairs(*args)
     expected = brute_force(*args)
     np.testing.assert_array_equal(dense(matrix), expected)

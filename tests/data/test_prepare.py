@@ -179,7 +179,7 @@ def test_the_recipes_command(tmp_path, monkeypatch):
     assert paper.manifest["protocol_constants"]["seed"] == 98765
     assert paper.users.ids.tolist() != made.users.ids.tolist()
     assert sorted(paper.users.ids) == sorted(made.users.ids)
-    with pytest.raises(VaecfError, match="no such file.*--ratings=FILE"):
+    with pytest.raises(VaecfError, match=r"no such file.*--ratings=FILE"):
         run(tmp_path / "q", data_dir=str(tmp_path / "x"), dataset="ml-20m")
 
 
