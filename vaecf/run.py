@@ -83,7 +83,7 @@ def run(
         metrics.parse(name)
     # What this machine cannot do is refused before anything is written.
     precision.policy(options.precision.policy)
-    sharding.make_mesh(options.mesh.data, options.mesh.item)
+    mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
     dataset = find_dataset(options.data.dir)
     if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
         raise VaecfError(
@@ -108,7 +108,7 @@ def run(
             )
             results["train"] = result.summary
             say(_training_line(result.summary))
-        model = load(workdir, policy=options.precision.policy)
+        model = load(workdir, policy=options.precision.policy, mesh=mesh)
         if actions.train or actions.test:
             summary, _ = _evaluate(model, dataset, "validation")
             results["validation"] = summary

@@ -24,17 +24,21 @@ ITEM_MULTIPLE = 128
 
 
 def make_mesh(data: int = -1, item: int = 1) -> Mesh:
-    """Mesh ('data', 'item') over all devices.
+    """Mesh ('data', 'item') over the devices.
 
     Args:
       data: devices along the users; -1 takes what `item` leaves.
-      item: devices along the items; -1 takes what `data` leaves.
+      item: devices along the items; -1 takes what `data` leaves. With both
+        given, the first data x item devices are used.
 
     Raises:
-      VaecfError: the product is not the number of devices, or `item` does not
-        divide the padding of the items.
+      VaecfError: there are not so many devices, they do not divide, or `item`
+        does not divide the padding of the items.
     """
-    n_devices = jax.device_count()
+    devices = jax.devices()
+    n_devices = len(devices)
+    asked = f"config.mesh.data={data} with config.mesh.item={item}"
+    rest = data == -1 or item == -1
     if data == -1 and item == -1:
         raise VaecfError(
             "config.mesh.data and config.mesh.item are both -1: "
@@ -44,15 +48,18 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
         data = n_devices // item
     if item == -1:
         item = n_devices // data
-    if data * item != n_devices:
+    if not 0 < data * item <= n_devices or (rest and data * item < n_devices):
         raise VaecfError(
-            f"config.mesh.data={data} times config.mesh.item={item} is not the "
-            f"number of devices ({n_devices}): change one, or set it to -1"
+            f"{asked} does not fit the {n_devices} devices here: their product "
+            "is at most that, and a -1 must divide it without a rest"
         )
     if ITEM_MULTIPLE % item:
         raise VaecfError(f"config.mesh.item={item} must divide {ITEM_MULTIPLE}")
     return jax.make_mesh(
-        (data, item), (DATA, ITEM), axis_types=(AxisType.Auto,) * 2
+        (data, item),
+        (DATA, ITEM),
+        axis_types=(AxisType.Auto,) * 2,
+        devices=devices[: data * item],
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from vaecf import options as options_lib
 from vaecf.data import id_files
@@ -103,7 +104,12 @@ class Model:
         return directory
 
 
-def load(directory: pathlib.Path, *, policy: str | None = None) -> Model:
+def load(
+    directory: pathlib.Path,
+    *,
+    policy: str | None = None,
+    mesh: Mesh | None = None,
+) -> Model:
     """The best model of a workdir or of a directory written by `Model.save`.
 
     It goes onto this machine's devices, whatever it was trained on.
@@ -111,6 +117,7 @@ def load(directory: pathlib.Path, *, policy: str | None = None) -> Model:
     Args:
       directory: workdir.
       policy: precision to score in; None takes the run's.
+      mesh: None shards users over all devices.
 
     Raises:
       VaecfError: missing or damaged files; names them.
@@ -124,7 +131,7 @@ def load(directory: pathlib.Path, *, policy: str | None = None) -> Model:
     manifest = workdir_lib.read_json(directory / workdir_lib.DATASET)
     items = id_files.read_ids(directory / workdir_lib.ITEMS, "item")
     problem = step_lib.make_problem(
-        options, len(items), sharding.make_mesh(-1, 1)
+        options, len(items), sharding.make_mesh() if mesh is None else mesh
     )
     saved = checkpoints.Checkpoints(directory / "checkpoints")
     params = loop.restore_params(problem, saved)
