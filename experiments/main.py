@@ -15,16 +15,15 @@ from collections.abc import Sequence
 
 import main_flags
 from absl import flags
-from ml_collections import config_flags
 
 from vaecf import cli, options, run
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(_ROOT / "configs" / "ml20m.py"), lock_config=True
-)
+_CONFIG = cli.define_config(_ROOT / "configs" / "ml20m.py")
 main_flags.define()
+for _module in (cli, main_flags):
+    flags.adopt_module_key_flags(_module)  # for --help
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
     config = _CONFIG.value
     if not actions.train and not values["config"].present:
         config = options.config_of_run(workdir, config)
+        config.update_from_flattened_dict(values["config"].override_values)
     main_flags.override(config, values)
     run.run(options.from_config(config), workdir, actions, say=cli.say)
 

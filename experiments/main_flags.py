@@ -53,6 +53,14 @@ _OVERRIDES: dict[str, tuple[str, str, str]] = {
     "seed": ("integer", "seed", "Seed of everything random (0)."),
 }
 
+# Flag -> the action without which it would do nothing.
+_BELONGS_TO = {
+    "baselines": "test",
+    "per_user": "test",
+    "trace": "train",
+    "inference_batch_sizes": "inference_benchmark",
+}
+
 
 def define() -> None:
     """Defines the flags; called once, at import of main.py."""
@@ -149,19 +157,24 @@ def actions(values: flags.FlagValues) -> run.Actions:
         raise VaecfError(
             "nothing to do: give --train, --test or --inference_benchmark"
         )
+    for name, action in _BELONGS_TO.items():
+        if values[name].value and values[name].present and not wanted[action]:
+            raise VaecfError(f"--{name} does nothing without --{action}")
     if values["xla"].value:
         cli.say("--xla: always on here")
     sizes: tuple[int, ...] = ()
     if wanted["inference_benchmark"]:
         texts = values["inference_batch_sizes"].value
-        if not all(text.isdigit() and int(text) > 0 for text in texts):
+        if not all(text.isdecimal() and int(text) > 0 for text in texts):
             raise VaecfError(
                 f"--inference_batch_sizes={','.join(texts)}: give numbers of "
                 "users of at least 1, separated by commas"
             )
         sizes = tuple(int(text) for text in texts)
     if values["top_results"].value < 1:
-        raise VaecfError("--top_results must be at least 1")
+        raise VaecfError(
+            f"--top_results={values['top_results'].value} must be at least 1"
+        )
     paths = {
         name: pathlib.Path(values[name].value) if values[name].value else None
         for name in ("per_user", "log_path", "results_dir")

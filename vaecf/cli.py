@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging as python_logging
+import pathlib
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
 from vaecf.errors import VaecfError
+
+# What ml_collections raises for keys, values and files that do not fit.
+_CONFIG_ERRORS = (KeyError, AttributeError, TypeError, ValueError, OSError)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -46,28 +51,48 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def define_config(default: pathlib.Path) -> Any:
+    """Defines --config, a config file, and with it --config.<key>.
+
+    A default is parsed at once, and the overrides of the command line with
+    it: mistakes in them are one line here as in `run`.
+    """
+    from ml_collections import config_flags
+
+    return _in_one_line(
+        sys.argv,
+        lambda: config_flags.DEFINE_config_file(
+            "config",
+            str(default),
+            "Config file; --config.<key>=... changes a key.",
+            lock_config=True,
+        ),
+    )
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     """absl's parser, with every mistake in one line."""
+    return _in_one_line(argv, lambda: flags.FLAGS(list(argv)))
+
+
+def _in_one_line(argv: Sequence[str], parse: Callable[[], Any]) -> Any:
     try:
-        return flags.FLAGS(list(argv))
+        return parse()
     except flags.Error as error:
         sys.exit(_fail(" ".join(str(error).split())))
-    except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        # What ml_collections raises for keys and values that do not fit.
+    except _CONFIG_ERRORS as error:
         sys.exit(_fail(_config_mistake(str(error), argv)))
 
 
 def _missing_config(text: str) -> str:
     """One line for a config file that is not there."""
-    paths = re.findall(r"\n\s+(\S+\.py)\n", text)
-    name = paths[0] if paths else "the config file"
-    return (
-        f"--config={name} cannot be loaded: {text.split(chr(10))[-1].strip()}"
-    )
+    return f"--config cannot be loaded: {text.split(chr(10))[-1].strip()}"
 
 
 def _config_mistake(text: str, argv: Sequence[str]) -> str:
     """One line for an override that the config does not take."""
+    if "'get_config'" in text:
+        return "--config names a file without get_config()"
     unknown = re.search(r"(\w+)\W+(?:n\W*)?Did you mean \"(\w+)\"", text)
     overrides = [a.lstrip("-").partition("=")[0] for a in argv[1:]]
     for name in overrides:
@@ -79,7 +104,7 @@ def _config_mistake(text: str, argv: Sequence[str]) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     return 2
 
 

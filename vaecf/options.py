@@ -181,15 +181,14 @@ def load(path: pathlib.Path) -> Options:
       VaecfError: the file is missing or not JSON.
     """
     try:
-        text = path.read_text()
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         raise VaecfError(
             f"{path}: no such file; is its directory the workdir of a run?"
         ) from None
-    try:
-        return from_config(json.loads(text))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VaecfError(f"{path}: not JSON ({error})") from None
+    return from_config(config)
 
 
 def config_of_run(workdir: pathlib.Path, config: Any) -> Any:
@@ -264,7 +263,7 @@ def _check(o: Options) -> None:
     _choice("model.input", o.model.input, _INPUTS)
     _choice("data.feed", o.data.feed, _FEEDS)
     _choice("precision.policy", o.precision.policy, _POLICIES)
-    _rule("seed", o.seed, "0 <= seed < 2**32", 0 <= o.seed < 2**32)
+    _rule("seed", o.seed, "in [0, 2**32)", 0 <= o.seed < 2**32)
     for size in o.model.hidden:
         _rule("model.hidden", o.model.hidden, "sizes >= 1", size >= 1)
     growth_interval = o.precision.loss_scale_growth_interval

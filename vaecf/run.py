@@ -79,19 +79,27 @@ def run(
             raise VaecfError(
                 f"--baselines: {name!r} is unknown: use {', '.join(BASELINES)}"
             )
-    for name in options.eval.metrics:
+    if not actions.ease_l2 > 0:
+        raise VaecfError(f"--ease_l2={actions.ease_l2:g} must be above 0")
+    for name in (*options.eval.metrics, options.eval.best_metric):
         metrics.parse(name)
-    # What this machine cannot do is refused before anything is written.
-    precision.policy(options.precision.policy)
-    mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
-    dataset = find_dataset(options.data.dir)
     if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
         raise VaecfError(
             f"--workdir={workdir} holds no trained model: give --train"
         )
+    # What this machine cannot do is refused before anything is written.
+    precision.policy(options.precision.policy)
+    mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
+    dataset = find_dataset(options.data.dir)
+    if actions.test and dataset.test.held_out.nnz == 0:
+        raise VaecfError(
+            f"{options.data.dir}: the dataset has no test users with "
+            "held-out items; prepare it with --held_out_users above 0"
+        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lib.locked(workdir))
-        workdir_lib.claim(workdir, options, dataset)
+        workdir_lib.claim(workdir, options, dataset, train=actions.train)
+        _make_folders(actions)
         log = None
         if actions.log_path is not None:
             log = stack.enter_context(RecipeLogWriter(actions.log_path))
@@ -108,7 +116,11 @@ def run(
             )
             results["train"] = result.summary
             say(_training_line(result.summary))
+            if actions.trace and not (workdir / "trace").exists():
+                say("--trace: training was too short to be profiled")
         model = load(workdir, policy=options.precision.policy, mesh=mesh)
+        # How to evaluate is this call's choice, not that of the training.
+        model = dataclasses.replace(model, options=options)
         if actions.train or actions.test:
             summary, _ = _evaluate(model, dataset, "validation")
             results["validation"] = summary
@@ -122,6 +134,23 @@ def run(
         if actions.results_dir is not None:
             _write_statistics(actions, workdir, results)
     return results
+
+
+def _make_folders(actions: Actions) -> None:
+    """Folders of what is written outside the workdir, before the work."""
+    folders = {
+        "per_user": actions.per_user and actions.per_user.parent,
+        "results_dir": actions.results_dir,
+    }
+    for flag, folder in folders.items():
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VaecfError(
+                f"--{flag}={getattr(actions, flag)} cannot be written "
+                f"({error.strerror})"
+            ) from error
 
 
 def _results_so_far(workdir: pathlib.Path) -> dict[str, Any]:
@@ -187,11 +216,7 @@ def _test(
 ) -> None:
     """Fills results['test'] and the baselines; prints the table."""
     summary, evaluation = _evaluate(model, dataset, "test")
-    if evaluation is None:
-        raise VaecfError(
-            f"{model.options.data.dir}: the dataset has no test users with "
-            "held-out items; prepare it with --held_out_users above 0"
-        )
+    assert evaluation is not None  # `run` refuses a dataset without any
     results["test"] = summary
     results["users_left_out"] = evaluation.left_out
     metric = model.options.eval.best_metric
@@ -282,7 +307,6 @@ def write_per_user(
             **evaluation.per_user,
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     frame.write_parquet(temporary)
     temporary.replace(path)
@@ -330,7 +354,6 @@ def _write_statistics(
 ) -> None:
     """The recipe's --results_dir."""
     assert actions.results_dir is not None
-    actions.results_dir.mkdir(parents=True, exist_ok=True)
     records = writers.read_records(workdir / "metrics.jsonl")
     history: dict[str, list[Any]] = {}
     for record in records:

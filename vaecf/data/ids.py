@@ -104,7 +104,7 @@ class IdTable:
         # As strings only where the types differ. The ids of a table are
         # canonical: str(int("12")) == "12", so that "012" finds nothing.
         text = np.empty(len(query), object)
-        text[:] = [value if isinstance(value, str) else str(value)
+        text[:] = [value if isinstance(value, str) else _as_text(value)
                    for value in query]  # fmt: skip
         found = self._text_index.get_indexer(pd.Index(text, dtype=object))
         return np.where(missing, -1, found).astype(np.int32)
@@ -157,10 +157,11 @@ def _as_query(raw_ids: Any) -> np.ndarray:
         return array.astype(np.int64 if fits else object)
     if array.dtype.kind == "i":
         return array.astype(np.int64, copy=False)
-    if array.dtype.kind == "f":
-        whole = np.isfinite(array) & (array == np.floor(array))
-        whole &= np.abs(array) < 2.0**63
-        query = array.astype(object)
-        query[whole] = array[whole].astype(np.int64).astype(object)
-        return query
     return array.astype(object)
+
+
+def _as_text(value: Any) -> str:
+    """An id as a string; a whole float as the integer that it was."""
+    if isinstance(value, (float, np.floating)) and value.is_integer():
+        return str(int(value))
+    return str(value)

@@ -15,8 +15,14 @@ from vaecf.data import catalog, filters, layouts, reports, splits, synthetic
 from vaecf.data import dataset as datasets
 from vaecf.data.dataset import Dataset
 from vaecf.data.ids import IdTable
+from vaecf.data.interactions import Interactions
 from vaecf.data.plan import Plan, Settings, first, make_plan, test_proportion
-from vaecf.data.ratings import Ratings, collapse_duplicates, read_ratings
+from vaecf.data.ratings import (
+    Ratings,
+    ReadReport,
+    collapse_duplicates,
+    read_ratings,
+)
 from vaecf.errors import VaecfError
 
 __all__ = ["Settings", "in_memory", "prepare"]
@@ -65,67 +71,57 @@ def in_memory(
     interactions: Any,
     *,
     validation_users: int | float = 0.1,
-    test_users: int = 0,
     user_column: str = "user",
     item_column: str = "item",
-    rating_column: str | None = None,
-    min_rating: float | None = None,
-    fold_in_proportion: float = 0.8,
     seed: int = 0,
-    name: str = "interactions",
 ) -> Dataset:
-    """A dataset that is not written, under the ``vaecf`` protocol, unfiltered.
+    """A dataset that is not written: ``vaecf`` protocol, no test users.
 
     Args:
-      interactions: pandas or polars DataFrame, a path that ``read_ratings``
-        takes, or a SciPy sparse matrix users x items (ids are then the row
-        and column numbers, and items nobody has are left out).
-      validation_users: how many, or a share in (0, 1) of all users.
-      test_users: how many.
-      user_column: of a frame or file.
+      interactions: pandas or polars DataFrame, or a SciPy sparse matrix users
+        x items (ids are then the row and column numbers, and every column is
+        an item, seen or not).
+      validation_users: how many, or a share in [0, 1) of all users if a
+        float.
+      user_column: of a frame.
       item_column: likewise.
-      rating_column: likewise; needs ``min_rating``.
-      min_rating: rows with at least this rating count.
-      fold_in_proportion: of a held-out user's items.
       seed: of the split.
-      name: of the data.
 
     Raises:
-      VaecfError: as ``read_ratings`` and ``splits.vaecf``.
+      VaecfError: as ``read_ratings``, or no training user would be left.
     """
-    if hasattr(interactions, "tocsr"):
+    is_matrix = hasattr(interactions, "tocsr")
+    if is_matrix:
         ratings = _from_matrix(interactions)
-    else:
+    elif hasattr(interactions, "columns"):
         ratings = read_ratings(
-            interactions,
-            user_column=user_column,
-            item_column=item_column,
-            rating_column=rating_column,
-            min_rating=min_rating,
+            interactions, user_column=user_column, item_column=item_column
+        )
+    else:
+        raise VaecfError(
+            f"interactions of type {type(interactions).__name__}: pass a "
+            f"DataFrame with columns {user_column!r} and {item_column!r}, or a "
+            "scipy.sparse matrix users x items"
         )
     n_users = int(np.unique(ratings.user).size)
-    if isinstance(validation_users, float):
-        validation_users = int(n_users * validation_users)
-    split = splits.vaecf(
-        ratings,
-        validation_users,
-        test_users,
-        seed=seed,
-        test_proportion=test_proportion(fold_in_proportion),
+    is_share = isinstance(validation_users, float)
+    if not 0 <= validation_users < (1 if is_share else n_users):
+        raise VaecfError(
+            f"validation_users={validation_users} must be a share in [0, 1), "
+            f"or a number of users below all {n_users:,}"
+        )
+    n_held_out = int(
+        validation_users * n_users if is_share else validation_users
     )
+    split = splits.vaecf(ratings, n_held_out, 0, seed=seed)
+    if is_matrix:
+        split = _all_columns(split, len(ratings.item_ids))
     return _dataset(
-        name,
+        "(in memory)",
         "vaecf",
         ratings,
         split,
-        constants={
-            "seed": seed,
-            "held_out_users": validation_users,
-            "test_proportion": test_proportion(fold_in_proportion),
-            "min_rating": min_rating,
-            "min_items_per_user": 0,
-            "min_users_per_item": 0,
-        },
+        constants={"seed": seed, "validation_users": n_held_out},
         counts={"duplicates_collapsed": split.duplicates},
         source=None,
     )
@@ -133,9 +129,6 @@ def in_memory(
 
 def _from_matrix(matrix: Any) -> Ratings:
     """Ratings of a users x items matrix."""
-    from vaecf.data.interactions import Interactions
-    from vaecf.data.ratings import ReadReport
-
     rows = Interactions.from_scipy(matrix)
     if not rows.nnz:
         raise VaecfError("the matrix has no interactions")
@@ -147,6 +140,22 @@ def _from_matrix(matrix: Any) -> Ratings:
         np.arange(rows.n_items, dtype=np.int64),
         None,
         report,
+    )
+
+
+def _all_columns(split: splits.Split, n_items: int) -> splits.Split:
+    """The split with every column of the source, in its order."""
+
+    def widen(matrix: Interactions) -> Interactions:
+        return Interactions(
+            matrix.indptr, split.item_codes[matrix.indices], n_items
+        )
+
+    return split._replace(
+        train=widen(split.train),
+        validation=datasets.HeldOut(*map(widen, split.validation)),
+        test=datasets.HeldOut(*map(widen, split.test)),
+        item_codes=np.arange(n_items, dtype=np.int32),
     )
 
 

@@ -66,6 +66,13 @@ def from_ranked(
     item_share_I: np.ndarray,
 ) -> Evaluation:
     """Metrics of lists that are there already; arguments as in `evaluate`."""
+    # Ranks that the lists do not have would count as misses.
+    wanted = min(metrics.depth(names), len(item_share_I))
+    if ranked.item_UK.shape[1] < wanted:
+        raise ValueError(
+            f"lists of {ranked.item_UK.shape[1]} items, and the metrics look "
+            f"at {wanted}"
+        )
     n_held_out_U = np.diff(held_out.indptr)
     hits_UK = metrics.hits(ranked.item_UK, held_out.indptr, held_out.indices)
     evaluated_U = n_held_out_U > 0
@@ -129,9 +136,9 @@ def by_history_length(
     values_U, length_U = values_U[real_U], length_U[real_U]
     if not len(values_U):
         return []
-    quantiles = np.quantile(length_U, np.linspace(0, 1, buckets + 1)[1:])
+    shares = np.linspace(0, 1, buckets + 1)[1:]
     # Upper bounds, inclusive; equal ones (many users alike) are one bucket.
-    upper = np.unique(np.ceil(quantiles).astype(np.int64))
+    upper = np.unique(np.quantile(length_U, shares, method="inverted_cdf"))
     bucket_U = np.searchsorted(upper, length_U)
     rows = []
     for b in range(len(upper)):

@@ -169,7 +169,7 @@ def parse(name: str) -> Metric:
     """
     kind, at, k = name.partition("@")
     known = (*PER_USER, *OF_LISTS)
-    if not at or not k.isdigit() or int(k) < 1 or kind not in known:
+    if not at or not k.isdecimal() or int(k) < 1 or kind not in known:
         raise VaecfError(
             f"config.eval.metrics: {name!r} is not a metric: write "
             f"<metric>@<k> with one of {', '.join(known)}, e.g. ndcg@100"

@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from vaecf.errors import VaecfError
 from vaecf.models import batching, sharding
 from vaecf.models.sparse import SparseBatch, item_offset
 
@@ -89,6 +90,8 @@ def rank_local(
     if item_axis:
         sum_B = lax.psum(sum_B, item_axis)
     log_total_B = max_B + jnp.log(sum_B)
+    # top_k puts 0 before -0, whatever their indices.
+    scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
     if exclude_seen:
         item_N = batch.item_N - offset
         # Another shard's item must not wrap around to the end of this one.
@@ -257,7 +260,12 @@ class Ranker:
 
         Yields:
           Ranked of at most `batch_size` users, in order, as NumPy arrays.
+
+        Raises:
+          VaecfError: `batch_size` is below 1.
         """
+        if batch_size < 1:
+            raise VaecfError(f"batch_size={batch_size} must be at least 1")
         n_users = len(indptr) - 1
         if n_users == 0:
             return

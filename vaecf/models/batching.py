@@ -70,8 +70,9 @@ def slots_for(count_SB: np.ndarray, shards: int = 1) -> int:
       count_SB: int [steps, batch_size], interactions of each user.
       shards: data shards a batch is split into.
     """
-    steps = count_SB.shape[0]
-    totals = count_SB.reshape(steps, shards, -1).sum(axis=2, dtype=np.int64)
+    steps, batch_size = count_SB.shape
+    by_shard = count_SB.reshape(steps, shards, batch_size // shards)
+    totals = by_shard.sum(axis=2, dtype=np.int64)
     return bucket(int(totals.max(initial=1)))
 
 
@@ -139,8 +140,8 @@ def assemble_on_host(
     n_users = len(indptr) - 1
     real_B = user_B < n_users
     safe_B = np.where(real_B, user_B, 0)
-    start_B = np.where(real_B, indptr[safe_B], 0)
-    count_B = np.where(real_B, indptr[safe_B + 1] - start_B, 0)
+    start_B = indptr[safe_B]
+    count_B = indptr[safe_B + real_B] - start_B
     parts = [
         _pack(indices, starts, counts, n_slots)
         for starts, counts in zip(

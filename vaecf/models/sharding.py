@@ -32,13 +32,16 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
         given, the first data x item devices are used.
 
     Raises:
-      VaecfError: there are not so many devices, they do not divide, or `item`
-        does not divide the padding of the items.
+      VaecfError: a size is neither -1 nor positive, there are not so many
+        devices, they do not divide, or `item` does not divide the padding of
+        the items.
     """
     devices = jax.devices()
     n_devices = len(devices)
     asked = f"config.mesh.data={data} with config.mesh.item={item}"
     rest = data == -1 or item == -1
+    if any(size != -1 and size < 1 for size in (data, item)):
+        raise VaecfError(f"{asked}: each is -1 or at least 1")
     if data == -1 and item == -1:
         raise VaecfError(
             "config.mesh.data and config.mesh.item are both -1: "

@@ -153,7 +153,7 @@ def bag_of_items(
       dropout: which interactions to leave out; None keeps all.
       lowering: 'gather' sums gathered rows; 'dense' scatters the batch into a
         0/1 array [B, I] in `dtype` and multiplies. Equal to float tolerance.
-      dtype: dtype of the operands; sums are float32.
+      dtype: dtype of the operands; sums are float32, the gradient's too.
       precision: matrix-product precision of the dense lowering.
       item_axis: mesh axis of the kernel's rows, None when not sharded.
 
@@ -165,9 +165,12 @@ def bag_of_items(
     item_N = batch.item_N - item_offset(n_local, item_axis)
     keep_N &= (item_N >= 0) & (item_N < n_local)
     if lowering == "gather":
-        rows_NH = jnp.take(kernel_IH.astype(dtype), item_N, axis=0, mode="clip")
+        # Rounded to the compute dtype but gathered as float32, so that the
+        # gradient sums a popular item's users in float32 too.
+        rounded_IH = kernel_IH.astype(dtype).astype(jnp.float32)
+        rows_NH = jnp.take(rounded_IH, item_N, axis=0, mode="clip")
         sum_BH = jax.ops.segment_sum(
-            rows_NH.astype(jnp.float32) * keep_N[:, None].astype(jnp.float32),
+            rows_NH * keep_N[:, None].astype(jnp.float32),
             batch.row_N,
             num_segments=n_users,
             indices_are_sorted=True,

@@ -238,7 +238,8 @@ class RecipeLogWriter(_Closing):
             return True
 
         if limit is None:
-            self._path.unlink(missing_ok=True)
+            if self._path.is_file():
+                self._path.unlink()
             return
         for line in keep_lines(self._path, keep, prefix=_PREFIX):
             if line.get("type") == "METADATA":

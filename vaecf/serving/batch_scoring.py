@@ -1,8 +1,9 @@
 """Files of histories in, a Parquet file of recommendations out.
 
-Memory is bounded by one partition of users, not by the file: a first pass
-maps ids to numbers and deals the pairs out to temporary files by user, a
-second one ranks partition after partition while the output is written.
+Besides the users' ids, memory is bounded by one partition of users, not by
+the file: a first pass maps ids to numbers and deals the pairs out to temporary
+files by user, a second one ranks partition after partition while the output
+is written.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vaecf.data import layouts, values
+from vaecf.data.batches import Batch, parquet_batches, text_batches
+from vaecf.data.ids import IdTable
 from vaecf.data.interactions import Interactions
+from vaecf.data.layouts import Columns
 from vaecf.errors import VaecfError
-from vaecf.options import nearest
 from vaecf.serving.model import load
 from vaecf.serving.recommender import list_columns
 
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 _USERS_A_PARTITION = 65_536
-_ROWS_A_READ = 500_000
 
 
 class Scored(NamedTuple):
@@ -51,8 +54,8 @@ def score_file(
 
     Args:
       workdir: of a trained run, or a directory of `Recommender.save`.
-      histories: CSV, TSV or Parquet with a row for each (user, item); rows of
-        a user need not be together.
+      histories: CSV, TSV (both also gzipped) or Parquet with a row for each
+        (user, item); rows of a user need not be together.
       output: Parquet file to write: user, rank, item, score (natural
         logarithm of the item's probability), users in order of first
         appearance. It is there whole or not at all.
@@ -68,15 +71,23 @@ def score_file(
     """
     if k < 1:
         raise VaecfError(f"--k={k} must be at least 1")
-    frame = scan(histories, user_column, item_column)
+    if output.is_dir():
+        raise VaecfError(f"--output={output} is a folder: name a Parquet file")
+    batches = _read(histories, Columns(user_column, item_column, None, None))
     model = load(workdir)
     ranker = model.ranker(min(k, len(model.items)), exclude_seen)
     temporary = output.with_name(f".{output.name}.tmp")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        dealt = _deal(frame, model.items, pathlib.Path(folder))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=output.parent)
+    except OSError as error:
+        raise VaecfError(
+            f"--output={output}: cannot be written ({error.strerror})"
+        ) from None
+    with folder as name:
+        dealt = _deal(batches, model.items, pathlib.Path(name))
         if dealt.n_users == 0:
-            raise VaecfError(f"{histories}: no rows")
+            raise VaecfError(f"{histories} holds no rows")
         rows = 0
 
         def blocks() -> Iterator[pl.DataFrame]:
@@ -100,63 +111,18 @@ def score_file(
                     yield block
 
         try:
-            _sink(blocks(), dealt.user_type, model.items, temporary)
+            _sink(blocks(), dealt.users.dtype, model.items, temporary)
             temporary.replace(output)
         finally:
             temporary.unlink(missing_ok=True)
     return Scored(dealt.n_users, rows, dealt.unknown_items)
 
 
-def scan(
-    path: pathlib.Path, user_column: str, item_column: str
-) -> pl.LazyFrame:
-    """Lazy frame with the columns user and item.
-
-    Raises:
-      VaecfError: missing or empty file, unknown kind of file, missing column.
-    """
-    import polars as pl
-
-    if not path.is_file():
-        raise VaecfError(f"--histories={path}: no such file")
-    if path.stat().st_size == 0:
-        raise VaecfError(f"--histories={path}: the file is empty")
-    suffixes = [s for s in path.suffixes if s not in (".gz", ".zst")]
-    kind = suffixes[-1] if suffixes else ""
-    try:
-        if kind == ".parquet":
-            frame = pl.scan_parquet(path)
-        elif kind in (".csv", ".tsv", ".txt"):
-            separator = "," if kind == ".csv" else "\t"
-            frame = pl.scan_csv(
-                path, separator=separator, infer_schema_length=10_000
-            )
-        else:
-            raise VaecfError(
-                f"--histories={path}: name it .csv, .tsv or .parquet"
-            )
-        columns = frame.collect_schema().names()
-    except pl.exceptions.PolarsError as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise VaecfError(f"--histories={path}: {first_line}") from None
-    for flag, column in (("user", user_column), ("item", item_column)):
-        if column not in columns:
-            raise VaecfError(
-                f"--histories={path} has no column {column!r}"
-                f"{nearest(column, columns)} (columns: {', '.join(columns)}); "
-                f"set --{flag}_column"
-            )
-    return frame.select(
-        pl.col(user_column).alias("user"), pl.col(item_column).alias("item")
-    )
-
-
 class _Dealt(NamedTuple):
     """Pairs of (user number, item index) in files of 65,536 users each."""
 
     folder: pathlib.Path
-    users: list[Any]
-    user_type: Any
+    users: pl.Series
     unknown_items: int
 
     @property
@@ -165,7 +131,7 @@ class _Dealt(NamedTuple):
 
     def partitions(
         self, n_items: int
-    ) -> Iterator[tuple[list[Any], Interactions]]:
+    ) -> Iterator[tuple[pl.Series, Interactions]]:
         """Users and their histories, in order of first appearance."""
         for first in range(0, self.n_users, _USERS_A_PARTITION):
             users = self.users[first : first + _USERS_A_PARTITION]
@@ -178,49 +144,80 @@ class _Dealt(NamedTuple):
             yield users, matrix
 
 
-def _deal(frame: pl.LazyFrame, items: Any, folder: pathlib.Path) -> _Dealt:
+def _deal(
+    batches: Iterator[Batch], items: IdTable, folder: pathlib.Path
+) -> _Dealt:
     """The first pass; users are numbered by first appearance."""
-    import polars as pl
-
-    number: dict[Any, int] = {}
+    number: dict[str, int] = {}
     unknown = 0
-    row = 0
-    for block in frame.collect_batches(
-        chunk_size=_ROWS_A_READ, maintain_order=True
-    ):
-        for name in ("user", "item"):
-            empty = block[name].is_null().to_numpy()
-            if empty.any():
-                raise VaecfError(
-                    f"--histories: data row {row + int(empty.argmax()) + 1} "
-                    f"has no {name}: fill or drop it"
-                )
-        row += block.height
-        distinct = block["user"].unique(maintain_order=True)
-        for user in distinct.to_list():
-            number.setdefault(user, len(number))
-        codes = pl.Series([number[u] for u in distinct], dtype=pl.Int32)
-        user = block["user"].replace_strict(
-            distinct, codes, return_dtype=pl.Int32
-        )
-        item = items.index_of(block["item"].to_numpy())
+    user_type = None
+
+    def numbers(users: list[str]) -> list[int]:
+        return [number.setdefault(user, len(number)) for user in users]
+
+    for batch in batches:
+        if batch.line is None:  # a text has no types
+            user_type = batch.frame["user"].dtype
+        frame = values.check_ids(batch).frame
+        if not frame.height:
+            continue
+        user = _by_value(frame["user"], numbers)
+        item = _by_value(frame["item"], items.index_of)
         unknown += int((item < 0).sum())
-        pairs = np.stack([user.to_numpy(), item.astype(np.int32)], axis=1)
-        part = pairs[:, 0] // _USERS_A_PARTITION
+        pairs = np.stack([user, item], axis=1)
+        part = user // _USERS_A_PARTITION
         for p in np.unique(part):
             with open(folder / f"{p}.pairs", "ab") as file:
                 pairs[part == p].tofile(file)
-    schema = frame.collect_schema()
-    return _Dealt(folder, list(number), schema["user"], unknown)
+    return _Dealt(folder, _typed(list(number), user_type), unknown)
 
 
-def _as_frame(users: list[Any], columns: dict[str, np.ndarray]) -> pl.DataFrame:
+def _read(path: pathlib.Path, columns: Columns) -> Iterator[Batch]:
+    """Rows of a table, ids of a text as they are written.
+
+    Raises:
+      VaecfError: missing, empty or damaged file, or missing column.
+    """
+    if not layouts.existing(path).is_file():
+        raise VaecfError(f"{path} is a folder: name a CSV or Parquet file")
+    if layouts.is_parquet(path):
+        return parquet_batches(path, columns)
+    separator = layouts.guess_separator(path)
+    return text_batches(path, separator, True, columns)
+
+
+def _by_value(
+    column: pl.Series, function: Callable[[list[str]], Any]
+) -> np.ndarray:
+    """int32 [rows], a function of the distinct values."""
+    import polars as pl
+
+    distinct = column.unique(maintain_order=True)
+    result = pl.Series(function(distinct.to_list()), dtype=pl.Int32)
+    mapped = column.replace_strict(distinct, result, return_dtype=pl.Int32)
+    return mapped.to_numpy()
+
+
+def _typed(ids: list[str], kind: Any) -> pl.Series:
+    """Ids of that type; None makes integers of them if all can be."""
+    import polars as pl
+
+    series = pl.Series(ids, dtype=pl.String)
+    if kind is not None or not ids:
+        return series.cast(kind or pl.String)
+    codes, raw = values.encode(
+        series.cast(pl.Categorical(pl.Categories.random()))
+    )
+    return pl.Series(raw[codes].tolist())
+
+
+def _as_frame(users: pl.Series, columns: dict[str, np.ndarray]) -> pl.DataFrame:
     import polars as pl
 
     row = columns.pop("row")
     return pl.DataFrame(
         {
-            "user": pl.Series(users).gather(row),
+            "user": users.gather(row),
             "rank": columns["rank"].astype(np.int32),
             "item": pl.Series(columns["item"].tolist()),
             "score": columns["score"].astype(np.float32),
@@ -231,7 +228,7 @@ def _as_frame(users: list[Any], columns: dict[str, np.ndarray]) -> pl.DataFrame:
 def _sink(
     blocks: Iterator[pl.DataFrame],
     user_type: Any,
-    items: Any,
+    items: IdTable,
     path: pathlib.Path,
 ) -> None:
     """Writes frames to one Parquet file as they come."""

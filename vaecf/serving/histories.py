@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from vaecf.data import dataset as dataset_lib
-from vaecf.data import ratings as ratings_lib
-from vaecf.data import splits
 from vaecf.data.ids import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -32,14 +29,13 @@ def as_histories(
       VaecfError: a column is missing or a matrix has another width.
     """
     if scipy.sparse.issparse(histories):
-        if histories.shape[1] != len(items):
-            raise VaecfError(
-                "the histories matrix is users x items with "
-                f"{histories.shape[1]} columns, and the model has "
-                f"{len(items)} items: use the model's item order "
-                "(Recommender.items), or pass raw ids"
-            )
         matrix = Interactions.from_scipy(histories)
+        if matrix.n_items != len(items):
+            raise VaecfError(
+                f"the histories matrix is users x items with {matrix.n_items} "
+                f"columns, and the model has {len(items)} items: use the "
+                "model's item order (Recommender.items), or pass raw ids"
+            )
         return np.arange(matrix.n_users), matrix, 0
     if hasattr(histories, "columns"):
         users, rows, raw_items = _from_frame(
@@ -98,89 +94,15 @@ def _from_lists(
             )
     lists = [list(values) for values in lists]
     rows = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
-    table = np.empty(len(users), object)
-    table[:] = list(users)
-    # Plain numbers stay numbers in the result.
-    ids = np.array(list(users)) if len(users) else table
-    users_array = ids if ids.ndim == 1 and ids.dtype.kind in "iu" else table
+    if users and all(_is_integer(user) for user in users):
+        # Plain numbers stay numbers in the result.
+        users_array = np.array(users)
+    else:
+        users_array = np.empty(len(users), object)
+        for u, user in enumerate(users):  # one may be a tuple
+            users_array[u] = user
     return users_array, rows, [item for values in lists for item in values]
 
 
-def training_dataset(
-    interactions: Any,
-    *,
-    user_column: str,
-    item_column: str,
-    validation_users: int | float,
-    seed: int,
-) -> dataset_lib.Dataset:
-    """A dataset in memory for `Recommender.fit`: no test users.
-
-    Args:
-      interactions: DataFrame with the two columns, or scipy.sparse users x
-        items, all of whose columns become items.
-      user_column: of a DataFrame.
-      item_column: of a DataFrame.
-      validation_users: users to hold out, a number, or a share if a float.
-      seed: of the choice.
-
-    Raises:
-      VaecfError: a missing column or id, or too few users.
-    """
-    is_matrix = scipy.sparse.issparse(interactions)
-    if is_matrix:
-        pairs = _matrix_pairs(interactions)
-    elif hasattr(interactions, "columns"):
-        pairs = ratings_lib.read_ratings(
-            interactions, user_column=user_column, item_column=item_column
-        )
-    else:
-        raise VaecfError(
-            f"fit() takes a DataFrame with columns {user_column!r} and "
-            f"{item_column!r}, or a scipy.sparse matrix users x items, not a "
-            f"{type(interactions).__name__}"
-        )
-    n_users = len(np.unique(pairs.user))
-    if isinstance(validation_users, float):
-        if not 0 <= validation_users < 1:
-            raise VaecfError(
-                f"validation_users={validation_users} must be a number of "
-                "users, or a share in [0, 1)"
-            )
-        validation_users = int(validation_users * n_users)
-    split = splits.vaecf(pairs, validation_users, 0, seed=seed)
-    parts = [split.train, *split.validation, *split.test]
-    item_ids = pairs.item_ids[split.item_codes]
-    if is_matrix:
-        # A matrix keeps its width: its columns are the items, seen or not.
-        item_ids = pairs.item_ids
-        parts = [
-            Interactions(m.indptr, split.item_codes[m.indices], len(item_ids))
-            for m in parts
-        ]
-    return dataset_lib.make_dataset(
-        name="(in memory)",
-        protocol="vaecf",
-        train=parts[0],
-        validation=dataset_lib.HeldOut(parts[1], parts[2]),
-        test=dataset_lib.HeldOut(parts[3], parts[4]),
-        items=IdTable(item_ids),
-        users=IdTable(pairs.user_ids[split.user_codes]),
-        constants={"seed": seed, "validation_users": validation_users},
-        counts={"duplicates_collapsed": split.duplicates},
-    )
-
-
-def _matrix_pairs(matrix: Any) -> ratings_lib.Ratings:
-    """A sparse matrix as ratings whose raw ids are rows and columns."""
-    interactions = Interactions.from_scipy(matrix)
-    n_users, n_items = interactions.n_users, interactions.n_items
-    report = ratings_lib.ReadReport(interactions.nnz, 0, 0, None, None, None)
-    return ratings_lib.Ratings(
-        np.repeat(np.arange(n_users, dtype=np.int32), interactions.counts),
-        np.asarray(interactions.indices),
-        np.arange(n_users),
-        np.arange(n_items),
-        None,
-        report,
-    )
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ from vaecf.options import Options
 from vaecf.training import checkpoints, loop
 from vaecf.training import step as step_lib
 from vaecf.training import workdir as workdir_lib
+
+_USERS_ENCODED = 2048  # at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,18 +63,28 @@ class Model:
 
     def encode(self, matrix: Interactions) -> np.ndarray:
         """Users' representations, float32 [U, latent]."""
-        counts = matrix.counts[None, :]
-        batch = batching.assemble_on_host(
-            matrix.indptr,
-            matrix.indices,
-            np.arange(matrix.n_users, dtype=np.int32),
-            batching.slots_for(counts),
-        )
-        encode = jax.jit(
+        n_users = matrix.n_users
+        size = min(_USERS_ENCODED, batching.bucket_users(n_users))
+        n_blocks = max(1, -(-n_users // size))
+        user_SB = np.arange(n_blocks * size, dtype=np.int32).reshape(-1, size)
+        user_SB = np.minimum(user_SB, n_users)
+        n_slots = batching.slots_for(np.append(matrix.counts, 0)[user_SB])
+        parts = []
+        for user_B in user_SB:
+            batch = batching.assemble_on_host(
+                matrix.indptr, matrix.indices, user_B, n_slots
+            )
+            code_BZ = self._encoder(
+                {"params": self.params}, jax.tree.map(jnp.asarray, batch)
+            )
+            parts.append(np.asarray(code_BZ))
+        return np.concatenate(parts)[:n_users]
+
+    @functools.cached_property
+    def _encoder(self) -> Callable[..., jax.Array]:
+        """Compiled once for every shape, kept for the next call."""
+        return jax.jit(
             functools.partial(self.problem.whole.apply, method="encode")
-        )
-        return np.asarray(
-            encode({"params": self.params}, jax.tree.map(jnp.asarray, batch))
         )
 
     def item_vectors(self) -> np.ndarray:
@@ -130,6 +143,17 @@ def load(
         )
     manifest = workdir_lib.read_json(directory / workdir_lib.DATASET)
     items = id_files.read_ids(directory / workdir_lib.ITEMS, "item")
+    try:
+        digest = manifest["ids"]["items"]["sha256"]
+    except (KeyError, TypeError):
+        raise VaecfError(
+            f"{directory / workdir_lib.DATASET}: not the manifest of a dataset"
+        ) from None
+    if items.sha256() != digest:
+        raise VaecfError(
+            f"{directory / workdir_lib.ITEMS}: not the items of the dataset "
+            f"that {workdir_lib.DATASET} beside it describes"
+        )
     problem = step_lib.make_problem(
         options, len(items), sharding.make_mesh() if mesh is None else mesh
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vaecf import options as options_lib
+from vaecf.data import prepare
 from vaecf.data.ids import IdTable
 from vaecf.errors import VaecfError
 from vaecf.evaluation import ranking
@@ -121,7 +123,7 @@ class Recommender:
         Raises:
           VaecfError: the data or a setting is not usable.
         """
-        dataset = histories_lib.training_dataset(
+        dataset = prepare.in_memory(
             interactions,
             user_column=user_column,
             item_column=item_column,
@@ -129,6 +131,13 @@ class Recommender:
             seed=self._settings["seed"],
         )
         options = _options(self._settings, dataset.train.n_users)
+        if workdir is None and dataset.validation.held_out.nnz == 0:
+            # Nothing to choose an epoch by and nothing to resume: one
+            # checkpoint, at the end.
+            every = dataclasses.replace(
+                options.eval, every_epochs=max(1, options.train.epochs)
+            )
+            options = dataclasses.replace(options, eval=every)
         with tempfile.TemporaryDirectory() as temporary:
             directory = pathlib.Path(workdir or temporary)
             with workdir_lib.locked(directory):
@@ -171,8 +180,8 @@ class Recommender:
         k: int = 10,
         *,
         exclude_seen: bool = True,
-        allow_items: Sequence[Any] | None = None,
-        deny_items: Sequence[Any] | None = None,
+        allow_items: Iterable[Any] | None = None,
+        deny_items: Iterable[Any] | None = None,
         score: str = "log_probability",
         user_column: str = "user",
         item_column: str = "item",
@@ -216,7 +225,9 @@ class Recommender:
         )
         import pandas as pd
 
-        result = pd.concat(frames, ignore_index=True)
+        # An empty frame has no type of ids to agree on.
+        filled = [frame for frame in frames if len(frame)]
+        result = pd.concat(filled or frames[:1], ignore_index=True)
         result.attrs["unknown_items"] = frames[0].attrs["unknown_items"]
         return result
 
@@ -226,8 +237,8 @@ class Recommender:
         k: int = 10,
         *,
         exclude_seen: bool = True,
-        allow_items: Sequence[Any] | None = None,
-        deny_items: Sequence[Any] | None = None,
+        allow_items: Iterable[Any] | None = None,
+        deny_items: Iterable[Any] | None = None,
         score: str = "log_probability",
         user_column: str = "user",
         item_column: str = "item",
@@ -289,6 +300,8 @@ class Recommender:
         import pandas as pd
 
         fitted = self._fitted()
+        if k < 1:
+            raise VaecfError(f"k={k} must be at least 1")
         index = int(fitted.items.index_of([item])[0])
         if index < 0:
             raise VaecfError(f"item {item!r} is not known to the model")
@@ -382,18 +395,22 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
 
 
 def _allowed(
-    items: IdTable, allow: Sequence[Any] | None, deny: Sequence[Any] | None
+    items: IdTable, allow: Iterable[Any] | None, deny: Iterable[Any] | None
 ) -> np.ndarray | None:
     """bool [items], or None when every item is allowed."""
     if allow is None and deny is None:
         return None
     mask = np.full(len(items), allow is None)
-    if allow is not None:
-        known = items.index_of(list(allow))
-        mask[known[known >= 0]] = True
-    if deny is not None:
-        known = items.index_of(list(deny))
-        mask[known[known >= 0]] = False
+    for name, ids, value in (
+        ("allow_items", allow, True),
+        ("deny_items", deny, False),
+    ):
+        if ids is None:
+            continue
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+            raise VaecfError(f"{name}={ids!r}: pass a list of items")
+        known = items.index_of(list(ids))
+        mask[known[known >= 0]] = value
     return mask
 
 

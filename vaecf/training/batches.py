@@ -17,6 +17,7 @@ def epoch_order(
     batch_size: int,
     *,
     drop_remainder: bool = False,
+    shards: int = 1,
 ) -> np.ndarray:
     """Users of every batch of an epoch, a function of (seed, epoch) alone.
 
@@ -27,9 +28,12 @@ def epoch_order(
       batch_size: users a batch, over all devices.
       drop_remainder: leave out the users that do not fill the last batch (a
         different set each epoch), instead of padding it.
+      shards: devices along the users. Padding users behind every batch bring
+        it to a multiple of them, so that the batches are the same on any
+        mesh.
 
     Returns:
-      int32 [steps, batch_size]; n_users marks a padding user.
+      int32 [steps, batch_size, rounded up]; n_users marks a padding user.
     """
     order = (
         np.random.Generator(np.random.PCG64([seed, epoch]))
@@ -40,7 +44,11 @@ def epoch_order(
     padded = np.full(steps * batch_size, n_users, np.int32)
     used = min(n_users, len(padded))
     padded[:used] = order[:used]
-    return padded.reshape(steps, batch_size)
+    return np.pad(
+        padded.reshape(steps, batch_size),
+        ((0, 0), (0, -batch_size % shards)),
+        constant_values=n_users,
+    )
 
 
 def steps_per_epoch(n_users: int, batch_size: int, drop_remainder: bool) -> int:

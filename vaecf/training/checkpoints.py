@@ -81,12 +81,12 @@ class Checkpoints:
             ) from error
 
     def position(self, which: str) -> dict[str, Any]:
-        """What was stored beside the arrays."""
-        step = self._require(which)
-        restored = self._manager(which).restore(
-            step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
-        )
-        return restored["position"]
+        """What was stored beside the arrays.
+
+        Raises:
+          VaecfError: there is no such checkpoint, or it is damaged.
+        """
+        return self._restore(which, position=ocp.args.JsonRestore())["position"]
 
     def restore(self, which: str, abstract: Any) -> Any:
         """The arrays, placed as `abstract` says.
@@ -98,21 +98,22 @@ class Checkpoints:
         Raises:
           VaecfError: there is no such checkpoint, or its arrays do not fit.
         """
+        arguments = ocp.args.StandardRestore(abstract)
+        return self._restore(which, state=arguments)["state"]
+
+    def _restore(self, which: str, **arguments: Any) -> Any:
         step = self._require(which)
         try:
-            restored = self._manager(which).restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract)
-                ),
+            return self._manager(which).restore(
+                step, args=ocp.args.Composite(**arguments)
             )
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            first_line = str(error).strip().splitlines()[0]
+        except Exception as error:  # orbax raises just that for damaged arrays
+            reason = str(error.__cause__ or error).strip() or repr(error)
+            first_line = reason.splitlines()[0]
             raise VaecfError(
                 f"{self._directory / which / str(step)}: the checkpoint does "
                 f"not fit this model or is damaged ({first_line})"
             ) from error
-        return restored["state"]
 
     def _require(self, which: str) -> int:
         step = self.step(which)

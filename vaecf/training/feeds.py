@@ -1,6 +1,7 @@
 """How training interactions reach the device: resident or streamed.
 
-Both give the same batches in the same order, so the same numbers.
+Both give the same batches in the same order, so the same numbers; they are two
+programs, so the last bit may differ.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ import dataclasses
 import logging
 import math
 import pathlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,72 +21,13 @@ from vaecf.models import losses, sharding
 from vaecf.options import Options
 from vaecf.reporting import writers
 from vaecf.reporting.progress import Progress
-from vaecf.training import batches, checkpoints, feeds, loss_scale
+from vaecf.training import batches, checkpoints, dispatch, feeds, loss_scale
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
+from vaecf.training.dispatch import Interrupted
+from vaecf.training.position import Position
 
-# A stretch of steps is one dispatch. About this long keeps the bar alive and
-# an interrupt prompt, at no cost to the device.
-_STRETCH_SECONDS = 1.0
 _CHECKPOINT_SECONDS = 600.0
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM, after the state was saved."""
-
-
-@dataclasses.dataclass
-class Position:
-    """Where a run is; stored in the checkpoint beside the arrays.
-
-    Attributes:
-      epoch: epochs finished.
-      step_in_epoch: steps taken of the epoch under way.
-      best: value of the best metric so far, None before the first validation.
-      best_epoch: epochs finished when it was reached.
-      validations_without_gain: validations since.
-      seconds: training time so far, validation and compilation left out.
-      timed_users: users trained after the warm-up epochs.
-      timed_seconds: training time of those.
-      epoch_seconds: training time of the epoch under way.
-      epoch_sums: `Totals` of the epoch under way.
-    """
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    best: float | None = None
-    best_epoch: int = 0
-    validations_without_gain: int = 0
-    seconds: float = 0.0
-    timed_users: int = 0
-    timed_seconds: float = 0.0
-    epoch_seconds: float = 0.0
-    epoch_sums: list[float] = dataclasses.field(default_factory=list)
-
-    def add(
-        self,
-        stretch: step_lib.Totals,
-        steps: int,
-        seconds: float,
-        options: Options,
-    ) -> None:
-        """Books a stretch of an epoch."""
-        sums = self.epoch_sums or [0.0] * len(stretch)
-        self.epoch_sums = [
-            a + float(b) for a, b in zip(sums, stretch, strict=True)
-        ]
-        self.step_in_epoch += steps
-        self.epoch_seconds += seconds
-        self.seconds += seconds
-        train = options.train
-        if self.epoch >= min(train.warm_up_epochs, train.epochs - 1):
-            self.timed_users += int(stretch.users)
-            self.timed_seconds += seconds
-
-    def next_epoch(self) -> None:
-        """Moves to the first step of the next epoch."""
-        self.epoch += 1
-        self.step_in_epoch, self.epoch_seconds, self.epoch_sums = 0, 0.0, []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,64 +75,51 @@ def train(
       Interrupted: after SIGINT or SIGTERM, with the state saved.
       VaecfError: the loss is not finite, or float16 overflows for good.
     """
-    # --- Mesh, model, state -------------------------------------------------
+    # --- Mesh, model, data --------------------------------------------------
     mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
     problem = step_lib.make_problem(options, dataset.n_items, mesh)
-    saved = Checkpoints(workdir / "checkpoints")
-    # Resume order: 1. the latest checkpoint of the workdir, 2. from scratch.
-    if saved.step(LATEST) is not None:
-        position = Position(**saved.position(LATEST))
-        state = restore_state(problem, saved)
-        log(f"going on from epoch {position.epoch}, step {int(state.step)}")
-    else:
-        position, state = Position(), step_lib.init_state(problem, options.seed)
-
-    # --- Data ---------------------------------------------------------------
     n_users = dataset.train.n_users
     if n_users == 0:
-        raise VaecfError(f"{dataset.path}: the dataset has no training users")
-    shards = problem.data_shards
+        raise VaecfError(f"{dataset.name}: the dataset has no training users")
     # A batch beyond the users would be padding and change nothing.
     batch_size = min(options.train.batch_size, n_users)
-    if not options.train.drop_remainder:
-        batch_size = -(-batch_size // shards) * shards
-    if batch_size % shards:
-        raise VaecfError(
-            f"config.train.batch_size={batch_size} must be a multiple of the "
-            f"{shards} devices along the users when drop_remainder is set"
-        )
-    steps = batches.steps_per_epoch(
-        n_users, batch_size, options.train.drop_remainder
-    )
+    drop_remainder = options.train.drop_remainder
+    steps = batches.steps_per_epoch(n_users, batch_size, drop_remainder)
     feed = feeds.make_feed(
         options.data.feed, problem, dataset.train, options.seed
     )
 
+    # --- State --------------------------------------------------------------
+    saved = Checkpoints(workdir / "checkpoints")
+    # Resume order: 1. the latest checkpoint of the workdir, 2. from scratch.
+    if saved.step(LATEST) is not None:
+        position, state = _resume(problem, saved, steps)
+        if position.epoch >= options.train.epochs:
+            log(f"nothing left to train: {position.epoch} epochs are done")
+        else:
+            log(f"going on from epoch {position.epoch}, step {int(state.step)}")
+    else:
+        position, state = Position(), step_lib.init_state(problem, options.seed)
+    first_step = int(state.step)
+
     # --- Evaluator, writers -------------------------------------------------
     validate = _validator(options, dataset, problem, state.params)
-    step_now = position.epoch * steps + position.step_in_epoch
-    writer = writers.MultiWriter(
-        [
-            writers.JsonlWriter(
-                workdir / "metrics.jsonl", resume_from_step=step_now
-            ),
-            writers.TensorBoardWriter(
-                workdir / "tensorboard", resume_from_step=step_now
-            ),
-            *([extra_writer] if extra_writer is not None else []),
-        ]
-    )
-    clock, tracer = _Clock(), _Tracer(trace_dir)
+    writer = _writer(workdir, first_step, extra_writer)
+    clock, tracer = dispatch.Clock(), dispatch.Tracer(trace_dir)
     last_saved = time.monotonic()
 
-    def save() -> None:
+    def save(which: str = LATEST) -> None:
         nonlocal last_saved
-        saved.save(LATEST, int(state.step), state, dataclasses.asdict(position))
+        tree = state if which == LATEST else state.params
+        saved.save(which, int(state.step), tree, dataclasses.asdict(position))
         last_saved = time.monotonic()
+
+    def overdue() -> bool:
+        return time.monotonic() - last_saved > _CHECKPOINT_SECONDS
 
     # --- Epochs -------------------------------------------------------------
     with (
-        _interrupts() as interrupted,
+        dispatch.interrupts() as interrupted,
         contextlib.closing(writer),
         contextlib.closing(saved),
         Progress(
@@ -204,7 +131,7 @@ def train(
         ) as progress,
     ):
         while position.epoch < options.train.epochs:
-            if _out_of_patience(options, position):
+            if position.out_of_patience(options.eval.patience):
                 progress.note(
                     f"stopping early: no gain in {options.eval.patience} "
                     f"validations, best at epoch {position.best_epoch}"
@@ -215,7 +142,8 @@ def train(
                 position.epoch,
                 n_users,
                 batch_size,
-                drop_remainder=options.train.drop_remainder,
+                drop_remainder=drop_remainder,
+                shards=problem.data_shards,
             )
             epoch = feed.prepare(order)
             while position.step_in_epoch < steps:
@@ -229,7 +157,7 @@ def train(
                 seconds = time.perf_counter() - began
                 seconds -= feed.compile_seconds - compiled_before
                 clock.ran(stop - start, seconds)
-                position.add(totals, stop - start, seconds, options)
+                position.add(totals, stop - start, seconds, options.train)
                 _check_health(options, state, totals, position)
                 progress.update(
                     epoch=position.epoch + 1,
@@ -237,53 +165,42 @@ def train(
                     loss=float(totals.loss / totals.steps),
                     users_per_second=float(totals.users / seconds),
                 )
-                if interrupted() or (
-                    stop < steps
-                    and time.monotonic() - last_saved > _CHECKPOINT_SECONDS
-                ):
+                # After its last step an epoch is finished before it is saved:
+                # a step is saved only once.
+                if stop < steps and (interrupted() or overdue()):
                     save()
-                if interrupted():
-                    raise Interrupted(
-                        f"stopped in epoch {position.epoch + 1}; the same "
-                        f"command goes on from here ({workdir})"
-                    )
+                    if interrupted():
+                        raise _stopped(position, workdir)
             record = _training_record(options, state, position, steps)
             position.next_epoch()
             step_now = position.epoch * steps
             writer.write(record, step=step_now)
             last = position.epoch == options.train.epochs
-            if position.epoch % options.eval.every_epochs == 0 or last:
-                record = validate(state.params)
-                if record:
-                    better = _note_validation(options, position, record)
-                    writer.write(
-                        {"epoch": position.epoch, **record}, step=step_now
-                    )
-                    progress.note(
-                        _validation_line(options, position, record, better)
-                    )
-                    if better:
-                        saved.save(
-                            BEST,
-                            int(state.step),
-                            state.params,
-                            dataclasses.asdict(position),
-                        )
+            due = position.epoch % options.eval.every_epochs == 0 or last
+            if due and (record := validate(state.params)):
+                best_metric = f"validation/{options.eval.best_metric}"
+                better = position.validated(record[best_metric])
+                writer.write({"epoch": position.epoch, **record}, step=step_now)
+                progress.note(
+                    _validation_line(options, position, record, better)
+                )
+                if better:
+                    save(BEST)
+            if due or interrupted() or overdue():
                 save()
-        if saved.step(BEST) is None:
+            if interrupted():
+                raise _stopped(position, workdir)
+        if position.best is None:
             # No validation users: the last parameters are the best there are.
-            saved.save(
-                BEST,
-                int(state.step),
-                state.params,
-                dataclasses.asdict(position),
-            )
+            save(BEST)
         if saved.step(LATEST) != int(state.step):
             save()
         summary = _summary(position, feed, options, mesh)
-        writer.write(
-            {f"final/{k}": v for k, v in summary.items()}, step=int(state.step)
-        )
+        if int(state.step) > first_step:
+            writer.write(
+                {f"final/{k}": v for k, v in summary.items()},
+                step=int(state.step),
+            )
     return TrainResult(problem, state.params, position, summary)
 
 
@@ -297,6 +214,23 @@ def restore_state(
     )
 
 
+def _resume(
+    problem: step_lib.Problem, saved: Checkpoints, steps: int
+) -> tuple[Position, step_lib.TrainState]:
+    """Where the workdir left off, with `steps` an epoch."""
+    position = Position(**saved.position(LATEST))
+    state = restore_state(problem, saved)
+    step = position.epoch * steps + position.step_in_epoch
+    if step != int(state.step):
+        raise VaecfError(
+            f"checkpoints/latest: the checkpoint is of step "
+            f"{int(state.step)}, and with {steps} steps an epoch its position "
+            f"is step {step}: it is damaged, or of another batch size or "
+            "dataset"
+        )
+    return position, state
+
+
 def restore_params(problem: step_lib.Problem, saved: Checkpoints) -> Any:
     """The best parameters, onto this problem's mesh."""
     shapes = jax.eval_shape(lambda: step_lib.init_state(problem, 0)).params
@@ -307,6 +241,34 @@ def restore_params(problem: step_lib.Problem, saved: Checkpoints) -> Any:
 def item_share(train: Any) -> np.ndarray:
     """Share of training users who have each item, float64 [I]."""
     return train.item_counts() / max(1, train.n_users)
+
+
+def _writer(
+    workdir: pathlib.Path, step: int, extra: Any | None
+) -> writers.MultiWriter:
+    """All writers; records after `step` are dropped."""
+    return writers.MultiWriter(
+        [
+            writers.JsonlWriter(
+                workdir / "metrics.jsonl", resume_from_step=step
+            ),
+            writers.TensorBoardWriter(
+                workdir / "tensorboard", resume_from_step=step
+            ),
+            *([] if extra is None else [extra]),
+        ]
+    )
+
+
+def _stopped(position: Position, workdir: pathlib.Path) -> Interrupted:
+    where = (
+        f"in epoch {position.epoch + 1}"
+        if position.step_in_epoch
+        else f"after epoch {position.epoch}"
+    )
+    return Interrupted(
+        f"stopped {where}; the same command goes on from here ({workdir})"
+    )
 
 
 def _validator(
@@ -344,20 +306,6 @@ def _validator(
     return validate
 
 
-def _note_validation(
-    options: Options, position: Position, record: dict[str, Any]
-) -> bool:
-    """Books a validation; whether it is the best so far."""
-    value = record[f"validation/{options.eval.best_metric}"]
-    better = position.best is None or value > position.best
-    if better:
-        position.best, position.best_epoch = value, position.epoch
-        position.validations_without_gain = 0
-    else:
-        position.validations_without_gain += 1
-    return better
-
-
 def _validation_line(
     options: Options, position: Position, record: dict[str, Any], better: bool
 ) -> str:
@@ -369,13 +317,6 @@ def _validation_line(
     )
     mark = "  (best so far)" if better else ""
     return f"epoch {position.epoch}  validation: {values}{mark}"
-
-
-def _out_of_patience(options: Options, position: Position) -> bool:
-    patience = options.eval.patience
-    return (
-        patience is not None and position.validations_without_gain >= patience
-    )
 
 
 def _training_record(
@@ -448,58 +389,3 @@ def _summary(
         "device": jax.devices()[0].device_kind,
         "devices": mesh.size,
     }
-
-
-class _Clock:
-    """Chooses how many steps a dispatch takes."""
-
-    def __init__(self) -> None:
-        self._seconds_a_step: float | None = None
-
-    def next_stop(self, start: int, steps: int) -> int:
-        """End of the next stretch."""
-        if self._seconds_a_step is None:
-            return start + 1
-        n = max(1, round(_STRETCH_SECONDS / max(self._seconds_a_step, 1e-9)))
-        return min(steps, start + n)
-
-    def ran(self, n: int, seconds: float) -> None:
-        """Takes note of a stretch."""
-        self._seconds_a_step = seconds / n
-
-
-class _Tracer:
-    """Profiles the second dispatch: the first compiles."""
-
-    def __init__(self, directory: pathlib.Path | None) -> None:
-        self._directory, self._stretches = directory, 0
-
-    @contextlib.contextmanager
-    def stretch(self) -> Iterator[None]:
-        """Around a dispatch and the wait for it."""
-        self._stretches += 1
-        if self._directory is None or self._stretches != 2:
-            yield
-            return
-        with jax.profiler.trace(self._directory, create_perfetto_trace=True):
-            yield
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question asked between dispatches."""
-    seen: list[int] = []
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(
-                number, lambda n, _: seen.append(n)
-            )
-    except ValueError:
-        # Not the main thread: its owner handles signals.
-        previous = {}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -81,25 +81,38 @@ def read_json(path: pathlib.Path) -> Any:
         raise VaecfError(
             f"{path}: no such file; is its directory the workdir of a run?"
         ) from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VaecfError(f"{path}: not JSON ({error})") from None
 
 
-def claim(workdir: pathlib.Path, options: Options, dataset: Any) -> None:
+def claim(
+    workdir: pathlib.Path, options: Options, dataset: Any, *, train: bool = True
+) -> None:
     """Writes what the run is, or checks that it is still the same run.
+
+    Args:
+      workdir: held by `locked`.
+      options: of this call.
+      dataset: of this call.
+      train: False for a call that only scores: it may do so in another
+        precision, and changes nothing here.
 
     Raises:
       VaecfError: the workdir holds a run with another config or dataset; names
         the keys that differ.
     """
     config = options.to_dict()
-    if (workdir / CONFIG).exists():
-        _check_config(workdir, read_json(workdir / CONFIG), config)
-    if (workdir / DATASET).exists():
+    # Before its first checkpoint a run has nothing to be the same as.
+    if (workdir / "checkpoints").is_dir():
+        old = read_json(workdir / CONFIG)
+        if not train:
+            old["precision"] = config["precision"]
+        _check_config(workdir, old, config)
         _check_dataset(workdir, read_json(workdir / DATASET), dataset)
-    write_json(workdir / CONFIG, config)
-    if not (workdir / DATASET).exists():
+    elif train:
         write_model_identity(workdir, dataset.manifest, dataset.items)
+    if train:
+        write_json(workdir / CONFIG, config)
 
 
 def write_model_identity(

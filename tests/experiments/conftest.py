@@ -1,0 +1,200 @@
+"""Entry points called in this process, on a dataset small enough to wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from vaecf import cli
+from vaecf.data import dataset, synthetic
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Done(NamedTuple):
+    """What a command left behind: exit status, stdout, stderr."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Done]
+
+
+@contextlib.contextmanager
+def entry_point(script: str, *arguments: str) -> Iterator[ModuleType]:
+    """The module of a script, its flags defined; afterwards all is as before."""
+    path = ROOT / "experiments" / f"{script}.py"
+    saved, argv, search = flagsaver.save_flag_values(), sys.argv, sys.path[:]
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.parent))
+    flags.FLAGS.unparse_flags()
+    try:
+        spec = importlib.util.spec_from_file_location("entry_point", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["entry_point"] = module
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.argv, sys.path[:] = argv, search
+        for name in ("entry_point", "config_config"):
+            sys.modules.pop(name, None)
+        flagsaver.restore_flag_values(saved)
+        flags.FLAGS.mark_as_parsed()
+
+
+def call(script: str, *arguments: object) -> Done:
+    """`python experiments/<script>.py <arguments>`, but for the process."""
+    texts = [str(argument) for argument in arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            with entry_point(script, *texts) as module:
+                cli.run(module.main)
+            raise AssertionError(f"{script} did not exit")
+        except SystemExit as exit:
+            assert exit.code is None or isinstance(exit.code, int), exit.code
+            return Done(exit.code or 0, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Runs an entry point: command("main", "--train", ...)."""
+    return call
+
+
+@pytest.fixture(scope="session")
+def parsed() -> Callable[..., contextlib.AbstractContextManager]:
+    """With an entry point's flags parsed: its module, for `flags.FLAGS`."""
+
+    @contextlib.contextmanager
+    def parse(script: str, *arguments: str) -> Iterator[ModuleType]:
+        with entry_point(script, *arguments) as module:
+            flags.FLAGS(sys.argv)
+            yield module
+
+    return parse
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands with the same shapes share what was compiled."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Flags of a model that trains at once."""
+    return (
+        f"--config={ROOT / 'configs' / 'synthetic.py'}",
+        "--config.model.hidden=(12,)",
+        "--config.model.latent=6",
+        "--config.mesh.data=1",
+        "--config.eval.metrics=('ndcg@100','recall@5')",
+        "--batch_size_train=50",
+        "--batch_size_validation=16",
+        "--epochs=3",
+        "--validation_step=1",
+    )
+
+
+@pytest.fixture(scope="session")
+def truth_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """120 + 20 + 20 users, 40 items, and what generated them."""
+    made = synthetic.make(
+        "synthetic",
+        n_train_users=120,
+        n_held_out_users=20,
+        n_items=40,
+        n_groups=4,
+    )
+    path = tmp_path_factory.mktemp("truth") / "data"
+    dataset.write_dataset(path, made)
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_dir(
+    truth_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The same without the truth, as real data is."""
+    made = dataset.open_dataset(truth_dir)
+    manifest = {
+        **made.manifest,
+        "arrays": {
+            name: entry
+            for name, entry in made.manifest["arrays"].items()
+            if not name.startswith("truth.")
+        },
+    }
+    path = tmp_path_factory.mktemp("real") / "data"
+    dataset.write_dataset(
+        path, dataclasses.replace(made, truth=None, manifest=manifest)
+    )
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run with everything that can be asked for at once."""
+
+    folder: pathlib.Path
+    flags: tuple[str, ...]
+    done: Done
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        return self.folder / "run"
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tiny: tuple[str, ...],
+    truth_dir: pathlib.Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Trained:
+    """Not to be written to: copy it."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = (
+        *tiny,
+        f"--data_dir={truth_dir}",
+        f"--workdir={folder / 'run'}",
+        "--train",
+        "--test",
+        "--baselines",
+        "--inference_benchmark",
+        "--inference_batch_sizes=1,3",
+        "--top_results=7",
+        "--trace",
+        "--xla",
+        f"--log_path={folder / 'log.json'}",
+        f"--results_dir={folder / 'results'}",
+        f"--per_user={folder / 'per_user.parquet'}",
+    )
+    done = call("main", *arguments)
+    assert done.status == 0, done.err
+    return Trained(folder, arguments, done)

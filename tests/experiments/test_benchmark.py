@@ -1,0 +1,82 @@
+"""The benchmarks on tiny shapes: what they write, not how fast."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import pytest
+
+import vaecf
+
+TINY = (
+    "--shape=synthetic",
+    "--users=200",
+    "--items=60",
+    "--hidden=16",
+    "--latent=4",
+    "--batch_size=100",
+    "--seconds=0.2",
+    "--repeats=1",
+    "--mesh_data=1",
+)
+
+
+def test_training(tmp_path, command) -> None:
+    path = tmp_path / "new" / "training.json"
+    done = command("benchmark/training", *TINY, f"--json={path}")
+    assert done.status == 0, done.err
+    result = json.loads(path.read_text())
+    assert result["batch_size"] == 100 and result["precision"] == "fp32"
+    assert (result["users"], result["items"]) == (200, 60)
+    assert result["users_per_second"] > 0 and result["ceiling_gflops"] > 0
+    # Three products of hidden x items, two FLOP each, a user.
+    share = result["users_per_second"] * 3 * 2 * 16 * 60
+    assert result["fraction_of_ceiling"] == pytest.approx(
+        share / (result["ceiling_gflops"] * 1e9)
+    )
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["versions"]["vaecf"] == vaecf.__version__
+    assert result["device"]
+    assert result["loss_last"] < result["loss_first"]
+    assert f"{result['users_per_second']:,.0f} users/s" in done.out
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--batch_size=500", "--batch_size=500 is larger than the 200"),
+        ("--hidden=wide", "--hidden=wide must be whole numbers"),
+        ("--precision=fp8", "--precision=fp8"),
+        ("--precision=tf32", "needs an NVIDIA GPU"),
+        ("--peers=keras", "keras"),
+        ("--repeats=0", "--repeats=0"),
+    ],
+)
+def test_training_refused(tmp_path, command, flag, message) -> None:
+    path = tmp_path / "training.json"
+    done = command("benchmark/training", *TINY, f"--json={path}", flag)
+    assert done.status == 2
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert message in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preparation(tmp_path, command) -> None:
+    path = tmp_path / "preparation.json"
+    done = command(
+        "benchmark/preparation",
+        "--rows=20000",
+        f"--json={path}",
+        f"--dir={tmp_path}",
+    )
+    assert done.status == 0, done.err
+    assert "matrices identical" in done.out
+    result = json.loads(path.read_text())
+    assert result["identical"] is True and result["rows"] == 20_000
+    assert result["ratio"] == pytest.approx(
+        result["pandas"]["seconds"] / result["vaecf"]["seconds"]
+    )
+    for name in ("vaecf", "pandas"):
+        assert result[name]["peak_rss_bytes"] > 1e7
+    assert [p.name for p in tmp_path.iterdir()] == ["preparation.json"]

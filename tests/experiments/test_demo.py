@@ -1,0 +1,37 @@
+"""The demo twice, in one epoch."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+
+@pytest.mark.slow
+def test_the_demo_and_again(tmp_path, command) -> None:
+    arguments = ("demo", "--epochs=1", f"--workdir={tmp_path / 'demo'}")
+    first = command(*arguments)
+    assert first.status == 0, first.err
+    assert "4,000 training users, 1,000 items" in first.out
+    table, _, shown = first.out.partition("Ten recommendations for three users")
+    rows = dict(re.findall(r"^(\w+) +(0\.\d{4}) ±", table, re.M))
+    assert set(rows) == {"mult_vae", "popularity", "ease", "truth"}
+    # Nobody beats the distribution that generated the data.
+    assert max(rows, key=lambda name: float(rows[name])) == "truth"
+    for user in (4401, 4402, 4403):  # 4,000 + 400 users come before the test's
+        assert str(user) in shown
+    assert len(set(re.findall(r"item-\d{4}", shown))) >= 10
+    assert len(re.findall(r"^ *10 ", shown, re.M)) == 3
+    assert (tmp_path / "demo" / "run" / "report.html").exists()
+
+    path = tmp_path / "demo" / "run" / "results.json"
+    before = json.loads(path.read_text())
+    second = command(*arguments)
+    assert second.status == 0, second.err
+    assert json.loads(path.read_text())["test"] == before["test"]
+    assert (
+        second.out.partition("Ten recommendations")[2]
+        == (first.out.partition("Ten recommendations")[2])
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["demo"]

@@ -1,0 +1,130 @@
+"""prepare_dataset.py: every bad table is one line, and nothing is written."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vaecf.data.dataset import open_dataset
+
+
+def table(n_users: int = 40) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        (u, i, rng.integers(1, 6))
+        for u in range(n_users)
+        for i in rng.choice(20, rng.integers(6, 12), replace=False)
+    ]
+    return pd.DataFrame(rows, columns=["user", "item", "stars"])
+
+
+def spoilt(column: str, value: object, row: int = 5) -> pd.DataFrame:
+    frame = table().astype(object)
+    frame.loc[row, column] = value
+    return frame
+
+
+STARS = "--rating_column=stars --min_rating=3"
+BAD = {
+    "missing-file": ("--ratings=rating.csv", None, ["rating.csv", "ratings.csv"]),
+    "empty-file": ("", "", ["ratings.csv is empty"]),
+    "only-a-header": ("", "user,item\n", ["ratings.csv"]),
+    "missing-column": ("--user_column=usr", table(),
+                       ["no column 'usr'", "did you mean 'user'"]),
+    "missing-rating-column": ("--rating_column=star --min_rating=3", table(),
+                              ["no column 'star'", "did you mean 'stars'"]),
+    "text-for-a-rating": (STARS, spoilt("stars", "good"),
+                          ["stars", "row 6", "'good'"]),
+    "no-rating": (STARS, spoilt("stars", None), ["stars", "row 6"]),
+    "no-user": ("", spoilt("user", None), ["user", "row 6"]),
+    "no-item": ("", spoilt("item", None), ["item", "row 6"]),
+    "ragged": ("", "user,item\n1,2\n3,4,5\n", ["more fields"]),
+    "not-text": ("", b"\xff\xfe\x00\x80" * 9, ["ratings.csv", "UTF-8"]),
+    "a-zip": ("", b"PK\x03\x04rest", ["zip archive"]),
+    "all-users-filtered": ("--min_items_per_user=99", table(),
+                           ["--min_items_per_user"]),
+    "all-items-filtered": ("--min_users_per_item=99", table(),
+                           ["--min_users_per_item"]),
+    "all-rows-below": ("--rating_column=stars --min_rating=9", table(),
+                       ["rating of at least 9", "lower --min_rating"]),
+    "too-few-users": ("--held_out_users=20", table(), ["--held_out_users"]),
+    "negative-users": ("--held_out_users=-1", table(), ["held_out_users"]),
+    "unknown-dataset": ("--dataset=ml-1n", table(), ["did you mean 'ml-1m'"]),
+    "unknown-protocol": ("--protocol=papre", table(), ["did you mean 'paper'"]),
+    "unknown-flag": ("--min_item_per_user=3", table(),
+                     ["min_item_per_user", "Did you mean", "min_items_per_user"]),
+    "not-a-number": ("--held_out_users=few", table(), ["--held_out_users=few"]),
+    "a-share-of-all": ("--fold_in_proportion=1", table(),
+                       ["--fold_in_proportion=1"]),
+    "rating-without-column": ("--min_rating=3", table(), ["--rating_column"]),
+    "bad-seed": ("--seed=-1", table(), ["--seed=-1"]),
+    "output-is-a-file": ("--output=mine", table(), ["mine is a file"]),
+    "output-is-not-ours": ("--output=folder", table(),
+                           ["folder", "no vaecf dataset"]),
+    "output-is-below-a-file": ("--output=mine/out", table(), ["mine/out"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "content", "messages"), BAD.values(), ids=BAD
+)
+def test_refused(
+    tmp_path, monkeypatch, command, flags, content, messages
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "ratings.csv"
+    if isinstance(content, pd.DataFrame):
+        content.to_csv(path, index=False)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(
+            table().to_csv(index=False) if content is None else content
+        )
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    given = ["--ratings=ratings.csv", "--output=out", *flags.split()]
+    done = command("prepare_dataset", *given)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+    for message in messages:
+        assert message in done.err
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_output_exists(tmp_path, monkeypatch, command) -> None:
+    monkeypatch.chdir(tmp_path)
+    table().to_csv("ratings.csv", index=False)
+    given = ("prepare_dataset", "--ratings=ratings.csv", "--output=out")
+    assert command(*given).status == 0
+    first = open_dataset("out").manifest_hash
+    done = command(*given, "--seed=4")
+    assert done.status == 2
+    assert (
+        "out holds a dataset already" in done.err and "--overwrite" in done.err
+    )
+    assert open_dataset("out").manifest_hash == first
+    assert command(*given, "--seed=4", "--overwrite").status == 0
+    assert open_dataset("out", verify=True).manifest_hash != first
+    assert {p.name for p in pathlib.Path().iterdir()} == {"ratings.csv", "out"}
+
+
+def test_the_generated_dataset_is_the_same_every_time(
+    tmp_path, monkeypatch, command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hashes = []
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        done = command(
+            "prepare_dataset", "--dataset=synthetic", f"--seed={seed}",
+            "--held_out_users=50", f"--output={name}",
+        )  # fmt: skip
+        assert done.status == 0, done.err
+        assert f"--config.data.dir={name}" in done.out
+        hashes.append(open_dataset(name).manifest_hash)
+    assert hashes[0] == hashes[1] != hashes[2]

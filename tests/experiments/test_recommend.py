@@ -1,0 +1,119 @@
+"""recommend.py: what it writes, and every way to get it wrong."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pandas as pd
+import polars as pl
+import pytest
+
+import vaecf
+from vaecf.data.dataset import open_dataset
+
+
+@pytest.fixture(scope="module")
+def histories(truth_dir) -> pd.DataFrame:
+    data = open_dataset(truth_dir)
+    rows = [
+        (user, data.items.ids[i])
+        for user in (9, 2, 5)
+        for i in data.train.row(user)
+    ]
+    return pd.DataFrame([*rows, (2, "item-99")], columns=["who", "what"])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, histories) -> pathlib.Path:
+    monkeypatch.chdir(tmp_path)
+    histories.to_csv("h.csv", index=False)
+    return tmp_path
+
+
+OWN = ("--user_column=who", "--item_column=what")
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_file_is_what_the_library_recommends(
+    here, trained, histories, command, seen
+) -> None:
+    done = command(
+        "recommend", f"--workdir={trained.workdir}", "--histories=h.csv", "--k=4",
+        "--output=new/out.parquet", *OWN, f"--exclude_seen={seen}",
+        "--batch_size=2",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert done.out == (
+        "3 users, 12 recommendations: new/out.parquet; 1 items of the "
+        "histories are unknown\n"
+    )
+    made = pl.read_parquet("new/out.parquet")
+    lists = {
+        user: histories.loc[histories["who"] == user, "what"].tolist()
+        for user in (9, 2, 5)
+    }
+    expected = vaecf.Recommender.load(trained.workdir).recommend(
+        lists, k=4, exclude_seen=seen
+    )
+    for column in ("user", "rank", "item"):
+        assert made[column].to_list() == expected[column].tolist()
+    assert made["score"].to_list() == pytest.approx(expected["score"], rel=1e-5)
+    assert made["user"].to_list() == [9] * 4 + [2] * 4 + [5] * 4
+    overlap = [i for u, i in zip(made["user"], made["item"]) if i in lists[u]]
+    assert bool(overlap) is not seen
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"workdir": None}, ["--workdir"]),
+        ({"histories": None}, ["--histories"]),
+        ({"output": None}, ["--output"]),
+        ({"workdir": "nope"}, ["nope/config.json", "no such file"]),
+        ({"histories": "nope.csv"}, ["nope.csv", "no such file"]),
+        ({"histories": "empty.csv"}, ["empty.csv", "empty"]),
+        ({"histories": "head.csv"}, ["head.csv", "no rows"]),
+        ({"histories": "h.xlsx"}, ["h.xlsx"]),
+        ({"histories": "broken.parquet"}, ["broken.parquet"]),
+        ({"histories": "gap.csv"}, ["gap.csv", "row 2", "what"]),
+        (
+            {"user_column": "whoo"},
+            ["no column 'whoo'", "did you mean", "--user_column"],
+        ),
+        (
+            {"item_column": "wht"},
+            ["no column 'wht'", "did you mean", "--item_column"],
+        ),
+        ({"k": "0"}, ["k=0"]),
+        ({"k": "ten"}, ["--k=ten"]),
+        ({"batch_size": "0"}, ["batch_size=0"]),
+        ({"output": "file/out.parquet"}, ["file/out.parquet"]),
+        ({"output": "folder"}, ["folder"]),
+    ],
+)
+def test_refused(here, trained, command, changes, messages) -> None:
+    (here / "empty.csv").touch()
+    (here / "head.csv").write_text("who,what\n")
+    (here / "h.xlsx").write_text("x")
+    (here / "broken.parquet").write_bytes(b"PAR1 and no more")
+    (here / "gap.csv").write_text("who,what\n1,item-01\n2,\n")
+    (here / "file").write_text("mine")
+    (here / "folder").mkdir()
+    flags = {
+        "workdir": str(trained.workdir),
+        "histories": "h.csv",
+        "output": "out.parquet",
+        "user_column": "who",
+        "item_column": "what",
+        **changes,
+    }
+    before = {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file()}
+    done = command(
+        "recommend", *(f"--{k}={v}" for k, v in flags.items() if v is not None)
+    )
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+    for message in messages:
+        assert message in done.err
+    after = {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file()}
+    assert after == before

@@ -1,0 +1,117 @@
+"""The terms of the bound against closed forms and quadrature."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaecf.models import losses
+
+
+def kl_by_quadrature(mean: float, log_variance: float) -> float:
+    """∫ q log(q / p) over one dimension."""
+    q = scipy.stats.norm(mean, np.exp(log_variance / 2))
+    p = scipy.stats.norm()
+    value, _ = scipy.integrate.quad(
+        lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)),
+        mean - 12 * q.std(),
+        mean + 12 * q.std(),
+        points=[mean],
+    )
+    return value
+
+
+def test_kl_equals_the_integral():
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=(4, 3)) * 2
+    log_variance = rng.normal(size=(4, 3))
+    expected = [
+        sum(kl_by_quadrature(m, v) for m, v in zip(*user))
+        for user in zip(mean, log_variance)
+    ]
+    got = losses.gaussian_kl(
+        jnp.asarray(mean, jnp.float32), jnp.asarray(log_variance, jnp.float32)
+    )
+    assert got.shape == (4,) and got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance", "expected"),
+    [
+        ([0.0], [1.0], 0.0),
+        ([2.0], [1.0], 2.0),
+        ([0.0], [np.e], (np.e - 2) / 2),
+        ([3.0, -1.0], [1.0, 1.0], 5.0),
+        ([0.0, 0.0], [0.5, 2.0], 0.25),
+    ],
+)
+def test_kl_by_hand(mean, variance, expected):
+    got = losses.gaussian_kl(
+        jnp.array([mean]), jnp.log(jnp.array([variance], jnp.float32))
+    )
+    np.testing.assert_allclose(got, [expected], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-4, 4, width=32), min_size=4, max_size=4))
+def test_kl_is_least_at_the_prior(values):
+    got = losses.gaussian_kl(
+        jnp.array([values[:2]], jnp.float32),
+        jnp.array([values[2:]], jnp.float32),
+    )
+    furthest = max(map(abs, values))
+    assert got[0] >= -1e-6
+    assert got[0] > 2e-3 or furthest < 0.1
+    assert got[0] < 1e-3 or furthest > 0.01
+
+
+@pytest.mark.parametrize(
+    ("step", "cap", "total", "expected"),
+    [
+        # The paper's settings: 0.2 after 40,000 of 200,000 steps.
+        (0, 0.2, 200_000, 0.0),
+        (1, 0.2, 200_000, 5e-6),
+        (20_000, 0.2, 200_000, 0.1),
+        (40_000, 0.2, 200_000, 0.2),
+        (40_001, 0.2, 200_000, 0.2),
+        (1_000_000, 0.2, 200_000, 0.2),
+        (50, 1.0, 100, 0.5),
+        (100, 1.0, 100, 1.0),
+        (101, 1.0, 100, 1.0),
+        (7, 0.0, 100, 0.0),
+        (0, 0.3, 0, 0.3),
+        (9, 0.3, 0, 0.3),
+    ],
+)
+def test_anneal_weight(step, cap, total, expected):
+    def weight(s):
+        return losses.anneal_weight(s, cap=cap, total_steps=total)
+
+    for got in (weight(step), jax.jit(weight)(jnp.int32(step))):
+        assert got.shape == () and got.dtype == jnp.float32
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_squared_norm_is_of_the_kernels_alone():
+    params = {
+        "input_kernel": jnp.array([[1.0, -2.0], [3.0, 0.0]]),
+        "input_bias": jnp.array([100.0, 100.0]),
+        "encoder_0": {"kernel": jnp.array([[4.0]]), "bias": jnp.array([50.0])},
+    }
+    assert losses.squared_norm_of_kernels(params) == 1 + 4 + 9 + 16
+    gradient = jax.grad(losses.squared_norm_of_kernels)(params)
+    expected = {
+        "input_kernel": [[2.0, -4.0], [6.0, 0.0]],
+        "input_bias": [0.0, 0.0],
+        "encoder_0": {"kernel": [[8.0]], "bias": [0.0]},
+    }
+    assert jax.tree.map(lambda x: x.tolist(), gradient) == expected
+    nothing = losses.squared_norm_of_kernels({"bias": jnp.ones(3)})
+    assert nothing == 0 and nothing.dtype == jnp.float32

@@ -1,0 +1,164 @@
+"""The mesh, and where every array of a training state lives."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from vaecf.errors import VaecfError
+from vaecf.models import mult_vae, sharding
+from vaecf.training import loss_scale
+
+
+@pytest.mark.parametrize(
+    ("data", "item", "shape"),
+    [
+        (-1, 1, (4, 1)),
+        (-1, 2, (2, 2)),
+        (-1, 4, (1, 4)),
+        (1, -1, (1, 4)),
+        (2, -1, (2, 2)),
+        (4, -1, (4, 1)),
+        (1, 1, (1, 1)),
+        (2, 1, (2, 1)),
+        (3, 1, (3, 1)),
+        (1, 2, (1, 2)),
+        (2, 2, (2, 2)),
+    ],
+)
+def test_make_mesh(data, item, shape):
+    mesh = sharding.make_mesh(data, item)
+    assert mesh.axis_names == ("data", "item")
+    assert mesh.devices.shape == shape
+    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+    first = jax.devices()[: mesh.size]
+    assert {d.id for d in mesh.devices.flat} == {d.id for d in first}
+
+
+def test_make_mesh_takes_all_devices_unless_told():
+    assert sharding.make_mesh().devices.shape == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "item", "message"),
+    [
+        (-1, -1, "both -1: give one"),
+        (-1, 3, "does not fit the 4 devices"),
+        (3, -1, "does not fit the 4 devices"),
+        (-1, 8, "does not fit the 4 devices"),
+        (8, -1, "does not fit the 4 devices"),
+        (8, 1, "does not fit the 4 devices"),
+        (1, 8, "does not fit the 4 devices"),
+        (2, 4, "does not fit the 4 devices"),
+        (1, 3, r"config.mesh.item=3 must divide 128"),
+        (0, 1, "each is -1 or at least 1"),
+        (1, 0, "each is -1 or at least 1"),
+        (-1, 0, "each is -1 or at least 1"),
+        (0, -1, "each is -1 or at least 1"),
+        (-1, -2, "each is -1 or at least 1"),
+        (-2, -2, "each is -1 or at least 1"),
+        (-4, -1, "each is -1 or at least 1"),
+    ],
+)
+def test_impossible_meshes_are_refused_in_one_line(data, item, message):
+    with pytest.raises(VaecfError, match=message) as caught:
+        sharding.make_mesh(data, item)
+    text = str(caught.value)
+    assert "config.mesh.item" in text and "\n" not in text
+    if item != 3 or data == -1:
+        assert "config.mesh.data" in text
+
+
+@pytest.mark.parametrize(
+    ("n_items", "rows"),
+    [(1, 128), (127, 128), (128, 128), (129, 256), (20_108, 20_224)],
+)
+def test_padded_items(n_items, rows):
+    assert sharding.padded_items(n_items) == rows
+
+
+def params(rows: int = 16, units: int = 3) -> dict:
+    rng = np.random.default_rng(0)
+    shapes = {
+        "input_kernel": (rows, units),
+        "input_bias": (units,),
+        "encoder_0": {"kernel": (units, 4), "bias": (4,)},
+        "output_kernel": (units, rows),
+        "output_bias": (rows,),
+    }
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+PARAM_SPECS = {
+    "input_kernel": P("item", None),
+    "input_bias": P(),
+    "encoder_0": {"kernel": P(), "bias": P()},
+    "output_kernel": P(None, "item"),
+    "output_bias": P("item"),
+}
+
+
+def test_specs_of_parameters():
+    assert sharding.specs(params(), mult_vae.PARTITION) == PARAM_SPECS
+    shapes = jax.eval_shape(params)
+    assert sharding.specs(shapes, mult_vae.PARTITION) == PARAM_SPECS
+
+
+def test_moments_go_with_their_parameters_and_counts_are_replicated():
+    tx = loss_scale.dynamic_loss_scale(optax.adam(1e-3))
+    specs = sharding.specs(tx.init(params()), mult_vae.PARTITION)
+    adam = specs.inner[0]
+    assert adam.mu == adam.nu == PARAM_SPECS
+    assert adam.count == P()
+    counters = ("scale", "finite_steps", "skipped", "skipped_in_a_row")
+    assert [getattr(specs, name) for name in counters] == [P()] * 4
+
+
+def test_a_name_alone_does_not_shard():
+    """A moment of another rank (a factored one), or a deeper namesake."""
+    tree = {
+        "input_kernel": jnp.zeros(16),
+        "output_bias": jnp.zeros(()),
+        "output_kernel": {"kernel": jnp.zeros((3, 16))},
+    }
+    specs = sharding.specs(tree, mult_vae.PARTITION)
+    assert (
+        jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)) == [P()] * 3
+    )
+    assert sharding.specs(jnp.zeros(3), mult_vae.PARTITION) == P()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 1), (2, 2), (1, 4)])
+def test_shardings_place_every_array(shape):
+    mesh = sharding.make_mesh(*shape)
+    items = shape[1]
+    tree = params()
+    placed = jax.device_put(
+        tree,
+        sharding.shardings(mesh, sharding.specs(tree, mult_vae.PARTITION)),
+    )
+    jax.tree.map(np.testing.assert_array_equal, placed, tree)
+    for name, local in {
+        "input_kernel": (16 // items, 3),
+        "output_kernel": (3, 16 // items),
+        "output_bias": (16 // items,),
+        "input_bias": (3,),
+    }.items():
+        shards = placed[name].addressable_shards
+        assert len(shards) == mesh.size
+        assert {shard.data.shape for shard in shards} == {local}
+
+
+def test_shardings_of_one_spec():
+    mesh = sharding.make_mesh(2, 2)
+    placed = jax.device_put(jnp.arange(6), sharding.shardings(mesh, P("data")))
+    assert {s.data.shape for s in placed.addressable_shards} == {(3,)}

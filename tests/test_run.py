@@ -1,0 +1,110 @@
+"""The parts of a run that need no training."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import polars as pl
+import pytest
+
+from configs import default
+from vaecf import options, run
+from vaecf.data import synthetic
+from vaecf.data.dataset import write_dataset
+from vaecf.errors import VaecfError
+from vaecf.evaluation.evaluate import Evaluation
+
+
+def made(**changes: object) -> options.Options:
+    config = default.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return options.from_config(config)
+
+
+@pytest.fixture
+def data(tmp_path: pathlib.Path):
+    small = synthetic.make(
+        "synthetic",
+        n_train_users=30,
+        n_held_out_users=4,
+        n_items=20,
+        n_groups=2,
+    )
+    return write_dataset(tmp_path / "data", small)
+
+
+@pytest.mark.parametrize(
+    ("changes", "actions", "message"),
+    [
+        ({}, {"train": True, "baselines": ("esae",)}, "'esae' is unknown"),
+        ({}, {"train": True, "ease_l2": float("nan")}, "--ease_l2=nan"),
+        ({}, {"test": True}, "holds no trained model: give --train"),
+        (
+            {"eval.best_metric": "ndcg"},
+            {"train": True},
+            "'ndcg' is not a metric",
+        ),
+        (
+            {"mesh.data": 3, "mesh.item": 2},
+            {"train": True},
+            "does not fit the 4",
+        ),
+        ({"precision.policy": "tf32"}, {"train": True}, "needs an NVIDIA GPU"),
+        ({"data.dir": "nowhere"}, {"train": True}, "no dataset in nowhere"),
+    ],
+)
+def test_refused_before_anything_is_written(
+    tmp_path: pathlib.Path, data, changes, actions, message
+) -> None:
+    wanted = made(**{"data.dir": str(data.path), **changes})
+    with pytest.raises(VaecfError, match=message):
+        run.run(wanted, tmp_path / "w", run.Actions(**actions))
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_per_user_file(tmp_path: pathlib.Path, data) -> None:
+    """NaN stays for users with nothing held out; raw ids of the test users."""
+    values = np.array([0.5, np.nan, 1.0, 0.25])
+    evaluation = Evaluation({}, {"ndcg@10": values}, 3, 1, None)
+    path = tmp_path / "users.parquet"
+    run.write_per_user(path, evaluation, data)
+    frame = pl.read_parquet(path)
+    assert frame["user"].to_list() == [35, 36, 37, 38]
+    np.testing.assert_array_equal(frame["ndcg@10"].to_numpy(), values)
+    np.testing.assert_array_equal(
+        frame["fold_in"], np.diff(data.test.fold_in.indptr)
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {"data", "users.parquet"}
+
+
+def test_results_in_groups_for_the_report() -> None:
+    cell = {"ndcg@100": {"mean": 0.5, "stderr": 0.1, "users": 9}}
+    both = {"test": cell, "validation": cell}
+    results = {
+        "train": {"seconds": 1.0},
+        "inference": {"batch_1_mean_latency": 1.0},
+        **both,
+        "users_left_out": 2,
+        "ease": both,
+        "truth": both,
+    }
+    grouped = run.for_report(results)
+    assert grouped == {
+        "train": {"seconds": 1.0},
+        "validation": cell,
+        "test": {**cell, "users_left_out": 2},
+        "baselines": {"ease": both},
+        "references": {"truth": both},
+    }
+    assert "users_left_out" not in results["test"]
+    assert run.for_report({}) == {"baselines": {}, "references": {}}
+
+
+def test_environment_names_versions_and_devices() -> None:
+    import jax
+
+    found = run.environment()
+    assert found["jax"] == jax.__version__
+    assert found["device"].startswith("4 x ")
