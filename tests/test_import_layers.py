@@ -29,9 +29,12 @@ LAYERS = {
     "vaecf.serving": {
         *("errors", "options", "data", "models", "evaluation", "training"),
     },
+    "vaecf.held_out": {
+        *("data", "models", "evaluation", "training", "serving"),
+    },
     "vaecf.run": {
         *("errors", "options", "data", "models", "evaluation", "training"),
-        *("reporting", "serving"),
+        *("reporting", "serving", "held_out"),
     },
 }
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from configs import default
-from vaecf import options, run
+from vaecf import held_out, options, run
 from vaecf.data import synthetic
 from vaecf.data.dataset import write_dataset
 from vaecf.errors import VaecfError
@@ -69,7 +69,7 @@ def test_per_user_file(tmp_path: pathlib.Path, data) -> None:
     values = np.array([0.5, np.nan, 1.0, 0.25])
     evaluation = Evaluation({}, {"ndcg@10": values}, 3, 1, None)
     path = tmp_path / "users.parquet"
-    run.write_per_user(path, evaluation, data)
+    held_out.write_per_user(path, evaluation, data)
     frame = pl.read_parquet(path)
     assert frame["user"].to_list() == [35, 36, 37, 38]
     np.testing.assert_array_equal(frame["ndcg@10"].to_numpy(), values)

@@ -6,15 +6,17 @@ import contextlib
 import dataclasses
 import pathlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from vaecf import held_out
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
-from vaecf.evaluation import metrics, ranking, scorers
+from vaecf.evaluation import metrics
+from vaecf.held_out import BASELINES, TRUTH
 from vaecf.models import sharding
 from vaecf.options import Options
 from vaecf.reporting import report, tables, writers
@@ -24,8 +26,6 @@ from vaecf.serving.model import Model, load
 from vaecf.training import loop, precision
 from vaecf.training import workdir as workdir_lib
 
-BASELINES = ("popularity", "ease")
-TRUTH = "truth"
 # Shown in the report: few enough to read.
 _SHOWN_USERS, _SHOWN_ITEMS = 3, 10
 
@@ -122,10 +122,12 @@ def run(
         # How to evaluate is this call's choice, not that of the training.
         model = dataclasses.replace(model, options=options)
         if actions.train or actions.test:
-            summary, _ = _evaluate(model, dataset, "validation")
-            results["validation"] = summary
+            ranked_by = held_out.model_entrant(model)
+            results["validation"] = held_out.summary(
+                model, dataset, "validation", ranked_by
+            )
         if actions.test:
-            _test(results, model, dataset, actions, say)
+            _test(results, model, dataset, ranked_by, actions, say)
         if actions.inference_batch_sizes:
             results["inference"] = _measure_latency(model, actions, say)
         workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
@@ -171,53 +173,18 @@ def _training_line(summary: Mapping[str, Any]) -> str:
     )
 
 
-# --- Evaluation -----------------------------------------------------------
-
-
-def _evaluate(
-    model: Model,
-    dataset: Dataset,
-    split: str,
-    scorer: ranking.Scorer | None = None,
-) -> tuple[dict[str, Any], evaluate_lib.Evaluation | None]:
-    """(summary, evaluation); ({}, None) if the split has nothing held out."""
-    held = dataset.split(split)
-    if held.held_out.nnz == 0:
-        return {}, None
-    scorer = model.scorer() if scorer is None else scorer
-    names = model.options.eval.metrics
-    ranker = ranking.Ranker(scorer, model.problem.mesh, metrics.depth(names))
-    params = _on_mesh(scorer, model.problem.mesh)
-    result = evaluate_lib.evaluate(
-        ranker,
-        params,
-        held.fold_in,
-        held.held_out,
-        names=names,
-        batch_size=model.options.eval.batch_size,
-        item_share_I=loop.item_share(dataset.train),
-    )
-    return result.summary, result
-
-
-def _on_mesh(scorer: ranking.Scorer, mesh: Any) -> Any:
-    import jax
-
-    specs = sharding.specs(scorer.params, scorer.partition)
-    return jax.device_put(scorer.params, sharding.shardings(mesh, specs))
-
-
 def _test(
     results: dict[str, Any],
     model: Model,
     dataset: Dataset,
+    ranked_by: held_out.Entrant,
     actions: Actions,
     say: Callable[[str], None],
 ) -> None:
     """Fills results['test'] and the baselines; prints the table."""
-    summary, evaluation = _evaluate(model, dataset, "test")
+    evaluation = held_out.evaluate(model, dataset, "test", ranked_by)
     assert evaluation is not None  # `run` refuses a dataset without any
-    results["test"] = summary
+    results["test"] = evaluation.summary
     results["users_left_out"] = evaluation.left_out
     metric = model.options.eval.best_metric
     if metric in evaluation.per_user:
@@ -225,13 +192,13 @@ def _test(
             evaluation.per_user[metric], dataset.test.fold_in.counts
         )
     if actions.per_user is not None:
-        write_per_user(actions.per_user, evaluation, dataset)
+        held_out.write_per_user(actions.per_user, evaluation, dataset)
     for name in actions.baselines:
-        results[name] = _evaluate_baseline(
-            name, model, dataset, actions, splits=("validation", "test")
+        results[name] = held_out.baseline(
+            name, model, dataset, ease_l2=actions.ease_l2
         )
     if dataset.truth is not None:
-        results[TRUTH] = _evaluate_truth(model, dataset)
+        results[TRUTH] = held_out.truth(model, dataset)
     say("")
     say(
         tables.results_table(
@@ -243,73 +210,9 @@ def _test(
             dataset=dataset.name,
             users_left_out=evaluation.left_out,
             references=(TRUTH,),
-            footnote=_truth_note(results),
+            footnote=held_out.truth_note(results),
         )
     )
-
-
-def _truth_note(results: Mapping[str, Any]) -> str | None:
-    if TRUTH not in results:
-        return None
-    return (
-        f"{TRUTH}: ranking by the probabilities that generated the data, the "
-        "best that can be reached"
-    )
-
-
-def _evaluate_baseline(
-    name: str,
-    model: Model,
-    dataset: Dataset,
-    actions: Actions,
-    splits: Sequence[str],
-) -> dict[str, Any]:
-    if name == "popularity":
-        scorer = scorers.popularity(dataset.train)
-    else:
-        scorer = scorers.ease(dataset.train, actions.ease_l2)
-    return {
-        split: _evaluate(model, dataset, split, scorer)[0] for split in splits
-    }
-
-
-def _evaluate_truth(model: Model, dataset: Dataset) -> dict[str, Any]:
-    assert dataset.truth is not None
-    user_group = dataset.truth["user_group"]
-    train, validation, _ = dataset.split_sizes
-    rows = {
-        "validation": user_group[train : train + validation],
-        "test": user_group[train + validation :],
-    }
-    return {
-        split: _evaluate(
-            model,
-            dataset,
-            split,
-            scorers.truth(mixture, dataset.truth["group_item"]),
-        )[0]
-        for split, mixture in rows.items()
-    }
-
-
-def write_per_user(
-    path: pathlib.Path, evaluation: evaluate_lib.Evaluation, dataset: Dataset
-) -> None:
-    """Metrics of every test user to Parquet: user, fold_in, held_out, ..."""
-    import polars as pl
-
-    train, validation, _ = dataset.split_sizes
-    frame = pl.DataFrame(
-        {
-            "user": dataset.users.ids[train + validation :].tolist(),
-            "fold_in": dataset.test.fold_in.counts,
-            "held_out": dataset.test.held_out.counts,
-            **evaluation.per_user,
-        }
-    )
-    temporary = path.with_name(f".{path.name}.tmp")
-    frame.write_parquet(temporary)
-    temporary.replace(path)
 
 
 # --- Inference ------------------------------------------------------------

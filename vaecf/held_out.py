@@ -1,0 +1,134 @@
+"""The held-out users of a run: model, baselines and truth, side by side."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from vaecf.data.dataset import Dataset
+from vaecf.evaluation import evaluate as evaluate_lib
+from vaecf.evaluation import metrics, ranking, scorers
+from vaecf.models import sharding
+from vaecf.serving.model import Model
+from vaecf.training import loop
+
+BASELINES = ("popularity", "ease")
+TRUTH = "truth"
+SPLITS = ("validation", "test")
+
+
+class Entrant(NamedTuple):
+    """Something that ranks: compiled, with its parameters on the mesh."""
+
+    ranker: ranking.Ranker
+    params: Any
+
+
+def model_entrant(model: Model) -> Entrant:
+    """The model itself, ranked as deep as its metrics look."""
+    depth = metrics.depth(model.options.eval.metrics)
+    return Entrant(model.ranker(depth), model.params)
+
+
+def entrant(model: Model, scorer: ranking.Scorer) -> Entrant:
+    """Another scorer, on the model's mesh and to the same depth."""
+    mesh = model.problem.mesh
+    specs = sharding.specs(scorer.params, scorer.partition)
+    return Entrant(
+        ranking.Ranker(scorer, mesh, metrics.depth(model.options.eval.metrics)),
+        jax.device_put(scorer.params, sharding.shardings(mesh, specs)),
+    )
+
+
+def evaluate(
+    model: Model, dataset: Dataset, split: str, ranked_by: Entrant
+) -> evaluate_lib.Evaluation | None:
+    """Metrics of a split; None if it has nothing held out."""
+    held = dataset.split(split)
+    if held.held_out.nnz == 0:
+        return None
+    return evaluate_lib.evaluate(
+        ranked_by.ranker,
+        ranked_by.params,
+        held.fold_in,
+        held.held_out,
+        names=model.options.eval.metrics,
+        batch_size=model.options.eval.batch_size,
+        item_share_I=loop.item_share(dataset.train),
+    )
+
+
+def summary(
+    model: Model, dataset: Dataset, split: str, ranked_by: Entrant
+) -> dict[str, Any]:
+    """{metric: {'mean', 'stderr', 'users'}}; {} if nothing is held out."""
+    result = evaluate(model, dataset, split, ranked_by)
+    return {} if result is None else result.summary
+
+
+def baseline(
+    name: str, model: Model, dataset: Dataset, *, ease_l2: float
+) -> dict[str, Any]:
+    """Summaries of both splits for one of `BASELINES`."""
+    if name == "popularity":
+        scorer = scorers.popularity(dataset.train)
+    else:
+        scorer = scorers.ease(dataset.train, ease_l2)
+    ranked_by = entrant(model, scorer)
+    return {
+        split: summary(model, dataset, split, ranked_by) for split in SPLITS
+    }
+
+
+def truth(model: Model, dataset: Dataset) -> dict[str, Any]:
+    """Summaries of both splits, ranked by what generated the data."""
+    assert dataset.truth is not None
+    user_group = dataset.truth["user_group"]
+    train, validation, _ = dataset.split_sizes
+    rows = {
+        "validation": user_group[train : train + validation],
+        "test": user_group[train + validation :],
+    }
+    group_item = dataset.truth["group_item"]
+    return {
+        split: summary(
+            model,
+            dataset,
+            split,
+            entrant(model, scorers.truth(mixture, group_item)),
+        )
+        for split, mixture in rows.items()
+    }
+
+
+def write_per_user(
+    path: pathlib.Path, evaluation: evaluate_lib.Evaluation, dataset: Dataset
+) -> None:
+    """Metrics of every test user to Parquet: user, fold_in, held_out, ..."""
+    import polars as pl
+
+    train, validation, _ = dataset.split_sizes
+    frame = pl.DataFrame(
+        {
+            "user": dataset.users.ids[train + validation :].tolist(),
+            "fold_in": dataset.test.fold_in.counts,
+            "held_out": dataset.test.held_out.counts,
+            **evaluation.per_user,
+        }
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    frame.write_parquet(temporary)
+    temporary.replace(path)
+
+
+def truth_note(results: Mapping[str, Any]) -> str | None:
+    """What the truth's row in a table means; None if there is none."""
+    if TRUTH not in results:
+        return None
+    return (
+        f"{TRUTH}: ranking by the probabilities that generated the data, the "
+        "best that can be reached"
+    )
