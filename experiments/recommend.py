@@ -13,18 +13,12 @@ from absl import flags
 
 from vaecf import cli
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Workdir of a trained run.", required=True
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a trained run.")
 _HISTORIES = flags.DEFINE_string(
-    "histories",
-    None,
-    "CSV, TSV or Parquet, a row for each (user, item).",
-    required=True,
+    "histories", None, "CSV, TSV or Parquet, a row for each (user, item)."
 )
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Parquet file to write.", required=True
-)
+_OUTPUT = flags.DEFINE_string("output", None, "Parquet file to write.")
+flags.mark_flags_as_required(["workdir", "histories", "output"])
 _K = flags.DEFINE_integer("k", 10, "Items a user.")
 _USER = flags.DEFINE_string("user_column", "user", "Column of the users.")
 _ITEM = flags.DEFINE_string("item_column", "item", "Column of the items.")
@@ -37,18 +31,21 @@ _BATCH = flags.DEFINE_integer("batch_size", 512, "Users a dispatch.")
 def main(argv: Sequence[str]) -> None:
     """One call of `batch_scoring.score_file`."""
     del argv
+    from vaecf.reporting.progress import counting
     from vaecf.serving import batch_scoring
 
-    scored = batch_scoring.score_file(
-        pathlib.Path(_WORKDIR.value),
-        pathlib.Path(_HISTORIES.value),
-        pathlib.Path(_OUTPUT.value),
-        k=_K.value,
-        user_column=_USER.value,
-        item_column=_ITEM.value,
-        exclude_seen=_SEEN.value,
-        batch_size=_BATCH.value,
-    )
+    with counting("users") as show:
+        scored = batch_scoring.score_file(
+            pathlib.Path(_WORKDIR.value),
+            pathlib.Path(_HISTORIES.value),
+            pathlib.Path(_OUTPUT.value),
+            k=_K.value,
+            user_column=_USER.value,
+            item_column=_ITEM.value,
+            exclude_seen=_SEEN.value,
+            batch_size=_BATCH.value,
+            progress=show,
+        )
     unknown = f"; {scored.unknown_items:,} items of the histories are unknown"
     cli.say(
         f"{scored.users:,} users, {scored.rows:,} recommendations: "

@@ -214,20 +214,58 @@ def test_generated_data(tmp_path):
 
 def test_in_memory():
     frame = shop().rename(columns={"customer": "user", "sku": "item"})
-    made = prepare.in_memory(frame, validation_users=0.25, test_users=3)
-    assert made.split_sizes == (60 - 15 - 3, 15, 3)
+    made = prepare.in_memory(frame, validation_users=0.25)
+    assert made.split_sizes == (60 - 15, 15, 0)
     assert made.path is None and made.protocol == "vaecf"
+    history = frame.groupby("user")["item"].agg(set)
+    for u in range(45):
+        row = set(made.items.ids[made.train.row(u)])
+        assert row == history[made.users.ids[u]]
+
+
+@pytest.mark.parametrize("validation_users", [0, 4])
+def test_in_memory_matrix_keeps_its_width(validation_users):
+    """Its columns are the items, also number 5, which nobody has."""
     dense = np.random.default_rng(0).random((30, 12)) < 0.4
     dense[:, 5] = False
     dense[7] = False
-    made = prepare.in_memory(scipy.sparse.csr_matrix(dense), validation_users=4)
-    assert 5 not in made.items.ids
-    assert 7 not in made.users.ids
-    n_train = int(dense.any(axis=1).sum()) - 4
-    assert made.split_sizes == (n_train, 4, 0)
-    train = np.zeros((n_train, 12), bool)
-    train[:, made.items.ids] = made.train.to_scipy().toarray() > 0
-    np.testing.assert_array_equal(train, dense[made.users.ids[:n_train]])
+    matrix = scipy.sparse.coo_array(dense)
+    made = prepare.in_memory(matrix, validation_users=validation_users)
+    assert made.items.ids.tolist() == list(range(12))
+    users = np.flatnonzero(dense.any(axis=1))
+    assert sorted(made.users.ids) == users.tolist() and 7 not in users
+    n_train = len(users) - validation_users
+    assert made.split_sizes == (n_train, validation_users, 0)
+    folded = made.validation.fold_in.to_scipy().toarray()
+    held = made.validation.held_out.to_scipy().toarray()
+    assert (held.sum(axis=1) >= 1).all() and (folded * held == 0).all()
+    np.testing.assert_array_equal(
+        np.concatenate([made.train.to_scipy().toarray(), folded + held]),
+        dense[made.users.ids],
+    )
+
+
+@pytest.mark.parametrize(
+    ("interactions", "settings", "message"),
+    [
+        ([[1, 2]], {}, "of type list: pass a DataFrame with columns 'user'"),
+        ("ratings.csv", {}, "of type str: pass a DataFrame"),
+        (scipy.sparse.csr_matrix((3, 4)), {}, "the matrix has no interactions"),
+        (shop(), {"user_column": "custmer"}, "did you mean 'customer'"),
+        *(
+            (
+                scipy.sparse.csr_matrix(np.eye(3)),
+                {"validation_users": n},
+                rf"validation_users={n} must be a share in \[0, 1\), or a "
+                "number of users below all 3",
+            )
+            for n in (3, -1, 1.0, -0.5, float("nan"))
+        ),
+    ],
+)
+def test_in_memory_refuses(interactions, settings, message):
+    with pytest.raises(VaecfError, match=message):
+        prepare.in_memory(interactions, **settings)
 
 
 @pytest.mark.parametrize(

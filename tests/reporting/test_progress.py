@@ -13,7 +13,7 @@ from typing import TextIO
 
 import pytest
 
-from vaecf.reporting.progress import Progress
+from vaecf.reporting.progress import Progress, counting
 
 
 class Clock:
@@ -180,3 +180,14 @@ def test_notes_stand_above_the_bar() -> None:
     assert "\repoch 10: validation NDCG@100 0.40\r\n" in text
     # The bar is drawn again below.
     assert text.rindex("epoch 10/10 |") > text.rindex("validation")
+
+
+def test_counting_shows_a_bar_on_a_terminal_only(monkeypatch, capsys):
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda shown=terminal: shown)
+        with counting("users") as show:
+            show(30, 120)
+            show(120, 120)
+        written = capsys.readouterr().err
+        assert ("120/120" in written) == terminal
+        assert bool(written) == terminal

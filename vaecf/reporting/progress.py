@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -206,3 +207,17 @@ class Progress:
             file=self._stream,
             flush=True,
         )
+
+
+@contextlib.contextmanager
+def counting(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; yields (done, total) -> None."""
+    from tqdm import tqdm
+
+    with tqdm(unit=f" {unit}", unit_scale=True, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

@@ -1,0 +1,276 @@
+"""Every metric against sets and loops, and against the paper's formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaecf.errors import VaecfError
+from vaecf.evaluation import metrics
+
+
+def csr(sets):
+    """(indptr, indices) of a list of item sets."""
+    rows = [sorted(s) for s in sets]
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=indptr[1:])
+    return indptr, np.array([i for row in rows for i in row], np.int32)
+
+
+def padded(lists, depth):
+    out = np.full((len(lists), depth), -1, np.int32)
+    for row, items in zip(out, lists):
+        row[: len(items)] = items
+    return out
+
+
+def per_user(kind, ranked_UK, held_out, k):
+    indptr, indices = csr(held_out)
+    hits_UK = metrics.hits(ranked_UK, indptr, indices)
+    return metrics.PER_USER[kind](hits_UK, np.diff(indptr), k)
+
+
+# One user, by the definitions: `items` is what a person sees, `held` a set
+# that is not empty.
+
+
+def ndcg(items, held, k):
+    gains = [1 / math.log2(r + 1) for r in range(1, k + 1)]
+    dcg = sum(g for g, item in zip(gains, items) if item in held)
+    return dcg / sum(gains[: len(held)])
+
+
+def recall(items, held, k):
+    return len(held.intersection(items[:k])) / min(k, len(held))
+
+
+def precision(items, held, k):
+    return len(held.intersection(items[:k])) / k
+
+
+def hit_rate(items, held, k):
+    return float(bool(held.intersection(items[:k])))
+
+
+def mrr(items, held, k):
+    for rank, item in enumerate(items[:k], 1):
+        if item in held:
+            return 1 / rank
+    return 0.0
+
+
+def average_precision(items, held, k):
+    found, total = 0, 0.0
+    for rank, item in enumerate(items[:k], 1):
+        if item in held:
+            found += 1
+            total += found / rank
+    return total / min(k, len(held))
+
+
+BRUTE_FORCE = {
+    "ndcg": ndcg,
+    "recall": recall,
+    "precision": precision,
+    "hit_rate": hit_rate,
+    "mrr": mrr,
+    "map": average_precision,
+}
+
+
+def test_every_metric_has_a_reference():
+    assert BRUTE_FORCE.keys() == metrics.PER_USER.keys()
+
+
+@st.composite
+def users(draw):
+    """Lists of any length up to a depth, and held-out sets."""
+    n_items = draw(st.integers(1, 12))
+    item = st.integers(0, n_items - 1)
+    depth = draw(st.integers(0, 10))
+    pairs = draw(
+        st.lists(
+            st.tuples(
+                st.lists(item, max_size=depth, unique=True), st.sets(item)
+            ),
+            max_size=6,
+        )
+    )
+    return [p[0] for p in pairs], [p[1] for p in pairs], depth, n_items
+
+
+@given(users(), st.integers(1, 14))
+def test_against_sets_and_loops(args, k):
+    lists, held_out, depth, _ = args
+    ranked_UK = padded(lists, depth)
+    for kind, reference in BRUTE_FORCE.items():
+        expected = [
+            reference(items, held, k) if held else math.nan
+            for items, held in zip(lists, held_out)
+        ]
+        got = per_user(kind, ranked_UK, held_out, k)
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(
+            got, np.array(expected, float), rtol=1e-12, err_msg=kind
+        )
+
+
+@given(users(), st.integers(1, 14), st.data())
+def test_metrics_of_lists(args, k, data):
+    lists, _, depth, n_items = args
+    ranked_UK = padded(lists, depth)
+    shown = {item for items in lists for item in items[:k]}
+    assert metrics.coverage(ranked_UK, n_items, k) == len(shown) / n_items
+    share_I = np.array(
+        data.draw(st.lists(st.floats(0, 1), min_size=n_items, max_size=n_items))
+    )
+    expected = [
+        sum(share_I[i] for i in items[:k]) / len(items[:k])
+        if items
+        else math.nan
+        for items in lists
+    ]
+    np.testing.assert_allclose(
+        metrics.mean_popularity(ranked_UK, share_I, k),
+        np.array(expected, float),
+        rtol=1e-12,
+        atol=1e-300,
+    )
+
+
+def liang_ndcg(score_UI, held_out_UI, k):
+    """NDCG_binary_at_k_batch of Liang et al.'s notebook, dense."""
+    top_UK = np.argsort(-score_UI, axis=1)[:, :k]
+    tp = 1.0 / np.log2(np.arange(2, k + 2))
+    dcg = (np.take_along_axis(held_out_UI, top_UK, 1) * tp).sum(axis=1)
+    idcg = np.array([tp[: min(n, k)].sum() for n in held_out_UI.sum(axis=1)])
+    return dcg / idcg
+
+
+def liang_recall(score_UI, held_out_UI, k):
+    """Recall_at_k_batch of the same: the k best as a mask."""
+    best_UI = np.zeros(score_UI.shape, bool)
+    part = np.argpartition(-score_UI, k, axis=1)[:, :k]
+    np.put_along_axis(best_UI, part, True, axis=1)
+    found = (best_UI & (held_out_UI > 0)).sum(axis=1)
+    return found / np.minimum(k, held_out_UI.sum(axis=1))
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 59])
+def test_against_the_papers_formulas(k):
+    rng = np.random.default_rng(3)
+    score_UI = rng.random((40, 60))
+    held_out_UI = rng.random((40, 60)) < 0.3
+    held_out_UI[:, 0] = True
+    ranked_UK = np.argsort(-score_UI, axis=1)[:, :59].astype(np.int32)
+    held_out = [set(np.flatnonzero(row)) for row in held_out_UI]
+    # Both sides of min(k, n) are met over the parameters.
+    for kind, reference in (("ndcg", liang_ndcg), ("recall", liang_recall)):
+        np.testing.assert_allclose(
+            per_user(kind, ranked_UK, held_out, k),
+            reference(score_UI, held_out_UI, k),
+            rtol=1e-12,
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "k", "expected"),
+    [
+        # Hits at ranks 2 and 3 of five; three items are held out.
+        ("ndcg", 2, (1 / math.log2(3)) / (1 + 1 / math.log2(3))),
+        ("ndcg", 5, (1 / math.log2(3) + 0.5) / (1.5 + 1 / math.log2(3))),
+        ("recall", 1, 0.0),
+        ("recall", 2, 1 / 2),
+        ("recall", 5, 2 / 3),
+        ("precision", 5, 2 / 5),
+        ("hit_rate", 1, 0.0),
+        ("hit_rate", 2, 1.0),
+        ("mrr", 1, 0.0),
+        ("mrr", 5, 1 / 2),
+        ("map", 5, (1 / 2 + 2 / 3) / 3),
+        ("map", 2, (1 / 2) / 2),
+    ],
+)
+def test_by_hand(kind, k, expected):
+    ranked_UK = np.array([[9, 4, 7, 1, 0]])
+    assert per_user(kind, ranked_UK, [{4, 7, 8}], k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", metrics.PER_USER)
+def test_perfect_useless_and_unknown_users(kind):
+    ranked_UK = np.array([[1, 2, 3], [4, 5, 6], [1, 2, 3]])
+    got = per_user(kind, ranked_UK, [{1, 2, 3}, {1, 2, 3}, set()], 3)
+    assert got[:2].tolist() == [1.0, 0.0]
+    assert np.isnan(got[2])
+
+
+@pytest.mark.parametrize("kind", metrics.PER_USER)
+def test_a_list_that_ends_early_has_no_hits_behind_its_end(kind):
+    """-1 is no item, not even in an array's place -1."""
+    held_out = [{5}, {0, 1, 2, 3, 4, 5}]
+    short = per_user(kind, padded([[3, 2], [3]], 4), held_out, 4)
+    long = per_user(kind, padded([[3, 2, 8, 9], [3, 8, 9, 7]], 4), held_out, 4)
+    np.testing.assert_allclose(short, long)
+
+
+def test_hits_of_large_ids():
+    """User 3's keys pass 2^31 and 2^32: int32 would find the wrong ones."""
+    top = 2**31 - 2
+    ranked_UK = np.array([[top, 0, -1]] * 3 + [[0, top, 7]], np.int32)
+    indptr, indices = csr([set(), {top}, {1}, {7, top}])
+    np.testing.assert_array_equal(
+        metrics.hits(ranked_UK, indptr, indices),
+        [[0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 1, 1]],
+    )
+
+
+def test_hits_of_items_beyond_those_held_out():
+    """User 0's item 9 must not be taken for user 1's item 4."""
+    indptr, indices = csr([{0}, {4}])
+    ranked_UK = np.array([[9, 5], [9, 5]])
+    assert not metrics.hits(ranked_UK, indptr, indices).any()
+
+
+def test_hits_refuses_lists_of_other_users():
+    with pytest.raises(ValueError, match="2 ranked lists but 1 users"):
+        metrics.hits(np.zeros((2, 3), np.int32), *csr([{0}]))
+
+
+def test_coverage_and_popularity_by_hand():
+    ranked_UK = np.array([[0, 3, 1], [0, -1, -1], [-1, -1, -1]])
+    assert metrics.coverage(ranked_UK, 8, 2) == 2 / 8
+    assert metrics.coverage(ranked_UK, 8, 3) == 3 / 8
+    share_I = np.array([0.5, 0.25, 0.0, 0.1, 1, 1, 1, 1.0])
+    np.testing.assert_allclose(
+        metrics.mean_popularity(ranked_UK, share_I, 2), [0.3, 0.5, np.nan]
+    )
+
+
+@pytest.mark.parametrize("kind", [*metrics.PER_USER, *metrics.OF_LISTS])
+def test_parse(kind):
+    metric = metrics.parse(f"{kind}@100")
+    assert metric == (kind, 100)
+    assert str(metric) == f"{kind}@100"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ndcg", "ndcg@", "@10", "", "ndcg@0", "ndcg@-1", "ndcg@1.5", "ndcg@ten",
+     "ndgc@10", "ndcg@10@20", "NDCG@10", "ndcg@²"],
+)  # fmt: skip
+def test_parse_refuses(name):
+    with pytest.raises(VaecfError, match="is not a metric: write") as error:
+        metrics.parse(name)
+    assert repr(name) in str(error.value)
+    for kind in (*metrics.PER_USER, *metrics.OF_LISTS):
+        assert kind in str(error.value)
+
+
+def test_depth_is_that_of_the_longest_list():
+    assert metrics.depth(["ndcg@100", "recall@20", "coverage@7"]) == 100
+    with pytest.raises(VaecfError):
+        metrics.depth(["recall@20", "recall"])

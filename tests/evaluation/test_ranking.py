@@ -1,0 +1,244 @@
+"""Exact top k against a stable sort, on one device and on four."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaecf.data.interactions import Interactions
+from vaecf.errors import VaecfError
+from vaecf.evaluation.ranking import Ranked, Ranker, Scorer, rank_local
+from vaecf.models import batching, sharding
+
+MESHES = [(1, 1), (4, 1), (2, 2), (1, 4)]
+N_USERS, N_ITEMS = 13, 300
+
+
+def reference(score_UI, seen, k, *, allowed=None, exclude_seen=True):
+    """Ranked in float64: one stable sort a user."""
+    n_users = len(score_UI)
+    item_UK = np.full((n_users, k), -1)
+    score_UK = np.full((n_users, k), -np.inf)
+    for u in range(n_users):
+        score_I = score_UI[u].astype(np.float64)
+        if exclude_seen:
+            score_I[sorted(seen[u])] = -np.inf
+        if allowed is not None:
+            score_I[~allowed] = -np.inf
+        best = np.argsort(-score_I, kind="stable")[:k]
+        best = best[score_I[best] > -np.inf]
+        item_UK[u, : len(best)] = best
+        score_UK[u, : len(best)] = score_I[best]
+    exact = score_UI.astype(np.float64)
+    top_U = exact.max(axis=1)
+    log_total_U = top_U + np.log(np.exp(exact - top_U[:, None]).sum(axis=1))
+    return Ranked(item_UK, score_UK, log_total_U)
+
+
+def check(got, expected):
+    np.testing.assert_array_equal(got.item_UK, expected.item_UK)
+    np.testing.assert_array_equal(got.score_UK, expected.score_UK)
+    np.testing.assert_allclose(
+        got.log_total_U, expected.log_total_U, rtol=1e-6, atol=1e-6
+    )
+    assert got.item_UK.dtype == np.int32
+    assert got.score_UK.dtype == got.log_total_U.dtype == np.float32
+
+
+def interactions(seen, n_items):
+    user = [u for u, items in enumerate(seen) for _ in items]
+    item = [i for items in seen for i in items]
+    matrix, _ = Interactions.from_pairs(
+        np.array(user, np.int64), np.array(item, np.int64), len(seen), n_items
+    )
+    return matrix
+
+
+def table_scorer(score_UI, shapes=None):
+    """Scores from a table; padding items get the highest of all."""
+    n_items = score_UI.shape[1]
+    padded = np.full(
+        (len(score_UI), sharding.padded_items(n_items)), 1e9, np.float32
+    )
+    padded[:, :n_items] = score_UI
+
+    def apply(params, batch, user_B):
+        if shapes is not None:
+            shapes.append((user_B.shape[0], params["score"].shape[1]))
+        return jnp.take(params["score"], user_B, axis=0, mode="clip")
+
+    return Scorer(apply, {"score": padded}, {"score": (None, "item")}, n_items)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Scores of few distinct values, so that nearly all ranks are ties."""
+    rng = np.random.default_rng(0)
+    score_UI = rng.integers(-2, 3, (N_USERS, N_ITEMS)).astype(np.float32)
+    score_UI[score_UI == 0] *= rng.choice([-1, 1], (score_UI == 0).sum())
+    score_UI[0] = 0.5
+    seen = [
+        set(rng.choice(N_ITEMS, n, replace=False).tolist())
+        for n in rng.integers(0, 40, N_USERS)
+    ]
+    seen[1] = set()
+    seen[2] = set(range(N_ITEMS))
+    seen[3] = set(range(N_ITEMS)) - {17, 5, 299}
+    assert np.signbit(score_UI[score_UI == 0]).any()
+    return score_UI, seen
+
+
+@pytest.mark.parametrize("k", [1, 150, 400])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_gives_the_stable_sort(problem, mesh, k):
+    score_UI, seen = problem
+    shapes = []
+    scorer = table_scorer(score_UI, shapes)
+    ranker = Ranker(scorer, sharding.make_mesh(*mesh), k)
+    matrix = interactions(seen, N_ITEMS)
+    got = ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=8)
+    check(got, reference(score_UI, seen, k))
+    # What one device saw: the meshes are not the same thing by other names.
+    assert set(shapes) == {(8 // mesh[0], 384 // mesh[1])}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 13, 1000])
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
+def test_lists_do_not_change_with_the_batch_size(problem, mesh, batch_size):
+    score_UI, seen = problem
+    scorer = table_scorer(score_UI)
+    ranker = Ranker(scorer, sharding.make_mesh(*mesh), 10)
+    matrix = interactions(seen, N_ITEMS)
+    arguments = scorer.params, matrix.indptr, matrix.indices
+    check(
+        ranker(*arguments, batch_size=batch_size),
+        reference(score_UI, seen, 10),
+    )
+    sizes = [
+        len(block.item_UK)
+        for block in ranker.blocks(*arguments, batch_size=batch_size)
+    ]
+    assert sum(sizes) == N_USERS
+    multiple = -(-batch_size // mesh[0]) * mesh[0]
+    assert max(sizes) == min(multiple, N_USERS)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (1, 4)])
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_only_what_is_allowed(problem, mesh, exclude_seen):
+    score_UI, seen = problem
+    scorer = table_scorer(score_UI)
+    ranker = Ranker(
+        scorer, sharding.make_mesh(*mesh), 20, exclude_seen=exclude_seen
+    )
+    matrix = interactions(seen, N_ITEMS)
+    allowed = np.zeros(N_ITEMS, bool)
+    allowed[[0, 5, 17, 100, 101, 102, 250, 299]] = True
+    for mask in (allowed, ~allowed, np.zeros(N_ITEMS, bool)):
+        got = ranker(
+            scorer.params,
+            matrix.indptr,
+            matrix.indices,
+            batch_size=16,
+            allowed_I=ranker.allow(mask),
+        )
+        check(
+            got,
+            reference(
+                score_UI, seen, 20, allowed=mask, exclude_seen=exclude_seen
+            ),
+        )
+
+
+def test_a_user_who_has_seen_all_gets_nothing(problem):
+    score_UI, seen = problem
+    scorer = table_scorer(score_UI)
+    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 5)
+    matrix = interactions(seen, N_ITEMS)
+    got = ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=16)
+    assert (got.item_UK[2] == -1).all() and (got.score_UK[2] == -np.inf).all()
+    assert set(got.item_UK[3]) == {17, 5, 299, -1}
+    assert np.isfinite(got.log_total_U).all()
+
+
+def test_no_users(problem):
+    scorer = table_scorer(problem[0])
+    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 5)
+    got = ranker(
+        scorer.params, np.zeros(1, np.int64), np.zeros(0, np.int32),
+        batch_size=4,
+    )  # fmt: skip
+    assert [x.shape for x in got] == [(0, 5), (0, 5), (0,)]
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_batch_size_is_checked(problem, batch_size):
+    scorer = table_scorer(problem[0])
+    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 5)
+    matrix = interactions(problem[1], N_ITEMS)
+    with pytest.raises(VaecfError, match=f"batch_size={batch_size} must be"):
+        ranker(
+            scorer.params, matrix.indptr, matrix.indices, batch_size=batch_size
+        )
+
+
+def test_new_parameters_do_not_compile_again(problem):
+    score_UI, seen = problem
+    traces = []
+    scorer = table_scorer(score_UI, traces)
+    ranker = Ranker(scorer, sharding.make_mesh(2, 2), 5)
+    matrix = interactions(seen, N_ITEMS)
+    for sign in (1, -1):
+        params = {"score": scorer.params["score"] * np.float32(sign)}
+        got = ranker(params, matrix.indptr, matrix.indices, batch_size=4)
+        check(got, reference(score_UI * sign, seen, 5))
+        assert len(traces) == 1
+
+
+VALUES = st.sampled_from([-3.5, -1.0, -0.0, 0.0, 1e-30, 1.0, 1.0000001, 80.0])
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from([1, 3, 140]), st.booleans(), st.booleans())
+def test_rank_local(data, k, exclude_seen, some_allowed):
+    n_users, width = 3, 128
+    n_items = data.draw(st.integers(1, 12))
+    items = st.integers(0, n_items - 1)
+    rows = st.lists(VALUES, min_size=n_items, max_size=n_items)
+    score_UI = np.array(
+        data.draw(st.lists(rows, min_size=n_users, max_size=n_users)),
+        np.float32,
+    )
+    seen = data.draw(
+        st.lists(st.sets(items), min_size=n_users, max_size=n_users)
+    )
+    matrix = interactions(seen, n_items)
+    batch = batching.assemble_on_host(
+        matrix.indptr, matrix.indices, np.arange(n_users, dtype=np.int32), 256
+    )
+    padded = np.full((n_users, width), np.inf, np.float32)
+    padded[:, :n_items] = score_UI
+    allowed = padded_allowed = None
+    if some_allowed:
+        allowed = np.zeros(n_items, bool)
+        allowed[sorted(data.draw(st.sets(items)))] = True
+        padded_allowed = np.ones(width, bool)
+        padded_allowed[:n_items] = allowed
+    got = rank_local(
+        jnp.asarray(padded),
+        jax.tree.map(jnp.asarray, batch),
+        None if padded_allowed is None else jnp.asarray(padded_allowed),
+        k=k,
+        n_items=n_items,
+        exclude_seen=exclude_seen,
+    )
+    check(
+        Ranked(*map(np.asarray, got)),
+        reference(
+            score_UI, seen, k, allowed=allowed, exclude_seen=exclude_seen
+        ),
+    )

@@ -1,0 +1,75 @@
+"""A small trained model that every serving test can ask."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vaecf.serving.recommender import Recommender
+
+N_ITEMS = 30
+SETTINGS = dict(hidden=(12,), latent=4, batch_size=32, patience=None)
+
+
+class Shop(NamedTuple):
+    """A recommender with string ids, what it learnt from, and its run."""
+
+    recommender: Recommender
+    frame: pd.DataFrame
+    workdir: object
+
+
+def purchases(n_users=60, seed=0):
+    """Customers with 4 to 9 of 30 articles; one customer has them all."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (f"customer {u:02d}", f"sku-{i:02d}")
+        for u in range(n_users)
+        for i in rng.choice(N_ITEMS, rng.integers(4, 10), replace=False)
+    ]
+    rows += [("customer all", f"sku-{i:02d}") for i in range(N_ITEMS)]
+    return pd.DataFrame(rows, columns=["user", "item"])
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory):
+    frame = purchases()
+    workdir = tmp_path_factory.mktemp("shop") / "run"
+    recommender = Recommender(epochs=4, learning_rate=0.03, **SETTINGS)
+    recommender.fit(frame, workdir=workdir, validation_users=0)
+    return Shop(recommender, frame, workdir)
+
+
+def logits(params, history_UI):
+    """Mult-VAE's scores in float64, Liang et al. 2018, section 2."""
+    p = {
+        name: {k: np.asarray(v, np.float64) for k, v in value.items()}
+        if hasattr(value, "items")
+        else np.asarray(value, np.float64)
+        for name, value in params.items()
+    }
+    n_items = history_UI.shape[1]
+    norm_U1 = np.sqrt(history_UI.sum(axis=1, keepdims=True))
+    x_UI = history_UI / np.maximum(norm_U1, 1e-12)
+    h = np.tanh(x_UI @ p["input_kernel"][:n_items] + p["input_bias"])
+    h = h @ p["encoder_0"]["kernel"] + p["encoder_0"]["bias"]
+    mean = h[:, : h.shape[1] // 2]
+    h = np.tanh(mean @ p["decoder_0"]["kernel"] + p["decoder_0"]["bias"])
+    scores_UI = h @ p["output_kernel"] + p["output_bias"]
+    return mean, scores_UI[:, :n_items]
+
+
+@pytest.fixture(scope="session")
+def expected(shop):
+    """(users, history, codes, logits) of the shop, by NumPy."""
+    model = shop.recommender._model
+    users = shop.frame["user"].unique()
+    history_UI = np.zeros((len(users), len(model.items)))
+    item_of = {item: i for i, item in enumerate(model.items.ids)}
+    user_of = {user: u for u, user in enumerate(users)}
+    for user, item in zip(shop.frame["user"], shop.frame["item"]):
+        history_UI[user_of[user], item_of[item]] = 1
+    return users, history_UI, *logits(model.params, history_UI)

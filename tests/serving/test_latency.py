@@ -1,0 +1,82 @@
+"""The figures of the inference benchmark, whatever they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vaecf.serving import latency
+
+NAMES = (
+    "mean_throughput", "mean_latency",
+    "p50_latency", "p90_latency", "p95_latency", "p99_latency",
+)  # fmt: skip
+
+
+class Clock:
+    """Queries take 1, 2, 3, ... s, whatever they really take."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, 0
+
+    def perf_counter(self):
+        self.calls += 1
+        if self.calls % 2 == 0:
+            self.now += self.calls // 2
+        return self.now
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_figures(shop, monkeypatch, batch_size):
+    monkeypatch.setattr(latency, "time", Clock())
+    figures = latency.measure(
+        shop.recommender._model, batch_size=batch_size, repeats=8, warm_up=3
+    )
+    measured = np.arange(4, 12)  # the first three are left out
+    assert figures == pytest.approx(
+        {
+            f"batch_{batch_size}_{name}": value
+            for name, value in zip(
+                NAMES,
+                (
+                    batch_size / measured.mean(),
+                    measured.mean(),
+                    *(np.percentile(measured, p) for p in (50, 90, 95, 99)),
+                ),
+                strict=True,
+            )
+        }
+    )
+
+
+def test_queries(shop, monkeypatch):
+    """Random histories of known items, as long as asked for, ranked to k."""
+    model = shop.recommender._model
+    calls = []
+
+    class Recorder:
+        def ranker(self, k):
+            calls.append(k)
+            return lambda params, indptr, indices, batch_size: calls.append(
+                (batch_size, indptr.tolist(), indices)
+            )
+
+        items, params = model.items, model.params
+
+    for items_per_user, k in ((5, 10), (1000, 100)):
+        calls.clear()
+        latency.measure(
+            Recorder(), batch_size=2, repeats=3, warm_up=1, k=k,
+            items_per_user=items_per_user,
+        )  # fmt: skip
+        depth, *queries = calls
+        length = min(items_per_user, 30)
+        assert depth == min(k, 30) and len(queries) == 4
+        for batch_size, indptr, indices in queries:
+            assert (batch_size, indptr) == (2, [0, length, 2 * length])
+            assert indices.dtype == np.int32
+            for history in np.split(indices, 2):
+                assert history[0] >= 0 and history[-1] < 30
+                assert (np.diff(history) > 0).all()
+        if length < 30:
+            assert len({q[2].tobytes() for q in queries}) == 4

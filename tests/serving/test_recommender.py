@@ -1,0 +1,436 @@
+"""What a person asks of a Recommender, and what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import scipy.sparse
+
+from vaecf.data.interactions import Interactions
+from vaecf.errors import VaecfError
+from vaecf.evaluation.evaluate import evaluate
+from vaecf.evaluation.ranking import Ranker
+from vaecf.models import sharding
+from vaecf.serving import model as model_lib
+from vaecf.serving.recommender import Recommender
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL = dict(hidden=(12,), latent=4, batch_size=32, epochs=1)
+# The shop's own.
+SETTINGS = {**SMALL, "epochs": 4, "learning_rate": 0.03, "patience": None}
+
+
+def by_user(frame):
+    return {
+        user: part["item"].tolist()
+        for user, part in frame.groupby("user", sort=False)
+    }
+
+
+# --- A problem with a known answer ------------------------------------------
+
+
+def checkerboard(n=24):
+    """User u has every item of its colour but number u."""
+    board = np.zeros((n, n), np.float32)
+    for u in range(n):
+        board[u, u % 2 :: 2] = 1
+    np.fill_diagonal(board, 0)
+    return board
+
+
+@pytest.mark.parametrize("model", ["mult_vae", "mult_dae"])
+def test_checkerboard(model):
+    board = checkerboard()
+    recommender = Recommender(
+        model=model, hidden=(16,), latent=4, epochs=50, batch_size=24,
+        learning_rate=0.04, patience=None, seed=1,
+    )  # fmt: skip
+    matrix = scipy.sparse.csr_matrix(board)
+    recommender.fit(matrix, validation_users=0)
+    first = recommender.recommend(matrix, k=1)
+    assert first["user"].tolist() == list(range(24))
+    assert first["item"].tolist() == list(range(24))
+    # The other items of the colour are nearer than any of the other's.
+    for item in range(4):
+        near = recommender.similar_items(item, k=11)["item"]
+        assert sorted(near) == [i for i in range(item % 2, 24, 2) if i != item]
+
+
+# --- Where the interactions come from ---------------------------------------
+
+
+def test_polars_gives_the_same_model_as_pandas(shop):
+    """And other names of the columns, and no workdir."""
+    frame = shop.frame.rename(columns={"user": "who", "item": "what"})
+    frame = pl.DataFrame(frame.to_dict("list"))
+    columns = {"user_column": "who", "item_column": "what"}
+    recommender = Recommender(**SETTINGS).fit(
+        frame, validation_users=0, **columns
+    )
+    assert recommender.items.tolist() == sorted(set(frame["what"]))
+    result = recommender.recommend(frame, k=4, **columns)
+    pd.testing.assert_frame_equal(result, shop.recommender.recommend(shop.frame, 4))  # fmt: skip
+    assert result["user"].nunique() == 60  # one has everything
+
+
+def test_integer_ids_come_back_as_integers(tmp_path):
+    rng = np.random.default_rng(2)
+    big = 10**15
+    frame = pd.DataFrame(
+        [(u * 7 - 20, big + 3 * i) for u in range(40) for i in rng.permutation(15)[:6]],
+        columns=["user", "item"],
+    )  # fmt: skip
+    recommender = Recommender(**SMALL).fit(frame)
+    assert recommender.items.dtype == np.int64
+    assert set(recommender.items) <= {big + 3 * i for i in range(15)}
+    result = recommender.recommend(frame, k=3)
+    assert result["user"].dtype == result["item"].dtype == np.int64
+    assert result["user"].unique().tolist() == frame["user"].unique().tolist()
+    assert set(result["item"]) <= set(frame["item"])
+    # There was no workdir, and still it can be saved.
+    saved = recommender.save(str(tmp_path / "saved"))
+    again = Recommender.load(saved).recommend(frame, k=3)
+    pd.testing.assert_frame_equal(again, result)
+    # The same ids as text find the same items.
+    text = recommender.recommend({"x": [str(i) for i in frame["item"][:6]]}, 3)
+    assert text["item"].tolist() == result["item"].tolist()[:3]
+    assert text.attrs["unknown_items"] == 0
+
+
+def test_a_matrix_keeps_its_width():
+    board = checkerboard(16)
+    board[:, 3] = 0
+    recommender = Recommender(**SMALL)
+    recommender.fit(scipy.sparse.coo_array(board), validation_users=0)
+    assert recommender.items.tolist() == list(range(16))
+    everything = recommender.recommend(scipy.sparse.csr_matrix(board), k=16)
+    assert 3 in set(everything["item"])
+    with pytest.raises(VaecfError, match="users x items with 7 columns, and the model has 16"):  # fmt: skip
+        recommender.recommend(scipy.sparse.csr_matrix((16, 7)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "fit", "message"),
+    [
+        ({}, {"user_column": "usr"}, "no column 'usr'.*did you mean 'user'"),
+        ({}, {"validation_users": 1.5}, "validation_users=1.5 must be a share"),
+        ({}, {"validation_users": 61}, "validation_users=61 must be .* all 61"),
+        ({"epochs": 1.5}, {}, "config.train.epochs=1.5 must be of type int"),
+        ({"model": "mult_vea"}, {}, "did you mean mult_vae"),
+        ({"dropout_rate": 1.0}, {}, "config.model.dropout_rate=1.0 must be"),
+    ],
+)
+def test_fit_refuses(shop, tmp_path, settings, fit, message):
+    recommender = Recommender(**settings)
+    with pytest.raises(VaecfError, match=message) as error:
+        recommender.fit(shop.frame, workdir=tmp_path / "run", **fit)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_takes_tables_only():
+    with pytest.raises(VaecfError, match="of type list: pass a DataFrame"):
+        Recommender(**SMALL).fit([("ann", 1)])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda r: r.recommend({"ann": ["sku-01"]}),
+        lambda r: r.similar_items("sku-01"),
+        lambda r: r.encode([["sku-01"]]),
+        lambda r: r.items,
+        lambda r: r.save("nowhere"),
+    ],
+)
+def test_not_fitted(tmp_path, monkeypatch, ask):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VaecfError, match=r"no model yet: call fit\(\) or"):
+        ask(Recommender())
+    assert not list(tmp_path.iterdir())
+
+
+# --- Lists ------------------------------------------------------------------
+
+
+def top(expected, k, *, exclude_seen=True, allowed=None):
+    """Item numbers and logits by a stable sort of NumPy's scores."""
+    _, history_UI, _, logits_UI = expected
+    score_UI = logits_UI.copy()
+    if exclude_seen:
+        score_UI[history_UI > 0] = -np.inf
+    if allowed is not None:
+        score_UI[:, ~allowed] = -np.inf
+    rows = []
+    for u, score_I in enumerate(score_UI):
+        best = np.argsort(-score_I, kind="stable")[:k]
+        rows += [
+            (u, rank, i, logits_UI[u, i])
+            for rank, i in enumerate(best, 1)
+            if score_I[i] > -np.inf
+        ]
+    frame = pd.DataFrame(rows, columns=["user", "rank", "item", "logit"])
+    return frame.astype({"user": int, "item": int, "logit": float})
+
+
+def check(result, rows, expected, ids):
+    assert result.columns.tolist() == ["user", "rank", "item", "score"]
+    assert result["user"].tolist() == expected[0][rows["user"]].tolist()
+    assert result["rank"].tolist() == rows["rank"].tolist()
+    assert result["item"].tolist() == ids[rows["item"]].tolist()
+    np.testing.assert_allclose(result["score"], rows["logit"], atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 7, 30, 1000])
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_lists_are_those_of_numpy(shop, expected, k, exclude_seen):
+    result = shop.recommender.recommend(
+        shop.frame, k, exclude_seen=exclude_seen, score="logit"
+    )
+    rows = top(expected, k, exclude_seen=exclude_seen)
+    check(result, rows, expected, shop.recommender.items)
+    assert result.attrs["unknown_items"] == 0
+    # Who has everything is left nothing, unless seen items may come again.
+    assert ("customer all" in set(result["user"])) != exclude_seen
+
+
+@pytest.mark.parametrize("kind", [list, set, np.array, pd.Series, iter])
+def test_allow_and_deny(shop, expected, kind):
+    ids = shop.recommender.items
+    allow = [*ids[4:20], "sku-unknown"]
+    deny = [*ids[10:25], "sku-unknown"]
+    inside = np.isin(np.arange(len(ids)), np.arange(4, 20))
+    outside = ~np.isin(np.arange(len(ids)), np.arange(10, 25))
+    for given, mask in (
+        ({"allow_items": kind(allow)}, inside),
+        ({"deny_items": kind(deny)}, outside),
+        ({"allow_items": kind(allow), "deny_items": kind(deny)}, inside & outside),
+        ({"allow_items": kind([])}, np.zeros(len(ids), bool)),
+        ({"deny_items": kind([])}, np.ones(len(ids), bool)),
+    ):  # fmt: skip
+        result = shop.recommender.recommend(
+            shop.frame, 5, score="logit", batch_size=7, **given
+        )
+        check(result, top(expected, 5, allowed=mask), expected, ids)
+
+
+def test_scores(shop, expected):
+    """Over the whole catalogue, seen or not, the probabilities add up to 1."""
+    exact = expected[3]
+    total_U1 = np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    log_probability = (exact - total_U1).ravel()
+    rows = top(expected, 30, exclude_seen=False)
+    place = rows["user"] * 30 + rows["item"]
+    for score, values, tolerance in (
+        ("logit", exact.ravel(), {"atol": 1e-5}),
+        ("log_probability", log_probability, {"atol": 1e-5}),
+        ("probability", np.exp(log_probability), {"rtol": 1e-4}),
+    ):
+        result = shop.recommender.recommend(
+            shop.frame, 30, exclude_seen=False, score=score
+        )
+        assert len(result) == 61 * 30
+        np.testing.assert_allclose(result["score"], values[place], **tolerance)
+        if score == "probability":
+            sums = result.groupby("user")["score"].sum()
+            np.testing.assert_allclose(sums, 1, rtol=1e-5)
+    default = shop.recommender.recommend(shop.frame, 3)
+    np.testing.assert_allclose(
+        default["score"],
+        log_probability[(r := top(expected, 3))["user"] * 30 + r["item"]],
+        atol=1e-5,
+    )
+
+
+def test_batches_and_blocks_do_not_change_the_lists(shop):
+    whole = shop.recommender.recommend(shop.frame, 6)
+    for batch_size in (1, 9, 61):
+        blocks = list(
+            shop.recommender.recommend_blocks(
+                shop.frame, 6, batch_size=batch_size
+            )
+        )
+        assert len(blocks) > 1 or batch_size == 61
+        filled = pd.concat([b for b in blocks if len(b)], ignore_index=True)
+        pd.testing.assert_frame_equal(filled, whole)
+
+
+def test_unknown_items_are_reported(shop):
+    ask = shop.recommender.recommend
+    plain = ask({"ann": ["sku-01", "sku-02"]}, 5)
+    mixed = ask({"ann": ["sku-77", "sku-01", None, "sku-02", 12]}, 5)
+    assert plain.attrs["unknown_items"] == 0
+    assert mixed.attrs["unknown_items"] == 3
+    assert mixed["item"].tolist() == plain["item"].tolist()
+    np.testing.assert_allclose(mixed["score"], plain["score"], rtol=1e-6)
+
+
+def test_duplicates_do_not_change_the_answer(shop):
+    ask = shop.recommender.recommend
+    once = ask({"ann": ["sku-01", "sku-02"]}, 5)
+    often = ask({"ann": ["sku-02", "sku-01", "sku-02", "sku-02"]}, 5)
+    pd.testing.assert_frame_equal(once, often)
+    # The order of two different histories does.
+    assert ask({"ann": ["sku-02"]}, 5)["item"].tolist() != once["item"].tolist()
+
+
+@pytest.mark.parametrize("history", [[], ["sku-77"]])
+def test_a_history_without_known_items(shop, history):
+    """Still a full list, the same for everyone: the model's prior."""
+    result = shop.recommender.recommend([history, [], ["sku-01"]], 30)
+    lists = by_user(result)
+    assert sorted(lists[0]) == shop.recommender.items.tolist()
+    assert lists[0] == lists[1] != lists[2]
+    assert np.isfinite(result["score"]).all()
+
+
+@pytest.mark.parametrize(
+    "nobody", [[], {}, pd.DataFrame({"user": [], "item": []})]
+)
+def test_no_users(shop, nobody):
+    result = shop.recommender.recommend(nobody, 5)
+    assert result.columns.tolist() == ["user", "rank", "item", "score"]
+    assert len(result) == 0 and result.attrs["unknown_items"] == 0
+    users, codes = shop.recommender.encode(nobody)
+    assert len(users) == 0 and codes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k=0 must be at least 1"),
+        ({"score": "prob"}, "score='prob': use one of log_probability, "),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"allow_items": "sku-01"}, "allow_items='sku-01': pass a list"),
+        ({"deny_items": 5}, "deny_items=5: pass a list of items"),
+    ],
+)
+def test_recommend_refuses(shop, arguments, message):
+    with pytest.raises(VaecfError, match=message):
+        shop.recommender.recommend({"ann": ["sku-01"]}, **arguments)
+
+
+# --- One scoring path -------------------------------------------------------
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
+def test_evaluation_and_recommend_give_the_same_lists(shop, expected, mesh):
+    mesh = sharding.make_mesh(*mesh)
+    model = model_lib.load(shop.workdir, mesh=mesh)
+    assert model.problem.mesh.devices.shape == mesh.devices.shape
+    users, history_UI = expected[:2]
+    fold_in = Interactions.from_scipy(scipy.sparse.csr_matrix(history_UI))
+    held_out = Interactions.from_scipy(scipy.sparse.csr_matrix(1 - history_UI))
+    evaluation = evaluate(
+        Ranker(model.scorer(), mesh, 20),
+        model.params,
+        fold_in,
+        held_out,
+        names=("recall@20",),
+        batch_size=16,
+        item_share_I=np.ones(30),
+    )
+    assert evaluation.left_out == 1
+    lists = by_user(shop.recommender.recommend(shop.frame, 20))
+    assert len(lists) == 60
+    for u, user in enumerate(users):
+        ranked = [i for i in evaluation.ranked.item_UK[u] if i >= 0]
+        assert model.items.ids[ranked].tolist() == lists.get(user, [])
+
+
+# --- Representations --------------------------------------------------------
+
+
+def test_encode_is_the_posterior_mean(shop, expected):
+    users, codes = shop.recommender.encode(shop.frame)
+    assert users.tolist() == expected[0].tolist()
+    assert codes.dtype == np.float32
+    np.testing.assert_allclose(codes, expected[2], atol=1e-5)
+
+
+def test_encode_in_blocks(shop, monkeypatch):
+    whole = shop.recommender.encode(shop.frame)[1]
+    monkeypatch.setattr(model_lib, "_USERS_ENCODED", 16)
+    blocks = shop.recommender.encode(shop.frame)[1]
+    assert blocks.shape == whole.shape == (61, 4)
+    np.testing.assert_allclose(blocks, whole, atol=1e-6)
+
+
+def test_similar_items_are_those_of_numpy(shop):
+    model = shop.recommender._model
+    vectors = np.asarray(model.params["output_kernel"], np.float64)[:, :30].T
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = shop.recommender.items
+    for index in (0, 17, 29):
+        cosine_I = vectors @ vectors[index]
+        order = [i for i in np.argsort(-cosine_I) if i != index]
+        for k in (1, 5, 29, 500):
+            result = shop.recommender.similar_items(ids[index], k)
+            best = order[:k]
+            assert result.columns.tolist() == ["rank", "item", "score"]
+            assert result["item"].tolist() == ids[best].tolist()
+            assert result["rank"].tolist() == list(range(1, len(best) + 1))
+            np.testing.assert_allclose(result["score"], cosine_I[best], atol=1e-5)  # fmt: skip
+    with pytest.raises(VaecfError, match="item 'sku-77' is not known"):
+        shop.recommender.similar_items("sku-77")
+    with pytest.raises(VaecfError, match="k=-1 must be at least 1"):
+        shop.recommender.similar_items("sku-01", k=-1)
+
+
+# --- Save and load ----------------------------------------------------------
+
+ELSEWHERE = """
+import json, sys
+import vaecf
+recommender = vaecf.Recommender.load(sys.argv[1])
+lists = recommender.recommend(json.load(open(sys.argv[2])), 6)
+lists.to_json(sys.argv[3], orient="split", double_precision=15)
+"""
+
+
+def test_a_fresh_process_gives_the_same_lists(shop, tmp_path):
+    saved = shop.recommender.save(tmp_path / "saved")
+    histories = shop.frame.groupby("user")["item"].agg(list).to_dict()
+    (tmp_path / "histories.json").write_text(json.dumps(histories))
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, saved, "histories.json", "out.json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    there = pd.read_json(tmp_path / "out.json", orient="split")
+    here = shop.recommender.recommend(histories, 6)
+    assert len(here) == 6 * 60
+    assert there.columns.tolist() == here.columns.tolist()
+    for column in ("user", "rank", "item"):
+        assert there[column].tolist() == here[column].tolist()
+    np.testing.assert_allclose(there["score"], here["score"], atol=1e-5)
+
+
+def test_load_of_a_workdir_and_of_a_copy_of_a_copy(shop, tmp_path):
+    here = shop.recommender.recommend(shop.frame, 6)
+    for place in (
+        shop.workdir,
+        Recommender.load(shop.workdir).save(tmp_path / "copy"),
+        Recommender.load(tmp_path / "copy").save(tmp_path / "again"),
+    ):
+        there = Recommender.load(str(place)).recommend(shop.frame, 6)
+        pd.testing.assert_frame_equal(there, here)
+
+
+def test_save_does_not_overwrite(shop, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(VaecfError, match="is not empty: choose another"):
+        shop.recommender.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
