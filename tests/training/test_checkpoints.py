@@ -1,0 +1,231 @@
+"""What is saved comes back, on any mesh; what is damaged is named."""
+
+from __future__ import annotations
+
+import gc
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vaecf.errors import VaecfError
+from vaecf.models import sharding
+from vaecf.training import checkpoints, loop
+from vaecf.training import step as step_lib
+from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
+
+# Of orbax's readers, when what they read is damaged.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Complaints of those readers belong to the test that damaged."""
+    yield
+    gc.collect()
+
+
+POSITION = {"epoch": 3, "best": 0.125, "none": None, "sums": [1.5, 1e-30]}
+
+
+def one_device():
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def like(tree):
+    return checkpoints.abstract(
+        tree, jax.tree.map(lambda _: one_device(), tree)
+    )
+
+
+def test_every_dtype_comes_back(tmp_path, assert_same):
+    values = np.array([0.0, 1.5, -3.0, 100.0])
+    tree = {
+        str(np.dtype(dtype)): jnp.asarray(values, dtype)
+        for dtype in (
+            jnp.float32, jnp.float16, jnp.bfloat16, jnp.int32, jnp.int8,
+            jnp.uint32, jnp.bool_,
+        )
+    }  # fmt: skip
+    tree["special"] = jnp.array([np.nan, np.inf, -0.0, 1e-45], jnp.float32)
+    tree["scalar"] = (jnp.int32(2**31 - 1), [jnp.zeros((1, 3))])
+    saved = Checkpoints(tmp_path / "checkpoints")
+    saved.save(LATEST, 12, tree, POSITION)
+    saved.close()
+    again = Checkpoints(tmp_path / "checkpoints")
+    back = again.restore(LATEST, like(tree))
+    assert_same(back, tree)
+    assert np.signbit(back["special"][2])
+    assert again.position(LATEST) == POSITION
+    assert again.step(LATEST) == 12 and again.step(BEST) is None
+    again.close()
+
+
+def state_on(small, mesh, seed):
+    """A float16 state with a number of its own everywhere."""
+    options = small(precision={"policy": "fp16"})
+    problem = step_lib.make_problem(options, 21, sharding.make_mesh(*mesh))
+    shapes = jax.eval_shape(lambda: step_lib.init_state(problem, 0))
+    rng = np.random.default_rng(seed)
+    values = jax.tree.map(
+        lambda x: rng.normal(0, 100, x.shape).astype(x.dtype), shapes
+    )
+    state = jax.device_put(values, step_lib.state_shardings(problem))
+    return problem, state
+
+
+@pytest.mark.parametrize("mesh", [(4, 1), (1, 1), (1, 4)])
+def test_restores_onto_another_mesh(tmp_path, small, assert_same, mesh):
+    _, state = state_on(small, (2, 2), 5)
+    saved = Checkpoints(tmp_path)
+    saved.save(LATEST, 0, state, POSITION)
+    saved.save(BEST, 0, state.params, POSITION)
+    problem, other = state_on(small, mesh, 6)
+    back = loop.restore_state(problem, saved)
+    assert_same(back, state)
+    assert_same(loop.restore_params(problem, saved), state.params)
+    for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(other)):
+        assert x.sharding == y.sharding
+        assert x.sharding.device_set == set(problem.mesh.devices.flat)
+    saved.close()
+
+
+def test_one_checkpoint_is_kept(tmp_path, assert_same):
+    saved = Checkpoints(tmp_path)
+    for step in (1, 2, 10):
+        saved.save(LATEST, step, {"x": jnp.full(3, step)}, {"epoch": step})
+    saved.save(BEST, 2, {"x": jnp.zeros(3)}, {"epoch": 2})
+    saved.close()
+    assert [p.name for p in (tmp_path / LATEST).iterdir()] == ["10"]
+    assert [p.name for p in (tmp_path / BEST).iterdir()] == ["2"]
+    assert (saved.step(LATEST), saved.step(BEST)) == (10, 2)
+    assert_same(
+        saved.restore(LATEST, like({"x": jnp.zeros(3, jnp.int32)})),
+        {"x": jnp.full(3, 10)},
+    )
+    saved.close()
+
+
+def test_saving_a_step_twice_keeps_the_first(tmp_path):
+    saved = Checkpoints(tmp_path)
+    saved.save(LATEST, 5, {"x": jnp.zeros(3)}, {"epoch": 1})
+    saved.save(LATEST, 5, {"x": jnp.ones(3)}, {"epoch": 2})
+    assert saved.position(LATEST) == {"epoch": 1}
+    saved.close()
+
+
+def test_opening_creates_nothing(tmp_path):
+    saved = Checkpoints(tmp_path / "checkpoints")
+    assert saved.step(LATEST) is None and saved.step(BEST) is None
+    for which in (LATEST, BEST):
+        for ask in (
+            lambda w=which: saved.position(w),
+            lambda w=which: saved.restore(w, {}),
+        ):
+            with pytest.raises(
+                VaecfError, match=r"no checkpoint.*--train"
+            ) as e:
+                ask()
+            assert str(tmp_path / "checkpoints" / which) in str(e.value)
+    saved.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, small):
+    """A checkpoint of a whole state, to be copied and damaged."""
+    directory = tmp_path_factory.mktemp("written")
+    saved = Checkpoints(directory)
+    problem, state = state_on(small, (1, 1), 0)
+    saved.save(LATEST, 7, state, POSITION)
+    saved.close()
+    return directory, problem
+
+
+def one_line_error(directory: pathlib.Path, problem) -> str:
+    saved = Checkpoints(directory)
+    with pytest.raises(VaecfError) as e:
+        saved.position(LATEST)
+        loop.restore_state(problem, saved)
+    saved.close()
+    message = str(e.value)
+    assert "\n" not in message and str(directory / LATEST / "7") in message
+    return message
+
+
+def test_written_one_is_whole(written):
+    directory, problem = written
+    saved = Checkpoints(directory)
+    loop.restore_state(problem, saved)
+    assert saved.position(LATEST) == POSITION
+    saved.close()
+
+
+@pytest.mark.parametrize("how", ["cut", "emptied", "flipped", "removed"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "7/state/**/d/*",
+        "7/state/**/manifest.ocdbt",
+        "7/state/_METADATA",
+        "7/position/metadata",
+    ],
+)
+def test_damage_is_one_line(tmp_path, written, pattern, how):
+    directory = tmp_path / "copy"
+    shutil.copytree(written[0], directory)
+    files = [p for p in (directory / LATEST).glob(pattern) if p.is_file()]
+    assert files
+    for path in files:
+        data = path.read_bytes()
+        if how == "removed":
+            path.unlink()
+        elif how == "flipped":
+            middle = len(data) // 2
+            path.write_bytes(
+                data[:middle]
+                + bytes(b ^ 0xFF for b in data[middle : middle + 64])
+                + data[middle + 64 :]
+            )
+        else:
+            path.write_bytes(data[: len(data) // 2 if how == "cut" else 0])
+    one_line_error(directory, written[1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"hidden": (7,)}},
+        {"model": {"hidden": (6, 6)}},
+        {"model": {"latent": 4}},
+        {"model": {"name": "mult_dae"}},
+        {"precision": {"policy": "fp32"}},
+    ],
+)
+def test_another_model_is_refused(written, small, changes):
+    changes = {"precision": {"policy": "fp16"}, **changes}
+    problem = step_lib.make_problem(
+        small(**changes), 21, sharding.make_mesh(1, 1)
+    )
+    assert "does not fit this model" in one_line_error(written[0], problem)
+
+
+def test_another_catalogue_is_refused(written, small):
+    problem = step_lib.make_problem(
+        small(precision={"policy": "fp16"}), 129, sharding.make_mesh(1, 1)
+    )
+    one_line_error(written[0], problem)
+
+
+def test_disk_that_refuses(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file is in the way")
+    saved = Checkpoints(tmp_path / "checkpoints")
+    assert saved.step(LATEST) is None
+    with pytest.raises(VaecfError, match="cannot write a checkpoint") as e:
+        saved.save(LATEST, 1, {"x": jnp.zeros(3)}, {})
+    assert "\n" not in str(e.value)

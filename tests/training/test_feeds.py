@@ -1,0 +1,150 @@
+"""Two feeds, one sequence of batches; and few compilations."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from vaecf.data.interactions import Interactions
+from vaecf.models import batching, sharding
+from vaecf.training import batches, feeds
+from vaecf.training import step as step_lib
+
+KINDS = {"resident": feeds.ResidentFeed, "streamed": feeds.StreamedFeed}
+
+
+def train(feed, problem, epochs: int = 3):
+    """(state, Totals of each epoch): 4 steps each, the last one partial."""
+    state, sums = step_lib.init_state(problem, 7), []
+    for epoch in range(epochs):
+        order = batches.epoch_order(
+            7, epoch, 60, 16, shards=problem.data_shards
+        )
+        ready = feed.prepare(order)
+        for start, stop in ((0, 1), (1, 4)):
+            state, totals = feed.run(state, ready, start, stop)
+            sums.append(jax.device_get(totals))
+    return state, sums
+
+
+def test_resident_and_streamed_are_the_same(small, dataset, assert_close):
+    problem = step_lib.make_problem(
+        small(), dataset.n_items, sharding.make_mesh(1, 1)
+    )
+    results = []
+    for kind, cls in KINDS.items():
+        feed = feeds.make_feed(kind, problem, dataset.train, 7)
+        assert type(feed) is cls
+        results.append(train(feed, problem))
+    # Two programs: XLA may round the last bit of either another way.
+    assert_close(*results, rtol=1e-6, atol=2e-7)
+    assert [int(t.users) for t in results[0][1]] == [16, 44] * 3
+    fresh = step_lib.init_state(problem, 7).params["input_kernel"]
+    moved = np.asarray(results[0][0].params["input_kernel"] - fresh)
+    assert np.abs(moved).max() > 0.05
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 1)])
+def test_batches_are_the_same_bit_for_bit(small, dataset, assert_same, mesh):
+    problem = step_lib.make_problem(
+        small(), dataset.n_items, sharding.make_mesh(*mesh)
+    )
+    train = dataset.train
+    on_device = jax.jit(step_lib.assemble, static_argnums=(0, 3))
+    csr = batching.as_csr(train.indptr, train.indices)
+    for users in batches.epoch_order(1, 0, 60, 16):
+        n_slots = 512 // problem.data_shards
+        resident = on_device(problem, csr, users, n_slots)
+        streamed = batching.assemble_on_host(
+            train.indptr, train.indices, users, n_slots, problem.data_shards
+        )
+        assert_same(resident, streamed)
+        assert resident.item_N.shape == (512,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_once_for_every_bucket(small, kind, caplog):
+    """Three long histories in one batch need more slots, not all epochs do."""
+    rng = np.random.default_rng(0)
+    n = np.full(60, 2)
+    n[:6] = 90
+    pairs = [(u, i) for u in range(60) for i in rng.permutation(120)[: n[u]]]
+    users, items = np.array(pairs).T
+    history, _ = Interactions.from_pairs(users, items, 60, 120)
+    problem = step_lib.make_problem(small(), 120, sharding.make_mesh(1, 1))
+    feed = feeds.make_feed(kind, problem, history, 7)
+    state = step_lib.init_state(problem, 7)
+    slots, compiled = set(), []
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for epoch in range(6):
+            ready = feed.prepare(batches.epoch_order(7, epoch, 60, 16))
+            slots.add(ready.n_slots)
+            for start, stop in ((0, 1), (1, 3), (3, 4)):
+                caplog.clear()
+                before = feed.compile_seconds
+                state, _ = feed.run(state, ready, start, stop)
+                compiled.append(
+                    sum(
+                        r.getMessage().startswith("Compiling")
+                        and "step" in r.getMessage()
+                        for r in caplog.records
+                    )
+                )
+                assert (feed.compile_seconds > before) == bool(compiled[-1])
+    assert slots == {256, 512}
+    assert sum(compiled) == 2
+    assert state.step == 24
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prepare_counts_real_users(small, kind):
+    """Neither padding users nor those without items."""
+    history, _ = Interactions.from_pairs(
+        [0, 0, 2, 3, 4, 4, 4], [0, 1, 2, 3, 4, 5, 6], 6, 21
+    )
+    problem = step_lib.make_problem(small(), 21, sharding.make_mesh(2, 1))
+    feed = feeds.make_feed(kind, problem, history, 0)
+    order = np.array([[5, 4, 3, 2], [1, 0, 6, 6]], np.int32)
+    epoch = feed.prepare(order)
+    assert (epoch.users, epoch.steps) == (4, 2)
+    np.testing.assert_array_equal(epoch.order, order)
+
+
+class Device:
+    def __init__(self, stats) -> None:
+        self._stats = stats
+
+    def memory_stats(self):
+        return self._stats
+
+
+class Train:
+    def __init__(self, nnz: int) -> None:
+        self.nnz = nnz
+
+
+@pytest.mark.parametrize(
+    ("nnz", "stats", "resident"),
+    [
+        (2**31 - 1, None, True),
+        (2**31, None, False),
+        (2**31, {"bytes_limit": 2**50}, False),
+        # A quarter of what is free, four bytes an interaction.
+        (999, {"bytes_limit": 20_000, "bytes_in_use": 4_000}, True),
+        (1000, {"bytes_limit": 20_000, "bytes_in_use": 4_000}, False),
+        (1000, {"bytes_limit": 20_000}, True),
+        (1000, {"bytes_in_use": 10}, True),
+    ],
+)
+def test_auto(monkeypatch, nnz, stats, resident):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats)])
+    made = []
+    for cls in KINDS.values():
+        monkeypatch.setattr(
+            feeds, cls.__name__, lambda *a, cls=cls: made.append(cls)
+        )
+    feeds.make_feed("auto", None, Train(nnz), 0)
+    assert made == [KINDS["resident" if resident else "streamed"]]

@@ -1,0 +1,233 @@
+"""The loss scale's schedule by hand, and what a skipped step leaves alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaecf.models import batching, sharding
+from vaecf.training import loss_scale
+from vaecf.training import step as step_lib
+
+PARAMS = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([0.25])}
+BAD = (np.nan, np.inf, -np.inf)
+
+
+def gradients(value: float = 1.0) -> Any:
+    return jax.tree.map(lambda x: jnp.full_like(x, value), PARAMS)
+
+
+def run(tx, flags: str, params: Any = PARAMS):
+    """States after each of the steps: '+' finite, '-' not."""
+    update = jax.jit(tx.update)
+    state, states = tx.init(params), []
+    for at, flag in enumerate(flags):
+        grads = gradients(2.0 ** (at % 3))
+        grads = jax.tree.map(lambda g, s=state.scale: g * s, grads)
+        if flag == "-":
+            grads["b"] = grads["b"].at[0].set(BAD[at % 3])
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        states.append((params, state))
+    return states
+
+
+def test_schedule_by_hand():
+    tx = loss_scale.dynamic_loss_scale(
+        optax.sgd(0.1), initial=8.0, growth_interval=3, floor=2.0, ceiling=32.0
+    )
+    flags = "+++++----++++++++++++"
+    scales = [
+        8,
+        8,
+        16,
+        16,
+        16,
+        8,
+        4,
+        2,
+        2,
+        2,
+        2,
+        4,
+        4,
+        4,
+        8,
+        8,
+        8,
+        16,
+        16,
+        16,
+        32,
+    ]
+    finite = [1, 2, 0, 1, 2, 0, 0, 0, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    in_all = [0, 0, 0, 0, 0, 1, 2, 3, 4] + [4] * 12
+    in_a_row = [0, 0, 0, 0, 0, 1, 2, 3, 4] + [0] * 12
+    states = [state for _, state in run(tx, flags)]
+    assert [float(s.scale) for s in states] == scales
+    assert [int(s.finite_steps) for s in states] == finite
+    assert [int(s.skipped) for s in states] == in_all
+    assert [int(s.skipped_in_a_row) for s in states] == in_a_row
+    last = [s for _, s in run(tx, "+++" * 5)]
+    assert float(last[-1].scale) == 32.0 and last[-1].scale.dtype == np.float32
+
+
+@settings(deadline=None)
+@given(st.text("+-", min_size=1, max_size=30), st.integers(1, 4))
+def test_schedule_is_the_papers(flags, interval):
+    """Micikevicius et al. 2018, section 3.2, as a loop over floats."""
+    tx = loss_scale.dynamic_loss_scale(
+        optax.identity(),
+        initial=4.0,
+        growth_factor=4.0,
+        backoff_factor=0.25,
+        growth_interval=interval,
+        floor=1.0,
+        ceiling=64.0,
+    )
+    scale, since = 4.0, 0
+    update, state = _UPDATES.setdefault(interval, jax.jit(tx.update)), None
+    state = tx.init(PARAMS)
+    for flag in flags:
+        value = 1.0 if flag == "+" else np.nan
+        _, state = update(gradients(value), state)
+        if flag == "+":
+            since += 1
+            if since == interval:
+                scale, since = min(scale * 4, 64.0), 0
+        else:
+            scale, since = max(scale / 4, 1.0), 0
+        assert (float(state.scale), int(state.finite_steps)) == (scale, since)
+    trailing = len(flags) - len(flags.rstrip("-"))
+    assert int(state.skipped) == flags.count("-")
+    assert int(state.skipped_in_a_row) == trailing
+
+
+_UPDATES: dict[int, Any] = {}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("leaf", ["w", "b"])
+def test_bad_gradient_changes_nothing(assert_same, bad, leaf):
+    tx = loss_scale.dynamic_loss_scale(optax.adam(0.1))
+    params, state = run(tx, "++")[-1]
+    grads = gradients(1e3)
+    grads[leaf] = grads[leaf].at[(0,) * grads[leaf].ndim].set(bad)
+    updates, after = tx.update(grads, state, params)
+    assert_same(optax.apply_updates(params, updates), params)
+    assert_same(after.inner, state.inner)
+    assert after.skipped == 1 and after.scale == state.scale / 2
+    # The same gradient without its flaw does change them.
+    updates, after = tx.update(gradients(1e3), state, params)
+    assert np.all(np.asarray(updates["w"]) != 0)
+    assert after.inner[0].count == state.inner[0].count + 1
+
+
+def test_never_gives_in(assert_same):
+    """Unlike `optax.apply_if_finite`, however many bad ones come in a row."""
+    tx = loss_scale.dynamic_loss_scale(optax.adam(0.1))
+    params, state = run(tx, "-" * 60)[-1]
+    assert_same(params, PARAMS)
+    assert state.skipped_in_a_row == 60 and state.scale == 1.0
+
+
+def test_equals_the_optimiser_alone_on_finite_gradients(assert_same):
+    adam = optax.adam(0.1)
+    wrapped = loss_scale.dynamic_loss_scale(adam, growth_interval=2)
+    params, state = PARAMS, adam.init(PARAMS)
+    update = jax.jit(adam.update)
+    for at, (scaled_params, scaled) in enumerate(run(wrapped, "+" * 7)):
+        updates, state = update(gradients(2.0 ** (at % 3)), state, params)
+        params = optax.apply_updates(params, updates)
+        # Powers of two: scaling and unscaling are exact.
+        assert_same(scaled_params, params)
+        assert_same(scaled.inner, state)
+    assert scaled.scale == 2.0**18
+
+
+def test_scale_and_skips_without_the_wrapper():
+    state = optax.adam(0.1).init(PARAMS)
+    assert loss_scale.scale_of(state) == 1
+    assert loss_scale.skips_of(state) == (0, 0)
+    wrapped = loss_scale.dynamic_loss_scale(optax.adam(0.1), initial=64.0)
+    assert loss_scale.scale_of(wrapped.init(PARAMS)) == 64
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([0.0, 1.0, -3e38, *BAD]), max_size=6))
+def test_all_finite(values):
+    tree = [jnp.float32(v) for v in values]
+    assert bool(loss_scale.all_finite(tree)) == bool(np.isfinite(values).all())
+
+
+def test_float16_overflows_recovers_and_all_devices_agree(
+    small, dataset, take, assert_same
+):
+    """A scale far too large: steps are skipped until it fits."""
+    options = small(precision={"policy": "fp16", "initial_loss_scale": 2.0**24})
+    problem = step_lib.make_problem(
+        options, dataset.n_items, sharding.make_mesh(2, 2)
+    )
+    users = np.arange(16, dtype=np.int32)
+    batch = batching.assemble_on_host(
+        dataset.train.indptr,
+        dataset.train.indices,
+        users,
+        512,
+        problem.data_shards,
+    )
+    state, key = step_lib.init_state(problem, 0), step_lib.step_key(0)
+    first = state
+    losses, skipped = [], []
+    for _ in range(40):
+        before = state
+        state, totals = take(problem, state, batch, key)
+        losses.append(float(totals.nll))
+        skipped.append(int(state.opt_state.skipped))
+        if skipped[-1] > (skipped[-2] if len(skipped) > 1 else 0):
+            assert_same(state.params, before.params)
+            assert_same(state.opt_state.inner, before.opt_state.inner)
+            assert state.opt_state.scale == before.opt_state.scale / 2
+        assert state.step == before.step + 1
+        # Replicated values are the same on every device.
+        for x in (*state.opt_state[:4], state.params["input_bias"]):
+            for shard in x.addressable_shards:
+                np.testing.assert_array_equal(shard.data, x)
+    assert 1 <= skipped[-1] <= 20
+    assert skipped[0] == 1 and skipped[-1] == skipped[-10]
+    assert int(state.opt_state.inner[0].count) == 40 - skipped[-1]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert np.all(np.isfinite(losses))
+    assert np.any(
+        np.asarray(state.params["input_kernel"])
+        != np.asarray(first.params["input_kernel"])
+    )
+
+
+def test_one_shards_overflow_makes_all_devices_skip(small, take, assert_same):
+    """A weight of one item shard overflows float16; nobody may apply."""
+    options = small(precision={"policy": "fp16", "initial_loss_scale": 8.0})
+    problem = step_lib.make_problem(options, 200, sharding.make_mesh(2, 2))
+    state = step_lib.init_state(problem, 0)
+    kernel = np.array(state.params["output_kernel"])
+    # Item 199 is on the second item shard, and in one user's history.
+    kernel[:, 199] = 1e6
+    state.params["output_kernel"] = jax.device_put(
+        kernel, state.params["output_kernel"].sharding
+    )
+    indptr = np.array([0, 2, 4, 6, 8])
+    items = np.array([0, 1, 2, 3, 0, 2, 1, 199], np.int32)
+    batch = batching.assemble_on_host(
+        indptr, items, np.arange(4, dtype=np.int32), 16, 2
+    )
+    after, _ = take(problem, state, batch, step_lib.step_key(0))
+    assert after.opt_state.skipped == 1 and after.opt_state.scale == 4
+    assert_same(after.params, state.params)
+    assert_same(after.opt_state.inner, state.opt_state.inner)
