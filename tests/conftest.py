@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
+import tempfile
+
+# Tests compile the same small programs again and again: once is enough, for
+# all workers and the processes that tests start. Empty at every start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="vaecf-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest

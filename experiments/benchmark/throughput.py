@@ -128,15 +128,14 @@ class Trainer:
         stop = min(start + steps, self._epoch.steps)
         compiled = self._feed.compile_seconds
         began = time.perf_counter()
-        self._state, device_totals = self._feed.run(
+        self._state, totals = self._feed.run(
             self._state, self._epoch, start, stop
         )
-        totals = step_lib.Totals(*jax.device_get(device_totals))
         seconds = time.perf_counter() - began
         seconds -= self._feed.compile_seconds - compiled
         self._next = stop % self._epoch.steps
-        self.losses.append(float(totals.loss / totals.steps))
-        return float(totals.users), seconds
+        self.losses.append(float(totals.loss.sum() / totals.users.sum()))
+        return float(totals.users.sum()), seconds
 
 
 def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:

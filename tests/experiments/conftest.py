@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
-import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -88,22 +87,6 @@ def parsed() -> Callable[..., contextlib.AbstractContextManager]:
             yield module
 
     return parse
-
-
-@pytest.fixture(scope="package", autouse=True)
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands with the same shapes share what was compiled."""
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

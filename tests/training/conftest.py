@@ -1,10 +1,9 @@
-"""Small runs, and one compilation of each program."""
+"""Small runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +17,6 @@ from vaecf.data.dataset import Dataset
 from vaecf.options import Options
 from vaecf.training import loop
 from vaecf.training import step as step_lib
-
-# Every run compiles its own programs; most of them are the same.
-_CACHE = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 _SMALL: dict[str, Any] = {
     "seed": 7,

@@ -11,7 +11,6 @@ import time
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -50,7 +49,10 @@ class Feed(Protocol):
     def run(
         self, state: TrainState, epoch: Epoch, start: int, stop: int
     ) -> tuple[TrainState, Totals]:
-        """Steps start .. stop-1; `state` is donated."""
+        """Steps start .. stop-1 with their Totals on the host, float32 [n].
+
+        Waits for the device; `state` is donated.
+        """
 
 
 class ResidentFeed:
@@ -110,7 +112,8 @@ class ResidentFeed:
                 .compile()
             )
             self.compile_seconds += time.perf_counter() - began
-        return self._programs[key](*args)
+        state, totals = self._programs[key](*args)
+        return state, Totals(*(x[start:stop] for x in jax.device_get(totals)))
 
 
 class StreamedFeed:
@@ -125,7 +128,6 @@ class StreamedFeed:
         self._by_user = sharding.shardings(problem.mesh, P(sharding.DATA))
         self._key = jax.device_put(step_lib.step_key(seed), self._everywhere)
         self._programs: dict[tuple[int, int], Any] = {}
-        self._zeros = jax.jit(Totals.zeros, out_shardings=self._everywhere)
         self.compile_seconds = 0.0
 
     def prepare(self, order: np.ndarray) -> Epoch:
@@ -142,7 +144,7 @@ class StreamedFeed:
     ) -> tuple[TrainState, Totals]:
         """See `Feed`. The host assembles a batch while the device trains on the
         one before: dispatch is asynchronous."""
-        sums = self._zeros()
+        taken = []
         for i in range(start, stop):
             batch = jax.device_put(
                 batching.assemble_on_host(
@@ -154,10 +156,12 @@ class StreamedFeed:
                 ),
                 self._by_user,
             )
-            state, sums = self._program(epoch, state, sums, batch)(
-                state, sums, batch, self._key
+            state, totals = self._program(epoch, state, batch)(
+                state, batch, self._key
             )
-        return state, sums
+            taken.append(totals)
+        columns = zip(*jax.device_get(taken), strict=True)
+        return state, Totals(*(np.array(x, np.float32) for x in columns))
 
     def _program(self, epoch: Epoch, *args: Any) -> Any:
         key = (epoch.n_slots, epoch.order.shape[1])
@@ -165,8 +169,8 @@ class StreamedFeed:
             began = time.perf_counter()
             self._programs[key] = (
                 jax.jit(
-                    functools.partial(_step_and_sum, self._problem),
-                    donate_argnums=(0, 1),
+                    functools.partial(step_lib.train_step, self._problem),
+                    donate_argnums=0,
                     out_shardings=(
                         step_lib.state_shardings(self._problem),
                         self._everywhere,
@@ -177,13 +181,6 @@ class StreamedFeed:
             )
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
-
-
-def _step_and_sum(
-    problem: Problem, state: TrainState, sums: Totals, batch: Any, key: Any
-) -> tuple[TrainState, Totals]:
-    state, totals = step_lib.train_step(problem, state, batch, key)
-    return state, jax.tree.map(jnp.add, sums, totals)
 
 
 def make_feed(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -152,18 +151,17 @@ def train(
                 compiled_before = feed.compile_seconds
                 began = time.perf_counter()
                 with tracer.stretch():
-                    state, device_totals = feed.run(state, epoch, start, stop)
-                    totals = step_lib.Totals(*jax.device_get(device_totals))
+                    state, totals = feed.run(state, epoch, start, stop)
                 seconds = time.perf_counter() - began
                 seconds -= feed.compile_seconds - compiled_before
                 clock.ran(stop - start, seconds)
-                position.add(totals, stop - start, seconds, options.train)
                 _check_health(options, state, totals, position)
+                position.add(totals, seconds, options.train)
                 progress.update(
                     epoch=position.epoch + 1,
                     step_in_epoch=stop,
-                    loss=float(totals.loss / totals.steps),
-                    users_per_second=float(totals.users / seconds),
+                    loss=float(totals.loss.sum() / totals.users.sum()),
+                    users_per_second=float(totals.users.sum() / seconds),
                 )
                 # After its last step an epoch is finished before it is saved:
                 # a step is saved only once.
@@ -328,7 +326,7 @@ def _training_record(
     last_step = (position.epoch + 1) * steps - 1
     return {
         "epoch": position.epoch + 1,
-        "train/loss": totals.loss / totals.steps,
+        "train/loss": totals.loss / totals.users,
         "train/nll": totals.nll / totals.users,
         "train/kl": totals.kl / totals.users,
         "train/anneal": float(
@@ -367,11 +365,15 @@ def _check_health(
                 "config.optimizer.learning_rate, or use "
                 "--config.precision.policy=bf16"
             )
-    elif not math.isfinite(totals.loss):
+        return
+    lost = np.flatnonzero(~np.isfinite(totals.loss))
+    if len(lost):
+        step = position.step_in_epoch + int(lost[0]) + 1
         raise VaecfError(
-            f"the loss is {totals.loss} in epoch {position.epoch + 1}, step "
-            f"{position.step_in_epoch}: lower config.optimizer.learning_rate; "
-            "the last checkpoint is from before it"
+            f"the loss is {totals.loss[lost[0]]} in epoch "
+            f"{position.epoch + 1}, step {step}: lower "
+            "config.optimizer.learning_rate; the last checkpoint is from "
+            "before it"
         )
 
 

@@ -36,19 +36,22 @@ class Position:
     epoch_seconds: float = 0.0
     epoch_sums: list[float] = dataclasses.field(default_factory=list)
 
-    def add(
-        self, stretch: Totals, steps: int, seconds: float, train: TrainOptions
-    ) -> None:
-        """Books a stretch of an epoch."""
-        sums = self.epoch_sums or [0.0] * len(stretch)
-        self.epoch_sums = [
-            a + float(b) for a, b in zip(sums, stretch, strict=True)
-        ]
-        self.step_in_epoch += steps
+    def add(self, stretch: Totals, seconds: float, train: TrainOptions) -> None:
+        """Books a stretch of an epoch, step by step.
+
+        One step after the other in float64: how an epoch was cut into
+        stretches, which goes by the clock, does not show in the sums.
+        """
+        for totals in zip(*stretch, strict=True):
+            sums = self.epoch_sums or [0.0] * len(totals)
+            self.epoch_sums = [
+                a + float(b) for a, b in zip(sums, totals, strict=True)
+            ]
+            self.step_in_epoch += 1
         self.epoch_seconds += seconds
         self.seconds += seconds
         if self.epoch >= min(train.warm_up_epochs, train.epochs - 1):
-            self.timed_users += int(stretch.users)
+            self.timed_users += int(stretch.users.sum())
             self.timed_seconds += seconds
 
     def next_epoch(self) -> None:

@@ -41,18 +41,15 @@ class TrainState(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Sums over steps, float32 scalars; divide by `users` or `steps` last."""
+    """Sums over users, float32: of a step, or one of each of several steps.
+
+    Divide by `users` last, so that a small last batch counts as what it is.
+    """
 
     loss: Any
     nll: Any
     kl: Any
     users: Any
-    steps: Any
-
-    @classmethod
-    def zeros(cls) -> Totals:
-        """No steps yet (one array each: they are donated)."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +206,7 @@ def batch_loss(
         loss += problem.loss.weight_decay * losses.squared_norm_of_kernels(
             params
         )
-    return loss, Totals(loss, nll, kl, users, jnp.float32(1.0))
+    return loss, Totals(loss * users, nll, kl, users)
 
 
 def train_step(
@@ -281,15 +278,17 @@ def train_steps(
       stop: int32, one past the last.
 
     Returns:
-      (state after, Totals over the steps).
+      (state after, Totals of every step, [steps]; 0 for steps not taken).
     """
+    n_steps = order_SB.shape[0]
 
     def body(
         i: jax.Array, carry: tuple[TrainState, Totals]
     ) -> tuple[TrainState, Totals]:
-        state, sums = carry
+        state, taken = carry
         batch = assemble(problem, csr, order_SB[i], n_slots)
         state, totals = train_step(problem, state, batch, key)
-        return state, jax.tree.map(jnp.add, sums, totals)
+        return state, jax.tree.map(lambda x, v: x.at[i].set(v), taken, totals)
 
-    return lax.fori_loop(start, stop, body, (state, Totals.zeros()))
+    none = Totals(*(jnp.zeros(n_steps, jnp.float32) for _ in Totals._fields))
+    return lax.fori_loop(start, stop, body, (state, none))
