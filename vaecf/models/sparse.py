@@ -135,6 +135,94 @@ def keep_interactions(batch: SparseBatch, dropout: Dropout | None) -> jax.Array:
     return keep_N
 
 
+class _Kept(NamedTuple):
+    """Interactions that count, first and together, in whole chunks.
+
+    Attributes:
+      item_CK: int32 [chunks, K]; 0 behind the last one.
+      row_CK: int32 [chunks, K]; n_users, which drops, behind the last one.
+      chunks: int32 scalar, chunks that hold any.
+    """
+
+    item_CK: jax.Array
+    row_CK: jax.Array
+    chunks: jax.Array
+
+
+class _Rows(NamedTuple):
+    """Static settings of `_sum_rows` (hashable: jit and custom_vjp)."""
+
+    n_users: int
+    dtype: Any
+
+
+def _chunk_size(n_slots: int) -> int:
+    """Interactions looked at together.
+
+    On a CPU few enough that their rows stay in cache: gathering and adding
+    them is then nine times faster than in one piece, and half of the work is
+    never done at dropout rate 1/2. An accelerator takes them all at once.
+    """
+    return min(n_slots, 2048) if jax.default_backend() == "cpu" else n_slots
+
+
+def _compact(
+    keep_N: jax.Array, item_N: jax.Array, row_N: jax.Array, n_users: int
+) -> _Kept:
+    n_slots = keep_N.shape[0]
+    size = _chunk_size(n_slots)
+    shape = (-(-n_slots // size), size)
+    place_N = jnp.cumsum(keep_N, dtype=jnp.int32) - 1
+    place_N = jnp.where(keep_N, place_N, shape[0] * size)
+    axes = varying_axes(place_N, item_N, row_N)
+
+    def pack(values_N: jax.Array, empty: int) -> jax.Array:
+        packed = vary(jnp.full(shape[0] * size, empty, jnp.int32), axes)
+        return packed.at[place_N].set(values_N, mode="drop").reshape(shape)
+
+    n_kept = jnp.sum(keep_N, dtype=jnp.int32)
+    return _Kept(pack(item_N, 0), pack(row_N, n_users), -(-n_kept // size))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_rows(rows: _Rows, kernel_IH: jax.Array, kept: _Kept) -> jax.Array:
+    """Sum of each user's kernel rows, rounded to a dtype, float32 [B, H]."""
+
+    def add(c: jax.Array, sum_BH: jax.Array) -> jax.Array:
+        rows_KH = jnp.take(kernel_IH, kept.item_CK[c], axis=0, mode="clip")
+        rows_KH = rows_KH.astype(rows.dtype).astype(jnp.float32)
+        return sum_BH.at[kept.row_CK[c]].add(rows_KH, mode="drop")
+
+    zeros = jnp.zeros((rows.n_users, kernel_IH.shape[1]), jnp.float32)
+    zeros = vary(zeros, varying_axes(kernel_IH, *kept))
+    return lax.fori_loop(0, kept.chunks, add, zeros)
+
+
+def _sum_rows_forward(
+    rows: _Rows, kernel_IH: jax.Array, kept: _Kept
+) -> tuple[jax.Array, tuple]:
+    return _sum_rows(rows, kernel_IH, kept), (kernel_IH, kept)
+
+
+def _sum_rows_backward(rows: _Rows, saved: tuple, g_BH: jax.Array) -> tuple:
+    """Float32 sums: a popular item's gradient is one over many users."""
+    kernel_IH, kept = saved
+
+    def add(c: jax.Array, sum_IH: jax.Array) -> jax.Array:
+        # Behind the last interaction the row is out of bounds: nothing.
+        rows_KH = g_BH.at[kept.row_CK[c]].get(mode="fill", fill_value=0)
+        return sum_IH.at[kept.item_CK[c]].add(rows_KH)
+
+    zeros = vary(
+        jnp.zeros(kernel_IH.shape, jnp.float32),
+        varying_axes(kernel_IH, g_BH, *kept),
+    )
+    return lax.fori_loop(0, kept.chunks, add, zeros), None
+
+
+_sum_rows.defvjp(_sum_rows_forward, _sum_rows_backward)
+
+
 def bag_of_items(
     kernel_IH: jax.Array,
     batch: SparseBatch,
@@ -165,16 +253,11 @@ def bag_of_items(
     item_N = batch.item_N - item_offset(n_local, item_axis)
     keep_N &= (item_N >= 0) & (item_N < n_local)
     if lowering == "gather":
-        # Rounded to the compute dtype but gathered as float32, so that the
-        # gradient sums a popular item's users in float32 too.
-        rounded_IH = kernel_IH.astype(dtype).astype(jnp.float32)
-        rows_NH = jnp.take(rounded_IH, item_N, axis=0, mode="clip")
-        sum_BH = jax.ops.segment_sum(
-            rows_NH * keep_N[:, None].astype(jnp.float32),
-            batch.row_N,
-            num_segments=n_users,
-            indices_are_sorted=True,
-        )
+        kept = _compact(keep_N, item_N, batch.row_N, n_users)
+        # The gradient is a partial sum of this shard's users: the mark is
+        # what makes shard_map complete it.
+        kernel_IH = vary(kernel_IH, varying_axes(kernel_IH, *kept))
+        sum_BH = _sum_rows(_Rows(n_users, dtype), kernel_IH, kept)
     elif lowering == "dense":
         # A dropped interaction goes where padding goes: out of bounds.
         row_N = jnp.where(keep_N, batch.row_N, n_users)
