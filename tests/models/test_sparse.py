@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from vaecf.models import sharding, sparse
+from vaecf.models import likelihood, sharding, sparse
 
 USERS, ITEMS, UNITS, SLOTS = 6, 16, 3, 100
 HIGHEST = lax.Precision.HIGHEST
@@ -447,7 +447,7 @@ def gradients_by_definition(x, hidden, kernel, bias, weight):
 @functools.partial(jax.jit, static_argnames=("dtype",))
 def nll_and_gradients(hidden, kernel, bias, batch, weight, dtype=jnp.float32):
     def weighted(hidden, kernel, bias):
-        nll = sparse.multinomial_nll(
+        nll = likelihood.multinomial_nll(
             hidden, kernel, bias, batch, dtype=dtype, precision=HIGHEST
         )
         return jnp.sum(weight * nll), nll
@@ -522,7 +522,9 @@ def test_padding_items_have_no_probability_and_no_gradient(dtype):
     batch = batch_of(users)
     # Wild values where nobody should look.
     kernel = np.where(np.arange(ITEMS) < real, OUTPUT, 100.0)
-    bias = np.asarray(sparse.mask_padding_items(jnp.asarray(BIAS), real, None))
+    bias = np.asarray(
+        likelihood.mask_padding_items(jnp.asarray(BIAS), real, None)
+    )
     assert np.isneginf(bias[real:]).all() and np.isfinite(bias[:real]).all()
     nll, gradients = nll_and_gradients(
         HIDDEN, kernel, bias, batch, WEIGHT, dtype
@@ -610,8 +612,8 @@ def test_nll_on_a_mesh_equals_one_device(shape, real):
     hidden, weight = normal(11, 8, UNITS), normal(12, 8)
 
     def loss(hidden, kernel, bias, batch, item_axis=None):
-        bias = sparse.mask_padding_items(bias, real, item_axis)
-        return sparse.multinomial_nll(
+        bias = likelihood.mask_padding_items(bias, real, item_axis)
+        return likelihood.multinomial_nll(
             hidden,
             kernel,
             bias,
@@ -658,8 +660,8 @@ def test_logits_accumulate_in_the_output_dtype():
     """1 + 2^-12 is not a bfloat16, and what the sum must not lose."""
     hidden = jnp.array([[1.0, 2.0**-12]])
     kernel, bias = jnp.ones((2, 1)), jnp.array([2.0**-13])
-    whole = sparse.logits(hidden, kernel, bias, dtype=jnp.bfloat16)
-    half = sparse.logits(
+    whole = likelihood.logits(hidden, kernel, bias, dtype=jnp.bfloat16)
+    half = likelihood.logits(
         hidden,
         kernel,
         bias,

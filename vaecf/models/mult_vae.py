@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaecf.models import losses, sparse
+from vaecf.models import likelihood, losses, sparse
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -159,10 +159,10 @@ class MultDAE(nn.Module):
     def _nll(
         self, hidden_BH: jax.Array, batch: sparse.SparseBatch
     ) -> jax.Array:
-        bias_I = sparse.mask_padding_items(
+        bias_I = likelihood.mask_padding_items(
             self.output_bias, self.n_items, self.item_axis
         )
-        return sparse.multinomial_nll(
+        return likelihood.multinomial_nll(
             hidden_BH,
             self.output_kernel,
             bias_I,
@@ -196,10 +196,10 @@ class MultDAE(nn.Module):
 
     def scores(self, batch: sparse.SparseBatch) -> jax.Array:
         """Logits of this shard's items, float32 [B, I]; -inf for padding."""
-        bias_I = sparse.mask_padding_items(
+        bias_I = likelihood.mask_padding_items(
             self.output_bias, self.n_items, self.item_axis
         )
-        return sparse.logits(
+        return likelihood.logits(
             self._decode(self.encode(batch)),
             self.output_kernel,
             bias_I,

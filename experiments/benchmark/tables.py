@@ -1,0 +1,82 @@
+"""README's tables out of experiments/benchmark/results/*.json.
+
+    python experiments/benchmark/tables.py
+
+Every figure is that of one run, peers and ceiling measured in turns with it.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).with_name("results")
+
+
+def training(result: dict[str, Any]) -> list[str]:
+    """Rows of one run of training.py: ours, then its peers."""
+    shown = (
+        f"{result['batch_size']:,}",
+        result["precision"],
+        f"{result['users_per_second']:,.0f}",
+        f"{result['fraction_of_ceiling']:.0%} of "
+        f"{result['ceiling_gflops']:,.0f} GFLOP/s",
+        "",
+        f"{result['peak_rss_bytes'] / 1e9:.1f} GB",
+    )
+    rows = [f"| vaecf | {' | '.join(shown)} |"]
+    for name, peer in result["peers"].items():
+        shown = (
+            f"{result['batch_size']:,}",
+            "bf16" if "bf16" in name else "fp32",
+            f"{peer['users_per_second']:,.0f}",
+            "",
+            f"{peer['ratio']:.2f} ×",
+            f"{peer['peak_rss_bytes'] / 1e9:.1f} GB",
+        )
+        title = f"PyTorch {peer['version'].split('+')[0]}, {name[6:]}"
+        rows.append(f"| {title} | {' | '.join(shown)} |")
+    return rows
+
+
+def preparation(result: dict[str, Any]) -> list[str]:
+    """Rows of one run of preparation.py."""
+    return [
+        f"| {title} | {result[name]['seconds']:.1f} s | "
+        f"{result[name]['peak_rss_bytes'] / 2**30:.2f} GiB |"
+        for name, title in (
+            ("vaecf", "vaecf"),
+            ("pandas", f"pandas {result['versions']['pandas']}"),
+        )
+    ]
+
+
+def load(pattern: str) -> list[dict[str, Any]]:
+    """Results whose file names match, in the order of their names."""
+    return [json.loads(p.read_text()) for p in sorted(RESULTS.glob(pattern))]
+
+
+def main() -> None:
+    """Prints Markdown."""
+    runs = sorted(load("training-*.json"), key=lambda r: -r["batch_size"])
+    for device in dict.fromkeys(run["device"] for run in runs):
+        here = [run for run in runs if run["device"] == device]
+        versions = ", ".join(
+            f"{name} {here[0]['versions'][name]}" for name in ("python", "jax")
+        )
+        print(f"\nTraining, {here[0]['shape']} shape, {device}, {versions}:\n")
+        print(
+            "| | batch | precision | users/s | decoder products | vaecf is | "
+            "peak memory |\n|---|---|---|---|---|---|---|"
+        )
+        for run in here:
+            print("\n".join(training(run)))
+    for run in load("preparation*.json"):
+        print(f"\nPreparation, {run['rows']:,} rows, {run['processor']}:\n")
+        print("| | time | peak memory |\n|---|---|---|")
+        print("\n".join(preparation(run)))
+
+
+if __name__ == "__main__":
+    main()
