@@ -31,6 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dropout_rate = 0.5
     # Input layer: 'gather' or 'dense' (same numbers), 'auto' by device.
     config.model.input = "auto"
+    # Items a block of the likelihood, to bound memory at batch_size x block
+    # on large catalogues; 0: all at once.
+    config.model.item_block = 0
 
     config.loss = ml_collections.ConfigDict()
     # Weight of the KL term: min(anneal_cap, step / total_anneal_steps).

@@ -40,6 +40,7 @@ OVERRIDES: dict[str, tuple[str, Any]] = {
     "model.activation": ("relu", "relu"),
     "model.dropout_rate": ("0.25", 0.25),
     "model.input": ("gather", "gather"),
+    "model.item_block": ("512", 512),
     "loss.anneal_cap": ("0.75", 0.75),
     "loss.total_anneal_steps": ("12", 12),
     "loss.weight_decay": ("0.125", 0.125),

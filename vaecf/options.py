@@ -37,6 +37,7 @@ class ModelOptions:
     activation: str
     dropout_rate: float
     input: str
+    item_block: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +281,7 @@ def _check(o: Options) -> None:
     not_negative: dict[str, float] = {
         "train.epochs": o.train.epochs,
         "train.warm_up_epochs": o.train.warm_up_epochs,
+        "model.item_block": o.model.item_block,
         "loss.anneal_cap": o.loss.anneal_cap,
         "loss.total_anneal_steps": o.loss.total_anneal_steps,
         "loss.weight_decay": o.loss.weight_decay,

@@ -43,6 +43,7 @@ class Settings:
     batch_size: int
     precision: str
     input: str
+    item_block: int
     mesh_data: int
     mesh_item: int
     seconds: float
@@ -189,6 +190,7 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         **_result(settings, dataset, rounds),
         **_machine(policy, mesh),
         "input": problem.model.input_lowering,
+        "item_block": problem.model.item_block,
         "input_asked": settings.input,
         "ceiling_shape": list(product.shape),
         "copy_gb_per_second": copy_rate / 1e9,
@@ -244,6 +246,7 @@ def _options(settings: Settings) -> Options:
                 "activation": "tanh",
                 "dropout_rate": 0.5,
                 "input": settings.input,
+                "item_block": settings.item_block,
             },
             "loss": {
                 "anneal_cap": 0.2,

@@ -36,6 +36,12 @@ _PRECISION = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_enum(
     "input", "auto", ("auto", "gather", "dense"), "Lowering of the input layer."
 )
+_ITEM_BLOCK = flags.DEFINE_integer(
+    "item_block",
+    0,
+    "Items a block of the likelihood; 0: all at once.",
+    lower_bound=0,
+)
 _SHAPE = flags.DEFINE_enum(
     "shape", "ml-20m", ("ml-20m", "synthetic"), "Shape of the generated data."
 )
@@ -109,6 +115,7 @@ def main(argv: Sequence[str]) -> None:
             batch_size=_BATCH_SIZE.value,
             precision=_PRECISION.value,
             input=_INPUT.value,
+            item_block=_ITEM_BLOCK.value,
             mesh_data=_MESH_DATA.value,
             mesh_item=_MESH_ITEM.value,
             seconds=_SECONDS.value,

@@ -427,6 +427,8 @@ HIDDEN, OUTPUT, BIAS = (
     normal(8, ITEMS),
 )
 WEIGHT = normal(9, USERS)
+# All items at once; blocks with a rest, without one, larger than the items.
+BLOCKS = [0, 5, 8, 100]
 
 
 def nll_by_definition(x, hidden, kernel, bias) -> np.ndarray:
@@ -444,11 +446,19 @@ def gradients_by_definition(x, hidden, kernel, bias, weight):
     return d @ kernel.T.astype(float), hidden.T.astype(float) @ d, d.sum(0)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype",))
-def nll_and_gradients(hidden, kernel, bias, batch, weight, dtype=jnp.float32):
+@functools.partial(jax.jit, static_argnames=("dtype", "block"))
+def nll_and_gradients(
+    hidden, kernel, bias, batch, weight, dtype=jnp.float32, block=0
+):
     def weighted(hidden, kernel, bias):
         nll = likelihood.multinomial_nll(
-            hidden, kernel, bias, batch, dtype=dtype, precision=HIGHEST
+            hidden,
+            kernel,
+            bias,
+            batch,
+            dtype=dtype,
+            precision=HIGHEST,
+            block=block,
         )
         return jnp.sum(weight * nll), nll
 
@@ -458,16 +468,19 @@ def nll_and_gradients(hidden, kernel, bias, batch, weight, dtype=jnp.float32):
     return nll, gradients
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @few(max_examples=40)
-@given(histories, st.integers(0, 99))
-def test_nll_and_gradients_equal_their_definitions(users, seed):
+@given(users=histories, seed=st.integers(0, 99))
+def test_nll_and_gradients_equal_their_definitions(block, users, seed):
     x = dense(users)
     arrays = [
         normal(seed + k, *a.shape)
         for k, a in enumerate((HIDDEN, OUTPUT, BIAS, WEIGHT))
     ]
     *inputs, weight = arrays
-    nll, gradients = nll_and_gradients(*inputs, batch_of(users), weight)
+    nll, gradients = nll_and_gradients(
+        *inputs, batch_of(users), weight, block=block
+    )
     assert nll.dtype == jnp.float32
     np.testing.assert_allclose(
         nll, nll_by_definition(x, *inputs), rtol=1e-5, atol=1e-5
@@ -515,8 +528,9 @@ def test_gradients_equal_automatic_ones_of_the_dense_form():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_padding_items_have_no_probability_and_no_gradient(dtype):
+def test_padding_items_have_no_probability_and_no_gradient(dtype, block):
     real = 11
     users = random_histories(7, n_items=real)
     batch = batch_of(users)
@@ -527,10 +541,10 @@ def test_padding_items_have_no_probability_and_no_gradient(dtype):
     )
     assert np.isneginf(bias[real:]).all() and np.isfinite(bias[:real]).all()
     nll, gradients = nll_and_gradients(
-        HIDDEN, kernel, bias, batch, WEIGHT, dtype
+        HIDDEN, kernel, bias, batch, WEIGHT, dtype, block
     )
     alone, alone_gradients = nll_and_gradients(
-        HIDDEN, OUTPUT[:, :real], BIAS[:real], batch, WEIGHT, dtype
+        HIDDEN, OUTPUT[:, :real], BIAS[:real], batch, WEIGHT, dtype, block
     )
     eps = max(float(jnp.finfo(dtype).eps), 1e-6)
     np.testing.assert_allclose(nll, alone, rtol=1e-6)
@@ -547,31 +561,41 @@ def test_padding_items_have_no_probability_and_no_gradient(dtype):
     )
 
 
-def test_users_without_items_give_nothing():
+@pytest.mark.parametrize("block", BLOCKS)
+def test_users_without_items_give_nothing(block):
     batch = batch_of([[]] * USERS)
-    nll, gradients = nll_and_gradients(HIDDEN, OUTPUT, BIAS, batch, WEIGHT)
+    nll, gradients = nll_and_gradients(
+        HIDDEN, OUTPUT, BIAS, batch, WEIGHT, block=block
+    )
     for array in (nll, *gradients):
         assert not np.asarray(array).any()
 
 
-def test_nll_of_far_away_logits_is_that_of_near_ones():
+@pytest.mark.parametrize("block", BLOCKS)
+def test_nll_of_far_away_logits_is_that_of_near_ones(block):
     """Without the maximum taken out, exp(3e4) is infinite."""
     users = random_histories(8)
     near = nll_and_gradients(HIDDEN, OUTPUT, BIAS, batch_of(users), WEIGHT)
     for shift in (-3e4, 3e4):
         far = nll_and_gradients(
-            HIDDEN, OUTPUT, BIAS + np.float32(shift), batch_of(users), WEIGHT
+            HIDDEN,
+            OUTPUT,
+            BIAS + np.float32(shift),
+            batch_of(users),
+            WEIGHT,
+            block=block,
         )
         for a, b in zip(jax.tree.leaves(far), jax.tree.leaves(near)):
             np.testing.assert_allclose(a, b, atol=0.1)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_nll_in_half_precision(dtype):
+def test_nll_in_half_precision(dtype, block):
     users = random_histories(9)
     x, batch = dense(users), batch_of(users)
     nll, gradients = nll_and_gradients(
-        HIDDEN, OUTPUT, BIAS, batch, WEIGHT, dtype
+        HIDDEN, OUTPUT, BIAS, batch, WEIGHT, dtype, block
     )
     single, _ = nll_and_gradients(HIDDEN, OUTPUT, BIAS, batch, WEIGHT)
     eps = float(jnp.finfo(dtype).eps)
@@ -588,8 +612,9 @@ def test_nll_in_half_precision(dtype):
         assert np.linalg.norm(got - want) < 4 * eps * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize("block", [0, 1])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_output_gradients_sum_over_many_users_in_float32(dtype):
+def test_output_gradients_sum_over_many_users_in_float32(dtype, block):
     n = 4096
     _, (_, kernel, bias) = nll_and_gradients(
         jnp.ones((n, 1)),
@@ -598,6 +623,7 @@ def test_output_gradients_sum_over_many_users_in_float32(dtype):
         batch_of([[0]] * n, n),
         jnp.ones(n),
         dtype,
+        block,
     )
     assert bias.tolist() == [-n / 2, n / 2]
     assert kernel.tolist() == [[-n / 2, n / 2]]
@@ -605,7 +631,8 @@ def test_output_gradients_sum_over_many_users_in_float32(dtype):
 
 @pytest.mark.parametrize("shape", MESHES)
 @pytest.mark.parametrize("real", [13, 3])
-def test_nll_on_a_mesh_equals_one_device(shape, real):
+@pytest.mark.parametrize("block", [0, 3])
+def test_nll_on_a_mesh_equals_one_device(shape, real, block):
     """Padding cuts a shard (13) or fills whole shards (3)."""
     mesh = sharding.make_mesh(*shape)
     users = random_histories(10, n_users=8, n_items=real)
@@ -620,6 +647,7 @@ def test_nll_on_a_mesh_equals_one_device(shape, real):
             batch,
             precision=HIGHEST,
             item_axis=item_axis,
+            block=block if item_axis else 0,
         )
 
     def gradients(loss, batch):

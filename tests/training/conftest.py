@@ -28,6 +28,7 @@ _SMALL: dict[str, Any] = {
         "activation": "tanh",
         "dropout_rate": 0.5,
         "input": "gather",
+        "item_block": 0,
     },
     "loss": {
         "anneal_cap": 0.2,

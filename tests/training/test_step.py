@@ -217,6 +217,7 @@ class Adam:
 VARIANTS = {
     "vae": {},
     "vae dense": {"model": {"input": "dense"}},
+    "vae blocked": {"model": {"item_block": 7}},
     "vae deep": {"model": {"hidden": (6, 4)}, "loss": {"weight_decay": 0.01}},
     "vae shallow": {"model": {"hidden": ()}},
     "dae": {

@@ -7,13 +7,21 @@ Shapes in names as in `sparse`; so is the use inside `jax.shard_map`, when
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaecf.models.sparse import SparseBatch, item_offset, vary, varying_axes
+from vaecf.models.sparse import (
+    Kept,
+    SparseBatch,
+    compact,
+    item_offset,
+    vary,
+    varying_axes,
+)
 
 
 def logits(
@@ -41,6 +49,7 @@ class _Head(NamedTuple):
     dtype: Any
     precision: Any
     item_axis: str | None
+    block: int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -138,6 +147,166 @@ def _nll_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
 _nll.defvjp(_nll_forward, _nll_backward)
 
 
+def _over_blocks(
+    n_items: int, size: int, body: Callable[..., Any], carry: Any
+) -> Any:
+    """Folds body(carry, first item, items) over whole blocks, then the rest."""
+    size = min(size, n_items)
+    whole, rest = divmod(n_items, size)
+    carry = lax.fori_loop(
+        0, whole, lambda b, carry: body(carry, b * size, size), carry
+    )
+    return body(carry, whole * size, rest) if rest else carry
+
+
+def _block_logits(
+    head: _Head,
+    hidden_BH: jax.Array,
+    kernel_HI: jax.Array,
+    bias_I: jax.Array,
+    first: jax.Array | int,
+    size: int,
+) -> tuple[jax.Array, jax.Array]:
+    """float32 [B, K] logits of a block of items, and its part of the kernel."""
+    kernel_HK = lax.dynamic_slice_in_dim(kernel_HI, first, size, axis=1)
+    bias_K = lax.dynamic_slice_in_dim(bias_I, first, size)
+    logits_BK = logits(
+        hidden_BH,
+        kernel_HK,
+        bias_K,
+        dtype=head.dtype,
+        precision=head.precision,
+    )
+    return logits_BK, kernel_HK
+
+
+def _targets(head: _Head, batch: SparseBatch, n_local: int) -> Kept:
+    """This shard's interactions, in chunks."""
+    item_N = _local_items(head, batch, n_local)
+    n_users = batch.count_B.shape[0]
+    return compact(item_N < n_local, item_N, batch.row_N, n_users)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked_nll(
+    head: _Head,
+    hidden_BH: jax.Array,
+    kernel_HI: jax.Array,
+    bias_I: jax.Array,
+    batch: SparseBatch,
+) -> jax.Array:
+    return _blocked_forward(head, hidden_BH, kernel_HI, bias_I, batch)[0]
+
+
+def _blocked_forward(
+    head: _Head,
+    hidden_BH: jax.Array,
+    kernel_HI: jax.Array,
+    bias_I: jax.Array,
+    batch: SparseBatch,
+) -> tuple[jax.Array, tuple]:
+    """Online logsumexp (Milakov & Gimelshein 2018): one pass, B x block."""
+    n_users, n_local = hidden_BH.shape[0], kernel_HI.shape[1]
+    axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
+    lowest = jnp.finfo(jnp.float32).min  # finite: -inf - -inf is no number
+
+    def add_block(
+        carry: tuple[jax.Array, jax.Array], first: Any, size: int
+    ) -> tuple[jax.Array, jax.Array]:
+        max_B, sum_B = carry
+        logits_BK, _ = _block_logits(
+            head, hidden_BH, kernel_HI, bias_I, first, size
+        )
+        new_B = jnp.maximum(max_B, jnp.max(logits_BK, axis=1))
+        block_B = jnp.sum(jnp.exp(logits_BK - new_B[:, None]), axis=1)
+        return new_B, sum_B * jnp.exp(max_B - new_B) + block_B
+
+    nothing = (jnp.full(n_users, lowest), jnp.zeros(n_users, jnp.float32))
+    max_B, sum_B = _over_blocks(
+        n_local, head.block, add_block, vary(nothing, axes)
+    )
+
+    targets = _targets(head, batch, n_local)
+    rounded_BH = hidden_BH.astype(head.dtype).astype(jnp.float32)
+
+    def add_targets(c: jax.Array, target_B: jax.Array) -> jax.Array:
+        item_K, row_K = targets.item_CK[c], targets.row_CK[c]
+        kernel_HK = jnp.take(kernel_HI, item_K, axis=1, mode="clip")
+        kernel_HK = kernel_HK.astype(head.dtype).astype(jnp.float32)
+        hidden_KH = jnp.take(rounded_BH, row_K, axis=0, mode="clip")
+        logit_K = jnp.sum(hidden_KH.T * kernel_HK, axis=0)
+        return target_B.at[row_K].add(logit_K + bias_I[item_K], mode="drop")
+
+    zeros_B = vary(jnp.zeros(n_users, jnp.float32), axes)
+    target_B = lax.fori_loop(0, targets.chunks, add_targets, zeros_B)
+    if head.item_axis:
+        own_B, max_B = max_B, lax.pmax(max_B, head.item_axis)
+        sum_B = lax.psum(sum_B * jnp.exp(own_B - max_B), head.item_axis)
+        target_B = lax.psum(target_B, head.item_axis)
+    logsumexp_B = max_B + jnp.log(sum_B)
+    nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
+    return nll_B, (hidden_BH, kernel_HI, bias_I, logsumexp_B, batch)
+
+
+def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
+    """Recomputes the logits block by block."""
+    hidden_BH, kernel_HI, bias_I, logsumexp_B, batch = saved
+    n_local = kernel_HI.shape[1]
+    weight_B = g_B * batch.count_B.astype(jnp.float32)
+    rounded_BH = hidden_BH.astype(head.dtype)
+    product = functools.partial(
+        lax.dot_general,
+        precision=head.precision,
+        preferred_element_type=jnp.float32,
+    )
+
+    def add_block(carry: tuple, first: Any, size: int) -> tuple:
+        d_hidden_BH, d_kernel_HI, d_bias_I = carry
+        logits_BK, kernel_HK = _block_logits(
+            head, hidden_BH, kernel_HI, bias_I, first, size
+        )
+        d_BK = jnp.exp(logits_BK - logsumexp_B[:, None]) * weight_B[:, None]
+        d_bias_K = jnp.sum(d_BK, axis=0)
+        d_BK = d_BK.astype(head.dtype)
+        kernel_HK = kernel_HK.astype(head.dtype)
+        d_hidden_BH += product(d_BK, kernel_HK, (((1,), (1,)), ((), ())))
+        d_kernel_HK = product(rounded_BH, d_BK, (((0,), (0,)), ((), ())))
+        return (
+            d_hidden_BH,
+            lax.dynamic_update_slice_in_dim(d_kernel_HI, d_kernel_HK, first, 1),
+            lax.dynamic_update_slice_in_dim(d_bias_I, d_bias_K, first, 0),
+        )
+
+    targets = _targets(head, batch, n_local)
+
+    def add_targets(c: jax.Array, carry: tuple) -> tuple:
+        d_hidden_BH, d_kernel_HI, d_bias_I = carry
+        item_K, row_K = targets.item_CK[c], targets.row_CK[c]
+        # Behind the last target the row is out of bounds: nothing.
+        g_K = g_B.at[row_K].get(mode="fill", fill_value=0)
+        kernel_HK = jnp.take(kernel_HI, item_K, axis=1, mode="clip")
+        kernel_HK = kernel_HK.astype(head.dtype).astype(jnp.float32)
+        hidden_KH = jnp.take(rounded_BH, row_K, axis=0, mode="clip")
+        hidden_KH = hidden_KH.astype(jnp.float32)
+        d_hidden_KH = (g_K[None, :] * kernel_HK).T
+        return (
+            d_hidden_BH.at[row_K].add(-d_hidden_KH, mode="drop"),
+            d_kernel_HI.at[:, item_K].add(-g_K[None, :] * hidden_KH.T),
+            d_bias_I.at[item_K].add(-g_K),
+        )
+
+    axes = varying_axes(hidden_BH, kernel_HI, batch.item_N, g_B)
+    carry = tuple(
+        vary(jnp.zeros(x.shape, jnp.float32), axes)
+        for x in (hidden_BH, kernel_HI, bias_I)
+    )
+    carry = _over_blocks(n_local, head.block, add_block, carry)
+    return *lax.fori_loop(0, targets.chunks, add_targets, carry), None
+
+
+_blocked_nll.defvjp(_blocked_forward, _blocked_backward)
+
+
 def multinomial_nll(
     hidden_BH: jax.Array,
     kernel_HI: jax.Array,
@@ -147,6 +316,7 @@ def multinomial_nll(
     dtype: jnp.dtype = jnp.float32,
     precision: lax.Precision | None = None,
     item_axis: str | None = None,
+    block: int = 0,
 ) -> jax.Array:
     """Negative multinomial log-likelihood of each user's items.
 
@@ -164,17 +334,21 @@ def multinomial_nll(
         sums are float32.
       precision: precision of the matrix products.
       item_axis: mesh axis over which I is sharded, None if it is not.
+      block: items looked at together; the logits of a block are recomputed
+        in the backward pass, so that memory is B x block instead of B x I.
+        0 for all at once. The same numbers to float tolerance.
 
     Returns:
       float32 [B]; 0 for a user without items.
     """
-    head = _Head(dtype, precision, item_axis)
+    head = _Head(dtype, precision, item_axis, block)
+    nll = _blocked_nll if block else _nll
     # The backward pass returns partial sums; marking the inputs as varying is
     # what makes shard_map complete them.
     axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
     hidden_BH, kernel_HI, bias_I = vary((hidden_BH, kernel_HI, bias_I), axes)
     # The kernel's cotangent is float32 whatever the operands' dtype.
-    return _nll(head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch)
+    return nll(head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch)
 
 
 def mask_padding_items(

@@ -72,6 +72,7 @@ class MultDAE(nn.Module):
       activation: 'tanh' or 'relu'.
       dropout_rate: share of a user's items dropped from the input.
       input_lowering: 'gather' or 'dense', see `sparse.normalised_bag`.
+      item_block: items a block of the likelihood, 0 for all at once.
       dtype: compute dtype of the matrix products.
       precision: precision of the matrix products.
       item_axis: mesh axis of the items when applied inside shard_map.
@@ -84,6 +85,7 @@ class MultDAE(nn.Module):
     activation: str = "tanh"
     dropout_rate: float = 0.5
     input_lowering: str = "gather"
+    item_block: int = 0
     dtype: Any = jnp.float32
     precision: Any = None
     item_axis: str | None = None
@@ -170,6 +172,7 @@ class MultDAE(nn.Module):
             dtype=self.dtype,
             precision=self.precision,
             item_axis=self.item_axis,
+            block=self.item_block,
         )
 
     def loss_terms(

@@ -135,7 +135,7 @@ def keep_interactions(batch: SparseBatch, dropout: Dropout | None) -> jax.Array:
     return keep_N
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """Interactions that count, first and together, in whole chunks.
 
     Attributes:
@@ -166,9 +166,10 @@ def _chunk_size(n_slots: int) -> int:
     return min(n_slots, 2048) if jax.default_backend() == "cpu" else n_slots
 
 
-def _compact(
+def compact(
     keep_N: jax.Array, item_N: jax.Array, row_N: jax.Array, n_users: int
-) -> _Kept:
+) -> Kept:
+    """The kept interactions without gaps, in their order."""
     n_slots = keep_N.shape[0]
     size = _chunk_size(n_slots)
     shape = (-(-n_slots // size), size)
@@ -181,11 +182,11 @@ def _compact(
         return packed.at[place_N].set(values_N, mode="drop").reshape(shape)
 
     n_kept = jnp.sum(keep_N, dtype=jnp.int32)
-    return _Kept(pack(item_N, 0), pack(row_N, n_users), -(-n_kept // size))
+    return Kept(pack(item_N, 0), pack(row_N, n_users), -(-n_kept // size))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_rows(rows: _Rows, kernel_IH: jax.Array, kept: _Kept) -> jax.Array:
+def _sum_rows(rows: _Rows, kernel_IH: jax.Array, kept: Kept) -> jax.Array:
     """Sum of each user's kernel rows, rounded to a dtype, float32 [B, H]."""
 
     def add(c: jax.Array, sum_BH: jax.Array) -> jax.Array:
@@ -199,7 +200,7 @@ def _sum_rows(rows: _Rows, kernel_IH: jax.Array, kept: _Kept) -> jax.Array:
 
 
 def _sum_rows_forward(
-    rows: _Rows, kernel_IH: jax.Array, kept: _Kept
+    rows: _Rows, kernel_IH: jax.Array, kept: Kept
 ) -> tuple[jax.Array, tuple]:
     return _sum_rows(rows, kernel_IH, kept), (kernel_IH, kept)
 
@@ -253,7 +254,7 @@ def bag_of_items(
     item_N = batch.item_N - item_offset(n_local, item_axis)
     keep_N &= (item_N >= 0) & (item_N < n_local)
     if lowering == "gather":
-        kept = _compact(keep_N, item_N, batch.row_N, n_users)
+        kept = compact(keep_N, item_N, batch.row_N, n_users)
         # The gradient is a partial sum of this shard's users: the mark is
         # what makes shard_map complete it.
         kernel_IH = vary(kernel_IH, varying_axes(kernel_IH, *kept))

@@ -358,6 +358,7 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
                 "activation": settings["activation"],
                 "dropout_rate": settings["dropout_rate"],
                 "input": "auto",
+                "item_block": 0,
             },
             "loss": {
                 "anneal_cap": cap,

@@ -92,6 +92,7 @@ def make_model(
         activation=options.activation,
         dropout_rate=options.dropout_rate,
         input_lowering=lowering,
+        item_block=options.item_block,
         dtype=policy.dtype,
         precision=policy.precision,
     )
