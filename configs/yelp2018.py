@@ -1,9 +1,9 @@
 """Mult-VAE on Yelp2018 (LightGCN's pairs), 3,000 + 3,000 held-out users.
 
-Test NDCG@100 .1274, Recall@20 .0930, Recall@50 .1660 with seed 0 (standard error
-over the 3,000 test users .0022, .0023, .0031); popularity .0245, .0162, .0318.
-19 minutes of training on 2 cores of an AMD EPYC that was busy with other work;
-the best epoch is the last, so that more epochs would gain more.
+Test NDCG@100 .1274, Recall@20 .0930, Recall@50 .1660 with seed 0 (standard
+error over the 3,000 test users .0022, .0023, .0031); popularity .0245, .0162,
+.0318. 19 minutes of training on 2 cores of an AMD EPYC that was busy with other
+work; the best epoch is the last, so that more epochs would gain more.
 
     python experiments/prepare_dataset.py --dataset=yelp2018 \\
         --ratings=interactions.parquet --output=data/yelp2018
