@@ -45,8 +45,8 @@ demo: setup  ## generated data, a trained model, recommendations, a report
 bench: setup  ## training speed on this machine
 	$(BIN)/python experiments/benchmark/training.py --json=experiments/benchmark/results/training-local.json
 
-bench-gpu:  ## on a machine with a GPU, its own python3 and no installation
-	python3 experiments/benchmark/training.py --precision=bf16 --batch_size=24576 --json=experiments/benchmark/results/training-gpu.json
+bench-gpu:  ## all that is measured on a GPU; its own python3, no installation
+	python3 experiments/benchmark/gpu.py --json=$(or $(OUT),experiments/benchmark/results)/gpu.json
 
 clean:  ## what was built here; data/ and runs/ stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -59,7 +59,14 @@ def load(pattern: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Prints Markdown."""
-    runs = sorted(load("training-*.json"), key=lambda r: -r["batch_size"])
+    runs = load("training-*.json")
+    for whole in load("gpu.json"):
+        runs += [
+            run["result"]
+            for run in whole["runs"]
+            if run["arguments"][0] == "training" and "result" in run
+        ]
+    runs.sort(key=lambda run: -run["batch_size"])
     for device in dict.fromkeys(run["device"] for run in runs):
         here = [run for run in runs if run["device"] == device]
         versions = ", ".join(

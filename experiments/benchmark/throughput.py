@@ -13,22 +13,19 @@ from typing import Any
 
 import jax
 
-from experiments.benchmark import ceilings, machine, peers
-from vaecf import __version__
+from experiments.benchmark import ceilings, machine, models, peers
 from vaecf.data import synthetic
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import metrics, ranking, scorers
 from vaecf.models import sharding
-from vaecf.options import Options, from_config
+from vaecf.options import Options
 from vaecf.training import batches, feeds, precision
 from vaecf.training import step as step_lib
 
 _SHAPES = {"ml-20m": "ml-20m-shape", "synthetic": "synthetic"}
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 _STRETCH_SECONDS = 1.0  # the training loop's dispatches take about that long
-_METRICS = ("ndcg@100", "recall@20", "recall@50")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +185,7 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         evaluation = _evaluate(options, problem, trainer.params, dataset)
     return {
         **_result(settings, dataset, rounds),
-        **_machine(policy, mesh),
+        **models.describe(policy, mesh),
         "input": problem.model.input_lowering,
         "item_block": problem.model.item_block,
         "input_asked": settings.input,
@@ -232,53 +229,19 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _options(settings: Settings) -> Options:
-    """Mult-VAE as the paper has it; only sizes and precision matter here."""
     if not settings.hidden:
         raise VaecfError("--hidden must name at least one width")
-    return from_config(
+    return models.paper_options(
         {
             "seed": settings.seed,
-            "data": {"dir": "generated", "feed": "resident"},
-            "model": {
-                "name": "mult_vae",
-                "hidden": settings.hidden,
-                "latent": settings.latent,
-                "activation": "tanh",
-                "dropout_rate": 0.5,
-                "input": settings.input,
-                "item_block": settings.item_block,
-            },
-            "loss": {
-                "anneal_cap": 0.2,
-                "total_anneal_steps": 200_000,
-                "weight_decay": 0.0,
-            },
-            "optimizer": {
-                "learning_rate": 1e-3,
-                "beta1": 0.9,
-                "beta2": 0.999,
-                "epsilon": 1e-8,
-            },
-            "train": {
-                "epochs": 1,
-                "batch_size": settings.batch_size,
-                "drop_remainder": True,
-                "warm_up_epochs": 0,
-            },
-            "eval": {
-                "every_epochs": 1,
-                "batch_size": 2000,
-                "metrics": _METRICS,
-                "best_metric": _METRICS[0],
-                "patience": None,
-            },
-            "precision": {
-                "policy": settings.precision,
-                "initial_loss_scale": 2.0**15,
-                "loss_scale_growth_interval": 2000,
-                "max_skipped_in_a_row": 50,
-            },
-            "mesh": {"data": settings.mesh_data, "item": settings.mesh_item},
+            "model.hidden": settings.hidden,
+            "model.latent": settings.latent,
+            "model.input": settings.input,
+            "model.item_block": settings.item_block,
+            "train.batch_size": settings.batch_size,
+            "precision.policy": settings.precision,
+            "mesh.data": settings.mesh_data,
+            "mesh.item": settings.mesh_item,
         }
     )
 
@@ -397,21 +360,6 @@ def _result(
     }
 
 
-def _machine(policy: precision.Policy, mesh: Any) -> dict[str, Any]:
-    devices = jax.devices()
-    on_cpu = devices[0].platform == "cpu"
-    kind = machine.processor() if on_cpu else devices[0].device_kind
-    name = kind if len(devices) == 1 else f"{len(devices)} x {kind}"
-    return {
-        "precision": policy.name,
-        "device": name,
-        "platform": devices[0].platform,
-        "host": machine.processor(),
-        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
-        "versions": {"vaecf": __version__, **machine.versions(_PACKAGES)},
-    }
-
-
 def _optimizer_bytes(params: Any) -> int:
     """Least traffic of Adam: reads w, m, v and g, writes w, m and v."""
     return 7 * sum(x.nbytes for x in jax.tree.leaves(params))
@@ -434,7 +382,7 @@ def _evaluate(
     ranker = ranking.Ranker(
         scorers.model(problem.model, params),
         problem.mesh,
-        metrics.depth(_METRICS),
+        metrics.depth(models.METRICS),
     )
     share_I = dataset.train.item_counts() / dataset.train.n_users
     for _ in range(2):
@@ -444,7 +392,7 @@ def _evaluate(
             params,
             held.fold_in,
             held.held_out,
-            names=_METRICS,
+            names=models.METRICS,
             batch_size=options.eval.batch_size,
             item_share_I=share_I,
         )

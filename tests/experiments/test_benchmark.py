@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import pathlib
 
 import jax
 import pytest
 
 import vaecf
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
     "--shape=synthetic",
     "--users=200",
@@ -60,6 +63,43 @@ def test_training_refused(tmp_path, command, flag, message) -> None:
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
     assert message in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inference(tmp_path, command) -> None:
+    path = tmp_path / "inference.json"
+    sizes = ("--items=60", "--repeats=9", "--batch_sizes=1,3", "--k=5")
+    done = command("benchmark/inference", *sizes, f"--json={path}")
+    assert done.status == 0, done.err
+    result = json.loads(path.read_text())
+    assert list(result["batches"]) == ["1", "3"]
+    for size, figures in result["batches"].items():
+        assert figures["mean_throughput"] == pytest.approx(
+            int(size) / figures["mean_latency"]
+        )
+        names = ("p50", "p90", "p95", "p99")
+        quantiles = [figures[f"{name}_latency"] for name in names]
+        assert quantiles[0] > 0 and quantiles == sorted(quantiles)
+    # The output weights, 600 x 128 with padding, at the measured bandwidth.
+    assert result["floor_seconds"] == pytest.approx(
+        600 * 128 * 4 / (result["copy_gb_per_second"] * 1e9)
+    )
+    assert result["precision"] == "fp32" and result["device"]
+
+
+def test_a_run_of_all_is_recorded_whether_it_works_or_not() -> None:
+    path = ROOT / "experiments" / "benchmark" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("gpu", path)
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    names = {run[0] for run in gpu.RUNS}
+    assert all(path.with_name(f"{name}.py").is_file() for name in names)
+    good, bad = (
+        gpu.run(("training", *TINY, f"--precision={name}"))
+        for name in ("bf16", "tf32")
+    )
+    assert good["result"]["precision"] == "bf16"
+    assert good["arguments"] == ["training", *TINY, "--precision=bf16"]
+    assert "needs an NVIDIA GPU" in bad["error"] and "result" not in bad
 
 
 def test_preparation(tmp_path, command) -> None:

@@ -1,0 +1,106 @@
+"""Latency and throughput of queries, measured against the machine's memory.
+
+    python experiments/benchmark/inference.py --json=out.json
+
+A query goes the way that `Recommender.recommend` goes, from a history on the
+host to ranked items on the host, over a model of MovieLens-20M's shape with
+random weights. A single query cannot be faster than reading the output weights
+once: that time, at the bandwidth of a copy, is the floor it is shown beside.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from vaecf import cli
+
+_JSON = flags.DEFINE_string("json", None, "File to write the results to.")
+_BATCH_SIZES = flags.DEFINE_list(
+    "batch_sizes", ["1", "8", "64", "512"], "Users a query."
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision", "fp32", ("fp32", "bf16", "fp16", "tf32", "amp"), "Policy."
+)
+_ITEMS = flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=1)
+_K = flags.DEFINE_integer("k", 100, "List length.", lower_bound=1)
+_HISTORY = flags.DEFINE_integer(
+    "items_per_user", 10, "Items of a history.", lower_bound=1
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 300, "Queries of each size.", lower_bound=1
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures, prints a table and writes the JSON."""
+    del argv
+    import jax.numpy as jnp
+
+    from experiments.benchmark import ceilings, machine, models
+    from vaecf.errors import VaecfError
+    from vaecf.reporting import files
+    from vaecf.serving import latency
+    from vaecf.training import precision
+
+    if not all(text.isdecimal() and int(text) for text in _BATCH_SIZES.value):
+        raise VaecfError(
+            f"--batch_sizes={','.join(_BATCH_SIZES.value)} must be numbers of "
+            "users of at least 1"
+        )
+    model = models.random_model(_ITEMS.value, _PRECISION.value)
+    bandwidth = ceilings.copy_bandwidth(1.0)
+    policy = precision.policy(_PRECISION.value)
+    decoder = model.params["output_kernel"]
+    floor = decoder.size * jnp.dtype(policy.dtype).itemsize / bandwidth
+    figures: dict[str, Any] = {}
+    for size in map(int, _BATCH_SIZES.value):
+        measured = latency.measure(
+            model,
+            batch_size=size,
+            k=_K.value,
+            items_per_user=_HISTORY.value,
+            repeats=_REPEATS.value,
+        )
+        figures[str(size)] = {
+            name.removeprefix(f"batch_{size}_"): value
+            for name, value in measured.items()
+        }
+        shown = figures[str(size)]
+        cli.say(
+            f"batch {size:>6,}: {shown['mean_throughput']:>10,.0f} users/s, "
+            f"mean {1e3 * shown['mean_latency']:.3f} ms, p50 "
+            f"{1e3 * shown['p50_latency']:.3f}, p90 "
+            f"{1e3 * shown['p90_latency']:.3f}, p95 "
+            f"{1e3 * shown['p95_latency']:.3f}, p99 "
+            f"{1e3 * shown['p99_latency']:.3f}"
+        )
+    result = {
+        "batches": figures,
+        "items": _ITEMS.value,
+        "k": _K.value,
+        "items_per_user": _HISTORY.value,
+        "repeats": _REPEATS.value,
+        "copy_gb_per_second": bandwidth / 1e9,
+        "floor_seconds": floor,
+        "peak_rss_bytes": machine.peak_rss_bytes(),
+        **models.describe(policy, model.problem.mesh),
+    }
+    cli.say(
+        f"reading the output weights once takes {1e3 * floor:.3f} ms at "
+        f"{bandwidth / 1e9:.1f} GB/s; {result['device']}, {result['precision']}"
+    )
+    if _JSON.value is not None:
+        text = json.dumps(result, indent=2) + "\n"
+        files.write_atomically(_JSON.value, text.encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)
