@@ -9,6 +9,7 @@ nothing to train, the config of the run in --workdir.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ def main(argv: Sequence[str]) -> None:
         config = options.config_of_run(workdir, config)
         config.update_from_flattened_dict(values["config"].override_values)
     main_flags.override(config, values)
+    actions = dataclasses.replace(
+        actions, arguments=main_flags.arguments(values, config)
+    )
     run.run(options.from_config(config), workdir, actions, say=cli.say)
 
 

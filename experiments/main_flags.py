@@ -78,7 +78,9 @@ def define() -> None:
     )
     flags.DEFINE_float("ease_l2", 500.0, "EASE's regularisation (lambda).")
     flags.DEFINE_string(
-        "per_user", None, "Write the test users' metrics to this Parquet file."
+        "per_user",
+        None,
+        "Write the test users' metrics to this Parquet (or .csv) file.",
     )
     _define_recipe()
 
@@ -142,8 +144,8 @@ def workdir(values: flags.FlagValues) -> pathlib.Path:
         )
     if not (ours or recipe):
         raise VaecfError(
-            "--workdir is missing: give the run a directory, e.g. "
-            "--workdir=runs/first"
+            "--workdir (or the recipe's --checkpoint_dir) is missing: give "
+            "the run a directory, e.g. --workdir=runs/first"
         )
     return pathlib.Path(ours or recipe)
 
@@ -187,15 +189,18 @@ def actions(values: flags.FlagValues) -> run.Actions:
         ease_l2=values["ease_l2"].value,
         top_results=values["top_results"].value,
         trace=values["trace"].value,
-        arguments=_given(values),
         **paths,
     )
 
 
-def _given(values: flags.FlagValues) -> dict[str, Any]:
-    """The flags with their values, as the recipe's args.json has them."""
+def arguments(values: flags.FlagValues, config: Any) -> dict[str, Any]:
+    """What the flags came to, as the recipe's args.json has them.
+
+    Args:
+      values: the flags.
+      config: with the overrides in it: flags not given have its values.
+    """
     names = (
-        *_OVERRIDES,
         "train",
         "test",
         "inference_benchmark",
@@ -209,4 +214,8 @@ def _given(values: flags.FlagValues) -> dict[str, Any]:
         "results_dir",
         "workdir",
     )
-    return {name: values[name].value for name in names}
+    settled: dict[str, Any] = {}
+    for name, (_, key, _) in _OVERRIDES.items():
+        section, _, leaf = key.rpartition(".")
+        settled[name] = (config[section] if section else config)[leaf]
+    return settled | {name: values[name].value for name in names}

@@ -17,7 +17,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a trained run.")
 _HISTORIES = flags.DEFINE_string(
     "histories", None, "CSV, TSV or Parquet, a row for each (user, item)."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Parquet file to write.")
+_OUTPUT = flags.DEFINE_string("output", None, "Parquet (or .csv) to write.")
 flags.mark_flags_as_required(["workdir", "histories", "output"])
 _K = flags.DEFINE_integer("k", 10, "Items a user.")
 _USER = flags.DEFINE_string("user_column", "user", "Column of the users.")

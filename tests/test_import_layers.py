@@ -30,7 +30,7 @@ LAYERS = {
         *("errors", "options", "data", "models", "evaluation", "training"),
     },
     "vaecf.held_out": {
-        *("data", "models", "evaluation", "training", "serving"),
+        *("errors", "data", "models", "evaluation", "training", "serving"),
     },
     "vaecf.run": {
         *("errors", "options", "data", "models", "evaluation", "training"),

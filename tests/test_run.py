@@ -77,6 +77,11 @@ def test_per_user_file(tmp_path: pathlib.Path, data) -> None:
         frame["fold_in"], np.diff(data.test.fold_in.indptr)
     )
     assert {p.name for p in tmp_path.iterdir()} == {"data", "users.parquet"}
+    held_out.write_per_user(tmp_path / "users.csv", evaluation, data)
+    text = (tmp_path / "users.csv").read_text().splitlines()
+    assert text[0] == "user,fold_in,held_out,ndcg@10" and len(text) == 5
+    with pytest.raises(VaecfError, match=r"--per_user=.* cannot be written"):
+        held_out.write_per_user(tmp_path / "no" / "u.csv", evaluation, data)
 
 
 def test_results_in_groups_for_the_report() -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vaecf.data.dataset import Dataset
+from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import metrics, ranking, scorers
 from vaecf.models import sharding
@@ -78,9 +79,10 @@ def baseline(
     else:
         scorer = scorers.ease(dataset.train, ease_l2)
     ranked_by = entrant(model, scorer)
-    return {
+    result: dict[str, Any] = {
         split: summary(model, dataset, split, ranked_by) for split in SPLITS
     }
+    return result | ({"l2": ease_l2} if name == "ease" else {})
 
 
 def truth(model: Model, dataset: Dataset) -> dict[str, Any]:
@@ -107,7 +109,13 @@ def truth(model: Model, dataset: Dataset) -> dict[str, Any]:
 def write_per_user(
     path: pathlib.Path, evaluation: evaluate_lib.Evaluation, dataset: Dataset
 ) -> None:
-    """Metrics of every test user to Parquet: user, fold_in, held_out, ..."""
+    """Metrics of every test user: user, fold_in, held_out, ...
+
+    Parquet, or CSV if the file is called so.
+
+    Raises:
+      VaecfError: it cannot be written.
+    """
     import polars as pl
 
     train, validation, _ = dataset.split_sizes
@@ -120,8 +128,16 @@ def write_per_user(
         }
     )
     temporary = path.with_name(f".{path.name}.tmp")
-    frame.write_parquet(temporary)
-    temporary.replace(path)
+    try:
+        if path.suffix == ".csv":
+            frame.write_csv(temporary)
+        else:
+            frame.write_parquet(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise VaecfError(
+            f"--per_user={path} cannot be written ({error})"
+        ) from None
 
 
 def truth_note(results: Mapping[str, Any]) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import platform
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -106,6 +108,9 @@ def run(
             log.parameters(actions.arguments)
         results = _results_so_far(workdir)
         if actions.train:
+            trained = results.get("train", {}).get("epochs")
+            say(_start_line(options, dataset, mesh))
+            began = time.perf_counter()
             result = loop.train(
                 options,
                 dataset,
@@ -114,8 +119,11 @@ def run(
                 trace_dir=workdir / "trace" if actions.trace else None,
                 log=say,
             )
+            if result.summary["epochs"] != trained:
+                results = {}  # what was measured is of another model
+            seconds = time.perf_counter() - began
+            say(_training_line(result.summary, seconds))
             results["train"] = result.summary
-            say(_training_line(result.summary))
             if actions.trace and not (workdir / "trace").exists():
                 say("--trace: training was too short to be profiled")
         model = load(workdir, policy=options.precision.policy, mesh=mesh)
@@ -127,11 +135,13 @@ def run(
                 model, dataset, "validation", ranked_by
             )
         if actions.test:
+            for key in (*held_out.BASELINES, held_out.TRUTH):
+                results.pop(key, None)  # of an earlier call's metrics
             _test(results, model, dataset, ranked_by, actions, say)
         if actions.inference_batch_sizes:
             results["inference"] = _measure_latency(model, actions, say)
         workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
-        _finish_log(log, results, options)
+        _finish_log(log, results, options, actions)
         _write_report(workdir, model, dataset, results, say)
         if actions.results_dir is not None:
             _write_statistics(actions, workdir, results)
@@ -153,6 +163,11 @@ def _make_folders(actions: Actions) -> None:
                 f"--{flag}={getattr(actions, flag)} cannot be written "
                 f"({error.strerror})"
             ) from error
+        if folder is not None and not os.access(folder, os.W_OK):
+            raise VaecfError(
+                f"--{flag}={getattr(actions, flag)} cannot be written "
+                "(permission denied)"
+            )
 
 
 def _results_so_far(workdir: pathlib.Path) -> dict[str, Any]:
@@ -160,16 +175,26 @@ def _results_so_far(workdir: pathlib.Path) -> dict[str, Any]:
     return workdir_lib.read_json(path) if path.exists() else {}
 
 
-def _training_line(summary: Mapping[str, Any]) -> str:
+def _start_line(options: Options, dataset: Dataset, mesh: Any) -> str:
+    name = precision.policy(options.precision.policy).name
+    return (
+        f"training {options.model.name} on {dataset.name}: "
+        f"{dataset.train.n_users:,} users, {dataset.n_items:,} items, "
+        f"{dataset.train.nnz:,} interactions; batches of "
+        f"{options.train.batch_size:,}, {name}, {mesh.size} x "
+        f"{mesh.devices.flat[0].device_kind}"
+    )
+
+
+def _training_line(summary: Mapping[str, Any], seconds: float) -> str:
     speed = summary["users_per_second"]
     if speed is None:
         return "nothing left to train"
     return (
-        f"trained {summary['epochs']} epochs in {summary['seconds']:.1f} s "
-        f"({speed:,.0f} users/s, {summary['precision']}, "
-        f"{summary['devices']} x {summary['device']}; compilation "
-        f"{summary['compile_seconds']:.1f} s); best epoch "
-        f"{summary['best_epoch']}"
+        f"trained {summary['epochs']} epochs in {summary['seconds']:.1f} s of "
+        f"steps ({speed:,.0f} users/s); {seconds:.1f} s in this call with "
+        f"{summary['compile_seconds']:.1f} s of compilation, validations and "
+        f"checkpoints; best epoch {summary['best_epoch']}"
     )
 
 
@@ -239,16 +264,22 @@ def _latency_unit(name: str) -> str:
 
 
 def _finish_log(
-    log: RecipeLogWriter | None, results: Mapping[str, Any], options: Options
+    log: RecipeLogWriter | None,
+    results: Mapping[str, Any],
+    options: Options,
+    actions: Actions,
 ) -> None:
+    """Logs what this call measured."""
     if log is None:
         return
     final: dict[str, Any] = {}
     units: dict[str, str] = {}
-    for name, value in results.get("inference", {}).items():
-        final[name], units[name] = value, _latency_unit(name)
-    for name, value in results.get("test", {}).items():
-        final[f"test_{name}"], units[f"test_{name}"] = value["mean"], "1"
+    if actions.inference_batch_sizes:
+        for name, value in results["inference"].items():
+            final[name], units[name] = value, _latency_unit(name)
+    if actions.test:
+        for name, value in results["test"].items():
+            final[f"test_{name}"], units[f"test_{name}"] = value["mean"], "1"
     log.final(final, warm_up_epochs=options.train.warm_up_epochs, units=units)
 
 
@@ -257,9 +288,8 @@ def _write_statistics(
 ) -> None:
     """The recipe's --results_dir."""
     assert actions.results_dir is not None
-    records = writers.read_records(workdir / "metrics.jsonl")
     history: dict[str, list[Any]] = {}
-    for record in records:
+    for record in _records(workdir):
         for name, value in record.items():
             if "/" in name:
                 history.setdefault(name, []).append(value)
@@ -272,6 +302,12 @@ def _write_statistics(
     )
 
 
+def _records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; none of a run without an epoch."""
+    path = workdir / "metrics.jsonl"
+    return writers.read_records(path) if path.exists() else []
+
+
 def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
     """results.json's content with baselines and truth in groups."""
     grouped = {
@@ -282,9 +318,16 @@ def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
     if "test" in grouped and "users_left_out" in results:
         left_out = results["users_left_out"]
         grouped["test"] = {**grouped["test"], "users_left_out": left_out}
-    grouped["baselines"] = {n: results[n] for n in BASELINES if n in results}
+    grouped["baselines"] = {
+        _label(n, results[n]): results[n] for n in BASELINES if n in results
+    }
     grouped["references"] = {TRUTH: results[TRUTH]} if TRUTH in results else {}
     return grouped
+
+
+def _label(name: str, baseline: Mapping[str, Any]) -> str:
+    """'ease (l2 500)': a figure without its setting is half a figure."""
+    return f"{name} (l2 {baseline['l2']:g})" if "l2" in baseline else name
 
 
 def environment() -> dict[str, str]:
@@ -319,7 +362,7 @@ def _write_report(
             "protocol": dataset.protocol,
             **dataset.manifest.get("counts", {}),
         },
-        records=writers.read_records(workdir / "metrics.jsonl"),
+        records=_records(workdir),
         results=for_report(results),
         environment=environment(),
         recommendations=sample_recommendations(model, dataset),

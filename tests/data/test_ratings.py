@@ -407,3 +407,16 @@ def test_flags_that_need_each_other(tmp_path):
 def test_published_counts(realdata_dir, file, rows, users, items):
     report = read_ratings(realdata_dir / file).report
     assert (report.rows, report.users, report.items) == (rows, users, items)
+
+
+def test_a_tab_as_people_type_it(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("user\titem\n1\t2\n3\t4\n")
+    names = {"user_column": "user", "item_column": "item"}
+    found = read_ratings(path, **names, separator=r"\t")
+    assert (found.user_ids.tolist(), found.item_ids.tolist()) == (
+        [1, 3],
+        [2, 4],
+    )
+    with pytest.raises(VaecfError, match="--separator='::' must be one char"):
+        read_ratings(path, **names, separator="::")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pathlib
 
@@ -86,17 +85,15 @@ def test_inference(tmp_path, command) -> None:
     assert result["precision"] == "fp32" and result["device"]
 
 
-def test_a_run_of_all_is_recorded_whether_it_works_or_not() -> None:
-    path = ROOT / "experiments" / "benchmark" / "gpu.py"
-    spec = importlib.util.spec_from_file_location("gpu", path)
-    gpu = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu)
-    names = {run[0] for run in gpu.RUNS}
-    assert all(path.with_name(f"{name}.py").is_file() for name in names)
-    good, bad = (
-        gpu.run(("training", *TINY, f"--precision={name}"))
-        for name in ("bf16", "tf32")
-    )
+def test_a_run_of_all_is_recorded_whether_it_works_or_not(parsed) -> None:
+    with parsed("benchmark/gpu", "--json=unused") as gpu:
+        scripts = ROOT / "experiments" / "benchmark"
+        for name in {run[0] for run in gpu.RUNS}:
+            assert (scripts / f"{name}.py").is_file()
+        good, bad = (
+            gpu.run(("training", *TINY, f"--precision={name}"))
+            for name in ("bf16", "tf32")
+        )
     assert good["result"]["precision"] == "bf16"
     assert good["arguments"] == ["training", *TINY, "--precision=bf16"]
     assert "needs an NVIDIA GPU" in bad["error"] and "result" not in bad

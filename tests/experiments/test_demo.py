@@ -15,8 +15,13 @@ def test_the_demo_and_again(tmp_path, command) -> None:
     assert first.status == 0, first.err
     assert "4,000 training users, 1,000 items" in first.out
     table, _, shown = first.out.partition("Ten recommendations for three users")
-    rows = dict(re.findall(r"^(\w+) +(0\.\d{4}) ±", table, re.M))
-    assert set(rows) == {"mult_vae", "popularity", "ease", "truth"}
+    rows = dict(re.findall(r"^(\w[\w ()]*?) +(0\.\d{4}) ±", table, re.M))
+    assert set(rows) == {
+        "mult_vae",
+        "popularity",
+        "ease (l2 500)",
+        "truth",
+    }
     # Nobody beats the distribution that generated the data.
     assert max(rows, key=lambda name: float(rows[name])) == "truth"
     for user in (4401, 4402, 4403):  # 4,000 + 400 users come before the test's

@@ -285,7 +285,7 @@ def test_the_recipes_results(trained) -> None:
     folder = trained.folder / "results"
     arguments = json.loads((folder / "args.json").read_text())
     assert arguments["epochs"] == 3 and arguments["top_results"] == 7
-    assert arguments["batch_size_train"] == 50 and arguments["lr"] is None
+    assert arguments["batch_size_train"] == 50 and arguments["lr"] == 0.001
     assert arguments["results_dir"] == str(folder)
     statistics = json.loads((folder / "statistics.json").read_text())
     assert statistics["results"] == results(trained.workdir)
@@ -470,3 +470,36 @@ def test_help_shows_the_flags() -> None:
         "results_dir",
     }
     assert wanted <= shown
+
+
+def test_results_never_mix_two_models_or_two_settings(
+    trained, workdir, command
+) -> None:
+    """What one call measured does not stand beside what another one did."""
+    assert {"test", "inference", "ease", "truth"} < set(results(workdir))
+    assert results(workdir)["ease"]["l2"] == 500
+    again = ("main", "--test", f"--workdir={workdir}")
+    done = command(*again, "--config.eval.metrics=('ndcg@10',)")
+    assert done.status == 0, done.err
+    assert list(results(workdir)["test"]) == ["ndcg@10"]
+    assert "ease" not in results(workdir) and "ndcg@100" not in done.out
+    done = command(*again, "--baselines=ease", "--ease_l2=5")
+    assert results(workdir)["ease"]["l2"] == 5
+    assert "ease (l2 5)" in done.out
+    kept = [f for f in trained.flags if not re.match("--(test|base|inf)", f)]
+    kept = [f for f in kept if not re.match("--(work|log|res|per|trace)", f)]
+    log = workdir / "log.json"
+    done = command(
+        "main", *kept, "--epochs=4", f"--workdir={workdir}", f"--log_path={log}"
+    )
+    assert done.status == 0, done.err
+    assert set(results(workdir)) == {"train", "validation"}
+    assert "test_ndcg" not in log.read_text()
+
+
+def test_a_run_without_epochs(trained, tmp_path, command) -> None:
+    kept = [f for f in trained.flags if not re.match("--(test|base|inf)", f)]
+    kept = [f for f in kept if not re.match("--(work|log|res|per|trace)", f)]
+    done = command("main", *kept, "--epochs=0", f"--workdir={tmp_path / 'w'}")
+    assert done.status == 0, done.err
+    assert results(tmp_path / "w")["train"]["epochs"] == 0

@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch) -> pathlib.Path:
     [
         ("", ["nothing to do", "--train, --test or --inference_benchmark"]),
         ("--workdir=w", ["nothing to do"]),
-        ("--train", ["--workdir is missing"]),
+        ("--train", ["--workdir", "is missing"]),
         ("--train --workdir=w --checkpoint_dir=v", ["give one of them"]),
         ("--train --workdir=w train", ["unexpected argument 'train'"]),
         ("--train --workdir=w --epocs=3", ["epocs", "Did you mean: epochs"]),

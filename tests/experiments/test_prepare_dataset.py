@@ -52,6 +52,11 @@ BAD = {
                        ["rating of at least 9", "lower --min_rating"]),
     "too-few-users": ("--held_out_users=20", table(), ["--held_out_users"]),
     "negative-users": ("--held_out_users=-1", table(), ["held_out_users"]),
+    "negative-items": (
+        "--min_items_per_user=-1",
+        table(),
+        ["--min_items_per_user=-1 must not be negative"],
+    ),
     "unknown-dataset": ("--dataset=ml-1n", table(), ["did you mean 'ml-1m'"]),
     "unknown-protocol": ("--protocol=papre", table(), ["did you mean 'paper'"]),
     "unknown-flag": ("--min_item_per_user=3", table(),

@@ -80,6 +80,16 @@ def test_the_lists_of_recommend(
     assert [n for n, _ in done] == sorted({n for n, _ in done})
 
 
+def test_csv_if_the_output_is_called_so(shop, scattered, tmp_path):
+    path = write(scattered, tmp_path / "h.csv")
+    for name in ("out.csv", "out.parquet"):
+        batch_scoring.score_file(shop.workdir, path, tmp_path / name, k=3)
+    wanted = pl.read_parquet(tmp_path / "out.parquet")
+    found = pl.read_csv(tmp_path / "out.csv", schema=wanted.schema)
+    assert found.drop("score").equals(wanted.drop("score"))
+    np.testing.assert_allclose(found["score"], wanted["score"], rtol=1e-5)
+
+
 def test_one_partition_is_held_at_a_time(
     shop, scattered, tmp_path, monkeypatch
 ):

@@ -307,7 +307,8 @@ def test_no_users(shop, nobody):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, "k=0 must be at least 1"),
+        ({"k": 0}, "k=0 must be a whole number of at least 1"),
+        ({"k": 2.5}, "k=2.5 must be a whole number"),
         ({"score": "prob"}, "score='prob': use one of log_probability, "),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"allow_items": "sku-01"}, "allow_items='sku-01': pass a list"),
@@ -382,7 +383,7 @@ def test_similar_items_are_those_of_numpy(shop):
             np.testing.assert_allclose(result["score"], cosine_I[best], atol=1e-5)  # fmt: skip
     with pytest.raises(VaecfError, match="item 'sku-77' is not known"):
         shop.recommender.similar_items("sku-77")
-    with pytest.raises(VaecfError, match="k=-1 must be at least 1"):
+    with pytest.raises(VaecfError, match="k=-1 must be a whole number"):
         shop.recommender.similar_items("sku-01", k=-1)
 
 
@@ -431,6 +432,39 @@ def test_load_of_a_workdir_and_of_a_copy_of_a_copy(shop, tmp_path):
 
 def test_save_does_not_overwrite(shop, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(VaecfError, match="is not empty: choose another"):
-        shop.recommender.save(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    for overwrite in (False, True):
+        with pytest.raises(VaecfError, match="no saved model: choose another"):
+            shop.recommender.save(tmp_path, overwrite=overwrite)
+        assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(VaecfError, match="is a file: name a directory"):
+        shop.recommender.save(tmp_path / "mine.txt")
+
+
+def test_save_replaces_what_it_saved_when_asked(shop, tmp_path):
+    place = shop.recommender.save(tmp_path / "model")
+    with pytest.raises(VaecfError, match="overwrite=True"):
+        shop.recommender.save(place)
+    (place / "items.parquet").write_bytes(b"")
+    shop.recommender.save(place, overwrite=True)
+    pd.testing.assert_frame_equal(
+        Recommender.load(place).recommend(shop.frame, 3),
+        shop.recommender.recommend(shop.frame, 3),
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_it_says_of_itself(shop):
+    assert repr(Recommender()) == "Recommender(mult_vae, not fitted)"
+    assert repr(shop.recommender).startswith("Recommender(mult_vae, ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "train.batch_size=0 must be at least 1"),
+        ({"hidden": 0}, "model.hidden=.* must be sizes >= 1"),
+    ],
+)
+def test_fit_refuses_settings(shop, settings, message):
+    with pytest.raises(VaecfError, match=message):
+        Recommender(**settings).fit(shop.frame)

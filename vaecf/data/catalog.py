@@ -147,6 +147,6 @@ def check_counts(
     if wrong:
         raise VaecfError(
             f"{name}: read {', '.join(wrong)}: the file is cut short or of "
-            "another release; get it again, or prepare it without --dataset "
-            "as data of your own"
+            "another release; get it again, or prepare it as data of your "
+            "own, with --ratings, --user_column and --item_column"
         )

@@ -392,5 +392,5 @@ def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
     raise VaecfError(
         f"no dataset in {root} (nor in its ml-20m/preprocessed and ml-20m); "
         f"make one with: python experiments/prepare_dataset.py "
-        f"--output={root} ..."
+        f"--output={root} ... (or, as the recipe does, --data_dir={root})"
     )

@@ -79,7 +79,7 @@ _FOLDERS = (
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, or nothing if none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -108,6 +108,10 @@ def make_plan(settings: Settings) -> Plan:
             f"{layouts.nearest(protocol, splits.PROTOCOLS)} (there are "
             f"{', '.join(splits.PROTOCOLS)})"
         )
+    for flag in ("min_items_per_user", "min_users_per_item"):
+        least = getattr(given, flag)
+        if least is not None and least < 0:
+            raise VaecfError(f"--{flag}={least} must not be negative")
     default_seed = splits.PAPER_SEED if protocol == "paper" else 0
     splits.check_seed(first(given.seed, default_seed))
     return Plan(
@@ -179,7 +183,7 @@ def test_proportion(fold_in_proportion: float) -> float:
     """What is not folded in; 1 - 0.8 is 0.2, not 0.19999999999999996."""
     if not 0 < fold_in_proportion < 1:
         raise VaecfError(
-            f"--fold_in_proportion={fold_in_proportion:g} must be between 0 "
-            "and 1"
+            f"--fold_in_proportion={fold_in_proportion:g} must be above 0 "
+            "and below 1"
         )
     return round(1 - fold_in_proportion, 12)

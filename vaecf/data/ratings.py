@@ -184,8 +184,18 @@ def _file_batches(
         elif layouts.is_parquet(file):
             yield from batches_lib.parquet_batches(file, columns)
         else:
-            mark = separator or layouts.guess_separator(file)
+            mark = _separator(separator) or layouts.guess_separator(file)
             yield from batches_lib.text_batches(file, mark, True, columns)
+
+
+def _separator(text: str | None) -> str | None:
+    """The character that was meant; a shell leaves backslash-t as it is."""
+    mark = "\t" if text == r"\t" else text
+    if mark is not None and len(mark.encode()) != 1:
+        raise VaecfError(
+            f"--separator={text!r} must be one character, such as ';' or a tab"
+        )
+    return mark
 
 
 def _collect(

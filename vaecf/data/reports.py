@@ -75,11 +75,12 @@ def next_command(dataset: Dataset) -> str:
             "python experiments/main.py --train --test "
             f"--data_dir={root} --checkpoint_dir=./checkpoints"
         )
-    config = _CONFIGS.get(dataset.name, "default")
+    # Of one's own data most are small: settings for large ones overfit them.
+    config = _CONFIGS.get(dataset.name, "ml1m")
+    test = " --test" if dataset.test.held_out.nnz else ""
     return (
         f"python experiments/main.py --config=configs/{config}.py "
-        f"--config.data.dir={path} --workdir=runs/{dataset.name} --train "
-        "--test"
+        f"--config.data.dir={path} --workdir=runs/{dataset.name} --train{test}"
     )
 
 

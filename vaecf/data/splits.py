@@ -326,8 +326,8 @@ def check_seed(seed: int) -> None:
 def _check_proportion(test_proportion: float) -> None:
     if not 0 < test_proportion < 1:
         raise VaecfError(
-            f"--fold_in_proportion={1 - test_proportion:g} must be between 0 "
-            "and 1"
+            f"--fold_in_proportion={1 - test_proportion:g} must be above 0 "
+            "and below 1"
         )
 
 

@@ -1,4 +1,4 @@
-"""Files of histories in, a Parquet file of recommendations out.
+"""Files of histories in, a file of recommendations out.
 
 Besides the users' ids, memory is bounded by one partition of users, not by
 the file: a first pass maps ids to numbers and deals the pairs out to temporary
@@ -56,9 +56,9 @@ def score_file(
       workdir: of a trained run, or a directory of `Recommender.save`.
       histories: CSV, TSV (both also gzipped) or Parquet with a row for each
         (user, item); rows of a user need not be together.
-      output: Parquet file to write: user, rank, item, score (natural
-        logarithm of the item's probability), users in order of first
-        appearance. It is there whole or not at all.
+      output: file to write, Parquet, or CSV if it is called so: user, rank,
+        item, score (natural logarithm of the item's probability), users in
+        order of first appearance. It is there whole or not at all.
       k: items a user.
       user_column: of the histories.
       item_column: of the histories.
@@ -111,7 +111,13 @@ def score_file(
                     yield block
 
         try:
-            _sink(blocks(), dealt.users.dtype, model.items, temporary)
+            _sink(
+                blocks(),
+                dealt.users.dtype,
+                model.items,
+                temporary,
+                as_csv=output.suffix == ".csv",
+            )
             temporary.replace(output)
         finally:
             temporary.unlink(missing_ok=True)
@@ -230,8 +236,10 @@ def _sink(
     user_type: Any,
     items: IdTable,
     path: pathlib.Path,
+    *,
+    as_csv: bool,
 ) -> None:
-    """Writes frames to one Parquet file as they come."""
+    """Writes frames to one file as they come."""
     import polars as pl
     from polars.io.plugins import register_io_source
 
@@ -255,7 +263,11 @@ def _sink(
             raise
 
     try:
-        register_io_source(source, schema=schema).sink_parquet(path)
+        frames = register_io_source(source, schema=schema)
+        if as_csv:
+            frames.sink_csv(path)
+        else:
+            frames.sink_parquet(path)
     except pl.exceptions.PolarsError:
         # polars wraps what a source raises; the person wants the reason.
         if failure:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vaecf import options as options_lib
-from vaecf.data import id_files
+from vaecf.data import id_files, storage
 from vaecf.data.ids import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -26,6 +26,15 @@ from vaecf.training import step as step_lib
 from vaecf.training import workdir as workdir_lib
 
 _USERS_ENCODED = 2048  # at once
+
+
+# What `Model.save` writes.
+_SAVED = {
+    "checkpoints",
+    workdir_lib.CONFIG,
+    workdir_lib.DATASET,
+    workdir_lib.ITEMS,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,26 +103,42 @@ class Model:
         norm_I = np.linalg.norm(vector_IH, axis=1, keepdims=True)
         return vector_IH / np.maximum(norm_I, np.finfo(np.float32).tiny)
 
-    def save(self, directory: pathlib.Path) -> pathlib.Path:
-        """Writes a self-contained copy: config, ids, parameters.
+    def save(
+        self, directory: pathlib.Path, *, overwrite: bool = False
+    ) -> pathlib.Path:
+        """Writes a self-contained copy: config, ids, parameters; all or none.
+
+        Args:
+          directory: new, empty, or (with `overwrite`) one written by `save`.
+          overwrite: replace what was saved there.
 
         Raises:
-          VaecfError: the directory exists and is not empty.
+          VaecfError: the directory is taken or cannot be written.
         """
+        if directory.exists() and not directory.is_dir():
+            raise VaecfError(f"{directory} is a file: name a directory")
         if directory.exists() and any(directory.iterdir()):
-            raise VaecfError(
-                f"{directory} is not empty: choose another directory"
+            # A run's workdir holds more than we would write: never replaced.
+            names = {path.name for path in directory.iterdir()}
+            if names != _SAVED:
+                raise VaecfError(
+                    f"{directory} is not empty and no saved model: choose "
+                    "another directory"
+                )
+            if not overwrite:
+                raise VaecfError(
+                    f"{directory} holds a saved model: pass overwrite=True to "
+                    "replace it, or choose another directory"
+                )
+        with storage.atomic_directory(directory) as fresh:
+            workdir_lib.write_model_identity(fresh, self.manifest, self.items)
+            saved = checkpoints.Checkpoints(fresh / "checkpoints")
+            step = self.position.get("epoch", 0)
+            saved.save(checkpoints.BEST, step, self.params, self.position)
+            saved.close()
+            workdir_lib.write_json(
+                fresh / workdir_lib.CONFIG, self.options.to_dict()
             )
-        directory.mkdir(parents=True, exist_ok=True)
-        workdir_lib.write_model_identity(directory, self.manifest, self.items)
-        saved = checkpoints.Checkpoints(directory / "checkpoints")
-        step = self.position.get("epoch", 0)
-        saved.save(checkpoints.BEST, step, self.params, self.position)
-        saved.close()
-        # Last: a directory with a config is a whole one.
-        workdir_lib.write_json(
-            directory / workdir_lib.CONFIG, self.options.to_dict()
-        )
         return directory
 
 

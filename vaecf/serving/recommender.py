@@ -41,7 +41,7 @@ class Recommender:
         self,
         *,
         model: str = "mult_vae",
-        hidden: Sequence[int] = (600,),
+        hidden: int | Sequence[int] = (600,),
         latent: int = 200,
         activation: str = "tanh",
         dropout_rate: float = 0.5,
@@ -59,7 +59,8 @@ class Recommender:
 
         Args:
           model: 'mult_vae' or 'mult_dae'.
-          hidden: units of the hidden layers, from the items inwards.
+          hidden: units of the hidden layers, from the items inwards; a number
+            is one layer.
           latent: units of the bottleneck.
           activation: 'tanh' or 'relu'.
           dropout_rate: share of a history dropped from the input in training.
@@ -76,7 +77,7 @@ class Recommender:
         """
         self._settings: dict[str, Any] = dict(
             model=model,
-            hidden=tuple(hidden),
+            hidden=(hidden,) if isinstance(hidden, int) else tuple(hidden),
             latent=latent,
             activation=activation,
             dropout_rate=dropout_rate,
@@ -91,6 +92,16 @@ class Recommender:
             seed=seed,
         )
         self._model: Model | None = None
+
+    def __repr__(self) -> str:
+        """What it is, and whether it is fitted."""
+        if self._model is None:
+            return f"Recommender({self._settings['model']}, not fitted)"
+        options = self._model.options
+        return (
+            f"Recommender({options.model.name}, {len(self.items):,} items, "
+            f"latent {options.model.latent})"
+        )
 
     # --- Where a model comes from -------------------------------------------
 
@@ -159,13 +170,19 @@ class Recommender:
         recommender._model = load(pathlib.Path(directory))
         return recommender
 
-    def save(self, directory: str | pathlib.Path) -> pathlib.Path:
-        """Writes a self-contained directory for `load`.
+    def save(
+        self, directory: str | pathlib.Path, *, overwrite: bool = False
+    ) -> pathlib.Path:
+        """Writes a self-contained directory for `load`; all or nothing.
+
+        Args:
+          directory: new, empty, or (with `overwrite`) one written by `save`.
+          overwrite: replace what was saved there.
 
         Raises:
-          VaecfError: nothing is fitted, or the directory is not empty.
+          VaecfError: nothing is fitted, or the directory is taken.
         """
-        return self._fitted().save(pathlib.Path(directory))
+        return self._fitted().save(pathlib.Path(directory), overwrite=overwrite)
 
     # --- What it gives ------------------------------------------------------
 
@@ -249,8 +266,7 @@ class Recommender:
         An empty first frame comes when there are no users.
         """
         fitted = self._fitted()
-        if k < 1:
-            raise VaecfError(f"k={k} must be at least 1")
+        _check_length(k)
         if score not in SCORES:
             raise VaecfError(f"score={score!r}: use one of {', '.join(SCORES)}")
         users, matrix, unknown = histories_lib.as_histories(
@@ -300,8 +316,7 @@ class Recommender:
         import pandas as pd
 
         fitted = self._fitted()
-        if k < 1:
-            raise VaecfError(f"k={k} must be at least 1")
+        _check_length(k)
         index = int(fitted.items.index_of([item])[0])
         if index < 0:
             raise VaecfError(f"item {item!r} is not known to the model")
@@ -342,7 +357,8 @@ class Recommender:
 
 def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
     """The run's options that the constructor's settings describe."""
-    steps = -(-n_users // settings["batch_size"])
+    # A batch size that is refused below must not fail here.
+    steps = -(-n_users // max(1, settings["batch_size"]))
     cap = settings["anneal_cap"]
     # The weight rises by 1 / total_steps a step and meets the cap after
     # anneal_epochs.
@@ -395,6 +411,11 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
     )
 
 
+def _check_length(k: int) -> None:
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise VaecfError(f"k={k!r} must be a whole number of at least 1")
+
+
 def _allowed(
     items: IdTable, allow: Iterable[Any] | None, deny: Iterable[Any] | None
 ) -> np.ndarray | None:
@@ -411,6 +432,12 @@ def _allowed(
         if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise VaecfError(f"{name}={ids!r}: pass a list of items")
         known = items.index_of(list(ids))
+        if (known < 0).any():
+            logging.warning(
+                "%d of %s are not known to the model and are left out",
+                int((known < 0).sum()),
+                name,
+            )
         mask[known[known >= 0]] = value
     return mask
 
