@@ -252,7 +252,7 @@ def test_too_few_users(split):
         split(ratings, 10)
     with pytest.raises(VaecfError, match="negative"):
         split(ratings, -1)
-    with pytest.raises(VaecfError, match="between 0 and 1"):
+    with pytest.raises(VaecfError, match="above 0 and below 1"):
         split(ratings, 1, test_proportion=1.0)
 
 
