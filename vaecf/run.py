@@ -108,24 +108,8 @@ def run(
             log.parameters(actions.arguments)
         results = _results_so_far(workdir)
         if actions.train:
-            trained = results.get("train", {}).get("epochs")
             say(_start_line(options, dataset, mesh))
-            began = time.perf_counter()
-            result = loop.train(
-                options,
-                dataset,
-                workdir,
-                extra_writer=log,
-                trace_dir=workdir / "trace" if actions.trace else None,
-                log=say,
-            )
-            if result.summary["epochs"] != trained:
-                results = {}  # what was measured is of another model
-            seconds = time.perf_counter() - began
-            say(_training_line(result.summary, seconds))
-            results["train"] = result.summary
-            if actions.trace and not (workdir / "trace").exists():
-                say("--trace: training was too short to be profiled")
+            _train(results, options, dataset, workdir, actions, log, say)
         model = load(workdir, policy=options.precision.policy, mesh=mesh)
         # How to evaluate is this call's choice, not that of the training.
         model = dataclasses.replace(model, options=options)
@@ -135,8 +119,6 @@ def run(
                 model, dataset, "validation", ranked_by
             )
         if actions.test:
-            for key in (*held_out.BASELINES, held_out.TRUTH):
-                results.pop(key, None)  # of an earlier call's metrics
             _test(results, model, dataset, ranked_by, actions, say)
         if actions.inference_batch_sizes:
             results["inference"] = _measure_latency(model, actions, say)
@@ -146,6 +128,33 @@ def run(
         if actions.results_dir is not None:
             _write_statistics(actions, workdir, results)
     return results
+
+
+def _train(
+    results: dict[str, Any],
+    options: Options,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    actions: Actions,
+    log: RecipeLogWriter | None,
+    say: Callable[[str], None],
+) -> None:
+    """Fills results['train']; what was measured of an earlier model goes."""
+    began = time.perf_counter()
+    summary = loop.train(
+        options,
+        dataset,
+        workdir,
+        extra_writer=log,
+        trace_dir=workdir / "trace" if actions.trace else None,
+        log=say,
+    ).summary
+    if summary["epochs"] != results.get("train", {}).get("epochs"):
+        results.clear()
+    results["train"] = summary
+    say(_training_line(summary, time.perf_counter() - began))
+    if actions.trace and not (workdir / "trace").exists():
+        say("--trace: training was too short to be profiled")
 
 
 def _make_folders(actions: Actions) -> None:
@@ -207,6 +216,8 @@ def _test(
     say: Callable[[str], None],
 ) -> None:
     """Fills results['test'] and the baselines; prints the table."""
+    for key in ("history_length", *BASELINES, TRUTH):
+        results.pop(key, None)  # of an earlier call's metrics
     evaluation = held_out.evaluate(model, dataset, "test", ranked_by)
     assert evaluation is not None  # `run` refuses a dataset without any
     results["test"] = evaluation.summary

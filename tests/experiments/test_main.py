@@ -483,6 +483,8 @@ def test_results_never_mix_two_models_or_two_settings(
     assert done.status == 0, done.err
     assert list(results(workdir)["test"]) == ["ndcg@10"]
     assert "ease" not in results(workdir) and "ndcg@100" not in done.out
+    # That of ndcg@100, which this call did not measure.
+    assert "history_length" not in results(workdir)
     done = command(*again, "--baselines=ease", "--ease_l2=5")
     assert results(workdir)["ease"]["l2"] == 5
     assert "ease (l2 5)" in done.out

@@ -245,12 +245,13 @@ def _blocked_forward(
         target_B = lax.psum(target_B, head.item_axis)
     logsumexp_B = max_B + jnp.log(sum_B)
     nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
-    return nll_B, (hidden_BH, kernel_HI, bias_I, logsumexp_B, batch)
+    saved = (hidden_BH, kernel_HI, bias_I, logsumexp_B, batch, targets)
+    return nll_B, saved
 
 
 def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
     """Recomputes the logits block by block."""
-    hidden_BH, kernel_HI, bias_I, logsumexp_B, batch = saved
+    hidden_BH, kernel_HI, bias_I, logsumexp_B, batch, targets = saved
     n_local = kernel_HI.shape[1]
     weight_B = g_B * batch.count_B.astype(jnp.float32)
     rounded_BH = hidden_BH.astype(head.dtype)
@@ -276,8 +277,6 @@ def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
             lax.dynamic_update_slice_in_dim(d_kernel_HI, d_kernel_HK, first, 1),
             lax.dynamic_update_slice_in_dim(d_bias_I, d_bias_K, first, 0),
         )
-
-    targets = _targets(head, batch, n_local)
 
     def add_targets(c: jax.Array, carry: tuple) -> tuple:
         d_hidden_BH, d_kernel_HI, d_bias_I = carry
