@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import main_flags
 from absl import flags
 
-from vaecf import cli, options, run
+from vaecf import cli, host_memory, options, run
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
@@ -30,6 +30,7 @@ for _module in (cli, main_flags):
 def main(argv: Sequence[str]) -> None:
     """Parses, calls `run.run`."""
     del argv
+    host_memory.keep_freed()
     values = flags.FLAGS
     actions, workdir = main_flags.actions(values), main_flags.workdir(values)
     config = _CONFIG.value

@@ -65,6 +65,7 @@ class TrainOptions:
 
     epochs: int
     batch_size: int
+    microbatch: int
     drop_remainder: bool
     warm_up_epochs: int
 
@@ -124,6 +125,7 @@ RESUMABLE = frozenset(
         "data.dir",
         "data.feed",
         "train.epochs",
+        "train.microbatch",
         "train.warm_up_epochs",
         "eval.every_epochs",
         "eval.batch_size",
@@ -280,6 +282,7 @@ def _check(o: Options) -> None:
         _rule(key, value, "at least 1", value >= 1)
     not_negative: dict[str, float] = {
         "train.epochs": o.train.epochs,
+        "train.microbatch": o.train.microbatch,
         "train.warm_up_epochs": o.train.warm_up_epochs,
         "model.item_block": o.model.item_block,
         "loss.anneal_cap": o.loss.anneal_cap,

@@ -49,6 +49,7 @@ _PAPER: dict[str, Any] = {
     "train": {
         "epochs": 1,
         "batch_size": 500,
+        "microbatch": 0,
         "drop_remainder": True,
         "warm_up_epochs": 0,
     },

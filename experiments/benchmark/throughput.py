@@ -41,6 +41,7 @@ class Settings:
     precision: str
     input: str
     item_block: int
+    microbatch: int
     mesh_data: int
     mesh_item: int
     seconds: float
@@ -75,18 +76,15 @@ class Trainer:
           options: of the run.
           problem: made of them.
           train: Interactions.
-
-        Raises:
-          VaecfError: the batch size does not divide over the mesh.
         """
         batch_size = options.train.batch_size
-        if batch_size % problem.data_shards:
-            raise VaecfError(
-                f"--batch_size={batch_size} must be a multiple of the "
-                f"{problem.data_shards} devices along the users"
-            )
         order = batches.epoch_order(
-            options.seed, 0, train.n_users, batch_size, drop_remainder=True
+            options.seed,
+            0,
+            train.n_users,
+            batch_size,
+            drop_remainder=True,
+            parts=problem.parts(batch_size),
         )
         self._feed = feeds.ResidentFeed(problem, train, options.seed)
         self._epoch = self._feed.prepare(order)
@@ -188,6 +186,7 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         **models.describe(policy, mesh),
         "input": problem.model.input_lowering,
         "item_block": problem.model.item_block,
+        "microbatch": problem.microbatch,
         "input_asked": settings.input,
         "ceiling_shape": list(product.shape),
         "copy_gb_per_second": copy_rate / 1e9,
@@ -239,6 +238,7 @@ def _options(settings: Settings) -> Options:
             "model.input": settings.input,
             "model.item_block": settings.item_block,
             "train.batch_size": settings.batch_size,
+            "train.microbatch": settings.microbatch,
             "precision.policy": settings.precision,
             "mesh.data": settings.mesh_data,
             "mesh.item": settings.mesh_item,

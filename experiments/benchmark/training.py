@@ -57,6 +57,12 @@ _HIDDEN = flags.DEFINE_list(
 _LATENT = flags.DEFINE_integer(
     "latent", 200, "Units of the bottleneck.", lower_bound=1
 )
+_MICROBATCH = flags.DEFINE_integer(
+    "microbatch",
+    0,
+    "Users whose activations a device holds at once; 0: as config.train says.",
+    lower_bound=0,
+)
 _MESH_DATA = flags.DEFINE_integer(
     "mesh_data", -1, "Devices along the users; -1: the rest."
 )
@@ -96,9 +102,11 @@ def main(argv: Sequence[str]) -> None:
         # Peers may share the GPU: JAX takes three quarters of it otherwise.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from experiments.benchmark import throughput
+    from vaecf import host_memory
     from vaecf.errors import VaecfError
     from vaecf.reporting import files
 
+    host_memory.keep_freed()
     try:
         hidden = tuple(int(width) for width in _HIDDEN.value)
     except ValueError:
@@ -116,6 +124,7 @@ def main(argv: Sequence[str]) -> None:
             precision=_PRECISION.value,
             input=_INPUT.value,
             item_block=_ITEM_BLOCK.value,
+            microbatch=_MICROBATCH.value,
             mesh_data=_MESH_DATA.value,
             mesh_item=_MESH_ITEM.value,
             seconds=_SECONDS.value,

@@ -122,11 +122,11 @@ def test_a_full_batch_and_one_slot_too_few():
     with pytest.raises(ValueError, match="5 interactions do not fit 4 slots"):
         batching.assemble_on_host(indptr, indices, user_B, 4)
     # It is the fullest shard that counts: 3 of the first, 2 of the second.
-    batching.assemble_on_host(indptr, indices, user_B, 3, shards=2)
+    batching.assemble_on_host(indptr, indices, user_B, 3, parts=2)
     with pytest.raises(ValueError, match="3 interactions do not fit 2 slots"):
-        batching.assemble_on_host(indptr, indices, user_B, 2, shards=2)
+        batching.assemble_on_host(indptr, indices, user_B, 2, parts=2)
     with pytest.raises(ValueError, match="equal"):
-        batching.assemble_on_host(indptr, indices, user_B, 5, shards=3)
+        batching.assemble_on_host(indptr, indices, user_B, 5, parts=3)
 
 
 @pytest.mark.parametrize("users", [[], [[]], [[], []]])

@@ -44,6 +44,7 @@ _SMALL: dict[str, Any] = {
     "train": {
         "epochs": 3,
         "batch_size": 16,
+        "microbatch": 0,
         "drop_remainder": False,
         "warm_up_epochs": 1,
     },

@@ -86,7 +86,7 @@ def test_shards_add_padding_behind_each_batch(sizes, shards, drop_remainder):
         return
     how = {"drop_remainder": drop_remainder}
     plain = batches.epoch_order(1, 2, n_users, batch_size, **how)
-    order = batches.epoch_order(1, 2, n_users, batch_size, **how, shards=shards)
+    order = batches.epoch_order(1, 2, n_users, batch_size, **how, parts=shards)
     np.testing.assert_array_equal(order[:, :batch_size], plain)
     assert np.all(order[:, batch_size:] == n_users)
     assert order.shape[1] % shards == 0

@@ -20,9 +20,7 @@ def train(feed, problem, epochs: int = 3):
     """(state, Totals of each epoch): 4 steps each, the last one partial."""
     state, sums = step_lib.init_state(problem, 7), []
     for epoch in range(epochs):
-        order = batches.epoch_order(
-            7, epoch, 60, 16, shards=problem.data_shards
-        )
+        order = batches.epoch_order(7, epoch, 60, 16, parts=problem.parts(16))
         ready = feed.prepare(order)
         for start, stop in ((0, 1), (1, 4)):
             state, totals = feed.run(state, ready, start, stop)
@@ -47,19 +45,26 @@ def test_resident_and_streamed_are_the_same(small, dataset, assert_close):
     assert np.abs(moved).max() > 0.05
 
 
+@pytest.mark.parametrize("microbatch", [0, 2])
 @pytest.mark.parametrize("mesh", [(1, 1), (4, 1)])
-def test_batches_are_the_same_bit_for_bit(small, dataset, assert_same, mesh):
+def test_batches_are_the_same_bit_for_bit(
+    small, dataset, assert_same, mesh, microbatch
+):
     problem = step_lib.make_problem(
-        small(), dataset.n_items, sharding.make_mesh(*mesh)
+        small(train={"microbatch": microbatch}),
+        dataset.n_items,
+        sharding.make_mesh(*mesh),
     )
+    parts = problem.parts(16)
+    assert parts == (8 if microbatch else mesh[0])
     train = dataset.train
     on_device = jax.jit(step_lib.assemble, static_argnums=(0, 3))
     csr = batching.as_csr(train.indptr, train.indices)
     for users in batches.epoch_order(1, 0, 60, 16):
-        n_slots = 512 // problem.data_shards
+        n_slots = 512 // parts
         resident = on_device(problem, csr, users, n_slots)
         streamed = batching.assemble_on_host(
-            train.indptr, train.indices, users, n_slots, problem.data_shards
+            train.indptr, train.indices, users, n_slots, parts
         )
         assert_same(resident, streamed)
         assert resident.item_N.shape == (512,)

@@ -271,6 +271,15 @@ def test_reference_gradient_is_the_slope_of_the_reference_loss(small, variant):
     assert (at(1e-6) - at(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-6)
 
 
+def gradients_of(problem, take, state, batch, key):
+    """(Totals, gradients) of a step of SGD at rate 1."""
+    after, totals = take(problem, state, batch, key)
+    moved = jax.tree.map(
+        lambda a, b: np.float64(a) - np.float64(b), state.params, after.params
+    )
+    return totals, moved
+
+
 def assert_layers_close(params: Any, expected: Any) -> None:
     for at, (pair, wanted) in enumerate(zip(by_layer(params), expected)):
         for name, x, y in zip(("weights", "bias"), pair, wanted):
@@ -310,6 +319,76 @@ def test_golden_gradient(small, take, variant):
             )
     for name in ("input_kernel", "output_bias"):
         assert not np.any(np.asarray(difference[name])[N_ITEMS:])
+
+
+@pytest.mark.parametrize("variant", ["vae dense", "vae deep", "dae"])
+@pytest.mark.parametrize("microbatch", [1, 3, 4])
+def test_golden_gradient_in_microbatches(small, take, variant, microbatch):
+    """The pieces' sum is the gradient of the whole batch, by hand."""
+    options = golden_options(small, variant)
+    problem = problem_on(options, tx=optax.sgd(1.0), microbatch=microbatch)
+    parts = problem.parts(len(BATCH))
+    assert parts == -(-len(BATCH) // microbatch)
+    users = np.append(BATCH, [len(HISTORIES)] * (-len(BATCH) % parts))
+    state = shuffled(problem)._replace(step=jnp.int32(1))
+    totals, moved = gradients_of(
+        problem,
+        take,
+        state,
+        batch_of(users.astype(np.int32), 32, parts),
+        step_lib.step_key(3),
+    )
+    wanted, gradients = reference(
+        options,
+        by_layer(state.params),
+        BATCH,
+        *draws(options, 3, 1, len(BATCH)),
+        1,
+    )
+    np.testing.assert_allclose(totals, wanted, rtol=1e-5)
+    for (d_w, d_b), (g_w, g_b) in zip(by_layer(moved), gradients):
+        for x, y in ((d_w, g_w), (d_b, g_b)):
+            np.testing.assert_allclose(
+                x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max() + 2e-7
+            )
+
+
+def test_a_batch_that_is_not_whole_microbatches_is_refused(small):
+    problem = problem_on(small(), microbatch=3)
+    with pytest.raises(ValueError, match="7 users a device are not 3"):
+        jax.eval_shape(
+            lambda state: step_lib.train_step(
+                problem, state, batch_of(BATCH), step_lib.step_key(0)
+            ),
+            shuffled(problem),
+        )
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "microbatch", "parts"),
+    [
+        (8, 1, 8, 1),
+        (8, 1, 9, 1),
+        (9, 1, 8, 2),
+        (8, 4, 8, 4),
+        (16, 4, 3, 8),
+        (17, 4, 5, 4),
+    ],
+)
+def test_parts_of_a_batch(small, batch_size, devices, microbatch, parts):
+    problem = problem_on(small(), devices, microbatch=microbatch)
+    assert problem.parts(batch_size) == parts
+    padded = -(-batch_size // parts) * parts
+    # The padded batch is of as many.
+    assert problem.parts(padded) == parts
+
+
+def test_a_cpu_takes_1024_users_at_once(small):
+    for asked, batch_size, taken in ((0, 5000, 1024), (7, 5000, 7)):
+        problem = problem_on(
+            small(train={"microbatch": asked, "batch_size": batch_size})
+        )
+        assert problem.microbatch == taken
 
 
 @pytest.mark.parametrize("variant", ["vae", "dae"])
@@ -418,8 +497,9 @@ MESHES = [(4, 1), (2, 2), (1, 4)]
         *((v, (2, 2)) for v in ("vae dense", "vae deep")),
     ],
 )
+@pytest.mark.parametrize("microbatch", [100, 1])
 def test_gradients_do_not_depend_on_the_mesh(
-    small, take, assert_close, variant, mesh
+    small, take, assert_close, variant, mesh, microbatch
 ):
     options = small(
         loss={
@@ -429,12 +509,12 @@ def test_gradients_do_not_depend_on_the_mesh(
         model=VARIANTS[variant].get("model", {}),
     )
     one = problem_on(options, tx=optax.sgd(1.0))
-    many = problem_on(options, *mesh, tx=optax.sgd(1.0))
+    many = problem_on(options, *mesh, tx=optax.sgd(1.0), microbatch=microbatch)
     key = step_lib.step_key(0)
     results, used = [], []
     for problem in (one, many):
         state = shuffled(problem)
-        batch = batch_of(USERS, 32, problem.data_shards)
+        batch = batch_of(USERS, 32, problem.parts(len(USERS)))
         after, totals = take(problem, state, batch, key)
         gradients = jax.tree.map(
             lambda a, b: np.asarray(a) - np.asarray(b),

@@ -3,8 +3,8 @@
 A batch's shape is fixed by (users, slots): slots come from a few bucket
 sizes, chosen so that the fullest batch fits. Nothing is ever truncated.
 
-A batch over several data shards is the concatenation of the shards' batches:
-shard k's slots are item_N[k·n : (k+1)·n] and its rows count from its own
+A batch in several parts (data shards, microbatches) is the concatenation of
+theirs: part k's slots are item_N[k·n : (k+1)·n] and its rows count from its own
 first user.
 """
 
@@ -63,16 +63,16 @@ def as_csr(indptr: np.ndarray, indices: np.ndarray) -> Csr:
     return Csr(start, count, np.ascontiguousarray(items, dtype=np.int32))
 
 
-def slots_for(count_SB: np.ndarray, shards: int = 1) -> int:
-    """Slots that hold the fullest batch of any shard, as a bucket size.
+def slots_for(count_SB: np.ndarray, parts: int = 1) -> int:
+    """Slots that hold the fullest part of any batch, as a bucket size.
 
     Args:
       count_SB: int [steps, batch_size], interactions of each user.
-      shards: data shards a batch is split into.
+      parts: parts that a batch is split into.
     """
     steps, batch_size = count_SB.shape
-    by_shard = count_SB.reshape(steps, shards, batch_size // shards)
-    totals = by_shard.sum(axis=2, dtype=np.int64)
+    by_part = count_SB.reshape(steps, parts, batch_size // parts)
+    totals = by_part.sum(axis=2, dtype=np.int64)
     return bucket(int(totals.max(initial=1)))
 
 
@@ -126,7 +126,7 @@ def assemble_on_host(
     indices: np.ndarray,
     user_B: np.ndarray,
     n_slots: int,
-    shards: int = 1,
+    parts: int = 1,
 ) -> SparseBatch:
     """The same batch, gathered on the host (from a memory map).
 
@@ -134,23 +134,24 @@ def assemble_on_host(
       indptr: int64 [n_users + 1].
       indices: int32 [interactions].
       user_B: int32 [B], padding users marked by n_users.
-      n_slots: slots of one shard.
-      shards: data shards; the result has shards · n_slots slots.
+      n_slots: slots of one part.
+      parts: data shards times microbatches; the result has parts · n_slots
+        slots.
     """
     n_users = len(indptr) - 1
     real_B = user_B < n_users
     safe_B = np.where(real_B, user_B, 0)
     start_B = indptr[safe_B]
     count_B = indptr[safe_B + real_B] - start_B
-    parts = [
+    packed = [
         _pack(indices, starts, counts, n_slots)
         for starts, counts in zip(
-            np.split(start_B, shards), np.split(count_B, shards), strict=True
+            np.split(start_B, parts), np.split(count_B, parts), strict=True
         )
     ]
     return SparseBatch(
-        item_N=np.concatenate([items for items, _ in parts]),
-        row_N=np.concatenate([rows for _, rows in parts]),
+        item_N=np.concatenate([items for items, _ in packed]),
+        row_N=np.concatenate([rows for _, rows in packed]),
         count_B=count_B.astype(np.int32),
     )
 

@@ -390,6 +390,7 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
             "train": {
                 "epochs": settings["epochs"],
                 "batch_size": settings["batch_size"],
+                "microbatch": 0,
                 "drop_remainder": False,
                 "warm_up_epochs": 1,
             },

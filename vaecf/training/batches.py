@@ -17,7 +17,7 @@ def epoch_order(
     batch_size: int,
     *,
     drop_remainder: bool = False,
-    shards: int = 1,
+    parts: int = 1,
 ) -> np.ndarray:
     """Users of every batch of an epoch, a function of (seed, epoch) alone.
 
@@ -28,9 +28,9 @@ def epoch_order(
       batch_size: users a batch, over all devices.
       drop_remainder: leave out the users that do not fill the last batch (a
         different set each epoch), instead of padding it.
-      shards: devices along the users. Padding users behind every batch bring
-        it to a multiple of them, so that the batches are the same on any
-        mesh.
+      parts: microbatches that a batch is split into, over all devices.
+        Padding users behind every batch bring it to a multiple of them, so
+        that the batches are the same however they are split.
 
     Returns:
       int32 [steps, batch_size, rounded up]; n_users marks a padding user.
@@ -46,7 +46,7 @@ def epoch_order(
     padded[:used] = order[:used]
     return np.pad(
         padded.reshape(steps, batch_size),
-        ((0, 0), (0, -batch_size % shards)),
+        ((0, 0), (0, -batch_size % parts)),
         constant_values=n_users,
     )
 

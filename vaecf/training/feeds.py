@@ -24,7 +24,7 @@ class Epoch(NamedTuple):
 
     Attributes:
       order: int32 [steps, batch_size], on the device (resident) or host.
-      n_slots: slots of a data shard's batch.
+      n_slots: slots of a microbatch.
       users: training users in it.
     """
 
@@ -82,7 +82,7 @@ class ResidentFeed:
         spec = sharding.shardings(self._problem.mesh, P(None, sharding.DATA))
         return Epoch(
             jax.device_put(order, spec),
-            batching.slots_for(counts, self._problem.data_shards),
+            batching.slots_for(counts, self._problem.parts(order.shape[1])),
             int((counts > 0).sum()),
         )
 
@@ -135,7 +135,7 @@ class StreamedFeed:
         counts = self._counts[order]
         return Epoch(
             order,
-            batching.slots_for(counts, self._problem.data_shards),
+            batching.slots_for(counts, self._problem.parts(order.shape[1])),
             int((counts > 0).sum()),
         )
 
@@ -152,7 +152,7 @@ class StreamedFeed:
                     self._train.indices,
                     epoch.order[i],
                     epoch.n_slots,
-                    self._problem.data_shards,
+                    self._problem.parts(epoch.order.shape[1]),
                 ),
                 self._by_user,
             )

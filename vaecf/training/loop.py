@@ -142,7 +142,7 @@ def train(
                 n_users,
                 batch_size,
                 drop_remainder=drop_remainder,
-                shards=problem.data_shards,
+                parts=problem.parts(batch_size),
             )
             epoch = feed.prepare(order)
             while position.step_in_epoch < steps:

@@ -1,15 +1,17 @@
 """The step: where model, loss, optimiser, loss scale and mesh meet.
 
 Pure functions over arrays. `Problem` holds what is static; `TrainState` what
-changes. The loss is computed inside `jax.shard_map` and reduced there; its
-gradient is taken outside, so that shard_map's own transpose completes the
-gradient of every replicated or sharded parameter.
+changes. On several devices the gradient is taken inside `jax.shard_map`: over
+the items it is completed by the transpose of what shard_map replicates, over
+the users it is each device's own and summed once, behind the microbatches.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +22,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from vaecf.models import batching, losses, mult_vae, sharding
-from vaecf.models.sparse import SparseBatch
-from vaecf.options import LossOptions, ModelOptions, Options
+from vaecf.models.sparse import SparseBatch, vary, varying_axes
+from vaecf.options import LossOptions, ModelOptions, Options, TrainOptions
 from vaecf.training import loss_scale, optimizers, precision
 
 
@@ -62,6 +64,7 @@ class Problem:
       tx: optimiser.
       loss: weights of the loss's terms.
       mesh: ('data', 'item').
+      microbatch: users whose activations a device holds at once.
     """
 
     model: mult_vae.MultDAE
@@ -69,11 +72,21 @@ class Problem:
     tx: optax.GradientTransformation
     loss: LossOptions
     mesh: Mesh
+    microbatch: int
 
     @property
     def data_shards(self) -> int:
         """Devices along the users."""
         return self.mesh.shape[sharding.DATA]
+
+    def parts(self, batch_size: int) -> int:
+        """Pieces a batch of so many users is made of, over all devices.
+
+        Each is the microbatch of a device. `batch_size` is brought to a
+        multiple of them with padding users behind the batch.
+        """
+        on_device = math.ceil(batch_size / self.data_shards)
+        return math.ceil(on_device / self.microbatch) * self.data_shards
 
 
 def make_model(
@@ -99,7 +112,9 @@ def make_model(
 
 
 def shard_model(whole: mult_vae.MultDAE, mesh: Mesh) -> mult_vae.MultDAE:
-    """The module as each item shard sees it."""
+    """The module as each item shard sees it; on one device, the whole one."""
+    if mesh.size == 1:
+        return whole
     return whole.clone(
         item_rows=whole.item_rows // mesh.shape[sharding.ITEM],
         item_axis=sharding.ITEM,
@@ -118,7 +133,17 @@ def make_problem(options: Options, n_items: int, mesh: Mesh) -> Problem:
         ),
         loss=options.loss,
         mesh=mesh,
+        microbatch=_microbatch(options.train),
     )
+
+
+def _microbatch(options: TrainOptions) -> int:
+    """What 0 means on this device."""
+    if options.microbatch:
+        return options.microbatch
+    # A CPU is faster with arrays users x items that are not too large: they
+    # are allocated, and their memory mapped, anew in every dispatch.
+    return 1024 if jax.default_backend() == "cpu" else options.batch_size
 
 
 def init_params(whole: mult_vae.MultDAE, key: jax.Array) -> Any:
@@ -158,56 +183,126 @@ def step_key(seed: int) -> jax.Array:
 _BATCH_SPEC = SparseBatch(*(P(sharding.DATA),) * 3)
 
 
-def batch_loss(
+def _on_mesh(
+    problem: Problem, local: Callable[..., Any], in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """`local` on every device's part; on one device it is called as it is."""
+    if problem.mesh.size == 1:
+        return local
+    return jax.shard_map(
+        local, mesh=problem.mesh, in_specs=in_specs, out_specs=out_specs
+    )
+
+
+def _local_gradients(
     problem: Problem,
     params: Any,
     batch: SparseBatch,
-    key: jax.Array,
-    step: jax.Array,
-) -> tuple[jax.Array, Totals]:
-    """Annealed negative ELBO of a batch, mean over its real users.
+    key_data: jax.Array,
+    kl_weight: jax.Array,
+    scale: jax.Array,
+) -> tuple[Any, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Gradients of the mean loss, and (nll, kl, users), on one device's part.
 
-    loss = 1/B Σ_u (nll_u + β_step KL_u) + weight_decay Σ |W|², Liang et al.
-    2018, equation 7 with the weight β of section 2.2.2.
-
-    Returns:
-      (float32 scalar, this step's Totals).
+    The microbatches' gradients are summed here, and over the devices once.
     """
+    axes = (sharding.DATA,) if problem.mesh.size > 1 else ()
+    n_local = batch.count_B.shape[0]
+    parts = problem.parts(n_local * problem.data_shards) // problem.data_shards
+    if n_local % parts:
+        raise ValueError(
+            f"{n_local} users a device are not {parts} microbatches: pad them"
+        )
+    size = n_local // parts
+    first_row = lax.axis_index(sharding.DATA) * n_local if axes else 0
+    users = jnp.sum((batch.count_B > 0).astype(jnp.float32))
+    users = lax.psum(users, axes) if axes else users
+    by_part = jax.tree.map(lambda x: x.reshape(parts, -1), batch)
+    # Marked, the gradient is this device's share: summed below, not at once.
+    own_params = vary(params, axes)
 
-    def local(
-        params: Any, batch: SparseBatch, key_data: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        n_local = batch.count_B.shape[0]
-        first_row = lax.axis_index(sharding.DATA) * n_local
+    def loss_of(
+        params: Any, part: SparseBatch, first_row: jax.Array | int
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         terms: Any = problem.model.apply(
             {"params": params},
-            batch,
+            part,
             jax.random.wrap_key_data(key_data),
             first_row,
             method="loss_terms",
         )
         nll_B, kl_B = terms
-        real_B = (batch.count_B > 0).astype(jnp.float32)
-        sums = (jnp.sum(nll_B), jnp.sum(kl_B * real_B), jnp.sum(real_B))
-        return lax.psum(sums, sharding.DATA)
+        nll = jnp.sum(nll_B)
+        kl = jnp.sum(kl_B * (part.count_B > 0).astype(jnp.float32))
+        mean = (nll + kl_weight * kl) / jnp.maximum(users, 1.0)
+        return mean * scale, (nll, kl)
 
-    nll, kl, users = jax.shard_map(
-        local,
-        mesh=problem.mesh,
-        in_specs=(sharding.specs(params, mult_vae.PARTITION), _BATCH_SPEC, P()),
-        out_specs=(P(), P(), P()),
-    )(params, batch, jax.random.key_data(key))
+    gradients_of = jax.grad(loss_of, has_aux=True)
+
+    def add(m: Any, sums: Any) -> Any:
+        part = jax.tree.map(lambda x: x[m], by_part)
+        more = gradients_of(own_params, part, first_row + m * size)
+        return jax.tree.map(jnp.add, sums, more)
+
+    if parts == 1:
+        grads, terms = gradients_of(
+            own_params, jax.tree.map(lambda x: x[0], by_part), first_row
+        )
+    else:
+        zeros = jax.tree.map(
+            lambda x: vary(jnp.zeros(x.shape, x.dtype), varying_axes(x)),
+            own_params,
+        )
+        none = (vary(jnp.float32(0), axes), vary(jnp.float32(0), axes))
+        grads, terms = lax.fori_loop(0, parts, add, (zeros, none))
+    if axes:
+        grads, terms = lax.psum((grads, terms), axes)
+    return grads, (*terms, users)
+
+
+def gradients(
+    problem: Problem,
+    params: Any,
+    batch: SparseBatch,
+    key: jax.Array,
+    step: jax.Array,
+    scale: jax.Array | float = 1.0,
+) -> tuple[Any, Totals]:
+    """Gradients of the annealed negative ELBO, mean over the real users.
+
+    loss = 1/B Σ_u (nll_u + β_step KL_u) + weight_decay Σ |W|², Liang et al.
+    2018, equation 7 with the weight β of section 2.2.2.
+
+    Args:
+      problem: static.
+      params: parameters.
+      batch: global batch, the concatenation of `problem.parts` batches.
+      key: of this step.
+      step: int32, global step: the KL's weight is a function of it.
+      scale: the gradients are of the loss times this.
+
+    Returns:
+      (gradients like `params`, this step's Totals, unscaled).
+    """
     weight = losses.anneal_weight(
         step,
         cap=problem.loss.anneal_cap,
         total_steps=problem.loss.total_anneal_steps,
     )
+    specs = sharding.specs(params, mult_vae.PARTITION)
+    grads, (nll, kl, users) = _on_mesh(
+        problem,
+        functools.partial(_local_gradients, problem),
+        in_specs=(specs, _BATCH_SPEC, P(), P(), P()),
+        out_specs=(specs, (P(), P(), P())),
+    )(params, batch, jax.random.key_data(key), weight, jnp.float32(scale))
     loss = (nll + weight * kl) / jnp.maximum(users, 1.0)
-    if problem.loss.weight_decay:
-        loss += problem.loss.weight_decay * losses.squared_norm_of_kernels(
-            params
-        )
-    return loss, Totals(loss * users, nll, kl, users)
+    rate = problem.loss.weight_decay
+    if rate:
+        norm, slope = jax.value_and_grad(losses.squared_norm_of_kernels)(params)
+        loss += rate * norm
+        grads = jax.tree.map(lambda g, s: g + scale * rate * s, grads, slope)
+    return grads, Totals(loss * users, nll, kl, users)
 
 
 def train_step(
@@ -218,25 +313,20 @@ def train_step(
     Args:
       problem: static.
       state: before the step.
-      batch: global batch, the concatenation of the data shards' batches.
+      batch: global batch, the concatenation of `problem.parts` batches.
       key: `step_key(seed)`; the step number is folded in here.
 
     Returns:
       (state after the step, the step's Totals).
     """
-    scale = loss_scale.scale_of(state.opt_state)
-
-    def scaled_loss(params: Any) -> tuple[jax.Array, Totals]:
-        loss, totals = batch_loss(
-            problem,
-            params,
-            batch,
-            jax.random.fold_in(key, state.step),
-            state.step,
-        )
-        return loss * scale, totals
-
-    grads, totals = jax.grad(scaled_loss, has_aux=True)(state.params)
+    grads, totals = gradients(
+        problem,
+        state.params,
+        batch,
+        jax.random.fold_in(key, state.step),
+        state.step,
+        loss_scale.scale_of(state.opt_state),
+    )
     updates, opt_state = problem.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), totals
@@ -245,10 +335,19 @@ def train_step(
 def assemble(
     problem: Problem, csr: batching.Csr, user_B: jax.Array, n_slots: int
 ) -> SparseBatch:
-    """Global batch from resident interactions; `n_slots` a data shard."""
-    return jax.shard_map(
-        functools.partial(batching.assemble, n_slots=n_slots),
-        mesh=problem.mesh,
+    """Global batch from resident interactions; `n_slots` a part."""
+    parts = problem.parts(user_B.shape[0]) // problem.data_shards
+
+    def local(csr: batching.Csr, user_B: jax.Array) -> SparseBatch:
+        by_part = [
+            batching.assemble(csr, part_B, n_slots)
+            for part_B in jnp.split(user_B, parts)
+        ]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *by_part)
+
+    return _on_mesh(
+        problem,
+        local,
         in_specs=(P(), P(sharding.DATA)),
         out_specs=_BATCH_SPEC,
     )(csr, user_B)
