@@ -40,6 +40,7 @@ class Settings:
     batch_size: int
     precision: str
     input: str
+    feed: str
     item_block: int
     microbatch: int
     mesh_data: int
@@ -58,7 +59,7 @@ class Settings:
 
 
 class Trainer:
-    """The training step as the loop runs it: resident feed, long dispatches.
+    """The training step as the loop runs it, in long dispatches.
 
     The whole batches of one epoch are gone through again and again; a last
     partial batch would count less users for the same work.
@@ -86,7 +87,9 @@ class Trainer:
             drop_remainder=True,
             parts=problem.parts(batch_size),
         )
-        self._feed = feeds.ResidentFeed(problem, train, options.seed)
+        self._feed = feeds.make_feed(
+            options.data.feed, problem, train, options.seed
+        )
         self._epoch = self._feed.prepare(order)
         self._state = step_lib.init_state(problem, options.seed)
         self._next = 0
@@ -188,6 +191,7 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "item_block": problem.model.item_block,
         "microbatch": problem.microbatch,
         "input_asked": settings.input,
+        "feed": settings.feed,
         "ceiling_shape": list(product.shape),
         "copy_gb_per_second": copy_rate / 1e9,
         "interactions_per_user": trainer.interactions_per_user,
@@ -233,6 +237,7 @@ def _options(settings: Settings) -> Options:
     return models.paper_options(
         {
             "seed": settings.seed,
+            "data.feed": settings.feed,
             "model.hidden": settings.hidden,
             "model.latent": settings.latent,
             "model.input": settings.input,

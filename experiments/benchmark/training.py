@@ -63,6 +63,9 @@ _MICROBATCH = flags.DEFINE_integer(
     "Users whose activations a device holds at once; 0: as config.train says.",
     lower_bound=0,
 )
+_FEED = flags.DEFINE_enum(
+    "feed", "resident", ("resident", "streamed"), "Where interactions lie."
+)
 _MESH_DATA = flags.DEFINE_integer(
     "mesh_data", -1, "Devices along the users; -1: the rest."
 )
@@ -124,6 +127,7 @@ def main(argv: Sequence[str]) -> None:
             precision=_PRECISION.value,
             input=_INPUT.value,
             item_block=_ITEM_BLOCK.value,
+            feed=_FEED.value,
             microbatch=_MICROBATCH.value,
             mesh_data=_MESH_DATA.value,
             mesh_item=_MESH_ITEM.value,

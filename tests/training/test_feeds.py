@@ -119,8 +119,8 @@ def test_prepare_counts_real_users(small, kind):
 
 
 class Device:
-    def __init__(self, stats) -> None:
-        self._stats = stats
+    def __init__(self, stats, platform: str) -> None:
+        self._stats, self.platform = stats, platform
 
     def memory_stats(self):
         return self._stats
@@ -132,24 +132,54 @@ class Train:
 
 
 @pytest.mark.parametrize(
-    ("nnz", "stats", "resident"),
+    ("nnz", "stats", "platform", "kind"),
     [
-        (2**31 - 1, None, True),
-        (2**31, None, False),
-        (2**31, {"bytes_limit": 2**50}, False),
+        (2**31 - 1, None, "gpu", "resident"),
+        (2**31, None, "gpu", "streamed"),
+        (2**31, {"bytes_limit": 2**50}, "gpu", "streamed"),
         # A quarter of what is free, four bytes an interaction.
-        (999, {"bytes_limit": 20_000, "bytes_in_use": 4_000}, True),
-        (1000, {"bytes_limit": 20_000, "bytes_in_use": 4_000}, False),
-        (1000, {"bytes_limit": 20_000}, True),
-        (1000, {"bytes_in_use": 10}, True),
+        (
+            999,
+            {"bytes_limit": 20_000, "bytes_in_use": 4_000},
+            "gpu",
+            "resident",
+        ),
+        (
+            1000,
+            {"bytes_limit": 20_000, "bytes_in_use": 4_000},
+            "gpu",
+            "streamed",
+        ),
+        (1000, {"bytes_limit": 20_000}, "gpu", "resident"),
+        (1000, {"bytes_in_use": 10}, "gpu", "resident"),
+        # Of a host with 16 kB: a quarter is 4,096.
+        (1023, None, "cpu", "resident"),
+        (1024, None, "cpu", "streamed"),
+        (1024, None, "gpu", "resident"),
     ],
 )
-def test_auto(monkeypatch, nnz, stats, resident):
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats)])
+def test_auto(monkeypatch, tmp_path, nnz, stats, platform, kind):
+    (tmp_path / "meminfo").write_text(
+        "MemTotal:  99 kB\nMemAvailable:  16 kB\nBuffers: 9 kB\n"
+    )
+    monkeypatch.setattr(feeds, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats, platform)])
     made = []
     for cls in KINDS.values():
         monkeypatch.setattr(
             feeds, cls.__name__, lambda *a, cls=cls: made.append(cls)
         )
     feeds.make_feed("auto", None, Train(nnz), 0)
-    assert made == [KINDS["resident" if resident else "streamed"]]
+    assert made == [KINDS[kind]]
+    assert feeds.choose(Train(nnz))[0] == kind
+
+
+def test_the_choice_says_why(monkeypatch, tmp_path):
+    (tmp_path / "meminfo").write_text("MemAvailable:  5000000 kB\n")
+    monkeypatch.setattr(feeds, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None, "cpu")])
+    why = {n: feeds.choose(Train(n))[1] for n in (10**7, 2**31)}
+    assert why[10**7] == "40 MB, 5,120 MB are free"
+    assert "2**31" in why[2**31]
+    monkeypatch.setattr(feeds, "_MEMINFO", tmp_path / "none")
+    assert "not known" in feeds.choose(Train(10**7))[1]

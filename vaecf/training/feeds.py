@@ -7,6 +7,7 @@ programs, so the last bit may differ.
 from __future__ import annotations
 
 import functools
+import pathlib
 import time
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 from vaecf.models import batching, sharding
 from vaecf.training import step as step_lib
 from vaecf.training.step import Problem, Totals, TrainState
+
+_MEMINFO = pathlib.Path("/proc/meminfo")
 
 
 class Epoch(NamedTuple):
@@ -186,22 +189,37 @@ class StreamedFeed:
 def make_feed(
     kind: str, problem: Problem, train: Any, seed: int
 ) -> ResidentFeed | StreamedFeed:
-    """The feed of `config.data.feed`.
-
-    'auto' is resident when the interactions take less than a quarter of what
-    the device has free, as far as it says.
-    """
+    """The feed of `config.data.feed`; 'auto' as `choose` says."""
     if kind == "auto":
-        kind = "resident" if _fits(train) else "streamed"
+        kind, _ = choose(train)
     feed = ResidentFeed if kind == "resident" else StreamedFeed
     return feed(problem, train, seed)
 
 
-def _fits(train: Any) -> bool:
+def choose(train: Any) -> tuple[str, str]:
+    """Feed for so many interactions on this device, and why.
+
+    Resident when they take less than a quarter of the free memory, so that
+    parameters, activations and evaluation have the rest.
+    """
+    needed, free = 4 * train.nnz, _free_bytes()
     if train.nnz >= 2**31:
-        return False
-    stats = jax.local_devices()[0].memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    if limit is None:
-        return True
-    return 4 * train.nnz < (limit - stats.get("bytes_in_use", 0)) / 4
+        return "streamed", f"{train.nnz:,} interactions are 2**31 or more"
+    if free is None:
+        return "resident", f"{needed / 1e6:,.0f} MB; free memory is not known"
+    kind = "resident" if needed < free / 4 else "streamed"
+    return kind, f"{needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free"
+
+
+def _free_bytes() -> int | None:
+    """Free memory of a device; of the host, where that is the device."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform != "cpu" or not _MEMINFO.exists():
+        return None
+    for line in _MEMINFO.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -84,9 +84,11 @@ def train(
     batch_size = min(options.train.batch_size, n_users)
     drop_remainder = options.train.drop_remainder
     steps = batches.steps_per_epoch(n_users, batch_size, drop_remainder)
-    feed = feeds.make_feed(
-        options.data.feed, problem, dataset.train, options.seed
-    )
+    kind = options.data.feed
+    if kind == "auto":
+        kind, why = feeds.choose(dataset.train)
+        log(f"interactions: {kind} ({why})")
+    feed = feeds.make_feed(kind, problem, dataset.train, options.seed)
 
     # --- State --------------------------------------------------------------
     saved = Checkpoints(workdir / "checkpoints")
