@@ -106,6 +106,11 @@ class Trainer:
         return self._feed.compile_seconds
 
     @property
+    def program_bytes(self) -> int:
+        """Memory that the step needs on a device."""
+        return self._feed.program_bytes()
+
+    @property
     def params(self) -> Any:
         """Parameters now."""
         return self._state.params
@@ -196,11 +201,15 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "copy_gb_per_second": copy_rate / 1e9,
         "interactions_per_user": trainer.interactions_per_user,
         "compile_seconds": trainer.compile_seconds,
+        "program_bytes": trainer.program_bytes,
         "steps_timed": trainer.steps_timed,
         "loss_first": trainer.losses[0],
         "loss_last": trainer.losses[-1],
         "optimizer_bytes_per_step": _optimizer_bytes(trainer.params),
         "evaluation": evaluation,
+        "seconds_for_400_epochs": 400
+        * dataset.train.n_users
+        / statistics.median(turn["users_per_second"] for turn in rounds),
         "peers": _peers_result(rounds, facts),
         "peak_rss_bytes": machine.peak_rss_bytes(),
         "peak_rss_bytes_of_generation": generated_rss,
@@ -217,6 +226,7 @@ def table(result: dict[str, Any]) -> str:
         f"vaecf               {result['users_per_second']:>12,.0f} users/s",
         f"ceiling             {result['ceiling_gflops']:>12,.1f} GFLOP/s",
         f"fraction of ceiling {result['fraction_of_ceiling']:>12.1%}",
+        f"memory of the step  {result['program_bytes'] / 1e9:>12.2f} GB",
         f"peak memory (host)  {result['peak_rss_bytes'] / 1e9:>12.2f} GB",
     ]
     if result["evaluation"]:

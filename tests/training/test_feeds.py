@@ -183,3 +183,16 @@ def test_the_choice_says_why(monkeypatch, tmp_path):
     assert "2**31" in why[2**31]
     monkeypatch.setattr(feeds, "_MEMINFO", tmp_path / "none")
     assert "not known" in feeds.choose(Train(10**7))[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_program_bytes_holds_the_state_and_more(small, dataset, kind):
+    """Parameters and two moments, float32, and the batch's logits at least."""
+    problem = step_lib.make_problem(
+        small(), dataset.n_items, sharding.make_mesh(1, 1)
+    )
+    feed = feeds.make_feed(kind, problem, dataset.train, 7)
+    assert feed.program_bytes() == 0
+    state, _ = train(feed, problem, epochs=1)
+    held = sum(x.nbytes for x in jax.tree.leaves(state))
+    assert held < feed.program_bytes() < 20 * held

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -55,6 +56,12 @@ class Feed(Protocol):
         """Steps start .. stop-1 with their Totals on the host, float32 [n].
 
         Waits for the device; `state` is donated.
+        """
+
+    def program_bytes(self) -> int:
+        """Largest memory on a device that a compiled program needs.
+
+        Parameters, moments, batch and everything temporary.
         """
 
 
@@ -117,6 +124,10 @@ class ResidentFeed:
             self.compile_seconds += time.perf_counter() - began
         state, totals = self._programs[key](*args)
         return state, Totals(*(x[start:stop] for x in jax.device_get(totals)))
+
+    def program_bytes(self) -> int:
+        """See `Feed`."""
+        return _program_bytes(self._programs.values())
 
 
 class StreamedFeed:
@@ -184,6 +195,26 @@ class StreamedFeed:
             )
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
+
+    def program_bytes(self) -> int:
+        """See `Feed`."""
+        return _program_bytes(self._programs.values())
+
+
+def _program_bytes(programs: Iterable[Any]) -> int:
+    sizes = [program.memory_analysis() for program in programs]
+    return max(
+        (
+            # Donated arguments are the outputs.
+            x.argument_size_in_bytes
+            + x.output_size_in_bytes
+            - x.alias_size_in_bytes
+            + x.temp_size_in_bytes
+            for x in sizes
+            if x is not None  # not every backend says
+        ),
+        default=0,
+    )
 
 
 def make_feed(
