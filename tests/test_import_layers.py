@@ -18,7 +18,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = {
     "vaecf.errors": set(),
     "vaecf.options": {"errors"},
-    "vaecf.cli": {"errors"},
+    "vaecf.cli": {"errors", "compilation"},
+    "vaecf.compilation": set(),
     "vaecf.data": {"errors"},
     "vaecf.models": {"errors"},
     "vaecf.reporting": {"errors"},

@@ -18,12 +18,22 @@ from vaecf.errors import VaecfError
 _CONFIG_ERRORS = (KeyError, AttributeError, TypeError, ValueError, OSError)
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None],
+    *,
+    keep_programs: bool = False,
+) -> None:
     """Parses flags, calls `main` and exits.
 
     Bad input (`VaecfError`, or a flag's value) is one line on stderr and exit
     status 2; an interrupt is 130; anything else is a bug and keeps its
     traceback.
+
+    Args:
+      main: gets the arguments that are no flags.
+      keep_programs: load compiled programs of earlier calls, and keep those
+        of this one (`compilation.keep_programs`). Benchmarks do without: what
+        they say of compilation is meant.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -32,6 +42,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 f"unexpected argument {argv[1]!r}: flags start with --"
             )
         _quiet_libraries()
+        if keep_programs:
+            _keep_programs()
         try:
             return main(argv)
         except VaecfError as error:
@@ -106,6 +118,18 @@ def _config_mistake(text: str, argv: Sequence[str]) -> str:
 def _fail(message: str) -> int:
     print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     return 2
+
+
+def _keep_programs() -> None:
+    """A cache that cannot be had costs time, and a line on stderr."""
+    from vaecf import compilation  # only now: it imports jax
+
+    try:
+        compilation.keep_programs()
+    except OSError as error:
+        print(
+            f"warning: compiled programs are not kept: {error}", file=sys.stderr
+        )
 
 
 def _quiet_libraries() -> None:

@@ -37,6 +37,7 @@ _BIG = "--batch_size=24576"
 RUNS: tuple[tuple[str, ...], ...] = (
     ("training", "--precision=bf16", _BIG, "--evaluate", "--seconds=20"),
     ("inference", "--precision=bf16", "--batch_sizes=1,8,64,512,4096,10000"),
+    ("evaluation", "--precision=bf16", "--batch_size=10000", "--seconds=10"),
     ("training", "--precision=tf32", _BIG, "--seconds=15"),
     ("training", "--precision=fp32", _BIG, "--seconds=15"),
     ("training", "--precision=fp16", _BIG, "--seconds=15"),

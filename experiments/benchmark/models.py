@@ -112,3 +112,12 @@ def describe(policy: precision.Policy, mesh: Mesh) -> dict[str, Any]:
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "versions": {"vaecf": __version__, **machine.versions(_PACKAGES)},
     }
+
+
+def device_memory() -> dict[str, int] | None:
+    """What the first device says of its memory; a CPU says nothing."""
+    stats = jax.local_devices()[0].memory_stats()
+    if not stats:
+        return None
+    keys = ("peak_bytes_in_use", "bytes_in_use", "bytes_limit")
+    return {key: int(stats[key]) for key in keys if key in stats}

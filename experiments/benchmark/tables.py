@@ -40,6 +40,21 @@ def training(result: dict[str, Any]) -> list[str]:
     return rows
 
 
+def evaluation(result: dict[str, Any]) -> str:
+    """Row of one run of evaluation.py."""
+    shown = (
+        f"{result['batch_size']:,}",
+        result["precision"],
+        f"{result['users_per_second']:,.0f}",
+        f"{result['fraction_of_ceiling']:.0%} of "
+        f"{result['ceiling_gflops']:,.0f} GFLOP/s",
+        f"{result['ranking_seconds']:.2f} s",
+        f"{result['metrics_seconds']:.2f} s",
+        f"{result['peak_rss_bytes'] / 1e9:.1f} GB",
+    )
+    return f"| {' | '.join(shown)} |"
+
+
 def preparation(result: dict[str, Any]) -> list[str]:
     """Rows of one run of preparation.py."""
     return [
@@ -57,28 +72,51 @@ def load(pattern: str) -> list[dict[str, Any]]:
     return [json.loads(p.read_text()) for p in sorted(RESULTS.glob(pattern))]
 
 
-def main() -> None:
-    """Prints Markdown."""
-    runs = load("training-*.json")
+def by_device(name: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Runs of one benchmark, large batches first.
+
+    Returns:
+      [('AMD EPYC, 2 cores, python 3.11.7, jax 0.10.2', runs), ...].
+    """
+    runs = load(f"{name}*.json")
     for whole in load("gpu.json"):
         runs += [
             run["result"]
             for run in whole["runs"]
-            if run["arguments"][0] == "training" and "result" in run
+            if run["arguments"][0] == name and "result" in run
         ]
     runs.sort(key=lambda run: -run["batch_size"])
-    for device in dict.fromkeys(run["device"] for run in runs):
-        here = [run for run in runs if run["device"] == device]
-        versions = ", ".join(
-            f"{name} {here[0]['versions'][name]}" for name in ("python", "jax")
-        )
-        print(f"\nTraining, {here[0]['shape']} shape, {device}, {versions}:\n")
+    devices: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        devices.setdefault(run["device"], []).append(run)
+    return [
+        (", ".join((device, *_versions(here[0]))), here)
+        for device, here in devices.items()
+    ]
+
+
+def _versions(run: dict[str, Any]) -> list[str]:
+    return [f"{name} {run['versions'][name]}" for name in ("python", "jax")]
+
+
+def main() -> None:
+    """Prints Markdown."""
+    for where, here in by_device("training"):
+        print(f"\nTraining, {here[0]['shape']} shape, {where}:\n")
         print(
             "| | batch | precision | users/s | decoder products | vaecf is | "
             "peak memory |\n|---|---|---|---|---|---|---|"
         )
         for run in here:
             print("\n".join(training(run)))
+    for where, here in by_device("evaluation"):
+        counts = f"{here[0]['users']:,} users, {here[0]['items']:,} items"
+        print(f"\nEvaluation, {counts}, {where}:\n")
+        print(
+            "| batch | precision | users/s | decoder product | ranking | "
+            "metrics | peak memory |\n|---|---|---|---|---|---|---|"
+        )
+        print("\n".join(evaluation(run) for run in here))
     for run in load("preparation*.json"):
         print(f"\nPreparation, {run['rows']:,} rows, {run['processor']}:\n")
         print("| | time | peak memory |\n|---|---|---|")

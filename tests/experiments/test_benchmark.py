@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import runpy
 
 import jax
 import pytest
@@ -21,6 +22,15 @@ TINY = (
     "--seconds=0.2",
     "--repeats=1",
     "--mesh_data=1",
+)
+METRICS = ["ndcg@10", "recall@5"]
+TINY_EVALUATION = (
+    "--users=30",
+    "--items=60",
+    "--batch_size=16",
+    f"--metrics={','.join(METRICS)}",
+    "--seconds=0.1",
+    "--repeats=2",
 )
 
 
@@ -83,6 +93,64 @@ def test_inference(tmp_path, command) -> None:
         600 * 128 * 4 / (result["copy_gb_per_second"] * 1e9)
     )
     assert result["precision"] == "fp32" and result["device"]
+
+
+def test_evaluation(tmp_path, command) -> None:
+    path = tmp_path / "evaluation.json"
+    done = command("benchmark/evaluation", *TINY_EVALUATION, f"--json={path}")
+    assert done.status == 0, done.err
+    result = json.loads(path.read_text())
+    assert (result["users"], result["items"], result["k"]) == (30, 60, 10)
+    assert result["batch_size"] == 16 and result["metrics"] == METRICS
+    assert result["users_per_second"] == pytest.approx(30 / result["seconds"])
+    # One product of hidden x items, two FLOP each, a user.
+    flop = 2 * 600 * 60
+    assert result["floor"]["flop_per_user"] == flop
+    assert result["fraction_of_ceiling"] == pytest.approx(
+        result["users_per_second"] * flop / (result["ceiling_gflops"] * 1e9)
+    )
+    for name in ("ranking", "metrics"):
+        assert 0 < result[f"{name}_seconds"] < result["first_seconds"]
+    assert 0 < result["compile_seconds"] < result["first_seconds"]
+    assert len(result["rounds"]) == result["repeats"] == 2
+    assert result["peak_rss_bytes"] > 1e7 and result["device"]
+    assert result["versions"]["jax"] == jax.__version__
+    assert f"{result['users_per_second']:,.0f} users/s" in done.out
+    # And its row of README's tables.
+    tables = runpy.run_path(
+        str(ROOT / "experiments" / "benchmark" / "tables.py")
+    )
+    row = tables["evaluation"](result)
+    assert row.startswith("| 16 | fp32 | ") and row.count("|") == 8
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--metrics=ndcg", "'ndcg' is not a metric"),
+        ("--precision=tf32", "needs an NVIDIA GPU"),
+        ("--users=0", "--users=0"),
+    ],
+)
+def test_evaluation_refused(tmp_path, command, flag, message) -> None:
+    path = tmp_path / "evaluation.json"
+    flags = (*TINY_EVALUATION, f"--json={path}", flag)
+    done = command("benchmark/evaluation", *flags)
+    assert done.status == 2
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert message in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_of_the_results_here(capsys) -> None:
+    path = ROOT / "experiments" / "benchmark" / "tables.py"
+    runpy.run_path(str(path), run_name="__main__")
+    out = capsys.readouterr().out
+    results = path.with_name("results")
+    assert out.count("Training, ") == bool(list(results.glob("training*")))
+    assert out.count("Evaluation, ") == bool(list(results.glob("evaluation*")))
+    for line in out.splitlines():
+        assert not line or line.startswith(("|", "Tr", "Ev", "Pr")), line
 
 
 def test_a_run_of_all_is_recorded_whether_it_works_or_not(parsed) -> None:
