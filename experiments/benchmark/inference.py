@@ -5,14 +5,17 @@
 A query goes the way that `Recommender.recommend` goes, from a history on the
 host to ranked items on the host, over a model of MovieLens-20M's shape with
 random weights. A single query cannot be faster than reading the output weights
-once: that time, at the bandwidth of a copy, is the floor it is shown beside.
+once: the time of a sum over as many bytes, taken in turns with the queries, is
+the floor it is shown beside.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
+import statistics
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +42,26 @@ _REPEATS = flags.DEFINE_integer(
 )
 
 
+# Sums before and after the queries of each size.
+_READS = 30
+
+
+def _read_timings(n_bytes: int) -> list[float]:
+    """Seconds to read so many bytes of the device's memory, several times."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones(n_bytes // 4, jnp.float32)
+    program = jax.jit(jnp.sum).lower(x).compile()
+    jax.block_until_ready(program(x))
+    timings = []
+    for _ in range(_READS):
+        began = time.perf_counter()
+        jax.block_until_ready(program(x))
+        timings.append(time.perf_counter() - began)
+    return timings
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table and writes the JSON."""
     del argv
@@ -59,7 +82,8 @@ def main(argv: Sequence[str]) -> None:
     bandwidth = ceilings.copy_bandwidth(1.0)
     policy = precision.policy(_PRECISION.value)
     decoder = model.params["output_kernel"]
-    floor = decoder.size * jnp.dtype(policy.dtype).itemsize / bandwidth
+    n_bytes = decoder.size * jnp.dtype(policy.dtype).itemsize
+    reads = _read_timings(n_bytes)
     figures: dict[str, Any] = {}
     for size in map(int, _BATCH_SIZES.value):
         measured = latency.measure(
@@ -74,14 +98,22 @@ def main(argv: Sequence[str]) -> None:
             for name, value in measured.items()
         }
         shown = figures[str(size)]
+        beside = reads[-_READS:] + (after := _read_timings(n_bytes))
+        reads += after
+        shown["floor"] = statistics.mean(beside)
+        shown["fraction_of_floor"] = shown["floor"] / shown["mean_latency"]
+        shown["p99_over_mean"] = shown["p99_latency"] / shown["mean_latency"]
         cli.say(
             f"batch {size:>6,}: {shown['mean_throughput']:>10,.0f} users/s, "
             f"mean {1e3 * shown['mean_latency']:.3f} ms, p50 "
             f"{1e3 * shown['p50_latency']:.3f}, p90 "
             f"{1e3 * shown['p90_latency']:.3f}, p95 "
             f"{1e3 * shown['p95_latency']:.3f}, p99 "
-            f"{1e3 * shown['p99_latency']:.3f}"
+            f"{1e3 * shown['p99_latency']:.3f} "
+            f"({shown['p99_over_mean']:.1f} x mean); reading the weights "
+            f"{1e3 * shown['floor']:.3f} ms, {shown['fraction_of_floor']:.0%}"
         )
+    floor = statistics.mean(reads)
     result = {
         "batches": figures,
         "items": _ITEMS.value,
@@ -89,13 +121,15 @@ def main(argv: Sequence[str]) -> None:
         "items_per_user": _HISTORY.value,
         "repeats": _REPEATS.value,
         "copy_gb_per_second": bandwidth / 1e9,
+        "read_gb_per_second": n_bytes / floor / 1e9,
         "floor_seconds": floor,
         "peak_rss_bytes": machine.peak_rss_bytes(),
         **models.describe(policy, model.problem.mesh),
     }
     cli.say(
         f"reading the output weights once takes {1e3 * floor:.3f} ms at "
-        f"{bandwidth / 1e9:.1f} GB/s; {result['device']}, {result['precision']}"
+        f"{n_bytes / floor / 1e9:.1f} GB/s; {result['device']}, "
+        f"{result['precision']}"
     )
     if _JSON.value is not None:
         text = json.dumps(result, indent=2) + "\n"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
+from vaecf.evaluation import ranking
 from vaecf.evaluation.ranking import Ranked, Ranker, Scorer, rank_local
-from vaecf.models import batching, sharding
+from vaecf.models import batching, sharding, sparse
 
 MESHES = [(1, 1), (4, 1), (2, 2), (1, 4)]
 N_USERS, N_ITEMS = 13, 300
@@ -197,6 +198,119 @@ def test_new_parameters_do_not_compile_again(problem):
         got = ranker(params, matrix.indptr, matrix.indices, batch_size=4)
         check(got, reference(score_UI * sign, seen, 5))
         assert len(traces) == 1
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
+def test_a_program_serves_every_history_of_its_bucket(problem, mesh):
+    score_UI = problem[0][:1]
+    traces = []
+    scorer = table_scorer(score_UI, traces)
+    ranker = Ranker(scorer, sharding.make_mesh(*mesh), 5)
+    rng = np.random.default_rng(0)
+
+    def ask(n, sign=1):
+        seen = [set(rng.choice(N_ITEMS, n, replace=False).tolist())]
+        matrix = interactions(seen, N_ITEMS)
+        params = {"score": scorer.params["score"] * np.float32(sign)}
+        got = ranker(params, matrix.indptr, matrix.indices, batch_size=1)
+        check(got, reference(score_UI * sign, seen, 5))
+        return ranker.compilations
+
+    # 16, 32, 64, 128 and 256 slots, and the batches' buckets behind them.
+    buckets = ((0, 1, 15, 16), (17, 32), (64,), (65, 128), (129, 256), (257,))
+    for n_programs, lengths in enumerate(buckets, start=1):
+        for n in lengths:
+            assert ask(n) == n_programs
+    assert len(traces) == len(buckets)
+    for n in (7, 30, 250):
+        assert ask(n, sign=-1) == len(buckets)
+    assert len(traces) == len(buckets)
+
+
+def test_a_query_can_be_compiled_before_it_comes(problem):
+    score_UI, seen = problem
+    traces = []
+    scorer = table_scorer(score_UI, traces)
+    ranker = Ranker(scorer, sharding.make_mesh(2, 1), 5)
+    matrix = interactions(seen, N_ITEMS)
+    # Four users a device; the first four have the most.
+    ranker.compile(scorer.params, 8, int(matrix.counts[:4].sum()))
+    assert (len(traces), ranker.compilations) == (1, 1)
+    ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=7)
+    assert (len(traces), ranker.compilations) == (1, 1)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 1), (1, 4)])
+def test_one_device_knows_no_mesh_axis(problem, mesh):
+    score_UI, seen = problem
+    scorer = table_scorer(score_UI)
+    axes = []
+
+    def apply(params, batch, user_B):
+        axes.append(sparse.varying_axes(batch.item_N))
+        return scorer.apply(params, batch, user_B)
+
+    ranker = Ranker(scorer._replace(apply=apply), sharding.make_mesh(*mesh), 5)
+    matrix = interactions(seen, N_ITEMS)
+    ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=16)
+    assert axes == [() if mesh == (1, 1) else ("data",)]
+    text = next(iter(ranker._programs.values())).as_text()
+    assert ("all-reduce" in text) == (mesh != (1, 1))
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
+def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
+    problem, mesh, monkeypatch
+):
+    casts = ranking._Casts()
+    monkeypatch.setattr(ranking, "_casts", casts)
+    score_UI, seen = problem
+    base = table_scorer(score_UI)
+    dtypes = []
+
+    def apply(params, batch, user_B):
+        dtypes.append([params[name].dtype.name for name in ("score", "bias")])
+        score_BI = base.apply(params, batch, user_B)
+        return score_BI.astype(jnp.float32) + params["bias"][None, :]
+
+    scorer = base._replace(
+        apply=apply,
+        partition={**base.partition, "bias": ("item",)},
+        casts=(jnp.bfloat16, jnp.float16),
+    )
+    mesh = sharding.make_mesh(*mesh)
+    places = sharding.shardings(
+        mesh,
+        sharding.specs(
+            params := {
+                "score": base.params["score"] + np.float32(1 / 3),
+                "bias": np.zeros(384, np.float32),
+            },
+            scorer.partition,
+        ),
+    )
+    params = jax.device_put(params, places)
+    matrix = interactions(seen, N_ITEMS)
+    rankers = [Ranker(scorer, mesh, k) for k in (5, 7)]
+    # Rounded to the 8 bits of bfloat16 on the way.
+    rounded = (score_UI + np.float32(1 / 3)).astype(jnp.bfloat16)
+    kept = []
+    for ranker in (*rankers, *rankers):
+        got = ranker(params, matrix.indptr, matrix.indices, batch_size=4)
+        check(got, reference(rounded.astype(np.float32), seen, ranker.k))
+        kept.append(ranker._resident(params)[0])
+        assert kept[-1]["score"] is kept[0]["score"]
+        assert kept[-1]["bias"] is params["bias"]
+    assert dtypes == [["float16", "float32"]] * 2
+    assert len(casts) == 1
+    later = jax.tree.map(lambda x: x * 1, params)
+    rankers[0](later, matrix.indptr, matrix.indices, batch_size=4)
+    assert len(casts) == 2
+    kept.clear()
+    del params
+    assert len(casts) == 1
+    del later
+    assert len(casts) == 0
 
 
 VALUES = st.sampled_from([-3.5, -1.0, -0.0, 0.0, 1e-30, 1.0, 1.0000001, 80.0])

@@ -88,10 +88,18 @@ def test_inference(tmp_path, command) -> None:
         names = ("p50", "p90", "p95", "p99")
         quantiles = [figures[f"{name}_latency"] for name in names]
         assert quantiles[0] > 0 and quantiles == sorted(quantiles)
+        for name, part in (
+            ("fraction_of_floor", figures["floor"]),
+            ("p99_over_mean", figures["p99_latency"]),
+        ):
+            assert figures[name] == pytest.approx(
+                part / figures["mean_latency"]
+            )
     # The output weights, 600 x 128 with padding, at the measured bandwidth.
     assert result["floor_seconds"] == pytest.approx(
-        600 * 128 * 4 / (result["copy_gb_per_second"] * 1e9)
+        600 * 128 * 4 / (result["read_gb_per_second"] * 1e9)
     )
+    assert result["copy_gb_per_second"] > 0
     assert result["precision"] == "fp32" and result["device"]
 
 

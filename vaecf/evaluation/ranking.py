@@ -6,6 +6,7 @@ Evaluation, recommendation and export all rank through `rank_batch`.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -26,17 +27,22 @@ class Scorer(NamedTuple):
 
     Attributes:
       apply: (params, batch, user_B) -> float32 [B, I], this item shard's
-        scores inside shard_map; -inf for padding items. `user_B` is the
-        user's row in the split, for those who know users (the planted truth).
+        scores inside shard_map, and all items' on one device, where there is
+        no shard_map; -inf for padding items. `user_B` is the user's row in
+        the split, for those who know users (the planted truth).
       params: pytree of arrays, global.
       partition: mesh axis of each dimension of a parameter, by its name.
       n_items: items of the catalogue.
+      casts: dtypes that the parameters' matrices are cast to, one after the
+        other, before `apply` sees them: once a set of parameters, not once a
+        query. Empty leaves them as they are.
     """
 
     apply: Callable[[Any, SparseBatch, jax.Array], jax.Array]
     params: Any
     partition: Mapping[str, tuple[str | None, ...]]
     n_items: int
+    casts: tuple[Any, ...] = ()
 
 
 class Ranked(NamedTuple):
@@ -83,6 +89,8 @@ def rank_local(
     offset = item_offset(n_local, item_axis)
     real_I = jnp.arange(n_local) + offset < n_items
     scores_BI = jnp.where(real_I[None, :], scores_BI, -jnp.inf)
+    # top_k puts 0 before -0, whatever their indices.
+    scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
     max_B = jnp.max(scores_BI, axis=1)
     if item_axis:
         max_B = lax.pmax(max_B, item_axis)
@@ -90,15 +98,15 @@ def rank_local(
     if item_axis:
         sum_B = lax.psum(sum_B, item_axis)
     log_total_B = max_B + jnp.log(sum_B)
-    # top_k puts 0 before -0, whatever their indices.
-    scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
+    # What a mask overwrites is what the sum has read, no other array made from
+    # the product: for 2,000 users each costs a CPU 0.1 s to touch first.
+    if allowed_I is not None:
+        scores_BI = jnp.where(allowed_I[None, :], scores_BI, -jnp.inf)
     if exclude_seen:
         item_N = batch.item_N - offset
         # Another shard's item must not wrap around to the end of this one.
         item_N = jnp.where(item_N >= 0, item_N, n_local)
         scores_BI = scores_BI.at[batch.row_N, item_N].set(-jnp.inf, mode="drop")
-    if allowed_I is not None:
-        scores_BI = jnp.where(allowed_I[None, :], scores_BI, -jnp.inf)
     score_BK, item_BK = lax.top_k(scores_BI, min(k, n_local))
     item_BK += offset
     if item_axis:
@@ -129,7 +137,7 @@ def rank_batch(
     params: Any,
     batch: SparseBatch,
     user_B: jax.Array,
-    allowed_I: jax.Array,
+    allowed_I: jax.Array | None,
     *,
     mesh: Mesh,
     partition: Mapping[str, tuple[str | None, ...]],
@@ -139,12 +147,14 @@ def rank_batch(
 ) -> Ranked:
     """Scores and ranks a global batch over the mesh.
 
+    On a mesh of one device there is no shard_map and no collective.
+
     Args:
       apply: see `Scorer`.
       params: its parameters.
       batch: the concatenation of the data shards' batches.
       user_B: int32 [B], rows of the users.
-      allowed_I: bool [padded items].
+      allowed_I: bool [padded items]; None allows all.
       mesh: ('data', 'item').
       partition: see `Scorer`.
       k: list length.
@@ -155,8 +165,13 @@ def rank_batch(
       Ranked with global [B, k] arrays.
     """
 
+    alone = mesh.size == 1
+
     def local(
-        params: Any, batch: SparseBatch, user_B: jax.Array, allowed_I: jax.Array
+        params: Any,
+        batch: SparseBatch,
+        user_B: jax.Array,
+        allowed_I: jax.Array | None,
     ) -> Ranked:
         return rank_local(
             apply(params, batch, user_B),
@@ -165,9 +180,11 @@ def rank_batch(
             k=k,
             n_items=n_items,
             exclude_seen=exclude_seen,
-            item_axis=sharding.ITEM,
+            item_axis=None if alone else sharding.ITEM,
         )
 
+    if alone:
+        return local(params, batch, user_B, allowed_I)
     users = P(sharding.DATA)
     return jax.shard_map(
         local,
@@ -182,29 +199,125 @@ def rank_batch(
     )(params, batch, user_B, allowed_I)
 
 
+class _Casts:
+    """Cast arrays, each made once and kept for as long as its original lives.
+
+    All rankers share them: a model that is ranked to several depths is not
+    cast again, and a training loop that moves on leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple, tuple[weakref.ref, jax.Array]] = {}
+
+    def __call__(self, x: jax.Array, dtypes: tuple[Any, ...]) -> jax.Array:
+        """x in the first dtype, that in the second, and so on."""
+        key = id(x), dtypes
+        held = self._held.get(key)
+        if held is not None and held[0]() is x:
+            return held[1]
+        cast = x
+        for dtype in dtypes:
+            # Programs of their own: within one, XLA may leave out a rounding
+            # whose result it casts back.
+            cast = cast.astype(dtype)
+        if cast is not x:
+            # A reference that did not die with x would keep it from being
+            # donated; `cast` is a copy, and holds none.
+            forget = functools.partial(_forget, self._held, key)
+            self._held[key] = weakref.ref(x, forget), cast
+        return cast
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+def _forget(held: dict, key: tuple, _: weakref.ref) -> None:
+    held.pop(key, None)
+
+
+_casts = _Casts()
+
+# Histories shorter than the smallest bucket of a batch get buckets of powers
+# of two: a single query's slots are work that is seen.
+_MIN_SLOTS = 16
+_BATCH_SLOTS = batching.bucket(1)
+
+
+def _bucket(n: int) -> int:
+    """Slots for n interactions."""
+    if n > _BATCH_SLOTS // 2:
+        return batching.bucket(n)
+    return max(_MIN_SLOTS, batching.bucket_users(n))
+
+
+class _Shape(NamedTuple):
+    """What a program is compiled for, besides the parameters' types."""
+
+    users: int  # over all data shards
+    slots: int  # of one data shard
+
+
+def _pack(
+    indptr: np.ndarray, indices: np.ndarray, first: int, shape: _Shape, n: int
+) -> np.ndarray:
+    """Users first, first + 1, ... as one array, int32 [n shards, ...].
+
+    A row is a shard's item_N, row_N, count_B and user_B. Users behind the
+    last are padding users, marked by the number of users.
+    """
+    n_users = len(indptr) - 1
+    size, slots = shape.users // n, shape.slots
+    packed = np.zeros((n, 2 * (slots + size)), np.int32)
+    packed[:, slots : 2 * slots] = size
+    for row in packed:
+        last = min(first + size, n_users)
+        n_real = max(0, last - first)
+        row[2 * slots + size :] = n_users
+        if n_real:
+            begin, end = indptr[first], indptr[last]
+            counts = np.diff(indptr[first : last + 1])
+            row[: end - begin] = indices[begin:end]
+            row[slots : slots + end - begin] = np.repeat(
+                np.arange(n_real, dtype=np.int32), counts
+            )
+            row[2 * slots : 2 * slots + n_real] = counts
+            row[2 * slots + size :][:n_real] = np.arange(first, last)
+        first += size
+    return packed
+
+
+def _unpack(packed: jax.Array, shape: _Shape) -> tuple[SparseBatch, jax.Array]:
+    """(batch, user_B) of `_pack`, over all shards."""
+    size = shape.users // packed.shape[0]
+    ends = np.cumsum([shape.slots, shape.slots, size])
+    item_N, row_N, count_B, user_B = (
+        x.reshape(-1) for x in jnp.split(packed, ends, axis=1)
+    )
+    return SparseBatch(item_N, row_N, count_B), user_B
+
+
 class Ranker:
     """Compiled `rank_batch` for one scorer, mesh and list length.
 
-    Programs are kept per batch shape; new parameters of the same shapes (a
-    later epoch's) reuse them.
+    Programs are compiled ahead of time and kept per (users, slots); slots come
+    from a few bucket sizes, so that histories of about the same length share
+    one, and new parameters of the same shapes (a later epoch's) reuse it. A
+    block is one array to the device and one array back.
     """
 
     def __init__(
         self, scorer: Scorer, mesh: Mesh, k: int, *, exclude_seen: bool = True
     ) -> None:
         self.mesh, self.k, self.n_items = mesh, k, scorer.n_items
-        self._rank = jax.jit(
-            functools.partial(
-                rank_batch,
-                scorer.apply,
-                mesh=mesh,
-                partition=scorer.partition,
-                k=k,
-                n_items=scorer.n_items,
-                exclude_seen=exclude_seen,
-            )
-        )
-        self._all_allowed = self.allow(np.ones(scorer.n_items, bool))
+        self._scorer, self._exclude_seen = scorer, exclude_seen
+        self._shards = mesh.shape[sharding.DATA]
+        self._programs: dict[tuple, Callable[..., jax.Array]] = {}
+        self._places: dict[tuple, list[Any]] = {}
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return len(self._programs)
 
     def allow(self, allowed: np.ndarray) -> jax.Array:
         """bool [items] as a device array over the padded items."""
@@ -212,6 +325,18 @@ class Ranker:
         padded[: self.n_items] = allowed
         spec = sharding.shardings(self.mesh, P(sharding.ITEM))
         return jax.device_put(padded, spec)
+
+    def compile(self, params: Any, users: int, interactions: int) -> None:
+        """Compiles what a query of such a size needs, ahead of the first.
+
+        Args:
+          params: parameters of the scorer.
+          users: users a block, over all devices.
+          interactions: items of the histories of a device's users together.
+        """
+        resident, types = self._resident(params)
+        shape = _Shape(self._round(users), _bucket(interactions))
+        self._program(resident, types, shape, None)
 
     def __call__(
         self,
@@ -269,28 +394,113 @@ class Ranker:
         n_users = len(indptr) - 1
         if n_users == 0:
             return
-        shards = self.mesh.shape[sharding.DATA]
-        size = min(batch_size, batching.bucket_users(n_users))
-        size = -(-size // shards) * shards
-        order = np.arange(-(-n_users // size) * size, dtype=np.int32)
-        order = np.minimum(order, n_users).reshape(-1, size)
-        counts = np.append(np.diff(indptr), 0)[order]
-        n_slots = batching.slots_for(counts, shards)
-        allowed_I = self._all_allowed if allowed_I is None else allowed_I
-        spec = sharding.shardings(self.mesh, P(sharding.DATA))
-        pending: tuple[Ranked, int] | None = None
-        for user_B in order:
-            batch = batching.assemble_on_host(
-                indptr, indices, user_B, n_slots, shards
-            )
-            batch, user_B_device = jax.device_put((batch, user_B), spec)
-            ranked = self._rank(params, batch, user_B_device, allowed_I)
+        size = self._round(min(batch_size, batching.bucket_users(n_users)))
+        first_B = range(0, n_users, size)
+        # Interactions of the fullest shard of any block.
+        edge = np.arange(0, len(first_B) * size + 1, size // self._shards)
+        fullest = int(np.diff(indptr[np.minimum(edge, n_users)]).max())
+        shape = _Shape(size, _bucket(fullest))
+        resident, types = self._resident(params)
+        program = self._program(resident, types, shape, allowed_I)
+        pending: tuple[jax.Array, int] | None = None
+        for first in first_B:
+            packed = _pack(indptr, indices, first, shape, self._shards)
+            ranked = program(resident, packed, allowed_I)
             if pending is not None:
                 yield _fetch(*pending)
-            pending = ranked, int((user_B < n_users).sum())
+            pending = ranked, min(size, n_users - first)
         if pending is not None:
             yield _fetch(*pending)
 
+    def _round(self, users: int) -> int:
+        """Whole users a shard."""
+        return -(-users // self._shards) * self._shards
 
-def _fetch(ranked: Ranked, n_users: int) -> Ranked:
-    return Ranked(*(x[:n_users] for x in jax.device_get(ranked)))
+    def _resident(self, params: Any) -> tuple[Any, tuple]:
+        """(parameters as the programs take them, their types).
+
+        What lies where it should and as it should is used as it is, without
+        another reference to it.
+        """
+        leaves, structure = jax.tree.flatten(params)
+        types = structure, tuple((x.shape, x.dtype) for x in leaves)
+        if types not in self._places:
+            specs = sharding.specs(params, self._scorer.partition)
+            places = sharding.shardings(self.mesh, specs)
+            self._places[types] = jax.tree.leaves(places)
+        casts = self._scorer.casts
+        for i, place in enumerate(self._places[types]):
+            x = leaves[i]
+            if not _lies_at(x, place):
+                x = jax.device_put(x, place)
+            leaves[i] = _casts(x, casts) if casts and x.ndim > 1 else x
+        return jax.tree.unflatten(structure, leaves), types
+
+    def _program(
+        self,
+        resident: Any,
+        types: tuple,
+        shape: _Shape,
+        allowed_I: jax.Array | None,
+    ) -> Callable[..., jax.Array]:
+        """(resident, packed, allowed_I) -> packed lists, compiled once."""
+        key = types, shape, allowed_I is None
+        if key not in self._programs:
+            packed = jax.ShapeDtypeStruct(
+                (
+                    self._shards,
+                    2 * (shape.slots + shape.users // self._shards),
+                ),
+                jnp.int32,
+                sharding=sharding.shardings(self.mesh, P(sharding.DATA)),
+            )
+            rank = functools.partial(self._rank, shape)
+            self._programs[key] = (
+                jax.jit(rank).lower(resident, packed, allowed_I).compile()
+            )
+        return self._programs[key]
+
+    def _rank(
+        self,
+        shape: _Shape,
+        params: Any,
+        packed: jax.Array,
+        allowed_I: jax.Array | None,
+    ) -> jax.Array:
+        """int32 [B, 2 k + 1]: items, bits of the scores and of log_total."""
+        batch, user_B = _unpack(packed, shape)
+        ranked = rank_batch(
+            self._scorer.apply,
+            params,
+            batch,
+            user_B,
+            allowed_I,
+            mesh=self.mesh,
+            partition=self._scorer.partition,
+            k=self.k,
+            n_items=self.n_items,
+            exclude_seen=self._exclude_seen,
+        )
+        bits = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.int32)
+        return jnp.concatenate(
+            [
+                ranked.item_UK,
+                bits(ranked.score_UK),
+                bits(ranked.log_total_U)[:, None],
+            ],
+            axis=1,
+        )
+
+
+def _lies_at(x: Any, place: jax.sharding.Sharding) -> bool:
+    return isinstance(x, jax.Array) and (
+        # Of the two the cheaper, which mostly is enough.
+        x.sharding == place or x.sharding.is_equivalent_to(place, x.ndim)
+    )
+
+
+def _fetch(ranked: jax.Array, n_users: int) -> Ranked:
+    lists = np.asarray(ranked)[:n_users]
+    k = lists.shape[1] // 2
+    scores = lists[:, k:].view(np.float32)
+    return Ranked(lists[:, :k], scores[:, :k], scores[:, k])

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vaecf.evaluation.ranking import Scorer
@@ -18,17 +19,49 @@ def _model_scores(
     batch: sparse.SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
+    if not sparse.varying_axes(batch.item_N):
+        # One device, no shard_map: there is no axis to sum over.
+        model = model.clone(item_axis=None)
+    n_users = batch.count_B.shape[0]
+    if n_users == 1 and jnp.dtype(model.dtype).itemsize == 2 and _on_cpu():
+        # XLA's CPU product of a single row converts the whole matrix first,
+        # at ten times the cost of the product of two rows, which does not.
+        batch = sparse.SparseBatch(
+            batch.item_N,
+            jnp.where(batch.row_N < 1, batch.row_N, 2),
+            jnp.pad(batch.count_B, (0, 1)),
+        )
     scores_BI: Any = model.apply({"params": params}, batch, method="scores")
-    return scores_BI
+    return scores_BI[:n_users]
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def model(module: mult_vae.MultDAE, params: Any) -> Scorer:
-    """A model's logits; `module` as an item shard sees it."""
+    """A model's logits.
+
+    Args:
+      module: as an item shard sees it.
+      params: parameters, float32. In half precision the matrices are rounded
+        once, not in every query.
+    """
+    casts: tuple[Any, ...] = ()
+    dtype = jnp.dtype(module.dtype)
+    if dtype.itemsize == 2:
+        casts = (dtype,)
+        if dtype == jnp.float16 and _on_cpu():
+            # XLA's CPU has no product of float16: it would convert the
+            # matrices in every query. Rounded, they go as float32.
+            casts = (dtype, jnp.dtype(jnp.float32))
+            module = module.clone(dtype=jnp.float32)
     return Scorer(
         functools.partial(_model_scores, module),
         params,
         mult_vae.PARTITION,
         module.n_items,
+        casts,
     )
 
 

@@ -1,0 +1,93 @@
+"""Models as rankers see them, in every precision."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vaecf.evaluation import scorers
+from vaecf.evaluation.ranking import Ranker
+from vaecf.models import batching, mult_vae, sharding
+
+N_USERS, N_ITEMS = 5, 200
+HISTORY = np.arange(N_USERS * 8, dtype=np.int32) * 5
+INDPTR = np.arange(N_USERS + 1, dtype=np.int64) * 8
+
+
+def make(dtype, lowering="gather"):
+    """(module over all items, parameters that spread the scores)."""
+    module = mult_vae.MultVAE(
+        n_items=N_ITEMS,
+        item_rows=sharding.padded_items(N_ITEMS),
+        hidden=(24,),
+        latent=6,
+        input_lowering=lowering,
+        dtype=dtype,
+    )
+    params = module.init(jax.random.key(0), batch())["params"]
+    return module, jax.tree.map(lambda x: x * 2, params)
+
+
+def batch():
+    users = np.arange(N_USERS, dtype=np.int32)
+    host = batching.assemble_on_host(INDPTR, HISTORY, users, 256)
+    return jax.tree.map(jnp.asarray, host)
+
+
+@pytest.mark.parametrize("lowering", ["gather", "dense"])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_scores_are_the_modules(dtype, batch_size, lowering):
+    """Whatever a ranker does to make them cheap."""
+    module, params = make(jnp.dtype(dtype), lowering)
+    expected = module.apply({"params": params}, batch(), method="scores")
+    expected = np.asarray(expected)[:, :N_ITEMS]
+    scorer = scorers.model(module, params)
+    ranker = Ranker(
+        scorer, sharding.make_mesh(1, 1), N_ITEMS, exclude_seen=False
+    )
+    got = ranker(params, INDPTR, HISTORY, batch_size=batch_size)
+    scores = np.take_along_axis(expected, got.item_UK, axis=1)
+    # The hidden layers may round once more or less.
+    atol = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
+    assert expected.std() > 10 * atol
+    np.testing.assert_allclose(got.score_UK, scores, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_shards_module_on_one_device_and_on_several(dtype, mesh):
+    whole, params = make(jnp.dtype(dtype))
+    shard = whole.clone(
+        item_rows=whole.item_rows // mesh[1], item_axis=sharding.ITEM
+    )
+    got, expected = (
+        Ranker(scorers.model(module, params), sharding.make_mesh(*size), 30)(
+            params, INDPTR, HISTORY, batch_size=4
+        )
+        for module, size in ((shard, mesh), (whole, (1, 1)))
+    )
+    atol = 1e-5 if dtype == "float32" else 2e-2
+    np.testing.assert_allclose(got.score_UK, expected.score_UK, atol=atol)
+    if dtype == "float32":
+        np.testing.assert_array_equal(got.item_UK, expected.item_UK)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_query_converts_no_item_matrix(dtype):
+    """The product's operand is what lies in memory, in every half precision."""
+    module, params = make(jnp.dtype(dtype))
+    scorer = scorers.model(module, params)
+    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 10)
+    ranker.compile(params, 1, 8)
+    (program,) = ranker._programs.values()
+    rows = sharding.padded_items(N_ITEMS)
+    # Inside a fusion nothing is stored; what is, the entry computation names.
+    entry = program.as_text().split("\nENTRY ")[1].splitlines()[1:]
+    results = [line.split(" = ")[1] for line in entry if " = " in line]
+    assert any("parameter(" in made for made in results)
+    for made in results:
+        if made.startswith((f"f32[24,{rows}]", f"f32[{rows},24]")):
+            assert "parameter(" in made, made
