@@ -30,8 +30,9 @@ for _module in (cli, main_flags):
 def main(argv: Sequence[str]) -> None:
     """Parses, calls `run.run`."""
     del argv
-    host_memory.keep_freed()
     values = flags.FLAGS
+    if values.keep_memory:
+        host_memory.keep_freed()
     actions, workdir = main_flags.actions(values), main_flags.workdir(values)
     config = _CONFIG.value
     if not actions.train and not values["config"].present:

@@ -41,6 +41,7 @@ class Settings:
     precision: str
     input: str
     feed: str
+    keep_memory: bool
     item_block: int
     microbatch: int
     mesh_data: int
@@ -197,6 +198,7 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "microbatch": problem.microbatch,
         "input_asked": settings.input,
         "feed": settings.feed,
+        "keep_memory": settings.keep_memory,
         "ceiling_shape": list(product.shape),
         "copy_gb_per_second": copy_rate / 1e9,
         "interactions_per_user": trainer.interactions_per_user,
@@ -213,7 +215,7 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "peers": _peers_result(rounds, facts),
         "peak_rss_bytes": machine.peak_rss_bytes(),
         "peak_rss_bytes_of_generation": generated_rss,
-        "device_memory": _device_memory(),
+        "device_memory": models.device_memory(),
         "rounds": rounds,
     }
 
@@ -378,15 +380,6 @@ def _result(
 def _optimizer_bytes(params: Any) -> int:
     """Least traffic of Adam: reads w, m, v and g, writes w, m and v."""
     return 7 * sum(x.nbytes for x in jax.tree.leaves(params))
-
-
-def _device_memory() -> dict[str, int] | None:
-    """What the first device says of its memory; a CPU says nothing."""
-    stats = jax.local_devices()[0].memory_stats()
-    if not stats:
-        return None
-    keys = ("peak_bytes_in_use", "bytes_in_use", "bytes_limit")
-    return {key: int(stats[key]) for key in keys if key in stats}
 
 
 def _evaluate(

@@ -245,6 +245,41 @@ def test_slots_hold_the_fullest_shard(counts, shards):
     assert batching.slots_for(counts, shards) == batching.bucket(fullest)
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 2000), min_size=1, max_size=200),
+    st.integers(1, 300),
+    st.integers(0, 2**32 - 1),
+)
+def test_expected_slots_hold_any_users(counts, users, seed):
+    counts = np.array(counts, np.int32)
+    slots = batching.slots_to_expect(counts, users)
+    fullest = int(np.sort(counts)[::-1][:users].sum())
+    assert slots <= batching.bucket(fullest)
+    if users >= len(counts):
+        assert slots == batching.bucket(int(counts.sum()))
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(counts)[:users].sum() for _ in range(20)]
+    mean, deviation = counts.mean(), counts.std()
+    usual = min(users, len(counts)) * mean
+    usual += 6 * np.sqrt(min(users, len(counts))) * deviation
+    assert slots >= min(max(drawn), int(usual))
+
+
+def test_expected_slots_of_movielens_20m():
+    """Little above the fullest of many batches, and never below."""
+    rng = np.random.default_rng(0)
+    counts = np.minimum(rng.lognormal(3.6, 1.1, 116_677), 3000).astype(int) + 3
+    for users in (500, 1024, 24_576):
+        slots = batching.slots_to_expect(counts, users)
+        drawn = max(
+            int(rng.choice(counts, users, replace=False).sum())
+            for _ in range(400)
+        )
+        assert drawn <= slots < 1.4 * drawn
+    assert batching.slots_to_expect(np.zeros(0, int), 9) == 256
+
+
 def test_slots_do_not_overflow_int32():
     counts = np.full((1, 4), 2**30, np.int32)
     assert batching.slots_for(counts) >= 2**32

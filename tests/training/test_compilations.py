@@ -72,13 +72,10 @@ def test_three_epochs_compile_in_the_first(
     train(tmp_path, options, extra_writer=epochs)
     assert epochs.current == 4
     assert epochs.of(program) == [1]
-    assert epochs.of("rank_batch") == [1]
+    assert epochs.of("rank") == [1]
     assert [entry for entry in epochs.compiled if entry[0] > 1] == []
 
 
-@pytest.mark.xfail(
-    reason="the slots of a batch are chosen for each epoch by itself"
-)
 def test_a_fuller_batch_in_a_later_epoch_compiles_nothing(
     tmp_path: pathlib.Path,
     small: Callable[..., Options],

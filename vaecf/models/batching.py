@@ -76,6 +76,25 @@ def slots_for(count_SB: np.ndarray, parts: int = 1) -> int:
     return bucket(int(totals.max(initial=1)))
 
 
+def slots_to_expect(count_U: np.ndarray, users: int) -> int:
+    """Slots that hold that many users of these, whoever they are, in practice.
+
+    The same for every epoch, so that it is compiled once: no sum of users in a
+    random order is six standard deviations above its mean. (If one were, its
+    own `slots_for` counts.)
+
+    Args:
+      count_U: int [n_users], interactions of every user.
+      users: users of a part.
+    """
+    if not len(count_U):
+        return bucket(1)
+    users = min(users, len(count_U))
+    usual = users * count_U.mean() + 6.0 * np.sqrt(users) * count_U.std()
+    fullest = np.partition(count_U, len(count_U) - users)[-users:].sum()
+    return bucket(int(np.ceil(min(usual, fullest))))
+
+
 def bucket(n: int) -> int:
     """Smallest bucket size that is at least n."""
     size = _SLOT_MULTIPLE

@@ -92,7 +92,7 @@ class ResidentFeed:
         spec = sharding.shardings(self._problem.mesh, P(None, sharding.DATA))
         return Epoch(
             jax.device_put(order, spec),
-            batching.slots_for(counts, self._problem.parts(order.shape[1])),
+            _slots(self._counts, order, self._problem),
             int((counts > 0).sum()),
         )
 
@@ -149,7 +149,7 @@ class StreamedFeed:
         counts = self._counts[order]
         return Epoch(
             order,
-            batching.slots_for(counts, self._problem.parts(order.shape[1])),
+            _slots(self._counts, order, self._problem),
             int((counts > 0).sum()),
         )
 
@@ -199,6 +199,16 @@ class StreamedFeed:
     def program_bytes(self) -> int:
         """See `Feed`."""
         return _program_bytes(self._programs.values())
+
+
+def _slots(counts: np.ndarray, order: np.ndarray, problem: Problem) -> int:
+    """Slots of a microbatch: as a rule the same in every epoch."""
+    size = order.shape[1]
+    parts = problem.parts(size)
+    return max(
+        batching.slots_to_expect(counts[:-1], size // parts),
+        batching.slots_for(counts[order], parts),
+    )
 
 
 def _program_bytes(programs: Iterable[Any]) -> int:
