@@ -43,6 +43,9 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("training", "--precision=fp16", _BIG, "--seconds=15"),
     ("training", "--precision=bf16", "--batch_size=4096", "--seconds=15"),
     ("inference", "--precision=fp32", "--batch_sizes=1"),
+    # Is the choice of the input layer right here, and what does memory cost?
+    ("training", "--precision=bf16", _BIG, "--input=gather", "--seconds=10"),
+    ("training", "--precision=bf16", _BIG, "--microbatch=8192", "--seconds=10"),
 )
 
 

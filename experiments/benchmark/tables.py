@@ -25,7 +25,8 @@ def training(result: dict[str, Any]) -> list[str]:
         "",
         f"{result['peak_rss_bytes'] / 1e9:.1f} GB",
     )
-    rows = [f"| vaecf | {' | '.join(shown)} |"]
+    title = "vaecf `--keep_memory`" if result["keep_memory"] else "vaecf"
+    rows = [f"| {title} | {' | '.join(shown)} |"]
     for name, peer in result["peers"].items():
         shown = (
             f"{result['batch_size']:,}",
@@ -35,7 +36,12 @@ def training(result: dict[str, Any]) -> list[str]:
             f"{peer['ratio']:.2f} ×",
             f"{peer['peak_rss_bytes'] / 1e9:.1f} GB",
         )
-        title = f"PyTorch {peer['version'].split('+')[0]}, {name[6:]}"
+        own = name.startswith("vaecf")
+        title = (
+            "vaecf"
+            if own
+            else f"PyTorch {peer['version'].split('+')[0]}, {name[6:]}"
+        )
         rows.append(f"| {title} | {' | '.join(shown)} |")
     return rows
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from experiments.benchmark import ceilings, machine, models, peers
+from experiments.benchmark.trainer import OWN, Own, Trainer
 from vaecf.data import synthetic
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
@@ -21,11 +22,10 @@ from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import metrics, ranking, scorers
 from vaecf.models import sharding
 from vaecf.options import Options
-from vaecf.training import batches, feeds, precision
+from vaecf.training import precision
 from vaecf.training import step as step_lib
 
 _SHAPES = {"ml-20m": "ml-20m-shape", "synthetic": "synthetic"}
-_STRETCH_SECONDS = 1.0  # the training loop's dispatches take about that long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,90 +59,6 @@ class Settings:
         return self.seconds / self.repeats
 
 
-class Trainer:
-    """The training step as the loop runs it, in long dispatches.
-
-    The whole batches of one epoch are gone through again and again; a last
-    partial batch would count less users for the same work.
-    """
-
-    def __init__(
-        self,
-        options: Options,
-        problem: step_lib.Problem,
-        train: Any,
-    ) -> None:
-        """Places data and state on the device, compiles, takes two steps.
-
-        Args:
-          options: of the run.
-          problem: made of them.
-          train: Interactions.
-        """
-        batch_size = options.train.batch_size
-        order = batches.epoch_order(
-            options.seed,
-            0,
-            train.n_users,
-            batch_size,
-            drop_remainder=True,
-            parts=problem.parts(batch_size),
-        )
-        self._feed = feeds.make_feed(
-            options.data.feed, problem, train, options.seed
-        )
-        self._epoch = self._feed.prepare(order)
-        self._state = step_lib.init_state(problem, options.seed)
-        self._next = 0
-        self.steps_timed = 0
-        self.losses: list[float] = []
-        self.interactions_per_user = float(train.counts[order].mean())
-        self._run(1)
-        _, seconds = self._run(1)
-        self._stretch = max(1, round(_STRETCH_SECONDS / max(seconds, 1e-9)))
-
-    @property
-    def compile_seconds(self) -> float:
-        """Tracing and compilation of the step."""
-        return self._feed.compile_seconds
-
-    @property
-    def program_bytes(self) -> int:
-        """Memory that the step needs on a device."""
-        return self._feed.program_bytes()
-
-    @property
-    def params(self) -> Any:
-        """Parameters now."""
-        return self._state.params
-
-    def measure(self, seconds: float) -> float:
-        """Users a second over about `seconds`; at least one dispatch."""
-        users, spent = 0.0, 0.0
-        while not users or spent < seconds:
-            before = self._next
-            stretch_users, stretch_seconds = self._run(self._stretch)
-            users += stretch_users
-            spent += stretch_seconds
-            self.steps_timed += (self._next or self._epoch.steps) - before
-        return users / spent
-
-    def _run(self, steps: int) -> tuple[float, float]:
-        """Users and seconds of the next so many steps, or to the end."""
-        start = self._next
-        stop = min(start + steps, self._epoch.steps)
-        compiled = self._feed.compile_seconds
-        began = time.perf_counter()
-        self._state, totals = self._feed.run(
-            self._state, self._epoch, start, stop
-        )
-        seconds = time.perf_counter() - began
-        seconds -= self._feed.compile_seconds - compiled
-        self._next = stop % self._epoch.steps
-        self.losses.append(float(totals.loss.sum() / totals.users.sum()))
-        return float(totals.users.sum()), seconds
-
-
 def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """Generates, compiles, measures in turns.
 
@@ -156,6 +72,9 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     Raises:
       VaecfError: settings that do not fit, or a peer that cannot run.
     """
+    beside_itself = OWN in settings.peers
+    foreign = tuple(name for name in settings.peers if name != OWN)
+    settings = dataclasses.replace(settings, peers=foreign)
     peers.check(settings.peers, settings.peer_python)
     options = _options(settings)
     # Before the seconds of generation: a policy that this device lacks.
@@ -181,7 +100,12 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     trainer = Trainer(options, problem, train)
     say(f"compiled in {trainer.compile_seconds:.1f} s")
     with contextlib.ExitStack() as stack:
-        others = _start_peers(settings, dataset, stack, say)
+        others: list[peers.Peer | Own] = list(
+            _start_peers(settings, dataset, stack, say)
+        )
+        if beside_itself:
+            others.append(Own(options, dataset))
+            say(f"{OWN} is ready")
         rounds = [
             _turn(settings, product, trainer, others, dataset.n_items, say)
             for _ in range(settings.repeats)
@@ -307,7 +231,7 @@ def _turn(
     settings: Settings,
     product: ceilings.Product,
     trainer: Trainer,
-    others: list[peers.Peer],
+    others: list[peers.Peer | Own],
     n_items: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:

@@ -82,7 +82,8 @@ _REPEATS = flags.DEFINE_integer(
 _PEERS = flags.DEFINE_list(
     "peers",
     [],
-    "Also measure torch_dense, torch_sparse, torch_compile_bf16 (CUDA).",
+    "Also measure torch_dense, torch_sparse, torch_compile_bf16 (CUDA), or "
+    "vaecf_fp32, beside another precision.",
 )
 _PEER_PYTHON = flags.DEFINE_string(
     "peer_python",

@@ -54,6 +54,33 @@ def test_training(tmp_path, command) -> None:
     assert f"{result['users_per_second']:,.0f} users/s" in done.out
 
 
+def test_training_beside_itself(tmp_path, command) -> None:
+    """Another precision, a feed, microbatches: all the same work."""
+    path = tmp_path / "training.json"
+    done = command(
+        "benchmark/training",
+        *TINY,
+        "--precision=bf16",
+        "--feed=streamed",
+        "--microbatch=32",
+        "--peers=vaecf_fp32",
+        f"--json={path}",
+    )
+    assert done.status == 0, done.err
+    result = json.loads(path.read_text())
+    peer = result["peers"]["vaecf_fp32"]
+    turn = result["rounds"][0]
+    assert peer["ratio"] == pytest.approx(
+        turn["users_per_second"] / peer["users_per_second"]
+    )
+    assert turn["peers"]["vaecf_fp32"]["loss"] > 0
+    assert (result["feed"], result["microbatch"]) == ("streamed", 32)
+    assert result["precision"] == "bf16" and result["program_bytes"] > 0
+    assert result["seconds_for_400_epochs"] == pytest.approx(
+        400 * 200 / result["users_per_second"]
+    )
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
