@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import main_flags
 from absl import flags
 
-from vaecf import cli, host_memory, options, run
+from vaecf import cli, options, run
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
@@ -31,8 +31,6 @@ def main(argv: Sequence[str]) -> None:
     """Parses, calls `run.run`."""
     del argv
     values = flags.FLAGS
-    if values.keep_memory:
-        host_memory.keep_freed()
     actions, workdir = main_flags.actions(values), main_flags.workdir(values)
     config = _CONFIG.value
     if not actions.train and not values["config"].present:

@@ -82,12 +82,6 @@ def define() -> None:
         None,
         "Write the test users' metrics to this Parquet (or .csv) file.",
     )
-    flags.DEFINE_bool(
-        "keep_memory",
-        False,
-        "On a CPU: keep freed memory in the process, in huge pages. Faster "
-        "steps for a larger peak memory.",
-    )
     _define_recipe()
 
 

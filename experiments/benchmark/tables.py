@@ -25,8 +25,7 @@ def training(result: dict[str, Any]) -> list[str]:
         "",
         f"{result['peak_rss_bytes'] / 1e9:.1f} GB",
     )
-    title = "vaecf `--keep_memory`" if result["keep_memory"] else "vaecf"
-    rows = [f"| {title} | {' | '.join(shown)} |"]
+    rows = [f"| vaecf | {' | '.join(shown)} |"]
     for name, peer in result["peers"].items():
         shown = (
             f"{result['batch_size']:,}",
@@ -61,6 +60,20 @@ def evaluation(result: dict[str, Any]) -> str:
     return f"| {' | '.join(shown)} |"
 
 
+def inference(result: dict[str, Any]) -> list[str]:
+    """Rows of one run of inference.py."""
+    return [
+        f"| {int(size):,} | {result['precision']} | "
+        f"{figures['mean_throughput']:,.0f} | "
+        + " | ".join(
+            f"{1e3 * figures[f'{name}_latency']:.2f} ms"
+            for name in ("mean", "p50", "p99")
+        )
+        + " |"
+        for size, figures in result["batches"].items()
+    ]
+
+
 def preparation(result: dict[str, Any]) -> list[str]:
     """Rows of one run of preparation.py."""
     return [
@@ -78,12 +91,8 @@ def load(pattern: str) -> list[dict[str, Any]]:
     return [json.loads(p.read_text()) for p in sorted(RESULTS.glob(pattern))]
 
 
-def by_device(name: str) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Runs of one benchmark, large batches first.
-
-    Returns:
-      [('AMD EPYC, 2 cores, python 3.11.7, jax 0.10.2', runs), ...].
-    """
+def results(name: str) -> list[dict[str, Any]]:
+    """Runs of one benchmark, those on a GPU too."""
     runs = load(f"{name}*.json")
     for whole in load("gpu.json"):
         runs += [
@@ -91,6 +100,16 @@ def by_device(name: str) -> list[tuple[str, list[dict[str, Any]]]]:
             for run in whole["runs"]
             if run["arguments"][0] == name and "result" in run
         ]
+    return runs
+
+
+def by_device(name: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Runs of one benchmark, large batches first.
+
+    Returns:
+      [('AMD EPYC, 2 cores, python 3.11.7, jax 0.10.2', runs), ...].
+    """
+    runs = results(name)
     runs.sort(key=lambda run: -run["batch_size"])
     devices: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
@@ -123,6 +142,12 @@ def main() -> None:
             "metrics | peak memory |\n|---|---|---|---|---|---|---|"
         )
         print("\n".join(evaluation(run) for run in here))
+    for run in results("inference"):
+        where = ", ".join((run["device"], *_versions(run)))
+        print(f"\nQueries, top {run['k']} of {run['items']:,}, {where}:\n")
+        print("| users | precision | users/s | mean | p50 | p99 |")
+        print("|---|---|---|---|---|---|")
+        print("\n".join(inference(run)))
     for run in load("preparation*.json"):
         print(f"\nPreparation, {run['rows']:,} rows, {run['processor']}:\n")
         print("| | time | peak memory |\n|---|---|---|")

@@ -41,7 +41,6 @@ class Settings:
     precision: str
     input: str
     feed: str
-    keep_memory: bool
     item_block: int
     microbatch: int
     mesh_data: int
@@ -122,7 +121,6 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "microbatch": problem.microbatch,
         "input_asked": settings.input,
         "feed": settings.feed,
-        "keep_memory": settings.keep_memory,
         "ceiling_shape": list(product.shape),
         "copy_gb_per_second": copy_rate / 1e9,
         "interactions_per_user": trainer.interactions_per_user,

@@ -66,9 +66,6 @@ _MICROBATCH = flags.DEFINE_integer(
 _FEED = flags.DEFINE_enum(
     "feed", "resident", ("resident", "streamed"), "Where interactions lie."
 )
-_KEEP_MEMORY = flags.DEFINE_bool(
-    "keep_memory", False, "As main.py's: keep freed memory, in huge pages."
-)
 _MESH_DATA = flags.DEFINE_integer(
     "mesh_data", -1, "Devices along the users; -1: the rest."
 )
@@ -109,12 +106,9 @@ def main(argv: Sequence[str]) -> None:
         # Peers may share the GPU: JAX takes three quarters of it otherwise.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from experiments.benchmark import throughput
-    from vaecf import host_memory
     from vaecf.errors import VaecfError
     from vaecf.reporting import files
 
-    if _KEEP_MEMORY.value:
-        host_memory.keep_freed()
     try:
         hidden = tuple(int(width) for width in _HIDDEN.value)
     except ValueError:
@@ -133,7 +127,6 @@ def main(argv: Sequence[str]) -> None:
             input=_INPUT.value,
             item_block=_ITEM_BLOCK.value,
             feed=_FEED.value,
-            keep_memory=_KEEP_MEMORY.value,
             microbatch=_MICROBATCH.value,
             mesh_data=_MESH_DATA.value,
             mesh_item=_MESH_ITEM.value,
