@@ -43,6 +43,11 @@ def keep_programs(max_bytes: int = _MAX_BYTES) -> None:
     # program is running it, so nobody else may write here.
     directory = pathlib.Path(platformdirs.user_cache_dir("vaecf")) / "jax"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    if hasattr(os, "getuid") and (
+        status.st_uid != os.getuid() or status.st_mode & 0o022
+    ):
+        raise OSError(f"{directory}: others can write there")
     with tempfile.TemporaryFile(dir=directory):
         pass  # JAX would warn of every program that it cannot store
     _shrink(directory, max_bytes)

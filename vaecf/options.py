@@ -177,8 +177,12 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     )
 
 
+# Keys that came later, and what a run did before there was one.
+_LATER = {("train", "microbatch"): 0}
+
+
 def load(path: pathlib.Path) -> Options:
-    """Options of a run's config.json.
+    """Options of a run's config.json, also of one written before a key was.
 
     Raises:
       VaecfError: the file is missing or not JSON.
@@ -191,6 +195,9 @@ def load(path: pathlib.Path) -> Options:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VaecfError(f"{path}: not JSON ({error})") from None
+    for (section, key), value in _LATER.items():
+        if isinstance(config, dict) and isinstance(config.get(section), dict):
+            config[section].setdefault(key, value)
     return from_config(config)
 
 

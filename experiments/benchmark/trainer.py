@@ -56,7 +56,8 @@ class Trainer:
         self._next = 0
         self.steps_timed = 0
         self.losses: list[float] = []
-        self.interactions_per_user = float(train.counts[order].mean())
+        real = order[order < train.n_users]
+        self.interactions_per_user = float(train.counts[real].mean())
         self._run(1)
         _, seconds = self._run(1)
         self._stretch = max(1, round(STRETCH_SECONDS / max(seconds, 1e-9)))

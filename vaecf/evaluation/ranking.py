@@ -309,7 +309,9 @@ class Ranker:
         self, scorer: Scorer, mesh: Mesh, k: int, *, exclude_seen: bool = True
     ) -> None:
         self.mesh, self.k, self.n_items = mesh, k, scorer.n_items
-        self._scorer, self._exclude_seen = scorer, exclude_seen
+        # Its parameters come with every call: they are not kept alive here.
+        self._scorer = scorer._replace(params=None)
+        self._exclude_seen = exclude_seen
         self._shards = mesh.shape[sharding.DATA]
         self._programs: dict[tuple, Callable[..., jax.Array]] = {}
         self._places: dict[tuple, list[Any]] = {}
@@ -331,12 +333,15 @@ class Ranker:
 
         Args:
           params: parameters of the scorer.
-          users: users a block, over all devices.
+          users: users of the query; it must not be divided into blocks, nor
+            have allowed items.
           interactions: items of the histories of a device's users together.
         """
         resident, types = self._resident(params)
-        shape = _Shape(self._round(users), _bucket(interactions))
-        self._program(resident, types, shape, None)
+        size = self._round(batching.bucket_users(users))
+        self._program(
+            resident, types, _Shape(size, _bucket(interactions)), None
+        )
 
     def __call__(
         self,

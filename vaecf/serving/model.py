@@ -59,12 +59,17 @@ class Model:
     directory: pathlib.Path
     position: dict[str, Any]
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019  (lives as long as the model)
     def ranker(self, k: int, exclude_seen: bool = True) -> ranking.Ranker:
-        """Compiled ranking to depth k, kept for the next call."""
-        return ranking.Ranker(
-            self.scorer(), self.problem.mesh, k, exclude_seen=exclude_seen
-        )
+        """Compiled ranking to depth k, kept for as long as the model is."""
+        if (k, exclude_seen) not in self._rankers:
+            self._rankers[k, exclude_seen] = ranking.Ranker(
+                self.scorer(), self.problem.mesh, k, exclude_seen=exclude_seen
+            )
+        return self._rankers[k, exclude_seen]
+
+    @functools.cached_property
+    def _rankers(self) -> dict[tuple[int, bool], ranking.Ranker]:
+        return {}
 
     def scorer(self) -> ranking.Scorer:
         """What `ranking` and `evaluation` take."""
