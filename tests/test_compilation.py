@@ -115,3 +115,15 @@ def test_only_entry_points_that_ask_keep_programs(
     with pytest.raises(SystemExit):
         cli.run(lambda argv: None)
     assert config(DIRECTORY) is None and not user_cache.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners here")
+def test_a_directory_that_others_can_write_is_not_used(
+    config, user_cache
+) -> None:
+    directory = user_cache / "vaecf" / "jax"
+    directory.mkdir(parents=True)
+    directory.chmod(0o777)
+    with pytest.raises(OSError, match="others can write there"):
+        compilation.keep_programs()
+    assert config(DIRECTORY) is None

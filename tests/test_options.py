@@ -397,3 +397,11 @@ def test_a_damaged_config_of_a_run(
     with pytest.raises(VaecfError, match=message) as error:
         options.load(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_from_before_microbatches_loads(tmp_path: pathlib.Path) -> None:
+    config = options.from_config(plain()).to_dict()
+    del config["train"]["microbatch"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    assert options.load(path).train.microbatch == 0

@@ -190,3 +190,20 @@ def test_any_file_of_the_checkpoint_is_damaged(shop, saved, tmp_path):
                 assert same(model, shop), file
     assert errors > 4
     gc.collect()
+
+
+def test_a_model_that_is_gone_leaves_nothing() -> None:
+    """Rankers belong to their model: no cache of the class keeps it."""
+    import gc
+    import weakref
+
+    from experiments.benchmark import models
+
+    model = models.random_model(30, "bf16")
+    indptr, indices = np.array([0, 2]), np.array([3, 4], np.int32)
+    model.ranker(5)(model.params, indptr, indices, batch_size=1)
+    kernel = weakref.ref(model.params["output_kernel"])
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None and kernel() is None
