@@ -369,7 +369,7 @@ def train_steps(
 
     Args:
       problem: static.
-      n_slots: static slots of a data shard's batch.
+      n_slots: static slots of a microbatch.
       state: before.
       csr: all training interactions, resident.
       order_SB: int32 [steps, batch_size], `batches.epoch_order`.
