@@ -166,6 +166,41 @@ def test_positions_beyond_int32_reach_the_host_path():
     assert_batch(batch, [40, 41, 0], [0, 0, 2], [2, 0])
 
 
+@settings(deadline=None)
+@given(histories, drawn_users, st.sampled_from([1, 2, 4]))
+def test_a_window_holds_its_users_shard_by_shard(users, user_B, shards):
+    user_DU = user_B.reshape(shards, -1)
+    window = batching.window(*csr_of(users), user_DU, SLOTS)
+    assert [x.dtype for x in window] == [np.int32] * 3
+    assert window.item_M.shape == (shards * SLOTS,)
+    by_shard = [np.split(x, shards) for x in window]
+    for shard, (start_U, count_U, item_M) in enumerate(zip(*by_shard)):
+        for u, user in enumerate(user_DU[shard]):
+            start, count = start_U[u], count_U[u]
+            history = users[user] if user < len(users) else []
+            assert item_M[start : start + count].tolist() == history
+            assert 0 <= start <= SLOTS
+        assert item_M[count_U.sum() :].tolist() == [0] * (SLOTS - count_U.sum())
+
+
+def test_a_window_too_small_for_its_users():
+    indptr, indices = csr_of([[3, 1], [], [4, 1, 5]])
+    by_shard = np.array([[0, 1], [2, 3]])
+    batching.window(indptr, indices, by_shard, 3)
+    with pytest.raises(ValueError, match="3 interactions do not fit 2 places"):
+        batching.window(indptr, indices, by_shard, 2)
+
+
+def test_a_window_of_a_map_beyond_int32(tmp_path):
+    """A file with a hole: 2^31 items and more, 8 GiB of which none is held."""
+    size = 2**31 + 7
+    items = np.memmap(tmp_path / "items", np.int32, "w+", shape=size)
+    items[-2:] = 40, 41
+    indptr = np.array([0, size - 2, size], np.int64)
+    window = batching.window(indptr, items, np.array([[1, 2]]), 3)
+    assert [x.tolist() for x in window] == [[0, 2], [2, 0], [40, 41, 0]]
+
+
 def test_as_csr_appends_the_padding_user():
     csr = batching.as_csr(*csr_of([[3, 1], [], [4]]))
     for got, want in zip(csr, ([0, 2, 2, 3], [2, 0, 1, 0], [3, 1, 4])):

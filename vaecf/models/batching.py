@@ -29,9 +29,9 @@ class Csr(NamedTuple):
     """Interactions as arrays for the device.
 
     Attributes:
-      start_U: int32 [n_users + 1], first interaction of each user; the last
-        entry is that of the padding user, who has none.
-      count_U: int32 [n_users + 1], interactions of each user.
+      start_U: int32 [U], first interaction of each user, padding users (who
+        have none) among them.
+      count_U: int32 [U], interactions of each user.
       item_M: int32 [interactions], items, user after user.
     """
 
@@ -61,6 +61,52 @@ def as_csr(indptr: np.ndarray, indices: np.ndarray) -> Csr:
     # An empty array cannot be gathered from.
     items = indices if len(indices) else np.zeros(1, np.int32)
     return Csr(start, count, np.ascontiguousarray(items, dtype=np.int32))
+
+
+def window(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    user_DU: np.ndarray,
+    n_items: int,
+) -> Csr:
+    """The interactions of some users, by data shard, for the device.
+
+    Args:
+      indptr: int64 [n_users + 1].
+      indices: int32 [interactions], as a rule a memory map.
+      user_DU: int32 [shards, users a shard], padding users marked by n_users.
+        In a shard's part they are numbered 0 .. users a shard - 1.
+      n_items: places for interactions of each shard.
+
+    Returns:
+      start_U and count_U int32 [shards * users a shard], item_M int32
+      [shards * n_items]; starts count from the shard's own first place.
+
+    Raises:
+      ValueError: a shard has more than `n_items` interactions.
+    """
+    n_users = len(indptr) - 1
+    real_DU = user_DU < n_users
+    safe_DU = np.where(real_DU, user_DU, 0)
+    start_DU = indptr[safe_DU]
+    count_DU = indptr[safe_DU + real_DU] - start_DU
+    end_DU = np.cumsum(count_DU, axis=1)
+    if end_DU.size and end_DU[:, -1].max() > n_items:
+        raise ValueError(
+            f"{end_DU[:, -1].max()} interactions do not fit {n_items} places"
+        )
+    item_DM = np.zeros((len(user_DU), n_items), np.int32)
+    # A view: slicing a memory map itself costs ten times more.
+    indices = np.asarray(indices)
+    for shard, starts in enumerate(start_DU.tolist()):
+        stops = (start_DU[shard] + count_DU[shard]).tolist()
+        histories = [indices[a:b] for a, b in zip(starts, stops, strict=True)]
+        np.concatenate(histories, out=item_DM[shard, : end_DU[shard, -1]])
+    return Csr(
+        (end_DU - count_DU).astype(np.int32).ravel(),
+        count_DU.astype(np.int32).ravel(),
+        item_DM.ravel(),
+    )
 
 
 def slots_for(count_SB: np.ndarray, parts: int = 1) -> int:

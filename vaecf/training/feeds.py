@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import pathlib
 import time
-from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,31 +25,49 @@ _MEMINFO = pathlib.Path("/proc/meminfo")
 
 
 class Epoch(NamedTuple):
-    """An epoch, ready to be run in stretches.
+    """An epoch, ready to be run in stretches: one window of steps or several.
 
     Attributes:
-      order: int32 [steps, batch_size], on the device (resident) or host.
-      n_slots: slots of a microbatch.
+      steps: batches.
       users: training users in it.
+      n_slots: slots of a microbatch.
+      order: int32 [steps a window, batch_size], on the device: the users of
+        each batch, numbered as in the window.
+      window: number -> interactions of a window, on the device.
+      csr_spec: PartitionSpec of a window's arrays.
     """
 
-    order: Any
-    n_slots: int
+    steps: int
     users: int
+    n_slots: int
+    order: jax.Array
+    window: Callable[[int], batching.Csr]
+    csr_spec: P
 
-    @property
-    def steps(self) -> int:
-        """Batches."""
-        return self.order.shape[0]
 
-
-class Feed(Protocol):
+class Feed:
     """Runs stretches of an epoch."""
 
-    compile_seconds: float
+    def __init__(self, problem: Problem, train: Any, seed: int) -> None:
+        """Takes hold of the training data.
+
+        Args:
+          problem: static.
+          train: Interactions.
+          seed: of the run.
+        """
+        self._problem = problem
+        self._train = train
+        self._counts = np.append(train.counts, 0)
+        self._everywhere = sharding.shardings(problem.mesh, P())
+        self._by_user = sharding.shardings(problem.mesh, P(None, sharding.DATA))
+        self._key = jax.device_put(step_lib.step_key(seed), self._everywhere)
+        self._programs: dict[Any, Any] = {}
+        self.compile_seconds = 0.0
 
     def prepare(self, order: np.ndarray) -> Epoch:
-        """Places an epoch's order where `run` wants it."""
+        """The epoch of `batches.epoch_order`, int32 [steps, batch_size]."""
+        raise NotImplementedError
 
     def run(
         self, state: TrainState, epoch: Epoch, start: int, stop: int
@@ -57,60 +76,51 @@ class Feed(Protocol):
 
         Waits for the device; `state` is donated.
         """
-
-    def program_bytes(self) -> int:
-        """Largest memory on a device that a compiled program needs.
-
-        Parameters, moments, batch and everything temporary.
-        """
-
-
-class ResidentFeed:
-    """All interactions on the device; a stretch of steps is one dispatch."""
-
-    def __init__(self, problem: Problem, train: Any, seed: int) -> None:
-        """Places the interactions on every device.
-
-        Args:
-          problem: static.
-          train: Interactions.
-          seed: of the run.
-        """
-        self._problem = problem
-        self._counts = np.append(train.counts, 0)
-        self._everywhere = sharding.shardings(problem.mesh, P())
-        self._csr = jax.device_put(
-            batching.as_csr(train.indptr, train.indices), self._everywhere
-        )
-        self._key = jax.device_put(step_lib.step_key(seed), self._everywhere)
-        self._programs: dict[tuple[int, tuple[int, ...]], Any] = {}
-        self.compile_seconds = 0.0
-
-    def prepare(self, order: np.ndarray) -> Epoch:
-        """See `Feed`."""
-        counts = self._counts[order]
-        spec = sharding.shardings(self._problem.mesh, P(None, sharding.DATA))
-        return Epoch(
-            jax.device_put(order, spec),
-            _slots(self._counts, order, self._problem),
-            int((counts > 0).sum()),
+        length = epoch.order.shape[0]
+        taken: list[Totals] = []
+        for w in range(start // length, -(-stop // length)):
+            window = epoch.window(w)
+            first, last = max(start - w * length, 0), stop - w * length
+            bounds = (np.int32(first), np.int32(min(last, length)))
+            state, totals = self._steps(state, epoch, window, bounds)
+            if taken:
+                # No more than two windows wait on the device.
+                jax.block_until_ready(taken[-1])
+            taken.append(totals)
+        columns = zip(*jax.device_get(taken), strict=True)
+        skipped = start % length
+        return state, Totals(
+            *(
+                np.concatenate(x)[skipped : skipped + stop - start]
+                for x in columns
+            )
         )
 
-    def run(
-        self, state: TrainState, epoch: Epoch, start: int, stop: int
+    def _steps(
+        self,
+        state: TrainState,
+        epoch: Epoch,
+        window: batching.Csr,
+        bounds: tuple[np.int32, np.int32],
     ) -> tuple[TrainState, Totals]:
-        """See `Feed`."""
-        bounds = jax.device_put(
-            (np.int32(start), np.int32(stop)), self._everywhere
+        """`step_lib.train_steps` in one dispatch."""
+        args = (
+            state,
+            window,
+            epoch.order,
+            self._key,
+            *jax.device_put(bounds, self._everywhere),
         )
-        args = (state, self._csr, epoch.order, self._key, *bounds)
-        key = (epoch.n_slots, epoch.order.shape)
+        key = (epoch.n_slots, epoch.order.shape, window.item_M.shape)
         if key not in self._programs:
             began = time.perf_counter()
             self._programs[key] = (
                 jax.jit(
                     functools.partial(
-                        step_lib.train_steps, self._problem, epoch.n_slots
+                        step_lib.train_steps,
+                        self._problem,
+                        epoch.n_slots,
+                        epoch.csr_spec,
                     ),
                     donate_argnums=0,
                     out_shardings=(
@@ -122,91 +132,145 @@ class ResidentFeed:
                 .compile()
             )
             self.compile_seconds += time.perf_counter() - began
-        state, totals = self._programs[key](*args)
-        return state, Totals(*(x[start:stop] for x in jax.device_get(totals)))
+        return self._programs[key](*args)
 
     def program_bytes(self) -> int:
-        """See `Feed`."""
+        """Largest memory on a device that a compiled program needs.
+
+        Parameters, moments, batch and everything temporary.
+        """
         return _program_bytes(self._programs.values())
 
 
-class StreamedFeed:
-    """Batches assembled on the host from the memory map, one dispatch each."""
+class ResidentFeed(Feed):
+    """All interactions on every device; a stretch of steps is one dispatch."""
 
     def __init__(self, problem: Problem, train: Any, seed: int) -> None:
-        """Arguments as `ResidentFeed`'s."""
-        self._problem = problem
-        self._train = train
-        self._counts = np.append(train.counts, 0)
-        self._everywhere = sharding.shardings(problem.mesh, P())
-        self._by_user = sharding.shardings(problem.mesh, P(sharding.DATA))
-        self._key = jax.device_put(step_lib.step_key(seed), self._everywhere)
-        self._programs: dict[tuple[int, int], Any] = {}
-        self.compile_seconds = 0.0
+        """Places the interactions; arguments as `Feed`'s."""
+        super().__init__(problem, train, seed)
+        self._csr = jax.device_put(
+            batching.as_csr(train.indptr, train.indices), self._everywhere
+        )
+
+    def prepare(self, order: np.ndarray) -> Epoch:
+        """See `Feed`: one window, of everything."""
+        return Epoch(
+            steps=len(order),
+            users=_users(self._counts, order),
+            n_slots=_slots(self._counts, order, self._problem),
+            order=jax.device_put(order, self._by_user),
+            window=lambda _: self._csr,
+            csr_spec=P(),
+        )
+
+
+class StreamedFeed(Feed):
+    """Interactions come from the memory map, a window of steps at a time.
+
+    A window holds the users of the next few steps, each device's own; the one
+    after it is assembled and sent while the device trains.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        train: Any,
+        seed: int,
+        window_bytes: int = 2**26,
+    ) -> None:
+        """Starts the thread that assembles.
+
+        Args:
+          problem: static.
+          train: Interactions.
+          seed: of the run.
+          window_bytes: about how large a window is; at least one step's.
+        """
+        super().__init__(problem, train, seed)
+        self._window_bytes = window_bytes
+        self._thread = futures.ThreadPoolExecutor(1, "vaecf-feed")
 
     def prepare(self, order: np.ndarray) -> Epoch:
         """See `Feed`."""
-        counts = self._counts[order]
-        return Epoch(
+        steps, batch_size = order.shape
+        shards = self._problem.data_shards
+        step_bytes = 4 * self._counts.mean() * batch_size
+        length = int(np.clip(self._window_bytes / max(step_bytes, 1), 1, steps))
+        order_WLB = np.pad(
             order,
-            _slots(self._counts, order, self._problem),
-            int((counts > 0).sum()),
+            ((0, -steps % length), (0, 0)),
+            constant_values=self._train.n_users,
+        ).reshape(-1, length, batch_size)
+        # The users of a shard, in the order in which it takes them.
+        user_WDU = (
+            order_WLB.reshape(-1, length, shards, batch_size // shards)
+            .swapaxes(1, 2)
+            .reshape(len(order_WLB), shards, -1)
         )
+        n_items = _usual_slots(
+            self._counts, user_WDU.reshape(len(user_WDU), -1), shards
+        )
+        place = sharding.shardings(self._problem.mesh, P(sharding.DATA))
 
-    def run(
-        self, state: TrainState, epoch: Epoch, start: int, stop: int
-    ) -> tuple[TrainState, Totals]:
-        """See `Feed`. The host assembles a batch while the device trains on the
-        one before: dispatch is asynchronous."""
-        taken = []
-        for i in range(start, stop):
-            batch = jax.device_put(
-                batching.assemble_on_host(
+        def assemble(w: int) -> batching.Csr:
+            return jax.device_put(
+                batching.window(
                     self._train.indptr,
                     self._train.indices,
-                    epoch.order[i],
-                    epoch.n_slots,
-                    self._problem.parts(epoch.order.shape[1]),
+                    user_WDU[w],
+                    n_items,
                 ),
+                place,
+            )
+
+        in_window = np.arange(length * batch_size // shards, dtype=np.int32)
+        return Epoch(
+            steps=steps,
+            users=_users(self._counts, order),
+            n_slots=_slots(self._counts, order, self._problem),
+            order=jax.device_put(
+                np.tile(in_window.reshape(length, -1), (1, shards)),
                 self._by_user,
-            )
-            state, totals = self._program(epoch, state, batch)(
-                state, batch, self._key
-            )
-            taken.append(totals)
-        columns = zip(*jax.device_get(taken), strict=True)
-        return state, Totals(*(np.array(x, np.float32) for x in columns))
+            ),
+            window=_Ahead(assemble, len(user_WDU), self._thread),
+            csr_spec=P(sharding.DATA),
+        )
 
-    def _program(self, epoch: Epoch, *args: Any) -> Any:
-        key = (epoch.n_slots, epoch.order.shape[1])
-        if key not in self._programs:
-            began = time.perf_counter()
-            self._programs[key] = (
-                jax.jit(
-                    functools.partial(step_lib.train_step, self._problem),
-                    donate_argnums=0,
-                    out_shardings=(
-                        step_lib.state_shardings(self._problem),
-                        self._everywhere,
-                    ),
-                )
-                .lower(*args, self._key)
-                .compile()
-            )
-            self.compile_seconds += time.perf_counter() - began
-        return self._programs[key]
 
-    def program_bytes(self) -> int:
-        """See `Feed`."""
-        return _program_bytes(self._programs.values())
+class _Ahead:
+    """Windows in their order, the next made in a thread while one is used."""
+
+    def __init__(
+        self,
+        make: Callable[[int], batching.Csr],
+        n: int,
+        thread: futures.Executor,
+    ) -> None:
+        self._make, self._n, self._thread = make, n, thread
+        self._made: dict[int, futures.Future[batching.Csr]] = {}
+
+    def __call__(self, w: int) -> batching.Csr:
+        self._made = {
+            i: self._made.get(i) or self._thread.submit(self._make, i)
+            for i in range(w, min(w + 2, self._n))
+        }
+        return self._made[w].result()
+
+
+def _users(counts: np.ndarray, order: np.ndarray) -> int:
+    """Users who have items, of those in it."""
+    return int((counts[order] > 0).sum())
 
 
 def _slots(counts: np.ndarray, order: np.ndarray, problem: Problem) -> int:
-    """Slots of a microbatch: as a rule the same in every epoch."""
-    size = order.shape[1]
-    parts = problem.parts(size)
+    """Slots of a microbatch."""
+    return _usual_slots(counts, order, problem.parts(order.shape[1]))
+
+
+def _usual_slots(counts: np.ndarray, order: np.ndarray, parts: int) -> int:
+    """Slots that hold each part of a row: as a rule the same in every epoch."""
     return max(
-        batching.slots_to_expect(counts[:-1], size // parts),
+        batching.slots_to_expect(counts[:-1], order.shape[1] // parts),
         batching.slots_for(counts[order], parts),
     )
 
@@ -227,9 +291,7 @@ def _program_bytes(programs: Iterable[Any]) -> int:
     )
 
 
-def make_feed(
-    kind: str, problem: Problem, train: Any, seed: int
-) -> ResidentFeed | StreamedFeed:
+def make_feed(kind: str, problem: Problem, train: Any, seed: int) -> Feed:
     """The feed of `config.data.feed`; 'auto' as `choose` says."""
     if kind == "auto":
         kind, _ = choose(train)

@@ -180,6 +180,7 @@ def step_key(seed: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), 1)
 
 
+_REPLICATED = P()
 _BATCH_SPEC = SparseBatch(*(P(sharding.DATA),) * 3)
 
 
@@ -333,9 +334,21 @@ def train_step(
 
 
 def assemble(
-    problem: Problem, csr: batching.Csr, user_B: jax.Array, n_slots: int
+    problem: Problem,
+    csr: batching.Csr,
+    user_B: jax.Array,
+    n_slots: int,
+    csr_spec: P = _REPLICATED,
 ) -> SparseBatch:
-    """Global batch from resident interactions; `n_slots` a part."""
+    """Global batch from interactions on the device.
+
+    Args:
+      problem: static.
+      csr: all training interactions; or, by data shard, those of its users.
+      user_B: int32 [batch_size], users, numbered as in `csr`.
+      n_slots: static slots of a microbatch.
+      csr_spec: PartitionSpec of csr's arrays.
+    """
     parts = problem.parts(user_B.shape[0]) // problem.data_shards
 
     def local(csr: batching.Csr, user_B: jax.Array) -> SparseBatch:
@@ -348,7 +361,7 @@ def assemble(
     return _on_mesh(
         problem,
         local,
-        in_specs=(P(), P(sharding.DATA)),
+        in_specs=(csr_spec, P(sharding.DATA)),
         out_specs=_BATCH_SPEC,
     )(csr, user_B)
 
@@ -356,6 +369,7 @@ def assemble(
 def train_steps(
     problem: Problem,
     n_slots: int,
+    csr_spec: P,
     state: TrainState,
     csr: batching.Csr,
     order_SB: jax.Array,
@@ -363,18 +377,19 @@ def train_steps(
     start: jax.Array,
     stop: jax.Array,
 ) -> tuple[TrainState, Totals]:
-    """Steps start .. stop-1 of an epoch in one dispatch.
+    """Steps start .. stop-1 in one dispatch.
 
     The bounds are traced, so every stretch of an epoch runs the same program.
 
     Args:
       problem: static.
       n_slots: static slots of a microbatch.
+      csr_spec: as `assemble`'s.
       state: before.
-      csr: all training interactions, resident.
-      order_SB: int32 [steps, batch_size], `batches.epoch_order`.
+      csr: as `assemble`'s.
+      order_SB: int32 [steps, batch_size], the users of each batch.
       key: `step_key(seed)`.
-      start: int32, first step within the epoch.
+      start: int32, first step, a row of order_SB.
       stop: int32, one past the last.
 
     Returns:
@@ -386,7 +401,7 @@ def train_steps(
         i: jax.Array, carry: tuple[TrainState, Totals]
     ) -> tuple[TrainState, Totals]:
         state, taken = carry
-        batch = assemble(problem, csr, order_SB[i], n_slots)
+        batch = assemble(problem, csr, order_SB[i], n_slots, csr_spec)
         state, totals = train_step(problem, state, batch, key)
         return state, jax.tree.map(lambda x, v: x.at[i].set(v), taken, totals)
 
