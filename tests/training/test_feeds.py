@@ -213,6 +213,7 @@ def test_auto(monkeypatch, tmp_path, nnz, stats, platform, kind):
         "MemTotal:  99 kB\nMemAvailable:  16 kB\nBuffers: 9 kB\n"
     )
     monkeypatch.setattr(feeds, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(feeds, "_CGROUP", tmp_path)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats, platform)])
     made = []
     for cls in KINDS.values():
@@ -224,9 +225,26 @@ def test_auto(monkeypatch, tmp_path, nnz, stats, platform, kind):
     assert feeds.choose(Train(nnz))[0] == kind
 
 
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [("max", 5, 16_384), (15_000, 6_000, 9_000), (5, 7, 0), (10**9, 0, 16_384)],
+)
+def test_a_container_has_what_its_limit_leaves(
+    monkeypatch, tmp_path, limit, used, free
+):
+    (tmp_path / "meminfo").write_text("MemAvailable:  16 kB\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    monkeypatch.setattr(feeds, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(feeds, "_CGROUP", tmp_path)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None, "cpu")])
+    assert feeds._free_bytes() == free
+
+
 def test_the_choice_says_why(monkeypatch, tmp_path):
     (tmp_path / "meminfo").write_text("MemAvailable:  5000000 kB\n")
     monkeypatch.setattr(feeds, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(feeds, "_CGROUP", tmp_path)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(None, "cpu")])
     why = {n: feeds.choose(Train(n))[1] for n in (10**7, 2**31)}
     assert why[10**7] == "40 MB, 5,120 MB are free"

@@ -22,6 +22,7 @@ from vaecf.training import step as step_lib
 from vaecf.training.step import Problem, Totals, TrainState
 
 _MEMINFO = pathlib.Path("/proc/meminfo")
+_CGROUP = pathlib.Path("/sys/fs/cgroup")  # a container's own limit
 
 
 class Epoch(NamedTuple):
@@ -322,7 +323,12 @@ def _free_bytes() -> int | None:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     if device.platform != "cpu" or not _MEMINFO.exists():
         return None
-    for line in _MEMINFO.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    free = [
+        int(line.split()[1]) * 1024
+        for line in _MEMINFO.read_text().splitlines()
+        if line.startswith("MemAvailable:")
+    ]
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free.append(max(0, int(text) - int(used.read_text())))
+    return min(free, default=None)
