@@ -81,4 +81,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1  # devices along the users; -1: the rest
     config.mesh.item = 1  # devices along the items
+    # Optimiser moments divided over the users' devices too: less memory.
+    config.mesh.zero = False
+    # Gradients are summed over devices in 'fp32', or in the 'compute' dtype
+    # of the precision: half of the traffic in bf16.
+    config.mesh.reduce = "fp32"
+    # Seconds without progress after which a run of several processes is given
+    # up as stuck; 0: never. Compilation and a validation must fit in.
+    config.mesh.peer_timeout = 300.0
     return config

@@ -82,6 +82,7 @@ def define() -> None:
         None,
         "Write the test users' metrics to this Parquet (or .csv) file.",
     )
+    cli.define_processes()
     _define_recipe()
 
 

@@ -18,22 +18,26 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = {
     "vaecf.errors": set(),
     "vaecf.options": {"errors"},
-    "vaecf.cli": {"errors", "compilation"},
+    "vaecf.cli": {"errors", "compilation", "distributed"},
+    "vaecf.distributed": {"errors"},
     "vaecf.compilation": set(),
     "vaecf.data": {"errors"},
     "vaecf.models": {"errors"},
     "vaecf.reporting": {"errors"},
-    "vaecf.evaluation": {"errors", "data", "models"},
+    "vaecf.evaluation": {"errors", "distributed", "data", "models"},
     "vaecf.training": {
         *("errors", "options", "data", "models", "evaluation", "reporting"),
+        "distributed",
     },
     "vaecf.serving": {
         *("errors", "options", "data", "models", "evaluation", "training"),
     },
     "vaecf.held_out": {
         *("errors", "data", "models", "evaluation", "training", "serving"),
+        "distributed",
     },
     "vaecf.run": {
+        "distributed",
         *("errors", "options", "data", "models", "evaluation", "training"),
         *("reporting", "serving", "held_out"),
     },

@@ -64,6 +64,9 @@ OVERRIDES: dict[str, tuple[str, Any]] = {
     "precision.max_skipped_in_a_row": ("6", 6),
     "mesh.data": ("2", 2),
     "mesh.item": ("4", 4),
+    "mesh.zero": ("true", True),
+    "mesh.reduce": ("compute", "compute"),
+    "mesh.peer_timeout": ("60", 60.0),
 }
 # Changing one of these changes no number of a step.
 MAY_DIFFER = {
@@ -79,6 +82,8 @@ MAY_DIFFER = {
     "precision.max_skipped_in_a_row",
     "mesh.data",
     "mesh.item",
+    "mesh.zero",
+    "mesh.peer_timeout",
 }
 
 
@@ -217,6 +222,8 @@ def test_a_value_of_another_type(key: str, value: object) -> None:
         ("eval.metrics", ((),)),
         ("mesh.data", (0, -2)),
         ("mesh.item", (0, -2)),
+        ("mesh.peer_timeout", (-1.0,)),
+        ("mesh.reduce", ("fp16", "")),
         *(
             (key, (0, -1))
             for key in (
@@ -247,6 +254,7 @@ def test_a_value_out_of_range(key: str, values: tuple) -> None:
         ("train.warm_up_epochs", 0),
         ("eval.patience", 1),
         ("mesh.item", -1),
+        ("mesh.peer_timeout", 0.0),
         ("model.latent", 1),
     ],
 )

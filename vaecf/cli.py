@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging as python_logging
+import os
 import pathlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,9 +47,10 @@ def run(
         if keep_programs:
             _keep_programs()
         try:
+            _join_processes()
             return main(argv)
         except VaecfError as error:
-            return _fail(str(error))
+            return _leave(_fail(str(error)))
         except OSError as error:
             # ml_collections loads the config file when it is first asked for.
             if "Failed loading config file" not in str(error):
@@ -59,8 +62,63 @@ def run(
                 file=sys.stderr,
             )
             return 128 + signal.SIGINT
+        except Exception:
+            if _several_processes():
+                traceback.print_exc()
+                print(
+                    "error: see above; if it is about a connection, another "
+                    "process of the run ended before this one",
+                    file=sys.stderr,
+                )
+                _leave(1)
+            raise
 
     app.run(guarded, flags_parser=_parse)
+
+
+def define_processes() -> None:
+    """Defines the flags by which several processes become one run."""
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "host:port of process 0, for a run of several processes. Slurm, Open "
+        "MPI and Kubernetes say this and the next two themselves.",
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "Processes of the run; 1: alone, whatever started it.",
+    )
+    flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
+
+
+def _join_processes() -> None:
+    if "coordinator_address" not in flags.FLAGS:
+        return
+    from vaecf import distributed  # only now: it imports jax
+
+    names = ("coordinator_address", "num_processes", "process_id")
+    distributed.start(**{name: flags.FLAGS[name].value for name in names})
+
+
+def _several_processes() -> bool:
+    if "vaecf.distributed" not in sys.modules:
+        return False
+    from vaecf import distributed
+
+    return not distributed.alone()
+
+
+def _leave(status: int) -> int:
+    """The status; of several processes one that fails leaves at once.
+
+    In the usual way out it would wait for the others, who may wait for it.
+    """
+    if _several_processes():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def define_config(default: pathlib.Path) -> Any:

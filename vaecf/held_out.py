@@ -6,8 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-
+from vaecf import distributed
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
@@ -37,10 +36,12 @@ def model_entrant(model: Model) -> Entrant:
 def entrant(model: Model, scorer: ranking.Scorer) -> Entrant:
     """Another scorer, on the model's mesh and to the same depth."""
     mesh = model.problem.mesh
-    specs = sharding.specs(scorer.params, scorer.partition)
+    rows = sharding.padded_items(scorer.n_items, mesh.shape[sharding.ITEM])
+    params = sharding.resize_items(scorer.params, scorer.partition, rows)
+    specs = sharding.specs(params, scorer.partition)
     return Entrant(
         ranking.Ranker(scorer, mesh, metrics.depth(model.options.eval.metrics)),
-        jax.device_put(scorer.params, sharding.shardings(mesh, specs)),
+        distributed.put(params, sharding.shardings(mesh, specs)),
     )
 
 

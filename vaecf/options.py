@@ -93,10 +93,13 @@ class PrecisionOptions:
 
 @dataclasses.dataclass(frozen=True)
 class MeshOptions:
-    """Devices along users and items; -1 means the rest."""
+    """Devices along users and items (-1 means the rest), and between them."""
 
     data: int
     item: int
+    zero: bool
+    reduce: str
+    peer_timeout: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +137,8 @@ RESUMABLE = frozenset(
         "precision.max_skipped_in_a_row",
         "mesh.data",
         "mesh.item",
+        "mesh.zero",
+        "mesh.peer_timeout",
     }
 )
 
@@ -141,6 +146,7 @@ _ACTIVATIONS = ("tanh", "relu")
 _FEEDS = ("auto", "resident", "streamed")
 _INPUTS = ("auto", "gather", "dense")
 _MODELS = ("mult_vae", "mult_dae")
+_REDUCTIONS = ("fp32", "compute")
 _POLICIES = ("amp", "fp32", "tf32", "bf16", "fp16")
 
 
@@ -178,7 +184,12 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 # Keys that came later, and what a run did before there was one.
-_LATER = {("train", "microbatch"): 0}
+_LATER = {
+    ("train", "microbatch"): 0,
+    ("mesh", "zero"): False,
+    ("mesh", "reduce"): "fp32",
+    ("mesh", "peer_timeout"): 300.0,
+}
 
 
 def load(path: pathlib.Path) -> Options:
@@ -272,6 +283,7 @@ def _check(o: Options) -> None:
     _choice("model.activation", o.model.activation, _ACTIVATIONS)
     _choice("model.input", o.model.input, _INPUTS)
     _choice("data.feed", o.data.feed, _FEEDS)
+    _choice("mesh.reduce", o.mesh.reduce, _REDUCTIONS)
     _choice("precision.policy", o.precision.policy, _POLICIES)
     _rule("seed", o.seed, "in [0, 2**32)", 0 <= o.seed < 2**32)
     for size in o.model.hidden:
@@ -292,6 +304,7 @@ def _check(o: Options) -> None:
         "train.microbatch": o.train.microbatch,
         "train.warm_up_epochs": o.train.warm_up_epochs,
         "model.item_block": o.model.item_block,
+        "mesh.peer_timeout": o.mesh.peer_timeout,
         "loss.anneal_cap": o.loss.anneal_cap,
         "loss.total_anneal_steps": o.loss.total_anneal_steps,
         "loss.weight_decay": o.loss.weight_decay,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import platform
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vaecf import held_out
+from vaecf import distributed, held_out
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
@@ -72,40 +73,41 @@ def run(
 ) -> dict[str, Any]:
     """Does what `actions` asks, in its order; returns what results.json holds.
 
+    Of several processes all call it alike; the lead writes and says.
+
     Raises:
-      VaecfError: bad input; nothing is half-written.
+      VaecfError: bad input, of any process; nothing is half-written.
       loop.Interrupted: training was stopped, its state is saved.
     """
-    for name in actions.baselines:
-        if name not in BASELINES:
+    with distributed.agreement():
+        _check_actions(options, workdir, actions)
+        # What this machine cannot do is refused before anything is written.
+        precision.policy(options.precision.policy)
+        mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
+        dataset = find_dataset(options.data.dir)
+        if actions.test and dataset.test.held_out.nnz == 0:
             raise VaecfError(
-                f"--baselines: {name!r} is unknown: use {', '.join(BASELINES)}"
+                f"{options.data.dir}: the dataset has no test users with "
+                "held-out items; prepare it with --held_out_users above 0"
             )
-    if not actions.ease_l2 > 0:
-        raise VaecfError(f"--ease_l2={actions.ease_l2:g} must be above 0")
-    for name in (*options.eval.metrics, options.eval.best_metric):
-        metrics.parse(name)
-    if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
-        raise VaecfError(
-            f"--workdir={workdir} holds no trained model: give --train"
-        )
-    # What this machine cannot do is refused before anything is written.
-    precision.policy(options.precision.policy)
-    mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
-    dataset = find_dataset(options.data.dir)
-    if actions.test and dataset.test.held_out.nnz == 0:
-        raise VaecfError(
-            f"{options.data.dir}: the dataset has no test users with "
-            "held-out items; prepare it with --held_out_users above 0"
-        )
+    alike = options.to_dict()
+    del alike["data"]["dir"]  # a copy on every host will do
+    distributed.require_same(json.dumps(alike), "config")
+    distributed.require_same(json.dumps(dataset.manifest), "dataset")
+    if not distributed.is_lead():
+        say = _silent
     with contextlib.ExitStack() as stack:
-        stack.enter_context(workdir_lib.locked(workdir))
-        workdir_lib.claim(workdir, options, dataset, train=actions.train)
-        _make_folders(actions)
         log = None
-        if actions.log_path is not None:
-            log = stack.enter_context(RecipeLogWriter(actions.log_path))
-            log.parameters(actions.arguments)
+        with distributed.agreement():
+            if distributed.is_lead():
+                stack.enter_context(workdir_lib.locked(workdir))
+                workdir_lib.claim(
+                    workdir, options, dataset, train=actions.train
+                )
+                _make_folders(actions)
+                if actions.log_path is not None:
+                    log = stack.enter_context(RecipeLogWriter(actions.log_path))
+                    log.parameters(actions.arguments)
         results = _results_so_far(workdir)
         if actions.train:
             say(_start_line(options, dataset, mesh))
@@ -122,12 +124,46 @@ def run(
             _test(results, model, dataset, ranked_by, actions, say)
         if actions.inference_batch_sizes:
             results["inference"] = _measure_latency(model, actions, say)
-        workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
-        _finish_log(log, results, options, actions)
-        _write_report(workdir, model, dataset, results, say)
-        if actions.results_dir is not None:
-            _write_statistics(actions, workdir, results)
+        shown = sample_recommendations(model, dataset)
+        if distributed.is_lead():
+            workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
+            _finish_log(log, results, options, actions)
+            _write_report(workdir, model, dataset, results, shown, say)
+            if actions.results_dir is not None:
+                _write_statistics(actions, workdir, results)
     return results
+
+
+def _silent(message: str) -> None:
+    """What the processes beside the lead say."""
+
+
+def _check_actions(
+    options: Options, workdir: pathlib.Path, actions: Actions
+) -> None:
+    """Refuses what needs no data to be refused.
+
+    Raises:
+      VaecfError: see `run`.
+    """
+    for name in actions.baselines:
+        if name not in BASELINES:
+            raise VaecfError(
+                f"--baselines: {name!r} is unknown: use {', '.join(BASELINES)}"
+            )
+    if not actions.ease_l2 > 0:
+        raise VaecfError(f"--ease_l2={actions.ease_l2:g} must be above 0")
+    for name in (*options.eval.metrics, options.eval.best_metric):
+        metrics.parse(name)
+    if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
+        raise VaecfError(
+            f"--workdir={workdir} holds no trained model: give --train"
+        )
+    if actions.inference_batch_sizes and not distributed.alone():
+        raise VaecfError(
+            "--inference_benchmark measures one process: call it alone, with "
+            "--num_processes=1"
+        )
 
 
 def _train(
@@ -227,7 +263,7 @@ def _test(
         results["history_length"] = evaluate_lib.by_history_length(
             evaluation.per_user[metric], dataset.test.fold_in.counts
         )
-    if actions.per_user is not None:
+    if actions.per_user is not None and distributed.is_lead():
         held_out.write_per_user(actions.per_user, evaluation, dataset)
     for name in actions.baselines:
         results[name] = held_out.baseline(
@@ -361,6 +397,7 @@ def _write_report(
     model: Model,
     dataset: Dataset,
     results: Mapping[str, Any],
+    recommendations: list[dict[str, Any]],
     say: Callable[[str], None],
 ) -> None:
     path = workdir / "report.html"
@@ -376,7 +413,7 @@ def _write_report(
         records=_records(workdir),
         results=for_report(results),
         environment=environment(),
-        recommendations=sample_recommendations(model, dataset),
+        recommendations=recommendations,
         model_name=model.options.model.name,
         metric=model.options.eval.best_metric,
     )

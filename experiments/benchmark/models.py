@@ -66,7 +66,13 @@ _PAPER: dict[str, Any] = {
         "loss_scale_growth_interval": 2000,
         "max_skipped_in_a_row": 50,
     },
-    "mesh": {"data": -1, "item": 1},
+    "mesh": {
+        "data": -1,
+        "item": 1,
+        "zero": False,
+        "reduce": "fp32",
+        "peer_timeout": 300.0,
+    },
 }
 
 

@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from vaecf import distributed
 from vaecf.errors import VaecfError
 from vaecf.models import batching, sharding
 from vaecf.models.sparse import SparseBatch, item_offset
@@ -313,6 +314,8 @@ class Ranker:
         self._scorer = scorer._replace(params=None)
         self._exclude_seen = exclude_seen
         self._shards = mesh.shape[sharding.DATA]
+        self._by_user = sharding.shardings(mesh, P(sharding.DATA))
+        self._everywhere = sharding.shardings(mesh, P())
         self._programs: dict[tuple, Callable[..., jax.Array]] = {}
         self._places: dict[tuple, list[Any]] = {}
 
@@ -323,10 +326,11 @@ class Ranker:
 
     def allow(self, allowed: np.ndarray) -> jax.Array:
         """bool [items] as a device array over the padded items."""
-        padded = np.zeros(sharding.padded_items(self.n_items), bool)
+        shards = self.mesh.shape[sharding.ITEM]
+        padded = np.zeros(sharding.padded_items(self.n_items, shards), bool)
         padded[: self.n_items] = allowed
         spec = sharding.shardings(self.mesh, P(sharding.ITEM))
-        return jax.device_put(padded, spec)
+        return distributed.put(padded, spec)
 
     def compile(self, params: Any, users: int, interactions: int) -> None:
         """Compiles what a query of such a size needs, ahead of the first.
@@ -408,8 +412,11 @@ class Ranker:
         resident, types = self._resident(params)
         program = self._program(resident, types, shape, allowed_I)
         pending: tuple[jax.Array, int] | None = None
+        alone = distributed.alone()
         for first in first_B:
             packed = _pack(indptr, indices, first, shape, self._shards)
+            if not alone:
+                packed = distributed.put(packed, self._by_user)
             ranked = program(resident, packed, allowed_I)
             if pending is not None:
                 yield _fetch(*pending)
@@ -437,7 +444,7 @@ class Ranker:
         for i, place in enumerate(self._places[types]):
             x = leaves[i]
             if not _lies_at(x, place):
-                x = jax.device_put(x, place)
+                x = distributed.put(x, place)
             leaves[i] = _casts(x, casts) if casts and x.ndim > 1 else x
         return jax.tree.unflatten(structure, leaves), types
 
@@ -457,11 +464,15 @@ class Ranker:
                     2 * (shape.slots + shape.users // self._shards),
                 ),
                 jnp.int32,
-                sharding=sharding.shardings(self.mesh, P(sharding.DATA)),
+                sharding=self._by_user,
             )
             rank = functools.partial(self._rank, shape)
+            # Every process gets all lists; alone, it fetches the shards.
+            lists = None if distributed.alone() else self._everywhere
             self._programs[key] = (
-                jax.jit(rank).lower(resident, packed, allowed_I).compile()
+                jax.jit(rank, out_shardings=lists)
+                .lower(resident, packed, allowed_I)
+                .compile()
             )
         return self._programs[key]
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaecf.models import likelihood, losses, sparse
+from vaecf.models import likelihood, losses, sharding, sparse
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -50,7 +50,15 @@ def _glorot_items(
     ) -> jax.Array:
         units = shape[1 - item_dimension]
         limit = (6.0 / (n_items + units)) ** 0.5
-        value = jax.random.uniform(key, shape, dtype, -limit, limit)
+        # Drawn as for one device: a number's place in the array counts.
+        drawn = list(shape)
+        drawn[item_dimension] = min(
+            shape[item_dimension], sharding.padded_items(n_items)
+        )
+        value = jax.random.uniform(key, drawn, dtype, -limit, limit)
+        value = jnp.pad(
+            value, [(0, n - m) for n, m in zip(shape, drawn, strict=True)]
+        )
         index = lax.broadcasted_iota(jnp.int32, shape, item_dimension)
         return jnp.where(index < n_items, value, 0.0)
 

@@ -2,15 +2,17 @@
 
 Mesh axes: 'data' shards users, 'item' shards the rows of the input weights
 and the columns of the output weights. Optimiser moments go with their
-parameters.
+parameters, and may be divided over 'data' as well.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,8 +20,7 @@ from vaecf.errors import VaecfError
 
 DATA, ITEM = "data", "item"
 
-# Item rows in device arrays are a multiple of this: what tensor cores want,
-# and the same on every mesh, so that checkpoints move between meshes.
+# Item rows in device arrays are a multiple of this: what tensor cores want.
 ITEM_MULTIPLE = 128
 
 
@@ -33,8 +34,7 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
 
     Raises:
       VaecfError: a size is neither -1 nor positive, there are not so many
-        devices, they do not divide, or `item` does not divide the padding of
-        the items.
+        devices, they do not divide, or a process would have none of them.
     """
     devices = jax.devices()
     n_devices = len(devices)
@@ -56,8 +56,11 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
             f"{asked} does not fit the {n_devices} devices here: their product "
             "is at most that, and a -1 must divide it without a rest"
         )
-    if ITEM_MULTIPLE % item:
-        raise VaecfError(f"config.mesh.item={item} must divide {ITEM_MULTIPLE}")
+    if data * item < n_devices and jax.process_count() > 1:
+        raise VaecfError(
+            f"{asked} leaves devices unused: several processes use all "
+            f"{n_devices} of theirs"
+        )
     return jax.make_mesh(
         (data, item),
         (DATA, ITEM),
@@ -66,9 +69,22 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
     )
 
 
-def padded_items(n_items: int) -> int:
-    """Rows of the item matrices on the devices."""
-    return -(-n_items // ITEM_MULTIPLE) * ITEM_MULTIPLE
+def padded_items(n_items: int, item_shards: int = 1) -> int:
+    """Rows of the item matrices, over all devices.
+
+    The same for all powers of two up to 128 shards.
+    """
+    multiple = math.lcm(ITEM_MULTIPLE, item_shards)
+    return -(-n_items // multiple) * multiple
+
+
+def local_data_shards(mesh: Mesh) -> list[int]:
+    """Data shards that this process has devices of."""
+    mine = [
+        any(device.process_index == jax.process_index() for device in devices)
+        for devices in mesh.devices
+    ]
+    return [shard for shard, own in enumerate(mine) if own]
 
 
 def specs(tree: Any, partition: Mapping[str, tuple[str | None, ...]]) -> Any:
@@ -91,6 +107,58 @@ def specs(tree: Any, partition: Mapping[str, tuple[str | None, ...]]) -> Any:
         return P(*axes)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def spread(shapes: Any, tree_of_specs: Any, shards: int) -> Any:
+    """The specs with 'data' added where it divides a free dimension.
+
+    The largest such dimension of each array; those without one, and scalars,
+    stay as they are.
+
+    Args:
+      shapes: pytree of arrays or shapes.
+      tree_of_specs: their PartitionSpecs.
+      shards: devices along 'data'.
+    """
+
+    def add(leaf: Any, spec: P) -> P:
+        axes = list(spec) + [None] * (len(leaf.shape) - len(spec))
+        free = [
+            d
+            for d, size in enumerate(leaf.shape)
+            if axes[d] is None and size and size % shards == 0
+        ]
+        if not free or shards == 1:
+            return spec
+        axes[max(free, key=lambda d: leaf.shape[d])] = DATA
+        return P(*axes)
+
+    return jax.tree.map(add, shapes, tree_of_specs)
+
+
+def resize_items(
+    tree: Any, partition: Mapping[str, tuple[str | None, ...]], rows: int
+) -> Any:
+    """Host arrays with their item dimension brought to `rows` by zeros.
+
+    Args:
+      tree: pytree of NumPy arrays.
+      partition: as in `specs`.
+      rows: at least the items there are: only padding may be cut off.
+    """
+
+    def resize(x: Any, spec: P) -> Any:
+        for dimension, axis in enumerate(spec):
+            if axis == ITEM and x.shape[dimension] != rows:
+                kept = np.take(
+                    x, range(min(rows, x.shape[dimension])), dimension
+                )
+                missing = [(0, 0)] * x.ndim
+                missing[dimension] = (0, rows - kept.shape[dimension])
+                x = np.pad(kept, missing)
+        return x
+
+    return jax.tree.map(resize, tree, specs(tree, partition))
 
 
 def shardings(mesh: Mesh, tree_of_specs: Any) -> Any:

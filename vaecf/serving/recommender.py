@@ -407,7 +407,13 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
                 "loss_scale_growth_interval": 2000,
                 "max_skipped_in_a_row": 50,
             },
-            "mesh": {"data": -1, "item": 1},
+            "mesh": {
+                "data": -1,
+                "item": 1,
+                "zero": False,
+                "reduce": "fp32",
+                "peer_timeout": 300.0,
+            },
         }
     )
 

@@ -13,8 +13,13 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath  # orbax takes no other paths here
 
 from vaecf.errors import VaecfError
+from vaecf.models import sharding
+
+# Of a run whose checkpoint is restored onto another number of them.
+_MOST_ITEM_SHARDS = 64
 
 LATEST, BEST = "latest", "best"
 
@@ -88,18 +93,60 @@ class Checkpoints:
         """
         return self._restore(which, position=ocp.args.JsonRestore())["position"]
 
-    def restore(self, which: str, abstract: Any) -> Any:
+    def restore(self, which: str, abstract: Any, n_items: int = 0) -> Any:
         """The arrays, placed as `abstract` says.
+
+        Other item shards can mean other padding behind the items: such zeros
+        are cut off or added.
 
         Args:
           which: LATEST or BEST.
           abstract: pytree of jax.ShapeDtypeStruct with shardings.
+          n_items: of the catalogue.
 
         Raises:
           VaecfError: there is no such checkpoint, or its arrays do not fit.
         """
-        arguments = ocp.args.StandardRestore(abstract)
-        return self._restore(which, state=arguments)["state"]
+        as_saved = ocp.args.StandardRestore(abstract)
+        try:
+            return self._restore(which, state=as_saved)["state"]
+        except VaecfError:
+            if not self._padded_otherwise(which, abstract, n_items):
+                raise
+        padded = ocp.args.StandardRestore(abstract, strict=False)
+        return self._restore(which, state=padded)["state"]
+
+    def _padded_otherwise(
+        self, which: str, abstract: Any, n_items: int
+    ) -> bool:
+        """Whether the saved arrays differ in nothing but items' padding."""
+        paddings = {
+            sharding.padded_items(n_items, shards)
+            for shards in range(1, _MOST_ITEM_SHARDS + 1)
+        }
+        directory = self._directory / which / str(self._require(which))
+        try:
+            tree = ocp.StandardCheckpointHandler().metadata(
+                epath.Path(directory / "state")
+            )
+        except (OSError, ValueError):
+            return False  # damaged, not padded
+        saved = {
+            _names(path): x.shape
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        differing = 0
+        for path, x in jax.tree_util.tree_leaves_with_path(abstract):
+            shape = saved.get(_names(path))
+            if shape is None or len(shape) != len(x.shape):
+                return False
+            spec = tuple(x.sharding.spec) + (None,) * len(shape)
+            for d, (old, new) in enumerate(zip(shape, x.shape, strict=True)):
+                of_items = spec[d] == sharding.ITEM and old in paddings
+                if old != new and not of_items:
+                    return False
+                differing += old != new
+        return differing > 0
 
     def _restore(self, which: str, **arguments: Any) -> Any:
         step = self._require(which)
@@ -129,6 +176,14 @@ class Checkpoints:
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    """A leaf's path by names alone: orbax gives tuples and dicts back."""
+    return tuple(
+        str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))))
+        for k in path
+    )
 
 
 def copy(source: pathlib.Path, target: pathlib.Path, which: str) -> None:

@@ -6,8 +6,12 @@ import contextlib
 import pathlib
 import signal
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
+import numpy as np
+
+from vaecf import distributed
 
 # A stretch of steps is one dispatch. About this long keeps the bar alive and
 # an interrupt prompt; at 1 s, on a CPU, mapping the memory of every dispatch
@@ -35,6 +39,29 @@ class Clock:
     def ran(self, n: int, seconds: float) -> None:
         """Takes note of a stretch."""
         self._seconds_a_step = seconds / n
+
+
+class Together(NamedTuple):
+    """What the processes of a run agree on between dispatches."""
+
+    seconds: float
+    interrupted: bool
+    overdue: bool
+
+
+def agree(seconds: float, interrupted: bool, overdue: bool) -> Together:
+    """The longest time, and whether any process is interrupted or overdue.
+
+    Every process must take the same steps and save after the same one; their
+    clocks and signals differ.
+    """
+    if distributed.alone():
+        return Together(seconds, interrupted, overdue)
+    everyone = distributed.gather(
+        np.array([seconds, interrupted, overdue], np.float32)
+    )
+    longest, stopped, late = everyone.max(axis=0)
+    return Together(float(longest), bool(stopped), bool(late))
 
 
 class Tracer:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from vaecf import distributed
 from vaecf.models import batching, sharding
 from vaecf.training import step as step_lib
 from vaecf.training.step import Problem, Totals, TrainState
@@ -62,7 +63,7 @@ class Feed:
         self._counts = np.append(train.counts, 0)
         self._everywhere = sharding.shardings(problem.mesh, P())
         self._by_user = sharding.shardings(problem.mesh, P(None, sharding.DATA))
-        self._key = jax.device_put(step_lib.step_key(seed), self._everywhere)
+        self._key = step_lib.step_key(seed, self._everywhere)
         self._programs: dict[Any, Any] = {}
         self.compile_seconds = 0.0
 
@@ -110,7 +111,7 @@ class Feed:
             window,
             epoch.order,
             self._key,
-            *jax.device_put(bounds, self._everywhere),
+            *distributed.put(bounds, self._everywhere),
         )
         key = (epoch.n_slots, epoch.order.shape, window.item_M.shape)
         if key not in self._programs:
@@ -149,7 +150,7 @@ class ResidentFeed(Feed):
     def __init__(self, problem: Problem, train: Any, seed: int) -> None:
         """Places the interactions; arguments as `Feed`'s."""
         super().__init__(problem, train, seed)
-        self._csr = jax.device_put(
+        self._csr = distributed.put(
             batching.as_csr(train.indptr, train.indices), self._everywhere
         )
 
@@ -159,7 +160,7 @@ class ResidentFeed(Feed):
             steps=len(order),
             users=_users(self._counts, order),
             n_slots=_slots(self._counts, order, self._problem),
-            order=jax.device_put(order, self._by_user),
+            order=distributed.put(order, self._by_user),
             window=lambda _: self._csr,
             csr_spec=P(),
         )
@@ -213,15 +214,25 @@ class StreamedFeed(Feed):
         )
         place = sharding.shardings(self._problem.mesh, P(sharding.DATA))
 
+        own = sharding.local_data_shards(self._problem.mesh)
+
         def assemble(w: int) -> batching.Csr:
-            return jax.device_put(
-                batching.window(
-                    self._train.indptr,
-                    self._train.indices,
-                    user_WDU[w],
-                    n_items,
-                ),
-                place,
+            # Only what is this process's: the others' users are not read.
+            window = batching.window(
+                self._train.indptr,
+                self._train.indices,
+                user_WDU[w][own],
+                n_items,
+            )
+            if len(own) == shards:
+                return jax.device_put(window, place)
+            return batching.Csr(
+                *(
+                    distributed.from_shards(
+                        dict(zip(own, np.split(x, len(own)))), shards, place
+                    )
+                    for x in window
+                )
             )
 
         in_window = np.arange(length * batch_size // shards, dtype=np.int32)
@@ -229,7 +240,7 @@ class StreamedFeed(Feed):
             steps=steps,
             users=_users(self._counts, order),
             n_slots=_slots(self._counts, order, self._problem),
-            order=jax.device_put(
+            order=distributed.put(
                 np.tile(in_window.reshape(length, -1), (1, shards)),
                 self._by_user,
             ),
@@ -306,6 +317,8 @@ def choose(train: Any) -> tuple[str, str]:
     Resident when they take less than a quarter of the free memory, so that
     parameters, activations and evaluation have the rest.
     """
+    if not distributed.alone():
+        return "streamed", "every process reads its own users only"
     needed, free = 4 * train.nnz, _free_bytes()
     if train.nnz >= 2**31:
         return "streamed", f"{train.nnz:,} interactions are 2**31 or more"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vaecf import distributed
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import metrics, ranking, scorers
@@ -58,7 +60,8 @@ def train(
 ) -> TrainResult:
     """Trains a model, or goes on with it where the workdir left off.
 
-    The caller holds the workdir (`workdir.locked`, `workdir.claim`).
+    The caller holds the workdir (`workdir.locked`, `workdir.claim`). Of
+    several processes all call it alike, on one shared file system.
 
     Args:
       options: the run.
@@ -108,11 +111,14 @@ def train(
     writer = _writer(workdir, first_step, extra_writer)
     clock, tracer = dispatch.Clock(), dispatch.Tracer(trace_dir)
     last_saved = time.monotonic()
+    within = functools.partial(distributed.deadline, options.mesh.peer_timeout)
 
     def save(which: str = LATEST) -> None:
         nonlocal last_saved
         tree = state if which == LATEST else state.params
-        saved.save(which, int(state.step), tree, dataclasses.asdict(position))
+        where = dataclasses.asdict(position)
+        with within("a checkpoint"):
+            saved.save(which, int(state.step), tree, where)
         last_saved = time.monotonic()
 
     def overdue() -> bool:
@@ -128,7 +134,7 @@ def train(
             steps,
             n_users,
             initial_epoch=position.epoch,
-            enabled=show_progress,
+            enabled=show_progress if distributed.is_lead() else False,
         ) as progress,
     ):
         while position.epoch < options.train.epochs:
@@ -152,24 +158,25 @@ def train(
                 stop = clock.next_stop(start, steps)
                 compiled_before = feed.compile_seconds
                 began = time.perf_counter()
-                with tracer.stretch():
+                with tracer.stretch(), within("a stretch of training"):
                     state, totals = feed.run(state, epoch, start, stop)
-                seconds = time.perf_counter() - began
-                seconds -= feed.compile_seconds - compiled_before
-                clock.ran(stop - start, seconds)
+                    seconds = time.perf_counter() - began
+                    seconds -= feed.compile_seconds - compiled_before
+                    now = dispatch.agree(seconds, interrupted(), overdue())
+                clock.ran(stop - start, now.seconds)
                 _check_health(options, state, totals, position)
-                position.add(totals, seconds, options.train)
+                position.add(totals, now.seconds, options.train)
                 progress.update(
                     epoch=position.epoch + 1,
                     step_in_epoch=stop,
                     loss=float(totals.loss.sum() / totals.users.sum()),
-                    users_per_second=float(totals.users.sum() / seconds),
+                    users_per_second=float(totals.users.sum() / now.seconds),
                 )
                 # After its last step an epoch is finished before it is saved:
                 # a step is saved only once.
-                if stop < steps and (interrupted() or overdue()):
+                if stop < steps and (now.interrupted or now.overdue):
                     save()
-                    if interrupted():
+                    if now.interrupted:
                         raise _stopped(position, workdir)
             record = _training_record(options, state, position, steps)
             position.next_epoch()
@@ -177,7 +184,11 @@ def train(
             writer.write(record, step=step_now)
             last = position.epoch == options.train.epochs
             due = position.epoch % options.eval.every_epochs == 0 or last
-            if due and (record := validate(state.params)):
+            record = {}
+            if due:
+                with within("a validation"):
+                    record = validate(state.params)
+            if record:
                 best_metric = f"validation/{options.eval.best_metric}"
                 better = position.validated(record[best_metric])
                 writer.write({"epoch": position.epoch, **record}, step=step_now)
@@ -186,9 +197,10 @@ def train(
                 )
                 if better:
                     save(BEST)
-            if due or interrupted() or overdue():
+            now = dispatch.agree(now.seconds, interrupted(), overdue())
+            if due or now.interrupted or now.overdue:
                 save()
-            if interrupted():
+            if now.interrupted:
                 raise _stopped(position, workdir)
         if position.best is None:
             # No validation users: the last parameters are the best there are.
@@ -210,7 +222,9 @@ def restore_state(
     """The latest state, onto this problem's mesh."""
     shapes = jax.eval_shape(lambda: step_lib.init_state(problem, 0))
     return saved.restore(
-        LATEST, checkpoints.abstract(shapes, step_lib.state_shardings(problem))
+        LATEST,
+        checkpoints.abstract(shapes, step_lib.state_shardings(problem)),
+        problem.model.n_items,
     )
 
 
@@ -235,7 +249,9 @@ def restore_params(problem: step_lib.Problem, saved: Checkpoints) -> Any:
     """The best parameters, onto this problem's mesh."""
     shapes = jax.eval_shape(lambda: step_lib.init_state(problem, 0)).params
     spec = step_lib.state_shardings(problem).params
-    return saved.restore(BEST, checkpoints.abstract(shapes, spec))
+    return saved.restore(
+        BEST, checkpoints.abstract(shapes, spec), problem.model.n_items
+    )
 
 
 def item_share(train: Any) -> np.ndarray:
@@ -246,7 +262,9 @@ def item_share(train: Any) -> np.ndarray:
 def _writer(
     workdir: pathlib.Path, step: int, extra: Any | None
 ) -> writers.MultiWriter:
-    """All writers; records after `step` are dropped."""
+    """All writers; records after `step` are dropped. Only the lead writes."""
+    if not distributed.is_lead():
+        return writers.MultiWriter([])
     return writers.MultiWriter(
         [
             writers.JsonlWriter(

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vaecf.models import batching, losses, mult_vae, sharding
@@ -65,6 +66,9 @@ class Problem:
       loss: weights of the loss's terms.
       mesh: ('data', 'item').
       microbatch: users whose activations a device holds at once.
+      reduce_dtype: in which gradients are summed over the data shards.
+      zero: optimiser moments are divided over the data shards too (stage 1
+        of Rajbhandari et al. 2020, "ZeRO").
     """
 
     model: mult_vae.MultDAE
@@ -73,6 +77,8 @@ class Problem:
     loss: LossOptions
     mesh: Mesh
     microbatch: int
+    reduce_dtype: Any = jnp.float32
+    zero: bool = False
 
     @property
     def data_shards(self) -> int:
@@ -90,16 +96,19 @@ class Problem:
 
 
 def make_model(
-    options: ModelOptions, policy: precision.Policy, n_items: int
+    options: ModelOptions,
+    policy: precision.Policy,
+    n_items: int,
+    item_shards: int = 1,
 ) -> mult_vae.MultDAE:
-    """The module over all items, unsharded."""
+    """The module over all items, unsharded; padded for so many shards."""
     lowering = options.input
     if lowering == "auto":
         # Matrix units make the dense product cheap; a CPU gathers faster.
         lowering = "gather" if jax.default_backend() == "cpu" else "dense"
     return mult_vae.MODELS[options.name](
         n_items=n_items,
-        item_rows=sharding.padded_items(n_items),
+        item_rows=sharding.padded_items(n_items, item_shards),
         hidden=options.hidden,
         latent=options.latent,
         activation=options.activation,
@@ -124,7 +133,10 @@ def shard_model(whole: mult_vae.MultDAE, mesh: Mesh) -> mult_vae.MultDAE:
 def make_problem(options: Options, n_items: int, mesh: Mesh) -> Problem:
     """The problem that a run's options describe."""
     policy = precision.policy(options.precision.policy)
-    whole = make_model(options.model, policy, n_items)
+    whole = make_model(
+        options.model, policy, n_items, mesh.shape[sharding.ITEM]
+    )
+    in_fp32 = options.mesh.reduce == "fp32"
     return Problem(
         model=shard_model(whole, mesh),
         whole=whole,
@@ -134,6 +146,8 @@ def make_problem(options: Options, n_items: int, mesh: Mesh) -> Problem:
         loss=options.loss,
         mesh=mesh,
         microbatch=_microbatch(options.train),
+        reduce_dtype=jnp.float32 if in_fp32 else policy.dtype,
+        zero=options.mesh.zero,
     )
 
 
@@ -163,21 +177,41 @@ def state_shardings(problem: Problem) -> TrainState:
         functools.partial(_init, problem), jax.random.key(0)
     )
     specs = sharding.specs(shapes, mult_vae.PARTITION)
+    if problem.zero:
+        moments = sharding.spread(
+            shapes.opt_state, specs.opt_state, problem.data_shards
+        )
+        specs = specs._replace(opt_state=moments)
     return sharding.shardings(problem.mesh, specs)
 
 
 def init_state(problem: Problem, seed: int) -> TrainState:
     """First state, initialised sharded: no unsharded copy ever exists."""
-    init = jax.jit(
-        functools.partial(_init, problem),
-        out_shardings=state_shardings(problem),
-    )
-    return init(jax.random.key(seed))
+
+    def init(key_data: jax.Array) -> TrainState:
+        return _init(problem, jax.random.wrap_key_data(key_data))
+
+    place = state_shardings(problem)
+    return jax.jit(init, out_shardings=place)(_host_key(jax.random.key, seed))
 
 
-def step_key(seed: int) -> jax.Array:
-    """Key from which every step's key is folded; not the initialiser's."""
-    return jax.random.fold_in(jax.random.key(seed), 1)
+def _host_key(make: Callable[[int], jax.Array], seed: int) -> np.ndarray:
+    """Key data on the host: one device is not those of all processes."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(jax.random.key_data(make(seed)))
+
+
+def step_key(seed: int, place: NamedSharding | None = None) -> jax.Array:
+    """Key from which every step's key is folded; not the initialiser's.
+
+    Args:
+      seed: of the run.
+      place: where it is to lie; None for the default device.
+    """
+    if place is None:
+        return jax.random.fold_in(jax.random.key(seed), 1)
+    wrap = jax.jit(jax.random.wrap_key_data, out_shardings=place)
+    return wrap(_host_key(step_key, seed))
 
 
 _REPLICATED = P()
@@ -257,7 +291,10 @@ def _local_gradients(
         none = (vary(jnp.float32(0), axes), vary(jnp.float32(0), axes))
         grads, terms = lax.fori_loop(0, parts, add, (zeros, none))
     if axes:
+        dtypes = jax.tree.map(lambda g: g.dtype, grads)
+        grads = jax.tree.map(lambda g: g.astype(problem.reduce_dtype), grads)
         grads, terms = lax.psum((grads, terms), axes)
+        grads = jax.tree.map(lambda g, dtype: g.astype(dtype), grads, dtypes)
     return grads, (*terms, users)
 
 
