@@ -20,7 +20,7 @@ import pytest
 # Four devices out of one processor, before anything starts it: meshes are
 # tested everywhere. `make_mesh(1, 1)` still gives one device.
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 # A forgotten axis must not broadcast in silence.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -18,17 +18,17 @@ from vaecf.training import loss_scale
 @pytest.mark.parametrize(
     ("data", "item", "shape"),
     [
-        (-1, 1, (4, 1)),
-        (-1, 2, (2, 2)),
-        (-1, 4, (1, 4)),
-        (1, -1, (1, 4)),
-        (2, -1, (2, 2)),
-        (4, -1, (4, 1)),
+        (-1, 1, (8, 1)),
+        (-1, 2, (4, 2)),
+        (-1, 8, (1, 8)),
+        (1, -1, (1, 8)),
+        (2, -1, (2, 4)),
+        (8, -1, (8, 1)),
         (1, 1, (1, 1)),
         (2, 1, (2, 1)),
         (3, 1, (3, 1)),
-        (1, 2, (1, 2)),
         (1, 3, (1, 3)),
+        (2, 3, (2, 3)),
         (2, 2, (2, 2)),
     ],
 )
@@ -42,20 +42,20 @@ def test_make_mesh(data, item, shape):
 
 
 def test_make_mesh_takes_all_devices_unless_told():
-    assert sharding.make_mesh().devices.shape == (4, 1)
+    assert sharding.make_mesh().devices.shape == (8, 1)
 
 
 @pytest.mark.parametrize(
     ("data", "item", "message"),
     [
         (-1, -1, "both -1: give one"),
-        (-1, 3, "does not fit the 4 devices"),
-        (3, -1, "does not fit the 4 devices"),
-        (-1, 8, "does not fit the 4 devices"),
-        (8, -1, "does not fit the 4 devices"),
-        (8, 1, "does not fit the 4 devices"),
-        (1, 8, "does not fit the 4 devices"),
-        (2, 4, "does not fit the 4 devices"),
+        (-1, 3, "does not fit the 8 devices"),
+        (3, -1, "does not fit the 8 devices"),
+        (-1, 16, "does not fit the 8 devices"),
+        (16, -1, "does not fit the 8 devices"),
+        (9, 1, "does not fit the 8 devices"),
+        (1, 9, "does not fit the 8 devices"),
+        (2, 5, "does not fit the 8 devices"),
         (0, 1, "each is -1 or at least 1"),
         (1, 0, "each is -1 or at least 1"),
         (-1, 0, "each is -1 or at least 1"),

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath  # orbax takes no other paths here
 
 from vaecf.errors import VaecfError
 from vaecf.models import sharding
@@ -107,14 +106,11 @@ class Checkpoints:
         Raises:
           VaecfError: there is no such checkpoint, or its arrays do not fit.
         """
-        as_saved = ocp.args.StandardRestore(abstract)
-        try:
-            return self._restore(which, state=as_saved)["state"]
-        except VaecfError:
-            if not self._padded_otherwise(which, abstract, n_items):
-                raise
-        padded = ocp.args.StandardRestore(abstract, strict=False)
-        return self._restore(which, state=padded)["state"]
+        arguments = ocp.args.StandardRestore(
+            abstract,
+            strict=not self._padded_otherwise(which, abstract, n_items),
+        )
+        return self._restore(which, state=arguments)["state"]
 
     def _padded_otherwise(
         self, which: str, abstract: Any, n_items: int
@@ -124,11 +120,10 @@ class Checkpoints:
             sharding.padded_items(n_items, shards)
             for shards in range(1, _MOST_ITEM_SHARDS + 1)
         }
-        directory = self._directory / which / str(self._require(which))
+        # The manager's directory is of the only kind that the handler takes.
+        directory = self._manager(which).directory / str(self._require(which))
         try:
-            tree = ocp.StandardCheckpointHandler().metadata(
-                epath.Path(directory / "state")
-            )
+            tree = ocp.StandardCheckpointHandler().metadata(directory / "state")
         except (OSError, ValueError):
             return False  # damaged, not padded
         saved = {
@@ -140,7 +135,7 @@ class Checkpoints:
             shape = saved.get(_names(path))
             if shape is None or len(shape) != len(x.shape):
                 return False
-            spec = tuple(x.sharding.spec) + (None,) * len(shape)
+            spec = tuple(getattr(x.sharding, "spec", ())) + (None,) * len(shape)
             for d, (old, new) in enumerate(zip(shape, x.shape, strict=True)):
                 of_items = spec[d] == sharding.ITEM and old in paddings
                 if old != new and not of_items:
