@@ -1,0 +1,246 @@
+"""Counts of many meshes, and tables of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+from experiments.benchmark import hardware
+
+Row = dict[str, Any]
+
+
+def count(
+    settings: Any,
+    meshes: list[tuple[int, int]],
+    weak: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compiles the step for every mesh.
+
+    Args:
+      settings: `compiled.Settings`.
+      meshes: (data, item).
+      weak: also with batch_size users for every device.
+      say: gets a line a mesh.
+
+    Returns:
+      {'settings', 'strong': steps, 'weak': steps}.
+    """
+    from experiments.benchmark import compiled
+
+    result: dict[str, Any] = {"settings": dataclasses.asdict(settings)}
+    for kind in ("strong", "weak")[: 1 + weak]:
+        result[kind] = []
+        for data, item in meshes:
+            users = settings.batch_size
+            users *= data * item if kind == "weak" else 1
+            step = compiled.step(
+                dataclasses.replace(settings, batch_size=users), data, item
+            )
+            result[kind].append(step)
+            say(
+                f"{data} x {item}: {step['flop'] / 1e9:,.0f} GFLOP, "
+                f"{step['memory']['total'] / 1e9:.2f} GB, "
+                f"{sent(step) / 1e6:,.1f} MB sent, a device and step"
+            )
+    return result
+
+
+def sent(step: Row) -> float:
+    """Bytes that a device sends in a step, in rings."""
+    return sum(
+        hardware.ring_share(c["op"], c["devices"]) * c["bytes"] * c["trips"]
+        for c in step["collectives"]
+    )
+
+
+def devices(step: Row) -> int:
+    """Of the mesh."""
+    return step["mesh"]["data"] * step["mesh"]["item"]
+
+
+def predict(
+    result: Row, step: Row, name: str, **choice: bool
+) -> hardware.Seconds:
+    """Time of a step on hardware of that name."""
+    settings = result["settings"]
+    return hardware.seconds(
+        step,
+        hardware.HARDWARE[name],
+        operand=4 if settings["precision"] == "fp32" else 2,
+        item_block=settings["item_block"],
+        choice=hardware.Choice(**choice),
+    )
+
+
+def best(result: Row, kind: str, name: str) -> list[Row]:
+    """The fastest mesh for every number of devices."""
+    found: dict[int, Row] = {}
+    for step in result[kind]:
+        n = devices(step)
+        took = predict(result, step, name).total
+        if n not in found or took < predict(result, found[n], name).total:
+            found[n] = step
+    return [found[n] for n in sorted(found)]
+
+
+def _mesh(step: Row) -> str:
+    return f"{step['mesh']['data']} × {step['mesh']['item']}"
+
+
+def _table(head: str, rows: list[list[str]]) -> str:
+    columns = head.split(" | ")
+    lines = [head, "---|" * (len(columns) - 1) + "---"]
+    return "\n".join(f"| {line} |" for line in [head]) + "\n" + "\n".join(
+        ["|" + lines[1] + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    )
+
+
+def counted(result: Row, kind: str = "strong") -> str:
+    """What every mesh computes, holds and sends."""
+    rows = []
+    for step in result[kind]:
+        moved = [c for c in step["collectives"] if c["devices"] > 1]
+        rows.append(
+            [
+                _mesh(step),
+                f"{step['flop'] / 1e9:,.1f}",
+                f"{_over(step, 'data') / 1e6:,.2f}",
+                f"{_over(step, 'item') / 1e6:,.2f}",
+                str(sum(c["trips"] for c in moved)),
+                f"{step['memory']['total'] / 1e9:.2f}",
+                f"{step['memory_formula']['total'] / 1e9:.2f}",
+                f"{step['memory_on_gpu']['total'] / 1e9:.2f}",
+            ]
+        )
+    return _table(
+        "users × items | GFLOP | MB over users | MB over items | collectives | "
+        "GB compiled | GB by formula | GB by formula, GPU",
+        rows,
+    )
+
+
+def _over(step: Row, axis: str) -> int:
+    return sum(
+        c["bytes"] * c["trips"] for c in step["collectives"] if c["axis"] == axis
+    )
+
+
+def scaling(result: Row, kind: str, name: str) -> str:
+    """Predicted time on the fastest mesh of every number of devices."""
+    rows, one = [], None
+    for step in best(result, kind, name):
+        took = predict(result, step, name)
+        rate = step["batch_size"] / took.total
+        one = one or rate / devices(step)
+        rows.append(
+            [
+                str(devices(step)),
+                _mesh(step),
+                f"{step['batch_size']:,}",
+                *(f"{1e3 * part:.2f}" for part in took),
+                f"{1e3 * took.total:.2f}",
+                f"{rate / 1e6:.1f} M",
+                f"{rate / one:.2f} ×",
+                f"{rate / one / devices(step):.0%}",
+            ]
+        )
+    return _table(
+        "devices | mesh | batch | products | passes | Adam | over users | "
+        "over items | latency | step, ms | users/s | speed-up | efficiency",
+        rows,
+    )
+
+
+CHOICES: list[tuple[str, dict[str, bool]]] = [
+    ("as compiled", {}),
+    ("gradients summed in bf16", {"half": True}),
+    ("output gradients summed during the encoder's", {"overlap": True}),
+    ("Adam sharded over the users' axis", {"zero": True}),
+    ("all three", {"half": True, "overlap": True, "zero": True}),
+]
+
+
+def choices(result: Row, name: str, n: int = 8) -> str:
+    """What would change the strong scaling on n devices."""
+    one = best(result, "strong", name)[0]
+    base = predict(result, one, name).total * devices(one)
+    steps = [s for s in result["strong"] if devices(s) == n]
+    rows = [
+        [
+            title,
+            *(
+                f"{base / predict(result, step, name, **choice).total:.2f} ×"
+                for step in steps
+            ),
+        ]
+        for title, choice in CHOICES
+    ]
+    return _table(" | ".join([f"{n} devices", *map(_mesh, steps)]), rows)
+
+
+def every_mesh(result: Row, kind: str, name: str, n: int) -> str:
+    """Predicted time on all meshes of n devices."""
+    rows = []
+    for step in result[kind]:
+        if devices(step) != n:
+            continue
+        took = predict(result, step, name)
+        rows.append(
+            [
+                _mesh(step),
+                *(f"{1e3 * part:.2f}" for part in took),
+                f"{1e3 * took.total:.2f}",
+                f"{step['batch_size'] / took.total / 1e6:.2f} M",
+                f"{step['memory_on_gpu']['total'] / 1e9:.1f}",
+            ]
+        )
+    return _table(
+        "mesh | products | passes | Adam | over users | over items | latency | "
+        "step, ms | users/s | GB a device",
+        rows,
+    )
+
+
+def text(result: Row) -> str:
+    """All tables, for the terminal."""
+    parts = [counted(result)]
+    for name in hardware.HARDWARE if _predicted(result) else ():
+        for kind in ("strong", "weak"):
+            if kind in result:
+                title = f"{hardware.HARDWARE[name].name}, {kind} scaling"
+                parts += [title, scaling(result, kind, name)]
+        for n in sorted({devices(step) for step in result["strong"]}):
+            if n > 1:
+                parts.append(every_mesh(result, "strong", name, n))
+    return "\n\n".join(parts)
+
+
+def _predicted(result: Row) -> bool:
+    """Products in fp32 are no tensor core's: not predicted."""
+    return result["settings"]["precision"] == "bf16"
+
+
+def replace(page: str, result: Row) -> str:
+    """The page with what is between its marks made anew.
+
+    A mark is a line `<!-- table: function arguments -->`; the table goes on
+    until the next `<!-- end -->`.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        name, *arguments = found[1].split()
+        makers: dict[str, Callable[..., str]] = {
+            "counted": counted,
+            "scaling": scaling,
+            "choices": choices,
+        }
+        made = makers[name](result, *arguments)
+        return f"<!-- table: {found[1]} -->\n{made}\n<!-- end -->"
+
+    return re.sub(
+        r"<!-- table: (.*?) -->\n.*?<!-- end -->", fill, page, flags=re.S
+    )
