@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -92,11 +93,9 @@ def _mesh(step: Row) -> str:
 
 
 def _table(head: str, rows: list[list[str]]) -> str:
-    columns = head.split(" | ")
-    lines = [head, "---|" * (len(columns) - 1) + "---"]
-    return "\n".join(f"| {line} |" for line in [head]) + "\n" + "\n".join(
-        ["|" + lines[1] + "|", *("| " + " | ".join(row) + " |" for row in rows)]
-    )
+    rule = "---|" * (head.count(" | ") + 1)
+    lines = [f"| {head} |", f"|{rule}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def counted(result: Row, kind: str = "strong") -> str:
@@ -131,11 +130,14 @@ def _over(step: Row, axis: str) -> int:
 
 def scaling(result: Row, kind: str, name: str) -> str:
     """Predicted time on the fastest mesh of every number of devices."""
-    rows, one = [], None
-    for step in best(result, kind, name):
+    rows = []
+    steps = best(result, kind, name)
+    alone = predict(result, steps[0], name).total / steps[0]["batch_size"]
+    for step in steps:
         took = predict(result, step, name)
         rate = step["batch_size"] / took.total
-        one = one or rate / devices(step)
+        # Without one device in it, there is nothing to compare with.
+        ratio = rate * alone if devices(steps[0]) == 1 else math.nan
         rows.append(
             [
                 str(devices(step)),
@@ -144,8 +146,8 @@ def scaling(result: Row, kind: str, name: str) -> str:
                 *(f"{1e3 * part:.2f}" for part in took),
                 f"{1e3 * took.total:.2f}",
                 f"{rate / 1e6:.1f} M",
-                f"{rate / one:.2f} ×",
-                f"{rate / one / devices(step):.0%}",
+                f"{ratio:.2f} ×",
+                f"{ratio / devices(step):.0%}",
             ]
         )
     return _table(
@@ -164,8 +166,9 @@ CHOICES: list[tuple[str, dict[str, bool]]] = [
 ]
 
 
-def choices(result: Row, name: str, n: int = 8) -> str:
+def choices(result: Row, name: str, n: int | str = 8) -> str:
     """What would change the strong scaling on n devices."""
+    n = int(n)
     one = best(result, "strong", name)[0]
     base = predict(result, one, name).total * devices(one)
     steps = [s for s in result["strong"] if devices(s) == n]

@@ -12,6 +12,7 @@ def ask_for_devices(n: int) -> None:
     """
     try:
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", n)
+        more = max(n, jax.config.jax_num_cpu_devices)
+        jax.config.update("jax_num_cpu_devices", more)
     except RuntimeError:
         return
