@@ -20,11 +20,6 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-# Instructions that move or name values without a kernel of their own.
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while call "
-    "conditional after-all partition-id replica-id".split()
-)
 _BYTES = {"pred": 1, "token": 0}
 
 
@@ -76,7 +71,9 @@ class Collective(NamedTuple):
     @property
     def largest(self) -> int:
         """Elements of the largest array that a device gets."""
-        most = max(math.prod(array.shape) for array in self.arrays)
+        sizes = [math.prod(array.shape) for array in self.arrays]
+        # An all-to-all of several arrays gives the pieces of one.
+        most = sum(sizes) if self.op == "all-to-all" else max(sizes)
         if self.op == "all-gather":
             return most * self.size
         return most // self.size if self.op == "reduce-scatter" else most
@@ -131,13 +128,11 @@ class Program(NamedTuple):
       dots: all matrix products.
       opaque: targets of custom calls that may be matrix products that were
         not counted.
-      kernels: instructions that a device has to start, loops unrolled.
     """
 
     collectives: tuple[Collective, ...]
     dots: tuple[Dot, ...]
     opaque: tuple[str, ...]
-    kernels: int
 
     @property
     def flop(self) -> int:
@@ -175,10 +170,8 @@ def count(text: str) -> Program:
     collectives: list[Collective] = []
     dots: list[Dot] = []
     opaque: list[str] = []
-    kernels = 0
 
-    def walk(name: str, trips: int, counted: bool, fused: bool) -> None:
-        nonlocal kernels
+    def walk(name: str, trips: int, counted: bool) -> None:
         instructions = computations[name]
         arrays = {i.name: i.results for i in instructions}
         for i in instructions:
@@ -189,8 +182,6 @@ def count(text: str) -> Program:
                 )
             )
             op = i.op.removesuffix("-start")
-            if not fused and i.op not in _FREE and not i.op.endswith("-done"):
-                kernels += trips
             if op in COLLECTIVES:
                 groups = _groups(i.attributes, n_devices)
                 collectives.append(
@@ -215,21 +206,17 @@ def count(text: str) -> Program:
                 target = _find(r'custom_call_target="([^"]*)"', i.attributes)
                 if re.search("gemm|matmul|dot|conv", target or op, re.I):
                     opaque.append(target or op)
-            inside = fused or op == "fusion"
             if op == "while":
-                trip = _find(
-                    r'"known_trip_count":\{"n":"(\d+)"', i.attributes
-                )
+                trip = _find(r'"known_trip_count":\{"n":"(\d+)"', i.attributes)
                 body = _find(r"body=%?([\w.\-]+)", i.attributes)
                 assert body is not None
-                walk(body, trips * int(trip or 1), counted and bool(trip), inside)
+                walk(body, trips * int(trip or 1), counted and bool(trip))
             else:
                 for called in _called(i.attributes):
-                    # Reducers and comparators are parts of an instruction.
-                    walk(called, trips, counted, inside or op != "call")
+                    walk(called, trips, counted)
 
-    walk(entry, 1, True, False)
-    return Program(tuple(collectives), tuple(dots), tuple(opaque), kernels)
+    walk(entry, 1, True)
+    return Program(tuple(collectives), tuple(dots), tuple(opaque))
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -315,9 +302,7 @@ def _groups(attributes: str, n_devices: int) -> tuple[tuple[int, ...], ...]:
     if iota:
         import numpy as np
 
-        shape, dims = (
-            tuple(map(int, iota[k].split(","))) for k in (1, 2)
-        )
+        shape, dims = (tuple(map(int, iota[k].split(","))) for k in (1, 2))
         order = np.arange(math.prod(dims)).reshape(dims)
         if iota[3]:
             order = order.transpose(tuple(map(int, iota[3].split(","))))

@@ -95,6 +95,7 @@ def step(settings: Settings, data: int, item: int) -> dict[str, Any]:
     shape = memory.shape_of(problem, settings.batch_size, slots)
     on_gpu = shape._replace(
         in_place=True,
+        chunk=slots,
         logit=4 if settings.item_block else shape.operand,
     )
     return {
@@ -106,6 +107,7 @@ def step(settings: Settings, data: int, item: int) -> dict[str, Any]:
         "flop_formula": flop(problem, settings.batch_size),
         "parameters": memory.parameters(shape),
         "item_rows": problem.model.item_rows,
+        "gathered_bytes": _gathered(shape),
         "collectives": [
             {
                 "op": c.op,
@@ -152,6 +154,18 @@ def flop(problem: Problem, batch_size: int) -> int:
         output = items * (3 * last + 8)
     entry = 2 * items * first if shape.dense else 0
     return 2 * users * (output + entry + 3 * inner)
+
+
+def _gathered(shape: memory.Shape) -> int:
+    """Bytes of the float32 rows that interactions gather, read or written.
+
+    Written and read, forward and backward: one row at a gathered input, a
+    weight's and a user's row at targets in blocks. Every item shard goes
+    through all of its users' interactions.
+    """
+    rows = 0 if shape.dense else 4 * shape.widths[0]
+    rows += 8 * shape.widths[-1] if shape.block else 0
+    return 4 * rows * shape.slots * shape.parts
 
 
 def _compile(problem: Problem, batch_size: int, slots: int) -> Any:
@@ -206,7 +220,9 @@ def _memory(program: Any) -> dict[str, int]:
 def bytes_over(step: dict[str, Any], axis: str) -> int:
     """Bytes that a device puts into collectives over an axis, in a step."""
     return sum(
-        c["bytes"] * c["trips"] for c in step["collectives"] if c["axis"] == axis
+        c["bytes"] * c["trips"]
+        for c in step["collectives"]
+        if c["axis"] == axis
     )
 
 

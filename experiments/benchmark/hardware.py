@@ -84,12 +84,15 @@ class Choice(NamedTuple):
     zero: bool = False
 
 
+AS_COMPILED = Choice()
+
+
 class Seconds(NamedTuple):
     """A step's time on a device, by what it waits for.
 
     Attributes:
       products: matrix products.
-      passes: over users x items in memory.
+      passes: over users x items in memory, and over gathered rows.
       optimizer: Adam.
       data: bytes of collectives over the users' axis.
       item: the same over the items' axis.
@@ -140,7 +143,7 @@ def seconds(
     *,
     operand: int = 2,
     item_block: int = 0,
-    choice: Choice = Choice(),
+    choice: Choice = AS_COMPILED,
 ) -> Seconds:
     """Predicted time of a step.
 
@@ -178,7 +181,7 @@ def seconds(
         wire["data"] -= min(wire["data"] / 2, products / 5)
     return Seconds(
         products=products,
-        passes=entries * width / rate,
+        passes=(entries * width + step["gathered_bytes"]) / rate,
         optimizer=moved * step["parameters"] / rate,
         data=wire["data"],
         item=wire["item"],

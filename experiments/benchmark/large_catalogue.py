@@ -16,6 +16,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -116,6 +117,7 @@ def main(argv: Sequence[str]) -> None:
             f"{seconds[-1]:.1f} s"
         )
     peak = machine.peak_rss_bytes()
+    assembled = _assembled(rng, history, _ITEMS.value)
     result = {
         "items": _ITEMS.value,
         "hidden": _HIDDEN.value,
@@ -124,6 +126,7 @@ def main(argv: Sequence[str]) -> None:
         "item_block": _ITEM_BLOCK.value,
         "history": history,
         "losses": losses,
+        "assembled_users_per_second": assembled,
         "log_items": math.log(_ITEMS.value),
         "step_seconds": seconds,
         "compile_seconds": feed.compile_seconds,
@@ -142,9 +145,33 @@ def main(argv: Sequence[str]) -> None:
         f"{peak / 2**30:.2f} GiB ({initialised / 2**30:.2f} when initialised), "
         f"of the step's program {feed.program_bytes() / 2**30:.2f} GiB a device"
     )
+    cli.say(
+        f"the streamed feed's thread assembles {assembled:,.0f} users/s of "
+        f"{history} interactions"
+    )
     if _JSON.value is not None:
         text = json.dumps(result, indent=2) + "\n"
         files.write_atomically(_JSON.value, text.encode())
+
+
+def _assembled(rng: Any, history: int, n_items: int) -> float:
+    """Users a second that the streamed feed's one thread puts together."""
+    import numpy as np
+
+    from vaecf.models import batching
+
+    n_users, users = 200_000, 8192
+    indptr = np.arange(n_users + 1, dtype=np.int64) * history
+    indices = rng.integers(0, n_items, n_users * history, np.int32)
+    rates = []
+    for _ in range(7):
+        user_1U = rng.choice(n_users, (1, users), replace=False)
+        began = time.perf_counter()
+        batching.window(
+            indptr, indices, user_1U.astype(np.int32), users * history
+        )
+        rates.append(users / (time.perf_counter() - began))
+    return float(np.median(rates))
 
 
 if __name__ == "__main__":

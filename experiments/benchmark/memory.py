@@ -6,11 +6,12 @@ batch; everything else is kilobytes.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
 
-from vaecf.models import sharding
+from vaecf.models import sharding, sparse
 from vaecf.training.step import Problem
 
 
@@ -29,6 +30,7 @@ class Shape(NamedTuple):
       users: users that a device holds activations of at once.
       parts: microbatches of a device.
       slots: slots for interactions of a microbatch.
+      chunk: interactions whose rows of a matrix are gathered together.
       block: items a block of the likelihood, 0 for all.
       dense: the input layer is a product of users x items.
       operand: bytes of the products' operands.
@@ -46,6 +48,7 @@ class Shape(NamedTuple):
     users: int
     parts: int
     slots: int
+    chunk: int
     block: int
     dense: bool
     operand: int
@@ -117,6 +120,10 @@ def step_bytes(shape: Shape) -> Bytes:
     inputs = users * items * shape.operand if shape.dense else 0
     # Positions, kept items and rows of the interactions, in and out.
     slots = 32 * shape.slots
+    if shape.block or not shape.dense:
+        # A row of the item matrix and one of the hidden layer each.
+        widest = max(shape.widths[0], shape.widths[-1])
+        slots += 2 * 4 * min(shape.chunk, shape.slots) * widest
     return Bytes(
         parameters=4 * own,
         moments=2 * 4 * own // (shape.data if shape.zero else 1),
@@ -142,8 +149,8 @@ def shape_of(problem: Problem, batch_size: int, slots: int) -> Shape:
     outwards = tuple(reversed(model.hidden))
     code = (2 if "VAE" in type(model).__name__ else 1) * latent
     inwards = (*model.hidden, code)
-    layers = [*zip(inwards, inwards[1:])]
-    layers += [*zip((latent, *outwards), outwards)]
+    layers = [*itertools.pairwise(inwards)]
+    layers += [*itertools.pairwise((latent, *outwards))]
     parts = problem.parts(batch_size)
     on_cpu = jax.default_backend() == "cpu"
     operand = model.dtype(0).itemsize
@@ -158,6 +165,7 @@ def shape_of(problem: Problem, batch_size: int, slots: int) -> Shape:
         users=-(-batch_size // parts),
         parts=parts // sizes[sharding.DATA],
         slots=slots,
+        chunk=sparse._chunk_size(slots),
         block=model.item_block,
         dense=model.input_lowering == "dense",
         operand=operand,

@@ -8,7 +8,7 @@ Compiles the training step for meshes of virtual CPU devices, counts in the
 compiled program what every device computes, holds and sends, and predicts
 from it what a step takes on GPUs (`hardware.py`; no GPU is needed, and none is
 measured). Nothing of the step's size is allocated. `--markdown` puts the tables
-of a JSON between the marks of a file instead.
+of results/*.json between the marks of a file instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -24,14 +25,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from vaecf import cli
 
-RESULT = pathlib.Path(__file__).with_name("results") / "scaling.json"
+RESULTS = pathlib.Path(__file__).with_name("results")
 
 _JSON = flags.DEFINE_string("json", None, "File to write the results to.")
 _MARKDOWN = flags.DEFINE_string(
-    "markdown", None, "File whose tables to replace by those of --result."
+    "markdown", None, "File whose tables to replace by those of --results."
 )
-_RESULT = flags.DEFINE_string(
-    "result", str(RESULT), "JSON that --markdown takes the tables from."
+_RESULTS = flags.DEFINE_string(
+    "results", str(RESULTS), "Folder that --markdown takes JSON files from."
 )
 _ITEMS = flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=1)
 _HIDDEN = flags.DEFINE_list(
@@ -74,9 +75,13 @@ def main(argv: Sequence[str]) -> None:
     from vaecf.reporting import files
 
     if _MARKDOWN.value is not None:
-        result = json.loads(pathlib.Path(_RESULT.value).read_text())
+
+        def load(name: str) -> dict[str, Any]:
+            path = pathlib.Path(_RESULTS.value) / f"{name}.json"
+            return json.loads(path.read_text())
+
         page = pathlib.Path(_MARKDOWN.value)
-        text = scaling_tables.replace(page.read_text(), result)
+        text = scaling_tables.replace(page.read_text(), load)
         files.write_atomically(page, text.encode())
         return
     try:

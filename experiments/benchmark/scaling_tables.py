@@ -98,10 +98,12 @@ def _table(head: str, rows: list[list[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def counted(result: Row, kind: str = "strong") -> str:
-    """What every mesh computes, holds and sends."""
+def counted(result: Row, most: int | str = math.inf) -> str:
+    """What meshes of at most so many devices compute, hold and send."""
     rows = []
-    for step in result[kind]:
+    for step in result["strong"]:
+        if devices(step) > float(most):
+            continue
         moved = [c for c in step["collectives"] if c["devices"] > 1]
         rows.append(
             [
@@ -124,7 +126,9 @@ def counted(result: Row, kind: str = "strong") -> str:
 
 def _over(step: Row, axis: str) -> int:
     return sum(
-        c["bytes"] * c["trips"] for c in step["collectives"] if c["axis"] == axis
+        c["bytes"] * c["trips"]
+        for c in step["collectives"]
+        if c["axis"] == axis
     )
 
 
@@ -208,6 +212,35 @@ def every_mesh(result: Row, kind: str, name: str, n: int) -> str:
     )
 
 
+def epoch(result: Row, name: str, n: int | str, users: int | str) -> str:
+    """Time of an epoch of so many users on all meshes of at most n devices."""
+    rows = []
+    for step in result["strong"]:
+        if devices(step) > int(n):
+            continue
+        parts = predict(result, step, name)
+        took = parts.total
+        rate = step["batch_size"] / took
+        rows.append(
+            [
+                str(devices(step)),
+                _mesh(step),
+                f"{step['batch_size']:,}",
+                f"{step['memory_on_gpu']['total'] / 1e9:.1f}",
+                f"{sent(step) / 1e9:.2f}",
+                *(f"{1e3 * part:.1f}" for part in parts),
+                f"{1e3 * took:.0f}",
+                f"{rate / 1e6:.2f} M",
+                f"{int(users) / rate:,.0f} s",
+            ]
+        )
+    return _table(
+        "devices | mesh | batch | GB a device | GB sent | products | passes | "
+        "Adam | over users | over items | latency | step, ms | users/s | epoch",
+        rows,
+    )
+
+
 def text(result: Row) -> str:
     """All tables, for the terminal."""
     parts = [counted(result)]
@@ -227,21 +260,57 @@ def _predicted(result: Row) -> bool:
     return result["settings"]["precision"] == "bf16"
 
 
-def replace(page: str, result: Row) -> str:
+def measured(result: Row) -> str:
+    """A run of large_catalogue.py."""
+    mesh = f"{result['mesh']['data']} × {result['mesh']['item']}"
+    rows = [
+        [
+            f"{result['items']:,}",
+            f"{result['hidden']}-{result['latent']}-{result['hidden']}",
+            mesh,
+            f"{result['batch_size']:,}",
+            f"{result['log_items']:.4f}",
+            f"{result['losses'][0]:.4f}",
+            f"{result['losses'][-1]:.4f} ({len(result['losses'])})",
+            f"{result['step_seconds'][-1]:.1f} s",
+            f"{result['program_bytes_per_device'] / 2**30:.2f}",
+            f"{result['formula_bytes_per_device'] / 2**30:.2f}",
+            f"{result['peak_rss_bytes_initialised'] / 2**30:.2f}",
+            f"{result['peak_rss_bytes'] / 2**30:.2f}",
+        ]
+    ]
+    return _table(
+        "items | units | mesh | batch | log(items) | first loss | "
+        "last (step) | a step | GiB a device, compiled | by formula | "
+        "GiB of the process, initialised | peak",
+        rows,
+    )
+
+
+_MAKERS: dict[str, Callable[..., str]] = {
+    "counted": counted,
+    "scaling": scaling,
+    "choices": choices,
+    "epoch": epoch,
+    "measured": measured,
+}
+
+
+def replace(page: str, load: Callable[[str], Row]) -> str:
     """The page with what is between its marks made anew.
 
-    A mark is a line `<!-- table: function arguments -->`; the table goes on
-    until the next `<!-- end -->`.
+    A mark is a line `<!-- table: result maker arguments -->`, such as
+    `<!-- table: scaling choices h100 8 -->`; the table goes on until the next
+    `<!-- end -->`.
+
+    Args:
+      page: Markdown.
+      load: the JSON of a result of that name.
     """
 
     def fill(found: re.Match[str]) -> str:
-        name, *arguments = found[1].split()
-        makers: dict[str, Callable[..., str]] = {
-            "counted": counted,
-            "scaling": scaling,
-            "choices": choices,
-        }
-        made = makers[name](result, *arguments)
+        name, maker, *arguments = found[1].split()
+        made = _MAKERS[maker](load(name), *arguments)
         return f"<!-- table: {found[1]} -->\n{made}\n<!-- end -->"
 
     return re.sub(
