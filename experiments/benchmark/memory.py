@@ -165,7 +165,7 @@ def shape_of(problem: Problem, batch_size: int, slots: int) -> Shape:
         users=-(-batch_size // parts),
         parts=parts // sizes[sharding.DATA],
         slots=slots,
-        chunk=sparse._chunk_size(slots),
+        chunk=sparse.chunk_size(slots),
         block=model.item_block,
         dense=model.input_lowering == "dense",
         operand=operand,

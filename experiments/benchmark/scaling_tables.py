@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -272,7 +273,7 @@ def measured(result: Row) -> str:
             f"{result['log_items']:.4f}",
             f"{result['losses'][0]:.4f}",
             f"{result['losses'][-1]:.4f} ({len(result['losses'])})",
-            f"{result['step_seconds'][-1]:.1f} s",
+            f"{statistics.median(result['step_seconds'][1:]):.1f} s",
             f"{result['program_bytes_per_device'] / 2**30:.2f}",
             f"{result['formula_bytes_per_device'] / 2**30:.2f}",
             f"{result['peak_rss_bytes_initialised'] / 2**30:.2f}",
