@@ -217,15 +217,6 @@ def _memory(program: Any) -> dict[str, int]:
     return {**found, "total": total}
 
 
-def bytes_over(step: dict[str, Any], axis: str) -> int:
-    """Bytes that a device puts into collectives over an axis, in a step."""
-    return sum(
-        c["bytes"] * c["trips"]
-        for c in step["collectives"]
-        if c["axis"] == axis
-    )
-
-
 def meshes(n: int, most_items: int) -> list[tuple[int, int]]:
     """(data, item) factorisations of n devices."""
     return [

@@ -87,8 +87,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         hidden = tuple(int(width) for width in _HIDDEN.value)
         devices = [int(n) for n in _DEVICES.value]
-        meshes = [tuple(map(int, mesh.split("x"))) for mesh in _MESHES.value]
-        meshes = [(data, item) for data, item in meshes]
+        sizes = [map(int, mesh.split("x")) for mesh in _MESHES.value]
+        meshes = [(data, item) for data, item in sizes]
     except ValueError:
         raise VaecfError(
             "--hidden and --devices are whole numbers, --meshes like 4x2,8x1"

@@ -99,7 +99,7 @@ def _table(head: str, rows: list[list[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def counted(result: Row, most: int | str = math.inf) -> str:
+def counted(result: Row, most: float | str = math.inf) -> str:
     """What meshes of at most so many devices compute, hold and send."""
     rows = []
     for step in result["strong"]:
