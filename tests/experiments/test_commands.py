@@ -1,4 +1,4 @@
-"""The commands of README and of the configs, and the recipe's own, as written."""
+"""The commands of README, docs and configs, and the recipe's own, as written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def commands(text: str) -> list[list[str]]:
 
 
 def written() -> list[tuple[str, list[str]]]:
-    texts = {"README.md": (ROOT / "README.md").read_text()}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = {str(page.relative_to(ROOT)): page.read_text() for page in pages}
     for path in [
         *(ROOT / "configs").glob("*.py"),
         *(ROOT / "experiments").rglob("*.py"),
@@ -49,6 +50,7 @@ WRITTEN = written()
 def test_the_commands_are_found() -> None:
     files = {where.rsplit("-", 1)[0] for where, _ in WRITTEN}
     assert {"README.md", "configs/ml20m.py", "experiments/main.py"} <= files
+    assert "docs/scaling.md" in files
     assert sum(where.startswith("README") for where, _ in WRITTEN) == 15
 
 

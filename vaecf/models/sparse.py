@@ -156,7 +156,7 @@ class _Rows(NamedTuple):
     dtype: Any
 
 
-def _chunk_size(n_slots: int) -> int:
+def chunk_size(n_slots: int) -> int:
     """Interactions looked at together.
 
     On a CPU few enough that their rows stay in cache: gathering and adding
@@ -171,7 +171,7 @@ def compact(
 ) -> Kept:
     """The kept interactions without gaps, in their order."""
     n_slots = keep_N.shape[0]
-    size = _chunk_size(n_slots)
+    size = chunk_size(n_slots)
     shape = (-(-n_slots // size), size)
     place_N = jnp.cumsum(keep_N, dtype=jnp.int32) - 1
     place_N = jnp.where(keep_N, place_N, shape[0] * size)
