@@ -148,7 +148,7 @@ def rank_batch(
 ) -> Ranked:
     """Scores and ranks a global batch over the mesh.
 
-    On a mesh of one device there is no shard_map and no collective.
+    An axis of one device has no collectives.
 
     Args:
       apply: see `Scorer`.
@@ -166,8 +166,6 @@ def rank_batch(
       Ranked with global [B, k] arrays.
     """
 
-    alone = mesh.size == 1
-
     def local(
         params: Any,
         batch: SparseBatch,
@@ -181,15 +179,13 @@ def rank_batch(
             k=k,
             n_items=n_items,
             exclude_seen=exclude_seen,
-            item_axis=None if alone else sharding.ITEM,
+            item_axis=sharding.axis(mesh, sharding.ITEM),
         )
 
-    if alone:
-        return local(params, batch, user_B, allowed_I)
     users = P(sharding.DATA)
-    return jax.shard_map(
+    return sharding.on_mesh(
+        mesh,
         local,
-        mesh=mesh,
         in_specs=(
             sharding.specs(params, partition),
             SparseBatch(users, users, users),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaecf.evaluation.ranking import Scorer
-from vaecf.models import linear, mult_vae, sparse
+from vaecf.models import linear, mult_vae, sharding, sparse
 
 
 def _model_scores(
@@ -19,8 +19,8 @@ def _model_scores(
     batch: sparse.SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
-    if not sparse.varying_axes(batch.item_N):
-        # One device, no shard_map: there is no axis to sum over.
+    if sharding.ITEM not in sparse.varying_axes(*jax.tree.leaves(params)):
+        # All items are here: there is no axis to sum over.
         model = model.clone(item_axis=None)
     n_users = batch.count_B.shape[0]
     if n_users == 1 and jnp.dtype(model.dtype).itemsize == 2 and _on_cpu():

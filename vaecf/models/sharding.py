@@ -8,7 +8,7 @@ parameters, and may be divided over 'data' as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -159,6 +159,47 @@ def resize_items(
         return x
 
     return jax.tree.map(resize, tree, specs(tree, partition))
+
+
+def axis(mesh: Mesh, name: str) -> str | None:
+    """The axis, or None if it has one device: then there is none to ask."""
+    return name if mesh.shape[name] > 1 else None
+
+
+def on_mesh(
+    mesh: Mesh, local: Callable[..., Any], in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """`jax.shard_map` over the axes that have more than one device.
+
+    An axis of one device would still have its collectives, and a CPU copies
+    what goes through them. On one device `local` is called as it is.
+
+    Args:
+      mesh: ('data', 'item').
+      local: function of every device's part; may name `axis`es of the mesh.
+      in_specs: as of shard_map, for the whole mesh.
+      out_specs: the same.
+    """
+    names = [name for name in (DATA, ITEM) if axis(mesh, name)]
+    if not names:
+        return local
+
+    def without_single(spec: P) -> P:
+        return P(*(a if a in names else None for a in spec))
+
+    in_specs, out_specs = jax.tree.map(
+        without_single,
+        (in_specs, out_specs),
+        is_leaf=lambda x: isinstance(x, P),
+    )
+    # Not shard_map's axis_names, which leave the other axes to XLA: a CPU's
+    # bfloat16 sums end the process then (jax 0.10).
+    several = Mesh(
+        mesh.devices.squeeze(), names, axis_types=(AxisType.Auto,) * len(names)
+    )
+    return jax.shard_map(
+        local, mesh=several, in_specs=in_specs, out_specs=out_specs
+    )
 
 
 def shardings(mesh: Mesh, tree_of_specs: Any) -> Any:

@@ -121,7 +121,8 @@ class Checkpoints:
             for shards in range(1, _MOST_ITEM_SHARDS + 1)
         }
         # The manager's directory is of the only kind that the handler takes.
-        directory = self._manager(which).directory / str(self._require(which))
+        step = self._require(which)
+        directory = self._manager(which).directory / str(step)
         try:
             tree = ocp.StandardCheckpointHandler().metadata(directory / "state")
         except (OSError, ValueError):

@@ -104,8 +104,10 @@ def make_model(
     """The module over all items, unsharded; padded for so many shards."""
     lowering = options.input
     if lowering == "auto":
-        # Matrix units make the dense product cheap; a CPU gathers faster.
-        lowering = "gather" if jax.default_backend() == "cpu" else "dense"
+        # Matrix units make the dense product cheap; a CPU gathers faster. A
+        # catalogue that is looked at in blocks is too large for users x items.
+        gather = jax.default_backend() == "cpu" or options.item_block
+        lowering = "gather" if gather else "dense"
     return mult_vae.MODELS[options.name](
         n_items=n_items,
         item_rows=sharding.padded_items(n_items, item_shards),
@@ -121,8 +123,8 @@ def make_model(
 
 
 def shard_model(whole: mult_vae.MultDAE, mesh: Mesh) -> mult_vae.MultDAE:
-    """The module as each item shard sees it; on one device, the whole one."""
-    if mesh.size == 1:
+    """The module as each item shard sees it; with one shard, the whole one."""
+    if not sharding.axis(mesh, sharding.ITEM):
         return whole
     return whole.clone(
         item_rows=whole.item_rows // mesh.shape[sharding.ITEM],
@@ -177,12 +179,15 @@ def state_shardings(problem: Problem) -> TrainState:
         functools.partial(_init, problem), jax.random.key(0)
     )
     specs = sharding.specs(shapes, mult_vae.PARTITION)
-    if problem.zero:
-        moments = sharding.spread(
-            shapes.opt_state, specs.opt_state, problem.data_shards
-        )
-        specs = specs._replace(opt_state=moments)
-    return sharding.shardings(problem.mesh, specs)
+    moments = _moment_specs(problem, shapes.opt_state, specs.opt_state)
+    return sharding.shardings(problem.mesh, specs._replace(opt_state=moments))
+
+
+def _moment_specs(problem: Problem, shapes: Any, specs: Any) -> Any:
+    """Of moments, and of the gradients that they are updated with."""
+    if not problem.zero:
+        return specs
+    return sharding.spread(shapes, specs, problem.data_shards)
 
 
 def init_state(problem: Problem, seed: int) -> TrainState:
@@ -218,19 +223,19 @@ _REPLICATED = P()
 _BATCH_SPEC = SparseBatch(*(P(sharding.DATA),) * 3)
 
 
-def _on_mesh(
-    problem: Problem, local: Callable[..., Any], in_specs: Any, out_specs: Any
-) -> Callable[..., Any]:
-    """`local` on every device's part; on one device it is called as it is."""
-    if problem.mesh.size == 1:
-        return local
-    return jax.shard_map(
-        local, mesh=problem.mesh, in_specs=in_specs, out_specs=out_specs
-    )
+def _sum_over_users(x: jax.Array, spec: P) -> jax.Array:
+    """All of the sum, or this device's part where the spec divides it."""
+    if sharding.DATA in spec:
+        dimension = list(spec).index(sharding.DATA)
+        return lax.psum_scatter(
+            x, sharding.DATA, scatter_dimension=dimension, tiled=True
+        )
+    return lax.psum(x, sharding.DATA)
 
 
 def _local_gradients(
     problem: Problem,
+    gradient_specs: Any,
     params: Any,
     batch: SparseBatch,
     key_data: jax.Array,
@@ -239,9 +244,10 @@ def _local_gradients(
 ) -> tuple[Any, tuple[jax.Array, jax.Array, jax.Array]]:
     """Gradients of the mean loss, and (nll, kl, users), on one device's part.
 
-    The microbatches' gradients are summed here, and over the devices once.
+    The microbatches' gradients are summed here, and over the devices once,
+    to what `gradient_specs` say of each.
     """
-    axes = (sharding.DATA,) if problem.mesh.size > 1 else ()
+    axes = (sharding.DATA,) if problem.data_shards > 1 else ()
     n_local = batch.count_B.shape[0]
     parts = problem.parts(n_local * problem.data_shards) // problem.data_shards
     if n_local % parts:
@@ -293,8 +299,9 @@ def _local_gradients(
     if axes:
         dtypes = jax.tree.map(lambda g: g.dtype, grads)
         grads = jax.tree.map(lambda g: g.astype(problem.reduce_dtype), grads)
-        grads, terms = lax.psum((grads, terms), axes)
+        grads = jax.tree.map(_sum_over_users, grads, gradient_specs)
         grads = jax.tree.map(lambda g, dtype: g.astype(dtype), grads, dtypes)
+        terms = lax.psum(terms, axes)
     return grads, (*terms, users)
 
 
@@ -328,11 +335,12 @@ def gradients(
         total_steps=problem.loss.total_anneal_steps,
     )
     specs = sharding.specs(params, mult_vae.PARTITION)
-    grads, (nll, kl, users) = _on_mesh(
-        problem,
-        functools.partial(_local_gradients, problem),
+    gradient_specs = _moment_specs(problem, params, specs)
+    grads, (nll, kl, users) = sharding.on_mesh(
+        problem.mesh,
+        functools.partial(_local_gradients, problem, gradient_specs),
         in_specs=(specs, _BATCH_SPEC, P(), P(), P()),
-        out_specs=(specs, (P(), P(), P())),
+        out_specs=(gradient_specs, (P(), P(), P())),
     )(params, batch, jax.random.key_data(key), weight, jnp.float32(scale))
     loss = (nll + weight * kl) / jnp.maximum(users, 1.0)
     rate = problem.loss.weight_decay
@@ -395,8 +403,8 @@ def assemble(
         ]
         return jax.tree.map(lambda *x: jnp.concatenate(x), *by_part)
 
-    return _on_mesh(
-        problem,
+    return sharding.on_mesh(
+        problem.mesh,
         local,
         in_specs=(csr_spec, P(sharding.DATA)),
         out_specs=_BATCH_SPEC,
