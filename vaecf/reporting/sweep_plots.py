@@ -174,8 +174,9 @@ def slices(
             axes.set_xlabel(printable(keys[number]))
             if number % columns == 0:
                 axes.set_ylabel(printable(metric_label(metric)))
-        return_to = figure.axes[min(columns, len(keys)) - 1]
-        _legend(return_to)
+            else:  # the same points, so the same heights
+                axes.set_yticklabels([])
+        _legend(figure.axes[columns - 1])
         return figure
 
     return render_png(draw)
@@ -205,4 +206,14 @@ def _slice(
         axes.set_xticks(range(len(names)), [printable(n) for n in names])
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif logarithmic:
-        axes.set_xscale("log")
+        _log_axis(axes)
+
+
+def _log_axis(axes: Axes) -> None:
+    """Powers of ten as plain numbers; our style draws no mathematics."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -111,7 +111,6 @@ class _Sampler(optuna.samplers.BaseSampler):
                 multivariate=True,
                 # Trials of the other workers count as bad ones meanwhile.
                 constant_liar=True,
-                warn_independent_sampling=False,
             )
             self._current = (trial.number, tpe)
         return self._current[1]
