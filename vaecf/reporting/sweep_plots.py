@@ -134,7 +134,7 @@ def importances(shares: Mapping[str, float], *, metric: str) -> bytes:
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0, 1.1 * reach)
-        axes.set_xlabel("share (PED-ANOVA), they sum to 1")
+        axes.set_xlabel("share in reaching the best quarter (PED-ANOVA)")
         axes.set_title(
             f"What decides validation {printable(metric_label(metric))}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pathlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,9 @@ from vaecf.tuning import study as study_lib
 from vaecf.tuning.study import Plan
 
 _SHOWN = 10
-# Below this PED-ANOVA says more of the sampler than of the parameters.
-_LEAST_FOR_IMPORTANCES = 10
+# Importance is for getting into the best quarter; with fewer than five trials
+# there, it says more of the sampler than of the parameters.
+_QUANTILE, _LEAST_FOR_IMPORTANCES = 0.25, 20
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -157,9 +159,15 @@ def _draw(
 def _importances(
     study: optuna.Study, say: Callable[[str], None]
 ) -> dict[str, float]:
+    make: Any = optuna.importance.PedAnovaImportanceEvaluator
+    known = inspect.signature(make).parameters
+    # Its name before optuna 5.
+    name = next(
+        n for n in ("target_quantile", "baseline_quantile") if n in known
+    )
     try:
         return optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+            study, evaluator=make(**{name: _QUANTILE})
         )
     except (ValueError, RuntimeError, VaecfError) as error:
         say(f"importances: not drawn ({error})")
