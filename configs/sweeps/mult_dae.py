@@ -8,10 +8,8 @@ layer (20,108 - 200 - 20,108). The model's name belongs to the base config.
         --workdir=runs/sweep-ml1m-dae --trials=40
 """
 
-from typing import Any
 
-
-def get_space() -> dict[str, dict[str, Any]]:
+def get_space() -> dict:
     """Returns the space that the module's docstring describes."""
     return {
         "optimizer.learning_rate": {"low": 3e-4, "high": 5e-3, "log": True},

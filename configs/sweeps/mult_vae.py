@@ -9,10 +9,8 @@ another batch size or number of epochs wants other bounds.
         --trials=40
 """
 
-from typing import Any
 
-
-def get_space() -> dict[str, dict[str, Any]]:
+def get_space() -> dict:
     """Returns the space that the module's docstring describes."""
     return {
         "optimizer.learning_rate": {"low": 3e-4, "high": 5e-3, "log": True},

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import pytest
 
 from configs import synthetic as config_file
@@ -20,6 +21,14 @@ SPACE: dict[str, dict[str, Any]] = {
     "model.latent": {"low": 2, "high": 8, "step": 2},
     "model.hidden": {"choices": [(), (8,)]},
 }
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Every trial compiles anew: quickly rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +50,7 @@ def base(data_dir: pathlib.Path) -> Options:
     config = config_file.get_config()
     config.data.dir = str(data_dir)
     config.data.feed = "resident"
-    config.model.hidden, config.model.latent = (8,), 4
+    config.model.hidden, config.model.latent = (), 4
     config.train.batch_size, config.train.epochs = 16, 4
     config.eval.every_epochs = 1
     config.eval.metrics = ("recall@5",)

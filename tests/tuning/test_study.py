@@ -27,7 +27,7 @@ import pickle, sys, time
 from vaecf.training import workdir
 from vaecf.tuning import study as study_lib
 plan = pickle.load(open(sys.argv[1], "rb"))
-study = study_lib.open_study(plan, {})
+study = study_lib.open_study(plan, "data")
 while (trial := study_lib.next_trial(study, plan)) is not None:
     folder = study_lib.folder_of(plan, trial.number)
     with workdir.locked(folder), study_lib.alive(trial, folder):
@@ -63,7 +63,7 @@ def test_workers_at_once_do_n_in_all(kind, plan, tmp_path) -> None:
         made = plan(trials=9, storage=f"sqlite:///{tmp_path / 'sweep.db'}")
     workers = [start(made) for _ in range(3)]
     assert [w.wait(60) for w in workers] == [0, 0, 0]
-    study = study_lib.open_study(made, {})
+    study = study_lib.open_study(made, "data")
     trials = study_lib.counted(study)
     assert len(trials) == 9
     assert all(t.state == TrialState.COMPLETE for t in trials)
@@ -81,7 +81,7 @@ def test_values_lie_in_the_space_and_go_by_the_seed(plan) -> None:
         drawn = []
         while True:
             # A worker that is started anew for every trial.
-            study = study_lib.open_study(made, {})
+            study = study_lib.open_study(made, "data")
             if (trial := study_lib.next_trial(study, made)) is None:
                 return drawn
             study.tell(trial, trial.params["model.dropout_rate"])
@@ -104,7 +104,7 @@ def test_the_trial_of_a_killed_worker_is_tried_again(plan) -> None:
     made = plan(trials=3)
     worker = start(made, "hang")
     assert worker.stdout is not None and worker.stdout.readline() == "hangs\n"
-    study = study_lib.open_study(made, {})
+    study = study_lib.open_study(made, "data")
     # As long as it lives, it is left alone.
     other = study_lib.next_trial(study, made)
     assert other is not None and other.number == 1
@@ -128,7 +128,7 @@ def test_the_trial_of_a_killed_worker_is_tried_again(plan) -> None:
 
 def test_the_trial_of_a_lost_host_is_tried_again(plan, monkeypatch) -> None:
     made = plan(trials=1)
-    study = study_lib.open_study(made, {})
+    study = study_lib.open_study(made, "data")
     trial = study_lib.next_trial(study, made)
     assert trial is not None
     folder = study_lib.folder_of(made, 0)
@@ -148,22 +148,22 @@ def test_the_trial_of_a_lost_host_is_tried_again(plan, monkeypatch) -> None:
 
 def test_a_study_is_one_of_a_config_a_space_and_a_dataset(plan, base) -> None:
     made = plan()
-    study_lib.open_study(made, {"name": "a"})
-    study_lib.open_study(made, {"name": "a"})
+    study_lib.open_study(made, "a")
+    study_lib.open_study(made, "a")
     epochs = dataclasses.replace(
         base, train=dataclasses.replace(base.train, epochs=9)
     )
     elsewhere = dataclasses.replace(
         base, data=dataclasses.replace(base.data, dir="/other")
     )
-    study_lib.open_study(plan(base=elsewhere), {"name": "a"})
+    study_lib.open_study(plan(base=elsewhere), "a")
     with pytest.raises(VaecfError, match=r"another config.train.epochs: use"):
-        study_lib.open_study(plan(base=epochs), {"name": "a"})
+        study_lib.open_study(plan(base=epochs), "a")
     with pytest.raises(VaecfError, match="another dataset"):
-        study_lib.open_study(made, {"name": "b"})
+        study_lib.open_study(made, "b")
     space = {**made.space, "model.latent": {"low": 2, "high": 4}}
     with pytest.raises(VaecfError, match=r"another space of model\.latent"):
-        study_lib.open_study(plan(space=space), {"name": "a"})
+        study_lib.open_study(plan(space=space), "a")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_storages_that_are_none(storage, message, plan, monkeypatch) -> None:
     monkeypatch.setattr(study_lib.time, "sleep", lambda seconds: None)
     with pytest.raises(VaecfError, match=message) as caught:
         made = plan(storage=study_lib.storage_of(pathlib.Path("w"), storage))
-        study_lib.open_study(made, {})
+        study_lib.open_study(made, "data")
     assert "\n" not in str(caught.value)
 
 
@@ -191,7 +191,7 @@ def test_pruners(plan) -> None:
     }
     assert set(kinds) == set(study_lib.PRUNERS)
     for name, kind in kinds.items():
-        study = study_lib.open_study(plan(pruner=name), {})
+        study = study_lib.open_study(plan(pruner=name), "data")
         assert isinstance(study.pruner, kind)
     with pytest.raises(VaecfError, match="use median, hyperband, none"):
-        study_lib.open_study(plan(pruner="mean"), {})
+        study_lib.open_study(plan(pruner="mean"), "data")

@@ -131,12 +131,12 @@ class _Sampler(optuna.samplers.BaseSampler):
         return self._of(trial).sample_independent(study, trial, name, how)
 
 
-def open_study(plan: Plan, manifest: dict[str, Any]) -> optuna.Study:
+def open_study(plan: Plan, dataset: str) -> optuna.Study:
     """The study of the plan, created if there is none.
 
     Args:
       plan: the sweep.
-      manifest: of the dataset.
+      dataset: its `manifest_hash`.
 
     Raises:
       VaecfError: the storage cannot be had, or the study is one of another
@@ -152,7 +152,7 @@ def open_study(plan: Plan, manifest: dict[str, Any]) -> optuna.Study:
         direction="maximize",
         load_if_exists=True,
     )
-    mine = _identity(plan, manifest)
+    mine = _identity(plan, dataset)
     theirs = study.user_attrs.get("identity")
     if theirs is None:
         study.set_user_attr("identity", mine)
@@ -169,12 +169,9 @@ def open_study(plan: Plan, manifest: dict[str, Any]) -> optuna.Study:
     return study
 
 
-def _identity(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
+def _identity(plan: Plan, dataset: str) -> dict[str, Any]:
     """What must be the same for trials to compare; plain JSON."""
     base = options_lib.flatten(plan.base.to_dict())
-    digest = hashlib.sha256(
-        json.dumps(manifest, sort_keys=True, default=str).encode()
-    )
     mine = {
         **{
             f"config.{key}": value
@@ -182,7 +179,7 @@ def _identity(plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
             if key not in _FREE | plan.space.keys()
         },
         **{f"space of {key}": value for key, value in plan.space.items()},
-        "dataset": digest.hexdigest(),
+        "dataset": dataset,
     }
     return json.loads(json.dumps(mine))
 

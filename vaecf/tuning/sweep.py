@@ -53,7 +53,7 @@ def sweep(plan: Plan, *, workers: int = 1, say: Say = print) -> None:
         plan, storage=study_lib.storage_of(plan.workdir, plan.storage)
     )
     dataset = _dataset(plan)
-    study = study_lib.open_study(plan, dataset.manifest)
+    study = study_lib.open_study(plan, dataset.manifest_hash)
     _claim(plan)
     say(
         f"study {plan.study}: {len(study_lib.ended(study))} of {plan.trials} "
@@ -126,7 +126,7 @@ def _work(plan: Plan, dataset: Dataset, *, bars: bool, say: Say) -> None:
     precision.policy(plan.base.precision.policy)
     sharding.make_mesh(plan.base.mesh.data, plan.base.mesh.item)
     # A study of this process's own: storages do not survive a fork.
-    study = study_lib.open_study(plan, dataset.manifest)
+    study = study_lib.open_study(plan, dataset.manifest_hash)
     while (trial := study_lib.next_trial(study, plan)) is not None:
         trial_lib.run(plan, study, trial, dataset, bars=bars, say=say)
 
