@@ -148,7 +148,7 @@ Best of 2
 trial  NDCG@10  best epoch  seconds  optimizer.learning_rate  model.hidden
 -----  -------  ----------  -------  -----------------------  ------------
    12   0.4012      8 of 9     61.3                 0.001235            ()
-    3   0.3900      1 of 2        –                      0.5             –"""
+    3   0.3900      1 of 2        –                   0.5000             –"""
 
 
 def test_trials() -> None:
@@ -157,7 +157,7 @@ def test_trials() -> None:
         "value": 0.40123,
         "epochs": 9,
         "best_epoch": 8,
-        "seconds": 61.25,
+        "seconds": 61.3,
         "params": {
             "optimizer.learning_rate": 0.00123456,
             "model.hidden": (),

@@ -126,6 +126,31 @@ def test_the_trial_of_a_killed_worker_is_tried_again(plan) -> None:
     assert finished(study) == [1, 2, 3]
 
 
+def test_a_trial_that_kills_its_workers_fails(plan) -> None:
+    made = plan(trials=2)
+    study = study_lib.open_study(made, "data")
+    params = []
+    for _ in range(3):
+        worker = start(made, "hang")
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "hangs\n"
+        worker.kill()
+        worker.wait()
+        params.append(study.get_trials()[-1].params)
+    assert params[0] == params[1] == params[2]
+    other = study_lib.next_trial(study, made)
+    assert other is not None and other.params != params[0]
+    (failed,) = study_lib.ended(study)
+    assert "3 workers died at it" in failed.user_attrs["error"]
+    assert failed.params == params[0]
+    # An interrupt is not the trial's fault.
+    for _ in range(5):
+        assert study_lib.enqueue_again(study, other.number)
+        again = study_lib.next_trial(study, made)
+        assert again is not None and again.params == other.params
+        other = again
+
+
 def test_the_trial_of_a_lost_host_is_tried_again(plan, monkeypatch) -> None:
     made = plan(trials=1)
     study = study_lib.open_study(made, "data")
@@ -164,6 +189,13 @@ def test_a_study_is_one_of_a_config_a_space_and_a_dataset(plan, base) -> None:
     space = {**made.space, "model.latent": {"low": 2, "high": 4}}
     with pytest.raises(VaecfError, match=r"another space of model\.latent"):
         study_lib.open_study(plan(space=space), "a")
+
+
+def test_passwords_are_not_shown(plan) -> None:
+    url = "nosuch://me:secret@host/db"
+    with pytest.raises(VaecfError, match=r"nosuch://\*\*\*@host/db") as caught:
+        study_lib.open_study(plan(storage=url), "data")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

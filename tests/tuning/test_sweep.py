@@ -220,10 +220,17 @@ def test_what_is_wrong_is_said_before_the_first_trial(plan, base) -> None:
     assert not (plan().workdir / "trials").exists()
 
 
-def test_a_workdir_is_one_of_a_study(plan) -> None:
+def test_a_workdir_is_one_of_a_study(plan, monkeypatch) -> None:
     made = plan()
     sweep_lib._claim(made)
-    sweep_lib._claim(made)
+    # By another name, and moved.
+    moved = made.workdir.rename(made.workdir.with_name("moved"))
+    monkeypatch.chdir(moved.parent)
+    relative = pathlib.Path("moved")
+    sweep_lib._claim(
+        plan(workdir=relative, storage=str(relative / "study.journal"))
+    )
+    moved.rename(made.workdir)
     with pytest.raises(VaecfError, match="trials of --study=sweep, not other"):
         sweep_lib._claim(plan(study="other"))
 
@@ -257,6 +264,10 @@ def test_a_model_too_large_is_a_failed_trial(plan, monkeypatch) -> None:
     assert len(lines) == 2
     assert all("failed: RESOURCE_EXHAUSTED: Out of" in line for line in lines)
     assert "no trial is complete yet" in said[-1]
+    # What fails every trial ends the sweep before all are spent.
+    with pytest.raises(VaecfError, match="5 trials in a row failed"):
+        sweep_lib.sweep(plan(trials=20), say=said.append)
+    assert len(opened(plan()).get_trials()) == 7
 
 
 def test_a_defect_ends_the_sweep_and_the_trial_waits(plan, monkeypatch) -> None:

@@ -11,7 +11,8 @@ alike, and a trial goes on from its checkpoint:
 - the trial of a dead worker is failed, which only one process succeeds in,
   and enqueued again with its parameters, its reports and where its files are.
   A worker is dead if this host can lock the trial's folder, or, on another
-  host, if it gave no sign of life for `GRACE_SECONDS`.
+  host, if it gave no sign of life for `GRACE_SECONDS`. After `MAX_LOST`
+  workers the trial counts as failed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 import socket
 import threading
 import time
@@ -45,9 +47,12 @@ except ImportError as error:
 
 PRUNERS = ("median", "hyperband", "none")
 BEAT_SECONDS, GRACE_SECONDS = 60.0, 600.0
+# A trial that the host's memory cannot hold takes its worker with it.
+MAX_LOST = 3
 
 # Attributes of a trial.
 BEAT, HOST, FOLDER, ERROR = "beat", "host", "folder", "error"
+LOST = "lost"  # workers that died of it, or with it
 EPOCHS, BEST_EPOCH, SECONDS = "epochs", "best_epoch", "seconds"
 
 # Trials may differ in these from host to host: where and how they run.
@@ -200,8 +205,13 @@ def storage_of(workdir: pathlib.Path, storage: str | None) -> str:
     return storage
 
 
+def public(storage: str) -> str:
+    """The storage without a database's password."""
+    return re.sub(r"://[^/@]*@", "://***@", storage)
+
+
 def _storage(plan: Plan) -> optuna.storages.BaseStorage:
-    where = f"--storage={plan.storage}"
+    where = f"--storage={public(plan.storage)}"
     if "://" not in plan.storage:
         path = pathlib.Path(plan.storage)
         try:
@@ -292,8 +302,15 @@ def folder_of(plan: Plan, number: int) -> pathlib.Path:
     return plan.workdir.absolute() / "trials" / f"{number:05d}"
 
 
-def enqueue_again(study: optuna.Study, number: int) -> bool:
+def enqueue_again(
+    study: optuna.Study, number: int, *, lost: bool = False
+) -> bool:
     """Ends a running trial and lets it wait with all that is known of it.
+
+    Args:
+      study: the trial's.
+      number: the trial's.
+      lost: whether its worker died, which is borne a few times.
 
     Returns:
       Whether it was this process that did.
@@ -306,9 +323,16 @@ def enqueue_again(study: optuna.Study, number: int) -> bool:
     attributes = {
         key: value for key, value in trial.user_attrs.items() if key == FOLDER
     }
+    attributes[LOST] = trial.user_attrs.get(LOST, 0) + lost
+    state = TrialState.WAITING
+    if attributes[LOST] >= MAX_LOST:
+        state = TrialState.FAIL
+        attributes[ERROR] = (
+            f"{MAX_LOST} workers died at it: is the memory of the host enough?"
+        )
     study.add_trial(
         optuna.trial.create_trial(
-            state=TrialState.WAITING,
+            state=state,
             params=trial.params,
             distributions=trial.distributions,
             user_attrs=attributes,
@@ -321,7 +345,7 @@ def enqueue_again(study: optuna.Study, number: int) -> bool:
 def _enqueue_orphans(study: optuna.Study, plan: Plan) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _is_orphan(trial):
-            enqueue_again(study, trial.number)
+            enqueue_again(study, trial.number, lost=True)
 
 
 def _is_orphan(trial: FrozenTrial) -> bool:

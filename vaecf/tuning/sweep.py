@@ -23,6 +23,8 @@ from vaecf.tuning.study import Plan
 
 Say = Callable[[str], None]
 
+# So many failures in a row are not the trials' own.
+_MAX_FAILED = 5
 _WORKER = "from vaecf.tuning import sweep; sweep.worker()"
 
 
@@ -57,7 +59,7 @@ def sweep(plan: Plan, *, workers: int = 1, say: Say = print) -> None:
     _claim(plan)
     say(
         f"study {plan.study}: {len(study_lib.ended(study))} of {plan.trials} "
-        f"trials are over; {plan.storage}"
+        f"trials are over; {study_lib.public(plan.storage)}"
     )
     try:
         with _sigterm_interrupts():
@@ -97,7 +99,11 @@ def _claim(plan: Plan) -> None:
       VaecfError: it cannot be written, or has the trials of another study.
     """
     path = plan.workdir / "sweep.json"
-    mine = {"study": plan.study, "storage": plan.storage}
+    # A folder may be moved, and be called by several names.
+    where = study_lib.public(plan.storage)
+    if "://" not in where:
+        where = os.path.relpath(where, plan.workdir)
+    mine = {"study": plan.study, "storage": where}
     try:
         plan.workdir.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -127,8 +133,16 @@ def _work(plan: Plan, dataset: Dataset, *, bars: bool, say: Say) -> None:
     sharding.make_mesh(plan.base.mesh.data, plan.base.mesh.item)
     # A study of this process's own: storages do not survive a fork.
     study = study_lib.open_study(plan, dataset.manifest_hash)
+    failed = 0
     while (trial := study_lib.next_trial(study, plan)) is not None:
-        trial_lib.run(plan, study, trial, dataset, bars=bars, say=say)
+        done = trial_lib.run(plan, study, trial, dataset, bars=bars, say=say)
+        failed = failed + 1 if done is None or done.value is None else 0
+        if failed == _MAX_FAILED:
+            raise VaecfError(
+                f"{failed} trials in a row failed, see above: a full disk and "
+                "a space of bad values look like this. Mend it, then the same "
+                "command goes on"
+            )
 
 
 # --- Several processes ------------------------------------------------------
@@ -193,12 +207,13 @@ def _work_in_processes(plan: Plan, workers: int, say: Say) -> None:
 
 
 def _cores(number: int, workers: int) -> list[int]:
-    """A worker's share of the cores; neighbours share caches."""
+    """A worker's share of the cores; none where they cannot be chosen."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
     cores = sorted(os.sched_getaffinity(0))
-    share = cores[
-        number * len(cores) // workers : (number + 1) * len(cores) // workers
-    ]
-    return share or [cores[number % len(cores)]]
+    # Neighbours share caches.
+    first, end = (n * len(cores) // workers for n in (number, number + 1))
+    return cores[first:end] or [cores[number % len(cores)]]
 
 
 def share(
@@ -221,8 +236,8 @@ def share(
 def worker() -> None:
     """A process of `_work_in_processes`: its plan comes through stdin."""
     plan, cores = pickle.loads(sys.stdin.buffer.read())
-    # Before XLA looks how many threads to start.
-    os.sched_setaffinity(0, cores)
+    if cores:  # before XLA looks how many threads to start
+        os.sched_setaffinity(0, cores)
     from vaecf import compilation
 
     try:

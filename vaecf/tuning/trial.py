@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import optuna
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
@@ -66,7 +66,7 @@ def run(
     *,
     bars: bool,
     say: Callable[[str], None],
-) -> None:
+) -> FrozenTrial | None:
     """Trains a trial and tells the study what came of it.
 
     Args:
@@ -76,6 +76,9 @@ def run(
       dataset: what to train on.
       bars: show progress if stderr is a terminal.
       say: gets one line.
+
+    Returns:
+      What came of it; None if another worker took it over.
 
     Raises:
       KeyboardInterrupt: stopped; the trial waits to be gone on with.
@@ -95,15 +98,16 @@ def run(
                 _clear(folder, keep_best=state == TrialState.COMPLETE)
     except optuna.exceptions.UpdateFinishedTrialError:
         say(f"trial {trial.number}: taken over by another worker")
-        return
+        return None
     except BaseException:
         # Interrupted, or a defect: it is tried again when the sweep goes on.
         study_lib.enqueue_again(study, trial.number)
         raise
     finally:
         jax.clear_caches()  # every trial compiles programs of its own
-    (frozen,) = [t for t in study.get_trials() if t.number == trial.number]
+    frozen = study.get_trials()[trial.number]
     say(line(frozen, params, options.eval.best_metric))
+    return frozen
 
 
 def _quiet() -> bool:
@@ -172,7 +176,7 @@ def _clear(folder: pathlib.Path, *, keep_best: bool) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def line(trial: Any, params: Mapping[str, Any], metric: str) -> str:
+def line(trial: FrozenTrial, params: Mapping[str, Any], metric: str) -> str:
     """What a trial came to, in one line of the log."""
     attributes = trial.user_attrs
     if trial.value is None or not math.isfinite(trial.value):
