@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pathlib
@@ -164,7 +165,8 @@ def _move_here(earlier: str | None, folder: pathlib.Path) -> None:
         return
     # A worker that is only believed to be dead keeps its files.
     if study_lib.is_free(pathlib.Path(earlier)):
-        os.replace(earlier, folder)
+        with contextlib.suppress(OSError):  # on another disk: it starts over
+            os.replace(earlier, folder)
 
 
 def _clear(folder: pathlib.Path, *, keep_best: bool) -> None:
