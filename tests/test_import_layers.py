@@ -41,9 +41,13 @@ LAYERS = {
         *("errors", "options", "data", "models", "evaluation", "training"),
         *("reporting", "serving", "held_out"),
     },
+    "vaecf.tuning": {
+        *("errors", "options", "data", "models", "evaluation", "training"),
+        *("reporting", "compilation"),
+    },
 }
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}
-HEAVY = ACCELERATED | {"pandas", "polars", "matplotlib", "scipy"}
+HEAVY = ACCELERATED | {"pandas", "polars", "matplotlib", "scipy", "optuna"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

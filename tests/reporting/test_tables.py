@@ -11,6 +11,7 @@ from vaecf.reporting.tables import (
     results_rows,
     results_table,
     to_markdown,
+    trials_table,
 )
 
 TABLE = """\
@@ -139,3 +140,37 @@ def test_recommendations_table() -> None:
         "     1  sku-1      –",
     ]
     assert recommendations_table([]) == ""
+
+
+TRIALS = """\
+Best of 2
+
+trial  NDCG@10  best epoch  seconds  optimizer.learning_rate  model.hidden
+-----  -------  ----------  -------  -----------------------  ------------
+   12   0.4012      8 of 9     61.3                 0.001235            ()
+    3   0.3900      1 of 2        –                   0.5000             –"""
+
+
+def test_trials() -> None:
+    first = {
+        "number": 12,
+        "value": 0.40123,
+        "epochs": 9,
+        "best_epoch": 8,
+        "seconds": 61.3,
+        "params": {
+            "optimizer.learning_rate": 0.00123456,
+            "model.hidden": (),
+        },
+    }
+    second = {
+        **first,
+        "number": 3,
+        "value": 0.39,
+        "epochs": 2,
+        "best_epoch": 1,
+        "seconds": None,
+        "params": {"optimizer.learning_rate": 0.5},
+    }
+    text = trials_table([first, second], metric="ndcg@10", title="Best of 2")
+    assert text == TRIALS

@@ -1,4 +1,4 @@
-"""How our plots look, and how they become SVG texts.
+"""How our plots look, and how they become SVG texts and PNG files.
 
 matplotlib draws through its object-oriented interface: no pyplot, and no
 backend is chosen. The same input gives the same bytes: ids are salted with
@@ -89,6 +89,22 @@ def render(name: str, alt: str, draw: Callable[[], Figure]) -> str:
     svg = re.sub(r"<[^>]+>", lambda tag: _with_prefix(tag[0], name), svg)
     label = html.escape(printable(alt))
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def render_png(draw: Callable[[], Figure]) -> bytes:
+    """Draws in our style and returns a PNG file, on white."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        draw().savefig(
+            buffer,
+            format="png",
+            dpi=150,
+            metadata={"Software": None},
+            bbox_inches="tight",
+        )
+    return buffer.getvalue()
 
 
 def _with_prefix(tag: str, name: str) -> str:

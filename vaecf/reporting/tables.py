@@ -13,6 +13,7 @@ from vaecf.reporting.text import (
     metric_label,
     pad,
     printable,
+    quantity,
     width,
 )
 
@@ -301,3 +302,45 @@ def recommendations_table(
         lines += [f"  {line}" for line in _aligned(table)]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def trials_table(
+    trials: Sequence[Mapping[str, Any]], *, metric: str, title: str
+) -> str:
+    """Trials of a sweep, a line each, aligned for a terminal.
+
+    Args:
+      trials: in order; mappings with "number", "value" (of the metric),
+        "epochs", "best_epoch", "seconds" and "params" (key to value).
+      metric: its name.
+      title: first line.
+
+    Returns:
+      Lines without a newline at the end.
+    """
+    keys = list(dict.fromkeys(key for t in trials for key in t["params"]))
+    columns = {
+        "trial": [str(t["number"]) for t in trials],
+        metric_label(metric): [_short(t["value"]) for t in trials],
+        "best epoch": [
+            f"{quantity(t['best_epoch'])} of {quantity(t['epochs'])}"
+            for t in trials
+        ],
+        "seconds": [
+            MISSING if t["seconds"] is None else f"{t['seconds']:.1f}"
+            for t in trials
+        ],
+        **{key: [_short(t["params"].get(key)) for t in trials] for key in keys},
+    }
+    table = []
+    for name, cells in columns.items():
+        heads = [printable(name), *map(printable, cells)]
+        wide = max(map(width, heads))
+        table.append([pad(text, wide, right=True) for text in heads])
+    return "\n".join([printable(title), "", *_aligned(table)])
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if 0.1 <= abs(value) < 10 else f"{value:.4g}"
+    return MISSING if value is None else str(value)

@@ -1,0 +1,1 @@
+"""Search spaces of sweeps: each has a get_space()."""

@@ -1,0 +1,65 @@
+"""Searches for hyper-parameters, by the validation users.
+
+    python experiments/sweep.py --config=configs/ml1m.py \\
+        --space=configs/sweeps/mult_vae.py --workdir=runs/sweep --trials=40
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from vaecf import cli, options
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
+_CONFIG = cli.define_config(_ROOT / "configs" / "ml1m.py")
+flags.adopt_module_key_flags(cli)  # for --help
+_SPACE = flags.DEFINE_string("space", None, "Python file with get_space().")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's directory.")
+flags.mark_flags_as_required(["space", "workdir"])
+_STUDY = flags.DEFINE_string("study", "sweep", "Name in the storage.")
+_TRIALS = flags.DEFINE_integer("trials", 20, "Trials in all, over all workers.")
+_STORAGE = flags.DEFINE_string(
+    "storage",
+    None,
+    "A .journal or .log file, or a database's URL; hosts that are given the "
+    "same share the trials. Without it, study.journal in the workdir.",
+)
+_WORKERS = flags.DEFINE_integer("workers", 1, "Processes on this machine.")
+_PRUNER = flags.DEFINE_string("pruner", "median", "median, hyperband or none.")
+_AFTER = flags.DEFINE_integer(
+    "prune_after", None, "Epochs no trial is stopped before (a fifth of all)."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of what is tried.")
+_KEEP = flags.DEFINE_bool("keep_all", False, "Keep all files of the trials.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """One call of `sweep.sweep`."""
+    del argv
+    from vaecf.tuning import space, study, sweep
+
+    config = flags.FLAGS["config"]
+    plan = study.Plan(
+        base=options.from_config(_CONFIG.value),
+        space=space.load(pathlib.Path(_SPACE.value)),
+        workdir=pathlib.Path(_WORKDIR.value),
+        study=_STUDY.value,
+        trials=_TRIALS.value,
+        storage=_STORAGE.value or "",
+        pruner=_PRUNER.value,
+        prune_after=_AFTER.value,
+        seed=_SEED.value,
+        keep_all=_KEEP.value,
+        overrides=dict(config.override_values),
+        config_file=config.config_filename,
+    )
+    sweep.sweep(plan, workers=_WORKERS.value, say=cli.say)
+
+
+if __name__ == "__main__":
+    cli.run(main, keep_programs=True)

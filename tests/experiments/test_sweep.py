@@ -1,0 +1,136 @@
+"""experiments/sweep.py, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from vaecf.reporting.writers import read_records
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+SPACE = """
+def get_space():
+    return {
+        "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+        "model.hidden": {"choices": [(), (6,)]},
+    }
+"""
+
+
+@pytest.fixture
+def flags(tmp_path, data_dir) -> list[str]:
+    """A sweep of three trials in `sweep`."""
+    (tmp_path / "space.py").write_text(SPACE)
+    return [
+        f"--config={ROOT / 'configs' / 'synthetic.py'}",
+        f"--config.data.dir={data_dir}",
+        "--config.model.latent=6",
+        "--config.mesh.data=1",
+        "--config.train.batch_size=50",
+        "--config.train.epochs=2",
+        "--config.eval.every_epochs=1",
+        "--config.eval.best_metric=ndcg@10",
+        f"--space={tmp_path / 'space.py'}",
+        f"--workdir={tmp_path / 'sweep'}",
+        "--trials=3",
+    ]
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
+    """Three trials in all, none twice; best.json's command is one of main.py."""
+    workdir = tmp_path / "sweep"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / "sweep.py"), *flags,
+         "--workers=2"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    lock = workdir / "trials" / "00001" / ".lock"
+    metrics = lock.with_name("metrics.jsonl")
+    end = time.monotonic() + 100
+    # In the midst of its training.
+    while not metrics.exists() and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    victim = int(lock.read_text())
+    assert victim != process.pid
+    os.kill(victim, signal.SIGKILL)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "ended with status -9" in out
+    frame = pd.read_csv(workdir / "trials.csv")
+    assert len(frame) == 3
+    assert frame["number"].is_unique
+    assert set(frame["state"]) <= {"complete", "pruned"}
+    assert 1 not in frame["number"].tolist()  # tried again under another
+    assert len(frame.drop_duplicates("optimizer.learning_rate")) == 3
+    for number, value in zip(frame["number"], frame["value"]):
+        folder = workdir / "trials" / f"{number:05d}"
+        values = [
+            r["validation/ndcg@10"]
+            for r in read_records(folder / "metrics.jsonl")
+            if "validation/ndcg@10" in r
+        ]
+        assert value in (max(values), values[-1])
+    done = command("sweep", *flags)
+    assert done.status == 0, done.err
+    assert "3 of 3 trials are over" in done.out
+
+    best = json.loads((workdir / "best.json").read_text())
+    script, *words = shlex.split(
+        best["command"].replace("\\\n", "").removeprefix("python ")
+    )
+    assert script == "experiments/main.py"
+    words[words.index("--workdir=runs/best")] = f"--workdir={tmp_path / 'run'}"
+    done = command("main", *words)
+    assert done.status == 0, done.err
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    values = [
+        r["validation/ndcg@10"] for r in records if "validation/ndcg@10" in r
+    ]
+    assert max(values) == pytest.approx(best["value"], rel=1e-5)
+    mine = json.loads((tmp_path / "run" / "config.json").read_text())
+    theirs = pathlib.Path(best["folder"]) / "config.json"
+    assert mine == json.loads(theirs.read_text())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("--space=nosuch.py", "--space=nosuch.py: no such file"),
+        ("--trials=0", "--trials=0 must be at least 1"),
+        ("--pruner=mean", "--pruner=mean is unknown: use median"),
+        ("--storage=here", "--storage=here must be a file ending in .journal"),
+        ("--config.model.laten=3", "latent"),
+        ("--config.model.latent=0", "config.model.latent=0 must be at least 1"),
+        ("--workdir=/proc/nosuch", "cannot be written"),
+    ],
+)
+def test_mistakes_are_one_line(changed, message, flags, command) -> None:
+    done = command("sweep", *flags, changed)
+    assert done.status == 2
+    assert message in done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+
+
+def test_without_optuna(flags, command, monkeypatch) -> None:
+    for name in [n for n in sys.modules if n.startswith("vaecf.tuning")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    done = command("sweep", *flags)
+    assert done.status == 2
+    assert "pip install 'vaecf[tune]'" in done.err
+    assert done.err.count("\n") == 1

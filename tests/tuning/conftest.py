@@ -1,0 +1,76 @@
+"""A sweep small enough to wait for."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import pytest
+
+from configs import synthetic as config_file
+from vaecf import options as options_lib
+from vaecf.data import dataset, synthetic
+from vaecf.options import Options
+from vaecf.tuning.study import Plan
+
+SPACE: dict[str, dict[str, Any]] = {
+    "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+    "model.dropout_rate": {"low": 0, "high": 0.6},
+    "model.latent": {"low": 2, "high": 8, "step": 2},
+    "model.hidden": {"choices": [(), (8,)]},
+}
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Every trial compiles anew: quickly rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    made = synthetic.make(
+        "synthetic",
+        n_train_users=60,
+        n_held_out_users=16,
+        n_items=33,
+        n_groups=3,
+    )
+    path = tmp_path_factory.mktemp("tuning") / "data"
+    dataset.write_dataset(path, made)
+    return path
+
+
+@pytest.fixture(scope="session")
+def base(data_dir: pathlib.Path) -> Options:
+    config = config_file.get_config()
+    config.data.dir = str(data_dir)
+    config.data.feed = "resident"
+    config.model.hidden, config.model.latent = (), 4
+    config.train.batch_size, config.train.epochs = 16, 4
+    config.eval.every_epochs = 1
+    config.eval.metrics = ("recall@5",)
+    config.eval.best_metric = "ndcg@10"
+    config.mesh.data = 1
+    return options_lib.from_config(config)
+
+
+@pytest.fixture
+def plan(base: Options, tmp_path: pathlib.Path) -> Callable[..., Plan]:
+    """plan(trials=2): a sweep in a folder of its own, 'sweep'."""
+
+    def make(**changes: Any) -> Plan:
+        folder = tmp_path / "sweep"
+        settings: dict[str, Any] = {
+            "base": base,
+            "space": SPACE,
+            "workdir": folder,
+            "storage": str(folder / "study.journal"),
+        }
+        return Plan(**(settings | changes))
+
+    return make

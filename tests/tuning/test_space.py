@@ -1,0 +1,128 @@
+"""Search spaces: what is refused, and what reaches the config."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+
+import optuna
+import pytest
+
+from vaecf import options as options_lib
+from vaecf.errors import VaecfError
+from vaecf.tuning import space as space_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LR = "optimizer.learning_rate"
+
+BAD = {
+    "unknown key": (
+        {"optimizer.learning_rat": {"low": 0.1, "high": 1.0}},
+        r"'optimizer.learning_rat' is not a key .*mean optimizer.learning_rate",
+    ),
+    "section": ({"model": {"choices": [1]}}, "'model' is not a key"),
+    "fixed": ({"data.dir": {"choices": ["a"]}}, "set --config.data.dir"),
+    "metric": ({"eval.best_metric": {"choices": ["ndcg@5"]}}, "compare"),
+    "order": ({LR: {"low": 2.0, "high": 1.0}}, "low=2.0 is above high=1.0"),
+    "no high": ({LR: {"low": 2.0}}, "must have low and high, or choices"),
+    "no dict": ({LR: [1, 2]}, "must have low and high, or choices"),
+    "text": ({LR: {"low": "a", "high": 1}}, "low='a' must be a finite number"),
+    "nan": ({LR: {"low": float("nan"), "high": 1.0}}, "low=nan"),
+    "bool": ({LR: {"low": False, "high": 1.0}}, "low=False"),
+    "log of 0": ({LR: {"low": 0, "high": 1, "log": True}}, "above 0"),
+    "log step": (
+        {LR: {"low": 0.1, "high": 1.0, "log": True, "step": 0.1}},
+        "step=0.1",
+    ),
+    "step": ({"model.latent": {"low": 1, "high": 9, "step": 0.5}}, "whole"),
+    "word": ({LR: {"low": 0.1, "high": 1.0, "lgo": True}}, "'lgo' is unknown"),
+    "no choice": ({"model.latent": {"choices": []}}, "must be a list"),
+    "twice": ({"model.latent": {"choices": [4, 4]}}, "repeats"),
+    "both": ({"model.latent": {"choices": [4], "low": 1}}, "one or the other"),
+    "range": (
+        {"model.dropout_rate": {"low": 0.0, "high": 1.0}},
+        r"config.model.dropout_rate=1.0 must be in \[0, 1\)",
+    ),
+    "type": ({"model.latent": {"low": 0.5, "high": 4}}, "of type int"),
+    "value": ({"model.activation": {"choices": ["tahn"]}}, "mean tanh"),
+    "layers": ({"model.hidden": {"choices": [(0,)]}}, "sizes >= 1"),
+    "empty": ({}, "at least one key"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_refused(name, base) -> None:
+    space, message = BAD[name]
+    with pytest.raises(VaecfError, match=message) as caught:
+        space_lib.check(space, base)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("--space: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("x = 1", r"no get_space\(\)"),
+        ("def get_space(", "SyntaxError"),
+        ("def get_space(): return 1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_is_no_space(text, message, tmp_path) -> None:
+    path = tmp_path / "space.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(VaecfError, match=message):
+        space_lib.load(path)
+
+
+def test_kinds_of_intervals(base) -> None:
+    space = {
+        "model.latent": {"low": 2, "high": 9},
+        # The config's value is a fraction: so are those between 0 and 1.
+        "loss.anneal_cap": {"low": 0, "high": 1},
+        "train.batch_size": {"low": 8, "high": 64, "log": True},
+        "model.hidden": {"choices": [(), (8,), (8, 4)]},
+        "train.drop_remainder": {"choices": [False, True]},
+    }
+    space_lib.check(space, base)
+    got = space_lib.distributions(space, base)
+    assert got["model.latent"] == optuna.distributions.IntDistribution(2, 9)
+    assert got["loss.anneal_cap"] == optuna.distributions.FloatDistribution(
+        0, 1
+    )
+    assert got["train.batch_size"].log
+    # What a study stores comes back as it was meant.
+    for key, distribution in got.items():
+        if not isinstance(
+            distribution, optuna.distributions.CategoricalDistribution
+        ):
+            continue
+        stored = json.loads(json.dumps(distribution.choices))
+        meant = [space_lib.values(space, {key: s})[key] for s in stored]
+        assert meant == space[key]["choices"]
+
+
+def test_apply_changes_these_keys_only(base) -> None:
+    changed = space_lib.apply(base, {"model.hidden": (5, 3), LR: 0.25})
+    assert changed.model.hidden == (5, 3)
+    assert changed.optimizer.learning_rate == 0.25
+    old = options_lib.flatten(base.to_dict())
+    new = options_lib.flatten(changed.to_dict())
+    assert {key for key in old if old[key] != new[key]} == {"model.hidden", LR}
+
+
+@pytest.mark.parametrize("name", ["mult_vae", "mult_dae"])
+def test_the_spaces_that_are_there(name) -> None:
+    space = space_lib.load(ROOT / "configs" / "sweeps" / f"{name}.py")
+    for config in ("ml1m", "ml20m_paper", "netflix"):
+        module = importlib.import_module(f"configs.{config}")
+        made = options_lib.from_config(module.get_config())
+        space_lib.check(space, made)
+        current = options_lib.flatten(made.to_dict())
+        for key, d in space.items():
+            if "low" in d and name == "mult_vae" and config == "ml1m":
+                assert d["low"] <= current[key] <= d["high"], key
+    files = {p.stem for p in (ROOT / "configs" / "sweeps").glob("*.py")}
+    assert files == {"__init__", "mult_vae", "mult_dae"}

@@ -1,0 +1,229 @@
+"""Whose turn it is, without any training: workers of these tests only ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from vaecf.errors import VaecfError
+from vaecf.training import workdir as workdir_lib
+from vaecf.tuning import study as study_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Takes trials until there are none; 'hang' stops in the midst of the first.
+WORKER = """
+import pickle, sys, time
+from vaecf.training import workdir
+from vaecf.tuning import study as study_lib
+plan = pickle.load(open(sys.argv[1], "rb"))
+study = study_lib.open_study(plan, "data")
+while (trial := study_lib.next_trial(study, plan)) is not None:
+    folder = study_lib.folder_of(plan, trial.number)
+    with workdir.locked(folder), study_lib.alive(trial, folder):
+        trial.report(0.25, 1)
+        if sys.argv[2:] == ["hang"]:
+            print("hangs", flush=True)
+            time.sleep(100)
+        time.sleep(0.02)
+        study.tell(trial, trial.params["model.dropout_rate"])
+"""
+
+
+def start(plan, *arguments) -> subprocess.Popen:
+    plan.workdir.mkdir(parents=True, exist_ok=True)
+    file = plan.workdir / "plan.pickle"
+    file.write_bytes(pickle.dumps(plan))
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(file), *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(study) -> list[int]:
+    return [t.number for t in study_lib.ended(study)]
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_workers_at_once_do_n_in_all(kind, plan, tmp_path) -> None:
+    made = plan(trials=9)
+    if kind == "sqlite":
+        made = plan(trials=9, storage=f"sqlite:///{tmp_path / 'sweep.db'}")
+    workers = [start(made) for _ in range(3)]
+    assert [w.wait(60) for w in workers] == [0, 0, 0]
+    study = study_lib.open_study(made, "data")
+    trials = study_lib.counted(study)
+    assert len(trials) == 9
+    assert all(t.state == TrialState.COMPLETE for t in trials)
+    # None is done twice: every one has parameters of its own.
+    assert len({str(t.params) for t in trials}) == 9
+    # A sweep of more trials goes on, one of as many does not.
+    assert study_lib.next_trial(study, made) is None
+    more = study_lib.next_trial(study, dataclasses.replace(made, trials=10))
+    assert more is not None
+
+
+def test_values_lie_in_the_space_and_go_by_the_seed(plan) -> None:
+    def draw(seed, name):
+        made = plan(trials=14, seed=seed, study=name)
+        drawn = []
+        while True:
+            # A worker that is started anew for every trial.
+            study = study_lib.open_study(made, "data")
+            if (trial := study_lib.next_trial(study, made)) is None:
+                return drawn
+            study.tell(trial, trial.params["model.dropout_rate"])
+            drawn.append(trial.params)
+
+    first = draw(1, "a")
+    for params in first:
+        assert 1e-3 <= params["optimizer.learning_rate"] <= 1e-1
+        assert 0 <= params["model.dropout_rate"] <= 0.6
+        assert params["model.latent"] in (2, 4, 6, 8)
+        assert params["model.hidden"] in ("()", "(8,)")
+    assert draw(1, "b") == first
+    assert draw(2, "c") != first
+    # It learns: what the last ones try is better than what the first ones do.
+    rates = [params["model.dropout_rate"] for params in first]
+    assert sum(rates[10:]) / 4 > sum(rates[:10]) / 10
+
+
+def test_the_trial_of_a_killed_worker_is_tried_again(plan) -> None:
+    made = plan(trials=3)
+    worker = start(made, "hang")
+    assert worker.stdout is not None and worker.stdout.readline() == "hangs\n"
+    study = study_lib.open_study(made, "data")
+    # As long as it lives, it is left alone.
+    other = study_lib.next_trial(study, made)
+    assert other is not None and other.number == 1
+    study.tell(other, 0.5)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    again = study_lib.next_trial(study, made)
+    assert again is not None
+    (dead,) = study.get_trials(states=(TrialState.FAIL,))
+    assert dead.number == 0 and again.number == 2
+    assert again.params == dead.params
+    assert again.user_attrs["folder"] == dead.user_attrs["folder"]
+    assert study.get_trials()[2].intermediate_values == {1: 0.25}
+    study.tell(again, 0.6)
+    last = study_lib.next_trial(study, made)
+    assert last is not None
+    study.tell(last, 0.7)
+    assert study_lib.next_trial(study, made) is None
+    assert finished(study) == [1, 2, 3]
+
+
+def test_a_trial_that_kills_its_workers_fails(plan) -> None:
+    made = plan(trials=2)
+    study = study_lib.open_study(made, "data")
+    params = []
+    for _ in range(3):
+        worker = start(made, "hang")
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "hangs\n"
+        worker.kill()
+        worker.wait()
+        params.append(study.get_trials()[-1].params)
+    assert params[0] == params[1] == params[2]
+    other = study_lib.next_trial(study, made)
+    assert other is not None and other.params != params[0]
+    (failed,) = study_lib.ended(study)
+    assert "3 workers died at it" in failed.user_attrs["error"]
+    assert failed.params == params[0]
+    # An interrupt is not the trial's fault.
+    for _ in range(5):
+        assert study_lib.enqueue_again(study, other.number)
+        again = study_lib.next_trial(study, made)
+        assert again is not None and again.params == other.params
+        other = again
+
+
+def test_the_trial_of_a_lost_host_is_tried_again(plan, monkeypatch) -> None:
+    made = plan(trials=1)
+    study = study_lib.open_study(made, "data")
+    trial = study_lib.next_trial(study, made)
+    assert trial is not None
+    folder = study_lib.folder_of(made, 0)
+    monkeypatch.setattr(study_lib.socket, "gethostname", lambda: "elsewhere")
+    with workdir_lib.locked(folder), study_lib.alive(trial, folder):
+        pass
+    monkeypatch.undo()
+    # Its folder is free here, which says nothing of another host.
+    assert study_lib.next_trial(study, made) is None
+    now = time.time()
+    monkeypatch.setattr(study_lib.time, "time", lambda: now + 601)
+    again = study_lib.next_trial(study, made)
+    assert again is not None and again.number == 1
+    # Only one process gets to enqueue it.
+    assert not study_lib.enqueue_again(study, 0)
+
+
+def test_a_study_is_one_of_a_config_a_space_and_a_dataset(plan, base) -> None:
+    made = plan()
+    study_lib.open_study(made, "a")
+    study_lib.open_study(made, "a")
+    epochs = dataclasses.replace(
+        base, train=dataclasses.replace(base.train, epochs=9)
+    )
+    elsewhere = dataclasses.replace(
+        base, data=dataclasses.replace(base.data, dir="/other")
+    )
+    study_lib.open_study(plan(base=elsewhere), "a")
+    with pytest.raises(VaecfError, match=r"another config.train.epochs: use"):
+        study_lib.open_study(plan(base=epochs), "a")
+    with pytest.raises(VaecfError, match="another dataset"):
+        study_lib.open_study(made, "b")
+    space = {**made.space, "model.latent": {"low": 2, "high": 4}}
+    with pytest.raises(VaecfError, match=r"another space of model\.latent"):
+        study_lib.open_study(plan(space=space), "a")
+
+
+def test_passwords_are_not_shown(plan) -> None:
+    url = "nosuch://me:secret@host/db"
+    with pytest.raises(VaecfError, match=r"nosuch://\*\*\*@host/db") as caught:
+        study_lib.open_study(plan(storage=url), "data")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("study", "ending in .journal or .log, or the URL"),
+        ("nosuch://a/b", "cannot be used"),
+        ("sqlite:////nosuch/folder/x.db", "unable to open database file"),
+        ("/proc/nosuch/x.journal", "cannot be written"),
+    ],
+)
+def test_storages_that_are_none(storage, message, plan, monkeypatch) -> None:
+    monkeypatch.setattr(study_lib.time, "sleep", lambda seconds: None)
+    with pytest.raises(VaecfError, match=message) as caught:
+        made = plan(storage=study_lib.storage_of(pathlib.Path("w"), storage))
+        study_lib.open_study(made, "data")
+    assert "\n" not in str(caught.value)
+
+
+def test_pruners(plan) -> None:
+    kinds = {
+        "median": optuna.pruners.MedianPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+        "none": optuna.pruners.NopPruner,
+    }
+    assert set(kinds) == set(study_lib.PRUNERS)
+    for name, kind in kinds.items():
+        study = study_lib.open_study(plan(pruner=name), "data")
+        assert isinstance(study.pruner, kind)
+    with pytest.raises(VaecfError, match="use median, hyperband, none"):
+        study_lib.open_study(plan(pruner="mean"), "data")

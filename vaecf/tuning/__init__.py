@@ -1,0 +1,1 @@
+"""Search for hyper-parameters. Needs optuna: pip install 'vaecf[tune]'."""

@@ -1,0 +1,206 @@
+"""One trial: a run of its own, watched while it trains."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from vaecf.data.dataset import Dataset
+from vaecf.errors import VaecfError
+from vaecf.options import Options
+from vaecf.training import loop
+from vaecf.training import workdir as workdir_lib
+from vaecf.tuning import space as space_lib
+from vaecf.tuning import study as study_lib
+from vaecf.tuning.study import Plan
+
+# What a trial may fail of without being the last: a loss that is lost, and a
+# model that the device's memory cannot hold.
+_OWN_FAULTS = (VaecfError, jax.errors.JaxRuntimeError)
+
+
+class _Pruned(Exception):
+    """The trial is not worth more epochs."""
+
+
+class _Watch:
+    """A writer that reports validations, and stops the run if it is told."""
+
+    def __init__(self, trial: Trial, options: Options, reported: set[int]):
+        self._trial, self._reported = trial, reported
+        self._metric = f"validation/{options.eval.best_metric}"
+        self._last = options.train.epochs
+
+    def write(self, record: Mapping[str, Any], *, step: int) -> None:
+        """Takes every record of the run."""
+        del step
+        if (value := record.get(self._metric)) is None:
+            return
+        epoch = int(record["epoch"])
+        # A run that goes on from its checkpoint may validate once more.
+        if epoch not in self._reported:
+            self._trial.report(float(value), epoch)
+            self._reported.add(epoch)
+        if epoch < self._last and self._trial.should_prune():
+            raise _Pruned
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def run(
+    plan: Plan,
+    study: optuna.Study,
+    trial: Trial,
+    dataset: Dataset,
+    *,
+    bars: bool,
+    say: Callable[[str], None],
+) -> FrozenTrial | None:
+    """Trains a trial and tells the study what came of it.
+
+    Args:
+      plan: the sweep.
+      study: its study.
+      trial: just handed out.
+      dataset: what to train on.
+      bars: show progress if stderr is a terminal.
+      say: gets one line.
+
+    Returns:
+      What came of it; None if another worker took it over.
+
+    Raises:
+      KeyboardInterrupt: stopped; the trial waits to be gone on with.
+    """
+    folder = study_lib.folder_of(plan, trial.number)
+    _move_here(trial.user_attrs.get(study_lib.FOLDER), folder)
+    params = space_lib.values(plan.space, trial.params)
+    try:
+        options = space_lib.apply(plan.base, params)
+        with workdir_lib.locked(folder), study_lib.alive(trial, folder):
+            workdir_lib.claim(folder, options, dataset)
+            state, value = _train(
+                trial, options, dataset, folder, bars=bars and not _quiet()
+            )
+            study.tell(trial, value, state)
+            if not plan.keep_all:
+                _clear(folder, keep_best=state == TrialState.COMPLETE)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        say(f"trial {trial.number}: taken over by another worker")
+        return None
+    except BaseException:
+        # Interrupted, or a defect: it is tried again when the sweep goes on.
+        study_lib.enqueue_again(study, trial.number)
+        raise
+    finally:
+        jax.clear_caches()  # every trial compiles programs of its own
+    frozen = study.get_trials()[trial.number]
+    say(line(frozen, params, options.eval.best_metric))
+    return frozen
+
+
+def _quiet() -> bool:
+    return not sys.stderr.isatty()
+
+
+def _train(
+    trial: Trial,
+    options: Options,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    *,
+    bars: bool,
+) -> tuple[TrialState, float | None]:
+    """(state, best validation metric)."""
+    began = time.perf_counter()
+    before = trial.study.get_trials(deepcopy=False)[trial.number]
+    reported = dict(before.intermediate_values)
+    watch = _Watch(trial, options, set(reported))
+    value: float | None = None
+    try:
+        position = loop.train(
+            options,
+            dataset,
+            folder,
+            show_progress=None if bars else False,
+            extra_writer=watch,
+            log=lambda line: None,
+        ).position
+        assert position.best is not None  # the dataset has validation users
+        state, value = TrialState.COMPLETE, position.best
+        trial.set_user_attr(study_lib.EPOCHS, position.epoch)
+        trial.set_user_attr(study_lib.BEST_EPOCH, position.best_epoch)
+    except _Pruned:
+        state = TrialState.PRUNED
+        now = trial.study.get_trials(deepcopy=False)[trial.number]
+        curve = now.intermediate_values
+        trial.set_user_attr(study_lib.EPOCHS, max(curve))
+        trial.set_user_attr(
+            study_lib.BEST_EPOCH, max(curve, key=lambda e: (curve[e], -e))
+        )
+    except _OWN_FAULTS as error:
+        state = TrialState.FAIL
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        trial.set_user_attr(study_lib.ERROR, lines[0])
+    seconds = time.perf_counter() - began
+    trial.set_user_attr(study_lib.SECONDS, round(seconds, 3))
+    return state, value
+
+
+def _move_here(earlier: str | None, folder: pathlib.Path) -> None:
+    """Takes over the files of the attempt before, if this host has them."""
+    if earlier is None or folder.exists() or not pathlib.Path(earlier).is_dir():
+        return
+    # A worker that is only believed to be dead keeps its files.
+    if study_lib.is_free(pathlib.Path(earlier)):
+        with contextlib.suppress(OSError):  # on another disk: it starts over
+            os.replace(earlier, folder)
+
+
+def _clear(folder: pathlib.Path, *, keep_best: bool) -> None:
+    """What nobody will ask for: states to go on from, events, no models."""
+    unused = [folder / "tensorboard", folder / "checkpoints" / "latest"]
+    if not keep_best:
+        unused.append(folder / "checkpoints")
+    for path in unused:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def line(trial: FrozenTrial, params: Mapping[str, Any], metric: str) -> str:
+    """What a trial came to, in one line of the log."""
+    attributes = trial.user_attrs
+    if trial.value is None or not math.isfinite(trial.value):
+        result = f"failed: {attributes.get(study_lib.ERROR, 'no value')}"
+    else:
+        result = f"{metric} {trial.value:.4f}"
+    settings = ", ".join(
+        f"{key}={shown(value)}" for key, value in params.items()
+    )
+    parts = [f"trial {trial.number}: {result}", settings]
+    spent = f"{attributes.get(study_lib.SECONDS, 0.0):.1f} s"
+    if study_lib.EPOCHS in attributes:
+        spent = (
+            f"{attributes[study_lib.EPOCHS]} epochs (best "
+            f"{attributes[study_lib.BEST_EPOCH]}), {spent}"
+        )
+    parts.append(spent)
+    if trial.state == TrialState.PRUNED:
+        parts.append("pruned")
+    return "; ".join(parts)
+
+
+def shown(value: Any) -> str:
+    """A parameter, short enough for a line."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
