@@ -19,6 +19,9 @@ from vaecf.errors import VaecfError
 # What ml_collections raises for keys, values and files that do not fit.
 _CONFIG_ERRORS = (KeyError, AttributeError, TypeError, ValueError, OSError)
 
+# What JAX's collectives say when the other end is gone.
+_LOST_PEER = r"(?i)gloo|nccl|connection (closed|reset|refused)|unavailable"
+
 
 def run(
     main: Callable[[Sequence[str]], int | None],
@@ -62,16 +65,19 @@ def run(
                 file=sys.stderr,
             )
             return 128 + signal.SIGINT
-        except Exception:
-            if _several_processes():
+        except Exception as error:
+            if not _several_processes():
+                raise
+            if not re.search(_LOST_PEER, str(error)):
                 traceback.print_exc()
-                print(
-                    "error: see above; if it is about a connection, another "
-                    "process of the run ended before this one",
-                    file=sys.stderr,
+                return _leave(1)
+            return _leave(
+                _fail(
+                    "another process of the run died or cannot be reached: "
+                    "its output says why; the same command goes on from the "
+                    f"last checkpoint ({str(error).splitlines()[0]})"
                 )
-                _leave(1)
-            raise
+            )
 
     app.run(guarded, flags_parser=_parse)
 
