@@ -35,6 +35,7 @@ class Settings:
       input: 'dense', what a GPU takes of itself, or 'gather'.
       precision: policy.
       history: interactions of a user, on average.
+      zero: moments are divided over the users' devices too.
     """
 
     items: int
@@ -46,6 +47,7 @@ class Settings:
     input: str
     precision: str
     history: int
+    zero: bool = False
 
 
 def make_problem(settings: Settings, data: int, item: int) -> Problem:
@@ -61,6 +63,7 @@ def make_problem(settings: Settings, data: int, item: int) -> Problem:
             "precision.policy": settings.precision,
             "mesh.data": data,
             "mesh.item": item,
+            "mesh.zero": settings.zero,
         }
     )
     mesh = sharding.make_mesh(data, item)

@@ -72,11 +72,13 @@ class Choice(NamedTuple):
     """What could be done otherwise than the compiled step does.
 
     Attributes:
-      half: gradients are summed over the users' axis in bf16.
+      half: gradients are summed over the users' axis in bf16
+        (config.mesh.reduce).
       overlap: the output weights' gradients are summed while the encoder's
         are computed.
       zero: each device along the users updates its part of the moments and
-        parameters (reduce-scatter, update, all-gather: the same bytes).
+        parameters: reduce-scatter, update, all-gather of float32
+        (config.mesh.zero).
     """
 
     half: bool = False
@@ -164,6 +166,9 @@ def seconds(
     moved = _ADAM / data + 4 if choice.zero and data > 1 else _ADAM
     wire = {"data": 0.0, "item": 0.0}
     latency = STEP_OVERHEAD
+    reduced = 0.5 if choice.half else 1.0
+    if choice.zero:
+        reduced = (reduced + 1.0) / 2
     for collective in step["collectives"]:
         if collective["devices"] == 1:
             continue
@@ -171,11 +176,13 @@ def seconds(
         sent = share * collective["bytes"] * collective["trips"]
         took = sent / bandwidth(hardware, collective["group"])
         axis = "item" if collective["axis"] == "item" else "data"
-        wire[axis] += took / (2 if choice.half and axis == "data" else 1)
+        wire[axis] += took * (reduced if axis == "data" else 1.0)
         nodes = {d // hardware.per_node for d in collective["group"]}
-        latency += collective["trips"] * (
-            NODE_LATENCY if len(nodes) == 1 else NETWORK_LATENCY
-        )
+        once = NODE_LATENCY if len(nodes) == 1 else NETWORK_LATENCY
+        latency += collective["trips"] * once
+        if choice.zero and axis == "data":
+            # Of two matrices each a scatter and a gather, beside the sum.
+            latency += 4 * once
     if choice.overlap:
         # Half of the bytes, behind one of the five products.
         wire["data"] -= min(wire["data"] / 2, products / 5)

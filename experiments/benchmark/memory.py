@@ -36,7 +36,8 @@ class Shape(NamedTuple):
       operand: bytes of the products' operands.
       logit: bytes of a logit.
       in_place: an all-reduce writes over its operand.
-      zero: Adam's moments are sharded over the users' axis too.
+      zero: Adam's moments of the item matrices are divided over the users'
+        axis too.
     """
 
     rows: int
@@ -54,7 +55,7 @@ class Shape(NamedTuple):
     operand: int
     logit: int
     in_place: bool
-    zero: bool = False
+    zero: bool
 
 
 class Bytes(NamedTuple):
@@ -102,6 +103,8 @@ def step_bytes(shape: Shape) -> Bytes:
     """The formula."""
     items = shape.rows // shape.item
     own = parameters(shape)
+    # Of the matrices over the items; the rest is on every device.
+    divided = items * (shape.widths[0] + shape.widths[-1]) if shape.zero else 0
     users = shape.users
     # Each layer's input is kept for the backward pass, beside its gradient;
     # the noise, the code's two halves and the sample are of the bottleneck.
@@ -126,13 +129,11 @@ def step_bytes(shape: Shape) -> Bytes:
         slots += 2 * 4 * min(shape.chunk, shape.slots) * widest
     return Bytes(
         parameters=4 * own,
-        moments=2 * 4 * own // (shape.data if shape.zero else 1),
+        moments=2 * 4 * (own - divided + divided // shape.data),
         batch=shape.parts * (8 * shape.slots + 4 * users),
         gradients=4 * own * (2 if shape.parts > 1 else 1),
         activations=layers + likelihood + inputs + slots,
-        reduced=0
-        if shape.in_place or shape.data * shape.item == 1
-        else 4 * own,
+        reduced=0 if shape.in_place or shape.data == 1 else 4 * own,
     )
 
 
@@ -171,6 +172,7 @@ def shape_of(problem: Problem, batch_size: int, slots: int) -> Shape:
         operand=operand,
         logit=4 if on_cpu or model.item_block else operand,
         in_place=not on_cpu,
+        zero=problem.zero,
     )
 
 

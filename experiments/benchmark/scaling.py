@@ -52,6 +52,7 @@ _INPUT = flags.DEFINE_enum(
     "input", "dense", ("dense", "gather"), "Lowering of the input layer."
 )
 _PRECISION = flags.DEFINE_enum("precision", "bf16", ("bf16", "fp32"), "Policy.")
+_ZERO = flags.DEFINE_bool("zero", False, "config.mesh.zero.")
 _HISTORY = flags.DEFINE_integer("history", 73, "Interactions of a user.")
 _DEVICES = flags.DEFINE_list(
     "devices", ["1", "2", "4", "8", "16", "32", "64"], "Numbers of devices."
@@ -108,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
         input=_INPUT.value,
         precision=_PRECISION.value,
         history=_HISTORY.value,
+        zero=_ZERO.value,
     )
     meshes = meshes or [
         mesh for n in devices for mesh in compiled.meshes(n, _MOST_ITEMS.value)

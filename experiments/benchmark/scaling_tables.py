@@ -164,9 +164,10 @@ def scaling(result: Row, kind: str, name: str) -> str:
 
 CHOICES: list[tuple[str, dict[str, bool]]] = [
     ("as compiled", {}),
-    ("gradients summed in bf16", {"half": True}),
+    ("gradients summed in bf16: `mesh.reduce=compute`", {"half": True}),
     ("output gradients summed during the encoder's", {"overlap": True}),
-    ("Adam sharded over the users' axis", {"zero": True}),
+    ("Adam sharded over the users' axis: `mesh.zero`", {"zero": True}),
+    ("both", {"half": True, "zero": True}),
     ("all three", {"half": True, "overlap": True, "zero": True}),
 ]
 

@@ -199,6 +199,14 @@ def test_time_of_a_step_by_hand():
     assert half.data == pytest.approx(took.data / 2)
     zero = hardware.seconds(step, h200, choice=hardware.Choice(zero=True))
     assert zero.optimizer == pytest.approx(took.optimizer * 7.5 / 28)
+    # Scattered and gathered, the bytes are those of the sum; bf16 halves the
+    # first half of them.
+    assert zero.data == pytest.approx(took.data)
+    assert zero.latency == pytest.approx(took.latency + 4 * 15e-6)
+    both = hardware.Choice(half=True, zero=True)
+    assert hardware.seconds(step, h200, choice=both).data == pytest.approx(
+        0.75 * took.data
+    )
 
 
 def test_memory_by_hand():
@@ -218,6 +226,7 @@ def test_memory_by_hand():
         operand=4,
         logit=4,
         in_place=True,
+        zero=False,
     )
     found = memory.step_bytes(shape)
     own = 256 * 33 + 300
@@ -225,7 +234,8 @@ def test_memory_by_hand():
     assert found.activations == 32 * 4 * (2 * 40 + 16) + 32 * 256 * 8
     assert found.total == 16 * own + found.batch + found.activations
     zero = memory.step_bytes(shape._replace(zero=True))
-    assert zero.moments == found.moments // 2
+    # Two matrices of 256 x 16 are halved, biases and inner layers are not.
+    assert zero.moments == 8 * (256 * 16 + 256 + 300)
 
 
 # --- The commands -----------------------------------------------------------

@@ -108,26 +108,26 @@ def test_resized_items_keep_what_is_real():
     jax.tree.map(np.testing.assert_array_equal, back, tree)
 
 
-def test_moments_are_spread_over_the_largest_free_dimension():
+def test_moments_of_item_matrices_are_spread():
     tree = {
-        "input_kernel": jnp.zeros((16, 6)),  # its rows are the items'
-        "output_kernel": jnp.zeros((5, 16)),  # 5 units: nothing to divide
-        "output_bias": jnp.zeros(16),
+        "input_kernel": jnp.zeros((18, 6)),  # 9 items a shard: not for two
+        "output_kernel": jnp.zeros((40, 16)),
+        "output_bias": jnp.zeros(18),
         "kernel": jnp.zeros((4, 8)),
         "bias": jnp.zeros(7),
         "count": jnp.zeros(()),
         "empty": jnp.zeros((0, 2)),
     }
     specs = sharding.specs(tree, mult_vae.PARTITION)
-    assert sharding.spread(tree, specs, 1) == specs
-    assert sharding.spread(tree, specs, 2) == {
+    assert sharding.spread(tree, specs, 1, 2) == specs
+    assert sharding.spread(tree, specs, 2, 2) == {
         "input_kernel": P("item", "data"),
-        "output_kernel": P(None, "item"),
+        "output_kernel": P(None, ("item", "data")),
         "output_bias": P("item"),
-        "kernel": P(None, "data"),
+        "kernel": P(),
         "bias": P(),
         "count": P(),
-        "empty": P(None, "data"),
+        "empty": P(),
     }
 
 

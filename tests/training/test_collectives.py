@@ -67,16 +67,20 @@ def over(step: dict, axis: str) -> int:
 
 @pytest.mark.slow
 def test_nothing_large_is_gathered(steps):
-    """No collective but sums; none as large as users x items."""
+    """Sums, and numbers of each user; nothing as large as users x items."""
     _, found = steps
     for step in found:
         data, item = step["mesh"].values()
         users = BATCH // data // step["microbatches"]
         for c in step["collectives"]:
-            assert c["op"] == "all-reduce", c
             assert c["trips_known"], c
+            if c["op"] == "all-gather":
+                assert c["axis"] == "item", c
+                assert c["largest"] == item * 3 * users
+                continue
+            assert c["op"] == "all-reduce", c
             if c["axis"] == "item":
-                assert c["largest"] in (users, users * FIRST), c
+                assert c["largest"] == users * FIRST, c
             elif c["axis"] == "data":
                 assert c["largest"] in (1, ROWS // item * FIRST), c
 
@@ -98,7 +102,7 @@ def test_gradients_are_summed_over_the_users_once(steps):
 
 @pytest.mark.slow
 def test_over_the_items_go_hidden_layers_and_numbers_a_user(steps):
-    """Partial sums of both outer layers; maximum, sum and target of a user.
+    """Partial sums of both outer layers; three numbers a user and shard.
 
     In float32, half precision too: that is how a CPU sums bfloat16.
     """
@@ -106,7 +110,8 @@ def test_over_the_items_go_hidden_layers_and_numbers_a_user(steps):
     for step in found:
         data, item = step["mesh"].values()
         users = BATCH // data
-        expected = 4 * users * (FIRST + FIRST + 3) if item > 1 else 0
+        numbers = 3 * item  # maximum, sum of exponentials, targets' logits
+        expected = 4 * users * (2 * FIRST + numbers) if item > 1 else 0
         assert over(step, "item") == expected, step["mesh"]
         for c in step["collectives"]:
             if c["axis"] == "item":
@@ -141,6 +146,39 @@ def test_memory_is_about_the_formula(steps):
     for step in found:
         formula = step["memory_formula"]["total"]
         assert step["memory"]["total"] == pytest.approx(formula, rel=0.2)
+
+
+@pytest.mark.slow
+def test_zero_scatters_gradients_and_gathers_weights(tmp_path):
+    """Of the two item matrices only, over the users' axis only."""
+    found = counted(
+        tmp_path / "zero.json",
+        "--zero",
+        "--meshes=8x1,4x2",
+        f"--batch_size={BATCH}",
+        *VARIANTS["blocks"],
+    )
+    for step in found:
+        data, item = step["mesh"].values()
+        matrix = 4 * ROWS // item * FIRST
+        by_op: dict[str, list[int]] = {}
+        for c in step["collectives"]:
+            if c["axis"] == "data":
+                by_op.setdefault(c["op"], []).append(c["bytes"])
+        # What a ring's share is taken of: the whole, on either way.
+        assert by_op["reduce-scatter"] == [matrix] * 2
+        assert by_op["all-gather"] == [matrix] * 2
+        rest = 4 * (ROWS // item + INNER + 2 + 1)
+        assert sum(by_op["all-reduce"]) == rest
+        assert len(by_op) == 3
+        # Moments are divided, weights and gradients are not.
+        formula = step["memory_formula"]
+        own = step["parameters"]
+        assert formula["parameters"] == 4 * own
+        assert formula["moments"] == 8 * own - 4 * matrix // data * (data - 1)
+        assert step["memory"]["total"] == pytest.approx(
+            formula["total"], rel=0.2
+        )
 
 
 @pytest.mark.slow

@@ -103,10 +103,10 @@ def test_zero_divides_moments_and_nothing_else(small, dataset):
     state = step_lib.init_state(problem, 7)
     adam = state.opt_state.inner[0]
     for name, spec, zero_spec in (
-        ("input_kernel", P("item", None), P("item", "data")),
-        ("output_kernel", P(None, "item"), P("data", "item")),
+        ("input_kernel", P("item", None), P(("item", "data"), None)),
+        ("output_kernel", P(None, "item"), P(None, ("item", "data"))),
         ("output_bias", P("item"), P("item")),
-        ("input_bias", P(), P("data")),
+        ("input_bias", P(), P()),
     ):
         assert state.params[name].sharding.spec == spec
         assert adam.mu[name].sharding.spec == zero_spec, name

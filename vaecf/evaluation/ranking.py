@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from vaecf import distributed
 from vaecf.errors import VaecfError
-from vaecf.models import batching, sharding
+from vaecf.models import batching, likelihood, sharding
 from vaecf.models.sparse import SparseBatch, item_offset
 
 
@@ -93,12 +93,11 @@ def rank_local(
     # top_k puts 0 before -0, whatever their indices.
     scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
     max_B = jnp.max(scores_BI, axis=1)
-    if item_axis:
-        max_B = lax.pmax(max_B, item_axis)
+    max_B = jnp.maximum(max_B, jnp.finfo(jnp.float32).min)  # all padding
     sum_B = jnp.sum(jnp.exp(scores_BI - max_B[:, None]), axis=1)
-    if item_axis:
-        sum_B = lax.psum(sum_B, item_axis)
-    log_total_B = max_B + jnp.log(sum_B)
+    log_total_B, _ = likelihood.over_shards(
+        max_B, sum_B, jnp.zeros_like(sum_B), item_axis
+    )
     # What a mask overwrites is what the sum has read, no other array made from
     # the product: for 2,000 users each costs a CPU 0.1 s to touch first.
     if allowed_I is not None:
@@ -114,15 +113,15 @@ def rank_local(
         # Shards come in item order and each list is sorted by (score, index),
         # so the merged top k keeps the lower index first among equals.
         gather = functools.partial(
-            lax.all_gather, axis_name=item_axis, axis=1, tiled=True
+            lax.all_gather,
+            axis_name=item_axis,
+            axis=1,
+            tiled=True,
+            to="invarying",
         )
         score_BC, item_BC = gather(score_BK), gather(item_BK)
-        # An all_gather's result is the same on all shards, but its type does
-        # not say so; a maximum over equal values does.
         score_BK, choice_BK = lax.top_k(score_BC, min(k, score_BC.shape[1]))
         item_BK = jnp.take_along_axis(item_BC, choice_BK, axis=1)
-        score_BK = lax.pmax(score_BK, item_axis)
-        item_BK = lax.pmax(item_BK, item_axis)
     missing = k - score_BK.shape[1]
     if missing > 0:
         score_BK = jnp.pad(

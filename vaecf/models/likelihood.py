@@ -43,6 +43,35 @@ def logits(
     return product_BI + bias_I.astype(output_dtype)[None, :]
 
 
+def over_shards(
+    max_B: jax.Array,
+    sum_B: jax.Array,
+    other_B: jax.Array,
+    item_axis: str | None,
+) -> tuple[jax.Array, jax.Array]:
+    """(logsumexp_B, the sum of other_B) of all item shards.
+
+    One collective of three numbers a user, which every shard merges.
+
+    Args:
+      max_B: float32 [B], finite, of a shard's own logits.
+      sum_B: float32 [B], sum of exp(logit - max).
+      other_B: float32 [B], to be summed beside it.
+      item_axis: mesh axis of the items, None when they are not sharded.
+    """
+    if item_axis:
+        max_TB, sum_TB, other_TB = jnp.unstack(
+            lax.all_gather(
+                jnp.stack([max_B, sum_B, other_B]), item_axis, to="invarying"
+            ),
+            axis=1,
+        )
+        max_B = jnp.max(max_TB, axis=0)
+        sum_B = jnp.sum(sum_TB * jnp.exp(max_TB - max_B[None, :]), axis=0)
+        other_B = jnp.sum(other_TB, axis=0)
+    return max_B + jnp.log(sum_B), other_B
+
+
 def _logits_dtype(dtype: Any) -> Any:
     """What the product writes.
 
@@ -140,15 +169,12 @@ def _nll_forward(
     )
     # max in any dtype is exact; the sum of exponentials is float32.
     max_B = jnp.max(logits_BI, axis=1).astype(jnp.float32)
-    if head.item_axis:
-        max_B = lax.pmax(max_B, head.item_axis)
+    # A shard of nothing but padding has none: -inf - -inf is no number.
+    max_B = jnp.maximum(max_B, jnp.finfo(jnp.float32).min)
     sum_B = jnp.sum(
         jnp.exp(logits_BI.astype(jnp.float32) - max_B[:, None]), axis=1
     )
-    if head.item_axis:
-        sum_B = lax.psum(sum_B, head.item_axis)
-        target_B = lax.psum(target_B, head.item_axis)
-    logsumexp_B = max_B + jnp.log(sum_B)
+    logsumexp_B, target_B = over_shards(max_B, sum_B, target_B, head.item_axis)
     nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
     saved = (hidden_BH, kernel_HI, bias_I, logits_BI, logsumexp_B, batch)
     return nll_B, saved
@@ -275,11 +301,7 @@ def _blocked_forward(
 
     zeros_B = vary(jnp.zeros(n_users, jnp.float32), axes)
     target_B = lax.fori_loop(0, targets.chunks, add_targets, zeros_B)
-    if head.item_axis:
-        own_B, max_B = max_B, lax.pmax(max_B, head.item_axis)
-        sum_B = lax.psum(sum_B * jnp.exp(own_B - max_B), head.item_axis)
-        target_B = lax.psum(target_B, head.item_axis)
-    logsumexp_B = max_B + jnp.log(sum_B)
+    logsumexp_B, target_B = over_shards(max_B, sum_B, target_B, head.item_axis)
     nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
     saved = (hidden_BH, kernel_HI, bias_I, logsumexp_B, batch, targets)
     return nll_B, saved

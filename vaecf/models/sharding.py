@@ -109,28 +109,33 @@ def specs(tree: Any, partition: Mapping[str, tuple[str | None, ...]]) -> Any:
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def spread(shapes: Any, tree_of_specs: Any, shards: int) -> Any:
-    """The specs with 'data' added where it divides a free dimension.
+def spread(shapes: Any, tree_of_specs: Any, shards: int, items: int) -> Any:
+    """The specs of matrices over the items with 'data' added.
 
-    The largest such dimension of each array; those without one, and scalars,
-    stay as they are.
+    To the items' dimension, or else to the other, whichever it divides. All
+    others stay as they are: they are small, and each would be a collective of
+    its own.
 
     Args:
       shapes: pytree of arrays or shapes.
       tree_of_specs: their PartitionSpecs.
       shards: devices along 'data'.
+      items: devices along 'item'.
     """
 
     def add(leaf: Any, spec: P) -> P:
         axes = list(spec) + [None] * (len(leaf.shape) - len(spec))
-        free = [
+        divides = [
             d
             for d, size in enumerate(leaf.shape)
-            if axes[d] is None and size and size % shards == 0
+            if size % (shards * (items if axes[d] else 1)) == 0 and size
         ]
-        if not free or shards == 1:
+        if not divides or shards == 1 or ITEM not in axes or len(axes) < 2:
             return spec
-        axes[max(free, key=lambda d: leaf.shape[d])] = DATA
+        # The items' dimension first: XLA gathers another one beside it over
+        # all devices, where those along the users are enough.
+        best = max(divides, key=lambda d: axes[d] is not None)
+        axes[best] = (axes[best], DATA) if axes[best] else DATA
         return P(*axes)
 
     return jax.tree.map(add, shapes, tree_of_specs)
@@ -185,7 +190,9 @@ def on_mesh(
         return local
 
     def without_single(spec: P) -> P:
-        return P(*(a if a in names else None for a in spec))
+        axes = (a if isinstance(a, tuple) else (a,) for a in spec)
+        kept = [tuple(name for name in a if name in names) for a in axes]
+        return P(*(a if len(a) > 1 else (a[0] if a else None) for a in kept))
 
     in_specs, out_specs = jax.tree.map(
         without_single,

@@ -187,7 +187,12 @@ def _moment_specs(problem: Problem, shapes: Any, specs: Any) -> Any:
     """Of moments, and of the gradients that they are updated with."""
     if not problem.zero:
         return specs
-    return sharding.spread(shapes, specs, problem.data_shards)
+    return sharding.spread(
+        shapes,
+        specs,
+        problem.data_shards,
+        problem.mesh.shape[sharding.ITEM],
+    )
 
 
 def init_state(problem: Problem, seed: int) -> TrainState:
@@ -225,8 +230,11 @@ _BATCH_SPEC = SparseBatch(*(P(sharding.DATA),) * 3)
 
 def _sum_over_users(x: jax.Array, spec: P) -> jax.Array:
     """All of the sum, or this device's part where the spec divides it."""
-    if sharding.DATA in spec:
-        dimension = list(spec).index(sharding.DATA)
+    divided = [
+        d for d, axes in enumerate(spec) if sharding.DATA in (axes or ())
+    ]
+    if divided:
+        [dimension] = divided
         return lax.psum_scatter(
             x, sharding.DATA, scatter_dimension=dimension, tiled=True
         )
