@@ -47,9 +47,9 @@ def data(tmp_path: pathlib.Path):
             "'ndcg' is not a metric",
         ),
         (
-            {"mesh.data": 3, "mesh.item": 2},
+            {"mesh.data": 5, "mesh.item": 2},
             {"train": True},
-            "does not fit the 4",
+            "does not fit the 8",
         ),
         ({"precision.policy": "tf32"}, {"train": True}, "needs an NVIDIA GPU"),
         ({"data.dir": "nowhere"}, {"train": True}, "no dataset in nowhere"),
@@ -112,4 +112,4 @@ def test_environment_names_versions_and_devices() -> None:
 
     found = run.environment()
     assert found["jax"] == jax.__version__
-    assert found["device"].startswith("4 x ")
+    assert found["device"].startswith("8 x ")

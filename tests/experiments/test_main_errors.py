@@ -79,7 +79,7 @@ def here(tmp_path, monkeypatch) -> pathlib.Path:
         ("--train --workdir=w --config.precision.policy=tf32",
          ["config.precision.policy='tf32'", "use fp32 or bf16"]),
         ("--train --workdir=w --config.mesh.data=64",
-         ["config.mesh.data=64", "4 devices"]),
+         ["config.mesh.data=64", "8 devices"]),
         ("--train --workdir=w --config.eval.metrics=('ngcd@10',)",
          ["'ngcd@10' is not a metric"]),
         ("--train --workdir=w --config.eval.best_metric=ngcd@10",
