@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 
@@ -96,6 +97,7 @@ def test_a_single_task_of_a_cluster_is_alone(started, monkeypatch, environment):
         ({"num_processes": 0}, "--num_processes=0 must be at least 1"),
         ({"process_id": 2}, "--process_id=2 must be from 0"),
         ({"process_id": -1}, "--process_id=-1 must be from 0"),
+        ({"num_processes": 1}, "--process_id=1 must be from 0"),
     ],
 )
 def test_flags_that_do_not_fit(started, changes, message):
@@ -114,6 +116,42 @@ def test_the_others_are_not_there(started, monkeypatch):
         distributed.start(**ALL)
 
 
+def test_a_taken_port_is_said(started):
+    with socket.socket() as s:
+        s.bind(("", 0))
+        s.listen()
+        taken = {"coordinator_address": f"h:{s.getsockname()[1]}"}
+        with pytest.raises(VaecfError, match=r"port \d+ cannot be had here"):
+            distributed.start(**(ALL | taken | {"process_id": 0}))
+        distributed.start(**(ALL | taken))  # not this process's port
+    assert len(started) == 1
+
+
+ABSENT = """
+from vaecf import distributed
+distributed._START_SECONDS = 3
+distributed.start("localhost:%d", 2, %d)
+"""
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_who_waits_in_vain_says_so(process):
+    """Of the runtime itself, which would end the process with its stacks."""
+    with socket.socket() as s:
+        s.bind(("", 0))
+        port = s.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-c", ABSENT % (port, process)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    lines = [x for x in done.stderr.splitlines() if x.startswith(("w", "e"))]
+    assert lines[0].startswith("waiting for the other processes at localhost")
+    assert "were not met" in lines[1] and len(lines) == 2
+
+
 def test_one_process_agrees_with_itself():
     assert distributed.alone() and distributed.is_lead()
     np.testing.assert_array_equal(distributed.gather([1, 2]), [[1, 2]])
@@ -124,7 +162,9 @@ def test_one_process_agrees_with_itself():
         distributed.agreement(),
     ):
         raise VaecfError("mine")
-    distributed.require_same("anything", "config")
+    distributed.require_same({"config.seed": 1})
+    numbers = [0.1, -1e300, 3.0]
+    assert distributed.from_lead(numbers) == numbers
 
 
 @pytest.fixture
@@ -153,19 +193,24 @@ def test_anothers_error_is_everyones(three):
         pass
 
 
-def test_who_has_another_config_is_named(three, monkeypatch):
+def test_who_has_another_value_is_named(three, monkeypatch):
     digests = []
+
+    def record(x):
+        digests.append(x)
+        return x[None]
+
     with monkeypatch.context() as m:
-        m.setattr(distributed, "gather", lambda x: digests.append(x) or x[None])
-        for text in ("a", "b"):
-            distributed.require_same(text, "config")
+        m.setattr(distributed, "gather", record)
+        for value in (1, 2):
+            distributed.require_same({"same": "x", "seed": value})
     three[:] = digests[0], digests[0]
-    distributed.require_same("a", "config")
-    with pytest.raises(VaecfError, match="process 1 has another config than"):
-        distributed.require_same("b", "config")
+    distributed.require_same({"same": "x", "seed": 1})
+    with pytest.raises(VaecfError, match="process 1 has another seed than"):
+        distributed.require_same({"same": "x", "seed": 2})
     three[:] = digests[0], digests[1]
-    with pytest.raises(VaecfError, match="process 2 has another config than"):
-        distributed.require_same("a", "config")
+    with pytest.raises(VaecfError, match="process 2 has another seed than"):
+        distributed.require_same({"same": "x", "seed": 1})
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 1)])

@@ -64,7 +64,11 @@ def run(
                 f"interrupted: {error}" if str(error) else "interrupted",
                 file=sys.stderr,
             )
-            return 128 + signal.SIGINT
+            status = 128 + signal.SIGINT
+            # A subclass means that all processes have agreed to stop.
+            return (
+                _leave(status) if type(error) is KeyboardInterrupt else status
+            )
         except Exception as error:
             if not _several_processes():
                 raise

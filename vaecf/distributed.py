@@ -8,12 +8,15 @@ everything here is a no-op.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import importlib.util
+import json
 import os
+import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +68,7 @@ def start(
         "num_processes": num_processes,
         "process_id": process_id,
     }
+    _check(coordinator_address, num_processes, process_id)
     if num_processes == 1:
         return
     if not launched_together():
@@ -76,23 +80,74 @@ def start(
                 f"{' and '.join(missing)} missing: without Slurm, Open MPI or "
                 f"Kubernetes all of --{', --'.join(given)} are needed"
             )
-    _check(coordinator_address, num_processes, process_id)
+    if process_id == 0 and coordinator_address is not None:
+        _check_port(coordinator_address)
+    # It would take SIGTERM for itself, and nobody would end on it.
+    jax.config.update("jax_enable_preemption_service", False)
+    where = coordinator_address or "the coordinator"
+    failed = (
+        f"--coordinator_address: the other processes were not met at {where}: "
+        "are all of them started, with the same address and --num_processes, "
+        "and each with its own --process_id?"
+    )
     try:
-        jax.distributed.initialize(
-            coordinator_address,
-            num_processes,
-            process_id,
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
+        with _waiting(where, failed):
+            jax.distributed.initialize(
+                coordinator_address,
+                num_processes,
+                process_id,
+                initialization_timeout=_START_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
     except (RuntimeError, ValueError) as error:
-        where = coordinator_address or "the coordinator"
-        raise VaecfError(
-            f"--coordinator_address: the other processes were not met at "
-            f"{where}: are all of them started, with the same address and "
-            f"--num_processes? ({str(error).splitlines()[0]})"
-        ) from None
+        raise VaecfError(f"{failed} ({str(error).splitlines()[0]})") from None
+    # What the runtime says of a peer that died is not to be buried under the
+    # stacks of all threads.
+    faulthandler.disable()
+
+
+@contextlib.contextmanager
+def _waiting(where: str, failed: str) -> Iterator[None]:
+    """Says that others are waited for, and gives up before JAX aborts."""
+
+    def note() -> None:
+        print(
+            f"waiting for the other processes at {where}, "
+            f"{_START_SECONDS} s at most",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def give_up() -> None:
+        print(f"error: {failed}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timers = [
+        threading.Timer(min(5.0, _START_SECONDS / 2), note),
+        threading.Timer(0.95 * _START_SECONDS, give_up),
+    ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def _check_port(address: str) -> None:
+    port = int(address.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise VaecfError(
+                f"--coordinator_address={address}: port {port} cannot be had "
+                f"here ({error.strerror}): choose another one"
+            ) from None
 
 
 def _check(
@@ -199,20 +254,36 @@ def agreement() -> Iterator[None]:
         )
 
 
-def require_same(text: str, what: str) -> None:
+def require_same(values: Mapping[str, Any]) -> None:
     """All processes must have been started for the same thing.
 
+    Args:
+      values: plain values by what they are called, the same names everywhere.
+
     Raises:
-      VaecfError: process 0 has another text.
+      VaecfError: another process has another value; names it.
     """
-    digest = hashlib.sha256(text.encode()).digest()[:8]
-    digests = gather(np.frombuffer(digest, np.uint32))
-    if (digests != digests[0]).any():
-        other = np.flatnonzero((digests != digests[0]).any(axis=1))[0]
-        raise VaecfError(
-            f"process {other} has another {what} than process 0: start all "
-            "processes alike"
+    digests = [
+        np.frombuffer(
+            hashlib.sha256(json.dumps(value).encode()).digest()[:8], np.uint32
         )
+        for value in values.values()
+    ]
+    everyone = gather(np.stack(digests))  # [processes, values, 2]
+    for name, of_all in zip(values, everyone.swapaxes(0, 1), strict=True):
+        others = np.flatnonzero((of_all != of_all[0]).any(axis=1))
+        if len(others):
+            raise VaecfError(
+                f"process {others[0]} has another {name} than process 0: "
+                "start all processes alike"
+            )
+
+
+def from_lead(values: Sequence[float]) -> list[float]:
+    """Process 0's numbers, to the last bit. All processes must call it."""
+    # As integers: float64 would be rounded on the way.
+    bits = np.array(values, np.float64).view(np.uint32)
+    return gather(bits)[0].copy().view(np.float64).tolist()
 
 
 @contextlib.contextmanager

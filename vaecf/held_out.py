@@ -59,7 +59,7 @@ def evaluate(
         held.held_out,
         names=model.options.eval.metrics,
         batch_size=model.options.eval.batch_size,
-        item_share_I=loop.item_share(dataset.train),
+        item_share_I=loop.item_share(dataset.train, model.options.eval.metrics),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import functools
 import os
 import pathlib
 import platform
@@ -21,7 +21,7 @@ from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import metrics
 from vaecf.held_out import BASELINES, TRUTH
 from vaecf.models import sharding
-from vaecf.options import Options
+from vaecf.options import Options, flatten
 from vaecf.reporting import report, tables, writers
 from vaecf.reporting.recipe_log import RecipeLogWriter
 from vaecf.serving import latency
@@ -31,6 +31,8 @@ from vaecf.training import workdir as workdir_lib
 
 # Shown in the report: few enough to read.
 _SHOWN_USERS, _SHOWN_ITEMS = 3, 10
+# For what one process writes to be seen by the others.
+_SHARED_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,8 @@ def run(
       VaecfError: bad input, of any process; nothing is half-written.
       loop.Interrupted: training was stopped, its state is saved.
     """
-    with distributed.agreement():
+    within = functools.partial(distributed.deadline, options.mesh.peer_timeout)
+    with within("starting"), distributed.agreement():
         _check_actions(options, workdir, actions)
         # What this machine cannot do is refused before anything is written.
         precision.policy(options.precision.policy)
@@ -90,15 +93,13 @@ def run(
                 f"{options.data.dir}: the dataset has no test users with "
                 "held-out items; prepare it with --held_out_users above 0"
             )
-    alike = options.to_dict()
-    del alike["data"]["dir"]  # a copy on every host will do
-    distributed.require_same(json.dumps(alike), "config")
-    distributed.require_same(json.dumps(dataset.manifest), "dataset")
+    with within("starting"):
+        distributed.require_same(_alike(options, dataset, actions))
     if not distributed.is_lead():
         say = _silent
     with contextlib.ExitStack() as stack:
         log = None
-        with distributed.agreement():
+        with within("opening the workdir"), distributed.agreement():
             if distributed.is_lead():
                 stack.enter_context(workdir_lib.locked(workdir))
                 workdir_lib.claim(
@@ -108,30 +109,82 @@ def run(
                 if actions.log_path is not None:
                     log = stack.enter_context(RecipeLogWriter(actions.log_path))
                     log.parameters(actions.arguments)
+        with within("opening the workdir"), distributed.agreement():
+            _check_shared(workdir)
         results = _results_so_far(workdir)
         if actions.train:
             say(_start_line(options, dataset, mesh))
             _train(results, options, dataset, workdir, actions, log, say)
-        model = load(workdir, policy=options.precision.policy, mesh=mesh)
+        with within("reading the model"):
+            model = load(workdir, policy=options.precision.policy, mesh=mesh)
         # How to evaluate is this call's choice, not that of the training.
         model = dataclasses.replace(model, options=options)
         if actions.train or actions.test:
             ranked_by = held_out.model_entrant(model)
-            results["validation"] = held_out.summary(
-                model, dataset, "validation", ranked_by
-            )
+            with within("a validation"):
+                results["validation"] = held_out.summary(
+                    model, dataset, "validation", ranked_by
+                )
         if actions.test:
-            _test(results, model, dataset, ranked_by, actions, say)
+            with within("the test"):
+                _test(results, model, dataset, ranked_by, actions, say)
         if actions.inference_batch_sizes:
             results["inference"] = _measure_latency(model, actions, say)
-        shown = sample_recommendations(model, dataset)
-        if distributed.is_lead():
-            workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
-            _finish_log(log, results, options, actions)
-            _write_report(workdir, model, dataset, results, shown, say)
-            if actions.results_dir is not None:
-                _write_statistics(actions, workdir, results)
+        with within("the report"), distributed.agreement():
+            # The others wait: the runtime takes who leaves late for dead.
+            shown = sample_recommendations(model, dataset)
+            if distributed.is_lead():
+                workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
+                _finish_log(log, results, options, actions)
+                _write_report(workdir, model, dataset, results, shown, say)
+                if actions.results_dir is not None:
+                    _write_statistics(actions, workdir, results)
     return results
+
+
+def _alike(
+    options: Options, dataset: Dataset, actions: Actions
+) -> dict[str, Any]:
+    """What all processes of a run must have been given."""
+    config = flatten(options.to_dict())
+    del config["data.dir"]  # a copy on every host will do
+    return {
+        **{f"config.{key}": value for key, value in config.items()},
+        "dataset": dataset.manifest,
+        **{
+            f"--{name}": getattr(actions, name)
+            for name in ("train", "test", "baselines", "ease_l2", "trace")
+        },
+    }
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """All processes must see one workdir.
+
+    Raises:
+      VaecfError: this one does not see what the lead writes.
+    """
+    if distributed.alone():
+        return
+    token = os.urandom(8)
+    token = distributed.gather(np.frombuffer(token, np.uint32))[0].tobytes()
+    path = workdir / ".processes"
+    if distributed.is_lead():
+        path.write_bytes(token)
+    began, seen = time.monotonic(), False
+    # A network's file system may show it a little later.
+    while not seen and time.monotonic() - began < _SHARED_SECONDS:
+        seen = path.exists() and path.read_bytes() == token
+        time.sleep(0.0 if seen else 0.1)
+    distributed.gather(True)  # all have looked
+    if distributed.is_lead():
+        path.unlink(missing_ok=True)
+    if not seen:
+        raise VaecfError(
+            f"--workdir={workdir} is another directory here than that of "
+            "process 0: give all processes the same one, on a file system "
+            "that they share"
+        )
 
 
 def _silent(message: str) -> None:

@@ -142,7 +142,8 @@ def scaling(result: Row, kind: str, name: str) -> str:
         took = predict(result, step, name)
         rate = step["batch_size"] / took.total
         # Without one device in it, there is nothing to compare with.
-        ratio = rate * alone if devices(steps[0]) == 1 else math.nan
+        known = devices(steps[0]) == 1
+        ratio = rate * alone
         rows.append(
             [
                 str(devices(step)),
@@ -151,8 +152,8 @@ def scaling(result: Row, kind: str, name: str) -> str:
                 *(f"{1e3 * part:.2f}" for part in took),
                 f"{1e3 * took.total:.2f}",
                 f"{rate / 1e6:.1f} M",
-                f"{ratio:.2f} ×",
-                f"{ratio / devices(step):.0%}",
+                f"{ratio:.2f} ×" if known else "–",
+                f"{ratio / devices(step):.0%}" if known else "–",
             ]
         )
     return _table(

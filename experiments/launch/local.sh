@@ -4,9 +4,11 @@
 #     experiments/launch/local.sh 2 --config=configs/ml1m.py \
 #         --config.data.dir=data/ml-1m --workdir=runs/ml1m --train --test
 #
-# Output of process 0 goes to the terminal, that of the others to
-# <workdir>/process-<n>.log. When one fails, all end, and so does this, with its
-# status. Two hosts need no script: the same command in a shell on each, with
+# Process 0 writes to the terminal, the others to <workdir>/process-<n>.log. When
+# one fails, all end, and so does this, with its status. One process drives all
+# GPUs of a machine by itself; started like this, each would want all of them.
+#
+# Two hosts need no script: the same command in a shell on each, with
 #
 #     --coordinator_address=first-host:1234 --num_processes=2 --process_id=0
 #
@@ -21,8 +23,11 @@ fi
 processes=$1
 shift
 workdir=.
+previous=
 for flag in "$@"; do
   case $flag in --workdir=*) workdir=${flag#*=} ;; esac
+  case $previous in --workdir) workdir=$flag ;; esac
+  previous=$flag
 done
 mkdir -p "$workdir"
 
@@ -30,24 +35,36 @@ python=${PYTHON:-python}
 main=$(dirname "$0")/../main.py
 port=${PORT:-$("$python" -c 'import socket
 s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+common=(--coordinator_address="localhost:$port" --num_processes="$processes")
 
-started=()
-trap 'kill "${started[@]}" 2>/dev/null || true' INT TERM
-for ((i = processes - 1; i >= 0; i--)); do
-  out=/dev/stdout
-  ((i)) && out=$workdir/process-$i.log
-  "$python" "$main" "$@" --coordinator_address="localhost:$port" \
-    --num_processes="$processes" --process_id="$i" >"$out" 2>&1 &
-  started+=($!)
+declare -A number_of
+start() { # number
+  "$python" "$main" "$@" &
+  number_of[$!]=$number
+}
+for ((number = processes - 1; number > 0; number--)); do
+  start "$@" "${common[@]}" --process_id="$number" \
+    >"$workdir/process-$number.log" 2>&1
 done
+number=0
+start "$@" "${common[@]}" --process_id=0
+
+# A signal to this script is one to all; they save and end by themselves.
+trap 'kill -TERM "${!number_of[@]}" 2>/dev/null || true' INT TERM
 
 status=0
-for _ in "${started[@]}"; do
+while ((${#number_of[@]})); do
   code=0
-  wait -n || code=$?
+  wait -n -p ended "${!number_of[@]}" || code=$?
+  # Without one that ended it was the trap that woke us.
+  [[ -n "${ended:-}" ]] || continue
+  number=${number_of[$ended]}
+  unset "number_of[$ended]"
   if ((code && !status)); then
     status=$code
-    echo "error: a process ended with status $code; others follow" >&2
+    where=
+    ((number)) && where=": see $workdir/process-$number.log"
+    echo "process $number ended with status $code$where" >&2
   fi
 done
 exit "$status"

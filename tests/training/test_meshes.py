@@ -141,17 +141,24 @@ def test_gradients_are_summed_in_the_dtype_asked_for(small, dataset, reduce):
 
 
 @pytest.mark.parametrize(
-    ("first", "then"), [((2, 4), (2, 3)), ((2, 3), (1, 1)), ((1, 5), (2, 3))]
+    ("first", "then", "zero"),
+    [
+        ((2, 4), (2, 3), False),
+        ((2, 3), (1, 1), True),
+        ((1, 1), (2, 3), True),
+        ((1, 5), (2, 3), False),
+    ],
 )
 def test_a_checkpoint_moves_to_other_item_shards(
-    small, dataset, tmp_path, assert_close, first, then
+    small, dataset, tmp_path, assert_close, first, then, zero
 ):
     """Their padding differs; what comes after does not."""
-    source = problem_on(small(), dataset, first)
+    options = small(mesh={"zero": zero})
+    source = problem_on(options, dataset, first)
     state, _ = run(source, dataset)
     saved = Checkpoints(tmp_path)
     saved.save(LATEST, 20, state, {})
-    target = problem_on(small(), dataset, then)
+    target = problem_on(options, dataset, then)
     back = loop.restore_state(target, saved)
     saved.close()
     assert back.params["input_kernel"].shape[0] % then[1] == 0

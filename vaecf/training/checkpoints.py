@@ -78,10 +78,10 @@ class Checkpoints:
             )
         except ocp.checkpoint_manager.StepAlreadyExistsError:
             return
-        except OSError as error:
+        except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
             raise VaecfError(
                 f"{self._directory / which}: cannot write a checkpoint "
-                f"({error})"
+                f"({str(error).splitlines()[0]})"
             ) from error
 
     def position(self, which: str) -> dict[str, Any]:
@@ -138,7 +138,8 @@ class Checkpoints:
                 return False
             spec = tuple(getattr(x.sharding, "spec", ())) + (None,) * len(shape)
             for d, (old, new) in enumerate(zip(shape, x.shape, strict=True)):
-                of_items = spec[d] == sharding.ITEM and old in paddings
+                axes = spec[d] if isinstance(spec[d], tuple) else (spec[d],)
+                of_items = sharding.ITEM in axes and old in paddings
                 if old != new and not of_items:
                     return False
                 differing += old != new

@@ -8,7 +8,7 @@ import functools
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -96,8 +96,10 @@ def train(
     # --- State --------------------------------------------------------------
     saved = Checkpoints(workdir / "checkpoints")
     # Resume order: 1. the latest checkpoint of the workdir, 2. from scratch.
+    within = functools.partial(distributed.deadline, options.mesh.peer_timeout)
     if saved.step(LATEST) is not None:
-        position, state = _resume(problem, saved, steps)
+        with within("reading a checkpoint"):
+            position, state = _resume(problem, saved, steps)
         if position.epoch >= options.train.epochs:
             log(f"nothing left to train: {position.epoch} epochs are done")
         else:
@@ -111,7 +113,6 @@ def train(
     writer = _writer(workdir, first_step, extra_writer)
     clock, tracer = dispatch.Clock(), dispatch.Tracer(trace_dir)
     last_saved = time.monotonic()
-    within = functools.partial(distributed.deadline, options.mesh.peer_timeout)
 
     def save(which: str = LATEST) -> None:
         nonlocal last_saved
@@ -188,6 +189,10 @@ def train(
             if due:
                 with within("a validation"):
                     record = validate(state.params)
+                    # A last bit that differs must not part the processes.
+                    record = dict(
+                        zip(record, distributed.from_lead([*record.values()]))
+                    )
             if record:
                 best_metric = f"validation/{options.eval.best_metric}"
                 better = position.validated(record[best_metric])
@@ -254,8 +259,13 @@ def restore_params(problem: step_lib.Problem, saved: Checkpoints) -> Any:
     )
 
 
-def item_share(train: Any) -> np.ndarray:
-    """Share of training users who have each item, float64 [I]."""
+def item_share(train: Any, names: Sequence[str]) -> np.ndarray:
+    """Share of training users who have each item, float64 [I].
+
+    Zeros when none of these metrics asks: it reads all interactions.
+    """
+    if all(metrics.parse(name).kind != "popularity" for name in names):
+        return np.zeros(train.n_items)
     return train.item_counts() / max(1, train.n_users)
 
 
@@ -302,7 +312,7 @@ def _validator(
     ranker = ranking.Ranker(
         scorers.model(problem.model, params), problem.mesh, metrics.depth(names)
     )
-    share_I = item_share(dataset.train)
+    share_I = item_share(dataset.train, names)
 
     def validate(params: Any) -> dict[str, Any]:
         began = time.perf_counter()

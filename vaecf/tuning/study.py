@@ -59,7 +59,7 @@ EPOCHS, BEST_EPOCH, SECONDS = "epochs", "best_epoch", "seconds"
 _FREE = frozenset(
     {
         *("data.dir", "data.feed", "train.microbatch", "eval.batch_size"),
-        *("mesh.data", "mesh.item"),
+        *("mesh.data", "mesh.item", "mesh.zero", "mesh.peer_timeout"),
     }
 )
 
