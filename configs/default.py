@@ -22,11 +22,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.feed = "auto"
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "mult_vae"  # or 'mult_dae'
+    config.model.name = "mult_vae"  # or 'mult_dae', 'rec_vae'
     # Hidden layers from the items inwards; the decoder mirrors them.
     config.model.hidden = (600,)
     config.model.latent = 200  # units of the bottleneck
-    config.model.activation = "tanh"  # or 'relu'
+    config.model.activation = "tanh"  # or 'relu'; rec_vae's is swish
     # Share of a user's items dropped from the input while training.
     config.model.dropout_rate = 0.5
     # Input layer: 'gather' or 'dense' (same numbers), 'auto' by device.
@@ -39,6 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Weight of the KL term: min(anneal_cap, step / total_anneal_steps).
     config.loss.anneal_cap = 0.2
     config.loss.total_anneal_steps = 200_000  # steps; 0: the cap at once
+    # Instead of that, where above 0: the weight is this times the user's
+    # interactions.
+    config.loss.gamma = 0.0
     # Times the sum of squared weights, added to the loss; biases left out.
     config.loss.weight_decay = 0.0
 
@@ -49,7 +52,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.epsilon = 1e-8
 
     config.train = ml_collections.ConfigDict()
-    config.train.epochs = 200
+    config.train.epochs = 200  # passes over the users
+    # rec_vae: epochs of the encoder and of the decoder, in turns, e.g. (3, 1).
+    config.train.alternate = ()
     config.train.batch_size = 500  # users, over all devices
     # Users whose activations a device holds at once; a larger batch is gone
     # through in pieces and the gradients are summed: less memory, the same

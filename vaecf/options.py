@@ -47,6 +47,7 @@ class LossOptions:
     anneal_cap: float
     total_anneal_steps: int
     weight_decay: float
+    gamma: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class TrainOptions:
     """The training loop."""
 
     epochs: int
+    alternate: tuple[int, ...]
     batch_size: int
     microbatch: int
     drop_remainder: bool
@@ -145,7 +147,7 @@ RESUMABLE = frozenset(
 _ACTIVATIONS = ("tanh", "relu")
 _FEEDS = ("auto", "resident", "streamed")
 _INPUTS = ("auto", "gather", "dense")
-_MODELS = ("mult_vae", "mult_dae")
+_MODELS = ("mult_vae", "mult_dae", "rec_vae")
 _REDUCTIONS = ("fp32", "compute")
 _POLICIES = ("amp", "fp32", "tf32", "bf16", "fp16")
 
@@ -186,6 +188,8 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 # Keys that came later, and what a run did before there was one.
 _LATER = {
     ("train", "microbatch"): 0,
+    ("loss", "gamma"): 0.0,
+    ("train", "alternate"): (),
     ("mesh", "zero"): False,
     ("mesh", "reduce"): "fp32",
     ("mesh", "peer_timeout"): 300.0,
@@ -288,6 +292,13 @@ def _check(o: Options) -> None:
     _rule("seed", o.seed, "in [0, 2**32)", 0 <= o.seed < 2**32)
     for size in o.model.hidden:
         _rule("model.hidden", o.model.hidden, "sizes >= 1", size >= 1)
+    turns = o.train.alternate
+    _rule(
+        "train.alternate",
+        turns,
+        "() or epochs of the encoder and of the decoder, both >= 1",
+        turns == () or (len(turns) == 2 and min(turns) >= 1),
+    )
     growth_interval = o.precision.loss_scale_growth_interval
     positive: dict[str, float] = {
         "model.latent": o.model.latent,
@@ -308,6 +319,7 @@ def _check(o: Options) -> None:
         "loss.anneal_cap": o.loss.anneal_cap,
         "loss.total_anneal_steps": o.loss.total_anneal_steps,
         "loss.weight_decay": o.loss.weight_decay,
+        "loss.gamma": o.loss.gamma,
     }
     for key, value in not_negative.items():
         _rule(key, value, "at least 0", value >= 0)

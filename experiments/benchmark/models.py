@@ -39,6 +39,7 @@ _PAPER: dict[str, Any] = {
         "anneal_cap": 0.2,
         "total_anneal_steps": 200_000,
         "weight_decay": 0.0,
+        "gamma": 0.0,
     },
     "optimizer": {
         "learning_rate": 1e-3,
@@ -48,6 +49,7 @@ _PAPER: dict[str, Any] = {
     },
     "train": {
         "epochs": 1,
+        "alternate": (),
         "batch_size": 500,
         "microbatch": 0,
         "drop_remainder": True,

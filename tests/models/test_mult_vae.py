@@ -12,7 +12,7 @@ import scipy.special
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from vaecf.models import mult_vae, sharding, sparse
+from vaecf.models import mult_vae, registry, sharding, sparse
 
 USERS, ITEMS, ROWS, LATENT, SLOTS = 8, 10, 16, 3, 80
 MODELS = ["mult_vae", "mult_dae"]
@@ -50,7 +50,7 @@ def make(name, hidden=(5,), **options):
         "dropout_rate": 0.0,
         "precision": lax.Precision.HIGHEST,
     } | options
-    return mult_vae.MODELS[name](hidden=hidden, **options)
+    return registry.MODELS[name](hidden=hidden, **options)
 
 
 def init(model, seed=0):

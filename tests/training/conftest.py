@@ -34,6 +34,7 @@ _SMALL: dict[str, Any] = {
         "anneal_cap": 0.2,
         "total_anneal_steps": 20,
         "weight_decay": 0.0,
+        "gamma": 0.0,
     },
     "optimizer": {
         "learning_rate": 0.01,
@@ -43,6 +44,7 @@ _SMALL: dict[str, Any] = {
     },
     "train": {
         "epochs": 3,
+        "alternate": (),
         "batch_size": 16,
         "microbatch": 0,
         "drop_remainder": False,

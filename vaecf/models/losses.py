@@ -27,6 +27,61 @@ def gaussian_kl(mean_BZ: jax.Array, log_variance_BZ: jax.Array) -> jax.Array:
     )
 
 
+def log_normal(
+    z_BZ: jax.Array, mean_BZ: jax.Array, log_variance_BZ: jax.Array
+) -> jax.Array:
+    """log N(z; mean, variance), summed over z, float32 [B]."""
+    return jnp.sum(_log_normal_each(z_BZ, mean_BZ, log_variance_BZ), axis=-1)
+
+
+def composite_log_prior(
+    z_BZ: jax.Array,
+    before_BZ: jax.Array,
+    before_log_variance_BZ: jax.Array,
+    *,
+    weights: tuple[float, float, float] = (0.15, 0.75, 0.1),
+    wide_log_variance: float = 10.0,
+) -> jax.Array:
+    """Log density of RecVAE's prior, Shenbin et al. 2020, section 3.2.
+
+    Σ_z log(w_1 N(z; 0, 1) + w_2 N(z; posterior before) + w_3 N(z; 0, wide)):
+    a mixture in each dimension, as in the authors' code, whose constants are
+    the defaults here (their third part, a wide Gaussian, is not in the paper).
+
+    Args:
+      z_BZ: float32 [B, Z].
+      before_BZ: mean of the posterior of the encoder before.
+      before_log_variance_BZ: its log-variance.
+      weights: of the standard normal, the posterior before, the wide normal.
+      wide_log_variance: of the last.
+
+    Returns:
+      float32 [B].
+    """
+    parts = (
+        (jnp.zeros_like(z_BZ), jnp.zeros_like(z_BZ)),
+        (before_BZ, before_log_variance_BZ),
+        (jnp.zeros_like(z_BZ), jnp.full_like(z_BZ, wide_log_variance)),
+    )
+    log_density_PBZ = jnp.stack(
+        [
+            jnp.log(weight) + _log_normal_each(z_BZ, mean, log_variance)
+            for weight, (mean, log_variance) in zip(weights, parts, strict=True)
+        ]
+    )
+    return jnp.sum(jax.nn.logsumexp(log_density_PBZ, axis=0), axis=-1)
+
+
+def _log_normal_each(
+    z_BZ: jax.Array, mean_BZ: jax.Array, log_variance_BZ: jax.Array
+) -> jax.Array:
+    return -0.5 * (
+        log_variance_BZ
+        + jnp.log(2.0 * jnp.pi)
+        + jnp.square(z_BZ - mean_BZ) / jnp.exp(log_variance_BZ)
+    )
+
+
 def anneal_weight(
     step: jax.Array | int, *, cap: float, total_steps: int
 ) -> jax.Array:

@@ -8,14 +8,16 @@ Contract of a model (RecVAE and later ones keep it):
   init(key) -> params, by `model.init(key, example_batch)['params']`;
   `loss_terms(batch, key, first_row)` -> (nll_B, kl_B);
   `scores(batch)` -> float32 [B, I], what items are ranked by;
-  `encode(batch)` -> float32 [B, Z], the users' representations.
+  `encode(batch)` -> float32 [B, Z], the users' representations;
+  `GROUPS`, top-level parameters by what `config.train.alternate` trains in
+  turns ({} where it cannot).
 `PARTITION` names, for every parameter, the mesh axis of each dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -37,20 +39,18 @@ PARTITION: dict[str, tuple[str | None, ...]] = {
 }
 
 
-def _glorot_items(
-    n_items: int, item_dimension: int
+def uniform_items(
+    n_items: int, item_dimension: int, limit: float
 ) -> Callable[..., jax.Array]:
-    """Glorot uniform of an item matrix; padding items start at zero.
+    """Initialiser, uniform in ±limit; padding items start at zero.
 
-    The fan is that of the real items: padding must not change the model.
+    Padding must not change the model: numbers are drawn as for one device,
+    since a number's place in the array counts.
     """
 
     def init(
-        key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32
+        key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
     ) -> jax.Array:
-        units = shape[1 - item_dimension]
-        limit = (6.0 / (n_items + units)) ** 0.5
-        # Drawn as for one device: a number's place in the array counts.
         drawn = list(shape)
         drawn[item_dimension] = min(
             shape[item_dimension], sharding.padded_items(n_items)
@@ -63,6 +63,15 @@ def _glorot_items(
         return jnp.where(index < n_items, value, 0.0)
 
     return init
+
+
+def _glorot_items(
+    n_items: int, item_dimension: int, units: int
+) -> Callable[..., jax.Array]:
+    """Glorot uniform; the fan is that of the real items."""
+    return uniform_items(
+        n_items, item_dimension, (6.0 / (n_items + units)) ** 0.5
+    )
 
 
 _bias_init = nn.initializers.truncated_normal(stddev=0.001)
@@ -85,6 +94,8 @@ class MultDAE(nn.Module):
       precision: precision of the matrix products.
       item_axis: mesh axis of the items when applied inside shard_map.
     """
+
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     n_items: int
     item_rows: int
@@ -115,7 +126,7 @@ class MultDAE(nn.Module):
         first, *rest = self._encoder_sizes()
         self.input_kernel = self.param(
             "input_kernel",
-            _glorot_items(self.n_items, 0),
+            _glorot_items(self.n_items, 0, first),
             (self.item_rows, first),
         )
         self.input_bias = self.param("input_bias", _bias_init, (first,))
@@ -125,7 +136,7 @@ class MultDAE(nn.Module):
         last = outwards[-1] if outwards else self.latent
         self.output_kernel = self.param(
             "output_kernel",
-            _glorot_items(self.n_items, 1),
+            _glorot_items(self.n_items, 1, last),
             (last, self.item_rows),
         )
         self.output_bias = self.param(
@@ -254,6 +265,3 @@ class MultVAE(MultDAE):
     def encode(self, batch: sparse.SparseBatch) -> jax.Array:
         """Posterior means, float32 [B, Z]: scoring draws no sample."""
         return jnp.split(self._encode(batch, None), 2, axis=-1)[0]
-
-
-MODELS: dict[str, type[MultDAE]] = {"mult_vae": MultVAE, "mult_dae": MultDAE}

@@ -380,6 +380,7 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
                 "anneal_cap": cap,
                 "total_anneal_steps": total,
                 "weight_decay": settings["weight_decay"],
+                "gamma": 0.0,
             },
             "optimizer": {
                 "learning_rate": settings["learning_rate"],
@@ -389,6 +390,7 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
             },
             "train": {
                 "epochs": settings["epochs"],
+                "alternate": (),
                 "batch_size": settings["batch_size"],
                 "microbatch": 0,
                 "drop_remainder": False,

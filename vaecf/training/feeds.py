@@ -37,6 +37,7 @@ class Epoch(NamedTuple):
         each batch, numbered as in the window.
       window: number -> interactions of a window, on the device.
       csr_spec: PartitionSpec of a window's arrays.
+      problem: what is trained in it.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class Epoch(NamedTuple):
     order: jax.Array
     window: Callable[[int], batching.Csr]
     csr_spec: P
+    problem: Problem
 
 
 class Feed:
@@ -67,8 +69,15 @@ class Feed:
         self._programs: dict[Any, Any] = {}
         self.compile_seconds = 0.0
 
-    def prepare(self, order: np.ndarray) -> Epoch:
-        """The epoch of `batches.epoch_order`, int32 [steps, batch_size]."""
+    def prepare(
+        self, order: np.ndarray, problem: Problem | None = None
+    ) -> Epoch:
+        """The epoch of `batches.epoch_order`, int32 [steps, batch_size].
+
+        Args:
+          order: of the users.
+          problem: what is trained in it (`step.in_turn`); None for the feed's.
+        """
         raise NotImplementedError
 
     def run(
@@ -113,14 +122,19 @@ class Feed:
             self._key,
             *distributed.put(bounds, self._everywhere),
         )
-        key = (epoch.n_slots, epoch.order.shape, window.item_M.shape)
+        key = (
+            epoch.problem.trained,
+            epoch.n_slots,
+            epoch.order.shape,
+            window.item_M.shape,
+        )
         if key not in self._programs:
             began = time.perf_counter()
             self._programs[key] = (
                 jax.jit(
                     functools.partial(
                         step_lib.train_steps,
-                        self._problem,
+                        epoch.problem,
                         epoch.n_slots,
                         epoch.csr_spec,
                     ),
@@ -154,7 +168,9 @@ class ResidentFeed(Feed):
             batching.as_csr(train.indptr, train.indices), self._everywhere
         )
 
-    def prepare(self, order: np.ndarray) -> Epoch:
+    def prepare(
+        self, order: np.ndarray, problem: Problem | None = None
+    ) -> Epoch:
         """See `Feed`: one window, of everything."""
         return Epoch(
             steps=len(order),
@@ -163,6 +179,7 @@ class ResidentFeed(Feed):
             order=distributed.put(order, self._by_user),
             window=lambda _: self._csr,
             csr_spec=P(),
+            problem=problem or self._problem,
         )
 
 
@@ -192,7 +209,9 @@ class StreamedFeed(Feed):
         self._window_bytes = window_bytes
         self._thread = futures.ThreadPoolExecutor(1, "vaecf-feed")
 
-    def prepare(self, order: np.ndarray) -> Epoch:
+    def prepare(
+        self, order: np.ndarray, problem: Problem | None = None
+    ) -> Epoch:
         """See `Feed`."""
         steps, batch_size = order.shape
         shards = self._problem.data_shards
@@ -246,6 +265,7 @@ class StreamedFeed(Feed):
             ),
             window=_Ahead(assemble, len(user_WDU), self._thread),
             csr_spec=P(sharding.DATA),
+            problem=problem or self._problem,
         )
 
 

@@ -109,14 +109,18 @@ def train(
     first_step = int(state.step)
 
     # --- Evaluator, writers -------------------------------------------------
-    validate = _validator(options, dataset, problem, state.params)
+    validate = _validator(
+        options, dataset, problem, step_lib.scoring_params(state.params)
+    )
     writer = _writer(workdir, first_step, extra_writer)
     clock, tracer = dispatch.Clock(), dispatch.Tracer(trace_dir)
     last_saved = time.monotonic()
 
     def save(which: str = LATEST) -> None:
         nonlocal last_saved
-        tree = state if which == LATEST else state.params
+        tree = state
+        if which == BEST:
+            tree = step_lib.scoring_params(state.params)
         where = dataclasses.asdict(position)
         with within("a checkpoint"):
             saved.save(which, int(state.step), tree, where)
@@ -153,7 +157,14 @@ def train(
                 drop_remainder=drop_remainder,
                 parts=problem.parts(batch_size),
             )
-            epoch = feed.prepare(order)
+            now_trained = step_lib.in_turn(
+                problem, options.train, position.epoch
+            )
+            if position.step_in_epoch == 0 and step_lib.starts_decoder(
+                options.train, position.epoch
+            ):
+                state = step_lib.renew_prior(problem, state)
+            epoch = feed.prepare(order, now_trained)
             while position.step_in_epoch < steps:
                 start = position.step_in_epoch
                 stop = clock.next_stop(start, steps)
@@ -188,11 +199,7 @@ def train(
             record = {}
             if due:
                 with within("a validation"):
-                    record = validate(state.params)
-                    # A last bit that differs must not part the processes.
-                    record = dict(
-                        zip(record, distributed.from_lead([*record.values()]))
-                    )
+                    record = validate(step_lib.scoring_params(state.params))
             if record:
                 best_metric = f"validation/{options.eval.best_metric}"
                 better = position.validated(record[best_metric])
@@ -218,7 +225,8 @@ def train(
                 {f"final/{k}": v for k, v in summary.items()},
                 step=int(state.step),
             )
-    return TrainResult(problem, state.params, position, summary)
+    params = step_lib.scoring_params(state.params)
+    return TrainResult(problem, params, position, summary)
 
 
 def restore_state(
@@ -252,8 +260,10 @@ def _resume(
 
 def restore_params(problem: step_lib.Problem, saved: Checkpoints) -> Any:
     """The best parameters, onto this problem's mesh."""
-    shapes = jax.eval_shape(lambda: step_lib.init_state(problem, 0)).params
-    spec = step_lib.state_shardings(problem).params
+    shapes = step_lib.scoring_params(
+        jax.eval_shape(lambda: step_lib.init_state(problem, 0)).params
+    )
+    spec = step_lib.scoring_params(step_lib.state_shardings(problem).params)
     return saved.restore(
         BEST, checkpoints.abstract(shapes, spec), problem.model.n_items
     )
@@ -325,11 +335,12 @@ def _validator(
             batch_size=options.eval.batch_size,
             item_share_I=share_I,
         )
-        seconds = time.perf_counter() - began
-        return {
+        record = {
             **evaluate_lib.flat(result.summary, "validation"),
-            "validation/seconds": seconds,
+            "validation/seconds": time.perf_counter() - began,
         }
+        # A last bit that differs must not part the processes.
+        return dict(zip(record, distributed.from_lead([*record.values()])))
 
     return validate
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import optax
 
 from vaecf.options import OptimizerOptions, PrecisionOptions
@@ -10,7 +13,10 @@ from vaecf.training.precision import Policy
 
 
 def make_optimizer(
-    options: OptimizerOptions, precision: PrecisionOptions, policy: Policy
+    options: OptimizerOptions,
+    precision: PrecisionOptions,
+    policy: Policy,
+    groups: Mapping[str, tuple[str, ...]] | None = None,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) with float32 moments.
 
@@ -18,6 +24,8 @@ def make_optimizer(
       options: learning rate, betas, epsilon.
       precision: settings of the loss scale.
       policy: decides whether the loss is scaled.
+      groups: top-level parameters that are trained in turns; None or empty
+        trains all of them together.
     """
     adam = optax.adam(
         options.learning_rate,
@@ -25,6 +33,8 @@ def make_optimizer(
         b2=options.beta2,
         eps=options.epsilon,
     )
+    if groups:
+        adam = in_turns(adam, groups)
     if not policy.loss_scaled:
         return adam
     return loss_scale.dynamic_loss_scale(
@@ -32,3 +42,37 @@ def make_optimizer(
         initial=precision.initial_loss_scale,
         growth_interval=precision.loss_scale_growth_interval,
     )
+
+
+def in_turns(
+    inner: optax.GradientTransformation, groups: Mapping[str, tuple[str, ...]]
+) -> optax.GradientTransformation:
+    """An optimiser of its own for each group of top-level parameters.
+
+    Its update takes the gradients of some groups, whole, and leaves the others'
+    states (moments and step counts) as they are.
+    """
+
+    def part(tree: Any, names: tuple[str, ...]) -> Any:
+        return {name: tree[name] for name in names}
+
+    def init(params: Any) -> dict[str, Any]:
+        return {
+            g: inner.init(part(params, names)) for g, names in groups.items()
+        }
+
+    def update(
+        grads: Any, state: dict[str, Any], params: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        del params  # Adam does not look at them
+        updates: dict[str, Any] = {}
+        states = dict(state)
+        for group, names in groups.items():
+            if names[0] in grads:
+                more, states[group] = inner.update(
+                    part(grads, names), state[group]
+                )
+                updates |= more
+        return updates, states
+
+    return optax.GradientTransformation(init, update)

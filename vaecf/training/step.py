@@ -22,7 +22,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vaecf.models import batching, losses, mult_vae, sharding
+from vaecf.errors import VaecfError
+from vaecf.models import batching, losses, mult_vae, registry, sharding
 from vaecf.models.sparse import SparseBatch, vary, varying_axes
 from vaecf.options import LossOptions, ModelOptions, Options, TrainOptions
 from vaecf.training import loss_scale, optimizers, precision
@@ -69,6 +70,7 @@ class Problem:
       reduce_dtype: in which gradients are summed over the data shards.
       zero: optimiser moments are divided over the data shards too (stage 1
         of Rajbhandari et al. 2020, "ZeRO").
+      trained: group of parameters that a step trains; 'all' for all of them.
     """
 
     model: mult_vae.MultDAE
@@ -79,6 +81,7 @@ class Problem:
     microbatch: int
     reduce_dtype: Any = jnp.float32
     zero: bool = False
+    trained: str = "all"
 
     @property
     def data_shards(self) -> int:
@@ -94,6 +97,56 @@ class Problem:
         on_device = math.ceil(batch_size / self.data_shards)
         return math.ceil(on_device / self.microbatch) * self.data_shards
 
+    def trained_part(self, params: Any) -> Any:
+        """The parameters that a step changes."""
+        if self.trained == "all":
+            return params
+        return {name: params[name] for name in self.model.GROUPS[self.trained]}
+
+
+def in_turn(problem: Problem, options: TrainOptions, epoch: int) -> Problem:
+    """The problem of an epoch: what it trains, and how.
+
+    Args:
+      problem: of the run.
+      options: `alternate` = (n, m) trains the encoder for n epochs, then the
+        decoder for m, and so on; () everything at once.
+      epoch: counted from 0.
+    """
+    if not options.alternate:
+        return problem
+    encoder, decoder = options.alternate
+    if epoch % (encoder + decoder) < encoder:
+        return dataclasses.replace(problem, trained="encoder")
+    # Shenbin et al. 2020, section 3.4: the decoder sees whole histories.
+    return dataclasses.replace(
+        problem,
+        model=problem.model.clone(dropout_rate=0.0),
+        trained="decoder",
+    )
+
+
+def starts_decoder(options: TrainOptions, epoch: int) -> bool:
+    """Whether the encoder's turn ended with the epoch before."""
+    return bool(options.alternate) and (
+        epoch % sum(options.alternate) == options.alternate[0]
+    )
+
+
+def renew_prior(problem: Problem, state: TrainState) -> TrainState:
+    """The encoder as it is becomes the one that the prior remembers."""
+    copy = jax.jit(
+        lambda tree: jax.tree.map(jnp.copy, tree),
+        out_shardings=state_shardings(problem).params["posterior"],
+    )
+    prior = copy(state.params["posterior"])
+    return state._replace(params={**state.params, "prior": prior})
+
+
+def scoring_params(params: Any) -> Any:
+    """What scoring needs: not a prior's parameters."""
+    return {name: x for name, x in params.items() if name != "prior"}
+
 
 def make_model(
     options: ModelOptions,
@@ -108,7 +161,7 @@ def make_model(
         # catalogue that is looked at in blocks is too large for users x items.
         gather = jax.default_backend() == "cpu" or options.item_block
         lowering = "gather" if gather else "dense"
-    return mult_vae.MODELS[options.name](
+    return registry.MODELS[options.name](
         n_items=n_items,
         item_rows=sharding.padded_items(n_items, item_shards),
         hidden=options.hidden,
@@ -133,7 +186,12 @@ def shard_model(whole: mult_vae.MultDAE, mesh: Mesh) -> mult_vae.MultDAE:
 
 
 def make_problem(options: Options, n_items: int, mesh: Mesh) -> Problem:
-    """The problem that a run's options describe."""
+    """The problem that a run's options describe.
+
+    Raises:
+      VaecfError: options that do not fit the model.
+    """
+    _check_turns(options)
     policy = precision.policy(options.precision.policy)
     whole = make_model(
         options.model, policy, n_items, mesh.shape[sharding.ITEM]
@@ -143,7 +201,10 @@ def make_problem(options: Options, n_items: int, mesh: Mesh) -> Problem:
         model=shard_model(whole, mesh),
         whole=whole,
         tx=optimizers.make_optimizer(
-            options.optimizer, options.precision, policy
+            options.optimizer,
+            options.precision,
+            policy,
+            whole.GROUPS if options.train.alternate else None,
         ),
         loss=options.loss,
         mesh=mesh,
@@ -151,6 +212,21 @@ def make_problem(options: Options, n_items: int, mesh: Mesh) -> Problem:
         reduce_dtype=jnp.float32 if in_fp32 else policy.dtype,
         zero=options.mesh.zero,
     )
+
+
+def _check_turns(options: Options) -> None:
+    name, turns = options.model.name, options.train.alternate
+    groups = registry.MODELS[name].GROUPS
+    if turns and not groups:
+        raise VaecfError(
+            f"config.train.alternate={turns} is not for {name}, which is "
+            "trained at once: leave it at ()"
+        )
+    if groups and not turns:
+        raise VaecfError(
+            f"config.train.alternate=() is not for {name}: give the epochs of "
+            "encoder and decoder, such as (3, 1)"
+        )
 
 
 def _microbatch(options: TrainOptions) -> int:
@@ -249,11 +325,15 @@ def _local_gradients(
     key_data: jax.Array,
     kl_weight: jax.Array,
     scale: jax.Array,
-) -> tuple[Any, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Gradients of the mean loss, and (nll, kl, users), on one device's part.
+) -> tuple[Any, tuple[jax.Array, ...]]:
+    """Gradients of the mean loss, and sums, on one device's part.
 
     The microbatches' gradients are summed here, and over the devices once,
     to what `gradient_specs` say of each.
+
+    Returns:
+      (gradients of `problem.trained_part`, (users, nll, kl) and, where γ
+      weighs it, the weighted kl).
     """
     axes = (sharding.DATA,) if problem.data_shards > 1 else ()
     n_local = batch.count_B.shape[0]
@@ -268,13 +348,14 @@ def _local_gradients(
     users = lax.psum(users, axes) if axes else users
     by_part = jax.tree.map(lambda x: x.reshape(parts, -1), batch)
     # Marked, the gradient is this device's share: summed below, not at once.
-    own_params = vary(params, axes)
+    own_params = vary(problem.trained_part(params), axes)
+    gamma = problem.loss.gamma
 
     def loss_of(
-        params: Any, part: SparseBatch, first_row: jax.Array | int
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        trained: Any, part: SparseBatch, first_row: jax.Array | int
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         terms: Any = problem.model.apply(
-            {"params": params},
+            {"params": {**params, **trained}},
             part,
             jax.random.wrap_key_data(key_data),
             first_row,
@@ -283,8 +364,14 @@ def _local_gradients(
         nll_B, kl_B = terms
         nll = jnp.sum(nll_B)
         kl = jnp.sum(kl_B * (part.count_B > 0).astype(jnp.float32))
-        mean = (nll + kl_weight * kl) / jnp.maximum(users, 1.0)
-        return mean * scale, (nll, kl)
+        sums: tuple[jax.Array, ...] = (nll, kl)
+        weighted = kl_weight * kl
+        if gamma:
+            # Shenbin et al. 2020, section 3.3: γ times the user's items.
+            weighted = gamma * jnp.sum(kl_B * part.count_B.astype(jnp.float32))
+            sums = (nll, kl, weighted)
+        mean = (nll + weighted) / jnp.maximum(users, 1.0)
+        return mean * scale, sums
 
     gradients_of = jax.grad(loss_of, has_aux=True)
 
@@ -302,7 +389,7 @@ def _local_gradients(
             lambda x: vary(jnp.zeros(x.shape, x.dtype), varying_axes(x)),
             own_params,
         )
-        none = (vary(jnp.float32(0), axes), vary(jnp.float32(0), axes))
+        none = (vary(jnp.float32(0), axes),) * (3 if gamma else 2)
         grads, terms = lax.fori_loop(0, parts, add, (zeros, none))
     if axes:
         dtypes = jax.tree.map(lambda g: g.dtype, grads)
@@ -310,7 +397,7 @@ def _local_gradients(
         grads = jax.tree.map(_sum_over_users, grads, gradient_specs)
         grads = jax.tree.map(lambda g, dtype: g.astype(dtype), grads, dtypes)
         terms = lax.psum(terms, axes)
-    return grads, (*terms, users)
+    return grads, (users, *terms)
 
 
 def gradients(
@@ -335,7 +422,8 @@ def gradients(
       scale: the gradients are of the loss times this.
 
     Returns:
-      (gradients like `params`, this step's Totals, unscaled).
+      (gradients of the parameters that are trained, this step's Totals,
+      unscaled).
     """
     weight = losses.anneal_weight(
         step,
@@ -343,17 +431,23 @@ def gradients(
         total_steps=problem.loss.total_anneal_steps,
     )
     specs = sharding.specs(params, mult_vae.PARTITION)
-    gradient_specs = _moment_specs(problem, params, specs)
-    grads, (nll, kl, users) = sharding.on_mesh(
+    trained = problem.trained_part(params)
+    gradient_specs = _moment_specs(
+        problem, trained, problem.trained_part(specs)
+    )
+    grads, (users, nll, kl, *by_gamma) = sharding.on_mesh(
         problem.mesh,
         functools.partial(_local_gradients, problem, gradient_specs),
         in_specs=(specs, _BATCH_SPEC, P(), P(), P()),
-        out_specs=(gradient_specs, (P(), P(), P())),
+        out_specs=(gradient_specs, (P(),) * (4 if problem.loss.gamma else 3)),
     )(params, batch, jax.random.key_data(key), weight, jnp.float32(scale))
-    loss = (nll + weight * kl) / jnp.maximum(users, 1.0)
+    weighted = by_gamma[0] if by_gamma else weight * kl
+    loss = (nll + weighted) / jnp.maximum(users, 1.0)
     rate = problem.loss.weight_decay
     if rate:
-        norm, slope = jax.value_and_grad(losses.squared_norm_of_kernels)(params)
+        norm, slope = jax.value_and_grad(losses.squared_norm_of_kernels)(
+            trained
+        )
         loss += rate * norm
         grads = jax.tree.map(lambda g, s: g + scale * rate * s, grads, slope)
     return grads, Totals(loss * users, nll, kl, users)
@@ -381,8 +475,9 @@ def train_step(
         state.step,
         loss_scale.scale_of(state.opt_state),
     )
-    updates, opt_state = problem.tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained = problem.trained_part(state.params)
+    updates, opt_state = problem.tx.update(grads, state.opt_state, trained)
+    params = {**state.params, **optax.apply_updates(trained, updates)}
     return TrainState(state.step + 1, params, opt_state), totals
 
 

@@ -1,0 +1,209 @@
+"""RecVAE (Shenbin, Alekseev, Tutubalina, Malykh, Nikolenko, WSDM 2020).
+
+A variational autoencoder with a multinomial likelihood like Mult-VAE, and
+
+- a composite prior, one part of which is the posterior of the encoder as it
+  was before (section 3.2);
+- a weight of the KL term for each user, γ times the interactions of that user
+  (section 3.3; `config.loss.gamma`);
+- encoder and decoder that are trained in turns (section 3.4;
+  `config.train.alternate`), the encoder with dropout, the decoder without;
+- an encoder of densely connected layers with layer normalisation (section
+  3.1), and a decoder of one layer.
+
+Where the paper leaves it open, constants and initialisation are those of the
+authors' code.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vaecf.errors import VaecfError
+from vaecf.models import losses, mult_vae, sparse
+
+_DEPTH = 5  # layers of the encoder before mean and log-variance
+_EPSILON = 0.1  # of the layer normalisation
+
+
+def _uniform(limit: float) -> Any:
+    """PyTorch's default for a layer of that fan-in: ±1 / sqrt(fan-in)."""
+
+    def init(
+        key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+    ) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+class Encoder(nn.Module):
+    """Items to mean and log-variance of the code.
+
+    h_k = LN(swish(W_k h_{k-1} + b_k + h_1 + ... + h_{k-1})), h_0 the normalised
+    bag of items, figure 1 of the paper; mean and log-variance are linear in
+    the last.
+
+    Attributes:
+      n_items: items of the catalogue.
+      item_rows: rows of this shard's input matrix.
+      hidden: units of every layer.
+      latent: units of the code.
+      lowering: of the input layer, see `sparse.normalised_bag`.
+      dtype: compute dtype of the matrix products.
+      precision: of the matrix products.
+      item_axis: mesh axis of the items inside shard_map.
+    """
+
+    n_items: int
+    item_rows: int
+    hidden: int
+    latent: int
+    lowering: str
+    dtype: Any
+    precision: Any
+    item_axis: str | None
+
+    @nn.compact
+    def __call__(
+        self, batch: sparse.SparseBatch, dropout: sparse.Dropout | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """(mean_BZ, log_variance_BZ), float32."""
+        entry = self.n_items**-0.5
+        kernel_IH = self.param(
+            "input_kernel",
+            mult_vae.uniform_items(self.n_items, 0, entry),
+            (self.item_rows, self.hidden),
+        )
+        bias_H = self.param("input_bias", _uniform(entry), (self.hidden,))
+        h_BH = sparse.normalised_bag(
+            kernel_IH,
+            batch,
+            dropout=dropout,
+            lowering=self.lowering,
+            dtype=self.dtype,
+            precision=self.precision,
+            item_axis=self.item_axis,
+        )
+        h_BH = self._norm("norm_1", nn.swish(h_BH + bias_H[None, :]))
+        sum_BH = h_BH  # of all layers so far
+        for k in range(2, _DEPTH + 1):
+            layer_BH = self._linear(f"layer_{k}", self.hidden, h_BH)
+            h_BH = self._norm(f"norm_{k}", nn.swish(layer_BH + sum_BH))
+            sum_BH = sum_BH + h_BH
+        return (
+            self._linear("mean", self.latent, h_BH),
+            self._linear("log_variance", self.latent, h_BH),
+        )
+
+    def _linear(self, name: str, size: int, x_BH: jax.Array) -> jax.Array:
+        init = _uniform(x_BH.shape[1] ** -0.5)
+        layer = nn.Dense(
+            size,
+            dtype=self.dtype,
+            precision=self.precision,
+            kernel_init=init,
+            bias_init=init,
+            name=name,
+        )
+        return layer(x_BH).astype(jnp.float32)
+
+    def _norm(self, name: str, x_BH: jax.Array) -> jax.Array:
+        # Not the fast variance, E[x²] - E[x]², which cancels.
+        norm = nn.LayerNorm(
+            epsilon=_EPSILON,
+            dtype=jnp.float32,
+            use_fast_variance=False,
+            name=name,
+        )
+        return norm(x_BH)
+
+
+class RecVAE(mult_vae.MultDAE):
+    """See the module's text; keeps the contract of `mult_vae`'s models.
+
+    `hidden` holds one size, that of all of the encoder's layers; `activation`
+    is not asked for, it is swish.
+    """
+
+    # What is trained when training alternates; 'prior' never is.
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "encoder": ("posterior",),
+        "decoder": ("output_kernel", "output_bias"),
+    }
+
+    def setup(self) -> None:
+        """Parameters and layers (called by Flax)."""
+        if len(self.hidden) != 1:
+            raise VaecfError(
+                f"config.model.hidden={self.hidden}: rec_vae takes one size, "
+                "that of all layers of its encoder"
+            )
+        (width,) = self.hidden
+        settings = dict(
+            n_items=self.n_items,
+            item_rows=self.item_rows,
+            hidden=width,
+            latent=self.latent,
+            lowering=self.input_lowering,
+            dtype=self.dtype,
+            precision=self.precision,
+            item_axis=self.item_axis,
+        )
+        self.posterior = Encoder(**settings)
+        # The encoder as it was, `step.renew_prior`; at first another one.
+        self.prior = Encoder(**settings)
+        limit = self.latent**-0.5
+        self.output_kernel = self.param(
+            "output_kernel",
+            mult_vae.uniform_items(self.n_items, 1, limit),
+            (self.latent, self.item_rows),
+        )
+        self.output_bias = self.param(
+            "output_bias",
+            mult_vae.uniform_items(self.n_items, 0, limit),
+            (self.item_rows,),
+        )
+
+    def _decode(self, z_BZ: jax.Array) -> jax.Array:
+        return z_BZ
+
+    def loss_terms(
+        self,
+        batch: sparse.SparseBatch,
+        key: jax.Array,
+        first_row: jax.Array | int = 0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Per-user (nll_B, kl_B) with one reparametrised sample of z.
+
+        kl = log q(z | x) - log p(z | x, the encoder before), equations 5 and 6
+        of the paper, estimated with that sample.
+        """
+        dropout_key, noise_key = jax.random.split(key)
+        mean_BZ, log_variance_BZ = self.posterior(
+            batch, self._dropout(dropout_key, first_row)
+        )
+        row_B = jnp.arange(mean_BZ.shape[0], dtype=jnp.int32) + first_row
+        noise_BZ = sparse.counter_normal(
+            jax.random.key_data(noise_key), row_B, self.latent
+        )
+        z_BZ = mean_BZ + jnp.exp(0.5 * log_variance_BZ) * noise_BZ
+        before_BZ, before_log_variance_BZ = self.prior(batch, None)
+        kl_B = losses.log_normal(z_BZ, mean_BZ, log_variance_BZ)
+        kl_B -= losses.composite_log_prior(
+            z_BZ, before_BZ, before_log_variance_BZ
+        )
+        return self._nll(z_BZ, batch), kl_B
+
+    def encode(self, batch: sparse.SparseBatch) -> jax.Array:
+        """Posterior means, float32 [B, Z]: scoring draws no sample."""
+        return self.posterior(batch, None)[0]
+
+    def __call__(self, batch: sparse.SparseBatch) -> jax.Array:
+        """As `scores`; touches all parameters: what `init` traces."""
+        self.prior(batch, None)
+        return self.scores(batch)
