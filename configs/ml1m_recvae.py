@@ -6,6 +6,8 @@ PyTorch code has .4263, .3563, .4936 on the same split, with the same settings.
 200 epochs are the authors' 50 rounds, of three of the encoder and one of the
 decoder.
 
+    python experiments/prepare_dataset.py --dataset=ml-1m \\
+        --protocol=paper --held_out_users=500 --output=data/ml-1m
     python experiments/main.py --config=configs/ml1m_recvae.py \\
         --workdir=runs/ml1m-recvae --train --test --baselines
 """

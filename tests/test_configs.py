@@ -1,4 +1,4 @@
-"""The nine configs: valid, and what their papers and recipes say."""
+"""The configs: valid, and what their papers and recipes say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vaecf.evaluation import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = (
-    *("synthetic", "ml100k", "ml1m", "yelp2018"),
+    *("synthetic", "ml100k", "ml1m", "ml1m_recvae", "yelp2018"),
     *("ml20m", "ml20m_paper", "ml20m_dae", "netflix", "msd"),
 )
 
@@ -75,6 +75,19 @@ def test_the_recipe() -> None:
     assert (o.model.activation, o.model.dropout_rate) == ("tanh", 0.5)
     assert o.train.drop_remainder
     assert o.seed == 0
+
+
+def test_recvae() -> None:
+    """Defaults of the authors' run.py; 50 rounds of three epochs and one."""
+    o = made("ml1m_recvae")
+    assert (o.model.name, o.model.hidden, o.model.latent) == (
+        "rec_vae",
+        (600,),
+        200,
+    )
+    assert (o.train.alternate, o.train.epochs) == ((3, 1), 200)
+    assert (o.train.batch_size, o.optimizer.learning_rate) == (500, 5e-4)
+    assert (o.loss.gamma, o.model.dropout_rate) == (0.005, 0.5)
 
 
 @pytest.mark.parametrize("name", ["ml20m_paper", "netflix", "msd"])
