@@ -164,7 +164,7 @@ def cases(x):
             np.tile(count, (USERS, 1)),
         ),
         "ease": (
-            linear.ease_scores,
+            linear.item_item_scores,
             linear.fit_ease(interactions(x), 5.0),
             x @ ease(x, 5.0),
         ),
