@@ -129,13 +129,20 @@ def test_the_baselines_metrics(trained, truth_dir) -> None:
 def test_per_user_values_are_those_of_the_table(trained, truth_dir) -> None:
     data = open_dataset(truth_dir)
     frame = pl.read_parquet(trained.folder / "per_user.parquet")
+    assert frame.equals(pl.read_parquet(trained.workdir / "per_user.parquet"))
     assert frame.columns == [
+        "model",
         "user",
         "fold_in",
         "held_out",
         "ndcg@100",
         "recall@5",
     ]
+    left = results(trained.workdir)
+    ease = frame.filter(pl.col("model") == "ease (l2 500)")["ndcg@100"].mean()
+    assert ease == pytest.approx(left["ease"]["test"]["ndcg@100"]["mean"])
+    assert frame["model"].n_unique() == 5
+    frame = frame.filter(pl.col("model") == "mult_vae")
     assert frame["user"].to_list() == list(range(141, 161))
     np.testing.assert_array_equal(frame["fold_in"], data.test.fold_in.counts)
     np.testing.assert_array_equal(frame["held_out"], data.test.held_out.counts)
@@ -148,9 +155,8 @@ def test_per_user_values_are_those_of_the_table(trained, truth_dir) -> None:
 
 def test_results(trained) -> None:
     left = results(trained.workdir)
-    assert {"train", "validation", "test", "popularity", "ease", "truth"} < set(
-        left
-    )
+    baselines = {"popularity", "itemknn", "ials", "ease"}
+    assert {"train", "validation", "test", "truth", *baselines} < set(left)
     train = left["train"]
     assert train["epochs"] == 3 and 1 <= train["best_epoch"] <= 3
     assert train["users_per_second"] > 0 and train["seconds"] > 0

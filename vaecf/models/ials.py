@@ -34,7 +34,7 @@ from vaecf.models import sharding, sparse
 PARTITION: dict[str, tuple[str | None, ...]] = {"item_factor": ("item", None)}
 
 # Interactions of a user whose outer products are one matrix product.
-_TILE = 32
+_TILE = 128
 # Bytes of the users' F x F systems that are there at once, and of the tiles'.
 _SYSTEM_BYTES, _TILE_BYTES = 2**26, 2**23
 
