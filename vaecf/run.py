@@ -189,6 +189,8 @@ def _train(
     ).summary
     if summary["epochs"] != results.get("train", {}).get("epochs"):
         results.clear()
+        if distributed.is_lead():
+            (workdir / workdir_lib.PER_USER).unlink(missing_ok=True)
     results["train"] = summary
     say(_training_line(summary, time.perf_counter() - began))
     if actions.trace and not (workdir / "trace").exists():

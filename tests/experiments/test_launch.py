@@ -127,7 +127,7 @@ def test_two_processes_are_one_run(tiny, data_dir, tmp_path, alone):
     assert summary(workdir) == summary(alone)
     assert "4 x " in done.stdout and "every process reads" in done.stdout
     assert "Test users" in done.stdout and "Test users" not in other
-    assert len(per_user.read_text().splitlines()) == 21
+    assert len(per_user.read_text().splitlines()) == 41
     # One process of the run is enough to use the model.
     again = run(
         [

@@ -246,5 +246,3 @@ def _batch(indptr: np.ndarray, indices: np.ndarray) -> sparse.SparseBatch:
     return jax.tree.map(
         jnp.asarray, sparse.SparseBatch(indices.astype(np.int32), row_N, counts)
     )
-
-
