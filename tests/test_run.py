@@ -10,6 +10,7 @@ import pytest
 
 from configs import default
 from vaecf import held_out, options, run
+from vaecf.baselines import Settings
 from vaecf.data import synthetic
 from vaecf.data.dataset import write_dataset
 from vaecf.errors import VaecfError

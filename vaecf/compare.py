@@ -126,7 +126,7 @@ def compare(
     }
     return {
         "dataset": manifest.get("name"),
-        "protocol": (manifest.get("protocol") or {}).get("name"),
+        "protocol": manifest.get("protocol"),
         "metric": metric,
         "metrics": metrics,
         "users": int(real_U.sum()),

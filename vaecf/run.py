@@ -57,7 +57,7 @@ class Actions:
     test: bool = False
     inference_batch_sizes: tuple[int, ...] = ()
     baselines: tuple[str, ...] = ()
-    settings: Settings = Settings()
+    settings: Settings = dataclasses.field(default_factory=Settings)
     baselines_tuned: bool = False
     per_user: pathlib.Path | None = None
     top_results: int = 100
