@@ -45,9 +45,9 @@ def main(argv: Sequence[str]) -> None:
         resamples=_RESAMPLES.value,
         seed=_SEED.value,
     )
-    cli.say(comparison.comparison_text(compared))
     if _JSON.value:
         compare.write(pathlib.Path(_JSON.value), compared)
+    cli.say(comparison.comparison_text(compared))
 
 
 if __name__ == "__main__":

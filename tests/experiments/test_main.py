@@ -472,6 +472,8 @@ def test_help_shows_the_flags() -> None:
         *RECIPE,
         *("config", "workdir", "train", "test", "inference_benchmark"),
         *("inference_batch_sizes", "baselines", "ease_l2", "per_user"),
+        *("baselines_tuned", "itemknn_neighbours", "itemknn_shrinkage"),
+        *("ials_factors", "ials_l2", "ials_alpha", "ials_iterations"),
         *("xla", "top_results", "trace", "log_path", "checkpoint_dir"),
         "results_dir",
     }
