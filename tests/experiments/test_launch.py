@@ -84,6 +84,7 @@ def records(workdir: pathlib.Path, name: str) -> list[float]:
 
 def summary(workdir: pathlib.Path) -> dict:
     results = read_json(workdir / "results.json")
+    del results["ease"]["fit_seconds"]
     return {key: results[key] for key in ("validation", "test", "ease")}
 
 
