@@ -149,17 +149,30 @@ def solve(
         ridge_S = l2 * (count_S + others) ** nu
         gram_SFF += unobserved_FF[None]
         gram_SFF += ridge_S[:, None, None] * jnp.eye(n_factors)[None]
-        lower_SFF = lax.linalg.cholesky(gram_SFF, symmetrize_input=False)
-        half_SF = lax.linalg.triangular_solve(
-            lower_SFF, sum_SF[:, :, None], left_side=True, lower=True
-        )
-        solved_SF = lax.linalg.triangular_solve(
-            lower_SFF, half_SF, left_side=True, lower=True, transpose_a=True
-        )[:, :, 0]
+        solved_SF = _solve_systems(gram_SFF, sum_SF)
         return jnp.where(real_S[:, None], solved_SF, 0.0)
 
     first = jnp.arange(n_blocks, dtype=jnp.int32) * size
     return lax.map(block, first).reshape(-1, n_factors)[:n_users]
+
+
+def _solve_systems(system_SFF: jax.Array, right_SF: jax.Array) -> jax.Array:
+    """Solutions of positive definite systems, float32 [S, F]."""
+
+    def solve_by_factor(system: jax.Array, right: jax.Array) -> jax.Array:
+        lower = lax.linalg.cholesky(system, symmetrize_input=False)
+        half = lax.linalg.triangular_solve(
+            lower, right[..., None], left_side=True, lower=True
+        )
+        return lax.linalg.triangular_solve(
+            lower, half, left_side=True, lower=True, transpose_a=True
+        )[..., 0]
+
+    if jax.default_backend() != "cpu":
+        return solve_by_factor(system_SFF, right_SF)
+    # A CPU's batched LAPACK calls wait for threads of a pool that they are run
+    # by: several devices of one CPU then wait for ever (jax 0.10).
+    return lax.map(lambda x: solve_by_factor(*x), (system_SFF, right_SF))
 
 
 @jax.jit
