@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from vaecf import cli, run
+from vaecf import baselines, cli, run
 from vaecf.errors import VaecfError
 
 # Recipe flag -> (kind, config key, help). The recipe's defaults are those of
@@ -53,9 +53,21 @@ _OVERRIDES: dict[str, tuple[str, str, str]] = {
     "seed": ("integer", "seed", "Seed of everything random (0)."),
 }
 
+# Fields of `baselines.Settings`.
+_SETTINGS = {
+    "ease_l2": "EASE's regularisation (lambda).",
+    "itemknn_neighbours": "Neighbours of an item that ItemKNN keeps.",
+    "itemknn_shrinkage": "ItemKNN's shrinkage of similarities, in users.",
+    "ials_factors": "Factors of implicit ALS.",
+    "ials_l2": "Its regularisation (lambda), growing with the interactions.",
+    "ials_alpha": "Its weight of what was not observed, beside 1.",
+    "ials_iterations": "Its sweeps over users and items.",
+}
+
 # Flag -> the action without which it would do nothing.
 _BELONGS_TO = {
     "baselines": "test",
+    "baselines_tuned": "test",
     "per_user": "test",
     "trace": "train",
     "inference_batch_sizes": "inference_benchmark",
@@ -76,7 +88,16 @@ def define() -> None:
         run.BASELINES,
         "Evaluate baselines beside the model: bare for all, or a list.",
     )
-    flags.DEFINE_float("ease_l2", 500.0, "EASE's regularisation (lambda).")
+    flags.DEFINE_bool(
+        "baselines_tuned",
+        False,
+        "Choose the baselines' settings on the validation users, from a grid.",
+    )
+    for name, text in _SETTINGS.items():
+        default = getattr(baselines.Settings(), name)
+        whole = isinstance(default, int)
+        define_number = flags.DEFINE_integer if whole else flags.DEFINE_float
+        define_number(name, default, text)
     flags.DEFINE_string(
         "per_user",
         None,
@@ -187,7 +208,10 @@ def actions(values: flags.FlagValues) -> run.Actions:
         test=wanted["test"],
         inference_batch_sizes=sizes,
         baselines=values["baselines"].value,
-        ease_l2=values["ease_l2"].value,
+        settings=baselines.Settings(
+            **{name: values[name].value for name in _SETTINGS}
+        ),
+        baselines_tuned=values["baselines_tuned"].value,
         top_results=values["top_results"].value,
         trace=values["trace"].value,
         **paths,

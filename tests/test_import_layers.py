@@ -36,8 +36,12 @@ LAYERS = {
         *("errors", "data", "models", "evaluation", "training", "serving"),
         "distributed",
     },
+    "vaecf.baselines": {
+        *("errors", "data", "evaluation", "serving", "held_out"),
+    },
+    "vaecf.compare": {"errors", "options", "evaluation", "training"},
     "vaecf.run": {
-        "distributed",
+        *("distributed", "baselines"),
         *("errors", "options", "data", "models", "evaluation", "training"),
         *("reporting", "serving", "held_out"),
     },

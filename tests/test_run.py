@@ -10,6 +10,7 @@ import pytest
 
 from configs import default
 from vaecf import held_out, options, run
+from vaecf.baselines import Settings
 from vaecf.data import synthetic
 from vaecf.data.dataset import write_dataset
 from vaecf.errors import VaecfError
@@ -39,7 +40,21 @@ def data(tmp_path: pathlib.Path):
     ("changes", "actions", "message"),
     [
         ({}, {"train": True, "baselines": ("esae",)}, "'esae' is unknown"),
-        ({}, {"train": True, "ease_l2": float("nan")}, "--ease_l2=nan"),
+        (
+            {},
+            {"train": True, "settings": Settings(ease_l2=float("nan"))},
+            "--ease_l2=nan must be above 0",
+        ),
+        (
+            {},
+            {"train": True, "settings": Settings(ials_factors=0)},
+            "--ials_factors=0 must be above 0",
+        ),
+        (
+            {},
+            {"train": True, "settings": Settings(itemknn_shrinkage=-1.0)},
+            "--itemknn_shrinkage=-1 must not be below 0",
+        ),
         ({}, {"test": True}, "holds no trained model: give --train"),
         (
             {"eval.best_metric": "ndcg"},
@@ -69,19 +84,23 @@ def test_per_user_file(tmp_path: pathlib.Path, data) -> None:
     values = np.array([0.5, np.nan, 1.0, 0.25])
     evaluation = Evaluation({}, {"ndcg@10": values}, 3, 1, None)
     path = tmp_path / "users.parquet"
-    held_out.write_per_user(path, evaluation, data)
+    both = {"mult_vae": evaluation, "ease": evaluation}
+    held_out.write_per_user(path, both, data)
     frame = pl.read_parquet(path)
+    assert frame["model"].to_list() == ["mult_vae"] * 4 + ["ease"] * 4
+    frame = frame.filter(pl.col("model") == "ease")
     assert frame["user"].to_list() == [35, 36, 37, 38]
     np.testing.assert_array_equal(frame["ndcg@10"].to_numpy(), values)
     np.testing.assert_array_equal(
         frame["fold_in"], np.diff(data.test.fold_in.indptr)
     )
     assert {p.name for p in tmp_path.iterdir()} == {"data", "users.parquet"}
-    held_out.write_per_user(tmp_path / "users.csv", evaluation, data)
+    held_out.write_per_user(tmp_path / "users.csv", both, data)
     text = (tmp_path / "users.csv").read_text().splitlines()
-    assert text[0] == "user,fold_in,held_out,ndcg@10" and len(text) == 5
+    assert text[0] == "model,user,fold_in,held_out,ndcg@10"
+    assert len(text) == 9
     with pytest.raises(VaecfError, match=r"--per_user=.* cannot be written"):
-        held_out.write_per_user(tmp_path / "no" / "u.csv", evaluation, data)
+        held_out.write_per_user(tmp_path / "no" / "u.csv", both, data)
 
 
 def test_results_in_groups_for_the_report() -> None:

@@ -27,6 +27,7 @@ def run(
     main: Callable[[Sequence[str]], int | None],
     *,
     keep_programs: bool = False,
+    takes_arguments: bool = False,
 ) -> None:
     """Parses flags, calls `main` and exits.
 
@@ -39,10 +40,11 @@ def run(
       keep_programs: load compiled programs of earlier calls, and keep those
         of this one (`compilation.keep_programs`). Benchmarks do without: what
         they say of compilation is meant.
+      takes_arguments: arguments that are no flags are for `main`, not refused.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not takes_arguments:
             return _fail(
                 f"unexpected argument {argv[1]!r}: flags start with --"
             )

@@ -1,4 +1,4 @@
-"""The held-out users of a run: model, baselines and truth, side by side."""
+"""The held-out users of a run: what ranks them, and what is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from vaecf.models import sharding
 from vaecf.serving.model import Model
 from vaecf.training import loop
 
-BASELINES = ("popularity", "ease")
 TRUTH = "truth"
 SPLITS = ("validation", "test")
 
@@ -71,21 +70,6 @@ def summary(
     return {} if result is None else result.summary
 
 
-def baseline(
-    name: str, model: Model, dataset: Dataset, *, ease_l2: float
-) -> dict[str, Any]:
-    """Summaries of both splits for one of `BASELINES`."""
-    if name == "popularity":
-        scorer = scorers.popularity(dataset.train)
-    else:
-        scorer = scorers.ease(dataset.train, ease_l2)
-    ranked_by = entrant(model, scorer)
-    result: dict[str, Any] = {
-        split: summary(model, dataset, split, ranked_by) for split in SPLITS
-    }
-    return result | ({"l2": ease_l2} if name == "ease" else {})
-
-
 def truth(model: Model, dataset: Dataset) -> dict[str, Any]:
     """Summaries of both splits, ranked by what generated the data."""
     assert dataset.truth is not None
@@ -108,11 +92,18 @@ def truth(model: Model, dataset: Dataset) -> dict[str, Any]:
 
 
 def write_per_user(
-    path: pathlib.Path, evaluation: evaluate_lib.Evaluation, dataset: Dataset
+    path: pathlib.Path,
+    evaluations: Mapping[str, evaluate_lib.Evaluation],
+    dataset: Dataset,
 ) -> None:
-    """Metrics of every test user: user, fold_in, held_out, ...
+    """Metrics of every test user: model, user, fold_in, held_out, ...
 
-    Parquet, or CSV if the file is called so.
+    Parquet, or CSV if the file is called so; a row a model and user.
+
+    Args:
+      path: of the file.
+      evaluations: of the test users, by what ranked them.
+      dataset: whose users they are.
 
     Raises:
       VaecfError: it cannot be written.
@@ -120,13 +111,18 @@ def write_per_user(
     import polars as pl
 
     train, validation, _ = dataset.split_sizes
-    frame = pl.DataFrame(
-        {
-            "user": dataset.users.ids[train + validation :].tolist(),
-            "fold_in": dataset.test.fold_in.counts,
-            "held_out": dataset.test.held_out.counts,
-            **evaluation.per_user,
-        }
+    ids = dataset.users.ids[train + validation :].tolist()
+    frame = pl.concat(
+        pl.DataFrame(
+            {
+                "model": [name] * len(ids),
+                "user": ids,
+                "fold_in": dataset.test.fold_in.counts,
+                "held_out": dataset.test.held_out.counts,
+                **evaluation.per_user,
+            }
+        )
+        for name, evaluation in evaluations.items()
     )
     temporary = path.with_name(f".{path.name}.tmp")
     try:

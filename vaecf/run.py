@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from vaecf import distributed, held_out
+from vaecf import baselines, distributed, held_out
+from vaecf.baselines import BASELINES, Settings
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import metrics
-from vaecf.held_out import BASELINES, TRUTH
+from vaecf.held_out import TRUTH
 from vaecf.models import sharding
 from vaecf.options import Options, flatten
 from vaecf.reporting import report, tables, writers
@@ -44,8 +45,9 @@ class Actions:
       test: evaluate the best checkpoint on the test users.
       inference_batch_sizes: measure the latency of these; () for none.
       baselines: names out of `BASELINES`, evaluated beside the model.
-      ease_l2: EASE's λ.
-      per_user: write per-user metrics to this Parquet file.
+      settings: what the baselines are fitted with.
+      baselines_tuned: choose their settings on the validation users.
+      per_user: also write per-user metrics to this Parquet file.
       top_results: list length of the inference benchmark.
       trace: profile some steps into the workdir.
       log_path: JSON log in the recipe's form.
@@ -57,7 +59,8 @@ class Actions:
     test: bool = False
     inference_batch_sizes: tuple[int, ...] = ()
     baselines: tuple[str, ...] = ()
-    ease_l2: float = 500.0
+    settings: Settings = dataclasses.field(default_factory=Settings)
+    baselines_tuned: bool = False
     per_user: pathlib.Path | None = None
     top_results: int = 100
     trace: bool = False
@@ -126,8 +129,14 @@ def run(
                     model, dataset, "validation", ranked_by
                 )
         if actions.test:
-            with within("the test"):
-                _test(results, model, dataset, ranked_by, actions, say)
+            # Fitting and tuning baselines takes what it takes.
+            patience = (
+                contextlib.nullcontext()
+                if actions.baselines
+                else within("the test")
+            )
+            with patience:
+                _test(results, model, dataset, workdir, ranked_by, actions, say)
         if actions.inference_batch_sizes:
             results["inference"] = _measure_latency(model, actions, say)
         with within("the report"), distributed.agreement():
@@ -153,7 +162,17 @@ def _alike(
         "dataset": dataset.manifest,
         **{
             f"--{name}": getattr(actions, name)
-            for name in ("train", "test", "baselines", "ease_l2", "trace")
+            for name in (
+                "train",
+                "test",
+                "baselines",
+                "baselines_tuned",
+                "trace",
+            )
+        },
+        **{
+            f"--{name}": value
+            for name, value in dataclasses.asdict(actions.settings).items()
         },
     }
 
@@ -204,8 +223,7 @@ def _check_actions(
             raise VaecfError(
                 f"--baselines: {name!r} is unknown: use {', '.join(BASELINES)}"
             )
-    if not actions.ease_l2 > 0:
-        raise VaecfError(f"--ease_l2={actions.ease_l2:g} must be above 0")
+    actions.settings.check()
     for name in (*options.eval.metrics, options.eval.best_metric):
         metrics.parse(name)
     if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
@@ -240,6 +258,8 @@ def _train(
     ).summary
     if summary["epochs"] != results.get("train", {}).get("epochs"):
         results.clear()
+        if distributed.is_lead():
+            (workdir / workdir_lib.PER_USER).unlink(missing_ok=True)
     results["train"] = summary
     say(_training_line(summary, time.perf_counter() - began))
     if actions.trace and not (workdir / "trace").exists():
@@ -300,11 +320,12 @@ def _test(
     results: dict[str, Any],
     model: Model,
     dataset: Dataset,
+    workdir: pathlib.Path,
     ranked_by: held_out.Entrant,
     actions: Actions,
     say: Callable[[str], None],
 ) -> None:
-    """Fills results['test'] and the baselines; prints the table."""
+    """Fills results['test'] and the baselines; per_user.parquet; a table."""
     for key in ("history_length", *BASELINES, TRUTH):
         results.pop(key, None)  # of an earlier call's metrics
     evaluation = held_out.evaluate(model, dataset, "test", ranked_by)
@@ -316,12 +337,22 @@ def _test(
         results["history_length"] = evaluate_lib.by_history_length(
             evaluation.per_user[metric], dataset.test.fold_in.counts
         )
-    if actions.per_user is not None and distributed.is_lead():
-        held_out.write_per_user(actions.per_user, evaluation, dataset)
+    evaluations = {model.options.model.name: evaluation}
     for name in actions.baselines:
-        results[name] = held_out.baseline(
-            name, model, dataset, ease_l2=actions.ease_l2
+        results[name], its = baselines.evaluate(
+            name,
+            model,
+            dataset,
+            actions.settings,
+            tuned=actions.baselines_tuned,
         )
+        if its is not None:
+            evaluations[baselines.label(name, results[name])] = its
+        if (line := baselines.tuned_line(name, results[name])) is not None:
+            say(line)
+    for path in (workdir / workdir_lib.PER_USER, actions.per_user):
+        if path is not None and distributed.is_lead():
+            held_out.write_per_user(path, evaluations, dataset)
     if dataset.truth is not None:
         results[TRUTH] = held_out.truth(model, dataset)
     say("")
@@ -419,15 +450,12 @@ def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
         left_out = results["users_left_out"]
         grouped["test"] = {**grouped["test"], "users_left_out": left_out}
     grouped["baselines"] = {
-        _label(n, results[n]): results[n] for n in BASELINES if n in results
+        baselines.label(n, results[n]): results[n]
+        for n in BASELINES
+        if n in results
     }
     grouped["references"] = {TRUTH: results[TRUTH]} if TRUTH in results else {}
     return grouped
-
-
-def _label(name: str, baseline: Mapping[str, Any]) -> str:
-    """'ease (l2 500)': a figure without its setting is half a figure."""
-    return f"{name} (l2 {baseline['l2']:g})" if "l2" in baseline else name
 
 
 def environment() -> dict[str, str]:

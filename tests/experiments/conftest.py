@@ -63,7 +63,7 @@ def call(script: str, *arguments: object) -> Done:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             with entry_point(script, *texts) as module:
-                cli.run(module.main)
+                cli.run(module.main, takes_arguments=script == "compare")
             raise AssertionError(f"{script} did not exit")
         except SystemExit as exit:
             assert exit.code is None or isinstance(exit.code, int), exit.code

@@ -129,13 +129,20 @@ def test_the_baselines_metrics(trained, truth_dir) -> None:
 def test_per_user_values_are_those_of_the_table(trained, truth_dir) -> None:
     data = open_dataset(truth_dir)
     frame = pl.read_parquet(trained.folder / "per_user.parquet")
+    assert frame.equals(pl.read_parquet(trained.workdir / "per_user.parquet"))
     assert frame.columns == [
+        "model",
         "user",
         "fold_in",
         "held_out",
         "ndcg@100",
         "recall@5",
     ]
+    left = results(trained.workdir)
+    ease = frame.filter(pl.col("model") == "ease (l2 500)")["ndcg@100"].mean()
+    assert ease == pytest.approx(left["ease"]["test"]["ndcg@100"]["mean"])
+    assert frame["model"].n_unique() == 5
+    frame = frame.filter(pl.col("model") == "mult_vae")
     assert frame["user"].to_list() == list(range(141, 161))
     np.testing.assert_array_equal(frame["fold_in"], data.test.fold_in.counts)
     np.testing.assert_array_equal(frame["held_out"], data.test.held_out.counts)
@@ -148,9 +155,8 @@ def test_per_user_values_are_those_of_the_table(trained, truth_dir) -> None:
 
 def test_results(trained) -> None:
     left = results(trained.workdir)
-    assert {"train", "validation", "test", "popularity", "ease", "truth"} < set(
-        left
-    )
+    baselines = {"popularity", "itemknn", "ials", "ease"}
+    assert {"train", "validation", "test", "truth", *baselines} < set(left)
     train = left["train"]
     assert train["epochs"] == 3 and 1 <= train["best_epoch"] <= 3
     assert train["users_per_second"] > 0 and train["seconds"] > 0
@@ -326,8 +332,13 @@ def test_the_same_command_again(trained, workdir, command) -> None:
     assert done.status == 0, done.err
     assert "nothing left to train: 3 epochs are done" in done.out
     after = results(workdir)
-    for key in ("validation", "test", "popularity", "ease", "truth"):
+    for key in ("validation", "test", "truth"):
         assert after[key] == before[key]
+    for key in ("popularity", "itemknn", "ials", "ease"):
+        assert after[key].pop("fit_seconds") > 0
+        assert after[key] == {
+            k: v for k, v in before[key].items() if k != "fit_seconds"
+        }
     assert after["train"]["best_epoch"] == before["train"]["best_epoch"]
     again = records(workdir)
     assert [r for r in again if "epoch" in r] == [
@@ -466,6 +477,8 @@ def test_help_shows_the_flags() -> None:
         *RECIPE,
         *("config", "workdir", "train", "test", "inference_benchmark"),
         *("inference_batch_sizes", "baselines", "ease_l2", "per_user"),
+        *("baselines_tuned", "itemknn_neighbours", "itemknn_shrinkage"),
+        *("ials_factors", "ials_l2", "ials_alpha", "ials_iterations"),
         *("xla", "top_results", "trace", "log_path", "checkpoint_dir"),
         "results_dir",
     }

@@ -164,7 +164,7 @@ def cases(x):
             np.tile(count, (USERS, 1)),
         ),
         "ease": (
-            linear.ease_scores,
+            linear.item_item_scores,
             linear.fit_ease(interactions(x), 5.0),
             x @ ease(x, 5.0),
         ),
@@ -223,3 +223,56 @@ def test_padding_is_zero_and_a_copy():
     assert not padded[:, 3:].any()
     whole = np.ones(128, np.float32)
     assert not np.shares_memory(linear.pad_items(whole), whole)
+
+
+# --- ItemKNN -----------------------------------------------------------------
+
+
+def itemknn(x: np.ndarray, k: int, shrinkage: float) -> np.ndarray:
+    """Item by item: the k most similar others, the lower index first."""
+    n = x.shape[1]
+    similarity = np.zeros((n, n))
+    for j in range(n):
+        for i in range(n):
+            scale = np.sqrt(x[:, i].sum() * x[:, j].sum()) + shrinkage
+            if i != j and scale > 0:
+                similarity[i, j] = x[:, i] @ x[:, j] / scale
+    weights = np.zeros((n, n))
+    for j in range(n):
+        near = sorted(range(n), key=lambda i: (-similarity[i, j], i))[:k]
+        weights[near, j] = similarity[near, j]
+    return weights
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 7.5])
+@pytest.mark.parametrize("k", [1, 4, 19, 20, 50])
+def test_itemknn_against_brute_force(x, k, shrinkage):
+    weights = linear.fit_itemknn(interactions(x), k, shrinkage)["item_item"]
+    assert weights.dtype == np.float32 and weights.shape == (ITEMS, 128)
+    np.testing.assert_allclose(
+        weights[:, :ITEMS], itemknn(x, k, shrinkage), rtol=1e-6
+    )
+    assert not weights[:, ITEMS:].any()
+
+
+def test_itemknn_keeps_the_first_of_equally_near_items():
+    """Four items that everyone has are all alike."""
+    weights = linear.fit_itemknn(interactions(np.ones((3, 4))), 2, 0.0)
+    expected = np.zeros((4, 4))
+    for j, kept in enumerate([(1, 2), (0, 2), (0, 1), (0, 1)]):
+        expected[kept, j] = 1
+    np.testing.assert_allclose(weights["item_item"][:, :4], expected, rtol=1e-6)
+
+
+def test_itemknn_that_cannot_be_is_refused(x):
+    train, _ = Interactions.from_pairs([0, 1], [7, 49_999], 2, 50_000)
+    with pytest.raises(VaecfError) as caught:
+        linear.fit_itemknn(train, 10, 0.0, available_bytes=GIB)
+    assert "ItemKNN on 50,000 items needs 50,000^2 x 12 bytes" in str(
+        caught.value
+    )
+    assert "leave itemknn out of --baselines" in str(caught.value)
+    with pytest.raises(VaecfError, match="neighbours=0 must be above 0"):
+        linear.fit_itemknn(interactions(x), 0, 0.0)
+    with pytest.raises(VaecfError, match="shrinkage=nan must not be below 0"):
+        linear.fit_itemknn(interactions(x), 1, float("nan"))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaecf.evaluation.ranking import Scorer
+from vaecf.models import ials as ials_lib
 from vaecf.models import linear, mult_vae, sharding, sparse
 
 
@@ -76,7 +77,27 @@ def popularity(train: Any) -> Scorer:
 def ease(train: Any, l2: float) -> Scorer:
     """EASE (Steck 2019), fitted here in closed form."""
     params = linear.fit_ease(train, l2)
-    return Scorer(linear.ease_scores, params, linear.PARTITION, train.n_items)
+    return Scorer(
+        linear.item_item_scores, params, linear.PARTITION, train.n_items
+    )
+
+
+def itemknn(train: Any, neighbours: int, shrinkage: float) -> Scorer:
+    """Sums of the history's cosine similarities (`linear.fit_itemknn`)."""
+    params = linear.fit_itemknn(train, neighbours, shrinkage)
+    return Scorer(
+        linear.item_item_scores, params, linear.PARTITION, train.n_items
+    )
+
+
+def ials(
+    train: Any, factors: int, l2: float, alpha: float, iterations: int
+) -> Scorer:
+    """Implicit ALS, whose users are solved for in the query."""
+    params = ials_lib.fit(
+        train, factors=factors, l2=l2, alpha=alpha, iterations=iterations
+    )
+    return Scorer(ials_lib.scores, params, ials_lib.PARTITION, train.n_items)
 
 
 def truth(user_group: np.ndarray, group_item: np.ndarray) -> Scorer:

@@ -175,7 +175,7 @@ def results_table(
         table.append(["users", *users])
     users_line = users_text(rows, users_left_out)
     lines = list(_heading(title, dataset, protocol, users_line))
-    lines += ["", *_aligned(table)]
+    lines += ["", *aligned(table)]
     starred = any("*" in cell for column in columns for cell in column)
     notes = ["mean ± standard error over users"]
     if starred:
@@ -203,7 +203,7 @@ def _metric_column(
     return cells
 
 
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     """Columns of texts (headings first) as lines, a rule below the heads."""
     widths = [max(map(width, column)) for column in table]
     lines = [
@@ -299,7 +299,7 @@ def recommendations_table(
         digits = max(map(width, ["score", *figures]))
         table.append([pad(f, digits, right=True) for f in ("score", *figures)])
         lines = [f"user {printable(record['user'])}, history: {named}"]
-        lines += [f"  {line}" for line in _aligned(table)]
+        lines += [f"  {line}" for line in aligned(table)]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -337,7 +337,7 @@ def trials_table(
         heads = [printable(name), *map(printable, cells)]
         wide = max(map(width, heads))
         table.append([pad(text, wide, right=True) for text in heads])
-    return "\n".join([printable(title), "", *_aligned(table)])
+    return "\n".join([printable(title), "", *aligned(table)])
 
 
 def _short(value: object) -> str:

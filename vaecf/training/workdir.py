@@ -6,6 +6,7 @@ items.parquet    raw item ids, so that the directory is self-contained
 checkpoints/     latest (to resume) and best (to use)
 metrics.jsonl    one record a line;  tensorboard/  the same as events
 results.json     metrics of --test and the speed of training
+per_user.parquet the same of every test user, model by model
 report.html      the run as a page
 """
 
@@ -26,7 +27,7 @@ from vaecf.errors import VaecfError
 from vaecf.options import Options
 
 CONFIG, DATASET, ITEMS = "config.json", "dataset.json", "items.parquet"
-RESULTS = "results.json"
+RESULTS, PER_USER = "results.json", "per_user.parquet"
 
 
 @contextlib.contextmanager

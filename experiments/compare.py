@@ -1,0 +1,54 @@
+"""Compares finished runs, user by user, on the same test users.
+
+    python experiments/compare.py runs/a runs/b --metric=ndcg@100
+
+Takes workdirs of main.py --test, or files that its --per_user wrote.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from vaecf import cli
+
+_METRIC = flags.DEFINE_string(
+    "metric", None, "Metric to compare by (the runs' config.eval.best_metric)."
+)
+_REFERENCE = flags.DEFINE_string(
+    "reference",
+    None,
+    "Run or name to compare with (the best on the validation users).",
+)
+_BASELINES = flags.DEFINE_bool(
+    "baselines", True, "Compare the runs' baselines too."
+)
+_RESAMPLES = flags.DEFINE_integer(
+    "resamples", 10_000, "Resamples of the bootstrap.", lower_bound=100
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.")
+_JSON = flags.DEFINE_string("json", None, "Also write all numbers there.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """One call of `compare.compare`, one of `comparison_text`."""
+    from vaecf import compare
+    from vaecf.reporting import comparison
+
+    compared = compare.compare(
+        [pathlib.Path(run) for run in argv[1:]],
+        metric=_METRIC.value,
+        reference=_REFERENCE.value,
+        baselines=_BASELINES.value,
+        resamples=_RESAMPLES.value,
+        seed=_SEED.value,
+    )
+    if _JSON.value:
+        compare.write(pathlib.Path(_JSON.value), compared)
+    cli.say(comparison.comparison_text(compared))
+
+
+if __name__ == "__main__":
+    cli.run(main, takes_arguments=True)

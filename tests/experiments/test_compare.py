@@ -1,0 +1,238 @@
+"""compare.py on made-up runs whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+USERS = 12
+FOLD_IN = np.repeat([2, 5, 9], 4)
+METRICS = ("ndcg@10", "popularity@10")
+
+
+def scores(seed: int, shift: float = 0.0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    made = {m: rng.random(USERS) + shift for m in METRICS}
+    for values in made.values():
+        values[7] = np.nan  # nothing of his is held out
+    return made
+
+
+def frame(models: dict[str, dict[str, np.ndarray]]) -> pl.DataFrame:
+    held_out = np.where(np.arange(USERS) == 7, 0, 2)
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "model": [name] * USERS,
+                "user": [f"u{u}" for u in range(USERS)],
+                "fold_in": FOLD_IN,
+                "held_out": held_out,
+                **values,
+            }
+        )
+        for name, values in models.items()
+    )
+
+
+def write_run(
+    path: pathlib.Path,
+    models: dict[str, dict[str, np.ndarray]],
+    *,
+    seed: int = 0,
+    rate: float = 0.001,
+    validation: float = 0.3,
+) -> pathlib.Path:
+    """A workdir; the first model is the run's."""
+    path.mkdir()
+    (own, *baselines) = models
+    config = {
+        "model": {"name": own},
+        "optimizer": {"learning_rate": rate},
+        "data": {"dir": str(path)},
+        "eval": {"best_metric": "ndcg@10"},
+        "seed": seed,
+    }
+    cell = {"ndcg@10": {"mean": validation, "stderr": 0.1, "users": 9}}
+    results = {"validation": cell, "test": {}}
+    for name in baselines:
+        ease = {"ndcg@10": {"mean": 0.45, "stderr": 0.1, "users": 9}}
+        results[name.split(" (")[0]] = {"validation": ease, "test": {}}
+    dataset = {"name": "ml", "protocol": "paper"}
+    for name, value in (
+        ("config", config),
+        ("results", results),
+        ("dataset", dataset),
+    ):
+        (path / f"{name}.json").write_text(json.dumps(value))
+    frame(models).write_parquet(path / "per_user.parquet")
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[pathlib.Path]:
+    """Two seeds of one config, one of another, EASE beside two of them."""
+    ease = {"ease (l2 500)": scores(9)}
+    return [
+        write_run(tmp_path / "a", {"vae": scores(1)} | ease, validation=0.4),
+        write_run(tmp_path / "b", {"vae": scores(2)}, seed=1),
+        write_run(tmp_path / "c", {"vae": scores(3, 0.2)} | ease, rate=0.01),
+    ]
+
+
+SLOW, FAST = (f"vae (optimizer.learning_rate={r})" for r in (0.001, 0.01))
+EASE = "ease (l2 500)"
+
+
+def test_groups_differences_and_tables(runs, tmp_path, command):
+    made = tmp_path / "all.json"
+    done = command("compare", *runs, f"--json={made}", "--resamples=200")
+    assert done.status == 0, done.err
+    left = json.loads(made.read_text())
+    assert (left["dataset"], left["protocol"]) == ("ml", "paper")
+    assert (left["users"], left["left_out"]) == (11, 1)
+    assert left["metric"] == "ndcg@10" and left["metrics"] == [*METRICS]
+    assert list(left["groups"]) == [SLOW, FAST, EASE]
+    # EASE's .45 is the best on validation.
+    assert left["reference"] == EASE
+    assert left["groups"][SLOW]["validation"] == pytest.approx(0.35)
+
+    real = np.arange(USERS) != 7
+    a, b, c, ease = (
+        scores(*s)["ndcg@10"][real] for s in ((1,), (2,), (3, 0.2), (9,))
+    )
+    mean = left["groups"][SLOW]["metrics"]["ndcg@10"]
+    assert mean["over"] == "seeds" and mean["users"] == 11
+    assert mean["mean"] == pytest.approx((a.mean() + b.mean()) / 2)
+    assert mean["stderr"] == pytest.approx(abs(a.mean() - b.mean()) / 2)
+    alone = left["groups"][FAST]["metrics"]["ndcg@10"]
+    assert alone["over"] == "users"
+    assert alone["stderr"] == pytest.approx(stats.sem(c))
+    assert [run["seed"] for run in left["runs"]] == [0, 1, 0, None]
+    assert left["runs"][1]["metrics"]["ndcg@10"]["mean"] == pytest.approx(
+        b.mean()
+    )
+
+    assert list(left["comparisons"]) == [SLOW, FAST]
+    p = [stats.ttest_rel(v, ease).pvalue for v in ((a + b) / 2, c)]
+    for name, v, p_value in zip(left["comparisons"], ((a + b) / 2, c), p):
+        found = left["comparisons"][name]
+        assert found["difference"] == pytest.approx((v - ease).mean())
+        assert found["stderr"] == pytest.approx(stats.sem(v - ease))
+        assert found["p"] == pytest.approx(p_value)
+    holm = sorted(c["p_holm"] for c in left["comparisons"].values())
+    assert holm[0] == pytest.approx(min(1, 2 * min(p)))
+
+    buckets = left["groups"][SLOW]["history_length"]
+    assert [r["bucket"] for r in buckets] == ["2", "5", "9"]
+    assert [r["users"] for r in buckets] == [4, 3, 4]
+    assert buckets[0]["mean"] == pytest.approx(((a + b) / 2)[:4].mean())
+
+    for text in (
+        "dataset ml, protocol paper, 11 users (1 left out)",
+        f"NDCG@10 against {EASE}, paired by user",
+        "NDCG@10 by history length (users)",
+        "5 (3)",
+        f"{left['comparisons'][FAST]['difference']:+.4f}",
+        f"{mean['mean']:.4f} ± {mean['stderr']:.4f}",
+        "popularity@10",
+    ):
+        assert text.lower() in done.out.lower(), text
+
+
+def test_the_reference_asked_for(runs, tmp_path, command):
+    made = tmp_path / "all.json"
+    for reference, expected in ((FAST, FAST), (runs[1], SLOW)):
+        done = command(
+            "compare", *runs, f"--reference={reference}", f"--json={made}",
+            "--nobaselines", "--metric=popularity@10", "--resamples=100",
+        )  # fmt: skip
+        assert done.status == 0, done.err
+        left = json.loads(made.read_text())
+        assert left["reference"] == expected
+        assert list(left["groups"]) == [SLOW, FAST]
+        assert left["metric"] == "popularity@10"
+
+
+def test_files_of_per_user(runs, tmp_path, command):
+    """CSV and Parquet; two models of one name are told apart."""
+    text = tmp_path / "a.csv"
+    frame({"vae": scores(1)}).write_csv(text)
+    other = runs[2] / "per_user.parquet"
+    made = tmp_path / "all.json"
+    done = command("compare", text, other, f"--json={made}", "--resamples=100")
+    assert done.status == 0, done.err
+    left = json.loads(made.read_text())
+    assert list(left["groups"]) == [f"vae in {text}", f"vae in {other}", EASE]
+    assert left["reference"] == f"vae in {text}"  # nothing validated: the first
+    assert left["dataset"] is None and "users" in done.out
+
+
+def refused(done, *parts: str) -> None:
+    assert done.status == 2 and done.out == ""
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+    for part in parts:
+        assert part in done.err, done.err
+
+
+def test_what_does_not_compare_is_refused(runs, tmp_path, command):
+    a, b, c = runs
+    refused(command("compare"), "give the runs to compare")
+    refused(command("compare", a, a), "same run: config and seed 0")
+    refused(command("compare", a, tmp_path / "no"), "neither a workdir nor")
+    refused(command("compare", a, tmp_path), "dataset.json", "a run?")
+    refused(
+        command("compare", a, b, "--metric=mrr@3"),
+        f"{a}: no per-user mrr@3 of vae; there is ndcg@10",
+    )
+    refused(
+        command("compare", a, b, "--reference=x"), "--reference=x: use", EASE
+    )
+    refused(command("compare", a, b, "--json=no/x.json"), "--json=no/x.json")
+    (b / "per_user.parquet").unlink()
+    refused(
+        command("compare", a, b),
+        f"{b}: no per-user metrics; make them with python "
+        f"experiments/main.py --workdir={b} --test",
+    )
+    other = frame({"vae": scores(2)}).with_columns(user=pl.col("user") + "x")
+    other.write_parquet(b / "per_user.parquet")
+    refused(command("compare", a, b), "different test users (column user)")
+    (c / "dataset.json").write_text(json.dumps({"name": "other"}))
+    refused(command("compare", a, c), "different datasets ('ml', 'other'")
+    broken = tmp_path / "b.csv"
+    broken.write_text("user,ndcg@10\n1,0.5\n")
+    refused(command("compare", broken), "it has no model, fold_in, held_out")
+
+
+def test_a_real_run_compares_with_itself_under_another_seed(
+    trained, tmp_path, command
+):
+    """What main.py --test leaves is what compare.py reads."""
+    again = shutil.copytree(trained.workdir, tmp_path / "again")
+    config = json.loads((again / "config.json").read_text())
+    (again / "config.json").write_text(json.dumps(config | {"seed": 5}))
+    made = tmp_path / "all.json"
+    done = command(
+        "compare", trained.workdir, again, f"--json={made}", "--resamples=100"
+    )
+    assert done.status == 0, done.err
+    left = json.loads(made.read_text())
+    results = json.loads((trained.workdir / "results.json").read_text())
+    assert next(iter(left["groups"])) == "mult_vae"
+    assert len(left["groups"]) == 5
+    found = left["groups"]["mult_vae"]["metrics"]["ndcg@100"]
+    assert found["mean"] == pytest.approx(results["test"]["ndcg@100"]["mean"])
+    assert found["stderr"] == 0 and left["groups"]["mult_vae"]["seeds"] == 2
+    best = max(
+        results[name]["validation"]["ndcg@100"]["mean"]
+        for name in ("popularity", "itemknn", "ials", "ease")
+    )
+    values = [g["validation"] for g in left["groups"].values()]
+    assert max(values[1:]) == pytest.approx(best)
+    assert left["groups"][left["reference"]]["validation"] == max(values)

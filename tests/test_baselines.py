@@ -1,0 +1,136 @@
+"""Baselines chosen on the validation users, and the same on every mesh."""
+
+from __future__ import annotations
+
+import itertools
+import types
+
+import numpy as np
+import pytest
+
+from vaecf import baselines
+from vaecf.data import synthetic
+from vaecf.errors import VaecfError
+from vaecf.evaluation import evaluate, ranking
+from vaecf.models import sharding
+
+METRICS = ("ndcg@10", "recall@5")
+GRIDS = {
+    "popularity": {},
+    "itemknn": {"neighbours": (2, 5, 30), "shrinkage": (0.0, 5.0)},
+    "ials": {"factors": (3,), "l2": (0.01, 0.1), "alpha": (0.1, 1.0)},
+    "ease": {"l2": (1.0, 10.0, 100.0)},
+}
+SETTINGS = baselines.Settings(ials_iterations=3)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic.make(
+        "synthetic",
+        n_train_users=80,
+        n_held_out_users=24,
+        n_items=40,
+        n_groups=4,
+    )
+
+
+def model(data: int = 1, item: int = 1, metrics=METRICS):
+    """What the baselines ask of a model."""
+    return types.SimpleNamespace(
+        problem=types.SimpleNamespace(mesh=sharding.make_mesh(data, item)),
+        options=types.SimpleNamespace(
+            eval=types.SimpleNamespace(
+                metrics=metrics, batch_size=16, best_metric="ndcg@10"
+            )
+        ),
+    )
+
+
+def value(scorer, held, data) -> float:
+    """NDCG@10 of a split, without `baselines`."""
+    ranker = ranking.Ranker(scorer, sharding.make_mesh(1, 1), 10)
+    ranked = ranker(
+        scorer.params, held.fold_in.indptr, held.fold_in.indices, batch_size=64
+    )
+    share = data.train.item_counts() / data.train.n_users
+    result = evaluate.from_ranked(
+        ranked, held.held_out, names=METRICS, item_share_I=share
+    )
+    return result.summary["ndcg@10"]["mean"]
+
+
+@pytest.mark.parametrize("name", baselines.BASELINES)
+def test_the_best_of_the_grid_on_validation(name, data, monkeypatch):
+    monkeypatch.setattr(baselines, "GRIDS", GRIDS)
+    result, test = baselines.evaluate(name, model(), data, SETTINGS, tuned=True)
+    grid = [
+        SETTINGS.of(name) | dict(zip(GRIDS[name], values))
+        for values in itertools.product(*GRIDS[name].values())
+    ]
+    fitted = [baselines.fit(name, data.train, settings) for settings in grid]
+    values = [value(scorer, data.validation, data) for scorer in fitted]
+    best = int(np.argmax(values))
+    assert {key: result[key] for key in grid[best]} == grid[best]
+    assert result["validation"]["ndcg@10"]["mean"] == pytest.approx(
+        values[best]
+    )
+    assert result["test"] == test.summary
+    assert result["test"]["ndcg@10"]["mean"] == pytest.approx(
+        value(fitted[best], data.test, data)
+    )
+    assert result["fit_seconds"] > 0
+    if name == "popularity":
+        assert "tuned" not in result
+        assert baselines.tuned_line(name, result) is None
+        return
+    tuned = result["tuned"]
+    assert tuned["metric"] == "ndcg@10"
+    assert tuned["value"] == pytest.approx(values[best])
+    assert [t["value"] for t in tuned["tried"]] == pytest.approx(values)
+    assert len(set(values)) > 1  # a grid whose choices differ
+    line = baselines.tuned_line(name, result)
+    assert f"best of {len(grid)} by validation ndcg@10" in line
+    assert baselines.label(name, result) in line
+
+
+@pytest.mark.parametrize("mesh", [(2, 2), (1, 4)])
+@pytest.mark.parametrize("name", ["itemknn", "ials"])
+def test_the_same_lists_on_every_mesh(name, mesh, data):
+    (_, one), (_, several) = (
+        baselines.evaluate(name, model(*m), data, SETTINGS)
+        for m in ((1, 1), mesh)
+    )
+    np.testing.assert_allclose(
+        one.ranked.score_UK, several.ranked.score_UK, atol=1e-5
+    )
+    if name == "itemknn":
+        # Sums of the same numbers; rounding may order iALS' near ties.
+        same = one.ranked.item_UK == several.ranked.item_UK
+        assert same.mean() > 0.99
+    for metric in METRICS:
+        assert one.summary[metric]["mean"] == pytest.approx(
+            several.summary[metric]["mean"], abs=1e-3
+        )
+
+
+def test_tuning_needs_the_metric(data):
+    with pytest.raises(VaecfError, match="--baselines_tuned chooses by ndcg"):
+        baselines.evaluate(
+            "ease", model(metrics=("recall@5",)), data, SETTINGS, tuned=True
+        )
+    untuned, _ = baselines.evaluate(
+        "ease", model(metrics=("recall@5",)), data, SETTINGS
+    )
+    assert untuned["l2"] == 500 and "tuned" not in untuned
+
+
+def test_labels_and_settings():
+    assert set(baselines.GRIDS) == set(baselines.BASELINES)
+    for name, grid in baselines.GRIDS.items():
+        assert set(grid) <= set(baselines.Settings().of(name))
+    assert baselines.label("popularity", {"test": {}}) == "popularity"
+    assert (
+        baselines.label("itemknn", {"neighbours": 100, "shrinkage": 0.0})
+        == "itemknn (neighbours 100, shrinkage 0)"
+    )
