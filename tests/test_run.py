@@ -132,3 +132,23 @@ def test_environment_names_versions_and_devices() -> None:
     found = run.environment()
     assert found["jax"] == jax.__version__
     assert found["device"].startswith("8 x ")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_processes_must_see_one_workdir(monkeypatch, tmp_path, shared) -> None:
+    """The second of two: the first has written its token, or elsewhere."""
+    monkeypatch.setattr(run.distributed, "alone", lambda: False)
+    monkeypatch.setattr(run.distributed, "is_lead", lambda: False)
+    monkeypatch.setattr(run, "_SHARED_SECONDS", 0.2)
+    token = np.array([7, 8], np.uint32)
+    monkeypatch.setattr(
+        run.distributed, "gather", lambda own: np.stack([token, token])
+    )
+    where = tmp_path if shared else tmp_path / "of_another_host"
+    where.mkdir(exist_ok=True)
+    (where / ".processes").write_bytes(token.tobytes())
+    if shared:
+        run._check_shared(tmp_path)
+        return
+    with pytest.raises(VaecfError, match="is another directory here than"):
+        run._check_shared(tmp_path)

@@ -236,25 +236,6 @@ def test_processes_of_different_configs_do_not_start(tiny, data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_of_different_workdirs_do_not_start(
-    tiny, data_dir, tmp_path, monkeypatch
-):
-    address = free_address()
-    processes = [
-        start(
-            flags_of(tiny, data_dir, tmp_path / f"run-{i}", "--train"),
-            i,
-            address,
-        )
-        for i in (0, 1)
-    ]
-    outs = [p.communicate(timeout=100)[0] for p in processes]
-    assert all(p.returncode not in (0, None) for p in processes)
-    assert "is another directory here than that of process 0" in outs[1]
-    assert "process 1 stopped" in outs[0]
-    assert not list(tmp_path.rglob("checkpoints"))
-
-
 # --- Recipes ----------------------------------------------------------------
 
 

@@ -82,13 +82,13 @@ def test_a_turn_changes_its_own_part_only(options, dataset, mesh, assert_same):
 
 def test_losses_do_not_depend_on_the_mesh(options, dataset):
     losses = []
-    for mesh in ((1, 1), (2, 2), (1, 4)):
+    for mesh in ((1, 1), (2, 2)):
         problem = step_lib.make_problem(
             options(), dataset.n_items, sharding.make_mesh(*mesh)
         )
         feed = feeds.make_feed("streamed", problem, dataset.train, 7)
         state, seen = step_lib.init_state(problem, 7), []
-        for epoch in range(4):
+        for epoch in (1, 2):
             if step_lib.starts_decoder(options().train, epoch):
                 state = step_lib.renew_prior(problem, state)
             order = batches.epoch_order(7, epoch, 60, 16)
@@ -96,7 +96,7 @@ def test_losses_do_not_depend_on_the_mesh(options, dataset):
             state, totals = feed.run(state, feed.prepare(order, turn), 0, 4)
             seen.extend(totals.loss)
         losses.append(seen)
-    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
+    np.testing.assert_allclose(losses[1:], [losses[0]], rtol=1e-5)
 
 
 def test_the_kl_weighs_gamma_times_a_users_items(options, dataset):
@@ -114,11 +114,16 @@ def test_the_kl_weighs_gamma_times_a_users_items(options, dataset):
         problem, epoch.window(0), epoch.order[3], epoch.n_slots
     )
     key = jax.random.fold_in(step_lib.step_key(7), 0)
-    nll_B, kl_B = problem.model.apply(
-        {"params": state.params}, batch, key, method="loss_terms"
+    terms = jax.jit(
+        lambda params: problem.model.apply(
+            {"params": params}, batch, key, method="loss_terms"
+        )
     )
+    nll_B, kl_B = terms(state.params)
     turn = step_lib.in_turn(problem, options().train, 0)
-    _, totals = step_lib.gradients(turn, state.params, batch, key, state.step)
+    _, totals = jax.jit(step_lib.gradients, static_argnums=0)(
+        turn, state.params, batch, key, state.step
+    )
     count_B = np.asarray(batch.count_B)
     assert totals.users == 12
     nll_B = np.asarray(nll_B)
@@ -129,13 +134,10 @@ def test_the_kl_weighs_gamma_times_a_users_items(options, dataset):
     assert float(totals.kl) == pytest.approx(real.sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize("stop", [2, 3])
-def test_resumed_it_is_the_same_run(
-    options, train, tmp_path, assert_same, stop
-):
-    """Also right before the decoder's turn, with which the prior is renewed."""
+def test_resumed_it_is_the_same_run(options, train, tmp_path, assert_same):
+    """Right before the decoder's turn, with which the prior is renewed."""
     whole = train(tmp_path / "whole", options())
-    train(tmp_path / "halves", options(train={"epochs": stop}))
+    train(tmp_path / "halves", options(train={"epochs": 2}))
     halves = train(tmp_path / "halves", options())
     assert_same(whole.params, halves.params)
     assert "prior" not in whole.params
