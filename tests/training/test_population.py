@@ -119,7 +119,7 @@ def assert_alike(ours, theirs):
     [
         ("mult_vae", False),
         ("mult_vae", True),
-        ("rec_vae", False),
+        pytest.param("rec_vae", False, marks=pytest.mark.slow),
         pytest.param("rec_vae", True, marks=pytest.mark.slow),
         pytest.param("mult_dae", True, marks=pytest.mark.slow),
     ],
@@ -149,7 +149,11 @@ def test_members_are_their_separate_runs(
 
 
 @pytest.mark.parametrize(
-    ("stacked", "policy"), [(True, "fp32"), (True, "fp16"), (False, "bf16")]
+    ("stacked", "policy"),
+    [
+        (True, "fp16"),
+        pytest.param(False, "bf16", marks=pytest.mark.slow),
+    ],
 )
 def test_members_with_one_seed(make, dataset, stacked, policy):
     """Stacked they share batches; float16 skips steps of each on its own."""
