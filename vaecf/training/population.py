@@ -13,7 +13,9 @@ The program takes members in one of two ways, `Population.stacked`:
   same time, from as many threads as there are cores. A CPU is slower with
   stacked arrays: a loop whose length differs between members (the gathered
   input layer's) copies its sums in every turn, and the states of all members,
-  which no cache holds, are copied in every dispatch.
+  which no cache holds, are copied in every dispatch. On two cores, beside
+  separate runs: 0.5 to 0.9 times the speed stacked, 0.4 to 1 with `lax.map`
+  over stacked arrays, 1.3 to 1.5 from threads.
 """
 
 from __future__ import annotations
@@ -40,15 +42,15 @@ from vaecf.training import batches, feeds, loss_scale
 from vaecf.training import step as step_lib
 from vaecf.training.step import Totals, TrainState
 
-# Key of the config -> the dtype in which the program takes it.
-NUMBERS: Mapping[str, Any] = {
-    "optimizer.learning_rate": np.float32,
-    "loss.anneal_cap": np.float32,
-    "loss.total_anneal_steps": np.float32,  # what the step divides by
-    "loss.gamma": np.float32,
-    "loss.weight_decay": np.float32,
-    "model.dropout_rate": np.float32,
-}
+# What the program can take as arguments, as the step does in float32.
+NUMBERS = (
+    "optimizer.learning_rate",
+    "loss.anneal_cap",
+    "loss.total_anneal_steps",
+    "loss.gamma",
+    "loss.weight_decay",
+    "model.dropout_rate",
+)
 # What members may differ in.
 VARIED = ("seed", *NUMBERS)
 
@@ -106,7 +108,7 @@ def varied_numbers(members: Sequence[Options]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     flats = [flatten(options.to_dict()) for options in members]
-    for key, dtype in NUMBERS.items():
+    for key in NUMBERS:
         values = [flat[key] for flat in flats]
         if len(set(values)) == 1:
             continue
@@ -114,7 +116,7 @@ def varied_numbers(members: Sequence[Options]) -> dict[str, Any]:
             rates = [sparse.traced_rate(value) for value in values]
             found[key] = jax.tree.map(lambda *x: np.stack(x), *rates)
         else:
-            found[key] = np.array(values, dtype)
+            found[key] = np.array(values, np.float32)
     return found
 
 
