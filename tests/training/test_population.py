@@ -233,6 +233,25 @@ def test_stopped_in_an_epoch_it_goes_on_bit_for_bit(
         assert a.position.best == b.position.best
 
 
+def test_an_interrupt_when_all_have_failed(
+    make, dataset, tmp_path, monkeypatch
+):
+    asked = itertools.count()
+
+    @contextlib.contextmanager
+    def interrupts():
+        yield lambda: next(asked) >= 1
+
+    monkeypatch.setattr(dispatch, "interrupts", interrupts)
+    monkeypatch.setattr(
+        dispatch.Clock, "next_stop", lambda s, start, n: start + 1
+    )
+    options = [make({"optimizer": {"learning_rate": 1e30}})]
+    (member,) = together(tmp_path, options, dataset)
+    assert member.error is not None
+    assert "epoch 1, step 2" in member.error
+
+
 @pytest.mark.parametrize("stacked", _BOTH)
 def test_who_fails_or_stops_early_does_not_hold_up_the_others(
     stacked, make, train, dataset, tmp_path

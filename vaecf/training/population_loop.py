@@ -289,6 +289,8 @@ class _Together:
                 loss=float(losses.mean()) if len(losses) else None,
                 users_per_second=float(totals.users.sum() / seconds),
             )
+            if not self._active:
+                return joined  # all failed: nothing to save
             if stop < steps and (self._interrupted() or self._overdue()):
                 self._save(joined)
                 if self._interrupted():
