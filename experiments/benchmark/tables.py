@@ -86,6 +86,22 @@ def preparation(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def population(result: dict[str, Any]) -> list[str]:
+    """Rows of one run of population.py."""
+    keys = ("seconds", "training_seconds", "compile_seconds", "other_seconds")
+    titles = {
+        "processes": f"{result['members']} times `main.py --train`",
+        "one_process": f"{result['members']} runs in one process",
+        "population": "one population",
+    }
+    return [
+        f"| {title} | "
+        + " | ".join(f"{result['ways'][way][key]:.1f} s" for key in keys)
+        + " |"
+        for way, title in titles.items()
+    ]
+
+
 def load(pattern: str) -> list[dict[str, Any]]:
     """Results whose file names match, in the order of their names."""
     return [json.loads(p.read_text()) for p in sorted(RESULTS.glob(pattern))]
@@ -152,6 +168,13 @@ def main() -> None:
         print(f"\nPreparation, {run['rows']:,} rows, {run['processor']}:\n")
         print("| | time | peak memory |\n|---|---|---|")
         print("\n".join(preparation(run)))
+    for run in load("population*.json"):
+        print(f"\nPopulation, {run['users']:,} users, {run['host']}:\n")
+        print(
+            "| | all | steps | compilation of steps | start, validations, "
+            "checkpoints |\n|---|---|---|---|---|"
+        )
+        print("\n".join(population(run)))
 
 
 if __name__ == "__main__":

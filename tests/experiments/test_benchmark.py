@@ -185,8 +185,9 @@ def test_tables_of_the_results_here(capsys) -> None:
     results = path.with_name("results")
     assert out.count("Training, ") == bool(list(results.glob("training*")))
     assert out.count("Evaluation, ") == bool(list(results.glob("evaluation*")))
+    heads = ("|", "Tr", "Ev", "Qu", "Pr", "Po")
     for line in out.splitlines():
-        assert not line or line.startswith(("|", "Tr", "Ev", "Qu", "Pr")), line
+        assert not line or line.startswith(heads), line
 
 
 def test_a_run_of_all_is_recorded_whether_it_works_or_not(parsed) -> None:
@@ -221,3 +222,33 @@ def test_preparation(tmp_path, command) -> None:
     for name in ("vaecf", "pandas"):
         assert result[name]["peak_rss_bytes"] > 1e7
     assert [p.name for p in tmp_path.iterdir()] == ["preparation.json"]
+
+
+@pytest.mark.slow
+def test_population(tmp_path, command) -> None:
+    path = tmp_path / "population.json"
+    done = command(
+        "benchmark/population",
+        "--users=200",
+        "--items=60",
+        "--held_out_users=20",
+        "--change=train.epochs=2",
+        "--members=seed=0,1",
+        "--repeats=1",
+        f"--json={path}",
+    )
+    assert done.status == 0, done.err
+    result = json.loads(path.read_text())
+    assert result["members"] == 2 and result["varied"] == ["seed=0,1"]
+    assert (result["users"], result["items"]) == (200, 60)
+    assert [*result["ways"]] == ["processes", "one_process", "population"]
+    for figures in result["ways"].values():
+        parts = ("training_seconds", "compile_seconds", "other_seconds")
+        assert min(figures[part] for part in parts) > 0
+        assert figures["seconds"] == pytest.approx(
+            sum(figures[part] for part in parts)
+        )
+    own = result["ways"]["population"]["seconds"]
+    assert result["times_faster"]["processes"]["seconds"] == pytest.approx(
+        result["ways"]["processes"]["seconds"] / own
+    )

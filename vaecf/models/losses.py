@@ -82,8 +82,17 @@ def _log_normal_each(
     )
 
 
+def is_left_out(weight: Any) -> bool:
+    """Whether a term with this weight is no part of the program.
+
+    A weight that the program takes as an argument may be 0 too: its term is
+    computed all the same.
+    """
+    return isinstance(weight, int | float) and weight == 0
+
+
 def anneal_weight(
-    step: jax.Array | int, *, cap: float, total_steps: int
+    step: jax.Array | int, *, cap: Any, total_steps: Any
 ) -> jax.Array:
     """Weight β of the KL term: min(cap, step / total_steps).
 
@@ -93,17 +102,21 @@ def anneal_weight(
 
     Args:
       step: int32 scalar, steps taken before this one.
-      cap: largest weight, reached at step cap · total_steps.
+      cap: largest weight, reached at step cap · total_steps; a number, or a
+        traced scalar, as `total_steps`.
       total_steps: steps in which the weight would reach 1; 0 means `cap` from
         the first step on.
 
     Returns:
       float32 scalar.
     """
-    if total_steps == 0:
+    if is_left_out(total_steps):
         return jnp.float32(cap)
     slope = jnp.asarray(step, jnp.float32) / jnp.float32(total_steps)
-    return jnp.minimum(jnp.float32(cap), slope)
+    weight = jnp.minimum(jnp.float32(cap), slope)
+    if isinstance(total_steps, jax.Array):
+        weight = jnp.where(total_steps == 0, jnp.float32(cap), weight)
+    return weight
 
 
 def squared_norm_of_kernels(params: Any) -> jax.Array:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import random as extended_random
 
@@ -39,6 +40,28 @@ class SparseBatch(NamedTuple):
     count_B: Any
 
 
+class TracedRate(NamedTuple):
+    """A dropout rate that a compiled program takes as an argument.
+
+    What a rate known to the program becomes in it, worked out on the host: in
+    float32 the rate itself would draw the line elsewhere.
+
+    Attributes:
+      threshold: uint32 scalar, random bits below it drop an interaction.
+      kept: float32 scalar, 1 - rate.
+    """
+
+    threshold: Any
+    kept: Any
+
+
+def traced_rate(rate: float | TracedRate) -> TracedRate:
+    """A rate in [0, 1) as arrays of the host; one that is traced as it is."""
+    if isinstance(rate, TracedRate):
+        return rate
+    return TracedRate(np.uint32(round(rate * 2**32)), np.float32(1.0 - rate))
+
+
 class Dropout(NamedTuple):
     """Dropout of interactions that does not depend on the batch's layout.
 
@@ -50,7 +73,7 @@ class Dropout(NamedTuple):
     """
 
     key: jax.Array
-    rate: float
+    rate: float | TracedRate
     first_row: jax.Array | int
 
 
@@ -127,11 +150,12 @@ def keep_interactions(batch: SparseBatch, dropout: Dropout | None) -> jax.Array:
     """bool [N]: real interactions that survive dropout."""
     n_users = batch.count_B.shape[0]
     keep_N = batch.row_N < n_users
-    if dropout is not None and dropout.rate > 0.0:
+    # A traced rate is never known to be 0.
+    if dropout is not None and dropout.rate != 0.0:
         bits_N = counter_bits(
             dropout.key, batch.row_N + dropout.first_row, batch.item_N
         )
-        keep_N &= bits_N >= jnp.uint32(round(dropout.rate * 2**32))
+        keep_N &= bits_N >= jnp.uint32(traced_rate(dropout.rate).threshold)
     return keep_N
 
 
@@ -310,6 +334,6 @@ def normalised_bag(
         precision=precision,
         item_axis=item_axis,
     )
-    kept = 1.0 - (dropout.rate if dropout is not None else 0.0)
+    kept = traced_rate(dropout.rate if dropout is not None else 0.0).kept
     norm_B = jnp.sqrt(jnp.maximum(batch.count_B, 1).astype(jnp.float32))
     return sum_BH / (norm_B * jnp.float32(kept))[:, None]

@@ -305,7 +305,11 @@ def recommendations_table(
 
 
 def trials_table(
-    trials: Sequence[Mapping[str, Any]], *, metric: str, title: str
+    trials: Sequence[Mapping[str, Any]],
+    *,
+    metric: str,
+    title: str,
+    first: str = "trial",
 ) -> str:
     """Trials of a sweep, a line each, aligned for a terminal.
 
@@ -314,13 +318,14 @@ def trials_table(
         "epochs", "best_epoch", "seconds" and "params" (key to value).
       metric: its name.
       title: first line.
+      first: what "number" is called.
 
     Returns:
       Lines without a newline at the end.
     """
     keys = list(dict.fromkeys(key for t in trials for key in t["params"]))
     columns = {
-        "trial": [str(t["number"]) for t in trials],
+        first: [str(t["number"]) for t in trials],
         metric_label(metric): [_short(t["value"]) for t in trials],
         "best epoch": [
             f"{quantity(t['best_epoch'])} of {quantity(t['epochs'])}"

@@ -175,7 +175,7 @@ class ResidentFeed(Feed):
         return Epoch(
             steps=len(order),
             users=_users(self._counts, order),
-            n_slots=_slots(self._counts, order, self._problem),
+            n_slots=slots(self._counts, order, self._problem),
             order=distributed.put(order, self._by_user),
             window=lambda _: self._csr,
             csr_spec=P(),
@@ -258,7 +258,7 @@ class StreamedFeed(Feed):
         return Epoch(
             steps=steps,
             users=_users(self._counts, order),
-            n_slots=_slots(self._counts, order, self._problem),
+            n_slots=slots(self._counts, order, self._problem),
             order=distributed.put(
                 np.tile(in_window.reshape(length, -1), (1, shards)),
                 self._by_user,
@@ -294,8 +294,14 @@ def _users(counts: np.ndarray, order: np.ndarray) -> int:
     return int((counts[order] > 0).sum())
 
 
-def _slots(counts: np.ndarray, order: np.ndarray, problem: Problem) -> int:
-    """Slots of a microbatch."""
+def slots(counts: np.ndarray, order: np.ndarray, problem: Problem) -> int:
+    """Slots of a microbatch.
+
+    Args:
+      counts: int [n_users + 1], interactions, 0 for the padding user.
+      order: int32 [steps, batch_size].
+      problem: static.
+    """
     return _usual_slots(counts, order, problem.parts(order.shape[1]))
 
 

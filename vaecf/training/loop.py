@@ -28,7 +28,7 @@ from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 from vaecf.training.dispatch import Interrupted
 from vaecf.training.position import Position
 
-_CHECKPOINT_SECONDS = 600.0
+CHECKPOINT_SECONDS = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def train(
     within = functools.partial(distributed.deadline, options.mesh.peer_timeout)
     if saved.step(LATEST) is not None:
         with within("reading a checkpoint"):
-            position, state = _resume(problem, saved, steps)
+            position, state = resume(problem, saved, steps)
         if position.epoch >= options.train.epochs:
             log(f"nothing left to train: {position.epoch} epochs are done")
         else:
@@ -109,10 +109,10 @@ def train(
     first_step = int(state.step)
 
     # --- Evaluator, writers -------------------------------------------------
-    validate = _validator(
+    validate = make_validator(
         options, dataset, problem, step_lib.scoring_params(state.params)
     )
-    writer = _writer(workdir, first_step, extra_writer)
+    writer = open_writers(workdir, first_step, extra_writer)
     clock, tracer = dispatch.Clock(), dispatch.Tracer(trace_dir)
     last_saved = time.monotonic()
 
@@ -127,7 +127,7 @@ def train(
         last_saved = time.monotonic()
 
     def overdue() -> bool:
-        return time.monotonic() - last_saved > _CHECKPOINT_SECONDS
+        return time.monotonic() - last_saved > CHECKPOINT_SECONDS
 
     # --- Epochs -------------------------------------------------------------
     with (
@@ -176,7 +176,7 @@ def train(
                     seconds -= feed.compile_seconds - compiled_before
                     now = dispatch.agree(seconds, interrupted(), overdue())
                 clock.ran(stop - start, now.seconds)
-                _check_health(options, state, totals, position)
+                check_health(options, state.opt_state, totals, position)
                 position.add(totals, now.seconds, options.train)
                 progress.update(
                     epoch=position.epoch + 1,
@@ -189,8 +189,8 @@ def train(
                 if stop < steps and (now.interrupted or now.overdue):
                     save()
                     if now.interrupted:
-                        raise _stopped(position, workdir)
-            record = _training_record(options, state, position, steps)
+                        raise stopped(position, workdir)
+            record = training_record(options, state.opt_state, position, steps)
             position.next_epoch()
             step_now = position.epoch * steps
             writer.write(record, step=step_now)
@@ -213,13 +213,13 @@ def train(
             if due or now.interrupted or now.overdue:
                 save()
             if now.interrupted:
-                raise _stopped(position, workdir)
+                raise stopped(position, workdir)
         if position.best is None:
             # No validation users: the last parameters are the best there are.
             save(BEST)
         if saved.step(LATEST) != int(state.step):
             save()
-        summary = _summary(position, feed, options, mesh)
+        summary = summarise(position, feed, options, mesh)
         if int(state.step) > first_step:
             writer.write(
                 {f"final/{k}": v for k, v in summary.items()},
@@ -241,7 +241,7 @@ def restore_state(
     )
 
 
-def _resume(
+def resume(
     problem: step_lib.Problem, saved: Checkpoints, steps: int
 ) -> tuple[Position, step_lib.TrainState]:
     """Where the workdir left off, with `steps` an epoch."""
@@ -279,7 +279,7 @@ def item_share(train: Any, names: Sequence[str]) -> np.ndarray:
     return train.item_counts() / max(1, train.n_users)
 
 
-def _writer(
+def open_writers(
     workdir: pathlib.Path, step: int, extra: Any | None
 ) -> writers.MultiWriter:
     """All writers; records after `step` are dropped. Only the lead writes."""
@@ -298,7 +298,8 @@ def _writer(
     )
 
 
-def _stopped(position: Position, workdir: pathlib.Path) -> Interrupted:
+def stopped(position: Position, workdir: pathlib.Path) -> Interrupted:
+    """What ends a run whose state is saved."""
     where = (
         f"in epoch {position.epoch + 1}"
         if position.step_in_epoch
@@ -309,7 +310,7 @@ def _stopped(position: Position, workdir: pathlib.Path) -> Interrupted:
     )
 
 
-def _validator(
+def make_validator(
     options: Options, dataset: Any, problem: step_lib.Problem, params: Any
 ) -> Callable[[Any], dict[str, Any]]:
     """params -> record of validation metrics; {} without validation users."""
@@ -348,6 +349,7 @@ def _validator(
 def _validation_line(
     options: Options, position: Position, record: dict[str, Any], better: bool
 ) -> str:
+    """A validation for a person."""
     values = "  ".join(
         f"{name} {record[f'validation/{name}']:.4f}"
         for name in dict.fromkeys(
@@ -358,12 +360,12 @@ def _validation_line(
     return f"epoch {position.epoch}  validation: {values}{mark}"
 
 
-def _training_record(
-    options: Options, state: step_lib.TrainState, position: Position, steps: int
+def training_record(
+    options: Options, opt_state: Any, position: Position, steps: int
 ) -> dict[str, Any]:
     """Means over the epoch that just ended."""
     totals = step_lib.Totals(*position.epoch_sums)
-    skipped, _ = loss_scale.skips_of(state.opt_state)
+    skipped, _ = loss_scale.skips_of(opt_state)
     last_step = (position.epoch + 1) * steps - 1
     return {
         "epoch": position.epoch + 1,
@@ -379,14 +381,14 @@ def _training_record(
         ),
         "train/users_per_second": totals.users / position.epoch_seconds,
         "train/epoch_seconds": position.epoch_seconds,
-        "train/loss_scale": float(loss_scale.scale_of(state.opt_state)),
+        "train/loss_scale": float(loss_scale.scale_of(opt_state)),
         "train/skipped_steps": int(skipped),
     }
 
 
-def _check_health(
+def check_health(
     options: Options,
-    state: step_lib.TrainState,
+    opt_state: Any,
     totals: step_lib.Totals,
     position: Position,
 ) -> None:
@@ -395,14 +397,14 @@ def _check_health(
     Raises:
       VaecfError: see `train`.
     """
-    scaled = isinstance(state.opt_state, loss_scale.LossScaleState)
+    scaled = isinstance(opt_state, loss_scale.LossScaleState)
     if scaled:
-        _, in_a_row = (int(x) for x in loss_scale.skips_of(state.opt_state))
+        _, in_a_row = (int(x) for x in loss_scale.skips_of(opt_state))
         if in_a_row >= options.precision.max_skipped_in_a_row:
             raise VaecfError(
                 f"float16 gradients overflowed {in_a_row} steps in a row in "
                 f"epoch {position.epoch + 1}, at loss scale "
-                f"{float(loss_scale.scale_of(state.opt_state)):g}: lower "
+                f"{float(loss_scale.scale_of(opt_state)):g}: lower "
                 "config.optimizer.learning_rate, or use "
                 "--config.precision.policy=bf16"
             )
@@ -418,9 +420,10 @@ def _check_health(
         )
 
 
-def _summary(
+def summarise(
     position: Position, feed: Any, options: Options, mesh: Any
 ) -> dict[str, Any]:
+    """What a run says of its training; of a feed the compilation."""
     timed = position.timed_seconds
     return {
         "users_per_second": position.timed_users / timed if timed else None,

@@ -244,7 +244,8 @@ def init_params(whole: mult_vae.MultDAE, key: jax.Array) -> Any:
     return whole.init(key, empty)["params"]
 
 
-def _init(problem: Problem, key: jax.Array) -> TrainState:
+def first_state(problem: Problem, key: jax.Array) -> TrainState:
+    """Parameters out of a key, and what the optimiser starts with."""
     params = init_params(problem.whole, key)
     return TrainState(jnp.int32(0), params, problem.tx.init(params))
 
@@ -252,7 +253,7 @@ def _init(problem: Problem, key: jax.Array) -> TrainState:
 def state_shardings(problem: Problem) -> TrainState:
     """NamedSharding of every array of the state."""
     shapes = jax.eval_shape(
-        functools.partial(_init, problem), jax.random.key(0)
+        functools.partial(first_state, problem), jax.random.key(0)
     )
     specs = sharding.specs(shapes, mult_vae.PARTITION)
     moments = _moment_specs(problem, shapes.opt_state, specs.opt_state)
@@ -275,7 +276,7 @@ def init_state(problem: Problem, seed: int) -> TrainState:
     """First state, initialised sharded: no unsharded copy ever exists."""
 
     def init(key_data: jax.Array) -> TrainState:
-        return _init(problem, jax.random.wrap_key_data(key_data))
+        return first_state(problem, jax.random.wrap_key_data(key_data))
 
     place = state_shardings(problem)
     return jax.jit(init, out_shardings=place)(_host_key(jax.random.key, seed))
@@ -350,6 +351,7 @@ def _local_gradients(
     # Marked, the gradient is this device's share: summed below, not at once.
     own_params = vary(problem.trained_part(params), axes)
     gamma = problem.loss.gamma
+    by_items = not losses.is_left_out(gamma)
 
     def loss_of(
         trained: Any, part: SparseBatch, first_row: jax.Array | int
@@ -366,9 +368,12 @@ def _local_gradients(
         kl = jnp.sum(kl_B * (part.count_B > 0).astype(jnp.float32))
         sums: tuple[jax.Array, ...] = (nll, kl)
         weighted = kl_weight * kl
-        if gamma:
+        if by_items:
             # Shenbin et al. 2020, section 3.3: γ times the user's items.
+            annealed = weighted
             weighted = gamma * jnp.sum(kl_B * part.count_B.astype(jnp.float32))
+            if isinstance(gamma, jax.Array):
+                weighted = jnp.where(gamma == 0, annealed, weighted)
             sums = (nll, kl, weighted)
         mean = (nll + weighted) / jnp.maximum(users, 1.0)
         return mean * scale, sums
@@ -389,7 +394,7 @@ def _local_gradients(
             lambda x: vary(jnp.zeros(x.shape, x.dtype), varying_axes(x)),
             own_params,
         )
-        none = (vary(jnp.float32(0), axes),) * (3 if gamma else 2)
+        none = (vary(jnp.float32(0), axes),) * (3 if by_items else 2)
         grads, terms = lax.fori_loop(0, parts, add, (zeros, none))
     if axes:
         dtypes = jax.tree.map(lambda g: g.dtype, grads)
@@ -435,16 +440,17 @@ def gradients(
     gradient_specs = _moment_specs(
         problem, trained, problem.trained_part(specs)
     )
+    by_items = not losses.is_left_out(problem.loss.gamma)
     grads, (users, nll, kl, *by_gamma) = sharding.on_mesh(
         problem.mesh,
         functools.partial(_local_gradients, problem, gradient_specs),
         in_specs=(specs, _BATCH_SPEC, P(), P(), P()),
-        out_specs=(gradient_specs, (P(),) * (4 if problem.loss.gamma else 3)),
+        out_specs=(gradient_specs, (P(),) * (4 if by_items else 3)),
     )(params, batch, jax.random.key_data(key), weight, jnp.float32(scale))
     weighted = by_gamma[0] if by_gamma else weight * kl
     loss = (nll + weighted) / jnp.maximum(users, 1.0)
     rate = problem.loss.weight_decay
-    if rate:
+    if not losses.is_left_out(rate):
         norm, slope = jax.value_and_grad(losses.squared_norm_of_kernels)(
             trained
         )

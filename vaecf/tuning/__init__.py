@@ -1,1 +1,4 @@
-"""Search for hyper-parameters. Needs optuna: pip install 'vaecf[tune]'."""
+"""Search for hyper-parameters, and populations.
+
+A sweep needs optuna: pip install 'vaecf[tune]'.
+"""

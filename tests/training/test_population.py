@@ -1,0 +1,305 @@
+"""A population beside separate runs, which know nothing of it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from vaecf.errors import VaecfError
+from vaecf.models import sharding
+from vaecf.reporting.writers import read_records
+from vaecf.training import batches, dispatch, feeds, loop, population
+from vaecf.training import population_loop as members_lib
+from vaecf.training import step as step_lib
+from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
+from vaecf.training.population_loop import Member
+
+MODELS = {
+    "mult_vae": {},
+    "mult_dae": {"model": {"name": "mult_dae"}},
+    "rec_vae": {
+        "model": {"name": "rec_vae"},
+        "loss": {"gamma": 0.01},
+        "train": {"alternate": (2, 1), "epochs": 4},
+    },
+}
+# Everything that may differ, also from what is left out of a program.
+OTHER = {
+    "seed": 8,
+    "model": {"dropout_rate": 0.0},
+    "loss": {
+        "anneal_cap": 0.1,
+        "total_anneal_steps": 0,
+        "weight_decay": 1e-3,
+        "gamma": 0.02,
+    },
+    "optimizer": {"learning_rate": 0.02},
+}
+_BOTH = [False, pytest.param(True, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Many programs of a few steps: compiled quickly rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def make(small):
+    """Options with sections of several dicts put together."""
+
+    def options(*changes):
+        merged = {}
+        for sections in changes:
+            for key, value in sections.items():
+                if isinstance(value, dict):
+                    merged[key] = {**merged.get(key, {}), **value}
+                else:
+                    merged[key] = value
+        return small(**merged)
+
+    return options
+
+
+@pytest.fixture(scope="module")
+def pair(make, train, tmp_path_factory):
+    """Model -> options and separate runs of two members."""
+    made = {}
+
+    def of(model):
+        if model not in made:
+            options = [make(MODELS[model], o) for o in ({}, OTHER)]
+            folders = [tmp_path_factory.mktemp(model) for _ in options]
+            runs = [train(f, o) for f, o in zip(folders, options)]
+            made[model] = (options, folders, runs)
+        return made[model]
+
+    return of
+
+
+def together(folder: pathlib.Path, options, dataset, **arguments):
+    members = [
+        Member(f"member {m}", o, folder / str(m)) for m, o in enumerate(options)
+    ]
+    members_lib.train(
+        members,
+        dataset,
+        folder,
+        show_progress=False,
+        **{"log": lambda line: None} | arguments,
+    )
+    return members
+
+
+def records(folder):
+    """Without what the clock says."""
+    return [
+        {k: v for k, v in r.items() if not k.endswith(("seconds", "_second", "time"))}
+        for r in read_records(folder / "metrics.jsonl")
+        if not any(k.startswith("final/") for k in r)
+    ]  # fmt: skip
+
+
+def assert_alike(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert a.keys() == b.keys()
+        assert a == pytest.approx(b, rel=2e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "stacked"),
+    [
+        ("mult_vae", False),
+        ("mult_vae", True),
+        pytest.param("rec_vae", False, marks=pytest.mark.slow),
+        pytest.param("rec_vae", True, marks=pytest.mark.slow),
+        pytest.param("mult_dae", True, marks=pytest.mark.slow),
+    ],
+)
+def test_members_are_their_separate_runs(
+    model, stacked, pair, dataset, tmp_path, assert_close
+):
+    options, folders, runs = pair(model)
+    members = together(tmp_path, options, dataset, stacked=stacked)
+    assert records(folders[0]) != records(folders[1])
+    for member, folder, run in zip(members, folders, runs):
+        assert_alike(records(member.workdir), records(folder))
+        assert member.position.best == pytest.approx(run.position.best)
+        assert member.position.best_epoch == run.position.best_epoch
+        assert member.position.timed_users == run.position.timed_users
+        saved, reference = (
+            Checkpoints(f / "checkpoints") for f in (member.workdir, folder)
+        )
+        for which in (BEST, LATEST):
+            assert saved.step(which) == reference.step(which)
+        state, expected = (
+            loop.restore_state(run.problem, c) for c in (saved, reference)
+        )
+        assert_close(state, expected, rtol=1e-3, atol=1e-4)
+        saved.close()
+        reference.close()
+
+
+@pytest.mark.parametrize(
+    ("stacked", "policy"),
+    [
+        (True, "fp16"),
+        pytest.param(False, "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_members_with_one_seed(make, dataset, stacked, policy):
+    """Stacked they share batches; float16 skips steps of each on its own."""
+    options = [
+        make(
+            {"precision": {"policy": policy, "initial_loss_scale": 2.0**24}},
+            {"optimizer": {"learning_rate": rate}},
+        )
+        for rate in (0.01, 0.3)
+    ]
+    one = population.Population(options, 33, dataset.train, stacked=stacked)
+    states = one.join(one.first_states())
+    for number in range(2):
+        states, ours = one.run(states, one.prepare(number), 0, 4)
+    for m, own in enumerate(options):
+        problem = step_lib.make_problem(own, 33, sharding.make_mesh(1, 1))
+        feed = feeds.make_feed("resident", problem, dataset.train, 7)
+        state = step_lib.init_state(problem, 7)
+        for number in range(2):
+            order = batches.epoch_order(7, number, 60, 16)
+            state, theirs = feed.run(state, feed.prepare(order), 0, 4)
+        np.testing.assert_allclose(ours.loss[m], theirs.loss, rtol=2e-3)
+        np.testing.assert_array_equal(ours.users[m], theirs.users)
+        mine = one.loss_scale_of(states, m)
+        if policy == "fp16":
+            assert int(mine.skipped) == int(state.opt_state.skipped) > 0
+            assert float(mine.scale) == float(state.opt_state.scale)
+        else:
+            assert mine == ()
+
+
+def test_first_states_are_those_of_separate_runs(make, dataset, assert_same):
+    options = [make(), make({"seed": 8})]
+    one = population.Population(options, 33, dataset.train)
+    for state, own in zip(one.first_states(), options):
+        assert_same(state, step_lib.init_state(one.problem, own.seed))
+
+
+def test_members_that_are_not_equally_far(
+    pair, train, dataset, tmp_path, assert_same, make
+):
+    """One was trained alone for two epochs; the other starts."""
+    options, _, runs = pair("mult_vae")
+    train(tmp_path / "1", make(OTHER, {"train": {"epochs": 2}}))
+    said = []
+    members = together(tmp_path, options, dataset, log=said.append)
+    assert said == ["1 of 2 members are at epoch 0"]
+    for member, run in zip(members, runs):
+        assert member.position.best == pytest.approx(run.position.best)
+        assert member.position.epoch == 3
+    again = together(tmp_path, options, dataset)
+    assert [m.position for m in again] == [m.position for m in members]
+
+
+@pytest.mark.parametrize("stacked", _BOTH)
+def test_stopped_in_an_epoch_it_goes_on_bit_for_bit(
+    stacked, pair, dataset, tmp_path, monkeypatch
+):
+    options = pair("mult_vae")[0]
+    whole = together(tmp_path / "a", options, dataset, stacked=stacked)
+    asked = itertools.count()
+
+    @contextlib.contextmanager
+    def interrupts():
+        yield lambda: next(asked) >= 5
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "interrupts", interrupts)
+        patch.setattr(
+            dispatch.Clock, "next_stop", lambda s, start, n: start + 1
+        )
+        with pytest.raises(dispatch.Interrupted, match="in epoch 2; the same"):
+            together(tmp_path / "b", options, dataset, stacked=stacked)
+    halves = together(tmp_path / "b", options, dataset, stacked=stacked)
+    for a, b in zip(whole, halves):
+        assert records(a.workdir) == records(b.workdir)
+        assert a.position.best == b.position.best
+
+
+def test_an_interrupt_when_all_have_failed(
+    make, dataset, tmp_path, monkeypatch
+):
+    asked = itertools.count()
+
+    @contextlib.contextmanager
+    def interrupts():
+        yield lambda: next(asked) >= 1
+
+    monkeypatch.setattr(dispatch, "interrupts", interrupts)
+    monkeypatch.setattr(
+        dispatch.Clock, "next_stop", lambda s, start, n: start + 1
+    )
+    options = [make({"optimizer": {"learning_rate": 1e30}})]
+    (member,) = together(tmp_path, options, dataset)
+    assert member.error is not None
+    assert "epoch 1, step 2" in member.error
+
+
+@pytest.mark.parametrize("stacked", _BOTH)
+def test_who_fails_or_stops_early_does_not_hold_up_the_others(
+    stacked, make, train, dataset, tmp_path
+):
+    rates = (1e-12, 1e30, 0.01, 0.02)
+    options = [
+        make(
+            {"optimizer": {"learning_rate": rate}},
+            {"train": {"epochs": 4}, "eval": {"patience": 2}},
+        )
+        for rate in rates
+    ]
+    members = together(tmp_path / "pop", options, dataset, stacked=stacked)
+    idle, lost, sound, _ = members
+    assert lost.error is not None and lost.error.startswith("the loss is nan")
+    assert lost.summary is None
+    # Nothing is learned: no gain after the first validation.
+    assert (idle.error, idle.position.epoch, idle.position.best_epoch) == (
+        None, 3, 1,
+    )  # fmt: skip
+    alone = train(tmp_path / "alone", options[2])
+    assert sound.position.best == pytest.approx(alone.position.best)
+    assert sound.position.epoch == alone.position.epoch
+    assert sound.summary is not None and sound.summary["members"] == 4
+
+
+def test_without_validation_users_the_last_is_the_best(
+    make, without_validation, tmp_path
+):
+    options = [make({"seed": s, "train": {"epochs": 1}}) for s in (1, 2)]
+    for member in together(tmp_path, options, without_validation):
+        assert member.position.best is None
+        saved = Checkpoints(member.workdir / "checkpoints")
+        assert saved.step(BEST) == saved.step(LATEST) == 4
+        saved.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{}, {"model": {"latent": 4}}], "config.model.latent is 3 and 4 in"),
+        ([{}, {"optimizer": {"beta1": 0.8}}], "config.optimizer.beta1 is 0.9"),
+        ([{"mesh": {"data": 2}}] * 2, "on one device, and this mesh has 2"),
+        ([{"data": {"feed": "streamed"}}], "config.data.feed='streamed' is not"),
+        ([{"train": {"epochs": 0}}], "config.train.epochs=0 must be"),
+        ([], "needs at least one member"),
+    ],
+)  # fmt: skip
+def test_what_is_no_population(make, changes, message):
+    with pytest.raises(VaecfError, match=message):
+        population.check([make(change) for change in changes])
