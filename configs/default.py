@@ -35,6 +35,15 @@ def get_config() -> ml_collections.ConfigDict:
     # on large catalogues; 0: all at once.
     config.model.item_block = 0
 
+    # A linear item-item path that ranks beside the model (vaecf.models.blend).
+    config.linear = ml_collections.ConfigDict()
+    # Its λ, in interactions; 0: there is none. 150 is a good first value.
+    config.linear.l2 = 0.0
+    # Share of the input it learns to do without (Steck 2020).
+    config.linear.dropout = 0.5
+    # A user of n items weighs n to the minus this in its fit; 0: all alike.
+    config.linear.user_exponent = 0.5
+
     config.loss = ml_collections.ConfigDict()
     # Weight of the KL term: min(anneal_cap, step / total_anneal_steps).
     config.loss.anneal_cap = 0.2
@@ -55,6 +64,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.epochs = 200  # passes over the users
     # rec_vae: epochs of the encoder and of the decoder, in turns, e.g. (3, 1).
     config.train.alternate = ()
+    # Rank with an average of the epochs' parameters; it forgets by this factor
+    # an epoch, e.g. 0.95. 0: with the parameters as they are.
+    config.train.ema = 0.0
     config.train.batch_size = 500  # users, over all devices
     # Users whose activations a device holds at once; a larger batch is gone
     # through in pieces and the gradients are summed: less memory, the same

@@ -29,7 +29,7 @@ class Entrant(NamedTuple):
 def model_entrant(model: Model) -> Entrant:
     """The model itself, ranked as deep as its metrics look."""
     depth = metrics.depth(model.options.eval.metrics)
-    return Entrant(model.ranker(depth), model.params)
+    return Entrant(model.ranker(depth), model.ranked_params)
 
 
 def entrant(model: Model, scorer: ranking.Scorer) -> Entrant:

@@ -41,6 +41,15 @@ class ModelOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearOptions:
+    """The linear path beside the model, fitted in closed form."""
+
+    l2: float
+    dropout: float
+    user_exponent: float
+
+
+@dataclasses.dataclass(frozen=True)
 class LossOptions:
     """Weights of the loss's terms."""
 
@@ -66,6 +75,7 @@ class TrainOptions:
 
     epochs: int
     alternate: tuple[int, ...]
+    ema: float
     batch_size: int
     microbatch: int
     drop_remainder: bool
@@ -111,6 +121,7 @@ class Options:
     seed: int
     data: DataOptions
     model: ModelOptions
+    linear: LinearOptions
     loss: LossOptions
     optimizer: OptimizerOptions
     train: TrainOptions
@@ -190,6 +201,10 @@ _LATER = {
     ("train", "microbatch"): 0,
     ("loss", "gamma"): 0.0,
     ("train", "alternate"): (),
+    ("train", "ema"): 0.0,
+    ("linear", "l2"): 0.0,
+    ("linear", "dropout"): 0.0,
+    ("linear", "user_exponent"): 0.0,
     ("mesh", "zero"): False,
     ("mesh", "reduce"): "fp32",
     ("mesh", "peer_timeout"): 300.0,
@@ -211,7 +226,9 @@ def load(path: pathlib.Path) -> Options:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VaecfError(f"{path}: not JSON ({error})") from None
     for (section, key), value in _LATER.items():
-        if isinstance(config, dict) and isinstance(config.get(section), dict):
+        if not isinstance(config, dict):
+            break
+        if isinstance(config.setdefault(section, {}), dict):
             config[section].setdefault(key, value)
     return from_config(config)
 
@@ -320,6 +337,8 @@ def _check(o: Options) -> None:
         "loss.total_anneal_steps": o.loss.total_anneal_steps,
         "loss.weight_decay": o.loss.weight_decay,
         "loss.gamma": o.loss.gamma,
+        "linear.l2": o.linear.l2,
+        "linear.user_exponent": o.linear.user_exponent,
     }
     for key, value in not_negative.items():
         _rule(key, value, "at least 0", value >= 0)
@@ -332,6 +351,8 @@ def _check(o: Options) -> None:
         _rule(key, real, "above 0", real > 0)
     fractions = {
         "model.dropout_rate": o.model.dropout_rate,
+        "linear.dropout": o.linear.dropout,
+        "train.ema": o.train.ema,
         "optimizer.beta1": o.optimizer.beta1,
         "optimizer.beta2": o.optimizer.beta2,
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vaecf import baselines, distributed, held_out
+from vaecf import baselines, blending, distributed, held_out
 from vaecf.baselines import BASELINES, Settings
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
@@ -123,6 +123,7 @@ def run(
         # How to evaluate is this call's choice, not that of the training.
         model = dataclasses.replace(model, options=options)
         if actions.train or actions.test:
+            model = blending.choose(model, dataset, say=say)
             ranked_by = held_out.model_entrant(model)
             with within("a validation"):
                 results["validation"] = held_out.summary(
@@ -511,7 +512,7 @@ def sample_recommendations(
         return []
     fold_in = held.fold_in.rows(np.arange(n))
     ranked = model.ranker(min(_SHOWN_ITEMS, dataset.n_items))(
-        model.params, fold_in.indptr, fold_in.indices, batch_size=n
+        model.ranked_params, fold_in.indptr, fold_in.indices, batch_size=n
     )
     first = dataset.split_sizes[0] + dataset.split_sizes[1]
     log_probability = ranked.score_UK - ranked.log_total_U[:, None]

@@ -35,6 +35,7 @@ _PAPER: dict[str, Any] = {
         "input": "auto",
         "item_block": 0,
     },
+    "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0},
     "loss": {
         "anneal_cap": 0.2,
         "total_anneal_steps": 200_000,
@@ -50,6 +51,7 @@ _PAPER: dict[str, Any] = {
     "train": {
         "epochs": 1,
         "alternate": (),
+        "ema": 0.0,
         "batch_size": 500,
         "microbatch": 0,
         "drop_remainder": True,

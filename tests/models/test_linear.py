@@ -81,13 +81,55 @@ def test_ease_minimises_its_loss(users, l2):
     assert not np.diag(b).any()
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_gram_matrix_over_several_blocks_of_items(dtype):
+def ridge(x, l2: float, dropout: float, exponent: float) -> np.ndarray:
+    """A weighted ridge regression of every item on all others, float64."""
+    n = np.maximum(x.sum(axis=1), 1)
+    weight = (n / max(x.sum(axis=1).mean(), 1)) ** -exponent
+    gram = x.T @ (weight[:, None] * x)
+    penalty = l2 + dropout / (1 - dropout) * np.diag(gram)
+    b = np.zeros_like(gram)
+    for j in range(len(gram)):
+        others = np.delete(np.arange(len(gram)), j)
+        system = gram[np.ix_(others, others)] + np.diag(penalty[others])
+        b[others, j] = np.linalg.solve(system, gram[others, j])
+    return b
+
+
+@pytest.mark.parametrize("users", [USERS, ITEMS - 7])
+@pytest.mark.parametrize("dropout", [0.0, 0.6])
+@pytest.mark.parametrize("exponent", [0.0, 0.5])
+@pytest.mark.parametrize("available", [None, 12_000])
+def test_ease_with_dropout_and_weighted_users(
+    x, users, dropout, exponent, available
+):
+    """By items and by users, in float64 and in float32."""
+    x = x[:users]
+    weights = linear.fit_ease(
+        interactions(x),
+        3.0,
+        dropout=dropout,
+        user_exponent=exponent,
+        available_bytes=available,
+    )["item_item"]
+    expected = ridge(x, 3.0, dropout, exponent)
+    np.testing.assert_allclose(
+        weights[:, :ITEMS],
+        expected,
+        rtol=1e-5 if available is None else 1e-3,
+        atol=1e-7 if available is None else 1e-5,
+    )
+    assert not np.diag(weights).any()
+    assert not weights[:, ITEMS:].any()
+
+
+@pytest.mark.parametrize("users", [40, 2200])
+def test_ease_over_several_blocks_of_items(users):
     rng = np.random.default_rng(1)
-    x = (rng.random((40, 2100)) < 0.05).astype(float)
-    gram = linear._gram(interactions(x), dtype)
-    assert gram.dtype == dtype
-    np.testing.assert_array_equal(gram, x.T @ x)
+    x = (rng.random((users, 2100)) < 0.05).astype(float)
+    weights = linear.fit_ease(interactions(x), 50.0)["item_item"]
+    np.testing.assert_allclose(
+        weights[:, :2100], ease(x, 50.0), rtol=1e-4, atol=1e-7
+    )
 
 
 def test_ease_in_float32_when_memory_is_scarce(x):
@@ -127,7 +169,7 @@ def test_ease_without_regularisation_is_refused(x, l2):
 def test_ease_of_a_singular_matrix_is_an_error_in_words():
     """3 + 1e-30 is 3."""
     train = interactions(np.ones((3, 2)))
-    with pytest.raises(VaecfError, match="singular; raise l2=1e-30"):
+    with pytest.raises(VaecfError, match="singular; raise its l2"):
         linear.fit_ease(train, 1e-30)
 
 

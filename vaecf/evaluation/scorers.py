@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaecf.evaluation.ranking import Scorer
+from vaecf.models import blend as blend_lib
 from vaecf.models import ials as ials_lib
 from vaecf.models import linear, mult_vae, sharding, sparse
 
@@ -40,6 +42,20 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def _on_this_device(
+    module: mult_vae.MultDAE,
+) -> tuple[mult_vae.MultDAE, tuple[Any, ...]]:
+    """(the module as it computes here, casts of the parameters before)."""
+    dtype = jnp.dtype(module.dtype)
+    if dtype.itemsize != 2:
+        return module, ()
+    if dtype == jnp.float16 and _on_cpu():
+        # XLA's CPU has no product of float16: it would convert the matrices
+        # in every query. Rounded, they go as float32.
+        return module.clone(dtype=jnp.float32), (dtype, jnp.dtype(jnp.float32))
+    return module, (dtype,)
+
+
 def model(module: mult_vae.MultDAE, params: Any) -> Scorer:
     """A model's logits.
 
@@ -48,15 +64,7 @@ def model(module: mult_vae.MultDAE, params: Any) -> Scorer:
       params: parameters, float32. In half precision the matrices are rounded
         once, not in every query.
     """
-    casts: tuple[Any, ...] = ()
-    dtype = jnp.dtype(module.dtype)
-    if dtype.itemsize == 2:
-        casts = (dtype,)
-        if dtype == jnp.float16 and _on_cpu():
-            # XLA's CPU has no product of float16: it would convert the
-            # matrices in every query. Rounded, they go as float32.
-            casts = (dtype, jnp.dtype(jnp.float32))
-            module = module.clone(dtype=jnp.float32)
+    module, casts = _on_this_device(module)
     return Scorer(
         functools.partial(_model_scores, module),
         params,
@@ -64,6 +72,47 @@ def model(module: mult_vae.MultDAE, params: Any) -> Scorer:
         module.n_items,
         casts,
     )
+
+
+def _blend_scores(
+    module: mult_vae.MultDAE,
+    params: Any,
+    batch: sparse.SparseBatch,
+    user_B: jax.Array,
+) -> jax.Array:
+    model_BI = _model_scores(module, params["model"], batch, user_B)
+    return blend_lib.scores(model_BI, params["linear"], batch)
+
+
+def blend(module: mult_vae.MultDAE, params: Any) -> Scorer:
+    """A model and a linear path beside it.
+
+    Args:
+      module: as `model`'s.
+      params: {'model': the model's parameters, 'linear': `blend.scores`'
+        path}.
+    """
+    module, casts = _on_this_device(module)
+    return Scorer(
+        functools.partial(_blend_scores, module),
+        params,
+        mult_vae.PARTITION | blend_lib.PARTITION,
+        module.n_items,
+        casts,
+    )
+
+
+def ranked(
+    module: mult_vae.MultDAE, params: Any, path: Mapping[str, Any] | None
+) -> Scorer:
+    """What ranks: the model, or its blend with a linear path."""
+    params = ranked_params(params, path)
+    return model(module, params) if path is None else blend(module, params)
+
+
+def ranked_params(params: Any, path: Mapping[str, Any] | None) -> Any:
+    """The parameters of what ranks."""
+    return params if path is None else {"model": params, "linear": path}
 
 
 def popularity(train: Any) -> Scorer:

@@ -6,6 +6,7 @@ and a fit on the host.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from jax import lax
 
 from vaecf.errors import VaecfError
 from vaecf.models import sharding, sparse
+
+_BLOCK = 2048  # rows or columns of a matrix of items worked on together
 
 # Columns of these matrices are items, and are sharded as the model's are.
 PARTITION: dict[str, tuple[str | None, ...]] = {
@@ -89,16 +92,29 @@ def fit_truth(
 
 
 def fit_ease(
-    train: Any, l2: float, *, available_bytes: int | None = None
+    train: Any,
+    l2: float,
+    *,
+    dropout: float = 0.0,
+    user_exponent: float = 0.0,
+    available_bytes: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Closed-form EASE, Steck 2019, equations 8 and 9.
+    """Closed-form EASE, Steck 2019, equations 8 and 9, and its kin.
 
-    P = (XᵀX + λ I)⁻¹, B = I - P · diagMat(1 ⊘ diag P), so B_ij = -P_ij / P_jj
-    and B_jj = 0.
+    P = (XᵀWX + Λ)⁻¹, B = I - P · diagMat(1 ⊘ diag P), so B_ij = -P_ij / P_jj
+    and B_jj = 0. Λ = λ I for EASE itself; dropout of the input at rate p adds
+    p / (1 - p) · diagMat(diag XᵀWX) (Steck 2020, "Autoencoders that don't
+    overfit towards the Identity", equations 4 and 5). W = diagMat(w) weighs
+    the users, w_u = (n_u / mean n)^-κ: those of long histories count for less.
+
+    With fewer users than items the inverse is that of a matrix users x users
+    (the Woodbury identity).
 
     Args:
       train: Interactions (users x items).
       l2: λ, in squared interactions; above 0.
+      dropout: p, in [0, 1); 0 is EASE.
+      user_exponent: κ, at least 0; 0 weighs all users alike.
       available_bytes: memory to stay within; None asks the system.
 
     Returns:
@@ -108,36 +124,86 @@ def fit_ease(
       VaecfError: the items x items matrix does not fit memory; shows the
         arithmetic.
     """
-    from scipy.linalg import lapack  # heavy, and only this needs it
-
     if l2 <= 0:
         raise VaecfError(f"EASE's l2={l2} must be above 0")
     n_items = train.n_items
-    # The Gram matrix is inverted in place; the padded float32 result and its
-    # copy on the device come on top.
-    double = 8 * n_items**2 + 8 * n_items**2
     available_bytes = _check_memory("ease", "EASE", n_items, available_bytes)
+    n_U = np.diff(train.to_scipy().indptr).astype(np.float64)
+    weight_U = (np.maximum(n_U, 1) / max(n_U.mean(), 1)) ** -user_exponent
+    # A square matrix is inverted in place; the padded float32 result and its
+    # copy on the device come on top.
+    size = min(train.n_users, n_items)
+    double = 8 * size**2 + 8 * n_items**2
     dtype = np.float64 if double < available_bytes / 2 else np.float32
-    gram = _gram(train, dtype)
-    gram[np.diag_indices(n_items)] += dtype(l2)
+    matrix = train.to_scipy().astype(dtype)
+    count_I = matrix.power(2).T @ weight_U
+    ridge_I = (l2 + dropout / (1 - dropout) * count_I).astype(dtype)
+    weight_U = weight_U.astype(dtype)
+    weights = np.zeros((n_items, sharding.padded_items(n_items)), np.float32)
+    if train.n_users < n_items:
+        columns = _inverse_by_users(matrix, weight_U, ridge_I)
+    else:
+        columns = _inverse_by_items(matrix, weight_U, ridge_I)
+    for first, block in columns:
+        j = np.arange(first, first + block.shape[1])
+        weights[:, j] = block / -block[j, np.arange(len(j))]
+        weights[j, j] = 0.0
+    return {"item_item": weights}
+
+
+def _inverse_by_items(
+    matrix: Any, weight_U: np.ndarray, ridge_I: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(first column, columns [I, K]) of (XᵀWX + Λ)⁻¹, block by block."""
+    gram = _product(matrix.T.tocsr().multiply(weight_U).tocsr(), matrix)
+    gram[np.diag_indices_from(gram)] += ridge_I
+    inverse = _invert(gram)
+    for first in range(0, len(inverse), _BLOCK):
+        yield first, inverse[:, first : first + _BLOCK]
+
+
+def _inverse_by_users(
+    matrix: Any, weight_U: np.ndarray, ridge_I: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The same as Λ⁻¹ - Λ⁻¹Xᵀ (W⁻¹ + XΛ⁻¹Xᵀ)⁻¹ XΛ⁻¹."""
+    scaled = matrix.multiply(1 / ridge_I).tocsr()  # XΛ⁻¹
+    kernel = _product(scaled, matrix.T.tocsr())
+    kernel[np.diag_indices_from(kernel)] += 1 / weight_U
+    inverse = _invert(kernel)
+    items_first = scaled.T.tocsr()
+    for first in range(0, matrix.shape[1], _BLOCK):
+        rows = items_first[first : first + _BLOCK]
+        columns = -(items_first @ np.ascontiguousarray((rows @ inverse).T))
+        j = np.arange(first, first + rows.shape[0])
+        columns[j, np.arange(len(j))] += 1 / ridge_I[j]
+        yield first, columns
+
+
+def _invert(square: np.ndarray) -> np.ndarray:
+    """Inverse of a symmetric positive definite matrix, in its place.
+
+    Raises:
+      VaecfError: it is singular.
+    """
+    from scipy.linalg import lapack  # heavy, and only this needs it
+
     factor, inverse = (
         (lapack.dpotrf, lapack.dpotri)
-        if dtype is np.float64
+        if square.dtype == np.float64
         else (lapack.spotrf, lapack.spotri)
     )
-    # LAPACK's lower triangle of the Fortran-ordered view.
-    upper, info = factor(gram.T, lower=1, overwrite_a=1, clean=0)
+    # LAPACK's lower triangle of the Fortran-ordered view: our upper one.
+    lower, info = factor(square.T, lower=1, overwrite_a=1, clean=0)
     if info:
-        raise VaecfError(f"EASE: the Gram matrix is singular; raise l2={l2}")
-    inv, _ = inverse(upper, lower=1, overwrite_c=1)
-    weights = np.zeros((n_items, sharding.padded_items(n_items)), np.float32)
-    diagonal = np.diag(inv).copy()
-    for j in range(n_items):
-        # Column j of the symmetric inverse from its lower triangle.
-        column = np.concatenate([inv[j, :j], inv[j:, j]])
-        weights[:, j] = -column / diagonal[j]
-    weights[np.arange(n_items), np.arange(n_items)] = 0.0
-    return {"item_item": weights}
+        raise VaecfError("EASE: the Gram matrix is singular; raise its l2")
+    lower, _ = inverse(lower, lower=1, overwrite_c=1)
+    upper = lower.T
+    for first in range(0, len(upper), _BLOCK):
+        last = first + _BLOCK
+        upper[last:, first:last] = upper[first:last, last:].T
+        corner = upper[first:last, first:last]
+        corner[:] = np.triu(corner) + np.triu(corner, 1).T
+    return upper
 
 
 def fit_itemknn(
@@ -175,7 +241,8 @@ def fit_itemknn(
         raise VaecfError(f"ItemKNN's shrinkage={shrinkage} must not be below 0")
     n_items = train.n_items
     _check_memory("itemknn", "ItemKNN", n_items, available_bytes)
-    gram = _gram(train, np.float32)  # counts: exact up to 2^24
+    matrix = train.to_scipy().astype(np.float32)
+    gram = _product(matrix.T.tocsr(), matrix)  # counts: exact up to 2^24
     norm_I = np.sqrt(np.diag(gram))
     weights = np.zeros((n_items, sharding.padded_items(n_items)), np.float32)
     for first in range(0, n_items, 1024):
@@ -221,15 +288,14 @@ def _check_memory(
     return available_bytes
 
 
-def _gram(train: Any, dtype: type) -> np.ndarray:
-    """XᵀX, dense, built in blocks of rows."""
-    matrix = train.to_scipy().astype(dtype)
-    transposed = matrix.T.tocsr()
-    gram = np.empty((train.n_items, train.n_items), dtype)
-    for first in range(0, train.n_items, 2048):
-        block = transposed[first : first + 2048]
-        gram[first : first + 2048] = (block @ matrix).toarray()
-    return gram
+def _product(left: Any, right: Any) -> np.ndarray:
+    """Of two sparse matrices, dense, built in blocks of rows."""
+    dense = np.empty((left.shape[0], right.shape[1]), left.dtype)
+    for first in range(0, len(dense), _BLOCK):
+        dense[first : first + _BLOCK] = (
+            left[first : first + _BLOCK] @ right
+        ).toarray()
+    return dense
 
 
 def _available_bytes() -> int:

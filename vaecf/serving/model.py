@@ -21,7 +21,7 @@ from vaecf.errors import VaecfError
 from vaecf.evaluation import ranking, scorers
 from vaecf.models import batching, sharding
 from vaecf.options import Options
-from vaecf.training import checkpoints, loop
+from vaecf.training import checkpoints, linear_path, loop
 from vaecf.training import step as step_lib
 from vaecf.training import workdir as workdir_lib
 
@@ -46,7 +46,8 @@ class Model:
       manifest: of the dataset that it was trained on.
       items: raw ids in the order of the item axis.
       problem: module and mesh.
-      params: parameters, on the mesh.
+      params: the model's parameters, on the mesh.
+      path: linear path that ranks beside it, on the mesh; None for none.
       directory: where it was loaded from.
       position: where in the run the parameters were taken.
     """
@@ -58,6 +59,7 @@ class Model:
     params: Any
     directory: pathlib.Path
     position: dict[str, Any]
+    path: dict[str, Any] | None = None
 
     def ranker(self, k: int, exclude_seen: bool = True) -> ranking.Ranker:
         """Compiled ranking to depth k, kept for as long as the model is."""
@@ -73,7 +75,12 @@ class Model:
 
     def scorer(self) -> ranking.Scorer:
         """What `ranking` and `evaluation` take."""
-        return scorers.model(self.problem.model, self.params)
+        return scorers.ranked(self.problem.model, self.params, self.path)
+
+    @property
+    def ranked_params(self) -> Any:
+        """What a ranker is called with."""
+        return scorers.ranked_params(self.params, self.path)
 
     def encode(self, matrix: Interactions) -> np.ndarray:
         """Users' representations, float32 [U, latent]."""
@@ -125,7 +132,7 @@ class Model:
         if directory.exists() and any(directory.iterdir()):
             # A run's workdir holds more than we would write: never replaced.
             names = {path.name for path in directory.iterdir()}
-            if names != _SAVED:
+            if names - {linear_path.FOLDER} != _SAVED:
                 raise VaecfError(
                     f"{directory} is not empty and no saved model: choose "
                     "another directory"
@@ -141,6 +148,8 @@ class Model:
             step = self.position.get("epoch", 0)
             saved.save(checkpoints.BEST, step, self.params, self.position)
             saved.close()
+            if self.path is not None:
+                linear_path.save(self.path, self.directory, fresh)
             workdir_lib.write_json(
                 fresh / workdir_lib.CONFIG, self.options.to_dict()
             )
@@ -191,4 +200,9 @@ def load(
     params = loop.restore_params(problem, saved)
     position = saved.position(checkpoints.BEST)
     saved.close()
-    return Model(options, manifest, items, problem, params, directory, position)
+    path = None
+    if options.linear.l2:
+        path = linear_path.load(directory, problem.mesh, len(items))
+    return Model(
+        options, manifest, items, problem, params, directory, position, path
+    )

@@ -282,7 +282,7 @@ class Recommender:
         allowed = _allowed(fitted.items, allow_items, deny_items)
         first = 0
         blocks = ranker.blocks(
-            fitted.params,
+            fitted.ranked_params,
             matrix.indptr,
             matrix.indices,
             batch_size=batch_size,
@@ -376,6 +376,7 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
                 "input": "auto",
                 "item_block": 0,
             },
+            "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0},
             "loss": {
                 "anneal_cap": cap,
                 "total_anneal_steps": total,
@@ -391,6 +392,7 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
             "train": {
                 "epochs": settings["epochs"],
                 "alternate": (),
+                "ema": 0.0,
                 "batch_size": settings["batch_size"],
                 "microbatch": 0,
                 "drop_remainder": False,

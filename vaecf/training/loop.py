@@ -22,7 +22,14 @@ from vaecf.models import losses, sharding
 from vaecf.options import Options
 from vaecf.reporting import writers
 from vaecf.reporting.progress import Progress
-from vaecf.training import batches, checkpoints, dispatch, feeds, loss_scale
+from vaecf.training import (
+    batches,
+    checkpoints,
+    dispatch,
+    feeds,
+    linear_path,
+    loss_scale,
+)
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 from vaecf.training.dispatch import Interrupted
@@ -109,8 +116,11 @@ def train(
     first_step = int(state.step)
 
     # --- Evaluator, writers -------------------------------------------------
+    path = linear_path.prepare(
+        options.linear, dataset.train, workdir, mesh, log=log
+    )
     validate = make_validator(
-        options, dataset, problem, step_lib.scoring_params(state.params)
+        options, dataset, problem, step_lib.scoring_params(state), path
     )
     writer = open_writers(workdir, first_step, extra_writer)
     clock, tracer = dispatch.Clock(), dispatch.Tracer(trace_dir)
@@ -120,7 +130,7 @@ def train(
         nonlocal last_saved
         tree = state
         if which == BEST:
-            tree = step_lib.scoring_params(state.params)
+            tree = step_lib.scoring_params(state)
         where = dataclasses.asdict(position)
         with within("a checkpoint"):
             saved.save(which, int(state.step), tree, where)
@@ -191,6 +201,7 @@ def train(
                     if now.interrupted:
                         raise stopped(position, workdir)
             record = training_record(options, state.opt_state, position, steps)
+            state = step_lib.average(state, options.train.ema, position.epoch)
             position.next_epoch()
             step_now = position.epoch * steps
             writer.write(record, step=step_now)
@@ -199,7 +210,7 @@ def train(
             record = {}
             if due:
                 with within("a validation"):
-                    record = validate(step_lib.scoring_params(state.params))
+                    record = validate(step_lib.scoring_params(state))
             if record:
                 best_metric = f"validation/{options.eval.best_metric}"
                 better = position.validated(record[best_metric])
@@ -225,7 +236,7 @@ def train(
                 {f"final/{k}": v for k, v in summary.items()},
                 step=int(state.step),
             )
-    params = step_lib.scoring_params(state.params)
+    params = step_lib.scoring_params(state)
     return TrainResult(problem, params, position, summary)
 
 
@@ -261,9 +272,9 @@ def resume(
 def restore_params(problem: step_lib.Problem, saved: Checkpoints) -> Any:
     """The best parameters, onto this problem's mesh."""
     shapes = step_lib.scoring_params(
-        jax.eval_shape(lambda: step_lib.init_state(problem, 0)).params
+        jax.eval_shape(lambda: step_lib.init_state(problem, 0))
     )
-    spec = step_lib.scoring_params(step_lib.state_shardings(problem).params)
+    spec = step_lib.scoring_params(step_lib.state_shardings(problem))
     return saved.restore(
         BEST, checkpoints.abstract(shapes, spec), problem.model.n_items
     )
@@ -311,25 +322,36 @@ def stopped(position: Position, workdir: pathlib.Path) -> Interrupted:
 
 
 def make_validator(
-    options: Options, dataset: Any, problem: step_lib.Problem, params: Any
+    options: Options,
+    dataset: Any,
+    problem: step_lib.Problem,
+    params: Any,
+    path: dict[str, Any] | None = None,
 ) -> Callable[[Any], dict[str, Any]]:
-    """params -> record of validation metrics; {} without validation users."""
+    """params -> record of validation metrics; {} without validation users.
+
+    Args:
+      options: of the run.
+      dataset: whose validation users they are.
+      problem: of the run.
+      params: of the kind that will be validated.
+      path: linear path beside the model; None for none.
+    """
     held = dataset.split("validation")
     if held.held_out.nnz == 0:
         return lambda params: {}
     names = (*options.eval.metrics,)
     if options.eval.best_metric not in names:
         names = (*names, options.eval.best_metric)
-    ranker = ranking.Ranker(
-        scorers.model(problem.model, params), problem.mesh, metrics.depth(names)
-    )
+    scorer = scorers.ranked(problem.model, params, path)
+    ranker = ranking.Ranker(scorer, problem.mesh, metrics.depth(names))
     share_I = item_share(dataset.train, names)
 
     def validate(params: Any) -> dict[str, Any]:
         began = time.perf_counter()
         result = evaluate_lib.evaluate(
             ranker,
-            params,
+            scorers.ranked_params(params, path),
             held.fold_in,
             held.held_out,
             names=names,

@@ -271,8 +271,7 @@ class Population:
 
     def params_of(self, states: Any, m: int) -> Any:
         """One member's parameters, for scoring."""
-        params = states.params if self.stacked else states[m].params
-        params = step_lib.scoring_params(params)
+        params = step_lib.scoring_params(states if self.stacked else states[m])
         return self._part(params, m) if self.stacked else params
 
     def loss_scale_of(self, states: Any, m: int) -> Any:
@@ -291,6 +290,12 @@ class Population:
         if self.stacked:
             return step_lib.renew_prior(self.problem, states)
         return [step_lib.renew_prior(self.problem, s) for s in states]
+
+    def average(self, states: Any, decay: float, epochs: int) -> Any:
+        """`step.average` of every member."""
+        if self.stacked:
+            return step_lib.average(states, decay, epochs)
+        return [step_lib.average(s, decay, epochs) for s in states]
 
     # --- Training -----------------------------------------------------------
 

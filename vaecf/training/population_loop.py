@@ -19,7 +19,7 @@ import numpy as np
 from vaecf.errors import VaecfError
 from vaecf.options import Options
 from vaecf.reporting.progress import Progress
-from vaecf.training import dispatch, feeds, loop
+from vaecf.training import dispatch, feeds, linear_path, loop
 from vaecf.training import population as population_lib
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
@@ -113,9 +113,10 @@ def train(
             states = _states(whole, runs, together)
             population = whole.only([runs.index(r) for r in together])
             if validate is None:
-                params = step_lib.scoring_params(states[0].params)
+                params = step_lib.scoring_params(states[0])
+                path = _linear_path(members, dataset, whole.problem.mesh, log)
                 validate = loop.make_validator(
-                    options, dataset, whole.problem, params
+                    options, dataset, whole.problem, params, path
                 )
             if len(members) > 1 and len(together) < len(members):
                 log(
@@ -146,6 +147,23 @@ def _states(
     if together[0].saved.step(LATEST) is None:
         return whole.only([runs.index(r) for r in together]).first_states()
     return [loop.restore_state(whole.problem, run.saved) for run in together]
+
+
+def _linear_path(
+    members: Sequence[Member],
+    dataset: Any,
+    mesh: Any,
+    log: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """One for all members, each of which has it in its directory."""
+    first, *others = members
+    path = linear_path.prepare(
+        first.options.linear, dataset.train, first.workdir, mesh, log=log
+    )
+    if path is not None:
+        for member in others:
+            linear_path.share(first.workdir, member.workdir)
+    return path
 
 
 class _Run:
@@ -295,6 +313,7 @@ class _Together:
                 self._save(joined)
                 if self._interrupted():
                     raise self._stopped()
+        joined = population.average(joined, self._options.train.ema, number)
         self._end_epoch(joined, progress)
         return joined
 

@@ -37,11 +37,14 @@ class TrainState(NamedTuple):
         are functions of it.
       params: pytree of float32.
       opt_state: the optimiser's state, the loss scale's with it.
+      average: of the parameters at the ends of the epochs, float32; None
+        where none is kept.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    average: Any = None
 
 
 class Totals(NamedTuple):
@@ -71,6 +74,7 @@ class Problem:
       zero: optimiser moments are divided over the data shards too (stage 1
         of Rajbhandari et al. 2020, "ZeRO").
       trained: group of parameters that a step trains; 'all' for all of them.
+      averaged: an average of the parameters is kept, and ranks.
     """
 
     model: mult_vae.MultDAE
@@ -82,6 +86,7 @@ class Problem:
     reduce_dtype: Any = jnp.float32
     zero: bool = False
     trained: str = "all"
+    averaged: bool = False
 
     @property
     def data_shards(self) -> int:
@@ -143,9 +148,39 @@ def renew_prior(problem: Problem, state: TrainState) -> TrainState:
     return state._replace(params={**state.params, "prior": prior})
 
 
-def scoring_params(params: Any) -> Any:
-    """What scoring needs: not a prior's parameters."""
+def scoring_params(state: TrainState) -> Any:
+    """What scoring needs: the average where there is one, and no prior."""
+    params = state.params if state.average is None else state.average
     return {name: x for name, x in params.items() if name != "prior"}
+
+
+def average(state: TrainState, decay: float, epochs: int) -> TrainState:
+    """The state with this epoch's end in its average; as it is without one.
+
+    average = d · average + (1 - d) · params, with d = min(decay,
+    (1 + e) / (10 + e)) after e epochs, so that the first of them are soon
+    forgotten: the moving average of Polyak & Juditsky 1992 as it is used for
+    neural networks, an epoch at a time.
+
+    Args:
+      state: after the epoch's last step.
+      decay: the most that is kept of the average before, below 1.
+      epochs: that ended before this one.
+    """
+    if state.average is None:
+        return state
+    kept = min(decay, (1 + epochs) / (10 + epochs))
+    latest = {name: state.params[name] for name in state.average}
+    return state._replace(
+        average=_mix(jnp.float32(kept), state.average, latest)
+    )
+
+
+@jax.jit
+def _mix(kept: jax.Array, before: Any, latest: Any) -> Any:
+    return jax.tree.map(
+        lambda old, new: kept * old + (1 - kept) * new, before, latest
+    )
 
 
 def make_model(
@@ -211,6 +246,7 @@ def make_problem(options: Options, n_items: int, mesh: Mesh) -> Problem:
         microbatch=_microbatch(options.train),
         reduce_dtype=jnp.float32 if in_fp32 else policy.dtype,
         zero=options.mesh.zero,
+        averaged=options.train.ema > 0,
     )
 
 
@@ -247,7 +283,11 @@ def init_params(whole: mult_vae.MultDAE, key: jax.Array) -> Any:
 def first_state(problem: Problem, key: jax.Array) -> TrainState:
     """Parameters out of a key, and what the optimiser starts with."""
     params = init_params(problem.whole, key)
-    return TrainState(jnp.int32(0), params, problem.tx.init(params))
+    state = TrainState(jnp.int32(0), params, problem.tx.init(params))
+    if not problem.averaged:
+        return state
+    start = jax.tree.map(jnp.copy, scoring_params(state))
+    return state._replace(average=start)
 
 
 def state_shardings(problem: Problem) -> TrainState:
@@ -484,7 +524,7 @@ def train_step(
     trained = problem.trained_part(state.params)
     updates, opt_state = problem.tx.update(grads, state.opt_state, trained)
     params = {**state.params, **optax.apply_updates(trained, updates)}
-    return TrainState(state.step + 1, params, opt_state), totals
+    return TrainState(state.step + 1, params, opt_state, state.average), totals
 
 
 def assemble(

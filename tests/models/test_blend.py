@@ -1,0 +1,93 @@
+"""A model and a linear path together, against NumPy."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vaecf.data.interactions import Interactions
+from vaecf.models import batching, blend, sharding, sparse
+
+ITEMS = 150  # 256 with padding
+HISTORIES = [[0, 4, 149], [3], [], [1, 2, 5, 6, 7], [130, 140]]
+
+
+@pytest.fixture(scope="module")
+def train() -> Interactions:
+    rng = np.random.default_rng(0)
+    user, item = np.nonzero(rng.random((80, ITEMS)) < 0.1)
+    return Interactions.from_pairs(user, item, 80, ITEMS)[0]
+
+
+@pytest.fixture(scope="module")
+def path(train):
+    fitted = blend.fit(train, l2=4.0, dropout=0.5, user_exponent=0.5)
+    return {**fitted, "gain": np.float32(1.7), "prior": np.float32(0.2)}
+
+
+def batch(users: int = len(HISTORIES)) -> sparse.SparseBatch:
+    indptr = np.cumsum([0, *map(len, HISTORIES)])
+    items = np.array([i for h in HISTORIES for i in h], np.int32)
+    return jax.tree.map(
+        jnp.asarray,
+        batching.assemble_on_host(indptr, items, np.arange(users), 16),
+    )
+
+
+def expected(train, path, logits):
+    """The module's formula in float64."""
+    x = np.zeros((len(HISTORIES), ITEMS))
+    for u, history in enumerate(HISTORIES):
+        x[u, history] = 1
+    linear = np.maximum(x @ path["item_item"][:, :ITEMS].astype(float), 0)
+    share = (train.item_counts() + 5) / (train.n_users + 5)
+    return logits + 1.7 * (np.log(linear + 0.003) - 0.2 * np.log(share))
+
+
+@pytest.fixture(scope="module")
+def logits():
+    wide = np.random.default_rng(1).normal(size=(len(HISTORIES), 256))
+    wide[:, ITEMS:] = -np.inf
+    return wide.astype(np.float32)
+
+
+def test_the_formula(train, path, logits):
+    scores = np.asarray(blend.scores(jnp.asarray(logits), path, batch()))
+    np.testing.assert_allclose(
+        scores[:, :ITEMS],
+        expected(train, path, logits[:, :ITEMS]),
+        rtol=1e-5,
+        atol=1e-4,
+    )
+    assert np.isneginf(scores[:, ITEMS:]).all()
+
+
+def test_without_gain_the_model_is_alone(path, logits):
+    alone = path | {"gain": np.float32(0)}
+    scores = blend.scores(jnp.asarray(logits), alone, batch())
+    np.testing.assert_array_equal(scores, logits)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_over_item_shards(path, logits, backend, monkeypatch):
+    """Also as an accelerator multiplies, which gathers for few users only."""
+    whole = blend.scores(jnp.asarray(logits), path, batch())
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    mesh = sharding.make_mesh(data=1, item=2)
+    score = jax.shard_map(
+        blend.scores,
+        mesh=mesh,
+        in_specs=(
+            P(None, "item"),
+            sharding.specs(path, blend.PARTITION),
+            P(),
+        ),
+        out_specs=P(None, "item"),
+    )
+    sharded = functools.partial(jax.jit(score), jnp.asarray(logits), path)
+    np.testing.assert_allclose(sharded(batch()), whole, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,107 @@
+"""The weights of a model and its linear path, chosen by validation users."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vaecf import distributed, held_out
+from vaecf.data.dataset import Dataset
+from vaecf.models import blend
+from vaecf.serving.model import Model
+from vaecf.training import linear_path
+
+# What is tried, from the weights to begin with up and down for as long as it
+# gets better: the gain, then the prior, then the gain again.
+GAINS = (0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0, 16.0)
+PRIORS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def choose(
+    model: Model, dataset: Dataset, *, say: Callable[[str], None]
+) -> Model:
+    """The model with the weights that rank the validation users best.
+
+    They are kept in its directory, with what was tried, and chosen anew when a
+    later epoch is the best. Of equally good ones the first tried stays.
+
+    Args:
+      model: of a workdir that the caller holds; without a linear path it is
+        returned as it is.
+      dataset: its validation users are ranked; without any, the weights to
+        begin with stay.
+      say: gets one line.
+    """
+    held = dataset.split("validation")
+    if model.path is None or held.held_out.nnz == 0:
+        return model
+    epoch = model.position.get("epoch")
+    kept = linear_path.read_weights(model.directory)
+    if not kept or kept.get("epoch") != epoch:
+        began = time.perf_counter()
+        kept = {"epoch": epoch, **_search(model, model.path, dataset)}
+        if distributed.is_lead():
+            linear_path.write_weights(model.directory, kept)
+        say(
+            f"linear path: gain {kept['gain']:g}, prior {kept['prior']:g}: "
+            f"best of {len(kept['tried'])} by validation {kept['metric']} "
+            f"{kept['value']:.4f} ({kept['model_alone']:.4f} without it), in "
+            f"{time.perf_counter() - began:.1f} s"
+        )
+    path = linear_path.with_weights(
+        model.path, gain=kept["gain"], prior=kept["prior"]
+    )
+    return dataclasses.replace(model, path=path)
+
+
+def _search(
+    model: Model, its_path: dict[str, Any], dataset: Dataset
+) -> dict[str, Any]:
+    metric = model.options.eval.best_metric
+    entrant = held_out.model_entrant(model)
+
+    @functools.cache
+    def value(gain: float, prior: float) -> float:
+        path = linear_path.with_weights(its_path, gain=gain, prior=prior)
+        params = {"model": model.params, "linear": path}
+        result = held_out.summary(
+            model,
+            dataset,
+            "validation",
+            entrant._replace(params=params),
+        )[metric]["mean"]
+        # A last bit that differs must not part the processes.
+        tried.append({"gain": gain, "prior": prior, "value": result})
+        return float(distributed.from_lead([result])[0])
+
+    tried: list[dict[str, float]] = []
+    gain, prior = blend.GAIN, blend.PRIOR
+    gain = _climb(GAINS, gain, lambda g: value(g, prior))
+    prior = _climb(PRIORS, prior, lambda p: value(gain, p))
+    gain = _climb(GAINS, gain, lambda g: value(g, prior))
+    if value(0.0, blend.PRIOR) > value(gain, prior):
+        gain = 0.0
+    return {
+        "gain": gain,
+        "prior": prior,
+        "metric": metric,
+        "value": value(gain, prior),
+        "model_alone": value(0.0, blend.PRIOR),
+        "tried": tried,
+    }
+
+
+def _climb(
+    grid: tuple[float, ...], start: float, value: Callable[[float], float]
+) -> float:
+    """Where a neighbour in the grid is no better any more."""
+    at = grid.index(start)
+    for step in (1, -1):
+        while 0 <= at + step < len(grid):
+            if value(grid[at + step]) <= value(grid[at]):
+                break
+            at += step
+    return grid[at]

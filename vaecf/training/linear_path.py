@@ -1,0 +1,160 @@
+"""The linear path of a run: fitted once, kept in the workdir.
+
+linear/item_item.npy   float32 [items, items]
+linear/log_share.npy   float32 [items]
+linear/weights.json    {'gain', 'prior', ...}, once they are chosen
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vaecf import distributed
+from vaecf.data import storage
+from vaecf.errors import VaecfError
+from vaecf.models import blend, sharding
+from vaecf.options import LinearOptions
+from vaecf.training import workdir as workdir_lib
+
+FOLDER, WEIGHTS = "linear", "weights.json"
+_ARRAYS = ("item_item", "log_share")
+
+
+def prepare(
+    options: LinearOptions,
+    train: Any,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    *,
+    log: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """The path on the mesh; None if the options have none.
+
+    Fitted the first time, and read again when the run goes on.
+
+    Args:
+      options: of the run that the workdir belongs to.
+      train: Interactions (users x items).
+      workdir: held by the caller.
+      mesh: ('data', 'item').
+      log: gets one line.
+
+    Raises:
+      VaecfError: it does not fit memory, or cannot be written or read.
+    """
+    if not options.l2:
+        return None
+    with distributed.agreement():  # the others wait until it is written
+        if distributed.is_lead() and not (workdir / FOLDER).exists():
+            _fit(options, train, workdir / FOLDER, log)
+    return load(workdir, mesh, train.n_items)
+
+
+def _fit(
+    options: LinearOptions,
+    train: Any,
+    folder: pathlib.Path,
+    log: Callable[[str], None],
+) -> None:
+    began = time.perf_counter()
+    n_items = train.n_items
+    fitted = blend.fit(
+        train,
+        l2=options.l2,
+        dropout=options.dropout,
+        user_exponent=options.user_exponent,
+    )
+    with storage.atomic_directory(folder) as fresh:
+        for name in _ARRAYS:
+            np.save(fresh / f"{name}.npy", fitted[name][..., :n_items])
+    seconds = time.perf_counter() - began
+    log(f"linear path: fitted to {n_items:,} items in {seconds:.1f} s")
+
+
+def load(directory: pathlib.Path, mesh: Mesh, n_items: int) -> dict[str, Any]:
+    """The path of a workdir on a mesh, with its weights as chosen.
+
+    Raises:
+      VaecfError: a file is missing or damaged; names it.
+    """
+    folder = directory / FOLDER
+    host = {}
+    for name in _ARRAYS:
+        path = folder / f"{name}.npy"
+        try:
+            # Mapped: of several processes each reads what it needs.
+            host[name] = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise VaecfError(
+                f"{path}: the linear path of the model cannot be read "
+                f"({error}); train again (--train) in a new workdir"
+            ) from None
+        if host[name].shape != (n_items,) * host[name].ndim:
+            raise VaecfError(
+                f"{path}: of {host[name].shape[-1]} items, and the model has "
+                f"{n_items}"
+            )
+    rows = sharding.padded_items(n_items, mesh.shape[sharding.ITEM])
+    padded = sharding.resize_items(host, blend.PARTITION, rows)
+    specs = sharding.specs(padded, blend.PARTITION)
+    path = distributed.put(padded, sharding.shardings(mesh, specs))
+    chosen = {"gain": blend.GAIN, "prior": blend.PRIOR}
+    chosen |= read_weights(directory)
+    return with_weights(path, gain=chosen["gain"], prior=chosen["prior"])
+
+
+def read_weights(directory: pathlib.Path) -> dict[str, Any]:
+    """What `write_weights` kept; {} if nothing was chosen yet."""
+    path = directory / FOLDER / WEIGHTS
+    return workdir_lib.read_json(path) if path.exists() else {}
+
+
+def with_weights(
+    path: Mapping[str, Any], *, gain: float, prior: float
+) -> dict[str, Any]:
+    """The path with other weights."""
+    return {
+        **path,
+        "gain": jnp.float32(gain),
+        "prior": jnp.float32(prior),
+    }
+
+
+def save(
+    path: Mapping[str, Any], source: pathlib.Path, target: pathlib.Path
+) -> None:
+    """Writes a copy of a directory's path, with the weights it has now."""
+    (target / FOLDER).mkdir()
+    for name in _ARRAYS:
+        file = f"{name}.npy"
+        shutil.copyfile(source / FOLDER / file, target / FOLDER / file)
+    write_weights(
+        target, {name: float(path[name]) for name in ("gain", "prior")}
+    )
+
+
+def share(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Gives the path of a run to another one of the same options and data."""
+    if (target / FOLDER).exists():
+        return
+    with storage.atomic_directory(target / FOLDER) as fresh:
+        for name in _ARRAYS:
+            file = f"{name}.npy"
+            try:
+                os.link(source / FOLDER / file, fresh / file)
+            except OSError:  # a file system without links
+                shutil.copyfile(source / FOLDER / file, fresh / file)
+
+
+def write_weights(directory: pathlib.Path, chosen: Mapping[str, Any]) -> None:
+    """Keeps the weights beside the path."""
+    workdir_lib.write_json(directory / FOLDER / WEIGHTS, dict(chosen))
