@@ -129,6 +129,11 @@ class Options:
     precision: PrecisionOptions
     mesh: MeshOptions
 
+    @property
+    def title(self) -> str:
+        """What ranks, by its short name: 'rec_vae', or 'rec_vae+linear'."""
+        return self.model.name + ("+linear" if self.linear.l2 else "")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as written to config.json."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -297,7 +297,7 @@ def _results_so_far(workdir: pathlib.Path) -> dict[str, Any]:
 def _start_line(options: Options, dataset: Dataset, mesh: Any) -> str:
     name = precision.policy(options.precision.policy).name
     return (
-        f"training {options.model.name} on {dataset.name}: "
+        f"training {options.title} on {dataset.name}: "
         f"{dataset.train.n_users:,} users, {dataset.n_items:,} items, "
         f"{dataset.train.nnz:,} interactions; batches of "
         f"{options.train.batch_size:,}, {name}, {mesh.size} x "
@@ -338,7 +338,7 @@ def _test(
         results["history_length"] = evaluate_lib.by_history_length(
             evaluation.per_user[metric], dataset.test.fold_in.counts
         )
-    evaluations = {model.options.model.name: evaluation}
+    evaluations = {model.options.title: evaluation}
     for name in actions.baselines:
         results[name], its = baselines.evaluate(
             name,
@@ -359,9 +359,7 @@ def _test(
     say("")
     say(
         tables.results_table(
-            tables.results_rows(
-                for_report(results), name=model.options.model.name
-            ),
+            tables.results_rows(for_report(results), name=model.options.title),
             title="Test users",
             protocol=dataset.protocol,
             dataset=dataset.name,
@@ -485,7 +483,7 @@ def _write_report(
     path = workdir / "report.html"
     report.write_report(
         path,
-        title=f"{model.options.model.name} on {dataset.name}",
+        title=f"{model.options.title} on {dataset.name}",
         config=model.options.to_dict(),
         dataset={
             "name": dataset.name,
@@ -496,7 +494,7 @@ def _write_report(
         results=for_report(results),
         environment=environment(),
         recommendations=recommendations,
-        model_name=model.options.model.name,
+        model_name=model.options.title,
         metric=model.options.eval.best_metric,
     )
     say(f"\nreport: {path}\nresults: {workdir / workdir_lib.RESULTS}")

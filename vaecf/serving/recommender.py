@@ -99,7 +99,7 @@ class Recommender:
             return f"Recommender({self._settings['model']}, not fitted)"
         options = self._model.options
         return (
-            f"Recommender({options.model.name}, {len(self.items):,} items, "
+            f"Recommender({options.title}, {len(self.items):,} items, "
             f"latent {options.model.latent})"
         )
 

@@ -86,30 +86,35 @@ def load(directory: pathlib.Path, mesh: Mesh, n_items: int) -> dict[str, Any]:
     Raises:
       VaecfError: a file is missing or damaged; names it.
     """
-    folder = directory / FOLDER
-    host = {}
-    for name in _ARRAYS:
-        path = folder / f"{name}.npy"
-        try:
-            # Mapped: of several processes each reads what it needs.
-            host[name] = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise VaecfError(
-                f"{path}: the linear path of the model cannot be read "
-                f"({error}); train again (--train) in a new workdir"
-            ) from None
-        if host[name].shape != (n_items,) * host[name].ndim:
-            raise VaecfError(
-                f"{path}: of {host[name].shape[-1]} items, and the model has "
-                f"{n_items}"
-            )
     rows = sharding.padded_items(n_items, mesh.shape[sharding.ITEM])
-    padded = sharding.resize_items(host, blend.PARTITION, rows)
+    padded = {
+        name: _read(directory / FOLDER / f"{name}.npy", n_items, rows)
+        for name in _ARRAYS
+    }
     specs = sharding.specs(padded, blend.PARTITION)
     path = distributed.put(padded, sharding.shardings(mesh, specs))
     chosen = {"gain": blend.GAIN, "prior": blend.PRIOR}
     chosen |= read_weights(directory)
     return with_weights(path, gain=chosen["gain"], prior=chosen["prior"])
+
+
+def _read(path: pathlib.Path, n_items: int, rows: int) -> np.ndarray:
+    """An array of the file with its last (item) axis padded to `rows`."""
+    try:
+        # Mapped: the matrix is in memory once, as it will be used.
+        host = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise VaecfError(
+            f"{path}: the linear path of the model cannot be read ({error}); "
+            "train again (--train) in a new workdir"
+        ) from None
+    if host.shape != (n_items,) * host.ndim:
+        raise VaecfError(
+            f"{path}: of {host.shape[-1]} items, and the model has {n_items}"
+        )
+    padded = np.zeros((*host.shape[:-1], rows), np.float32)
+    padded[..., :n_items] = host
+    return padded
 
 
 def read_weights(directory: pathlib.Path) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def train(
             for name, options in members.items()
         ]
         say(
-            f"training {len(runs)} members of {base.model.name} on "
+            f"training {len(runs)} members of {base.title} on "
             f"{dataset.name}: {dataset.train.n_users:,} users, "
             f"{dataset.n_items:,} items, {dataset.train.nnz:,} interactions"
         )
