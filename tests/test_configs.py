@@ -14,8 +14,10 @@ from vaecf.evaluation import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = (
-    *("synthetic", "ml100k", "ml1m", "ml1m_recvae", "yelp2018"),
-    *("ml20m", "ml20m_paper", "ml20m_dae", "netflix", "msd"),
+    *("synthetic", "ml100k", "ml1m", "ml1m_recvae", "yelp2018", "blend"),
+    *("ml20m", "ml20m_paper", "ml20m_dae", "ml20m_recvae"),
+    *("netflix", "netflix_dae", "netflix_recvae"),
+    *("msd", "msd_dae", "msd_recvae"),
 )
 
 
@@ -49,7 +51,9 @@ def test_its_docstring_is_the_way_to_run_it(name: str) -> None:
     commands = re.sub(r"\\\n\s+", "", text)
     (prepare,) = re.findall(r"experiments/prepare_dataset\.py (.*)", commands)
     (main,) = re.findall(r"experiments/main\.py (.*)", commands)
-    assert f"--output={made(name).data.dir}" in prepare.split()
+    (output,) = re.findall(r"--output=(\S+)", prepare)
+    where = re.findall(r"--config\.data\.dir=(\S+)", main)
+    assert (where or [made(name).data.dir]) == [output]
     assert f"--config=configs/{name}.py" in main.split()
     assert {"--train", "--test"} < set(main.split())
     (dataset,) = re.findall(r"--dataset=(\S+)", prepare)
@@ -77,9 +81,18 @@ def test_the_recipe() -> None:
     assert o.seed == 0
 
 
-def test_recvae() -> None:
+@pytest.mark.parametrize(
+    ("name", "gamma"),
+    [
+        ("ml1m_recvae", 0.005),
+        ("ml20m_recvae", 0.005),
+        ("netflix_recvae", 0.0035),
+        ("msd_recvae", 0.01),
+    ],
+)
+def test_recvae(name: str, gamma: float) -> None:
     """Defaults of the authors' run.py; 50 rounds of three epochs and one."""
-    o = made("ml1m_recvae")
+    o = made(name)
     assert (o.model.name, o.model.hidden, o.model.latent) == (
         "rec_vae",
         (600,),
@@ -87,7 +100,7 @@ def test_recvae() -> None:
     )
     assert (o.train.alternate, o.train.epochs) == ((3, 1), 200)
     assert (o.train.batch_size, o.optimizer.learning_rate) == (500, 5e-4)
-    assert (o.loss.gamma, o.model.dropout_rate) == (0.005, 0.5)
+    assert (o.loss.gamma, o.model.dropout_rate) == (gamma, 0.5)
 
 
 @pytest.mark.parametrize("name", ["ml20m_paper", "netflix", "msd"])

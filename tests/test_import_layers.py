@@ -39,9 +39,12 @@ LAYERS = {
     "vaecf.baselines": {
         *("errors", "data", "evaluation", "serving", "held_out"),
     },
+    "vaecf.blending": {
+        *("data", "models", "training", "serving", "held_out", "distributed"),
+    },
     "vaecf.compare": {"errors", "options", "evaluation", "training"},
     "vaecf.run": {
-        *("distributed", "baselines"),
+        *("distributed", "baselines", "blending"),
         *("errors", "options", "data", "models", "evaluation", "training"),
         *("reporting", "serving", "held_out"),
     },

@@ -12,7 +12,6 @@ from jax import lax
 from scipy import special, stats
 
 from vaecf.models import batching, losses, rec_vae, sparse
-from vaecf.training import step as step_lib
 
 ITEMS, ROWS, WIDTH, LATENT = 21, 128, 7, 3
 HISTORIES = [[0, 4, 20], [3], [], [1, 2, 5, 6, 7], [19, 20]]

@@ -103,7 +103,7 @@ def _read(path: pathlib.Path, n_items: int, rows: int) -> np.ndarray:
     try:
         # Mapped: the matrix is in memory once, as it will be used.
         host = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise VaecfError(
             f"{path}: the linear path of the model cannot be read ({error}); "
             "train again (--train) in a new workdir"

@@ -1,0 +1,225 @@
+"""A run with a linear path, from its training to its copy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import default
+from vaecf import blending, held_out, options, run
+from vaecf.data import synthetic
+from vaecf.data.dataset import open_dataset, write_dataset
+from vaecf.errors import VaecfError
+from vaecf.models import blend, sharding
+from vaecf.serving import model as model_lib
+from vaecf.serving.recommender import Recommender
+from vaecf.training import linear_path
+
+
+def made(directory, **changes):
+    config = default.get_config()
+    small = {
+        "data.dir": str(directory),
+        "model.hidden": (8,),
+        "model.latent": 4,
+        "linear.l2": 5.0,
+        "train.epochs": 2,
+        "train.batch_size": 32,
+        "train.ema": 0.9,
+        "eval.metrics": ("ndcg@10", "recall@5"),
+        "eval.best_metric": "ndcg@10",
+    }
+    with config.unlocked():
+        config.update_from_flattened_dict(small | changes)
+    return options.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    dataset = synthetic.make(
+        "synthetic",
+        n_train_users=90,
+        n_held_out_users=40,
+        n_items=60,
+        n_groups=3,
+    )
+    return write_dataset(
+        tmp_path_factory.mktemp("blend") / "data", dataset
+    ).path
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    """(workdir, what was said, results) of a run."""
+    workdir = tmp_path_factory.mktemp("blend") / "run"
+    lines: list[str] = []
+    results = run.run(
+        made(data),
+        workdir,
+        run.Actions(train=True, test=True),
+        say=lines.append,
+    )
+    return workdir, lines, results
+
+
+def ndcg(model, dataset, gain, prior):
+    """Of the validation users, from scores written out in NumPy."""
+    held = dataset.validation
+    x = held.fold_in.to_scipy().toarray().astype(np.float64)
+    alone = dataclasses.replace(model, path=None)
+    depth = dataset.n_items
+    ranked = alone.ranker(depth, exclude_seen=False)(
+        alone.ranked_params,
+        held.fold_in.indptr,
+        held.fold_in.indices,
+        batch_size=64,
+    )
+    logits = np.empty_like(x)
+    np.put_along_axis(logits, ranked.item_UK, ranked.score_UK, axis=1)
+    weights = np.asarray(model.path["item_item"], np.float64)[:, :depth]
+    share = (dataset.train.item_counts() + 5) / (dataset.train.n_users + 5)
+    linear = np.log(np.maximum(x @ weights, 0) + 0.003)
+    scores = logits + gain * (linear - prior * np.log(share))
+    scores[x > 0] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    discount = 1 / np.log2(np.arange(2, 12))
+    values = []
+    for u in range(len(x)):
+        wanted = held.held_out.row(u)
+        hits = np.isin(order[u], wanted)
+        values.append(hits @ discount / discount[: len(wanted)].sum())
+    return np.mean(values)
+
+
+def test_the_weights_are_the_best_of_those_tried(data, done):
+    workdir, lines, results = done
+    kept = json.loads((workdir / "linear" / "weights.json").read_text())
+    dataset = open_dataset(data)
+    model = model_lib.load(workdir)
+    tried = {(t["gain"], t["prior"]): t["value"] for t in kept["tried"]}
+    assert len(tried) == len(kept["tried"]) >= 5
+    for (gain, prior), value in tried.items():
+        expected = ndcg(model, dataset, gain, prior)
+        assert value == pytest.approx(expected, abs=1e-4), (gain, prior)
+    best = max(tried.values())
+    assert tried[kept["gain"], kept["prior"]] == kept["value"] == best
+    assert kept["model_alone"] == tried[0.0, blend.PRIOR]
+    # Its neighbours in the grids were looked at.
+    at = blending.GAINS.index(kept["gain"])
+    if kept["gain"]:
+        for neighbour in blending.GAINS[max(0, at - 1) : at + 2]:
+            assert (neighbour, kept["prior"]) in tried
+    validation = results["validation"]["ndcg@10"]["mean"]
+    assert validation == pytest.approx(kept["value"], abs=1e-6)
+    assert any("linear path: gain" in line for line in lines)
+    assert any("mult_vae+linear" in line for line in lines)
+
+
+def test_they_are_chosen_once_for_an_epoch(data, done, monkeypatch):
+    workdir, _, _ = done
+    dataset, model = open_dataset(data), model_lib.load(workdir)
+    lines: list[str] = []
+    again = blending.choose(model, dataset, say=lines.append)
+    assert lines == []
+    assert float(again.path["gain"]) == float(model.path["gain"])
+    later = dataclasses.replace(model, position=model.position | {"epoch": 99})
+    monkeypatch.setattr(
+        linear_path, "write_weights", lambda _, kept: lines.append(kept)
+    )
+    blending.choose(later, dataset, say=lines.append)
+    assert lines[0]["epoch"] == 99 and "linear path" in lines[1]
+
+
+def test_a_path_that_only_harms_is_left_out(data, done, monkeypatch):
+    workdir, _, _ = done
+    monkeypatch.setattr(linear_path, "read_weights", lambda _: {})
+    monkeypatch.setattr(linear_path, "write_weights", lambda *_: None)
+    monkeypatch.setattr(
+        held_out,
+        "summary",
+        lambda model, dataset, split, entrant: {
+            "ndcg@10": {
+                "mean": 1 / (1 + float(entrant.params["linear"]["gain"]))
+            }
+        },
+    )
+    model = model_lib.load(workdir)
+    chosen = blending.choose(model, open_dataset(data), say=print)
+    assert float(chosen.path["gain"]) == 0.0
+
+
+def test_without_validation_users_the_first_weights_stay(tmp_path):
+    dataset = synthetic.make(
+        "synthetic",
+        n_train_users=40,
+        n_held_out_users=0,
+        n_items=30,
+        n_groups=2,
+    )
+    data = write_dataset(tmp_path / "data", dataset).path
+    run.run(made(data), tmp_path / "run", run.Actions(train=True), say=print)
+    path = model_lib.load(tmp_path / "run").path
+    assert float(path["gain"]) == pytest.approx(blend.GAIN)
+    assert float(path["prior"]) == pytest.approx(blend.PRIOR)
+    assert not (tmp_path / "run" / "linear" / "weights.json").exists()
+
+
+def test_a_saved_copy_recommends_the_same(done, tmp_path):
+    workdir, _, _ = done
+    original = Recommender.load(workdir)
+    original.save(tmp_path / "copy")
+    shutil.move(tmp_path / "copy", tmp_path / "moved")
+    copy = Recommender.load(tmp_path / "moved")
+    items = original.items
+    histories = {"a": [items[0], items[7]], "b": [items[3]]}
+    expected = original.recommend(histories, k=10)
+    assert copy.recommend(histories, k=10).equals(expected)
+    # The same scores as the formula's, so not those of the model alone.
+    copy._model = dataclasses.replace(copy._model, path=None)
+    assert not copy.recommend(histories, k=10).equals(expected)
+    original.save(tmp_path / "moved", overwrite=True)
+    with pytest.raises(VaecfError, match="no saved model"):
+        original.save(workdir, overwrite=True)
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_on_item_shards(data, done, shards):
+    workdir, _, results = done
+    model = model_lib.load(workdir, mesh=sharding.make_mesh(2, shards))
+    columns = model.path["item_item"].addressable_shards[0].data.shape[1]
+    assert columns == model.path["item_item"].shape[1] // shards
+    entrant = held_out.model_entrant(model)
+    value = held_out.summary(model, open_dataset(data), "test", entrant)
+    for name, cell in results["test"].items():
+        assert value[name]["mean"] == pytest.approx(cell["mean"], abs=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "short"])
+def test_a_damaged_path_is_named(done, tmp_path, damage):
+    workdir, _, _ = done
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    file = copy / "linear" / "item_item.npy"
+    if damage == "short":
+        np.save(file, np.zeros((3, 3), np.float32))
+    else:
+        file.unlink()
+        if damage == "empty":
+            file.write_bytes(b"")
+    with pytest.raises(VaecfError, match=r"linear/item_item\.npy") as caught:
+        model_lib.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_for_several_runs_is_one_file(done, tmp_path):
+    workdir, _, _ = done
+    linear_path.share(workdir, tmp_path)
+    for name in ("item_item", "log_share"):
+        mine, its = (d / "linear" / f"{name}.npy" for d in (tmp_path, workdir))
+        assert mine.samefile(its)
+    assert linear_path.read_weights(tmp_path) == {}
+    linear_path.share(workdir, tmp_path)  # there already

@@ -1,0 +1,117 @@
+"""The average of the parameters at the ends of the epochs."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from vaecf.models import sharding
+from vaecf.training import batches, feeds, loop, population
+from vaecf.training import step as step_lib
+from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
+
+DECAY = 0.3  # met after three epochs: (1 + 3) / (10 + 3) is above it
+
+
+def options_of(small, name: str, **train):
+    turns = {"alternate": (2, 1)} if name == "rec_vae" else {}
+    return small(
+        model={"name": name},
+        train={**turns, "ema": DECAY, "epochs": 5, **train},
+    )
+
+
+def by_hand(problem, options, train) -> dict[str, np.ndarray]:
+    """Epochs trained one by one, their ends averaged in NumPy."""
+    feed = feeds.make_feed("resident", problem, train, options.seed)
+    state = step_lib.init_state(problem, options.seed)
+
+    def ends():
+        return {
+            jax.tree_util.keystr(path): np.asarray(x, np.float64)
+            for path, x in jax.tree_util.tree_leaves_with_path(state.params)
+            if "prior" not in jax.tree_util.keystr(path)
+        }
+
+    average = ends()
+    for epoch in range(options.train.epochs):
+        if step_lib.starts_decoder(options.train, epoch):
+            state = step_lib.renew_prior(problem, state)
+        order = batches.epoch_order(
+            options.seed, epoch, train.n_users, options.train.batch_size
+        )
+        turn = step_lib.in_turn(problem, options.train, epoch)
+        state, _ = feed.run(state, feed.prepare(order, turn), 0, len(order))
+        kept = min(DECAY, (1 + epoch) / (10 + epoch))
+        now = ends()
+        average = {k: kept * average[k] + (1 - kept) * now[k] for k in now}
+    return average
+
+
+@pytest.mark.parametrize("name", ["mult_vae", "rec_vae"])
+def test_what_ranks_is_the_average(small, dataset, train, tmp_path, name):
+    options = options_of(small, name)
+    result = train(tmp_path, options)
+    plain = step_lib.make_problem(
+        options_of(small, name, ema=0.0), 33, sharding.make_mesh(-1, 1)
+    )
+    expected = by_hand(plain, options, dataset.train)
+    leaves = jax.tree_util.tree_leaves_with_path(result.params)
+    assert {jax.tree_util.keystr(p) for p, _ in leaves} == set(expected)
+    for path, value in leaves:
+        np.testing.assert_allclose(
+            value,
+            expected[jax.tree_util.keystr(path)],
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+def test_resumed_in_the_middle_of_an_epoch(small, train, tmp_path, assert_same):
+    whole = train(tmp_path / "whole", options_of(small, "mult_vae"))
+    train(tmp_path / "parts", options_of(small, "mult_vae", epochs=2))
+    parts = train(tmp_path / "parts", options_of(small, "mult_vae"))
+    assert_same(parts.params, whole.params)
+    trees = []
+    for name in ("whole", "parts"):
+        saved = Checkpoints(tmp_path / name / "checkpoints")
+        trees.append(loop.restore_state(whole.problem, saved))
+        assert saved.step(BEST) is not None and saved.step(LATEST) == 20
+        saved.close()
+    assert_same(*trees)
+    assert not np.array_equal(
+        trees[0].average["output_kernel"], trees[0].params["output_kernel"]
+    )
+
+
+def test_sharded_as_the_parameters_are(small):
+    mesh = sharding.make_mesh(2, 2)
+    problem = step_lib.make_problem(options_of(small, "mult_vae"), 33, mesh)
+    places = step_lib.state_shardings(problem)
+    assert places.average == places.params
+    plain = options_of(small, "mult_vae", ema=0.0)
+    state = step_lib.init_state(step_lib.make_problem(plain, 33, mesh), 7)
+    assert state.average is None
+    assert step_lib.average(state, 0.5, 3) is state
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_of_a_population(small, dataset, stacked):
+    """A member's is what its state would have alone."""
+    members = [options_of(small, "mult_vae"), options_of(small, "mult_vae")]
+    whole = population.Population(
+        members, dataset.n_items, dataset.train, stacked=stacked
+    )
+    states = whole.join(whole.first_states())
+    moved = jax.tree.map(lambda x: x + 1, states)
+    if stacked:
+        moved = moved._replace(average=states.average)
+    else:
+        moved = [m._replace(average=s.average) for m, s in zip(moved, states)]
+    averaged = whole.average(moved, DECAY, 0)
+    for m in range(2):
+        before = whole.state_of(states, m).average
+        own = whole.params_of(averaged, m)
+        for name in ("output_kernel", "input_bias"):
+            np.testing.assert_allclose(own[name], before[name] + 0.9, rtol=1e-6)
