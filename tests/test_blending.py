@@ -107,7 +107,7 @@ def test_the_weights_are_the_best_of_those_tried(data, done):
         assert value == pytest.approx(expected, abs=1e-4), (gain, prior)
     best = max(tried.values())
     assert tried[kept["gain"], kept["prior"]] == kept["value"] == best
-    assert kept["model_alone"] == tried[0.0, blend.PRIOR]
+    assert kept["model_alone"] == tried[0.0, kept["prior"]]
     # Its neighbours in the grids were looked at.
     at = blending.GAINS.index(kept["gain"])
     if kept["gain"]:

@@ -42,7 +42,7 @@ def choose(
     kept = linear_path.read_weights(model.directory)
     if not kept or kept.get("epoch") != epoch:
         began = time.perf_counter()
-        kept = {"epoch": epoch, **_search(model, model.path, dataset)}
+        kept = {"epoch": epoch, **search(model, model.path, dataset)}
         if distributed.is_lead():
             linear_path.write_weights(model.directory, kept)
         say(
@@ -57,9 +57,25 @@ def choose(
     return dataclasses.replace(model, path=path)
 
 
-def _search(
-    model: Model, its_path: dict[str, Any], dataset: Dataset
+def search(
+    model: Model,
+    its_path: dict[str, Any],
+    dataset: Dataset,
+    *,
+    priors: tuple[float, ...] = PRIORS,
 ) -> dict[str, Any]:
+    """Weights that rank the validation users best.
+
+    Args:
+      model: its parameters are used, not its own path.
+      its_path: the linear path.
+      dataset: has validation users.
+      priors: that may be chosen, in order.
+
+    Returns:
+      {'gain', 'prior', 'metric', 'value', 'model_alone', 'tried': [...]}.
+    """
+    model = dataclasses.replace(model, path=its_path)
     metric = model.options.eval.best_metric
     entrant = held_out.model_entrant(model)
 
@@ -78,18 +94,20 @@ def _search(
         return float(distributed.from_lead([result])[0])
 
     tried: list[dict[str, float]] = []
-    gain, prior = blend.GAIN, blend.PRIOR
+    gain = blend.GAIN
+    prior = blend.PRIOR if blend.PRIOR in priors else priors[0]
     gain = _climb(GAINS, gain, lambda g: value(g, prior))
-    prior = _climb(PRIORS, prior, lambda p: value(gain, p))
+    prior = _climb(priors, prior, lambda p: value(gain, p))
     gain = _climb(GAINS, gain, lambda g: value(g, prior))
-    if value(0.0, blend.PRIOR) > value(gain, prior):
+    model_alone = value(0.0, prior)
+    if model_alone > value(gain, prior):
         gain = 0.0
     return {
         "gain": gain,
         "prior": prior,
         "metric": metric,
         "value": value(gain, prior),
-        "model_alone": value(0.0, blend.PRIOR),
+        "model_alone": model_alone,
         "tried": tried,
     }
 

@@ -123,20 +123,25 @@ def popularity(train: Any) -> Scorer:
     )
 
 
+def item_item(weights: np.ndarray) -> Scorer:
+    """Sums of the rows of a history's items, float32 [I, padded I]."""
+    return Scorer(
+        linear.item_item_scores,
+        {"item_item": weights},
+        linear.PARTITION,
+        weights.shape[0],
+    )
+
+
 def ease(train: Any, l2: float) -> Scorer:
     """EASE (Steck 2019), fitted here in closed form."""
-    params = linear.fit_ease(train, l2)
-    return Scorer(
-        linear.item_item_scores, params, linear.PARTITION, train.n_items
-    )
+    return item_item(linear.fit_ease(train, l2)["item_item"])
 
 
 def itemknn(train: Any, neighbours: int, shrinkage: float) -> Scorer:
     """Sums of the history's cosine similarities (`linear.fit_itemknn`)."""
     params = linear.fit_itemknn(train, neighbours, shrinkage)
-    return Scorer(
-        linear.item_item_scores, params, linear.PARTITION, train.n_items
-    )
+    return item_item(params["item_item"])
 
 
 def ials(

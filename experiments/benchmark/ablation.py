@@ -1,0 +1,144 @@
+"""What each part of a blend brings, on the test users of finished runs.
+
+    python experiments/benchmark/ablation.py runs/blend runs/blend-1 \\
+        --json=ablation.json
+
+The runs differ in their seed alone and have a linear path, as of
+configs/blend.py. Nothing is trained again: parts are taken away from what was
+trained, and what remains is weighed anew on the validation users.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from vaecf import cli
+from vaecf.errors import VaecfError
+
+_L2 = flags.DEFINE_float("ease_l2", 500.0, "λ of EASE in its place.")
+_JSON = flags.DEFINE_string("json", None, "Also write all numbers there.")
+
+ALL = "all of it"
+
+
+def main(argv: Sequence[str]) -> None:
+    """One table, and the numbers as JSON."""
+    from vaecf.evaluation import comparison
+    from vaecf.training import workdir as workdir_lib
+
+    paths = [pathlib.Path(run) for run in argv[1:]]
+    if not paths:
+        raise VaecfError("give the workdirs of finished blends")
+    values: dict[str, list[np.ndarray]] = {}
+    for path in paths:
+        for name, value_U in _variants(path, _L2.value).items():
+            values.setdefault(name, []).append(value_U)
+            cli.say(f"{path}: {name} {np.nanmean(value_U):.4f}")
+    real_U = ~np.isnan(values[ALL][0])
+    mean_U = {k: np.mean(v, axis=0)[real_U] for k, v in values.items()}
+    paired = comparison.paired(
+        {k: v for k, v in mean_U.items() if k != ALL}, mean_U[ALL]
+    )
+    rows = []
+    for name, seeds in values.items():
+        means = [float(np.nanmean(v)) for v in seeds]
+        spread = (
+            float(np.std(means, ddof=1) / len(means) ** 0.5)
+            if len(means) > 1
+            else None
+        )
+        row: dict[str, Any] = {
+            "variant": name,
+            "mean": float(np.mean(means)),
+            "stderr": spread,
+            "seeds": means,
+        }
+        if name in paired:
+            row |= paired[name]._asdict()
+            # Not the spread over seeds: that of the difference over users.
+            row["paired_stderr"] = paired[name].stderr
+            row["stderr"] = spread
+        rows.append(row)
+    cli.say("\n" + _table(rows))
+    if _JSON.value:
+        runs = [str(path) for path in paths]
+        workdir_lib.write_json(
+            pathlib.Path(_JSON.value), {"runs": runs, "variants": rows}
+        )
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| | NDCG@100 | against all of it | p (Holm) |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = "" if row["stderr"] is None else f" ± {row['stderr']:.4f}"
+        against = p = ""
+        if "difference" in row:
+            against = f"{row['difference']:+.4f} ± {row['paired_stderr']:.4f}"
+            p = f"{row['p_holm']:.1e}"
+        mean = f"{row['mean']:.4f}{spread}"
+        lines.append(f"| {row['variant']} | {mean} | {against} | {p} |")
+    return "\n".join(lines)
+
+
+def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
+    """The metric of every test user, float64 [U], by what ranks."""
+    from vaecf import blending, held_out
+    from vaecf.data.dataset import find_dataset
+    from vaecf.evaluation import scorers
+    from vaecf.models import blend
+    from vaecf.serving.model import load
+
+    model = load(workdir)
+    if model.path is None:
+        raise VaecfError(
+            f"{workdir}: config.linear.l2 is 0: there is nothing to take away"
+        )
+    dataset = find_dataset(model.options.data.dir)
+    metric = model.options.eval.best_metric
+    train = dataset.train
+
+    def measured(entrant: Any) -> np.ndarray:
+        result = held_out.evaluate(model, dataset, "test", entrant)
+        assert result is not None
+        return np.asarray(result.per_user[metric], np.float64)
+
+    def weighed(path: Any, **grids: Any) -> np.ndarray:
+        chosen = blending.search(model, path, dataset, **grids)
+        path = path | {k: np.float32(chosen[k]) for k in ("gain", "prior")}
+        blended = dataclasses.replace(model, path=path)
+        return measured(held_out.model_entrant(blended))
+
+    def alone(scorer: Callable[..., Any]) -> np.ndarray:
+        return measured(held_out.entrant(model, scorer))
+
+    ease = blend.fit(train, l2=ease_l2, dropout=0.0, user_exponent=0.0)
+    name = model.options.model.name
+    plain = dataclasses.replace(model, path=None)
+    of_ease = {**model.path, **ease}
+    return {
+        f"{name} alone": measured(held_out.model_entrant(plain)),
+        "EASE alone": alone(scorers.item_item(ease["item_item"])),
+        "linear path alone": alone(
+            scorers.item_item(np.asarray(model.path["item_item"]))
+        ),
+        f"{name} and EASE": weighed(of_ease, priors=(0.0,)),
+        f"{name} and EASE, prior divided out": weighed(of_ease),
+        f"{name} and linear path": weighed(model.path, priors=(0.0,)),
+        ALL: measured(held_out.model_entrant(model)),
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main, takes_arguments=True)
