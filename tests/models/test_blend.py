@@ -14,6 +14,7 @@ from vaecf.data.interactions import Interactions
 from vaecf.models import batching, blend, sharding, sparse
 
 ITEMS = 150  # 256 with padding
+USERS = np.arange(5, dtype=np.int32)
 HISTORIES = [[0, 4, 149], [3], [], [1, 2, 5, 6, 7], [130, 140]]
 
 
@@ -57,7 +58,7 @@ def logits():
 
 
 def test_the_formula(train, path, logits):
-    scores = np.asarray(blend.scores(jnp.asarray(logits), path, batch()))
+    scores = np.asarray(blend.scores(jnp.asarray(logits), path, batch(), USERS))
     np.testing.assert_allclose(
         scores[:, :ITEMS],
         expected(train, path, logits[:, :ITEMS]),
@@ -69,14 +70,14 @@ def test_the_formula(train, path, logits):
 
 def test_without_gain_the_model_is_alone(path, logits):
     alone = path | {"gain": np.float32(0)}
-    scores = blend.scores(jnp.asarray(logits), alone, batch())
+    scores = blend.scores(jnp.asarray(logits), alone, batch(), USERS)
     np.testing.assert_array_equal(scores, logits)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_over_item_shards(path, logits, backend, monkeypatch):
     """Also as an accelerator multiplies, which gathers for few users only."""
-    whole = blend.scores(jnp.asarray(logits), path, batch())
+    whole = blend.scores(jnp.asarray(logits), path, batch(), USERS)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     mesh = sharding.make_mesh(data=1, item=2)
     score = jax.shard_map(
@@ -86,8 +87,11 @@ def test_over_item_shards(path, logits, backend, monkeypatch):
             P(None, "item"),
             sharding.specs(path, blend.PARTITION),
             P(),
+            P(),
         ),
         out_specs=P(None, "item"),
     )
     sharded = functools.partial(jax.jit(score), jnp.asarray(logits), path)
-    np.testing.assert_allclose(sharded(batch()), whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        sharded(batch(), USERS), whole, rtol=1e-5, atol=1e-5
+    )

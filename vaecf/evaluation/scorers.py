@@ -81,7 +81,7 @@ def _blend_scores(
     user_B: jax.Array,
 ) -> jax.Array:
     model_BI = _model_scores(module, params["model"], batch, user_B)
-    return blend_lib.scores(model_BI, params["linear"], batch)
+    return blend_lib.scores(model_BI, params["linear"], batch, user_B)
 
 
 def blend(module: mult_vae.MultDAE, params: Any) -> Scorer:

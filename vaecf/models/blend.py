@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from vaecf.models import linear, sparse
 
@@ -54,7 +53,10 @@ def fit(
 
 
 def scores(
-    model_BI: jax.Array, path: dict[str, Any], batch: sparse.SparseBatch
+    model_BI: jax.Array,
+    path: dict[str, Any],
+    batch: sparse.SparseBatch,
+    user_B: jax.Array,
 ) -> jax.Array:
     """Scores of this shard's items, float32 [B, I].
 
@@ -62,17 +64,9 @@ def scores(
       model_BI: logits of the autoencoder; -inf for padding.
       path: of `fit`, with scalars 'gain' and 'prior'.
       batch: the users' histories.
+      user_B: as of every scorer.
     """
-    n_users = batch.count_B.shape[0]
-    few = n_users <= 8 or jax.default_backend() == "cpu"
-    weights = path["item_item"]
-    linear_BI = sparse.bag_of_items(
-        weights,
-        batch,
-        lowering="gather" if few else "dense",
-        dtype=weights.dtype,
-        precision=lax.Precision.HIGHEST,
-    )
+    linear_BI = linear.item_item_scores(path, batch, user_B)
     log_BI = jnp.log(jnp.maximum(linear_BI, 0.0) + _EPSILON)
     log_BI -= path["prior"] * path["log_share"][None, :]
     return model_BI + path["gain"] * log_BI

@@ -44,10 +44,15 @@ def item_item_scores(
     Also ItemKNN's, Deshpande and Karypis 2004, section 4.2: a sum over the
     history.
     """
+    weights = params["item_item"]
+    # A product with all items' rows pays where matrix units are fast, and for
+    # more than a few users.
+    few = batch.count_B.shape[0] <= 8 or jax.default_backend() == "cpu"
     return sparse.bag_of_items(
-        params["item_item"],
+        weights,
         batch,
-        lowering="dense",
+        lowering="gather" if few else "dense",
+        dtype=weights.dtype,
         precision=lax.Precision.HIGHEST,
     )
 
