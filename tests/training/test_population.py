@@ -20,7 +20,8 @@ from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 from vaecf.training.population_loop import Member
 
 MODELS = {
-    "mult_vae": {},
+    # With all that a run may have beside its parameters.
+    "mult_vae": {"linear": {"l2": 5.0}, "train": {"ema": 0.5}},
     "mult_dae": {"model": {"name": "mult_dae"}},
     "rec_vae": {
         "model": {"name": "rec_vae"},
@@ -197,10 +198,13 @@ def test_members_that_are_not_equally_far(
 ):
     """One was trained alone for two epochs; the other starts."""
     options, _, runs = pair("mult_vae")
-    train(tmp_path / "1", make(OTHER, {"train": {"epochs": 2}}))
+    shorter = {"train": {"epochs": 2}}
+    train(tmp_path / "1", make(MODELS["mult_vae"], OTHER, shorter))
     said = []
     members = together(tmp_path, options, dataset, log=said.append)
-    assert said == ["1 of 2 members are at epoch 0"]
+    linear, equally = said
+    assert "linear path" in linear
+    assert equally == "1 of 2 members are at epoch 0"
     for member, run in zip(members, runs):
         assert member.position.best == pytest.approx(run.position.best)
         assert member.position.epoch == 3

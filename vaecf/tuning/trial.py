@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 from vaecf.options import Options
-from vaecf.training import loop
+from vaecf.training import linear_path, loop
 from vaecf.training import workdir as workdir_lib
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
@@ -173,7 +173,7 @@ def _clear(folder: pathlib.Path, *, keep_best: bool) -> None:
     """What nobody will ask for: states to go on from, events, no models."""
     unused = [folder / "tensorboard", folder / "checkpoints" / "latest"]
     if not keep_best:
-        unused.append(folder / "checkpoints")
+        unused += [folder / "checkpoints", folder / linear_path.FOLDER]
     for path in unused:
         shutil.rmtree(path, ignore_errors=True)
 
