@@ -208,8 +208,8 @@ _LATER = {
     ("train", "alternate"): (),
     ("train", "ema"): 0.0,
     ("linear", "l2"): 0.0,
-    ("linear", "dropout"): 0.0,
-    ("linear", "user_exponent"): 0.0,
+    ("linear", "dropout"): 0.5,
+    ("linear", "user_exponent"): 0.5,
     ("mesh", "zero"): False,
     ("mesh", "reduce"): "fp32",
     ("mesh", "peer_timeout"): 300.0,
@@ -230,12 +230,19 @@ def load(path: pathlib.Path) -> Options:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VaecfError(f"{path}: not JSON ({error})") from None
+    return from_config(with_later_keys(config))
+
+
+def with_later_keys(config: Any) -> Any:
+    """A run's config.json with the keys that it was written before."""
+    if not isinstance(config, dict):
+        return config  # `from_config` says what is wrong
+    filled = dict(config)
     for (section, key), value in _LATER.items():
-        if not isinstance(config, dict):
-            break
-        if isinstance(config.setdefault(section, {}), dict):
-            config[section].setdefault(key, value)
-    return from_config(config)
+        given = filled.setdefault(section, {})
+        if isinstance(given, dict):
+            filled[section] = {key: value, **given}
+    return filled
 
 
 def config_of_run(workdir: pathlib.Path, config: Any) -> Any:

@@ -240,3 +240,31 @@ def test_write_json_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="killed here"):
         workdir.write_json(path, {"x": 2})
     assert replaced == [path] and path.read_bytes() == before
+
+
+def test_a_run_from_before_a_key_was_goes_on(small, dataset, tmp_path):
+    """Its config.json lacks keys, and a whole section."""
+    options = small(linear={"dropout": 0.5, "user_exponent": 0.5})
+    workdir.claim(tmp_path, options, dataset)
+    (tmp_path / "checkpoints").mkdir()
+    config = options.to_dict()
+    del config["linear"], config["train"]["ema"], config["loss"]["gamma"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    workdir.claim(tmp_path, options, dataset)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written == options.to_dict()
+    with pytest.raises(VaecfError, match=r"config\.linear\.l2 was 0\.0"):
+        workdir.claim(tmp_path, small(linear={"l2": 3.0}), dataset)
+
+
+def test_a_linear_path_without_a_checkpoint_is_not_taken_over(
+    small, dataset, tmp_path
+):
+    workdir.claim(tmp_path, small(linear={"l2": 3.0}), dataset)
+    (tmp_path / "linear").mkdir()
+    workdir.claim(tmp_path, small(linear={"l2": 4.0}), dataset)
+    assert not (tmp_path / "linear").exists()
+    (tmp_path / "linear").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    workdir.claim(tmp_path, small(linear={"l2": 4.0}), dataset)
+    assert (tmp_path / "linear").exists()

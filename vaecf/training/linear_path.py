@@ -25,7 +25,7 @@ from vaecf.models import blend, sharding
 from vaecf.options import LinearOptions
 from vaecf.training import workdir as workdir_lib
 
-FOLDER, WEIGHTS = "linear", "weights.json"
+FOLDER, WEIGHTS = workdir_lib.LINEAR, "weights.json"
 _ARRAYS = ("item_item", "log_share")
 
 

@@ -3,6 +3,7 @@
 config.json      options of the run
 dataset.json     the dataset's manifest
 items.parquet    raw item ids, so that the directory is self-contained
+linear/          the linear path beside the model, if it has one
 checkpoints/     latest (to resume) and best (to use)
 metrics.jsonl    one record a line;  tensorboard/  the same as events
 results.json     metrics of --test and the speed of training
@@ -17,6 +18,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +30,7 @@ from vaecf.options import Options
 
 CONFIG, DATASET, ITEMS = "config.json", "dataset.json", "items.parquet"
 RESULTS, PER_USER = "results.json", "per_user.parquet"
+LINEAR = "linear"
 
 
 @contextlib.contextmanager
@@ -105,13 +108,16 @@ def claim(
     config = options.to_dict()
     # Before its first checkpoint a run has nothing to be the same as.
     if (workdir / "checkpoints").is_dir():
-        old = read_json(workdir / CONFIG)
+        # Also that of a run from before a key was.
+        old = options_lib.with_later_keys(read_json(workdir / CONFIG))
         if not train:
             old["precision"] = config["precision"]
         _check_config(workdir, old, config)
         _check_dataset(workdir, read_json(workdir / DATASET), dataset)
     elif train:
         write_model_identity(workdir, dataset.manifest, dataset.items)
+        # Fitted by a run that never came to train: perhaps with other options.
+        shutil.rmtree(workdir / LINEAR, ignore_errors=True)
     if train:
         write_json(workdir / CONFIG, config)
 
