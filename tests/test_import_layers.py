@@ -31,6 +31,7 @@ LAYERS = {
     },
     "vaecf.serving": {
         *("errors", "options", "data", "models", "evaluation", "training"),
+        "distributed",
     },
     "vaecf.held_out": {
         *("errors", "data", "models", "evaluation", "training", "serving"),
@@ -39,12 +40,9 @@ LAYERS = {
     "vaecf.baselines": {
         *("errors", "data", "evaluation", "serving", "held_out"),
     },
-    "vaecf.blending": {
-        *("data", "models", "training", "serving", "held_out", "distributed"),
-    },
     "vaecf.compare": {"errors", "options", "evaluation", "training"},
     "vaecf.run": {
-        *("distributed", "baselines", "blending"),
+        *("distributed", "baselines"),
         *("errors", "options", "data", "models", "evaluation", "training"),
         *("reporting", "serving", "held_out"),
     },

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vaecf import baselines, blending, distributed, held_out
+from vaecf import baselines, distributed, held_out
 from vaecf.baselines import BASELINES, Settings
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
@@ -25,7 +25,7 @@ from vaecf.models import sharding
 from vaecf.options import Options, flatten
 from vaecf.reporting import report, tables, writers
 from vaecf.reporting.recipe_log import RecipeLogWriter
-from vaecf.serving import latency
+from vaecf.serving import blending, latency
 from vaecf.serving.model import Model, load
 from vaecf.training import loop, precision
 from vaecf.training import workdir as workdir_lib

@@ -94,10 +94,11 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     """The metric of every test user, float64 [U], by what ranks."""
-    from vaecf import blending, held_out
+    from vaecf import held_out
     from vaecf.data.dataset import find_dataset
     from vaecf.evaluation import scorers
     from vaecf.models import blend
+    from vaecf.serving import blending
     from vaecf.serving.model import load
 
     model = load(workdir)

@@ -51,7 +51,8 @@ def test_the_commands_are_found() -> None:
     files = {where.rsplit("-", 1)[0] for where, _ in WRITTEN}
     assert {"README.md", "configs/ml20m.py", "experiments/main.py"} <= files
     assert "docs/scaling.md" in files
-    assert {"configs/sweeps/mult_vae.py", "configs/sweeps/mult_dae.py"} < files
+    models = ("mult_vae", "mult_dae", "rec_vae")
+    assert {f"configs/sweeps/{name}.py" for name in models} < files
     assert sum(where.startswith("README") for where, _ in WRITTEN) == 21
 
 

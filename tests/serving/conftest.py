@@ -73,3 +73,9 @@ def expected(shop):
     for user, item in zip(shop.frame["user"], shop.frame["item"]):
         history_UI[user_of[user], item_of[item]] = 1
     return users, history_UI, *logits(model.params, history_UI)
+
+
+@pytest.fixture(scope="session")
+def numpy_logits():
+    """`logits`, for the tests."""
+    return logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,13 +15,18 @@ import polars as pl
 import pytest
 import scipy.sparse
 
+from configs import blend as blend_config
+from vaecf import options as options_lib
+from vaecf import run
+from vaecf.data import prepare
+from vaecf.data.dataset import write_dataset
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation.evaluate import evaluate
 from vaecf.evaluation.ranking import Ranker
 from vaecf.models import sharding
 from vaecf.serving import model as model_lib
-from vaecf.serving.recommender import Recommender
+from vaecf.serving.recommender import Recommender, _options
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = dict(hidden=(12,), latent=4, batch_size=32, epochs=1)
@@ -127,6 +133,23 @@ def test_a_matrix_keeps_its_width():
         ({"epochs": 1.5}, {}, "config.train.epochs=1.5 must be of type int"),
         ({"model": "mult_vea"}, {}, "did you mean mult_vae"),
         ({"dropout_rate": 1.0}, {}, "config.model.dropout_rate=1.0 must be"),
+        ({"ema": 1.0}, {}, r"config.train.ema=1.0 must be in \[0, 1\)"),
+        ({"linear_l2": -1.0}, {}, "config.linear.l2=-1.0 must be at least 0"),
+        (
+            {"model": "rec_vae", "alternate": ()},
+            {},
+            r"alternate=\(\): rec_vae is trained in turns.* alternate=\(3, 1\)",
+        ),
+        (
+            {"model": "rec_vae", "alternate": 3},
+            {},
+            "config.train.alternate=.* must be .* epochs of the encoder and of",
+        ),
+        (
+            {"model": "rec_vae", "hidden": (60, 20)},
+            {},
+            r"hidden=\(60, 20\): rec_vae takes one size",
+        ),
     ],
 )
 def test_fit_refuses(shop, tmp_path, settings, fit, message):
@@ -455,6 +478,9 @@ def test_save_replaces_what_it_saved_when_asked(shop, tmp_path):
 
 def test_what_it_says_of_itself(shop):
     assert repr(Recommender()) == "Recommender(mult_vae, not fitted)"
+    assert (
+        repr(Recommender.blend()) == "Recommender(rec_vae+linear, not fitted)"
+    )
     assert repr(shop.recommender).startswith("Recommender(mult_vae, ")
 
 
@@ -468,3 +494,163 @@ def test_what_it_says_of_itself(shop):
 def test_fit_refuses_settings(shop, settings, message):
     with pytest.raises(VaecfError, match=message):
         Recommender(**settings).fit(shop.frame)
+
+
+# --- RecVAE, averages and a linear path ---------------------------------------
+
+BLEND = dict(
+    hidden=8, latent=4, batch_size=16, epochs=8, learning_rate=0.01, seed=3,
+    linear_l2=5.0,
+)  # fmt: skip
+
+
+def config_of_blend(directory):
+    """configs/blend.py as `BLEND` changes it, for `vaecf.run`."""
+    config = blend_config.get_config()
+    changes = {
+        "seed": 3,
+        "data.dir": str(directory),
+        "model.hidden": (8,),
+        "model.latent": 4,
+        "train.batch_size": 16,
+        "train.epochs": 8,
+        "optimizer.learning_rate": 0.01,
+        "linear.l2": 5.0,
+        "eval.every_epochs": 4,
+    }
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return options_lib.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def tastes():
+    """60 customers who buy 6 of the 10 articles of their kind, and one more."""
+    rng = np.random.default_rng(4)
+    rows = [
+        (f"customer {u:02d}", f"sku-{i:02d}")
+        for u in range(60)
+        for i in {
+            *(u % 3 + 3 * rng.choice(10, 6, replace=False)).tolist(),
+            int(rng.integers(30)),
+        }
+    ]
+    return pd.DataFrame(rows, columns=["user", "item"])
+
+
+@pytest.fixture(scope="module")
+def blended(tastes, tmp_path_factory):
+    """(recommender fitted in a temporary directory, workdir of `run.run`)."""
+    place = tmp_path_factory.mktemp("blended")
+    recommender = Recommender.blend(**BLEND).fit(tastes, validation_users=15)
+    dataset = prepare.in_memory(
+        tastes,
+        user_column="user",
+        item_column="item",
+        validation_users=15,
+        seed=3,
+    )
+    data = write_dataset(place / "data", dataset).path
+    run.run(
+        config_of_blend(data),
+        place / "run",
+        run.Actions(train=True),
+        say=lambda line: None,
+    )
+    return recommender, place / "run"
+
+
+def test_the_blend_has_the_settings_of_its_config():
+    mine, its = (
+        options_lib.flatten(options.to_dict())
+        for options in (
+            _options(Recommender.blend()._settings, 1000),
+            options_lib.from_config(blend_config.get_config()),
+        )
+    )
+    differing = {key for key in mine | its if mine[key] != its[key]}
+    # In memory; a weight that γ replaces; a validation a round and not two.
+    assert differing == {
+        "data.dir",
+        "loss.total_anneal_steps",
+        "eval.every_epochs",
+    }
+    changed = Recommender.blend(epochs=7, model="mult_dae")._settings
+    assert (changed["epochs"], changed["model"]) == (7, "mult_dae")
+    assert changed["linear_l2"] == 150.0
+
+
+def test_the_blend_gives_the_lists_of_a_run(tastes, blended):
+    """The weights that the validation users chose included."""
+    recommender, workdir = blended
+    chosen = json.loads((workdir / "linear" / "weights.json").read_text())
+    assert chosen["epoch"] in (4, 8) and len(chosen["tried"]) >= 5
+    assert chosen["gain"] > 0
+    path = recommender._model.path
+    for name in ("gain", "prior"):
+        assert float(path[name]) == pytest.approx(chosen[name])
+    asked = recommender.recommend(tastes, 12)
+    there = Recommender.load(workdir).recommend(tastes, 12)
+    pd.testing.assert_frame_equal(asked, there)
+    assert repr(recommender).startswith("Recommender(rec_vae+linear, 30 items")
+
+
+def test_a_blend_outlives_its_temporary_directory(tastes, blended, tmp_path):
+    recommender, workdir = blended
+    assert not recommender._model.directory.exists()
+    asked = recommender.recommend(tastes, 12)
+    place = recommender.save(tmp_path / "saved")
+    recommender.save(place, overwrite=True)
+    again = Recommender.load(place)
+    pd.testing.assert_frame_equal(again.recommend(tastes, 12), asked)
+    for name in ("item_item", "log_share"):
+        mine, its = (
+            np.load(d / "linear" / f"{name}.npy") for d in (place, workdir)
+        )
+        np.testing.assert_array_equal(mine, its)
+    _, codes = again.encode(tastes)
+    assert codes.shape == (60, 4)
+    np.testing.assert_array_equal(codes, recommender.encode(tastes)[1])
+    # And it ranks by both: without the path the lists are others.
+    again._model = dataclasses.replace(again._model, path=None)
+    assert not again.recommend(tastes, 12).equals(asked)
+
+
+def test_a_path_beside_another_model(shop, numpy_logits):
+    """Scores by NumPy, with the weights that stay without validation users."""
+    recommender = Recommender(**SETTINGS, linear_l2=5.0, linear_dropout=0.0)
+    recommender.fit(shop.frame, validation_users=0)
+    model = recommender._model
+    history_UI = np.zeros((1, 30))
+    history_UI[0, [3, 8, 21]] = 1
+    _, logits_UI = numpy_logits(model.params, history_UI)
+    items = model.items.index_of(shop.frame["item"])
+    users = pd.factorize(shop.frame["user"])[0]
+    x = np.zeros((61, 30))
+    x[users, items] = 1
+    # Steck 2019; a user of as many items as the mean weighs 1, of more less.
+    n_U1 = x.sum(axis=1, keepdims=True)
+    gram = x.T @ (x / np.sqrt(n_U1 / n_U1.mean()))
+    inverse = np.linalg.inv(gram + 5.0 * np.eye(30))
+    weights = np.eye(30) - inverse / np.diag(inverse)
+    share = (x.sum(axis=0) + 5) / (61 + 5)
+    linear = np.log(np.maximum(history_UI @ weights, 0) + 0.003)
+    scores_UI = logits_UI + 1.4 * (linear - 0.3 * np.log(share))
+    scores_UI[history_UI > 0] = -np.inf
+    history = model.items.ids[[3, 8, 21]].tolist()
+    result = recommender.recommend([history], 27, score="logit")
+    order = np.argsort(-scores_UI[0], kind="stable")[:27]
+    assert result["item"].tolist() == model.items.ids[order].tolist()
+    np.testing.assert_allclose(result["score"], scores_UI[0, order], atol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["mult_vae", "mult_dae", "rec_vae"])
+def test_turns_are_those_of_rec_vae(model):
+    """It is validated once a round, which `patience` counts."""
+    settings = Recommender(model=model, gamma=0.5, alternate=[2, 1])._settings
+    options = _options(settings, 100)
+    turns, gamma, every = ((2, 1), 0.5, 3) if model == "rec_vae" else ((), 0, 1)
+    assert options.train.alternate == turns
+    assert options.loss.gamma == gamma
+    assert options.eval.every_epochs == every
+    assert options.eval.patience == 10

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from vaecf.models import sharding
+from vaecf.models import batching, sharding
 from vaecf.training import batches, feeds, loop, optimizers
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, Checkpoints
@@ -97,6 +97,55 @@ def test_losses_do_not_depend_on_the_mesh(options, dataset):
             seen.extend(totals.loss)
         losses.append(seen)
     np.testing.assert_allclose(losses[1:], [losses[0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("epoch", [0, 2], ids=["encoder", "decoder"])
+def test_microbatches_sum_to_the_whole_batch(
+    options, dataset, assert_close, epoch
+):
+    """Loss and gradients of either turn; the last piece has padding users."""
+    n_users, train = 11, dataset.train
+    # Compiled quickly rather than well.
+    gradients = jax.jit(
+        step_lib.gradients,
+        static_argnums=0,
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+
+    def take(mesh, microbatch):
+        problem = step_lib.make_problem(
+            options(train={"microbatch": microbatch}),
+            dataset.n_items,
+            sharding.make_mesh(*mesh),
+        )
+        turn = step_lib.in_turn(problem, options().train, epoch)
+        parts = turn.parts(n_users)
+        padding = [train.n_users] * (-n_users % parts)
+        users = np.append(np.arange(7, 7 + n_users), padding).astype(np.int32)
+        batch = batching.assemble_on_host(
+            train.indptr, train.indices, users, 256, parts
+        )
+        key = jax.random.fold_in(step_lib.step_key(7), 5)
+        state = step_lib.init_state(turn, 7)
+        grads, totals = gradients(turn, state.params, batch, key, state.step)
+        return parts, grads, totals
+
+    parts, wanted, wanted_totals = take((1, 1), n_users)
+    assert parts == 1
+    own = [{"posterior"}, {"output_kernel", "output_bias"}]
+    assert wanted.keys() == own[epoch == 2]
+    assert max(np.abs(g).max() for g in jax.tree.leaves(wanted)) > 0.01
+    assert float(wanted_totals.users) == n_users
+    assert float(wanted_totals.kl) > 0
+    for mesh, microbatch, pieces in (
+        ((1, 1), 1, 11),
+        ((1, 1), 4, 3),
+        ((2, 2), 2, 6),
+    ):
+        parts, grads, totals = take(mesh, microbatch)
+        assert parts == pieces
+        np.testing.assert_allclose(totals, wanted_totals, rtol=1e-5)
+        assert_close(grads, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_the_kl_weighs_gamma_times_a_users_items(options, dataset):

@@ -7,7 +7,7 @@ their word, and divides out what they both count, how popular an item is:
 
 with the item-item weights B (`linear.fit_ease`), the share p_i of the training
 users who have the item, and two weights that validation users choose
-(`vaecf.blending`): the gain g of the linear path and the share ρ of the prior
+(`serving.blending`): the gain g of the linear path and the share ρ of the prior
 that is divided out of it. g = 0 leaves the autoencoder alone.
 
 Scores and not a loss: trained with such a path beside it, an autoencoder leaves

@@ -149,7 +149,7 @@ class Model:
             saved.save(checkpoints.BEST, step, self.params, self.position)
             saved.close()
             if self.path is not None:
-                linear_path.save(self.path, self.directory, fresh)
+                linear_path.save(self.path, len(self.items), fresh)
             workdir_lib.write_json(
                 fresh / workdir_lib.CONFIG, self.options.to_dict()
             )

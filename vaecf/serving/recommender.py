@@ -16,6 +16,7 @@ from vaecf.data import prepare
 from vaecf.data.ids import IdTable
 from vaecf.errors import VaecfError
 from vaecf.evaluation import ranking
+from vaecf.serving import blending
 from vaecf.serving import histories as histories_lib
 from vaecf.serving.model import Model, load
 from vaecf.training import loop
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORES = ("log_probability", "probability", "logit")
+
+# Of `Recommender.blend`: those of configs/blend.py, which says where from.
+_BLEND: dict[str, Any] = dict(
+    model="rec_vae",
+    dropout_rate=0.65,
+    learning_rate=5e-4,
+    epochs=160,
+    batch_size=200,
+    patience=None,
+    ema=0.95,
+    linear_l2=150.0,
+)
 
 
 class Recommender:
@@ -54,26 +67,45 @@ class Recommender:
         patience: int | None = 10,
         precision: str = "fp32",
         seed: int = 0,
+        gamma: float = 0.005,
+        alternate: Sequence[int] = (3, 1),
+        ema: float = 0.0,
+        linear_l2: float = 0.0,
+        linear_dropout: float = 0.5,
+        linear_user_exponent: float = 0.5,
     ) -> None:
         """Settings for `fit`; a loaded model brings its own.
 
         Args:
-          model: 'mult_vae' or 'mult_dae'.
+          model: 'mult_vae', 'mult_dae' or 'rec_vae'.
           hidden: units of the hidden layers, from the items inwards; a number
-            is one layer.
+            is one layer. rec_vae takes one size, that of all its layers.
           latent: units of the bottleneck.
-          activation: 'tanh' or 'relu'.
+          activation: 'tanh' or 'relu'; rec_vae's is swish whatever it says.
           dropout_rate: share of a history dropped from the input in training.
-          anneal_cap: largest weight of the KL term.
+          anneal_cap: largest weight of mult_vae's KL term.
           anneal_epochs: epochs in which the weight rises to the cap.
           weight_decay: times the sum of squared weights, added to the loss.
           learning_rate: Adam's.
           epochs: passes over the users, at most.
           batch_size: users a step.
-          patience: epochs without gain on the validation users before `fit`
-            stops; None never stops early.
+          patience: validations without gain before `fit` stops; None never
+            stops early. There is one after every epoch; of rec_vae, which
+            trains a part of it at a time, after every round of `alternate`.
           precision: 'fp32', 'tf32', 'bf16', 'fp16' or 'amp'.
           seed: makes `fit` repeatable.
+          gamma: of rec_vae alone: the weight of its KL term is this times the
+            user's interactions; 0 takes the annealed weight of mult_vae.
+          alternate: of rec_vae alone: epochs of the encoder and of the decoder
+            in turns, a round; the other models are trained at once.
+          ema: rank with an average of the epochs' parameters that forgets by
+            this factor an epoch; 0 with the parameters as they are.
+          linear_l2: λ, in interactions, of a linear item-item path that ranks
+            beside the model (`models.blend`); 0 for none. Its matrix is items
+            x items. What the two weigh, the validation users choose.
+          linear_dropout: share of the input it learns to do without.
+          linear_user_exponent: a user of n items weighs n to the minus this
+            in its fit; 0 weighs all alike.
         """
         self._settings: dict[str, Any] = dict(
             model=model,
@@ -90,13 +122,32 @@ class Recommender:
             patience=patience,
             precision=precision,
             seed=seed,
+            gamma=gamma,
+            alternate=alternate,
+            ema=ema,
+            linear_l2=linear_l2,
+            linear_dropout=linear_dropout,
+            linear_user_exponent=linear_user_exponent,
         )
         self._model: Model | None = None
+
+    @classmethod
+    def blend(cls, **changes: Any) -> Recommender:
+        """RecVAE and a linear path that rank together: where to begin.
+
+        The settings of configs/blend.py, for any dataset whose items x items
+        matrix fits memory.
+
+        Args:
+          **changes: settings of the constructor that are to be others.
+        """
+        return cls(**{**_BLEND, **changes})
 
     def __repr__(self) -> str:
         """What it is, and whether it is fitted."""
         if self._model is None:
-            return f"Recommender({self._settings['model']}, not fitted)"
+            path = "+linear" if self._settings["linear_l2"] else ""
+            return f"Recommender({self._settings['model']}{path}, not fitted)"
         options = self._model.options
         return (
             f"Recommender({options.title}, {len(self.items):,} items, "
@@ -123,8 +174,9 @@ class Recommender:
             are then row and column numbers).
           user_column: column of the user ids.
           item_column: column of the item ids.
-          validation_users: users held out to choose the best epoch, a number or
-            a share; 0 keeps the last epoch.
+          validation_users: users held out to choose the best epoch, and what
+            a linear path weighs, a number or a share; 0 keeps the last epoch
+            and the path's first weights.
           workdir: keep the run there; None trains in a temporary directory.
           show_progress: None shows a bar on a terminal.
 
@@ -156,7 +208,10 @@ class Recommender:
                 loop.train(
                     options, dataset, directory, show_progress=show_progress
                 )
-            self._model = load(directory)
+                # Kept in the directory, so before anybody else may have it.
+                self._model = blending.choose(
+                    load(directory), dataset, say=logging.info
+                )
         return self
 
     @classmethod
@@ -356,14 +411,19 @@ class Recommender:
 
 
 def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
-    """The run's options that the constructor's settings describe."""
+    """The run's options that the constructor's settings describe.
+
+    Raises:
+      VaecfError: a setting is out of range, or not for this model.
+    """
+    in_turns = settings["model"] == "rec_vae"
     # A batch size that is refused below must not fail here.
     steps = -(-n_users // max(1, settings["batch_size"]))
     cap = settings["anneal_cap"]
     # The weight rises by 1 / total_steps a step and meets the cap after
     # anneal_epochs.
     total = round(settings["anneal_epochs"] * steps / cap) if cap else 0
-    return options_lib.from_config(
+    options = options_lib.from_config(
         {
             "seed": settings["seed"],
             "data": {"dir": "(in memory)", "feed": "auto"},
@@ -376,12 +436,16 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
                 "input": "auto",
                 "item_block": 0,
             },
-            "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0},
+            "linear": {
+                "l2": settings["linear_l2"],
+                "dropout": settings["linear_dropout"],
+                "user_exponent": settings["linear_user_exponent"],
+            },
             "loss": {
                 "anneal_cap": cap,
                 "total_anneal_steps": total,
                 "weight_decay": settings["weight_decay"],
-                "gamma": 0.0,
+                "gamma": settings["gamma"] if in_turns else 0.0,
             },
             "optimizer": {
                 "learning_rate": settings["learning_rate"],
@@ -391,8 +455,8 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
             },
             "train": {
                 "epochs": settings["epochs"],
-                "alternate": (),
-                "ema": 0.0,
+                "alternate": settings["alternate"] if in_turns else (),
+                "ema": settings["ema"],
                 "batch_size": settings["batch_size"],
                 "microbatch": 0,
                 "drop_remainder": False,
@@ -420,6 +484,29 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
             },
         }
     )
+    return _by_rounds(options) if in_turns else options
+
+
+def _by_rounds(options: options_lib.Options) -> options_lib.Options:
+    """The same with a validation a round, for a model trained in turns.
+
+    Raises:
+      VaecfError: settings that are not for such a model.
+    """
+    if not options.train.alternate:
+        raise VaecfError(
+            "alternate=(): rec_vae is trained in turns, give the epochs of its "
+            "encoder and of its decoder, such as alternate=(3, 1)"
+        )
+    if len(options.model.hidden) != 1:
+        raise VaecfError(
+            f"hidden={options.model.hidden}: rec_vae takes one size, that of "
+            "all layers of its encoder, such as hidden=600"
+        )
+    every = dataclasses.replace(
+        options.eval, every_epochs=sum(options.train.alternate)
+    )
+    return dataclasses.replace(options, eval=every)
 
 
 def _check_length(k: int) -> None:

@@ -134,14 +134,21 @@ def with_weights(
     }
 
 
-def save(
-    path: Mapping[str, Any], source: pathlib.Path, target: pathlib.Path
-) -> None:
-    """Writes a copy of a directory's path, with the weights it has now."""
+def save(path: Mapping[str, Any], n_items: int, target: pathlib.Path) -> None:
+    """Writes the path as it is on the mesh, with the weights it has now.
+
+    Not a copy of the files that it was read from: a temporary directory's are
+    gone, and a workdir's may be those of another model by now.
+
+    Args:
+      path: of `load`.
+      n_items: the items of the model; padding is left out.
+      target: directory to write it into.
+    """
     (target / FOLDER).mkdir()
     for name in _ARRAYS:
-        file = f"{name}.npy"
-        shutil.copyfile(source / FOLDER / file, target / FOLDER / file)
+        host = np.asarray(path[name])[..., :n_items]
+        np.save(target / FOLDER / f"{name}.npy", host)
     write_weights(
         target, {name: float(path[name]) for name in ("gain", "prior")}
     )

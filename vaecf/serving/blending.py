@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vaecf import distributed, held_out
+from vaecf import distributed
 from vaecf.data.dataset import Dataset
+from vaecf.evaluation import evaluate as evaluate_lib
+from vaecf.evaluation import metrics, scorers
 from vaecf.models import blend
 from vaecf.serving.model import Model
-from vaecf.training import linear_path
+from vaecf.training import linear_path, loop
 
 # What is tried, from the weights to begin with up and down for as long as it
 # gets better: the gain, then the prior, then the gain again.
@@ -77,18 +79,24 @@ def search(
     """
     model = dataclasses.replace(model, path=its_path)
     metric = model.options.eval.best_metric
-    entrant = held_out.model_entrant(model)
+    held = dataset.split("validation")
+    # As deep as all metrics look: who tests the model next has it compiled.
+    ranker = model.ranker(metrics.depth((*model.options.eval.metrics, metric)))
+    share_I = loop.item_share(dataset.train, (metric,))
 
     @functools.cache
     def value(gain: float, prior: float) -> float:
         path = linear_path.with_weights(its_path, gain=gain, prior=prior)
-        params = {"model": model.params, "linear": path}
-        result = held_out.summary(
-            model,
-            dataset,
-            "validation",
-            entrant._replace(params=params),
-        )[metric]["mean"]
+        evaluation = evaluate_lib.evaluate(
+            ranker,
+            scorers.ranked_params(model.params, path),
+            held.fold_in,
+            held.held_out,
+            names=(metric,),
+            batch_size=model.options.eval.batch_size,
+            item_share_I=share_I,
+        )
+        result = evaluation.summary[metric]["mean"]
         # A last bit that differs must not part the processes.
         tried.append({"gain": gain, "prior": prior, "value": result})
         return float(distributed.from_lead([result])[0])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from configs import default
-from vaecf import blending, held_out, options, run
+from vaecf import held_out, options, run
 from vaecf.data import synthetic
 from vaecf.data.dataset import open_dataset, write_dataset
 from vaecf.errors import VaecfError
 from vaecf.models import blend, sharding
+from vaecf.serving import blending
 from vaecf.serving import model as model_lib
 from vaecf.serving.recommender import Recommender
 from vaecf.training import linear_path
@@ -134,19 +136,37 @@ def test_they_are_chosen_once_for_an_epoch(data, done, monkeypatch):
     assert lines[0]["epoch"] == 99 and "linear path" in lines[1]
 
 
+def test_the_metric_need_not_be_one_of_those_shown(data, done, monkeypatch):
+    workdir, _, _ = done
+    kept: list[dict] = []
+    monkeypatch.setattr(
+        linear_path, "write_weights", lambda _, it: kept.append(it)
+    )
+    model = model_lib.load(workdir)
+    shown = dataclasses.replace(model.options.eval, metrics=("recall@5",))
+    model = dataclasses.replace(
+        model,
+        options=dataclasses.replace(model.options, eval=shown),
+        position=model.position | {"epoch": 99},
+    )
+    blending.choose(model, open_dataset(data), say=print)
+    before = linear_path.read_weights(workdir)
+    for name in ("gain", "prior", "metric", "value"):
+        assert kept[0][name] == before[name]
+
+
 def test_a_path_that_only_harms_is_left_out(data, done, monkeypatch):
     workdir, _, _ = done
     monkeypatch.setattr(linear_path, "read_weights", lambda _: {})
     monkeypatch.setattr(linear_path, "write_weights", lambda *_: None)
-    monkeypatch.setattr(
-        held_out,
-        "summary",
-        lambda model, dataset, split, entrant: {
-            "ndcg@10": {
-                "mean": 1 / (1 + float(entrant.params["linear"]["gain"]))
-            }
-        },
-    )
+
+    def worse_with_it(ranker, params, *users, names, **how):
+        value = 1 / (1 + float(params["linear"]["gain"]))
+        return SimpleNamespace(
+            summary={name: {"mean": value} for name in names}
+        )
+
+    monkeypatch.setattr(blending.evaluate_lib, "evaluate", worse_with_it)
     model = model_lib.load(workdir)
     chosen = blending.choose(model, open_dataset(data), say=print)
     assert float(chosen.path["gain"]) == 0.0
@@ -166,6 +186,27 @@ def test_without_validation_users_the_first_weights_stay(tmp_path):
     assert float(path["gain"]) == pytest.approx(blend.GAIN)
     assert float(path["prior"]) == pytest.approx(blend.PRIOR)
     assert not (tmp_path / "run" / "linear" / "weights.json").exists()
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)])
+def test_a_saved_path_is_the_file_it_was_read_from(done, tmp_path, mesh):
+    """Bit for bit from the devices, without their padding."""
+    workdir, _, _ = done
+    gone = tmp_path / "gone"
+    shutil.copytree(workdir, gone)
+    model = model_lib.load(gone, mesh=sharding.make_mesh(*mesh))
+    shutil.rmtree(gone)
+    assert model.path["item_item"].shape[1] > len(model.items)
+    model.save(tmp_path / "copy")
+    for name in ("item_item", "log_share"):
+        mine, its = (
+            (folder / "linear" / f"{name}.npy").read_bytes()
+            for folder in (tmp_path / "copy", workdir)
+        )
+        assert mine == its, name
+    kept, before = map(linear_path.read_weights, (tmp_path / "copy", workdir))
+    for name in ("gain", "prior"):
+        assert kept[name] == pytest.approx(before[name])
 
 
 def test_a_saved_copy_recommends_the_same(done, tmp_path):

@@ -1,0 +1,22 @@
+"""What matters for RecVAE: γ, the weight of the KL term, step size and dropout.
+
+For datasets of the size of MovieLens-1M to 20M. The authors take γ = .005 for
+MovieLens-20M, .0035 for Netflix and .01 for MSD. `model.hidden` is one size,
+that of all layers of the encoder. The turns of encoder and decoder belong to
+the base config.
+
+    python experiments/sweep.py --config=configs/ml1m_recvae.py \\
+        --space=configs/sweeps/rec_vae.py --workdir=runs/sweep-ml1m-recvae \\
+        --trials=40
+"""
+
+
+def get_space() -> dict:
+    """Returns the space that the module's docstring describes."""
+    return {
+        "optimizer.learning_rate": {"low": 1e-4, "high": 2e-3, "log": True},
+        "loss.gamma": {"low": 1e-3, "high": 2e-2, "log": True},
+        "model.dropout_rate": {"low": 0.2, "high": 0.8},
+        "model.latent": {"choices": [100, 200, 400]},
+        "model.hidden": {"choices": [(300,), (600,), (1000,)]},
+    }
