@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -542,6 +543,8 @@ def tastes():
 def blended(tastes, tmp_path_factory):
     """(recommender fitted in a temporary directory, workdir of `run.run`)."""
     place = tmp_path_factory.mktemp("blended")
+    # Two runs of a few steps: compiled quickly rather than well.
+    jax.config.update("jax_disable_most_optimizations", True)
     recommender = Recommender.blend(**BLEND).fit(tastes, validation_users=15)
     dataset = prepare.in_memory(
         tastes,
@@ -557,6 +560,7 @@ def blended(tastes, tmp_path_factory):
         run.Actions(train=True),
         say=lambda line: None,
     )
+    jax.config.update("jax_disable_most_optimizations", False)
     return recommender, place / "run"
 
 
