@@ -32,12 +32,14 @@ ALL = "all of it"
 
 def main(argv: Sequence[str]) -> None:
     """One table, and the numbers as JSON."""
+    from vaecf import options as options_lib
     from vaecf.evaluation import comparison
     from vaecf.training import workdir as workdir_lib
 
     paths = [pathlib.Path(run) for run in argv[1:]]
     if not paths:
         raise VaecfError("give the workdirs of finished blends")
+    _check(paths)
     values: dict[str, list[np.ndarray]] = {}
     for path in paths:
         for name, value_U in _variants(path, _L2.value).items():
@@ -68,7 +70,8 @@ def main(argv: Sequence[str]) -> None:
             row["paired_stderr"] = paired[name].stderr
             row["stderr"] = spread
         rows.append(row)
-    cli.say("\n" + _table(rows))
+    metric = options_lib.load(paths[0] / workdir_lib.CONFIG).eval.best_metric
+    cli.say("\n" + _table(metric, rows))
     if _JSON.value:
         runs = [str(path) for path in paths]
         workdir_lib.write_json(
@@ -76,9 +79,36 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def _check(paths: Sequence[pathlib.Path]) -> None:
+    """Refuses runs that differ in more than their seed.
+
+    Raises:
+      VaecfError: names what differs.
+    """
+    from vaecf import options as options_lib
+    from vaecf.training import workdir as workdir_lib
+
+    first, *others = (
+        {
+            **options_lib.flatten(
+                options_lib.load(path / workdir_lib.CONFIG).to_dict()
+            ),
+            "the dataset": workdir_lib.read_json(path / workdir_lib.DATASET),
+        }
+        for path in paths
+    )
+    for path, other in zip(paths[1:], others):
+        for key in first.keys() - {"seed", "data.dir"}:
+            if other[key] != first[key]:
+                raise VaecfError(
+                    f"{path} and {paths[0]} differ in {key}: give runs that "
+                    "differ in their seed alone"
+                )
+
+
+def _table(metric: str, rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| | NDCG@100 | against all of it | p (Holm) |",
+        f"| | {metric} | against all of it | p (Holm) |",
         "|---|---|---|---|",
     ]
     for row in rows:
@@ -137,7 +167,7 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
         f"{name} and EASE": weighed(of_ease, priors=(0.0,)),
         f"{name} and EASE, prior divided out": weighed(of_ease),
         f"{name} and linear path": weighed(model.path, priors=(0.0,)),
-        ALL: measured(held_out.model_entrant(model)),
+        ALL: weighed(model.path),
     }
 
 

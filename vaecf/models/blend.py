@@ -45,7 +45,11 @@ def fit(
       VaecfError: the items x items matrix does not fit memory.
     """
     fitted = linear.fit_ease(
-        train, l2, dropout=dropout, user_exponent=user_exponent
+        train,
+        l2,
+        dropout=dropout,
+        user_exponent=user_exponent,
+        mend="set config.linear.l2=0",
     )
     count_I = train.item_counts() + _PSEUDO_USERS
     share_I = np.log(count_I / (train.n_users + _PSEUDO_USERS))
@@ -69,4 +73,7 @@ def scores(
     linear_BI = linear.item_item_scores(path, batch, user_B)
     log_BI = jnp.log(jnp.maximum(linear_BI, 0.0) + _EPSILON)
     log_BI -= path["prior"] * path["log_share"][None, :]
-    return model_BI + path["gain"] * log_BI
+    # Of a user without a history the path knows nothing, and what it does not
+    # count must not be divided out.
+    known_B1 = batch.count_B[:, None] > 0
+    return model_BI + jnp.where(known_B1, path["gain"] * log_BI, 0.0)

@@ -17,6 +17,7 @@ from jax import lax
 from vaecf.errors import VaecfError
 from vaecf.models import sharding, sparse
 
+_MEND = "leave {} out of --baselines"
 _BLOCK = 2048  # rows or columns of a matrix of items worked on together
 
 # Columns of these matrices are items, and are sharded as the model's are.
@@ -103,6 +104,7 @@ def fit_ease(
     dropout: float = 0.0,
     user_exponent: float = 0.0,
     available_bytes: int | None = None,
+    mend: str = _MEND.format("ease"),
 ) -> dict[str, np.ndarray]:
     """Closed-form EASE, Steck 2019, equations 8 and 9, and its kin.
 
@@ -121,6 +123,7 @@ def fit_ease(
       dropout: p, in [0, 1); 0 is EASE.
       user_exponent: κ, at least 0; 0 weighs all users alike.
       available_bytes: memory to stay within; None asks the system.
+      mend: what to do instead where it does not fit, for the error.
 
     Returns:
       Parameters of `item_item_scores`.
@@ -132,7 +135,7 @@ def fit_ease(
     if l2 <= 0:
         raise VaecfError(f"EASE's l2={l2} must be above 0")
     n_items = train.n_items
-    available_bytes = _check_memory("ease", "EASE", n_items, available_bytes)
+    available_bytes = _check_memory(mend, "EASE", n_items, available_bytes)
     n_U = np.diff(train.to_scipy().indptr).astype(np.float64)
     weight_U = (np.maximum(n_U, 1) / max(n_U.mean(), 1)) ** -user_exponent
     # A square matrix is inverted in place; the padded float32 result and its
@@ -245,7 +248,7 @@ def fit_itemknn(
     if not shrinkage >= 0:
         raise VaecfError(f"ItemKNN's shrinkage={shrinkage} must not be below 0")
     n_items = train.n_items
-    _check_memory("itemknn", "ItemKNN", n_items, available_bytes)
+    _check_memory(_MEND.format("itemknn"), "ItemKNN", n_items, available_bytes)
     matrix = train.to_scipy().astype(np.float32)
     gram = _product(matrix.T.tocsr(), matrix)  # counts: exact up to 2^24
     norm_I = np.sqrt(np.diag(gram))
@@ -272,7 +275,7 @@ def _largest(rows: np.ndarray, k: int) -> np.ndarray:
 
 
 def _check_memory(
-    name: str, title: str, n_items: int, available_bytes: int | None
+    mend: str, title: str, n_items: int, available_bytes: int | None
 ) -> int:
     """Bytes to stay within.
 
@@ -287,8 +290,7 @@ def _check_memory(
         raise VaecfError(
             f"{title} on {n_items:,} items needs {n_items:,}^2 x 12 bytes = "
             f"{needed / 2**30:.1f} GiB and {available_bytes / 2**30:.1f} GiB "
-            f"are free: leave {name} out of --baselines, or raise "
-            "--min_users_per_item when preparing"
+            f"are free: {mend}, or raise --min_users_per_item when preparing"
         )
     return available_bytes
 

@@ -18,7 +18,11 @@ from vaecf.training import linear_path, loop
 
 # What is tried, from the weights to begin with up and down for as long as it
 # gets better: the gain, then the prior, then the gain again.
-GAINS = (0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0, 16.0)
+# fmt: off
+GAINS = (
+    0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0, 16.0, 32.0, 64.0
+)
+# fmt: on
 PRIORS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -42,7 +46,9 @@ def choose(
         return model
     epoch = model.position.get("epoch")
     kept = linear_path.read_weights(model.directory)
-    if not kept or kept.get("epoch") != epoch:
+    # What the lead reads counts: another host may see an older file.
+    [is_chosen] = distributed.from_lead([kept.get("epoch", -1) == epoch])
+    if not is_chosen:
         began = time.perf_counter()
         kept = {"epoch": epoch, **search(model, model.path, dataset)}
         if distributed.is_lead():
@@ -53,9 +59,10 @@ def choose(
             f"{kept['value']:.4f} ({kept['model_alone']:.4f} without it), in "
             f"{time.perf_counter() - began:.1f} s"
         )
-    path = linear_path.with_weights(
-        model.path, gain=kept["gain"], prior=kept["prior"]
+    gain, prior = distributed.from_lead(
+        [kept.get(name, 0.0) for name in ("gain", "prior")]
     )
+    path = linear_path.with_weights(model.path, gain=gain, prior=prior)
     return dataclasses.replace(model, path=path)
 
 
@@ -96,10 +103,10 @@ def search(
             batch_size=model.options.eval.batch_size,
             item_share_I=share_I,
         )
-        result = evaluation.summary[metric]["mean"]
         # A last bit that differs must not part the processes.
+        [result] = distributed.from_lead([evaluation.summary[metric]["mean"]])
         tried.append({"gain": gain, "prior": prior, "value": result})
-        return float(distributed.from_lead([result])[0])
+        return result
 
     tried: list[dict[str, float]] = []
     gain = blend.GAIN

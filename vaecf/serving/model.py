@@ -203,6 +203,10 @@ def load(
     path = None
     if options.linear.l2:
         path = linear_path.load(directory, problem.mesh, len(items))
+        if kept := linear_path.read_weights(directory):
+            path = linear_path.with_weights(
+                path, gain=kept["gain"], prior=kept["prior"]
+            )
     return Model(
         options, manifest, items, problem, params, directory, position, path
     )

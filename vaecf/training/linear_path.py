@@ -2,11 +2,14 @@
 
 linear/item_item.npy   float32 [items, items]
 linear/log_share.npy   float32 [items]
+linear/fit.json        what it was fitted with, and to
 linear/weights.json    {'gain', 'prior', ...}, once they are chosen
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import pathlib
 import shutil
@@ -25,7 +28,7 @@ from vaecf.models import blend, sharding
 from vaecf.options import LinearOptions
 from vaecf.training import workdir as workdir_lib
 
-FOLDER, WEIGHTS = workdir_lib.LINEAR, "weights.json"
+FOLDER, FIT, WEIGHTS = workdir_lib.LINEAR, "fit.json", "weights.json"
 _ARRAYS = ("item_item", "log_share")
 
 
@@ -39,7 +42,9 @@ def prepare(
 ) -> dict[str, Any] | None:
     """The path on the mesh; None if the options have none.
 
-    Fitted the first time, and read again when the run goes on.
+    Fitted the first time, and read again when the run goes on. Its weights are
+    those to begin with, also where others are chosen already: the epochs of a
+    run must be validated alike.
 
     Args:
       options: of the run that the workdir belongs to.
@@ -54,17 +59,28 @@ def prepare(
     if not options.l2:
         return None
     with distributed.agreement():  # the others wait until it is written
-        if distributed.is_lead() and not (workdir / FOLDER).exists():
-            _fit(options, train, workdir / FOLDER, log)
+        if distributed.is_lead():
+            _fit_once(options, train, workdir / FOLDER, log)
     return load(workdir, mesh, train.n_items)
 
 
-def _fit(
+def _fit_once(
     options: LinearOptions,
     train: Any,
     folder: pathlib.Path,
     log: Callable[[str], None],
 ) -> None:
+    digest = hashlib.sha256(np.ascontiguousarray(train.indptr))
+    digest.update(np.ascontiguousarray(train.indices))
+    about = {**dataclasses.asdict(options), "train_sha256": digest.hexdigest()}
+    if (folder / FIT).exists():
+        if workdir_lib.read_json(folder / FIT) == about:
+            return
+    elif folder.exists():
+        raise VaecfError(
+            f"{folder} is in the way of the run's linear path: move it, or "
+            "choose another workdir"
+        )
     began = time.perf_counter()
     n_items = train.n_items
     fitted = blend.fit(
@@ -76,12 +92,13 @@ def _fit(
     with storage.atomic_directory(folder) as fresh:
         for name in _ARRAYS:
             np.save(fresh / f"{name}.npy", fitted[name][..., :n_items])
+        workdir_lib.write_json(fresh / FIT, about)
     seconds = time.perf_counter() - began
     log(f"linear path: fitted to {n_items:,} items in {seconds:.1f} s")
 
 
 def load(directory: pathlib.Path, mesh: Mesh, n_items: int) -> dict[str, Any]:
-    """The path of a workdir on a mesh, with its weights as chosen.
+    """The path of a workdir on a mesh, with the weights to begin with.
 
     Raises:
       VaecfError: a file is missing or damaged; names it.
@@ -93,9 +110,7 @@ def load(directory: pathlib.Path, mesh: Mesh, n_items: int) -> dict[str, Any]:
     }
     specs = sharding.specs(padded, blend.PARTITION)
     path = distributed.put(padded, sharding.shardings(mesh, specs))
-    chosen = {"gain": blend.GAIN, "prior": blend.PRIOR}
-    chosen |= read_weights(directory)
-    return with_weights(path, gain=chosen["gain"], prior=chosen["prior"])
+    return with_weights(path, gain=blend.GAIN, prior=blend.PRIOR)
 
 
 def _read(path: pathlib.Path, n_items: int, rows: int) -> np.ndarray:
@@ -106,7 +121,7 @@ def _read(path: pathlib.Path, n_items: int, rows: int) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise VaecfError(
             f"{path}: the linear path of the model cannot be read ({error}); "
-            "train again (--train) in a new workdir"
+            f"remove {path.parent} and fit it again (--train)"
         ) from None
     if host.shape != (n_items,) * host.ndim:
         raise VaecfError(
@@ -118,9 +133,23 @@ def _read(path: pathlib.Path, n_items: int, rows: int) -> np.ndarray:
 
 
 def read_weights(directory: pathlib.Path) -> dict[str, Any]:
-    """What `write_weights` kept; {} if nothing was chosen yet."""
+    """What `write_weights` kept; {} if nothing was chosen yet.
+
+    Raises:
+      VaecfError: the file is damaged.
+    """
     path = directory / FOLDER / WEIGHTS
-    return workdir_lib.read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    kept = workdir_lib.read_json(path)
+    if not isinstance(kept, dict) or not all(
+        isinstance(kept.get(name), float | int) for name in ("gain", "prior")
+    ):
+        raise VaecfError(
+            f"{path}: not the weights of a blend; remove it, and they are "
+            "chosen again (--test)"
+        )
+    return kept
 
 
 def with_weights(
@@ -159,8 +188,7 @@ def share(source: pathlib.Path, target: pathlib.Path) -> None:
     if (target / FOLDER).exists():
         return
     with storage.atomic_directory(target / FOLDER) as fresh:
-        for name in _ARRAYS:
-            file = f"{name}.npy"
+        for file in (*(f"{name}.npy" for name in _ARRAYS), FIT):
             try:
                 os.link(source / FOLDER / file, fresh / file)
             except OSError:  # a file system without links

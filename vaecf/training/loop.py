@@ -128,7 +128,7 @@ def train(
 
     def save(which: str = LATEST) -> None:
         nonlocal last_saved
-        tree = state
+        tree: Any = step_lib.stored(state)
         if which == BEST:
             tree = step_lib.scoring_params(state)
         where = dataclasses.asdict(position)
@@ -245,11 +245,13 @@ def restore_state(
 ) -> step_lib.TrainState:
     """The latest state, onto this problem's mesh."""
     shapes = jax.eval_shape(lambda: step_lib.init_state(problem, 0))
-    return saved.restore(
+    places = step_lib.state_shardings(problem)
+    restored = saved.restore(
         LATEST,
-        checkpoints.abstract(shapes, step_lib.state_shardings(problem)),
+        checkpoints.abstract(step_lib.stored(shapes), step_lib.stored(places)),
         problem.model.n_items,
     )
+    return step_lib.TrainState(*restored)
 
 
 def resume(

@@ -366,7 +366,9 @@ class _Together:
                 # No validation users: the last parameters are the best.
                 run.save(BEST, params)
             if run.member.over:
-                run.save(LATEST, population.state_of(joined, m))
+                run.save(
+                    LATEST, step_lib.stored(population.state_of(joined, m))
+                )
         if values:
             best = max(values, key=values.__getitem__)
             progress.note(
@@ -398,7 +400,8 @@ class _Together:
 
     def _save(self, joined: Any) -> None:
         for m, run in self._active:
-            run.save(LATEST, self._population.state_of(joined, m))
+            state = self._population.state_of(joined, m)
+            run.save(LATEST, step_lib.stored(state))
         self._last_saved = time.monotonic()
 
     def _overdue(self) -> bool:

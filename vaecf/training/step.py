@@ -47,6 +47,22 @@ class TrainState(NamedTuple):
     average: Any = None
 
 
+class _WithoutAverage(NamedTuple):
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def stored(state: TrainState) -> Any:
+    """The state as a checkpoint holds it: no trace of an average without one.
+
+    So that checkpoints from before there was one are like those of today.
+    """
+    if state.average is not None:
+        return state
+    return _WithoutAverage(state.step, state.params, state.opt_state)
+
+
 class Totals(NamedTuple):
     """Sums over users, float32: of a step, or one of each of several steps.
 

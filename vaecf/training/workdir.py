@@ -18,7 +18,6 @@ import fcntl
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -116,8 +115,6 @@ def claim(
         _check_dataset(workdir, read_json(workdir / DATASET), dataset)
     elif train:
         write_model_identity(workdir, dataset.manifest, dataset.items)
-        # Fitted by a run that never came to train: perhaps with other options.
-        shutil.rmtree(workdir / LINEAR, ignore_errors=True)
     if train:
         write_json(workdir / CONFIG, config)
 
