@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # A linear item-item path that ranks beside the model (vaecf.models.blend).
     config.linear = ml_collections.ConfigDict()
-    # Its λ, in squared interactions; 0: there is none. 150 is a good first value.
+    # Its λ, in squared interactions; 0: there is none. Begin with 150.
     config.linear.l2 = 0.0
     # Share of the input it learns to do without (Steck 2020).
     config.linear.dropout = 0.5

@@ -264,3 +264,59 @@ def test_a_path_for_several_runs_is_one_file(done, tmp_path):
         assert mine.samefile(its)
     assert linear_path.read_weights(tmp_path) == {}
     linear_path.share(workdir, tmp_path)  # there already
+
+
+def test_a_run_that_goes_on_compares_its_epochs_alike(data, tmp_path):
+    """Weights chosen in between do not reach the validations to come."""
+
+    def validations(workdir):
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        key = "validation/ndcg@10"
+        return [record[key] for record in records if key in record]
+
+    for epochs in (2, 4):
+        options_ = made(data, **{"train.epochs": epochs})
+        actions = run.Actions(train=True)
+        parts = run.run(options_, tmp_path / "parts", actions, say=print)
+        # Far from those to begin with.
+        linear_path.write_weights(
+            tmp_path / "parts", {"gain": 64.0, "prior": 0.5, "epoch": 0}
+        )
+    whole = run.run(options_, tmp_path / "whole", actions, say=print)
+    ours, theirs = (validations(tmp_path / n) for n in ("parts", "whole"))
+    assert ours == pytest.approx(theirs, abs=1e-6) and len(ours) == 4
+    assert parts["train"]["best_epoch"] == whole["train"]["best_epoch"]
+    assert parts["validation"] == whole["validation"]
+
+
+def test_a_fit_is_kept_with_what_it_is_of(data, tmp_path):
+    train = open_dataset(data).train
+    mesh = sharding.make_mesh(1, 1)
+    said: list[str] = []
+
+    def fit(l2, train=train):
+        linear = made(data, **{"linear.l2": l2}).linear
+        return linear_path.prepare(
+            linear, train, tmp_path, mesh, log=said.append
+        )["item_item"]
+
+    first = fit(5.0)
+    np.testing.assert_array_equal(fit(5.0), first)
+    assert len(said) == 1
+    assert not np.array_equal(fit(6.0), first)
+    fit(6.0, open_dataset(data).validation.fold_in)
+    assert len(said) == 3
+    (tmp_path / "linear" / "fit.json").unlink()
+    (tmp_path / "linear" / "notes.txt").write_text("mine")
+    with pytest.raises(VaecfError, match="is in the way"):
+        fit(6.0)
+    assert (tmp_path / "linear" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"gain": 1}', '{"prior": "x"}'])
+def test_damaged_weights_are_named(done, tmp_path, content):
+    shutil.copytree(done[0], tmp_path / "copy")
+    (tmp_path / "copy" / "linear" / "weights.json").write_text(content)
+    with pytest.raises(VaecfError, match=r"weights\.json: not the weights"):
+        model_lib.load(tmp_path / "copy")

@@ -255,16 +255,3 @@ def test_a_run_from_before_a_key_was_goes_on(small, dataset, tmp_path):
     assert written == options.to_dict()
     with pytest.raises(VaecfError, match=r"config\.linear\.l2 was 0\.0"):
         workdir.claim(tmp_path, small(linear={"l2": 3.0}), dataset)
-
-
-def test_a_linear_path_without_a_checkpoint_is_not_taken_over(
-    small, dataset, tmp_path
-):
-    workdir.claim(tmp_path, small(linear={"l2": 3.0}), dataset)
-    (tmp_path / "linear").mkdir()
-    workdir.claim(tmp_path, small(linear={"l2": 4.0}), dataset)
-    assert not (tmp_path / "linear").exists()
-    (tmp_path / "linear").mkdir()
-    (tmp_path / "checkpoints").mkdir()
-    workdir.claim(tmp_path, small(linear={"l2": 4.0}), dataset)
-    assert (tmp_path / "linear").exists()

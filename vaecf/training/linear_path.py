@@ -70,8 +70,9 @@ def _fit_once(
     folder: pathlib.Path,
     log: Callable[[str], None],
 ) -> None:
-    digest = hashlib.sha256(np.ascontiguousarray(train.indptr))
-    digest.update(np.ascontiguousarray(train.indices))
+    digest = hashlib.sha256()
+    for array in (train.indptr, train.indices):
+        digest.update(np.asarray(array).tobytes())
     about = {**dataclasses.asdict(options), "train_sha256": digest.hexdigest()}
     if (folder / FIT).exists():
         if workdir_lib.read_json(folder / FIT) == about:
