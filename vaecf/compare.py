@@ -186,14 +186,17 @@ def _read(path: pathlib.Path, *, baselines: bool) -> list[Entry]:
     if not path.is_dir():
         frame = _frame(path)
         return _entries(path, frame, {}, {})
-    config = workdir_lib.read_json(path / workdir_lib.CONFIG)
+    # Runs from before a key was are alike those of today.
+    config = options_lib.with_later_keys(
+        workdir_lib.read_json(path / workdir_lib.CONFIG)
+    )
     file = path / workdir_lib.PER_USER
     if not file.exists():
         raise VaecfError(
             f"{path}: no per-user metrics; make them with python "
             f"experiments/main.py --workdir={shlex.quote(str(path))} --test"
         )
-    own = config["model"]["name"]
+    own = options_lib.title_of(config)
     results = workdir_lib.read_json(path / workdir_lib.RESULTS)
     validation = {own: results.get("validation", {})}
     for name, result in results.items():

@@ -132,11 +132,17 @@ class Options:
     @property
     def title(self) -> str:
         """What ranks, by its short name: 'rec_vae', or 'rec_vae+linear'."""
-        return self.model.name + ("+linear" if self.linear.l2 else "")
+        return title_of(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as written to config.json."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def title_of(config: Mapping[str, Any]) -> str:
+    """`Options.title` of a config.json."""
+    path = "+linear" if config.get("linear", {}).get("l2") else ""
+    return f"{config['model']['name']}{path}"
 
 
 # Keys that may differ between a run and its resumption: they change how long

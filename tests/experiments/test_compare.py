@@ -51,8 +51,10 @@ def write_run(
     """A workdir; the first model is the run's."""
     path.mkdir()
     (own, *baselines) = models
+    name, _, path_beside = own.partition("+")
     config = {
-        "model": {"name": own},
+        "model": {"name": name},
+        "linear": {"l2": 3.0 if path_beside else 0.0},
         "optimizer": {"learning_rate": rate},
         "data": {"dir": str(path)},
         "eval": {"best_metric": "ndcg@10"},
@@ -143,6 +145,21 @@ def test_groups_differences_and_tables(runs, tmp_path, command):
         "popularity@10",
     ):
         assert text.lower() in done.out.lower(), text
+
+
+def test_seeds_of_a_blend_are_one_group(tmp_path, command):
+    """Beside the seeds of its model alone."""
+    runs = [
+        write_run(tmp_path / f"{own}-{s}", {own: scores(s)}, seed=s)
+        for own in ("vae", "vae+linear")
+        for s in (1, 2)
+    ]
+    made = tmp_path / "all.json"
+    done = command("compare", *runs, f"--json={made}", "--resamples=100")
+    assert done.status == 0, done.err
+    groups = json.loads(made.read_text())["groups"]
+    assert [group["seeds"] for group in groups.values()] == [2, 2]
+    assert [name.split(" ")[0] for name in groups] == ["vae", "vae+linear"]
 
 
 def test_the_reference_asked_for(runs, tmp_path, command):
