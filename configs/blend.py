@@ -7,8 +7,9 @@ other is chosen on the dataset's validation users when training is over.
 Test NDCG@100, mean of the seeds 0, 1, 2: MovieLens-1M .4466 (500 users; EASE
 .4231, implicit ALS .4349), MovieLens-100K .4948 (100 users; .4809, .4800),
 MovieLens latest-small .3114 (59 users; .3107, .3250), all by the paper's
-protocol. For MovieLens-20M, Netflix and the Million Song Dataset, prepared as
-their own configs say, not verified here.
+protocol; Yelp2018, 48 epochs, seed 0, .1531 (3,000 users; EASE .1407). For
+MovieLens-20M, Netflix and the Million Song Dataset, prepared as their own
+configs say, not verified here.
 
     python experiments/prepare_dataset.py --dataset=ml-1m \\
         --protocol=paper --held_out_users=500 --output=data/ml-1m
