@@ -253,5 +253,14 @@ def test_a_run_from_before_a_key_was_goes_on(small, dataset, tmp_path):
     workdir.claim(tmp_path, options, dataset)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written == options.to_dict()
+    weights = tmp_path / "linear" / "weights.json"
+    weights.parent.mkdir()
+    weights.touch()
+    workdir.claim(tmp_path, options, dataset)
+    assert weights.exists()
     with pytest.raises(VaecfError, match=r"config\.linear\.l2 was 0\.0"):
         workdir.claim(tmp_path, small(linear={"l2": 3.0}), dataset)
+    # Of a model that is gone are no weights either.
+    (tmp_path / "checkpoints").rmdir()
+    workdir.claim(tmp_path, options, dataset)
+    assert not weights.exists()

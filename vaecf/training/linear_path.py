@@ -28,7 +28,8 @@ from vaecf.models import blend, sharding
 from vaecf.options import LinearOptions
 from vaecf.training import workdir as workdir_lib
 
-FOLDER, FIT, WEIGHTS = workdir_lib.LINEAR, "fit.json", "weights.json"
+FOLDER, WEIGHTS = workdir_lib.LINEAR, workdir_lib.WEIGHTS
+FIT = "fit.json"
 _ARRAYS = ("item_item", "log_share")
 
 

@@ -29,7 +29,7 @@ from vaecf.options import Options
 
 CONFIG, DATASET, ITEMS = "config.json", "dataset.json", "items.parquet"
 RESULTS, PER_USER = "results.json", "per_user.parquet"
-LINEAR = "linear"
+LINEAR, WEIGHTS = "linear", "weights.json"
 
 
 @contextlib.contextmanager
@@ -115,6 +115,8 @@ def claim(
         _check_dataset(workdir, read_json(workdir / DATASET), dataset)
     elif train:
         write_model_identity(workdir, dataset.manifest, dataset.items)
+        # Chosen for a model that is gone.
+        (workdir / LINEAR / WEIGHTS).unlink(missing_ok=True)
     if train:
         write_json(workdir / CONFIG, config)
 
