@@ -17,6 +17,14 @@ from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 DECAY = 0.3  # met after three epochs: (1 + 3) / (10 + 3) is above it
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Many programs of a few steps: compiled quickly rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def options_of(small, name: str, **train):
     turns = {"alternate": (2, 1)} if name == "rec_vae" else {}
     return small(

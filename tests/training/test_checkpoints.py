@@ -83,7 +83,7 @@ def state_on(small, mesh, seed):
 def test_restores_onto_another_mesh(tmp_path, small, assert_same, mesh):
     _, state = state_on(small, (2, 2), 5)
     saved = Checkpoints(tmp_path)
-    saved.save(LATEST, 0, state, POSITION)
+    saved.save(LATEST, 0, step_lib.stored(state), POSITION)
     saved.save(BEST, 0, state.params, POSITION)
     problem, other = state_on(small, mesh, 6)
     back = loop.restore_state(problem, saved)
@@ -142,7 +142,7 @@ def written(tmp_path_factory, small):
     directory = tmp_path_factory.mktemp("written")
     saved = Checkpoints(directory)
     problem, state = state_on(small, (1, 1), 0)
-    saved.save(LATEST, 7, state, POSITION)
+    saved.save(LATEST, 7, step_lib.stored(state), POSITION)
     saved.close()
     return directory, problem
 

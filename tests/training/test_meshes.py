@@ -157,7 +157,7 @@ def test_a_checkpoint_moves_to_other_item_shards(
     source = problem_on(options, dataset, first)
     state, _ = run(source, dataset)
     saved = Checkpoints(tmp_path)
-    saved.save(LATEST, 20, state, {})
+    saved.save(LATEST, 20, step_lib.stored(state), {})
     target = problem_on(options, dataset, then)
     back = loop.restore_state(target, saved)
     saved.close()
