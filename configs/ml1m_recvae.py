@@ -15,17 +15,12 @@ decoder.
 
 import ml_collections
 
-from configs import ml1m
+from configs import ml20m_recvae
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Shenbin et al. 2020 with the settings of the authors' code."""
-    config = ml1m.get_config()
-    config.model.name = "rec_vae"
-    config.loss.gamma = 0.005
-    config.optimizer.learning_rate = 5e-4
-    config.train.alternate = (3, 1)
-    config.train.epochs = 200
-    config.train.batch_size = 500
-    config.eval.every_epochs = 4
+    config = ml20m_recvae.get_config()
+    config.data.dir = "data/ml-1m"
+    config.eval.batch_size = 500
     return config
