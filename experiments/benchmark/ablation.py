@@ -65,10 +65,7 @@ def main(argv: Sequence[str]) -> None:
             "seeds": means,
         }
         if name in paired:
-            row |= paired[name]._asdict()
-            # Not the spread over seeds: that of the difference over users.
-            row["paired_stderr"] = paired[name].stderr
-            row["stderr"] = spread
+            row["against_all"] = paired[name]._asdict()
         rows.append(row)
     metric = options_lib.load(paths[0] / workdir_lib.CONFIG).eval.best_metric
     cli.say("\n" + _table(metric, rows))
@@ -114,9 +111,9 @@ def _table(metric: str, rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         spread = "" if row["stderr"] is None else f" ± {row['stderr']:.4f}"
         against = p = ""
-        if "difference" in row:
-            against = f"{row['difference']:+.4f} ± {row['paired_stderr']:.4f}"
-            p = f"{row['p_holm']:.1e}"
+        if (other := row.get("against_all")) is not None:
+            against = f"{other['difference']:+.4f} ± {other['stderr']:.4f}"
+            p = f"{other['p_holm']:.1e}"
         mean = f"{row['mean']:.4f}{spread}"
         lines.append(f"| {row['variant']} | {mean} | {against} | {p} |")
     return "\n".join(lines)
@@ -130,6 +127,7 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     from vaecf.models import blend
     from vaecf.serving import blending
     from vaecf.serving.model import load
+    from vaecf.training import linear_path
 
     model = load(workdir)
     if model.path is None:
@@ -146,8 +144,11 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
         return np.asarray(result.per_user[metric], np.float64)
 
     def weighed(path: Any, **grids: Any) -> np.ndarray:
-        chosen = blending.search(model, path, dataset, **grids)
-        path = path | {k: np.float32(chosen[k]) for k in ("gain", "prior")}
+        blended = dataclasses.replace(model, path=path)
+        chosen = blending.search(blended, dataset, **grids)
+        path = linear_path.with_weights(
+            path, gain=chosen["gain"], prior=chosen["prior"]
+        )
         blended = dataclasses.replace(model, path=path)
         return measured(held_out.model_entrant(blended))
 

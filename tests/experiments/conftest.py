@@ -63,7 +63,8 @@ def call(script: str, *arguments: object) -> Done:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             with entry_point(script, *texts) as module:
-                cli.run(module.main, takes_arguments=script == "compare")
+                takes = script in ("compare", "benchmark/ablation")
+                cli.run(module.main, takes_arguments=takes)
             raise AssertionError(f"{script} did not exit")
         except SystemExit as exit:
             assert exit.code is None or isinstance(exit.code, int), exit.code
