@@ -136,15 +136,15 @@ def fit_ease(
         raise VaecfError(f"EASE's l2={l2} must be above 0")
     n_items = train.n_items
     available_bytes = _check_memory(mend, "EASE", n_items, available_bytes)
-    n_U = np.diff(train.to_scipy().indptr).astype(np.float64)
-    weight_U = (np.maximum(n_U, 1) / max(n_U.mean(), 1)) ** -user_exponent
+    mean = max(train.nnz / train.n_users, 1)
+    weight_U = (np.maximum(train.counts, 1) / mean) ** -user_exponent
     # A square matrix is inverted in place; the padded float32 result and its
     # copy on the device come on top.
     size = min(train.n_users, n_items)
     double = 8 * size**2 + 8 * n_items**2
     dtype = np.float64 if double < available_bytes / 2 else np.float32
     matrix = train.to_scipy().astype(dtype)
-    count_I = matrix.power(2).T @ weight_U
+    count_I = matrix.T @ weight_U
     ridge_I = (l2 + dropout / (1 - dropout) * count_I).astype(dtype)
     weight_U = weight_U.astype(dtype)
     weights = np.zeros((n_items, sharding.padded_items(n_items)), np.float32)

@@ -18,11 +18,10 @@ from vaecf.training import linear_path, loop
 
 # What is tried, from the weights to begin with up and down for as long as it
 # gets better: the gain, then the prior, then the gain again.
-# fmt: off
 GAINS = (
-    0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0, 16.0, 32.0, 64.0
+    *(0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8),
+    *(4.0, 8.0, 16.0, 32.0, 64.0),
 )
-# fmt: on
 PRIORS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -50,7 +49,7 @@ def choose(
     [is_chosen] = distributed.from_lead([kept.get("epoch", -1) == epoch])
     if not is_chosen:
         began = time.perf_counter()
-        kept = {"epoch": epoch, **search(model, model.path, dataset)}
+        kept = {"epoch": epoch, **search(model, dataset)}
         if distributed.is_lead():
             linear_path.write_weights(model.directory, kept)
         say(
@@ -67,24 +66,20 @@ def choose(
 
 
 def search(
-    model: Model,
-    its_path: dict[str, Any],
-    dataset: Dataset,
-    *,
-    priors: tuple[float, ...] = PRIORS,
+    model: Model, dataset: Dataset, *, priors: tuple[float, ...] = PRIORS
 ) -> dict[str, Any]:
     """Weights that rank the validation users best.
 
     Args:
-      model: its parameters are used, not its own path.
-      its_path: the linear path.
+      model: has a linear path, whose own weights do not matter.
       dataset: has validation users.
       priors: that may be chosen, in order.
 
     Returns:
       {'gain', 'prior', 'metric', 'value', 'model_alone', 'tried': [...]}.
     """
-    model = dataclasses.replace(model, path=its_path)
+    assert model.path is not None
+    its_path = model.path
     metric = model.options.eval.best_metric
     held = dataset.split("validation")
     # As deep as all metrics look: who tests the model next has it compiled.

@@ -100,9 +100,10 @@ class Recommender:
             in turns, a round; the other models are trained at once.
           ema: rank with an average of the epochs' parameters that forgets by
             this factor an epoch; 0 with the parameters as they are.
-          linear_l2: λ, in interactions, of a linear item-item path that ranks
-            beside the model (`models.blend`); 0 for none. Its matrix is items
-            x items. What the two weigh, the validation users choose.
+          linear_l2: λ, in squared interactions, of a linear item-item path
+            that ranks beside the model (`models.blend`); 0 for none. Its
+            matrix is items x items. What the two weigh, the validation users
+            choose.
           linear_dropout: share of the input it learns to do without.
           linear_user_exponent: a user of n items weighs n to the minus this
             in its fit; 0 weighs all alike.
