@@ -76,15 +76,19 @@ def score_file(
     batches = _read(histories, Columns(user_column, item_column, None, None))
     model = load(workdir)
     ranker = model.ranker(min(k, len(model.items)), exclude_seen)
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=output.parent)
+        folder = tempfile.TemporaryDirectory(
+            dir=output.parent, ignore_cleanup_errors=True
+        )
     except OSError as error:
         raise VaecfError(
             f"--output={output}: cannot be written ({error.strerror})"
         ) from None
     with folder as name:
+        # In the folder that goes: polars may still open the file when an error
+        # has already stopped what it is to write.
+        temporary = pathlib.Path(name) / output.name
         dealt = _deal(batches, model.items, pathlib.Path(name))
         if dealt.n_users == 0:
             raise VaecfError(f"{histories} holds no rows")
@@ -110,17 +114,14 @@ def score_file(
                     progress(done, dealt.n_users)
                     yield block
 
-        try:
-            _sink(
-                blocks(),
-                dealt.users.dtype,
-                model.items,
-                temporary,
-                as_csv=output.suffix == ".csv",
-            )
-            temporary.replace(output)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _sink(
+            blocks(),
+            dealt.users.dtype,
+            model.items,
+            temporary,
+            as_csv=output.suffix == ".csv",
+        )
+        temporary.replace(output)
     return Scored(dealt.n_users, rows, dealt.unknown_items)
 
 
