@@ -3,7 +3,7 @@
 Test NDCG@100 .4266, .4290, .4284 with the seeds 0, 1, 2, mean .4280; Recall@20
 .3585, Recall@50 .4920; standard error over the 500 test users .008, .009, .010.
 The authors' PyTorch code has .4263, .3563, .4936 on the same split, with the
-same settings.
+same settings. 138 s of training on 2 cores of an AMD EPYC.
 200 epochs are the authors' 50 rounds, of three of the encoder and one of the
 decoder.
 
