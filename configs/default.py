@@ -43,6 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.linear.dropout = 0.5
     # A user of n items weighs n to the minus this in its fit; 0: all alike.
     config.linear.user_exponent = 0.5
+    # Rank of the factors it is kept as; 0: none, it is a matrix items x items;
+    # None: a matrix for up to 25,000 items, and a rank of 512 beyond.
+    config.linear.rank = config_dict.placeholder(int)
 
     config.loss = ml_collections.ConfigDict()
     # Weight of the KL term: min(anneal_cap, step / total_anneal_steps).

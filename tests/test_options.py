@@ -44,6 +44,7 @@ OVERRIDES: dict[str, tuple[str, Any]] = {
     "linear.l2": ("33", 33.0),
     "linear.dropout": ("0.125", 0.125),
     "linear.user_exponent": ("0.75", 0.75),
+    "linear.rank": ("24", 24),
     "loss.anneal_cap": ("0.75", 0.75),
     "loss.total_anneal_steps": ("12", 12),
     "loss.weight_decay": ("0.125", 0.125),

@@ -47,6 +47,7 @@ class LinearOptions:
     l2: float
     dropout: float
     user_exponent: float
+    rank: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +217,7 @@ _LATER = {
     ("linear", "l2"): 0.0,
     ("linear", "dropout"): 0.5,
     ("linear", "user_exponent"): 0.5,
+    ("linear", "rank"): 0,
     ("mesh", "zero"): False,
     ("mesh", "reduce"): "fp32",
     ("mesh", "peer_timeout"): 300.0,
@@ -385,6 +387,8 @@ def _check(o: Options) -> None:
         "None or at least 1",
         patience is None or patience >= 1,
     )
+    rank = o.linear.rank
+    _rule("linear.rank", rank, "None or at least 0", rank is None or rank >= 0)
     _rule("eval.metrics", o.eval.metrics, "not empty", bool(o.eval.metrics))
 
 

@@ -35,7 +35,7 @@ _PAPER: dict[str, Any] = {
         "input": "auto",
         "item_block": 0,
     },
-    "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0},
+    "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0, "rank": 0},
     "loss": {
         "anneal_cap": 0.2,
         "total_anneal_steps": 200_000,

@@ -179,7 +179,7 @@ def test_available_memory(monkeypatch):
         "open",
         lambda *_: io.StringIO("MemFree: 7 kB\nMemAvailable:   1000 kB\n"),
     )
-    assert linear._available_bytes() == 1_024_000
+    assert linear.available_memory() == 1_024_000
 
     def missing(*_):
         raise FileNotFoundError
@@ -187,7 +187,7 @@ def test_available_memory(monkeypatch):
     monkeypatch.setattr(builtins, "open", missing)
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 3}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-    assert linear._available_bytes() == 12_288
+    assert linear.available_memory() == 12_288
 
 
 # --- scores ------------------------------------------------------------------

@@ -30,7 +30,7 @@ _SMALL: dict[str, Any] = {
         "input": "gather",
         "item_block": 0,
     },
-    "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0},
+    "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0, "rank": 0},
     "loss": {
         "anneal_cap": 0.2,
         "total_anneal_steps": 20,

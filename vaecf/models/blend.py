@@ -23,34 +23,88 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaecf.models import linear, sparse
+from vaecf.models import linear, low_rank, sparse
 
 # What a score of the linear path is at least: of 0 there is no logarithm.
 _EPSILON = 0.003
 # Users added to every item's when its logarithm is taken.
 _PSEUDO_USERS = 5.0
 
-PARTITION = linear.PARTITION | {"log_share": ("item",)}
+PARTITION = linear.PARTITION | low_rank.PARTITION | {"log_share": ("item",)}
+
+# Items up to which the item-item matrix is a whole one, and the rank beyond.
+WHOLE_ITEMS, RANK = 25_000, 512
 
 # Before validation users choose, and where there are none.
 GAIN, PRIOR = 1.4, 0.3
 
 
+def rank_of(rank: int | None, n_items: int) -> int:
+    """The rank of a path by what is asked for; 0 for a whole matrix."""
+    if rank is None:
+        return 0 if n_items <= WHOLE_ITEMS else RANK
+    return min(rank, n_items)
+
+
+def shapes(rank: int | None, n_items: int) -> dict[str, tuple[int, ...]]:
+    """Arrays of a path without padding, by name."""
+    k = rank_of(rank, n_items)
+    share = {"log_share": (n_items,)}
+    if not k:
+        return {"item_item": (n_items, n_items), **share}
+    return {
+        "input_factors": (n_items, k),
+        "output_factors": (k, n_items),
+        "own_weight": (n_items,),
+        **share,
+    }
+
+
 def fit(
-    train: Any, *, l2: float, dropout: float, user_exponent: float
+    train: Any,
+    *,
+    l2: float,
+    dropout: float,
+    user_exponent: float,
+    rank: int | None = 0,
 ) -> dict[str, np.ndarray]:
-    """The linear path: 'item_item' of `fit_ease` and 'log_share' [I], float32.
+    """The linear path, float32: a matrix or its factors, and shares of users.
+
+    Args:
+      train: Interactions (users x items).
+      l2: as of `linear.fit_ease`.
+      dropout: as of `linear.fit_ease`.
+      user_exponent: as of `linear.fit_ease`.
+      rank: of the factors; 0 for a whole matrix; None for a whole one up to
+        `WHOLE_ITEMS` items and factors of `RANK` beyond.
+
+    Returns:
+      The arrays of `shapes`, the items of 'item_item's columns and of all
+      others padded.
 
     Raises:
-      VaecfError: the items x items matrix does not fit memory.
+      VaecfError: it does not fit memory; shows the arithmetic.
     """
-    fitted = linear.fit_ease(
-        train,
-        l2,
-        dropout=dropout,
-        user_exponent=user_exponent,
-        mend="set config.linear.l2=0",
-    )
+    penalty: dict[str, Any] = {
+        "dropout": dropout,
+        "user_exponent": user_exponent,
+    }
+    k = rank_of(rank, train.n_items)
+    if k:
+        fitted = low_rank.fit(
+            train,
+            l2,
+            k,
+            mend=f"set config.linear.rank below {k:,}, or linear.l2=0",
+            **penalty,
+        )
+    else:
+        fitted = linear.fit_ease(
+            train,
+            l2,
+            mend=f"set config.linear.rank={RANK}, or linear.l2=0",
+            **penalty,
+        )
     count_I = train.item_counts() + _PSEUDO_USERS
     share_I = np.log(count_I / (train.n_users + _PSEUDO_USERS))
     return {**fitted, "log_share": linear.pad_items(share_I)}
@@ -70,10 +124,19 @@ def scores(
       batch: the users' histories.
       user_B: as of every scorer.
     """
-    linear_BI = linear.item_item_scores(path, batch, user_B)
+    linear_BI = path_scores(path, batch, user_B)
     log_BI = jnp.log(jnp.maximum(linear_BI, 0.0) + _EPSILON)
     log_BI -= path["prior"] * path["log_share"][None, :]
     # Of a user without a history the path knows nothing, and what it does not
     # count must not be divided out.
     known_B1 = batch.count_B[:, None] > 0
     return model_BI + jnp.where(known_B1, path["gain"] * log_BI, 0.0)
+
+
+def path_scores(
+    path: dict[str, Any], batch: sparse.SparseBatch, user_B: jax.Array
+) -> jax.Array:
+    """x · B of this shard's items, float32 [B, I], of a matrix or factors."""
+    if "item_item" in path:
+        return linear.item_item_scores(path, batch, user_B)
+    return low_rank.scores(path, batch)

@@ -46,16 +46,23 @@ def item_item_scores(
     history.
     """
     weights = params["item_item"]
-    # A product with all items' rows pays where matrix units are fast, and for
-    # more than a few users.
-    few = batch.count_B.shape[0] <= 8 or jax.default_backend() == "cpu"
     return sparse.bag_of_items(
         weights,
         batch,
-        lowering="gather" if few else "dense",
+        lowering=lowering(batch),
         dtype=weights.dtype,
         precision=lax.Precision.HIGHEST,
     )
+
+
+def lowering(batch: sparse.SparseBatch) -> str:
+    """How the histories' rows of a matrix are best summed here.
+
+    A product with all items' rows pays where matrix units are fast, and for
+    more than a few users.
+    """
+    few = batch.count_B.shape[0] <= 8 or jax.default_backend() == "cpu"
+    return "gather" if few else "dense"
 
 
 def truth_scores(
@@ -136,17 +143,16 @@ def fit_ease(
         raise VaecfError(f"EASE's l2={l2} must be above 0")
     n_items = train.n_items
     available_bytes = _check_memory(mend, "EASE", n_items, available_bytes)
-    mean = max(train.nnz / train.n_users, 1)
-    weight_U = (np.maximum(train.counts, 1) / mean) ** -user_exponent
     # A square matrix is inverted in place; the padded float32 result and its
     # copy on the device come on top.
     size = min(train.n_users, n_items)
     double = 8 * size**2 + 8 * n_items**2
     dtype = np.float64 if double < available_bytes / 2 else np.float32
     matrix = train.to_scipy().astype(dtype)
-    count_I = matrix.T @ weight_U
-    ridge_I = (l2 + dropout / (1 - dropout) * count_I).astype(dtype)
-    weight_U = weight_U.astype(dtype)
+    weight_U, ridge_I = (
+        array.astype(dtype)
+        for array in penalties(train, l2, dropout, user_exponent)
+    )
     weights = np.zeros((n_items, sharding.padded_items(n_items)), np.float32)
     if train.n_users < n_items:
         columns = _inverse_by_users(matrix, weight_U, ridge_I)
@@ -157,6 +163,20 @@ def fit_ease(
         weights[:, j] = block / -block[j, np.arange(len(j))]
         weights[j, j] = 0.0
     return {"item_item": weights}
+
+
+def penalties(
+    train: Any, l2: float, dropout: float, user_exponent: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights w [U] of users and Λ's diagonal [I], float64; see `fit_ease`."""
+    mean = max(train.nnz / train.n_users, 1)
+    weight_U = (np.maximum(train.counts, 1) / mean) ** -user_exponent
+    count_I = np.bincount(
+        train.indices,
+        weights=np.repeat(weight_U, train.counts),
+        minlength=train.n_items,
+    )
+    return weight_U, l2 + dropout / (1 - dropout) * count_I
 
 
 def _inverse_by_items(
@@ -284,7 +304,7 @@ def _check_memory(
         its copy on the device) do not fit.
     """
     if available_bytes is None:
-        available_bytes = _available_bytes()
+        available_bytes = available_memory()
     needed = 12 * n_items**2
     if needed > available_bytes:
         raise VaecfError(
@@ -305,7 +325,7 @@ def _product(left: Any, right: Any) -> np.ndarray:
     return dense
 
 
-def _available_bytes() -> int:
+def available_memory() -> int:
     """Free and reclaimable memory of this machine."""
     try:
         with open("/proc/meminfo") as lines:

@@ -149,7 +149,9 @@ class Model:
             saved.save(checkpoints.BEST, step, self.params, self.position)
             saved.close()
             if self.path is not None:
-                linear_path.save(self.path, len(self.items), fresh)
+                linear_path.save(
+                    self.path, self.options.linear, len(self.items), fresh
+                )
             workdir_lib.write_json(
                 fresh / workdir_lib.CONFIG, self.options.to_dict()
             )
@@ -202,7 +204,9 @@ def load(
     saved.close()
     path = None
     if options.linear.l2:
-        path = linear_path.load(directory, problem.mesh, len(items))
+        path = linear_path.load(
+            directory, problem.mesh, options.linear, len(items)
+        )
         if kept := linear_path.read_weights(directory):
             path = linear_path.with_weights(
                 path, gain=kept["gain"], prior=kept["prior"]

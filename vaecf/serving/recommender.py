@@ -73,6 +73,7 @@ class Recommender:
         linear_l2: float = 0.0,
         linear_dropout: float = 0.5,
         linear_user_exponent: float = 0.5,
+        linear_rank: int | None = None,
     ) -> None:
         """Settings for `fit`; a loaded model brings its own.
 
@@ -101,12 +102,14 @@ class Recommender:
           ema: rank with an average of the epochs' parameters that forgets by
             this factor an epoch; 0 with the parameters as they are.
           linear_l2: λ, in squared interactions, of a linear item-item path
-            that ranks beside the model (`models.blend`); 0 for none. Its
-            matrix is items x items. What the two weigh, the validation users
-            choose.
+            that ranks beside the model (`models.blend`); 0 for none. What
+            the two weigh, the validation users choose.
           linear_dropout: share of the input it learns to do without.
           linear_user_exponent: a user of n items weighs n to the minus this
             in its fit; 0 weighs all alike.
+          linear_rank: rank of the factors that the path is kept as; 0 for a
+            whole matrix of items x items; None for that up to 25,000 items
+            and a rank of 512 beyond.
         """
         self._settings: dict[str, Any] = dict(
             model=model,
@@ -129,6 +132,7 @@ class Recommender:
             linear_l2=linear_l2,
             linear_dropout=linear_dropout,
             linear_user_exponent=linear_user_exponent,
+            linear_rank=linear_rank,
         )
         self._model: Model | None = None
 
@@ -136,8 +140,7 @@ class Recommender:
     def blend(cls, **changes: Any) -> Recommender:
         """RecVAE and a linear path that rank together: where to begin.
 
-        The settings of configs/blend.py, for any dataset whose items x items
-        matrix fits memory.
+        The settings of configs/blend.py, for any dataset.
 
         Args:
           **changes: settings of the constructor that are to be others.
@@ -441,6 +444,7 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
                 "l2": settings["linear_l2"],
                 "dropout": settings["linear_dropout"],
                 "user_exponent": settings["linear_user_exponent"],
+                "rank": settings["linear_rank"],
             },
             "loss": {
                 "anneal_cap": cap,

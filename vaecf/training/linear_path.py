@@ -1,7 +1,8 @@
 """The linear path of a run: fitted once, kept in the workdir.
 
-linear/item_item.npy   float32 [items, items]
 linear/log_share.npy   float32 [items]
+linear/item_item.npy   float32 [items, items], or of a lower rank
+linear/{input_factors,output_factors,own_weight}.npy
 linear/fit.json        what it was fitted with, and to
 linear/weights.json    {'gain', 'prior', ...}, once they are chosen
 """
@@ -30,7 +31,6 @@ from vaecf.training import workdir as workdir_lib
 
 FOLDER, WEIGHTS = workdir_lib.LINEAR, workdir_lib.WEIGHTS
 FIT = "fit.json"
-_ARRAYS = ("item_item", "log_share")
 
 
 def prepare(
@@ -62,7 +62,7 @@ def prepare(
     with distributed.agreement():  # the others wait until it is written
         if distributed.is_lead():
             _fit_once(options, train, workdir / FOLDER, log)
-    return load(workdir, mesh, train.n_items)
+    return load(workdir, mesh, options, train.n_items)
 
 
 def _fit_once(
@@ -75,8 +75,10 @@ def _fit_once(
     for array in (train.indptr, train.indices):
         digest.update(np.asarray(array).tobytes())
     about = {**dataclasses.asdict(options), "train_sha256": digest.hexdigest()}
+    about["rank"] = blend.rank_of(options.rank, train.n_items)
     if (folder / FIT).exists():
-        if workdir_lib.read_json(folder / FIT) == about:
+        # Those of before there was a rank are whole.
+        if {"rank": 0, **workdir_lib.read_json(folder / FIT)} == about:
             return
     elif folder.exists():
         raise VaecfError(
@@ -85,21 +87,19 @@ def _fit_once(
         )
     began = time.perf_counter()
     n_items = train.n_items
-    fitted = blend.fit(
-        train,
-        l2=options.l2,
-        dropout=options.dropout,
-        user_exponent=options.user_exponent,
-    )
+    fitted = blend.fit(train, **dataclasses.asdict(options))
     with storage.atomic_directory(folder) as fresh:
-        for name in _ARRAYS:
-            np.save(fresh / f"{name}.npy", fitted[name][..., :n_items])
+        for name, shape in blend.shapes(options.rank, n_items).items():
+            _write(fresh / f"{name}.npy", fitted[name], shape)
         workdir_lib.write_json(fresh / FIT, about)
     seconds = time.perf_counter() - began
-    log(f"linear path: fitted to {n_items:,} items in {seconds:.1f} s")
+    rank = f" at rank {about['rank']:,}" if about["rank"] else ""
+    log(f"linear path: fitted to {n_items:,} items{rank} in {seconds:.1f} s")
 
 
-def load(directory: pathlib.Path, mesh: Mesh, n_items: int) -> dict[str, Any]:
+def load(
+    directory: pathlib.Path, mesh: Mesh, options: LinearOptions, n_items: int
+) -> dict[str, Any]:
     """The path of a workdir on a mesh, with the weights to begin with.
 
     Raises:
@@ -107,16 +107,21 @@ def load(directory: pathlib.Path, mesh: Mesh, n_items: int) -> dict[str, Any]:
     """
     rows = sharding.padded_items(n_items, mesh.shape[sharding.ITEM])
     padded = {
-        name: _read(directory / FOLDER / f"{name}.npy", n_items, rows)
-        for name in _ARRAYS
+        name: _read(directory / FOLDER / f"{name}.npy", shape, rows)
+        for name, shape in blend.shapes(options.rank, n_items).items()
     }
     specs = sharding.specs(padded, blend.PARTITION)
     path = distributed.put(padded, sharding.shardings(mesh, specs))
     return with_weights(path, gain=blend.GAIN, prior=blend.PRIOR)
 
 
-def _read(path: pathlib.Path, n_items: int, rows: int) -> np.ndarray:
-    """An array of the file with its last (item) axis padded to `rows`."""
+def _write(path: pathlib.Path, array: Any, shape: tuple[int, ...]) -> None:
+    """Writes an array without its padding."""
+    np.save(path, np.asarray(array)[tuple(slice(size) for size in shape)])
+
+
+def _read(path: pathlib.Path, shape: tuple[int, ...], rows: int) -> np.ndarray:
+    """An array of the file with its sharded axis padded to `rows`."""
     try:
         # Mapped: the matrix is in memory once, as it will be used.
         host = np.load(path, mmap_mode="r")
@@ -125,12 +130,15 @@ def _read(path: pathlib.Path, n_items: int, rows: int) -> np.ndarray:
             f"{path}: the linear path of the model cannot be read ({error}); "
             f"remove {path.parent} and fit it again (--train)"
         ) from None
-    if host.shape != (n_items,) * host.ndim:
+    if host.shape != shape:
         raise VaecfError(
-            f"{path}: of {host.shape[-1]} items, and the model has {n_items}"
+            f"{path}: an array of {host.shape}, and the model's is {shape}"
         )
-    padded = np.zeros((*host.shape[:-1], rows), np.float32)
-    padded[..., :n_items] = host
+    axes = blend.PARTITION[path.stem]
+    padded = np.zeros(
+        [rows if axis else size for axis, size in zip(axes, shape)], np.float32
+    )
+    padded[tuple(slice(size) for size in shape)] = host
     return padded
 
 
@@ -165,7 +173,12 @@ def with_weights(
     }
 
 
-def save(path: Mapping[str, Any], n_items: int, target: pathlib.Path) -> None:
+def save(
+    path: Mapping[str, Any],
+    options: LinearOptions,
+    n_items: int,
+    target: pathlib.Path,
+) -> None:
     """Writes the path as it is on the mesh, with the weights it has now.
 
     Not a copy of the files that it was read from: a temporary directory's are
@@ -173,13 +186,13 @@ def save(path: Mapping[str, Any], n_items: int, target: pathlib.Path) -> None:
 
     Args:
       path: of `load`.
+      options: those it was fitted with.
       n_items: the items of the model; padding is left out.
       target: directory to write it into.
     """
     (target / FOLDER).mkdir()
-    for name in _ARRAYS:
-        host = np.asarray(path[name])[..., :n_items]
-        np.save(target / FOLDER / f"{name}.npy", host)
+    for name, shape in blend.shapes(options.rank, n_items).items():
+        _write(target / FOLDER / f"{name}.npy", path[name], shape)
     write_weights(
         target, {name: float(path[name]) for name in ("gain", "prior")}
     )
@@ -190,11 +203,13 @@ def share(source: pathlib.Path, target: pathlib.Path) -> None:
     if (target / FOLDER).exists():
         return
     with storage.atomic_directory(target / FOLDER) as fresh:
-        for file in (*(f"{name}.npy" for name in _ARRAYS), FIT):
+        for file in (source / FOLDER).iterdir():
+            if file.suffix != ".npy" and file.name != FIT:
+                continue
             try:
-                os.link(source / FOLDER / file, fresh / file)
+                os.link(file, fresh / file.name)
             except OSError:  # a file system without links
-                shutil.copyfile(source / FOLDER / file, fresh / file)
+                shutil.copyfile(file, fresh / file.name)
 
 
 def write_weights(directory: pathlib.Path, chosen: Mapping[str, Any]) -> None:
