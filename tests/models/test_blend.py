@@ -25,9 +25,11 @@ def train() -> Interactions:
     return Interactions.from_pairs(user, item, 80, ITEMS)[0]
 
 
-@pytest.fixture(scope="module")
-def path(train):
-    fitted = blend.fit(train, l2=4.0, dropout=0.5, user_exponent=0.5)
+@pytest.fixture(scope="module", params=[0, 6], ids=["whole", "low rank"])
+def path(train, request):
+    fitted = blend.fit(
+        train, l2=4.0, dropout=0.5, user_exponent=0.5, rank=request.param
+    )
     return {**fitted, "gain": np.float32(1.7), "prior": np.float32(0.2)}
 
 
@@ -40,12 +42,46 @@ def batch(users: int = len(HISTORIES)) -> sparse.SparseBatch:
     )
 
 
+def item_item(path) -> np.ndarray:
+    """The whole matrix, float64 [I, I]."""
+    if "item_item" in path:
+        return path["item_item"][:, :ITEMS].astype(float)
+    rows = path["input_factors"][:ITEMS].astype(float)
+    matrix = rows @ path["output_factors"][:, :ITEMS]
+    np.fill_diagonal(matrix, 0)
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("rank", "n_items", "expected"),
+    [
+        *((None, 25_000, 0), (None, 25_001, 512), (0, 10**6, 0)),
+        *((64, 100, 64), (64, 9, 9)),
+    ],
+)
+def test_the_rank_by_the_catalogue(rank, n_items, expected):
+    assert blend.rank_of(rank, n_items) == expected
+
+
+def test_shapes_are_those_of_a_fit_without_padding(train, path):
+    rank = 0 if "item_item" in path else 6
+    shapes = blend.shapes(rank, ITEMS)
+    assert shapes.keys() == path.keys() - {"gain", "prior"}
+    for name, shape in shapes.items():
+        padded = zip(blend.PARTITION[name], shape)
+        if name == "item_item":
+            assert shape == (ITEMS, ITEMS)
+        assert path[name].shape == tuple(
+            256 if axis else size for axis, size in padded
+        )
+
+
 def expected(train, path, logits):
     """The module's formula in float64."""
     x = np.zeros((len(HISTORIES), ITEMS))
     for u, history in enumerate(HISTORIES):
         x[u, history] = 1
-    linear = np.maximum(x @ path["item_item"][:, :ITEMS].astype(float), 0)
+    linear = np.maximum(x @ item_item(path), 0)
     share = (train.item_counts() + 5) / (train.n_users + 5)
     path_UI = 1.7 * (np.log(linear + 0.003) - 0.2 * np.log(share))
     # Without a history, the model alone: not the least popular items.

@@ -54,18 +54,33 @@ def data(tmp_path_factory):
     ).path
 
 
-@pytest.fixture(scope="module")
-def done(data, tmp_path_factory):
+@pytest.fixture(scope="module", params=[0, 5], ids=["whole", "low rank"])
+def done(request, data, tmp_path_factory):
     """(workdir, what was said, results) of a run."""
     workdir = tmp_path_factory.mktemp("blend") / "run"
     lines: list[str] = []
     results = run.run(
-        made(data),
+        made(data, **{"linear.rank": request.param}),
         workdir,
         run.Actions(train=True, test=True),
         say=lines.append,
     )
     return workdir, lines, results
+
+
+def arrays_of(model) -> list[str]:
+    """Names of the path's files."""
+    return list(blend.shapes(model.options.linear.rank, len(model.items)))
+
+
+def item_item(path, n_items: int) -> np.ndarray:
+    """The whole matrix, float64 [I, I]."""
+    if "item_item" in path:
+        return np.asarray(path["item_item"], np.float64)[:, :n_items]
+    rows = np.asarray(path["input_factors"], np.float64)[:n_items]
+    matrix = rows @ np.asarray(path["output_factors"])[:, :n_items]
+    np.fill_diagonal(matrix, 0)
+    return matrix
 
 
 def ndcg(model, dataset, gain, prior):
@@ -82,7 +97,7 @@ def ndcg(model, dataset, gain, prior):
     )
     logits = np.empty_like(x)
     np.put_along_axis(logits, ranked.item_UK, ranked.score_UK, axis=1)
-    weights = np.asarray(model.path["item_item"], np.float64)[:, :depth]
+    weights = item_item(model.path, depth)
     share = (dataset.train.item_counts() + 5) / (dataset.train.n_users + 5)
     linear = np.log(np.maximum(x @ weights, 0) + 0.003)
     scores = logits + gain * (linear - prior * np.log(share))
@@ -196,9 +211,9 @@ def test_a_saved_path_is_the_file_it_was_read_from(done, tmp_path, mesh):
     shutil.copytree(workdir, gone)
     model = model_lib.load(gone, mesh=sharding.make_mesh(*mesh))
     shutil.rmtree(gone)
-    assert model.path["item_item"].shape[1] > len(model.items)
+    assert model.path["log_share"].shape[0] > len(model.items)
     model.save(tmp_path / "copy")
-    for name in ("item_item", "log_share"):
+    for name in arrays_of(model):
         mine, its = (
             (folder / "linear" / f"{name}.npy").read_bytes()
             for folder in (tmp_path / "copy", workdir)
@@ -231,8 +246,10 @@ def test_a_saved_copy_recommends_the_same(done, tmp_path):
 def test_on_item_shards(data, done, shards):
     workdir, _, results = done
     model = model_lib.load(workdir, mesh=sharding.make_mesh(2, shards))
-    columns = model.path["item_item"].addressable_shards[0].data.shape[1]
-    assert columns == model.path["item_item"].shape[1] // shards
+    for name in arrays_of(model):
+        array = model.path[name]
+        part = array.addressable_shards[0].data
+        assert part.size == array.size // shards, name
     entrant = held_out.model_entrant(model)
     value = held_out.summary(model, open_dataset(data), "test", entrant)
     for name, cell in results["test"].items():
@@ -244,14 +261,16 @@ def test_a_damaged_path_is_named(done, tmp_path, damage):
     workdir, _, _ = done
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
-    file = copy / "linear" / "item_item.npy"
+    rank = model_lib.load(workdir).options.linear.rank
+    name = "input_factors" if rank else "item_item"
+    file = copy / "linear" / f"{name}.npy"
     if damage == "short":
         np.save(file, np.zeros((3, 3), np.float32))
     else:
         file.unlink()
         if damage == "empty":
             file.write_bytes(b"")
-    with pytest.raises(VaecfError, match=r"linear/item_item\.npy") as caught:
+    with pytest.raises(VaecfError, match=rf"linear/{name}\.npy") as caught:
         model_lib.load(copy)
     assert "\n" not in str(caught.value)
 
@@ -259,7 +278,7 @@ def test_a_damaged_path_is_named(done, tmp_path, damage):
 def test_a_path_for_several_runs_is_one_file(done, tmp_path):
     workdir, _, _ = done
     linear_path.share(workdir, tmp_path)
-    for name in ("item_item", "log_share"):
+    for name in arrays_of(model_lib.load(workdir)):
         mine, its = (d / "linear" / f"{name}.npy" for d in (tmp_path, workdir))
         assert mine.samefile(its)
     assert linear_path.read_weights(tmp_path) == {}

@@ -18,6 +18,8 @@ from vaecf.errors import VaecfError
 from vaecf.models import sharding, sparse
 
 _MEND = "leave {} out of --baselines"
+# Users up to whom an accelerator gathers the rows of their items.
+_FEW = 8
 _BLOCK = 2048  # rows or columns of a matrix of items worked on together
 
 # Columns of these matrices are items, and are sharded as the model's are.
@@ -61,7 +63,7 @@ def lowering(batch: sparse.SparseBatch) -> str:
     A product with all items' rows pays where matrix units are fast, and for
     more than a few users.
     """
-    few = batch.count_B.shape[0] <= 8 or jax.default_backend() == "cpu"
+    few = batch.count_B.shape[0] <= _FEW or jax.default_backend() == "cpu"
     return "gather" if few else "dense"
 
 

@@ -75,10 +75,10 @@ def fit(
         raise VaecfError(f"the linear path's l2={l2} must be above 0")
     if rank < 1:
         raise VaecfError(f"the linear path's rank={rank} must be at least 1")
-    n_users, n_items = train.n_users, train.n_items
+    n_items = train.n_items
     rank = min(rank, n_items)
     width = min(rank + _OVERSAMPLING, n_items)
-    _check_memory(n_users, n_items, width, train.nnz, mend, available_bytes)
+    _check_memory(train, rank, width, mend, available_bytes)
     weight_U, ridge_I = linear.penalties(train, l2, dropout, user_exponent)
     root_I = np.sqrt(ridge_I)
     scaled = train.to_scipy().astype(np.float32)
@@ -93,18 +93,21 @@ def fit(
     rest_I = total_I - np.square(vector_IK) @ square_K
     inner_I = 1 / (1 + np.maximum(rest_I, 0))
     vector_IK *= np.sqrt(square_K).astype(np.float32)
-    core = np.eye(rank) + (vector_IK * inner_I[:, None]).T @ vector_IK
+    weighed_IK = vector_IK * inner_I[:, None].astype(np.float32)
+    core = np.eye(rank) + weighed_IK.T @ vector_IK
     # C of C Cᵀ = core⁻¹.
     root = np.linalg.inv(np.linalg.cholesky(core)).T
-    factor_IK = inner_I[:, None] * (vector_IK @ root)
-    length_I = np.square(factor_IK).sum(axis=1)
+    factor_IK = weighed_IK @ root.astype(np.float32)
+    length_I = np.square(factor_IK).sum(axis=1, dtype=np.float64)
     diagonal_I = inner_I - length_I
     rows = sharding.padded_items(n_items)
     padded = np.zeros((rows, rank), np.float32)
-    padded[:n_items] = factor_IK / root_I[:, None]
+    padded[:n_items] = factor_IK / root_I[:, None].astype(np.float32)
     return {
         "input_factors": padded,
-        "output_factors": linear.pad_items(factor_IK.T * (root_I / diagonal_I)),
+        "output_factors": linear.pad_items(
+            factor_IK.T * (root_I / diagonal_I).astype(np.float32)
+        ),
         "own_weight": linear.pad_items(length_I / diagonal_I),
     }
 
@@ -160,12 +163,7 @@ def _largest(
 
 
 def _check_memory(
-    n_users: int,
-    n_items: int,
-    width: int,
-    nnz: int,
-    mend: str,
-    available_bytes: int | None,
+    train: Any, rank: int, width: int, mend: str, available_bytes: int | None
 ) -> None:
     """Refuses what does not fit.
 
@@ -175,11 +173,12 @@ def _check_memory(
     """
     if available_bytes is None:
         available_bytes = linear.available_memory()
+    n_users, n_items, nnz = train.n_users, train.n_items, train.nnz
     needed = (20 * n_items + 8 * n_users) * width + 16 * nnz
     if needed > available_bytes:
         raise VaecfError(
-            f"the linear path at rank {width - _OVERSAMPLING:,} needs "
-            f"({n_items:,} items x 20 + {n_users:,} users x 8) x {width:,} + "
-            f"{nnz:,} interactions x 16 bytes = {needed / 2**30:.1f} GiB and "
+            f"the linear path at rank {rank:,} needs ({n_items:,} items x 20 + "
+            f"{n_users:,} users x 8) x {width:,} + {nnz:,} interactions x 16 "
+            f"bytes = {needed / 2**30:.1f} GiB and "
             f"{available_bytes / 2**30:.1f} GiB are free: {mend}"
         )

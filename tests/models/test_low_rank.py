@@ -1,0 +1,170 @@
+"""The regression's factors, against `fit_ease` and float64 NumPy."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vaecf.data.interactions import Interactions
+from vaecf.errors import VaecfError
+from vaecf.models import batching, linear, low_rank, sharding
+
+fit = functools.partial(low_rank.fit, mend="mend it")
+
+HISTORIES = [[0, 4, 149], [3], [], [1, 2, 5, 6, 7], [130, 140]]
+
+
+def interactions(x: np.ndarray) -> Interactions:
+    user, item = np.nonzero(x)
+    return Interactions.from_pairs(user, item, *x.shape)[0]
+
+
+def groups(users: int, items: int, n: int = 4) -> np.ndarray:
+    """Users who mostly stay within one of n groups of items."""
+    rng = np.random.default_rng(users)
+    user, item = np.arange(users) % n, np.arange(items) % n
+    share = np.where(user[:, None] == item[None, :], 0.6, 0.04)
+    return (rng.random((users, items)) < share).astype(float)
+
+
+def product(params: dict[str, np.ndarray], n_items: int) -> np.ndarray:
+    """B, float64 [I, I]."""
+    rows = params["input_factors"][:n_items].astype(float)
+    b = rows @ params["output_factors"][:, :n_items]
+    own = params["own_weight"][:n_items]
+    np.testing.assert_allclose(np.diag(b), own, rtol=1e-3, atol=1e-6)
+    np.fill_diagonal(b, 0)
+    return b
+
+
+@pytest.mark.parametrize("shape", [(90, 20), (15, 40)])
+@pytest.mark.parametrize("dropout", [0.0, 0.6])
+@pytest.mark.parametrize("exponent", [0.0, 0.5])
+def test_at_full_rank_it_is_the_whole_matrix(shape, dropout, exponent):
+    train = interactions(groups(*shape))
+    how = {"dropout": dropout, "user_exponent": exponent}
+    expected = linear.fit_ease(train, 3.0, **how)["item_item"]
+    for rank in (shape[1], 1000):
+        params = fit(train, 3.0, rank, **how)
+        assert params["output_factors"].shape == (shape[1], 128)
+        np.testing.assert_allclose(
+            product(params, shape[1]),
+            expected[:, : shape[1]],
+            rtol=2e-3,
+            atol=2e-5,
+        )
+
+
+@pytest.mark.parametrize("shape", [(300, 120), (100, 180)])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_largest_directions_and_a_diagonal(shape, dropout):
+    """Inverted as a whole in float64, with NumPy's singular vectors."""
+    x = groups(*shape)
+    params = fit(interactions(x), 5.0, 4, dropout=dropout, user_exponent=0.5)
+    n = x.sum(axis=1)
+    weight = (n / n.mean()) ** -0.5
+    penalty = 5.0 + dropout / (1 - dropout) * (weight @ x)
+    a = np.sqrt(weight)[:, None] * x / np.sqrt(penalty)
+    _, s, v = np.linalg.svd(a, full_matrices=False)
+    kept = (v[:4].T * s[:4] ** 2) @ v[:4]
+    rest = np.diag(np.diag(a.T @ a - kept))
+    p = np.linalg.inv(np.eye(shape[1]) + kept + rest)
+    p /= np.sqrt(np.outer(penalty, penalty))
+    expected = -p / np.diag(p)
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(
+        product(params, shape[1]), expected, rtol=1e-3, atol=1e-5
+    )
+
+
+def test_every_fit_is_the_same_and_padding_is_zero():
+    train = interactions(groups(60, 130))
+    first, second = (fit(train, 5.0, 7) for _ in range(2))
+    for name, array in first.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
+        (axis,) = np.flatnonzero(low_rank.PARTITION[name])
+        assert array.shape[axis] == 256
+        assert not np.take(array, range(130, 256), axis=axis).any()
+
+
+def test_items_and_users_without_interactions():
+    x = groups(40, 30)
+    x[:, 7] = 0
+    x[5] = 0
+    params = fit(interactions(x), 5.0, 3, dropout=0.5, user_exponent=0.5)
+    b = product(params, 30)
+    np.testing.assert_allclose(b[7], 0, atol=1e-12)
+    np.testing.assert_allclose(b[:, 7], 0, atol=1e-12)
+    assert np.isfinite(b).all() and b.any()
+
+
+def sample(n_items: int = 150) -> tuple[dict, np.ndarray, np.ndarray]:
+    """(params, histories [B, I], their scores [B, I] in float64)."""
+    params = fit(interactions(groups(80, n_items)), 4.0, 6, dropout=0.5)
+    x = np.zeros((len(HISTORIES), n_items))
+    for u, history in enumerate(HISTORIES):
+        x[u, history] = 1
+    return params, x, x @ product(params, n_items)
+
+
+def batch():
+    indptr = np.cumsum([0, *map(len, HISTORIES)])
+    items = np.array([i for h in HISTORIES for i in h], np.int32)
+    return batching.assemble_on_host(
+        indptr, items, np.arange(len(HISTORIES)), 16
+    )
+
+
+def test_scores_of_seen_items_too():
+    params, x, expected = sample()
+    scores = np.asarray(low_rank.scores(params, batch()))
+    np.testing.assert_allclose(
+        scores[:, : x.shape[1]], expected, rtol=1e-4, atol=1e-5
+    )
+    assert not scores[:, x.shape[1] :].any()
+    assert not scores[2].any()  # no history
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_scores_over_item_shards(backend, monkeypatch):
+    params, x, expected = sample()
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(linear, "_FEW", 0)
+    score = jax.shard_map(
+        low_rank.scores,
+        mesh=sharding.make_mesh(data=1, item=2),
+        in_specs=(sharding.specs(params, low_rank.PARTITION), P()),
+        out_specs=P(None, "item"),
+    )
+    scores = np.asarray(jax.jit(score)(params, batch()))
+    np.testing.assert_allclose(
+        scores[:, : x.shape[1]], expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_what_does_not_fit_shows_the_arithmetic():
+    train = interactions(groups(60, 130))
+    n = train.nnz
+    needed = (20 * 130 + 8 * 60) * 39 + 16 * n
+    fit(train, 5.0, 7, available_bytes=needed)
+    with pytest.raises(VaecfError) as caught:
+        fit(train, 5.0, 7, available_bytes=needed - 1)
+    assert (
+        f"at rank 7 needs (130 items x 20 + 60 users x 8) x 39 + {n:,} "
+        "interactions x 16 bytes"
+    ) in str(caught.value)
+    assert str(caught.value).endswith("are free: mend it")
+
+
+@pytest.mark.parametrize(
+    ("l2", "rank", "message"),
+    [(0.0, 4, "l2=0.0 must be above 0"), (1.0, 0, "rank=0 must be at least 1")],
+)
+def test_arguments_out_of_range(l2, rank, message):
+    with pytest.raises(VaecfError, match=message):
+        fit(interactions(groups(9, 8)), l2, rank)
