@@ -24,12 +24,10 @@ flags.mark_flags_as_required(["space", "workdir"])
 _STUDY = flags.DEFINE_string("study", "sweep", "Name in the storage.")
 _TRIALS = flags.DEFINE_integer("trials", 20, "Trials in all, over all workers.")
 _STORAGE = flags.DEFINE_string(
-    "storage",
-    None,
-    "A .journal or .log file, or a database's URL; hosts that are given the "
-    "same share the trials. Without it, study.journal in the workdir.",
+    "storage", None, "A .journal file or a database's URL, for several hosts."
 )
 _WORKERS = flags.DEFINE_integer("workers", 1, "Processes on this machine.")
+_AT_ONCE = flags.DEFINE_integer("population", 1, "Trials in one program.")
 _PRUNER = flags.DEFINE_string("pruner", "median", "median, hyperband or none.")
 _AFTER = flags.DEFINE_integer(
     "prune_after", None, "Epochs no trial is stopped before (a fifth of all)."
@@ -53,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
         storage=_STORAGE.value or "",
         pruner=_PRUNER.value,
         prune_after=_AFTER.value,
+        population=_AT_ONCE.value,
         seed=_SEED.value,
         keep_all=_KEEP.value,
         overrides=dict(config.override_values),

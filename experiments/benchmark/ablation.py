@@ -158,12 +158,12 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     ease = blend.fit(train, l2=ease_l2, dropout=0.0, user_exponent=0.0)
     name = model.options.model.name
     plain = dataclasses.replace(model, path=None)
-    of_ease = {**model.path, **ease}
+    of_ease = linear_path.with_weights(ease, gain=blend.GAIN, prior=0.0)
     return {
         f"{name} alone": measured(held_out.model_entrant(plain)),
         "EASE alone": alone(scorers.item_item(ease["item_item"])),
         "linear path alone": alone(
-            scorers.item_item(np.asarray(model.path["item_item"]))
+            scorers.linear_path(model.path, train.n_items)
         ),
         f"{name} and EASE": weighed(of_ease, priors=(0.0,)),
         f"{name} and EASE, prior divided out": weighed(of_ease),

@@ -133,6 +133,13 @@ def item_item(weights: np.ndarray) -> Scorer:
     )
 
 
+def linear_path(path: Mapping[str, Any], n_items: int) -> Scorer:
+    """The linear path of a blend (`models.blend.fit`) alone."""
+    names = path.keys() - {"gain", "prior"}
+    params = {name: path[name] for name in sorted(names)}
+    return Scorer(blend_lib.path_scores, params, blend_lib.PARTITION, n_items)
+
+
 def ease(train: Any, l2: float) -> Scorer:
     """EASE (Steck 2019), fitted here in closed form."""
     return item_item(linear.fit_ease(train, l2)["item_item"])

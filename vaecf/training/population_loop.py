@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Member:
         the time, a member has its share; `compile_seconds` is that of the
         population's program.
       error: what it failed of; the others go on.
+      goes_on: asked with the record of every validation; False ends it there.
+      stopped: whether it was ended so.
     """
 
     name: str
@@ -47,12 +49,15 @@ class Member:
     position: Position = dataclasses.field(default_factory=Position)
     summary: dict[str, Any] | None = None
     error: str | None = None
+    goes_on: Callable[[Mapping[str, Any]], bool] | None = None
+    stopped: bool = False
 
     @property
     def over(self) -> bool:
         """Whether there is nothing left to train."""
         return (
             self.error is not None
+            or self.stopped
             or self.position.epoch >= self.options.train.epochs
             or self.position.out_of_patience(self.options.eval.patience)
         )
@@ -359,9 +364,12 @@ class _Together:
                 value = record[f"validation/{options.eval.best_metric}"]
                 values[run.member.name] = value
                 better = position.validated(value)
-                run.write({"epoch": position.epoch, **record})
+                record = {"epoch": position.epoch, **record}
+                run.write(record)
                 if better:
                     run.save(BEST, params)
+                goes_on = run.member.goes_on
+                run.member.stopped = goes_on is not None and not goes_on(record)
             elif last:
                 # No validation users: the last parameters are the best.
                 run.save(BEST, params)

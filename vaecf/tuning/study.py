@@ -77,6 +77,7 @@ class Plan:
       storage: a journal file (.journal, .log) or a database's URL.
       pruner: one of `PRUNERS`.
       prune_after: epochs before a trial may be stopped; None: a fifth.
+      population: trials that a worker trains at once, in one program.
       seed: of the sampler.
       keep_all: keep all of a trial's files, not only those of use.
       overrides: what the command line changed in the base config.
@@ -91,6 +92,7 @@ class Plan:
     storage: str = ""
     pruner: str = "median"
     prune_after: int | None = None
+    population: int = 1
     seed: int = 0
     keep_all: bool = False
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -295,6 +297,21 @@ def next_trial(study: optuna.Study, plan: Plan) -> Trial | None:
             return trial
         # Another worker was faster between the two looks.
         study.tell(trial, state=TrialState.FAIL)
+
+
+def next_trials(study: optuna.Study, plan: Plan) -> list[Trial]:
+    """Trials to train together now, `plan.population` at most; [] for none."""
+    taken: list[Trial] = []
+    try:
+        while len(taken) < plan.population:
+            if (trial := next_trial(study, plan)) is None:
+                break
+            taken.append(trial)
+    except BaseException:  # interrupted: nobody would train them
+        for trial in taken:
+            enqueue_again(study, trial.number)
+        raise
+    return taken
 
 
 def folder_of(plan: Plan, number: int) -> pathlib.Path:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import vaecf
 from vaecf.data.dataset import Dataset, find_dataset
@@ -44,13 +45,19 @@ def sweep(plan: Plan, *, workers: int = 1, say: Say = print) -> None:
       VaecfError: the plan cannot be carried out.
       KeyboardInterrupt: stopped, with everything saved.
     """
-    for flag, value in (("trials", plan.trials), ("workers", workers)):
+    for flag, value in (
+        ("trials", plan.trials),
+        ("workers", workers),
+        ("population", plan.population),
+    ):
         if value < 1:
             raise VaecfError(f"--{flag}={value} must be at least 1")
     if plan.prune_after is not None and plan.prune_after < 0:
         raise VaecfError(f"--prune_after={plan.prune_after} must be at least 0")
     metrics.parse(plan.base.eval.best_metric)
     space.check(plan.space, plan.base)
+    if plan.population > 1:
+        _check_population(plan)
     plan = dataclasses.replace(
         plan, storage=study_lib.storage_of(plan.workdir, plan.storage)
     )
@@ -80,6 +87,20 @@ def sweep(plan: Plan, *, workers: int = 1, say: Say = print) -> None:
             f"{left} of {plan.trials} trials are not over: other workers are "
             "at them, or the same command goes on with them"
         )
+
+
+def _check_population(plan: Plan) -> None:
+    """Refuses what cannot be trained in one program."""
+    from vaecf.training import population
+
+    for key in plan.space:
+        if key not in population.VARIED:
+            raise VaecfError(
+                f"--population={plan.population} with {key} in --space: it "
+                "changes the program or the shapes of its arrays, so leave "
+                "one of them out; trials trained at once may differ in "
+                f"{', '.join(population.VARIED)}"
+            )
 
 
 def _dataset(plan: Plan) -> Dataset:
@@ -125,19 +146,29 @@ def _claim(plan: Plan) -> None:
 def _work(plan: Plan, dataset: Dataset, *, bars: bool, say: Say) -> None:
     """Takes trials until there is none to take."""
     from vaecf.models import sharding
-    from vaecf.training import precision
+    from vaecf.training import population, precision
     from vaecf.tuning import trial as trial_lib
 
     # What this machine cannot do would fail every trial.
     precision.policy(plan.base.precision.policy)
     sharding.make_mesh(plan.base.mesh.data, plan.base.mesh.item)
+    if plan.population > 1:
+        population.check([plan.base])
     # A study of this process's own: storages do not survive a fork.
     study = study_lib.open_study(plan, dataset.manifest_hash)
     failed = 0
-    while (trial := study_lib.next_trial(study, plan)) is not None:
-        done = trial_lib.run(plan, study, trial, dataset, bars=bars, say=say)
-        failed = failed + 1 if done is None or done.value is None else 0
-        if failed == _MAX_FAILED:
+    while trials := study_lib.next_trials(study, plan):
+        how: dict[str, Any] = {"bars": bars, "say": say}
+        if plan.population > 1:
+            done = trial_lib.run_together(plan, study, trials, dataset, **how)
+        else:
+            done = [
+                trial_lib.run(plan, study, t, dataset, **how) for t in trials
+            ]
+        for frozen in done:
+            is_sound = frozen is not None and frozen.value is not None
+            failed = 0 if is_sound else failed + 1
+        if failed >= _MAX_FAILED:
             raise VaecfError(
                 f"{failed} trials in a row failed, see above: a full disk and "
                 "a space of bad values look like this. Mend it, then the same "

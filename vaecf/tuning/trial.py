@@ -1,4 +1,7 @@
-"""One trial: a run of its own, watched while it trains."""
+"""Trials: runs of their own, watched while they train.
+
+Alone (`run`), or several as one population (`run_together`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +22,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 from vaecf.options import Options
-from vaecf.training import linear_path, loop
+from vaecf.training import linear_path, loop, population_loop
 from vaecf.training import workdir as workdir_lib
+from vaecf.training.population_loop import Member
+from vaecf.training.position import Position
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
 from vaecf.tuning.study import Plan
@@ -37,23 +42,36 @@ class _Pruned(Exception):
 class _Watch:
     """A writer that reports validations, and stops the run if it is told."""
 
-    def __init__(self, trial: Trial, options: Options, reported: set[int]):
-        self._trial, self._reported = trial, reported
+    def __init__(self, trial: Trial, options: Options) -> None:
+        before = trial.study.get_trials(deepcopy=False)[trial.number]
+        self._trial, self._reported = trial, set(before.intermediate_values)
         self._metric = f"validation/{options.eval.best_metric}"
         self._last = options.train.epochs
+        self.is_lost = False  # taken over by another worker
 
     def write(self, record: Mapping[str, Any], *, step: int) -> None:
         """Takes every record of the run."""
         del step
+        if not self._goes_on(record):
+            raise _Pruned
+
+    def goes_on(self, record: Mapping[str, Any]) -> bool:
+        """Takes a validation of a member; whether it is worth more epochs."""
+        try:
+            return self._goes_on(record)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self.is_lost = True
+            return False
+
+    def _goes_on(self, record: Mapping[str, Any]) -> bool:
         if (value := record.get(self._metric)) is None:
-            return
+            return True
         epoch = int(record["epoch"])
         # A run that goes on from its checkpoint may validate once more.
         if epoch not in self._reported:
             self._trial.report(float(value), epoch)
             self._reported.add(epoch)
-        if epoch < self._last and self._trial.should_prune():
-            raise _Pruned
+        return epoch >= self._last or not self._trial.should_prune()
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -111,6 +129,136 @@ def run(
     return frozen
 
 
+def run_together(
+    plan: Plan,
+    study: optuna.Study,
+    trials: Sequence[Trial],
+    dataset: Dataset,
+    *,
+    bars: bool,
+    say: Callable[[str], None],
+) -> list[FrozenTrial | None]:
+    """Trains trials as one population and tells the study what came of them.
+
+    Args:
+      plan: the sweep; its space is one of `check_together`.
+      study: its study.
+      trials: just handed out, at least one.
+      dataset: what to train on.
+      bars: show progress if stderr is a terminal.
+      say: gets a line a trial.
+
+    Returns:
+      As of `run`, for each.
+
+    Raises:
+      KeyboardInterrupt: stopped; the trials wait to be gone on with.
+      VaecfError: the device's memory cannot hold so many.
+    """
+    began = time.perf_counter()
+    entered: list[tuple[Trial, Member, _Watch]] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            for trial in trials:
+                folder = study_lib.folder_of(plan, trial.number)
+                _move_here(trial.user_attrs.get(study_lib.FOLDER), folder)
+                options = space_lib.apply(
+                    plan.base, space_lib.values(plan.space, trial.params)
+                )
+                stack.enter_context(workdir_lib.locked(folder))
+                stack.enter_context(study_lib.alive(trial, folder))
+                workdir_lib.claim(folder, options, dataset)
+                watch = _Watch(trial, options)
+                name = f"trial {trial.number}"
+                member = Member(name, options, folder, goes_on=watch.goes_on)
+                entered.append((trial, member, watch))
+            population_loop.train(
+                [member for _, member, _ in entered],
+                dataset,
+                plan.workdir,
+                show_progress=None if bars and not _quiet() else False,
+                log=lambda line: None,
+            )
+            seconds = (time.perf_counter() - began) / len(trials)
+            return [
+                _tell(plan, study, trial, member, watch, seconds, say)
+                for trial, member, watch in entered
+            ]
+    except BaseException as error:
+        # Interrupted, or a defect: they are tried again when the sweep goes
+        # on. Those that are over already stay so.
+        for trial in trials:
+            study_lib.enqueue_again(study, trial.number)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise VaecfError(
+                f"--population={plan.population}: {_first_line(error)}; train "
+                "fewer at once"
+            ) from error
+        raise
+    finally:
+        jax.clear_caches()
+
+
+def _tell(
+    plan: Plan,
+    study: optuna.Study,
+    trial: Trial,
+    member: Member,
+    watch: _Watch,
+    seconds: float,
+    say: Callable[[str], None],
+) -> FrozenTrial | None:
+    """What a member came to."""
+    try:
+        if watch.is_lost:
+            raise optuna.exceptions.UpdateFinishedTrialError
+        if member.error is not None:
+            state, value = _failed(trial, member.error)
+        elif member.stopped:
+            state, value = _pruned(trial)
+        else:
+            state, value = _complete(trial, member.position)
+        trial.set_user_attr(study_lib.SECONDS, round(seconds, 3))
+        study.tell(trial, value, state)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        say(f"trial {trial.number}: taken over by another worker")
+        return None
+    if not plan.keep_all:
+        _clear(member.workdir, keep_best=state == TrialState.COMPLETE)
+    frozen = study.get_trials()[trial.number]
+    params = space_lib.values(plan.space, trial.params)
+    say(line(frozen, params, plan.base.eval.best_metric))
+    return frozen
+
+
+def _complete(
+    trial: Trial, position: Position
+) -> tuple[TrialState, float | None]:
+    assert position.best is not None  # the dataset has validation users
+    trial.set_user_attr(study_lib.EPOCHS, position.epoch)
+    trial.set_user_attr(study_lib.BEST_EPOCH, position.best_epoch)
+    return TrialState.COMPLETE, position.best
+
+
+def _pruned(trial: Trial) -> tuple[TrialState, float | None]:
+    now = trial.study.get_trials(deepcopy=False)[trial.number]
+    curve = now.intermediate_values
+    trial.set_user_attr(study_lib.EPOCHS, max(curve))
+    trial.set_user_attr(
+        study_lib.BEST_EPOCH, max(curve, key=lambda e: (curve[e], -e))
+    )
+    return TrialState.PRUNED, None
+
+
+def _failed(trial: Trial, reason: str) -> tuple[TrialState, float | None]:
+    trial.set_user_attr(study_lib.ERROR, reason)
+    return TrialState.FAIL, None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _quiet() -> bool:
     return not sys.stderr.isatty()
 
@@ -125,35 +273,20 @@ def _train(
 ) -> tuple[TrialState, float | None]:
     """(state, best validation metric)."""
     began = time.perf_counter()
-    before = trial.study.get_trials(deepcopy=False)[trial.number]
-    reported = dict(before.intermediate_values)
-    watch = _Watch(trial, options, set(reported))
-    value: float | None = None
     try:
         position = loop.train(
             options,
             dataset,
             folder,
             show_progress=None if bars else False,
-            extra_writer=watch,
+            extra_writer=_Watch(trial, options),
             log=lambda line: None,
         ).position
-        assert position.best is not None  # the dataset has validation users
-        state, value = TrialState.COMPLETE, position.best
-        trial.set_user_attr(study_lib.EPOCHS, position.epoch)
-        trial.set_user_attr(study_lib.BEST_EPOCH, position.best_epoch)
+        state, value = _complete(trial, position)
     except _Pruned:
-        state = TrialState.PRUNED
-        now = trial.study.get_trials(deepcopy=False)[trial.number]
-        curve = now.intermediate_values
-        trial.set_user_attr(study_lib.EPOCHS, max(curve))
-        trial.set_user_attr(
-            study_lib.BEST_EPOCH, max(curve, key=lambda e: (curve[e], -e))
-        )
+        state, value = _pruned(trial)
     except _OWN_FAULTS as error:
-        state = TrialState.FAIL
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        trial.set_user_attr(study_lib.ERROR, lines[0])
+        state, value = _failed(trial, _first_line(error))
     seconds = time.perf_counter() - began
     trial.set_user_attr(study_lib.SECONDS, round(seconds, 3))
     return state, value

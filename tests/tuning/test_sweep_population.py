@@ -1,0 +1,198 @@
+"""Sweeps whose trials train together, against trials that train alone."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+
+import jax
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from vaecf.data.dataset import find_dataset
+from vaecf.errors import VaecfError
+from vaecf.reporting.writers import read_records
+from vaecf.serving.model import load
+from vaecf.tuning import space as space_lib
+from vaecf.tuning import study as study_lib
+from vaecf.tuning import sweep as sweep_lib
+from vaecf.tuning import trial as trial_lib
+
+METRIC = "validation/ndcg@10"
+SPACE = {
+    "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+    "model.dropout_rate": {"low": 0.0, "high": 0.6},
+    "seed": {"low": 0, "high": 9},
+}
+PARAMS = [
+    {"optimizer.learning_rate": 0.01, "model.dropout_rate": 0.5, "seed": 3},
+    {"optimizer.learning_rate": 1e30, "model.dropout_rate": 0.5, "seed": 3},
+    {"optimizer.learning_rate": 0.03, "model.dropout_rate": 0.1, "seed": 4},
+]
+
+
+def opened(plan) -> optuna.Study:
+    made = find_dataset(plan.base.data.dir)
+    return study_lib.open_study(plan, made.manifest_hash)
+
+
+def curve(folder: pathlib.Path) -> dict[int, float]:
+    """Validations by epoch, as the run wrote them."""
+    records = read_records(folder / "metrics.jsonl")
+    return {r["epoch"]: r[METRIC] for r in records if METRIC in r}
+
+
+def swept(plan, said: list[str] | None = None) -> list:
+    """Trials with `PARAMS` of a sweep that is through with them."""
+    study = opened(plan)
+    for params in PARAMS:
+        study.enqueue_trial(params)
+    sweep_lib.sweep(plan, say=(said if said is not None else []).append)
+    return study.get_trials()
+
+
+def test_trials_are_what_they_are_alone(plan, tmp_path) -> None:
+    """Three, of which the second must fail, two at a time."""
+    rates = {"optimizer.learning_rate": {"low": 1e-3, "high": 1e30}}
+    how = {"trials": 3, "pruner": "none", "space": SPACE | rates}
+    said: list[str] = []
+    made = plan(**how, population=2)
+    together = swept(made, said)
+    alone = swept(
+        plan(
+            **how,
+            workdir=tmp_path / "alone",
+            storage=str(tmp_path / "alone" / "study.journal"),
+        )
+    )
+    assert [t.state.name for t in together] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert "the loss is" in together[1].user_attrs["error"]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.params == theirs.params and ours.state == theirs.state
+        assert ours.intermediate_values == pytest.approx(
+            theirs.intermediate_values, abs=1e-5
+        )
+        if ours.state == TrialState.COMPLETE:
+            folder = made.workdir / "trials" / f"{ours.number:05d}"
+            assert ours.intermediate_values == curve(folder)
+            assert ours.value == max(curve(folder).values())
+            model = load(folder)
+            rate = ours.params["model.dropout_rate"]
+            assert model.options.model.dropout_rate == rate
+            left = {path.name for path in (folder / "checkpoints").iterdir()}
+            assert left == {"best"}
+    for number in range(3):
+        assert sum(line.startswith(f"trial {number}: ") for line in said) == 1
+
+
+def test_a_pruned_trial_does_not_stop_the_others(plan) -> None:
+    """Five before it were as good as none can be, or better than it."""
+    made = plan(
+        trials=7,
+        population=2,
+        prune_after=2,
+        space={"optimizer.learning_rate": {"low": 1e-9, "high": 0.1}},
+    )
+    study = opened(made)
+    distributions = space_lib.distributions(made.space, made.base)
+    for _ in range(5):
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=0.0,
+                params={"optimizer.learning_rate": 0.05},
+                distributions=distributions,
+                intermediate_values={1: 0.3, 2: 0.3, 3: 0.3, 4: 0.3},
+            )
+        )
+    for rate in (1e-9, 0.05):  # the first learns nothing
+        study.enqueue_trial({"optimizer.learning_rate": rate})
+    said: list[str] = []
+    sweep_lib.sweep(made, say=said.append)
+    bad, good = study.get_trials()[5:]
+    assert (bad.state, good.state) == (TrialState.PRUNED, TrialState.COMPLETE)
+    folders = [made.workdir / "trials" / f"0000{n}" for n in (5, 6)]
+    assert list(curve(folders[0])) == [1, 2] and curve(folders[0])[2] < 0.3
+    assert list(curve(folders[1])) == [1, 2, 3, 4]
+    assert not (folders[0] / "checkpoints").exists()
+    assert (folders[1] / "checkpoints" / "best").exists()
+    (line,) = [text for text in said if text.startswith("trial 5: ")]
+    assert line.endswith("pruned") and "2 epochs" in line
+
+
+def test_an_interrupted_population_goes_on(plan, tmp_path, monkeypatch) -> None:
+    how = {"trials": 2, "population": 2, "pruner": "none", "space": SPACE}
+    stopped: list[int] = []
+    goes_on = trial_lib._Watch.goes_on
+
+    def stop(self, record):
+        if record["epoch"] == 2 and not stopped:
+            stopped.append(2)
+            os.kill(os.getpid(), signal.SIGINT)
+        return goes_on(self, record)
+
+    monkeypatch.setattr(trial_lib._Watch, "goes_on", stop)
+    made = plan(**how)
+    with pytest.raises(KeyboardInterrupt, match="0 of 2 trials are over; the"):
+        sweep_lib.sweep(made, say=lambda line: None)
+    states = [t.state.name for t in opened(made).get_trials()]
+    assert states == ["FAIL", "FAIL", "WAITING", "WAITING"]
+    sweep_lib.sweep(made, say=lambda line: None)
+    straight = plan(
+        **how,
+        workdir=tmp_path / "straight",
+        storage=str(tmp_path / "straight" / "study.journal"),
+    )
+    sweep_lib.sweep(straight, say=lambda line: None)
+    ours, theirs = (study_lib.counted(opened(p)) for p in (made, straight))
+    assert len(ours) == len(theirs) == 2
+    for one, other in zip(ours, theirs):
+        assert one.params == other.params
+        assert one.intermediate_values == other.intermediate_values
+        # Each epoch once: it did not start over.
+        folder = made.workdir / "trials" / f"{one.number:05d}"
+        assert curve(folder) == one.intermediate_values
+
+
+def test_what_is_no_population_is_refused(plan) -> None:
+    def refused(message, **changes):
+        with pytest.raises(VaecfError, match=message):
+            sweep_lib.sweep(plan(**changes), say=lambda line: None)
+
+    refused("--population=0 must be at least 1", population=0)
+    refused("--population=2 with model.latent in --space", population=2)
+    assert not (plan().workdir / "trials").exists()
+
+
+def test_too_many_for_the_memory_wait(plan, monkeypatch) -> None:
+    def train(*arguments, **named):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n")
+
+    monkeypatch.setattr(trial_lib.population_loop, "train", train)
+    made = plan(trials=2, population=2, space=SPACE)
+    with pytest.raises(VaecfError) as caught:
+        sweep_lib.sweep(made, say=lambda line: None)
+    assert str(caught.value) == (
+        "--population=2: RESOURCE_EXHAUSTED: Out of memory; train fewer at once"
+    )
+    states = [t.state for t in opened(made).get_trials()]
+    assert states == [TrialState.FAIL] * 2 + [TrialState.WAITING] * 2
+
+
+def test_a_trial_that_was_taken_over_is_left_alone(plan, monkeypatch) -> None:
+    goes_on = trial_lib._Watch.goes_on
+
+    def taken(self, record):
+        if self._trial.number == 0 and record["epoch"] == 1:
+            study_lib.enqueue_again(self._trial.study, 0, lost=True)
+        return goes_on(self, record)
+
+    monkeypatch.setattr(trial_lib._Watch, "goes_on", taken)
+    made = plan(trials=2, population=2, pruner="none", space=SPACE)
+    said: list[str] = []
+    sweep_lib.sweep(made, say=said.append)
+    assert "trial 0: taken over by another worker" in said
+    states = [t.state.name for t in opened(made).get_trials()]
+    # By nobody else than the same worker, in its next turn.
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
