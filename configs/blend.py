@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     """
     config = default.get_config()
     config.model.name = "rec_vae"
+    config.model.init = "spectral"
     config.model.dropout_rate = 0.65
     config.linear.l2 = 150.0
     config.linear.dropout = 0.5
@@ -42,4 +43,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.epochs = 160
     config.train.batch_size = 200
     config.eval.every_epochs = 8
+    config.eval.patience = 3
     return config

@@ -34,6 +34,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Items a block of the likelihood, to bound memory at batch_size x block
     # on large catalogues; 0: all at once.
     config.model.item_block = 0
+    # First output weights: 'random', or 'spectral', from the interactions'
+    # singular vectors: fewer epochs (vaecf.training.spectral).
+    config.model.init = "random"
 
     # A linear item-item path that ranks beside the model (vaecf.models.blend).
     config.linear = ml_collections.ConfigDict()

@@ -41,6 +41,7 @@ OVERRIDES: dict[str, tuple[str, Any]] = {
     "model.dropout_rate": ("0.25", 0.25),
     "model.input": ("gather", "gather"),
     "model.item_block": ("512", 512),
+    "model.init": ("spectral", "spectral"),
     "linear.l2": ("33", 33.0),
     "linear.dropout": ("0.125", 0.125),
     "linear.user_exponent": ("0.75", 0.75),

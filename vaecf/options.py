@@ -38,6 +38,7 @@ class ModelOptions:
     dropout_rate: float
     input: str
     item_block: int
+    init: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +171,7 @@ RESUMABLE = frozenset(
 _ACTIVATIONS = ("tanh", "relu")
 _FEEDS = ("auto", "resident", "streamed")
 _INPUTS = ("auto", "gather", "dense")
+_INITS = ("random", "spectral")
 _MODELS = ("mult_vae", "mult_dae", "rec_vae")
 _REDUCTIONS = ("fp32", "compute")
 _POLICIES = ("amp", "fp32", "tf32", "bf16", "fp16")
@@ -210,6 +212,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 # Keys that came later, and what a run did before there was one.
 _LATER = {
+    ("model", "init"): "random",
     ("train", "microbatch"): 0,
     ("loss", "gamma"): 0.0,
     ("train", "alternate"): (),
@@ -323,6 +326,7 @@ def _check(o: Options) -> None:
     _choice("model.name", o.model.name, _MODELS)
     _choice("model.activation", o.model.activation, _ACTIVATIONS)
     _choice("model.input", o.model.input, _INPUTS)
+    _choice("model.init", o.model.init, _INITS)
     _choice("data.feed", o.data.feed, _FEEDS)
     _choice("mesh.reduce", o.mesh.reduce, _REDUCTIONS)
     _choice("precision.policy", o.precision.policy, _POLICIES)

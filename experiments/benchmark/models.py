@@ -34,6 +34,7 @@ _PAPER: dict[str, Any] = {
         "dropout_rate": 0.5,
         "input": "auto",
         "item_block": 0,
+        "init": "random",
     },
     "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0, "rank": 0},
     "loss": {

@@ -155,7 +155,7 @@ def test_what_does_not_fit_shows_the_arithmetic():
     with pytest.raises(VaecfError) as caught:
         fit(train, 5.0, 7, available_bytes=needed - 1)
     assert (
-        f"at rank 7 needs (130 items x 20 + 60 users x 8) x 39 + {n:,} "
+        f"the 7 largest directions of the interactions need (130 items x 20 + 60 users x 8) x 39 + {n:,} "
         "interactions x 16 bytes"
     ) in str(caught.value)
     assert str(caught.value).endswith("are free: mend it")

@@ -29,6 +29,7 @@ _SMALL: dict[str, Any] = {
         "dropout_rate": 0.5,
         "input": "gather",
         "item_block": 0,
+        "init": "random",
     },
     "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0, "rank": 0},
     "loss": {

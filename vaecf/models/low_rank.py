@@ -77,14 +77,11 @@ def fit(
         raise VaecfError(f"the linear path's rank={rank} must be at least 1")
     n_items = train.n_items
     rank = min(rank, n_items)
-    width = min(rank + _OVERSAMPLING, n_items)
-    _check_memory(train, rank, width, mend, available_bytes)
+    _check_memory(train, rank, mend, available_bytes)
     weight_U, ridge_I = linear.penalties(train, l2, dropout, user_exponent)
     root_I = np.sqrt(ridge_I)
-    scaled = train.to_scipy().astype(np.float32)
-    scaled.data = np.repeat(np.sqrt(weight_U), train.counts).astype(np.float32)
-    scaled.data /= root_I.astype(np.float32)[scaled.indices]
-    square_K, vector_IK = _largest(scaled, rank, width)
+    scaled = _scaled(train, weight_U, root_I)
+    square_K, vector_IK = _largest(scaled, rank)
     total_I = np.bincount(
         scaled.indices,
         weights=np.square(scaled.data, dtype=np.float64),
@@ -147,12 +144,48 @@ def scores(
     return score_BI.at[row_N, item_N].add(-own_N, mode="drop")
 
 
-def _largest(
-    matrix: Any, rank: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
+def item_vectors(
+    train: Any,
+    rank: int,
+    *,
+    l2: float,
+    dropout: float,
+    user_exponent: float,
+    mend: str,
+) -> np.ndarray:
+    """Where the items lie in the largest directions of `fit`, float32 [I, K].
+
+    The right singular vectors of A, each times s / √(1 + s²): their inner
+    products are what AᵀA (I + AᵀA)⁻¹ has of these directions. Columns beyond
+    the items' number are zero. Arguments and errors as of `fit`.
+    """
+    _check_memory(train, rank, mend, None)
+    weight_U, ridge_I = linear.penalties(train, l2, dropout, user_exponent)
+    kept = min(rank, train.n_items)
+    scaled = _scaled(train, weight_U, np.sqrt(ridge_I))
+    square_K, vector_IK = _largest(scaled, kept)
+    made = np.zeros((train.n_items, rank), np.float32)
+    made[:, :kept] = vector_IK * np.sqrt(square_K / (1 + square_K))
+    return made
+
+
+def _scaled(train: Any, weight_U: np.ndarray, root_I: np.ndarray) -> Any:
+    """A = W^½ X Λ^-½, float32, scipy.sparse [U, I]."""
+    matrix = train.to_scipy().astype(np.float32)
+    matrix.data = np.repeat(np.sqrt(weight_U), train.counts).astype(np.float32)
+    matrix.data /= root_I.astype(np.float32)[matrix.indices]
+    return matrix
+
+
+def _width(rank: int, n_items: int) -> int:
+    """Directions searched to find `rank` of them."""
+    return min(rank + _OVERSAMPLING, n_items)
+
+
+def _largest(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Squares of the largest singular values [K] and right vectors [I, K]."""
     rng = np.random.default_rng(0)
-    shape = (matrix.shape[1], width)
+    shape = (matrix.shape[1], _width(rank, matrix.shape[1]))
     basis = rng.standard_normal(shape, dtype=np.float32)
     for _ in range(_TURNS):
         basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
@@ -163,7 +196,7 @@ def _largest(
 
 
 def _check_memory(
-    train: Any, rank: int, width: int, mend: str, available_bytes: int | None
+    train: Any, rank: int, mend: str, available_bytes: int | None
 ) -> None:
     """Refuses what does not fit.
 
@@ -174,11 +207,12 @@ def _check_memory(
     if available_bytes is None:
         available_bytes = linear.available_memory()
     n_users, n_items, nnz = train.n_users, train.n_items, train.nnz
+    width = _width(rank, n_items)
     needed = (20 * n_items + 8 * n_users) * width + 16 * nnz
     if needed > available_bytes:
         raise VaecfError(
-            f"the linear path at rank {rank:,} needs ({n_items:,} items x 20 + "
-            f"{n_users:,} users x 8) x {width:,} + {nnz:,} interactions x 16 "
-            f"bytes = {needed / 2**30:.1f} GiB and "
+            f"the {rank:,} largest directions of the interactions need "
+            f"({n_items:,} items x 20 + {n_users:,} users x 8) x {width:,} + "
+            f"{nnz:,} interactions x 16 bytes = {needed / 2**30:.1f} GiB and "
             f"{available_bytes / 2**30:.1f} GiB are free: {mend}"
         )

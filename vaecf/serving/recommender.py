@@ -37,6 +37,7 @@ _BLEND: dict[str, Any] = dict(
     patience=None,
     ema=0.95,
     linear_l2=150.0,
+    init="spectral",
 )
 
 
@@ -74,6 +75,7 @@ class Recommender:
         linear_dropout: float = 0.5,
         linear_user_exponent: float = 0.5,
         linear_rank: int | None = None,
+        init: str = "random",
     ) -> None:
         """Settings for `fit`; a loaded model brings its own.
 
@@ -110,6 +112,8 @@ class Recommender:
           linear_rank: rank of the factors that the path is kept as; 0 for a
             whole matrix of items x items; None for that up to 25,000 items
             and a rank of 512 beyond.
+          init: first output weights: 'random', or 'spectral', from the
+            interactions' singular vectors, which takes fewer epochs.
         """
         self._settings: dict[str, Any] = dict(
             model=model,
@@ -133,6 +137,7 @@ class Recommender:
             linear_dropout=linear_dropout,
             linear_user_exponent=linear_user_exponent,
             linear_rank=linear_rank,
+            init=init,
         )
         self._model: Model | None = None
 
@@ -439,6 +444,7 @@ def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
                 "dropout_rate": settings["dropout_rate"],
                 "input": "auto",
                 "item_block": 0,
+                "init": settings["init"],
             },
             "linear": {
                 "l2": settings["linear_l2"],

@@ -29,6 +29,7 @@ from vaecf.training import (
     feeds,
     linear_path,
     loss_scale,
+    spectral,
 )
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
@@ -113,6 +114,10 @@ def train(
             log(f"going on from epoch {position.epoch}, step {int(state.step)}")
     else:
         position, state = Position(), step_lib.init_state(problem, options.seed)
+        if options.model.init == "spectral":
+            [state] = spectral.start(
+                [state], [options.seed], dataset.train, workdir, log=log
+            )
     first_step = int(state.step)
 
     # --- Evaluator, writers -------------------------------------------------

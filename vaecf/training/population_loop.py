@@ -19,7 +19,7 @@ import numpy as np
 from vaecf.errors import VaecfError
 from vaecf.options import Options
 from vaecf.reporting.progress import Progress
-from vaecf.training import dispatch, feeds, linear_path, loop
+from vaecf.training import dispatch, feeds, linear_path, loop, spectral
 from vaecf.training import population as population_lib
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
@@ -115,7 +115,7 @@ def train(
             steps_taken = [r.step for r in waiting]
             first = min(steps_taken)
             together = [r for r in waiting if r.step == first]
-            states = _states(whole, runs, together)
+            states = _states(whole, runs, together, dataset, workdir, log)
             population = whole.only([runs.index(r) for r in together])
             if validate is None:
                 params = step_lib.scoring_params(states[0])
@@ -147,10 +147,19 @@ def _states(
     whole: population_lib.Population,
     runs: Sequence[_Run],
     together: Sequence[_Run],
+    dataset: Any,
+    workdir: pathlib.Path,
+    log: Callable[[str], None],
 ) -> list[step_lib.TrainState]:
     """Of the checkpoints, or the first ones."""
     if together[0].saved.step(LATEST) is None:
-        return whole.only([runs.index(r) for r in together]).first_states()
+        states = whole.only([runs.index(r) for r in together]).first_states()
+        if together[0].member.options.model.init == "spectral":
+            seeds = [run.member.options.seed for run in together]
+            states = spectral.start(
+                states, seeds, dataset.train, workdir, log=log
+            )
+        return states
     return [loop.restore_state(whole.problem, run.saved) for run in together]
 
 
