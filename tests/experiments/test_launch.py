@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
 MAIN = ROOT / "experiments" / "main.py"
 MESH = "--config.mesh.item=2"
+# What a process works out for all of them.
+SHARED = ("--config.model.init=spectral", "--config.linear.l2=20")
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -40,6 +42,8 @@ def flags_of(tiny, data_dir, workdir, *more: str) -> list[str]:
         f"--config.data.dir={data_dir}",
         f"--workdir={workdir}",
         MESH,
+        *SHARED,
+        "--config.linear.rank=3",
         *more,
     ]
 

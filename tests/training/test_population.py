@@ -23,7 +23,7 @@ MODELS = {
     # With all that a run may have beside its parameters.
     "mult_vae": {"linear": {"l2": 5.0}, "train": {"ema": 0.5}},
     "rec_vae": {
-        "model": {"name": "rec_vae"},
+        "model": {"name": "rec_vae", "init": "spectral"},
         "loss": {"gamma": 0.01},
         "train": {"alternate": (2, 1), "epochs": 4},
     },
