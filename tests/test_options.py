@@ -424,3 +424,17 @@ def test_a_run_from_before_microbatches_loads(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     assert options.load(path).train.microbatch == 0
+
+
+@pytest.mark.parametrize(("l2", "rank"), [(0.0, None), (150.0, 0)])
+def test_a_path_from_before_there_was_a_rank_is_whole(
+    tmp_path: pathlib.Path, l2: float, rank: int | None
+) -> None:
+    """And a run without one goes on under today's default."""
+    config = options.from_config(plain()).to_dict()
+    del config["linear"]["rank"], config["model"]["init"]
+    config["linear"]["l2"] = l2
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    loaded = options.load(path)
+    assert loaded.linear.rank == rank and loaded.model.init == "random"

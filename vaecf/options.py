@@ -220,7 +220,7 @@ _LATER = {
     ("linear", "l2"): 0.0,
     ("linear", "dropout"): 0.5,
     ("linear", "user_exponent"): 0.5,
-    ("linear", "rank"): 0,
+    ("linear", "rank"): None,
     ("mesh", "zero"): False,
     ("mesh", "reduce"): "fp32",
     ("mesh", "peer_timeout"): 300.0,
@@ -253,6 +253,9 @@ def with_later_keys(config: Any) -> Any:
         given = filled.setdefault(section, {})
         if isinstance(given, dict):
             filled[section] = {key: value, **given}
+    linear = config.get("linear")
+    if isinstance(linear, dict) and linear.get("l2") and "rank" not in linear:
+        filled["linear"]["rank"] = 0  # all paths were whole
     return filled
 
 
