@@ -578,7 +578,10 @@ def test_the_blend_has_the_settings_of_its_config():
         "data.dir",
         "loss.total_anneal_steps",
         "eval.every_epochs",
+        "eval.patience",
     }
+    epochs = [o["eval.patience"] * o["eval.every_epochs"] for o in (mine, its)]
+    assert epochs == [24, 24]
     changed = Recommender.blend(epochs=7, model="mult_dae")._settings
     assert (changed["epochs"], changed["model"]) == (7, "mult_dae")
     assert changed["linear_l2"] == 150.0
