@@ -87,7 +87,8 @@ def fit(
         weights=np.square(scaled.data, dtype=np.float64),
         minlength=n_items,
     )
-    rest_I = total_I - np.square(vector_IK) @ square_K
+    # Nothing of items x rank is a float64.
+    rest_I = total_I - np.square(vector_IK) @ square_K.astype(np.float32)
     inner_I = 1 / (1 + np.maximum(rest_I, 0))
     vector_IK *= np.sqrt(square_K).astype(np.float32)
     weighed_IK = vector_IK * inner_I[:, None].astype(np.float32)
@@ -165,7 +166,8 @@ def item_vectors(
     scaled = _scaled(train, weight_U, np.sqrt(ridge_I))
     square_K, vector_IK = _largest(scaled, kept)
     made = np.zeros((train.n_items, rank), np.float32)
-    made[:, :kept] = vector_IK * np.sqrt(square_K / (1 + square_K))
+    scale_K = np.sqrt(square_K / (1 + square_K)).astype(np.float32)
+    made[:, :kept] = vector_IK * scale_K
     return made
 
 

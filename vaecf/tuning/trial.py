@@ -141,7 +141,7 @@ def run_together(
     """Trains trials as one population and tells the study what came of them.
 
     Args:
-      plan: the sweep; its space is one of `check_together`.
+      plan: the sweep; its space has keys of `population.VARIED` alone.
       study: its study.
       trials: just handed out, at least one.
       dataset: what to train on.
