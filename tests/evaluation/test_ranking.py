@@ -314,6 +314,19 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
     assert len(casts) == 0
 
 
+def test_what_is_kept_is_not_cast(problem):
+    score_UI, seen = problem
+    score_UI = score_UI + np.float32(1 / 3)
+    scorer = table_scorer(score_UI)._replace(
+        casts=(jnp.bfloat16,), kept=frozenset({"score"})
+    )
+    matrix = interactions(seen, N_ITEMS)
+    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 5)
+    assert ranker._resident(scorer.params)[0]["score"].dtype == jnp.float32
+    got = ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=4)
+    check(got, reference(score_UI, seen, 5))
+
+
 VALUES = st.sampled_from([-3.5, -1.0, -0.0, 0.0, 1e-30, 1.0, 1.0000001, 80.0])
 
 

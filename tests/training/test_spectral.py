@@ -138,5 +138,5 @@ def test_what_does_not_fit_names_the_key(
     problem_of, dataset, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(low_rank.linear, "available_memory", lambda: 1000)
-    with pytest.raises(VaecfError, match=r"set config\.model\.init='random'"):
+    with pytest.raises(VaecfError, match=r"set model\.init='random'"):
         begun(problem_of(), dataset, tmp_path)

@@ -227,3 +227,26 @@ def test_pruners(plan) -> None:
         assert isinstance(study.pruner, kind)
     with pytest.raises(VaecfError, match="use median, hyperband, none"):
         study_lib.open_study(plan(pruner="mean"), "data")
+
+
+def test_a_study_from_before_a_key_was_goes_on(plan) -> None:
+    """Unless what it did then is not what is asked for now."""
+    made = plan()
+    study = study_lib.open_study(made, "data")
+    identity = study.user_attrs["identity"]
+    for key in ("config.model.init", "config.linear.rank"):
+        del identity[key]
+    study.set_user_attr("identity", identity)
+    study_lib.open_study(made, "data")
+    model = dataclasses.replace(made.base.model, init="spectral")
+    other = dataclasses.replace(made.base, model=model)
+    with pytest.raises(
+        VaecfError, match=r"begun with another config\.model\.i"
+    ):
+        study_lib.open_study(dataclasses.replace(made, base=other), "data")
+    # A path of then is a whole matrix, whatever the catalogue.
+    study.set_user_attr("identity", identity | {"config.linear.l2": 5.0})
+    path = dataclasses.replace(made.base.linear, l2=5.0)
+    base = dataclasses.replace(made.base, linear=path)
+    with pytest.raises(VaecfError, match=r"another config\.linear\.rank: use"):
+        study_lib.open_study(dataclasses.replace(made, base=base), "data")

@@ -196,3 +196,87 @@ def test_a_trial_that_was_taken_over_is_left_alone(plan, monkeypatch) -> None:
     states = [t.state.name for t in opened(made).get_trials()]
     # By nobody else than the same worker, in its next turn.
     assert states == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_an_interrupt_at_the_very_end_ends_the_sweep(plan, monkeypatch) -> None:
+    """All of the first population are over; the second is not begun."""
+    goes_on, stopped = trial_lib._Watch.goes_on, []
+
+    def stop(self, record):
+        if record["epoch"] == 4 and not stopped:
+            stopped.append(4)
+            os.kill(os.getpid(), signal.SIGINT)
+        return goes_on(self, record)
+
+    monkeypatch.setattr(trial_lib._Watch, "goes_on", stop)
+    made = plan(trials=4, population=2, pruner="none", space=SPACE)
+    with pytest.raises(KeyboardInterrupt, match="2 of 4 trials are over; the"):
+        sweep_lib.sweep(made, say=lambda line: None)
+    states = [t.state.name for t in opened(made).get_trials()]
+    assert states == ["COMPLETE", "COMPLETE"]
+
+
+def test_what_is_over_stays_so_after_an_interrupt(plan, monkeypatch) -> None:
+    """The first is pruned at epoch 1, and the second interrupted at 2."""
+    goes_on = trial_lib._Watch.goes_on
+
+    def stop(self, record):
+        goes_on(self, record)
+        if record["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self._trial.number != 0
+
+    monkeypatch.setattr(trial_lib._Watch, "goes_on", stop)
+    made = plan(trials=2, population=2, pruner="none", space=SPACE)
+    with pytest.raises(KeyboardInterrupt, match="1 of 2 trials are over; the"):
+        sweep_lib.sweep(made, say=lambda line: None)
+    first, second, third = opened(made).get_trials()
+    assert first.state == TrialState.PRUNED
+    assert (second.state, third.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert third.params == second.params
+    assert list(third.intermediate_values) == [1, 2]
+
+
+def test_an_error_is_found_one_after_the_other(plan, monkeypatch) -> None:
+    """A folder that cannot be trained in fails its own trial alone."""
+    train = trial_lib.population_loop.train
+
+    def damaged(members, *arguments, **named):
+        latest = members[0].workdir / "checkpoints" / "latest"
+        latest.mkdir(parents=True)
+        (latest / "17").mkdir()
+        return train(members, *arguments, **named)
+
+    monkeypatch.setattr(trial_lib.population_loop, "train", damaged)
+    said: list[str] = []
+    made = plan(trials=2, population=2, pruner="none", space=SPACE)
+    sweep_lib.sweep(made, say=said.append)
+    assert any(line.startswith("one after the other: ") for line in said)
+    states = [t.state.name for t in opened(made).get_trials()]
+    assert states == ["FAIL", "COMPLETE"]
+
+
+def test_who_may_have_killed_a_worker_goes_alone(plan) -> None:
+    made = plan(trials=3, population=3, space=SPACE)
+    study = opened(made)
+    for trial in study_lib.next_trials(study, made):
+        if trial.number != 1:  # that one's worker lives on
+            study_lib.enqueue_again(study, trial.number, lost=True)
+    for expected in (3, 4):
+        (trial,) = study_lib.next_trials(study, made)
+        assert trial.number >= expected
+        assert trial.user_attrs["lost"] == 1
+    assert study_lib.next_trials(study, made) == []
+
+
+def test_every_worker_has_trials(plan, monkeypatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        sweep_lib,
+        "_work_in_processes",
+        lambda plan, workers, say: seen.append(plan.population),
+    )
+    for trials, population in ((8, 8), (8, 3), (5, 8)):
+        made = plan(trials=trials, population=population, space=SPACE)
+        sweep_lib.sweep(made, workers=2, say=lambda line: None)
+    assert seen == [4, 3, 3]

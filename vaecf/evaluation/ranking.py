@@ -37,6 +37,7 @@ class Scorer(NamedTuple):
       casts: dtypes that the parameters' matrices are cast to, one after the
         other, before `apply` sees them: once a set of parameters, not once a
         query. Empty leaves them as they are.
+      kept: names of parameters that are not cast.
     """
 
     apply: Callable[[Any, SparseBatch, jax.Array], jax.Array]
@@ -44,6 +45,7 @@ class Scorer(NamedTuple):
     partition: Mapping[str, tuple[str | None, ...]]
     n_items: int
     casts: tuple[Any, ...] = ()
+    kept: frozenset[str] = frozenset()
 
 
 class Ranked(NamedTuple):
@@ -434,13 +436,17 @@ class Ranker:
         if types not in self._places:
             specs = sharding.specs(params, self._scorer.partition)
             places = sharding.shardings(self.mesh, specs)
-            self._places[types] = jax.tree.leaves(places)
+            is_cast = [
+                x.ndim > 1 and path[-1].key not in self._scorer.kept
+                for path, x in jax.tree_util.tree_leaves_with_path(params)
+            ]
+            self._places[types] = list(zip(jax.tree.leaves(places), is_cast))
         casts = self._scorer.casts
-        for i, place in enumerate(self._places[types]):
+        for i, (place, is_cast) in enumerate(self._places[types]):
             x = leaves[i]
             if not _lies_at(x, place):
                 x = distributed.put(x, place)
-            leaves[i] = _casts(x, casts) if casts and x.ndim > 1 else x
+            leaves[i] = _casts(x, casts) if casts and is_cast else x
         return jax.tree.unflatten(structure, leaves), types
 
     def _program(

@@ -99,6 +99,7 @@ def blend(module: mult_vae.MultDAE, params: Any) -> Scorer:
         mult_vae.PARTITION | blend_lib.PARTITION,
         module.n_items,
         casts,
+        frozenset(blend_lib.PARTITION),
     )
 
 

@@ -95,14 +95,14 @@ def fit(
             train,
             l2,
             k,
-            mend=f"set config.linear.rank below {k:,}, or linear.l2=0",
+            mend=f"set linear.rank below {k:,}, or linear.l2=0 for no path",
             **penalty,
         )
     else:
         fitted = linear.fit_ease(
             train,
             l2,
-            mend=f"set config.linear.rank={RANK}, or linear.l2=0",
+            mend=f"set linear.rank={RANK}, or linear.l2=0 for no path",
             **penalty,
         )
     count_I = train.item_counts() + _PSEUDO_USERS

@@ -68,8 +68,8 @@ def fit(
       [K, padded I] and 'own_weight' [padded I], float32; zero in the padding.
 
     Raises:
-      VaecfError: an argument out of range, or the factors do not fit memory;
-        shows the arithmetic.
+      VaecfError: an argument out of range; λ so small that float32 loses the
+        weights; or the factors do not fit memory, with the arithmetic.
     """
     if l2 <= 0:
         raise VaecfError(f"the linear path's l2={l2} must be above 0")
@@ -93,11 +93,17 @@ def fit(
     vector_IK *= np.sqrt(square_K).astype(np.float32)
     weighed_IK = vector_IK * inner_I[:, None].astype(np.float32)
     core = np.eye(rank) + weighed_IK.T @ vector_IK
+    del vector_IK
     # C of C Cᵀ = core⁻¹.
     root = np.linalg.inv(np.linalg.cholesky(core)).T
     factor_IK = weighed_IK @ root.astype(np.float32)
+    del weighed_IK
     length_I = np.square(factor_IK).sum(axis=1, dtype=np.float64)
     diagonal_I = inner_I - length_I
+    if (diagonal_I < 1e-3 * inner_I).any():
+        raise VaecfError(
+            f"the linear path's l2={l2:g} is too small for float32: raise it"
+        )
     rows = sharding.padded_items(n_items)
     padded = np.zeros((rows, rank), np.float32)
     padded[:n_items] = factor_IK / root_I[:, None].astype(np.float32)
@@ -186,11 +192,16 @@ def _width(rank: int, n_items: int) -> int:
 
 def _largest(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Squares of the largest singular values [K] and right vectors [I, K]."""
+    from scipy.linalg import qr  # heavy; NumPy's would go through float64
+
     rng = np.random.default_rng(0)
     shape = (matrix.shape[1], _width(rank, matrix.shape[1]))
     basis = rng.standard_normal(shape, dtype=np.float32)
     for _ in range(_TURNS):
-        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
+        basis = matrix.T @ (matrix @ basis)
+        basis, _ = qr(
+            basis, mode="economic", overwrite_a=True, check_finite=False
+        )
     image = matrix @ basis
     square, rotation = np.linalg.eigh((image.T @ image).astype(np.float64))
     square, rotation = square[::-1][:rank], rotation[:, ::-1][:, :rank]

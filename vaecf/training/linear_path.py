@@ -1,7 +1,7 @@
 """The linear path of a run: fitted once, kept in the workdir.
 
 linear/log_share.npy   float32 [items]
-linear/item_item.npy   float32 [items, items], or of a lower rank
+linear/item_item.npy   float32 [items, items]; or, of a lower rank,
 linear/{input_factors,output_factors,own_weight}.npy
 linear/fit.json        what it was fitted with, and to
 linear/weights.json    {'gain', 'prior', ...}, once they are chosen

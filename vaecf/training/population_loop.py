@@ -75,17 +75,20 @@ def train(
     show_progress: bool | None = None,
     stacked: bool | None = None,
     log: Callable[[str], None] = print,
-) -> None:
+) -> bool:
     """Trains members, or goes on with them where they left off.
 
     Args:
       members: their options differ in `population.VARIED` only; `position`,
-        `summary` and `error` are filled in.
+        `summary`, `error` and `stopped` are filled in.
       dataset: `data.dataset.Dataset`.
       workdir: of the population, for messages.
       show_progress: None decides by whether stderr is a terminal.
       stacked: as of `population.Population`.
       log: gets one line of text at a time.
+
+    Returns:
+      Whether there was a SIGINT or SIGTERM so late that all were over.
 
     Raises:
       dispatch.Interrupted: after SIGINT or SIGTERM, with all states saved.
@@ -141,6 +144,7 @@ def train(
             del states
         for run in runs:
             run.finish(whole)
+        return interrupted()
 
 
 def _states(

@@ -57,7 +57,7 @@ def start(
 
     def vectors() -> np.ndarray:
         return low_rank.item_vectors(
-            train, n_units, mend="set config.model.init='random'", **_PENALTY
+            train, n_units, mend="set model.init='random'", **_PENALTY
         )
 
     if distributed.alone():
@@ -73,10 +73,10 @@ def start(
         with distributed.agreement():
             if distributed.is_lead():
                 _write(path, rotated(vectors(), seed))
-        begun = [_with_output(state, np.load(path, mmap_mode="r"))]
-        with distributed.agreement():  # everyone has read it
-            if distributed.is_lead():
-                path.unlink()
+        with distributed.agreement():
+            begun = [_with_output(state, _read(path))]
+        if distributed.is_lead():  # everyone has read it
+            path.unlink(missing_ok=True)
     seconds = time.perf_counter() - began
     log(f"output weights: {n_units:,} singular vectors, in {seconds:.1f} s")
     return begun
@@ -98,6 +98,16 @@ def _write(path: pathlib.Path, array: np.ndarray) -> None:
         raise VaecfError(
             f"{path} cannot be written ({error.strerror})"
         ) from error
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise VaecfError(
+            f"{path}: what process 0 wrote cannot be read ({error}); is the "
+            "workdir on a file system that all processes see?"
+        ) from None
 
 
 def _with_output(state: TrainState, vector_IH: np.ndarray) -> TrainState:

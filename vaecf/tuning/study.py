@@ -27,7 +27,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vaecf import options as options_lib
@@ -163,7 +163,9 @@ def open_study(plan: Plan, dataset: str) -> optuna.Study:
     theirs = study.user_attrs.get("identity")
     if theirs is None:
         study.set_user_attr("identity", mine)
-    elif keys := sorted(
+        return study
+    theirs = _with_later_keys(theirs, mine.keys())
+    if keys := sorted(
         key
         for key in mine.keys() | theirs.keys()
         if mine.get(key) != theirs.get(key)
@@ -174,6 +176,25 @@ def open_study(plan: Plan, dataset: str) -> optuna.Study:
             "--workdir"
         )
     return study
+
+
+def _with_later_keys(
+    theirs: Mapping[str, Any], asked: Iterable[str]
+) -> dict[str, Any]:
+    """A study's identity with the keys of the config that it was begun before.
+
+    Only those asked for: a key of the space is not one of the config.
+    """
+    config: dict[str, Any] = {}
+    for name, value in theirs.items():
+        if name.startswith("config."):
+            section, _, key = name.removeprefix("config.").partition(".")
+            if key:
+                config.setdefault(section, {})[key] = value
+    filled = options_lib.flatten(
+        options_lib.with_later_keys(config), prefix="config."
+    )
+    return {key: filled[key] for key in asked if key in filled} | dict(theirs)
 
 
 def _identity(plan: Plan, dataset: str) -> dict[str, Any]:
@@ -300,13 +321,22 @@ def next_trial(study: optuna.Study, plan: Plan) -> Trial | None:
 
 
 def next_trials(study: optuna.Study, plan: Plan) -> list[Trial]:
-    """Trials to train together now, `plan.population` at most; [] for none."""
+    """Trials to train together now, `plan.population` at most; [] for none.
+
+    One whose worker died goes alone: it may have been its fault.
+    """
     taken: list[Trial] = []
     try:
         while len(taken) < plan.population:
             if (trial := next_trial(study, plan)) is None:
                 break
+            suspect = trial.user_attrs.get(LOST, 0) > 0
+            if suspect and taken:
+                enqueue_again(study, trial.number)
+                break
             taken.append(trial)
+            if suspect:
+                break
     except BaseException:  # interrupted: nobody would train them
         for trial in taken:
             enqueue_again(study, trial.number)

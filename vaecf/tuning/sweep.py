@@ -59,7 +59,10 @@ def sweep(plan: Plan, *, workers: int = 1, say: Say = print) -> None:
     if plan.population > 1:
         _check_population(plan)
     plan = dataclasses.replace(
-        plan, storage=study_lib.storage_of(plan.workdir, plan.storage)
+        plan,
+        storage=study_lib.storage_of(plan.workdir, plan.storage),
+        # So many that every worker has some.
+        population=min(plan.population, -(-plan.trials // workers)),
     )
     dataset = _dataset(plan)
     study = study_lib.open_study(plan, dataset.manifest_hash)

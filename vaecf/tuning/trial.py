@@ -116,8 +116,7 @@ def run(
             if not plan.keep_all:
                 _clear(folder, keep_best=state == TrialState.COMPLETE)
     except optuna.exceptions.UpdateFinishedTrialError:
-        say(f"trial {trial.number}: taken over by another worker")
-        return None
+        return _taken_over(trial, say)
     except BaseException:
         # Interrupted, or a defect: it is tried again when the sweep goes on.
         study_lib.enqueue_again(study, trial.number)
@@ -155,48 +154,96 @@ def run_together(
       KeyboardInterrupt: stopped; the trials wait to be gone on with.
       VaecfError: the device's memory cannot hold so many.
     """
-    began = time.perf_counter()
     entered: list[tuple[Trial, Member, _Watch]] = []
+    told: dict[int, FrozenTrial | None] = {}
+    began = time.perf_counter()
+
+    def tell_over() -> None:
+        """Also before an interrupt: what is over is not trained again."""
+        seconds = (time.perf_counter() - began) / len(trials)
+        for trial, member, watch in entered:
+            if member.over and trial.number not in told:
+                told[trial.number] = _tell(
+                    plan, study, trial, member, watch, seconds, say
+                )
+
     try:
         with contextlib.ExitStack() as stack:
             for trial in trials:
-                folder = study_lib.folder_of(plan, trial.number)
-                _move_here(trial.user_attrs.get(study_lib.FOLDER), folder)
-                options = space_lib.apply(
-                    plan.base, space_lib.values(plan.space, trial.params)
+                try:
+                    entered.append(_enter(plan, trial, dataset, stack))
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    told[trial.number] = _taken_over(trial, say)
+            try:
+                stopped = bool(entered) and population_loop.train(
+                    [member for _, member, _ in entered],
+                    dataset,
+                    plan.workdir,
+                    show_progress=None if bars and not _quiet() else False,
+                    log=lambda line: None,
                 )
-                stack.enter_context(workdir_lib.locked(folder))
-                stack.enter_context(study_lib.alive(trial, folder))
-                workdir_lib.claim(folder, options, dataset)
-                watch = _Watch(trial, options)
-                name = f"trial {trial.number}"
-                member = Member(name, options, folder, goes_on=watch.goes_on)
-                entered.append((trial, member, watch))
-            population_loop.train(
-                [member for _, member, _ in entered],
-                dataset,
-                plan.workdir,
-                show_progress=None if bars and not _quiet() else False,
-                log=lambda line: None,
-            )
-            seconds = (time.perf_counter() - began) / len(trials)
-            return [
-                _tell(plan, study, trial, member, watch, seconds, say)
-                for trial, member, watch in entered
-            ]
-    except BaseException as error:
-        # Interrupted, or a defect: they are tried again when the sweep goes
-        # on. Those that are over already stay so.
-        for trial in trials:
-            study_lib.enqueue_again(study, trial.number)
-        if isinstance(error, jax.errors.JaxRuntimeError):
+            finally:
+                tell_over()
+        if stopped:
+            raise KeyboardInterrupt
+    except _OWN_FAULTS as error:
+        left = [trial for trial in trials if trial.number not in told]
+        if _is_memory(error) and len(trials) > 1:
+            for trial in left:
+                study_lib.enqueue_again(study, trial.number)
             raise VaecfError(
                 f"--population={plan.population}: {_first_line(error)}; train "
                 "fewer at once"
             ) from error
+        # Whose fault it is shows when each is alone.
+        say(f"one after the other: {_first_line(error)}")
+        for n, trial in enumerate(left):
+            try:
+                told[trial.number] = run(
+                    plan, study, trial, dataset, bars=bars, say=say
+                )
+            except BaseException:
+                for other in left[n + 1 :]:
+                    study_lib.enqueue_again(study, other.number)
+                raise
+    except BaseException:
+        # Interrupted, or a defect: they are tried again when the sweep goes
+        # on.
+        for trial in trials:
+            if trial.number not in told:
+                study_lib.enqueue_again(study, trial.number)
         raise
     finally:
         jax.clear_caches()
+    return [told[trial.number] for trial in trials]
+
+
+def _enter(
+    plan: Plan, trial: Trial, dataset: Dataset, stack: contextlib.ExitStack
+) -> tuple[Trial, Member, _Watch]:
+    """A trial as a member, its folder held until the stack is left."""
+    folder = study_lib.folder_of(plan, trial.number)
+    _move_here(trial.user_attrs.get(study_lib.FOLDER), folder)
+    options = space_lib.apply(
+        plan.base, space_lib.values(plan.space, trial.params)
+    )
+    stack.enter_context(workdir_lib.locked(folder))
+    stack.enter_context(study_lib.alive(trial, folder))
+    workdir_lib.claim(folder, options, dataset)
+    watch = _Watch(trial, options)
+    name = f"trial {trial.number}"
+    return trial, Member(name, options, folder, goes_on=watch.goes_on), watch
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and (
+        "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error)
+    )
+
+
+def _taken_over(trial: Trial, say: Callable[[str], None]) -> FrozenTrial | None:
+    say(f"trial {trial.number}: taken over by another worker")
+    return None
 
 
 def _tell(
@@ -221,8 +268,7 @@ def _tell(
         trial.set_user_attr(study_lib.SECONDS, round(seconds, 3))
         study.tell(trial, value, state)
     except optuna.exceptions.UpdateFinishedTrialError:
-        say(f"trial {trial.number}: taken over by another worker")
-        return None
+        return _taken_over(trial, say)
     if not plan.keep_all:
         _clear(member.workdir, keep_best=state == TrialState.COMPLETE)
     frozen = study.get_trials()[trial.number]
