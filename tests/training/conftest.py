@@ -31,7 +31,7 @@ _SMALL: dict[str, Any] = {
         "item_block": 0,
         "init": "random",
     },
-    "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0, "rank": 0},
+    "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0, "rank": None},
     "loss": {
         "anneal_cap": 0.2,
         "total_anneal_steps": 20,

@@ -245,6 +245,7 @@ def test_write_json_is_all_or_nothing(tmp_path, monkeypatch):
 def test_a_run_from_before_a_key_was_goes_on(small, dataset, tmp_path):
     """Its config.json lacks keys, and a whole section."""
     options = small(linear={"dropout": 0.5, "user_exponent": 0.5})
+    assert options.linear.rank is None
     workdir.claim(tmp_path, options, dataset)
     (tmp_path / "checkpoints").mkdir()
     config = options.to_dict()
