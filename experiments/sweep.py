@@ -24,10 +24,10 @@ flags.mark_flags_as_required(["space", "workdir"])
 _STUDY = flags.DEFINE_string("study", "sweep", "Name in the storage.")
 _TRIALS = flags.DEFINE_integer("trials", 20, "Trials in all, over all workers.")
 _STORAGE = flags.DEFINE_string(
-    "storage", None, "A .journal file or a database's URL, for several hosts."
+    "storage", None, "A .journal or .log file, or a database's URL, to share."
 )
 _WORKERS = flags.DEFINE_integer("workers", 1, "Processes on this machine.")
-_AT_ONCE = flags.DEFINE_integer("population", 1, "Trials in one program.")
+_AT_ONCE = flags.DEFINE_integer("population", 1, "Trials of a worker at once.")
 _PRUNER = flags.DEFINE_string("pruner", "median", "median, hyperband or none.")
 _AFTER = flags.DEFINE_integer(
     "prune_after", None, "Epochs no trial is stopped before (a fifth of all)."

@@ -34,8 +34,12 @@ def begun(problem, dataset, tmp_path, seed=7):
     return kept, before, after
 
 
-def test_items_lie_as_their_users_have_it(problem_of, dataset, tmp_path):
+def test_items_lie_as_their_users_have_it(
+    problem_of, dataset, tmp_path, monkeypatch
+):
     """Inner products of a full decomposition in float64, up to a factor."""
+    # Of directions this close to each other, six turns find some per cent off.
+    monkeypatch.setattr(low_rank, "_TURNS", 300)
     before, state, after = begun(problem_of(), dataset, tmp_path)
     kernel = np.asarray(after.params["output_kernel"], np.float64)
     assert kernel.shape == before.shape == (N_UNITS, 128)
@@ -53,9 +57,7 @@ def test_items_lie_as_their_users_have_it(problem_of, dataset, tmp_path):
     expected = (v[:N_UNITS].T * kept) @ v[:N_UNITS]
     ours = (kernel.T @ kernel)[:N_ITEMS, :N_ITEMS]
     ours *= np.trace(expected) / np.trace(ours)
-    # Six of 33 directions close to each other are found to some per cent.
-    np.testing.assert_allclose(ours, expected, atol=0.1 * expected.max())
-    assert np.corrcoef(ours.ravel(), expected.ravel())[0, 1] > 0.995
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * expected.max())
     # All else is as it was.
     for name, value in after.params.items():
         if name != "output_kernel":

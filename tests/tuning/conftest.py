@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import optuna
 import pytest
 
 from configs import synthetic as config_file
 from vaecf import options as options_lib
 from vaecf.data import dataset, synthetic
 from vaecf.options import Options
-from vaecf.tuning.study import Plan
+from vaecf.reporting.writers import read_records
+from vaecf.tuning.study import Plan, open_study
 
 SPACE: dict[str, dict[str, Any]] = {
     "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
@@ -74,3 +76,26 @@ def plan(base: Options, tmp_path: pathlib.Path) -> Callable[..., Plan]:
         return Plan(**(settings | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def opened() -> Callable[[Plan], optuna.Study]:
+    """The study of a plan."""
+
+    def of(plan: Plan) -> optuna.Study:
+        made = dataset.find_dataset(plan.base.data.dir)
+        return open_study(plan, made.manifest_hash)
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def curve() -> Callable[[pathlib.Path], dict[int, float]]:
+    """Validations of a folder by epoch, as the run wrote them."""
+
+    def of(folder: pathlib.Path) -> dict[int, float]:
+        name = "validation/ndcg@10"
+        records = read_records(folder / "metrics.jsonl")
+        return {r["epoch"]: r[name] for r in records if name in r}
+
+    return of

@@ -18,7 +18,6 @@ from vaecf import options as options_lib
 from vaecf.data import dataset as dataset_lib
 from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
-from vaecf.reporting.writers import read_records
 from vaecf.serving.model import load
 from vaecf.training import workdir as workdir_lib
 from vaecf.tuning import space as space_lib
@@ -30,18 +29,7 @@ METRIC = "validation/ndcg@10"
 RATES = (0.01, 1e30, 0.03)
 
 
-def opened(plan) -> optuna.Study:
-    made = find_dataset(plan.base.data.dir)
-    return study_lib.open_study(plan, made.manifest_hash)
-
-
-def curve(folder: pathlib.Path) -> dict[int, float]:
-    """Validations by epoch, as the run wrote them."""
-    records = read_records(folder / "metrics.jsonl")
-    return {r["epoch"]: r[METRIC] for r in records if METRIC in r}
-
-
-def test_a_sweep(plan, tmp_path, monkeypatch) -> None:
+def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
     """Three trials, the second of which must fail; the test users are away."""
     made = plan(
         trials=3,
@@ -118,7 +106,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch) -> None:
     assert said[0].startswith("study sweep: 3 of 3 trials are over")
 
 
-def test_a_bad_trial_is_pruned(plan) -> None:
+def test_a_bad_trial_is_pruned(plan, opened, curve) -> None:
     """Six trials before it were better at every epoch than any can be."""
     made = plan(trials=6, prune_after=2)
     study = opened(made)
@@ -157,7 +145,7 @@ def test_a_bad_trial_is_pruned(plan) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_trial_goes_on_from_its_checkpoint(
-    plan, tmp_path, monkeypatch
+    plan, tmp_path, monkeypatch, opened, curve
 ) -> None:
     """And ends as if it had not been stopped; here in a database."""
 
@@ -253,7 +241,7 @@ def test_a_dataset_without_validation_users_is_refused(
         sweep_lib.sweep(plan())
 
 
-def test_a_model_too_large_is_a_failed_trial(plan, monkeypatch) -> None:
+def test_a_model_too_large_is_a_failed_trial(plan, monkeypatch, opened) -> None:
     def train(*arguments, **named):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n")
 
@@ -270,7 +258,9 @@ def test_a_model_too_large_is_a_failed_trial(plan, monkeypatch) -> None:
     assert len(opened(plan()).get_trials()) == 7
 
 
-def test_a_defect_ends_the_sweep_and_the_trial_waits(plan, monkeypatch) -> None:
+def test_a_defect_ends_the_sweep_and_the_trial_waits(
+    plan, monkeypatch, opened
+) -> None:
     def train(*arguments, **named):
         raise TypeError("a defect")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import signal
 
 import jax
@@ -11,16 +10,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
-from vaecf.reporting.writers import read_records
 from vaecf.serving.model import load
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
 from vaecf.tuning import sweep as sweep_lib
 from vaecf.tuning import trial as trial_lib
 
-METRIC = "validation/ndcg@10"
 SPACE = {
     "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
     "model.dropout_rate": {"low": 0.0, "high": 0.6},
@@ -33,18 +29,7 @@ PARAMS = [
 ]
 
 
-def opened(plan) -> optuna.Study:
-    made = find_dataset(plan.base.data.dir)
-    return study_lib.open_study(plan, made.manifest_hash)
-
-
-def curve(folder: pathlib.Path) -> dict[int, float]:
-    """Validations by epoch, as the run wrote them."""
-    records = read_records(folder / "metrics.jsonl")
-    return {r["epoch"]: r[METRIC] for r in records if METRIC in r}
-
-
-def swept(plan, said: list[str] | None = None) -> list:
+def swept(opened, plan, said: list[str] | None = None) -> list:
     """Trials with `PARAMS` of a sweep that is through with them."""
     study = opened(plan)
     for params in PARAMS:
@@ -53,19 +38,20 @@ def swept(plan, said: list[str] | None = None) -> list:
     return study.get_trials()
 
 
-def test_trials_are_what_they_are_alone(plan, tmp_path) -> None:
+def test_trials_are_what_they_are_alone(plan, tmp_path, opened, curve) -> None:
     """Three, of which the second must fail, two at a time."""
     rates = {"optimizer.learning_rate": {"low": 1e-3, "high": 1e30}}
     how = {"trials": 3, "pruner": "none", "space": SPACE | rates}
     said: list[str] = []
     made = plan(**how, population=2)
-    together = swept(made, said)
+    together = swept(opened, made, said)
     alone = swept(
+        opened,
         plan(
             **how,
             workdir=tmp_path / "alone",
             storage=str(tmp_path / "alone" / "study.journal"),
-        )
+        ),
     )
     assert [t.state.name for t in together] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert "the loss is" in together[1].user_attrs["error"]
@@ -87,7 +73,7 @@ def test_trials_are_what_they_are_alone(plan, tmp_path) -> None:
         assert sum(line.startswith(f"trial {number}: ") for line in said) == 1
 
 
-def test_a_pruned_trial_does_not_stop_the_others(plan) -> None:
+def test_a_pruned_trial_does_not_stop_the_others(plan, opened, curve) -> None:
     """Five before it were as good as none can be, or better than it."""
     made = plan(
         trials=7,
@@ -121,7 +107,9 @@ def test_a_pruned_trial_does_not_stop_the_others(plan) -> None:
     assert line.endswith("pruned") and "2 epochs" in line
 
 
-def test_an_interrupted_population_goes_on(plan, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_population_goes_on(
+    plan, tmp_path, monkeypatch, opened, curve
+) -> None:
     how = {"trials": 2, "population": 2, "pruner": "none", "space": SPACE}
     stopped: list[int] = []
     goes_on = trial_lib._Watch.goes_on
@@ -165,7 +153,7 @@ def test_what_is_no_population_is_refused(plan) -> None:
     assert not (plan().workdir / "trials").exists()
 
 
-def test_too_many_for_the_memory_wait(plan, monkeypatch) -> None:
+def test_too_many_for_the_memory_wait(plan, monkeypatch, opened) -> None:
     def train(*arguments, **named):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n")
 
@@ -180,7 +168,9 @@ def test_too_many_for_the_memory_wait(plan, monkeypatch) -> None:
     assert states == [TrialState.FAIL] * 2 + [TrialState.WAITING] * 2
 
 
-def test_a_trial_that_was_taken_over_is_left_alone(plan, monkeypatch) -> None:
+def test_a_trial_that_was_taken_over_is_left_alone(
+    plan, monkeypatch, opened
+) -> None:
     goes_on = trial_lib._Watch.goes_on
 
     def taken(self, record):
@@ -198,7 +188,9 @@ def test_a_trial_that_was_taken_over_is_left_alone(plan, monkeypatch) -> None:
     assert states == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
-def test_an_interrupt_at_the_very_end_ends_the_sweep(plan, monkeypatch) -> None:
+def test_an_interrupt_at_the_very_end_ends_the_sweep(
+    plan, monkeypatch, opened
+) -> None:
     """All of the first population are over; the second is not begun."""
     goes_on, stopped = trial_lib._Watch.goes_on, []
 
@@ -216,7 +208,9 @@ def test_an_interrupt_at_the_very_end_ends_the_sweep(plan, monkeypatch) -> None:
     assert states == ["COMPLETE", "COMPLETE"]
 
 
-def test_what_is_over_stays_so_after_an_interrupt(plan, monkeypatch) -> None:
+def test_what_is_over_stays_so_after_an_interrupt(
+    plan, monkeypatch, opened
+) -> None:
     """The first is pruned at epoch 1, and the second interrupted at 2."""
     goes_on = trial_lib._Watch.goes_on
 
@@ -237,7 +231,9 @@ def test_what_is_over_stays_so_after_an_interrupt(plan, monkeypatch) -> None:
     assert list(third.intermediate_values) == [1, 2]
 
 
-def test_an_error_is_found_one_after_the_other(plan, monkeypatch) -> None:
+def test_an_error_is_found_one_after_the_other(
+    plan, monkeypatch, opened
+) -> None:
     """A folder that cannot be trained in fails its own trial alone."""
     train = trial_lib.population_loop.train
 
@@ -256,7 +252,7 @@ def test_an_error_is_found_one_after_the_other(plan, monkeypatch) -> None:
     assert states == ["FAIL", "COMPLETE"]
 
 
-def test_who_may_have_killed_a_worker_goes_alone(plan) -> None:
+def test_who_may_have_killed_a_worker_goes_alone(plan, opened) -> None:
     made = plan(trials=3, population=3, space=SPACE)
     study = opened(made)
     for trial in study_lib.next_trials(study, made):

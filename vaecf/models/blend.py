@@ -79,31 +79,27 @@ def fit(
         `WHOLE_ITEMS` items and factors of `RANK` beyond.
 
     Returns:
-      The arrays of `shapes`, the items of 'item_item's columns and of all
-      others padded.
+      The arrays of `shapes`, with the axes that `PARTITION` shards padded.
 
     Raises:
       VaecfError: it does not fit memory; shows the arithmetic.
     """
-    penalty: dict[str, Any] = {
-        "dropout": dropout,
-        "user_exponent": user_exponent,
-    }
-    k = rank_of(rank, train.n_items)
-    if k:
+    if k := rank_of(rank, train.n_items):
         fitted = low_rank.fit(
             train,
             l2,
             k,
+            dropout=dropout,
+            user_exponent=user_exponent,
             mend=f"set linear.rank below {k:,}, or linear.l2=0 for no path",
-            **penalty,
         )
     else:
         fitted = linear.fit_ease(
             train,
             l2,
+            dropout=dropout,
+            user_exponent=user_exponent,
             mend=f"set linear.rank={RANK}, or linear.l2=0 for no path",
-            **penalty,
         )
     count_I = train.item_counts() + _PSEUDO_USERS
     share_I = np.log(count_I / (train.n_users + _PSEUDO_USERS))

@@ -154,58 +154,22 @@ def run_together(
       KeyboardInterrupt: stopped; the trials wait to be gone on with.
       VaecfError: the device's memory cannot hold so many.
     """
-    entered: list[tuple[Trial, Member, _Watch]] = []
     told: dict[int, FrozenTrial | None] = {}
-    began = time.perf_counter()
-
-    def tell_over() -> None:
-        """Also before an interrupt: what is over is not trained again."""
-        seconds = (time.perf_counter() - began) / len(trials)
-        for trial, member, watch in entered:
-            if member.over and trial.number not in told:
-                told[trial.number] = _tell(
-                    plan, study, trial, member, watch, seconds, say
-                )
-
+    how: dict[str, Any] = {"bars": bars, "say": say}
     try:
-        with contextlib.ExitStack() as stack:
+        try:
+            _train_together(plan, study, trials, dataset, told, **how)
+        except _OWN_FAULTS as error:
+            if _is_memory(error) and len(trials) > 1:
+                raise VaecfError(
+                    f"--population={plan.population}: {_first_line(error)}; "
+                    "train fewer at once"
+                ) from error
+            # Whose fault it is shows when each is alone.
+            say(f"one after the other: {_first_line(error)}")
             for trial in trials:
-                try:
-                    entered.append(_enter(plan, trial, dataset, stack))
-                except optuna.exceptions.UpdateFinishedTrialError:
-                    told[trial.number] = _taken_over(trial, say)
-            try:
-                stopped = bool(entered) and population_loop.train(
-                    [member for _, member, _ in entered],
-                    dataset,
-                    plan.workdir,
-                    show_progress=None if bars and not _quiet() else False,
-                    log=lambda line: None,
-                )
-            finally:
-                tell_over()
-        if stopped:
-            raise KeyboardInterrupt
-    except _OWN_FAULTS as error:
-        left = [trial for trial in trials if trial.number not in told]
-        if _is_memory(error) and len(trials) > 1:
-            for trial in left:
-                study_lib.enqueue_again(study, trial.number)
-            raise VaecfError(
-                f"--population={plan.population}: {_first_line(error)}; train "
-                "fewer at once"
-            ) from error
-        # Whose fault it is shows when each is alone.
-        say(f"one after the other: {_first_line(error)}")
-        for n, trial in enumerate(left):
-            try:
-                told[trial.number] = run(
-                    plan, study, trial, dataset, bars=bars, say=say
-                )
-            except BaseException:
-                for other in left[n + 1 :]:
-                    study_lib.enqueue_again(study, other.number)
-                raise
+                if trial.number not in told:
+                    told[trial.number] = run(plan, study, trial, dataset, **how)
     except BaseException:
         # Interrupted, or a defect: they are tried again when the sweep goes
         # on.
@@ -216,6 +180,44 @@ def run_together(
     finally:
         jax.clear_caches()
     return [told[trial.number] for trial in trials]
+
+
+def _train_together(
+    plan: Plan,
+    study: optuna.Study,
+    trials: Sequence[Trial],
+    dataset: Dataset,
+    told: dict[int, FrozenTrial | None],
+    *,
+    bars: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Fills `told` with the trials that are over, also before it raises."""
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        entered: list[tuple[Trial, Member, _Watch]] = []
+        for trial in trials:
+            try:
+                entered.append(_enter(plan, trial, dataset, stack))
+            except optuna.exceptions.UpdateFinishedTrialError:
+                told[trial.number] = _taken_over(trial, say)
+        try:
+            interrupted = bool(entered) and population_loop.train(
+                [member for _, member, _ in entered],
+                dataset,
+                plan.workdir,
+                show_progress=None if bars and not _quiet() else False,
+                log=lambda line: None,
+            )
+        finally:
+            seconds = (time.perf_counter() - began) / len(trials)
+            for trial, member, watch in entered:
+                if member.over:
+                    told[trial.number] = _tell(
+                        plan, study, trial, member, watch, seconds, say
+                    )
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _enter(
