@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -92,6 +94,22 @@ def test_the_best_of_the_grid_on_validation(name, data, monkeypatch):
     line = baselines.tuned_line(name, result)
     assert f"best of {len(grid)} by validation ndcg@10" in line
     assert baselines.label(name, result) in line
+
+
+def test_one_matrix_of_a_grid_is_held_at_a_time(data, monkeypatch):
+    fit, held = baselines.fit, []
+
+    def watched(name, train, settings):
+        gc.collect()
+        assert all(reference() is None for reference in held)
+        scorer = fit(name, train, settings)
+        held.append(weakref.ref(scorer.params["item_item"]))
+        return scorer
+
+    monkeypatch.setattr(baselines, "GRIDS", GRIDS)
+    monkeypatch.setattr(baselines, "fit", watched)
+    baselines.evaluate("ease", model(), data, SETTINGS, tuned=True)
+    assert len(held) >= len(GRIDS["ease"]["l2"])
 
 
 @pytest.mark.parametrize("mesh", [(2, 2), (1, 4)])

@@ -134,14 +134,21 @@ def evaluate(
             for values in itertools.product(*GRIDS[name].values())
         ]
     metric = model.options.eval.best_metric
-    best: tuple[dict[str, Any], held_out.Entrant] | None = None
+    best = candidates[0]
     tried: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
-    for candidate in candidates:
+    ranked_by: held_out.Entrant | None = None
+
+    def fitted(candidate: dict[str, Any]) -> tuple[held_out.Entrant, float]:
         began = time.perf_counter()
         scorer = fit(name, dataset.train, candidate)
         seconds = time.perf_counter() - began
-        ranked_by = held_out.entrant(model, scorer)
+        return held_out.entrant(model, scorer), seconds
+
+    for candidate in candidates:
+        # One at a time: two matrices of many items do not fit memory together.
+        ranked_by = None
+        ranked_by, seconds = fitted(candidate)
         validation = held_out.summary(model, dataset, "validation", ranked_by)
         value = validation.get(metric, {}).get("mean")
         if len(candidates) > 1 and value is None:
@@ -151,13 +158,15 @@ def evaluate(
                 "--held_out_users above 0, or add it to config.eval.metrics"
             )
         tried.append({**candidate, "value": value, "fit_seconds": seconds})
-        if best is None or value > result["validation"][metric]["mean"]:
-            best = candidate, ranked_by
+        if not result or value > result["validation"][metric]["mean"]:
+            best = candidate
             result = {"validation": validation, "fit_seconds": seconds}
-    assert best is not None
-    chosen, ranked_by = best
+    if best is not candidates[-1]:
+        ranked_by = None
+        ranked_by, _ = fitted(best)
+    assert ranked_by is not None
     test = held_out.evaluate(model, dataset, "test", ranked_by)
-    result |= {"test": {} if test is None else test.summary, **chosen}
+    result |= {"test": {} if test is None else test.summary, **best}
     if len(candidates) > 1:
         value = result["validation"][metric]["mean"]
         result["tuned"] = {"metric": metric, "value": value, "tried": tried}
