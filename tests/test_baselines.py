@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import types
 import weakref
@@ -96,11 +95,29 @@ def test_the_best_of_the_grid_on_validation(name, data, monkeypatch):
     assert baselines.label(name, result) in line
 
 
+def test_a_long_grid_says_how_far_it_is(data, monkeypatch):
+    monkeypatch.setattr(baselines, "GRIDS", GRIDS)
+    lines = []
+    baselines.evaluate(
+        "ease", model(), data, SETTINGS, tuned=True, say=lines.append
+    )
+    assert not lines  # in milliseconds
+    monkeypatch.setattr(baselines, "_SECONDS_BETWEEN_LINES", -1.0)
+    result, _ = baselines.evaluate(
+        "ease", model(), data, SETTINGS, tuned=True, say=lines.append
+    )
+    assert len(lines) == 2  # the third is what `tuned_line` tells
+    for l2, line, tried in zip(
+        GRIDS["ease"]["l2"], lines, result["tuned"]["tried"]
+    ):
+        value = f"{tried['value']:.4f}"
+        assert line.startswith(f"ease (l2 {l2:g}): validation ndcg@10 {value}")
+
+
 def test_one_matrix_of_a_grid_is_held_at_a_time(data, monkeypatch):
     fit, held = baselines.fit, []
 
     def watched(name, train, settings):
-        gc.collect()
         assert all(reference() is None for reference in held)
         scorer = fit(name, train, settings)
         held.append(weakref.ref(scorer.params["item_item"]))

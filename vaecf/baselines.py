@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -81,6 +82,8 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "ease": {"l2": (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)},
 }
 
+_SECONDS_BETWEEN_LINES = 5.0
+
 _FIT: dict[str, Callable[..., Scorer]] = {
     "popularity": scorers.popularity,
     "itemknn": scorers.itemknn,
@@ -109,6 +112,7 @@ def evaluate(
     settings: Settings,
     *,
     tuned: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Any], evaluate_lib.Evaluation | None]:
     """One of `BASELINES` on both splits.
 
@@ -119,6 +123,7 @@ def evaluate(
       settings: what to fit with; tuning replaces those of its `GRIDS`.
       tuned: choose by the validation users' `eval.best_metric`, the first of
         equal ones; the test users are ranked by the chosen one alone.
+      say: gets a line of a choice that was tried, while they take their time.
 
     Returns:
       ({'validation', 'test': summaries, 'fit_seconds', the settings, 'tuned':
@@ -138,16 +143,20 @@ def evaluate(
     tried: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     ranked_by: held_out.Entrant | None = None
+    said = time.monotonic()
 
     def fitted(candidate: dict[str, Any]) -> tuple[held_out.Entrant, float]:
+        # Two matrices of many items do not fit memory together, and a host's
+        # array that JAX has no more use for it lets go when garbage is
+        # collected.
+        gc.collect()
         began = time.perf_counter()
         scorer = fit(name, dataset.train, candidate)
         seconds = time.perf_counter() - began
         return held_out.entrant(model, scorer), seconds
 
     for candidate in candidates:
-        # One at a time: two matrices of many items do not fit memory together.
-        ranked_by = None
+        ranked_by = None  # before the next is fitted
         ranked_by, seconds = fitted(candidate)
         validation = held_out.summary(model, dataset, "validation", ranked_by)
         value = validation.get(metric, {}).get("mean")
@@ -158,6 +167,15 @@ def evaluate(
                 "--held_out_users above 0, or add it to config.eval.metrics"
             )
         tried.append({**candidate, "value": value, "fit_seconds": seconds})
+        if (
+            len(tried) < len(candidates)
+            and time.monotonic() - said > _SECONDS_BETWEEN_LINES
+        ):
+            said = time.monotonic()
+            say(
+                f"{label(name, candidate)}: validation {metric} {value:.4f} "
+                f"({len(tried)} of {len(candidates)} tried)"
+            )
         if not result or value > result["validation"][metric]["mean"]:
             best = candidate
             result = {"validation": validation, "fit_seconds": seconds}

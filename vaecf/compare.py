@@ -82,21 +82,7 @@ def compare(
     manifest = _manifest(paths)
     entries = [e for path in paths for e in _read(path, baselines=baselines)]
     _check_users(entries)
-    first = next((e.config for e in entries if e.config is not None), None)
-    metrics = [
-        m for m in entries[0].values if all(m in e.values for e in entries)
-    ]
-    if metric is None and first is not None:
-        metric = first["eval"]["best_metric"]
-    metric = metric or (metrics[0] if metrics else "ndcg@100")
-    if metric not in metrics:
-        lacking = next(e for e in entries if metric not in e.values)
-        raise VaecfError(
-            f"{lacking.path}: no per-user {metric} of {lacking.model}; "
-            f"there is {', '.join(lacking.values) or 'nothing'}: choose "
-            "--metric among them, or run --test with it in "
-            "config.eval.metrics"
-        )
+    metric, metrics = _metrics(entries, metric)
     groups = _groups(entries)
     about = entries[0].about
     real_U = ~np.isnan(entries[0].values[metric])
@@ -264,6 +250,28 @@ def _check_users(entries: Sequence[Entry]) -> None:
                     f"{first.path} and {entry.path} have different test users "
                     f"(column {name}): compare runs on one prepared dataset"
                 )
+
+
+def _metrics(
+    entries: Sequence[Entry], asked: str | None
+) -> tuple[str, list[str]]:
+    """(what to compare by, all metrics that every entry has)."""
+    metrics = [
+        m for m in entries[0].values if all(m in e.values for e in entries)
+    ]
+    configs = [e.config for e in entries if e.config is not None]
+    if asked is None and configs:
+        asked = configs[0]["eval"]["best_metric"]
+    metric = asked or (metrics[0] if metrics else "ndcg@100")
+    if metric not in metrics:
+        lacking = next(e for e in entries if metric not in e.values)
+        raise VaecfError(
+            f"{lacking.path}: no per-user {metric} of {lacking.model}; "
+            f"there is {', '.join(lacking.values) or 'nothing'}: choose "
+            "--metric among them, or run --test with it in "
+            "config.eval.metrics"
+        )
+    return metric, metrics
 
 
 # --- Groups -----------------------------------------------------------------

@@ -346,6 +346,7 @@ def _test(
             dataset,
             actions.settings,
             tuned=actions.baselines_tuned,
+            say=say,
         )
         if its is not None:
             evaluations[baselines.label(name, results[name])] = its
