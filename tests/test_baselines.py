@@ -65,20 +65,20 @@ def value(scorer, held, data) -> float:
 def test_the_best_of_the_grid_on_validation(name, data, monkeypatch):
     monkeypatch.setattr(baselines, "GRIDS", GRIDS)
     result, test = baselines.evaluate(name, model(), data, SETTINGS, tuned=True)
-    grid = [
-        SETTINGS.of(name) | dict(zip(GRIDS[name], values))
-        for values in itertools.product(*GRIDS[name].values())
+    given = SETTINGS.of(name)
+    grids = {k: sorted({*grid, given[k]}) for k, grid in GRIDS[name].items()}
+    settings = [
+        given | dict(zip(grids, values))
+        for values in itertools.product(*grids.values())
     ]
-    fitted = [baselines.fit(name, data.train, settings) for settings in grid]
+    fitted = [baselines.fit(name, data.train, s) for s in settings]
     values = [value(scorer, data.validation, data) for scorer in fitted]
-    best = int(np.argmax(values))
-    assert {key: result[key] for key in grid[best]} == grid[best]
-    assert result["validation"]["ndcg@10"]["mean"] == pytest.approx(
-        values[best]
-    )
+    chosen = {key: result[key] for key in given}
+    at = settings.index(chosen)
+    assert result["validation"]["ndcg@10"]["mean"] == pytest.approx(values[at])
     assert result["test"] == test.summary
     assert result["test"]["ndcg@10"]["mean"] == pytest.approx(
-        value(fitted[best], data.test, data)
+        value(fitted[at], data.test, data)
     )
     assert result["fit_seconds"] > 0
     if name == "popularity":
@@ -87,11 +87,22 @@ def test_the_best_of_the_grid_on_validation(name, data, monkeypatch):
         return
     tuned = result["tuned"]
     assert tuned["metric"] == "ndcg@10"
-    assert tuned["value"] == pytest.approx(values[best])
-    assert [t["value"] for t in tuned["tried"]] == pytest.approx(values)
+    assert tuned["value"] == pytest.approx(values[at])
     assert len(set(values)) > 1  # a grid whose choices differ
+    of_tried = {}
+    for t in tuned["tried"]:
+        its = {key: t[key] for key in given}
+        of_tried[settings.index(its)] = t["value"]
+        assert t["value"] == pytest.approx(values[settings.index(its)])
+    assert len(of_tried) == len(tuned["tried"])  # none twice
+    assert settings.index(given) in of_tried  # what it begins with
+    assert values[at] == pytest.approx(max(of_tried.values()))
+    for key, grid in grids.items():  # no neighbour is better
+        k = grid.index(chosen[key])
+        for other in grid[max(0, k - 1) : k + 2]:
+            assert settings.index(chosen | {key: other}) in of_tried
     line = baselines.tuned_line(name, result)
-    assert f"best of {len(grid)} by validation ndcg@10" in line
+    assert f"best of {len(of_tried)} by validation ndcg@10" in line
     assert baselines.label(name, result) in line
 
 
@@ -106,12 +117,11 @@ def test_a_long_grid_says_how_far_it_is(data, monkeypatch):
     result, _ = baselines.evaluate(
         "ease", model(), data, SETTINGS, tuned=True, say=lines.append
     )
-    assert len(lines) == 2  # the third is what `tuned_line` tells
-    for l2, line, tried in zip(
-        GRIDS["ease"]["l2"], lines, result["tuned"]["tried"]
-    ):
-        value = f"{tried['value']:.4f}"
-        assert line.startswith(f"ease (l2 {l2:g}): validation ndcg@10 {value}")
+    for line, t in zip(lines, result["tuned"]["tried"], strict=True):
+        assert line == (
+            f"tried ease (l2 {t['l2']:g}): ndcg@10 {t['value']:.4f} of the "
+            "validation users"
+        )
 
 
 def test_one_matrix_of_a_grid_is_held_at_a_time(data, monkeypatch):
@@ -126,7 +136,7 @@ def test_one_matrix_of_a_grid_is_held_at_a_time(data, monkeypatch):
     monkeypatch.setattr(baselines, "GRIDS", GRIDS)
     monkeypatch.setattr(baselines, "fit", watched)
     baselines.evaluate("ease", model(), data, SETTINGS, tuned=True)
-    assert len(held) >= len(GRIDS["ease"]["l2"])
+    assert len(held) >= 3
 
 
 @pytest.mark.parametrize("mesh", [(2, 2), (1, 4)])

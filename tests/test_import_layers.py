@@ -39,6 +39,7 @@ LAYERS = {
     },
     "vaecf.baselines": {
         *("errors", "data", "evaluation", "serving", "held_out"),
+        "distributed",
     },
     "vaecf.compare": {"errors", "options", "evaluation", "training"},
     "vaecf.run": {

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vaecf import held_out
+from vaecf import distributed, held_out
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluate as evaluate_lib
-from vaecf.evaluation import scorers
+from vaecf.evaluation import scorers, search
 from vaecf.evaluation.ranking import Scorer
 from vaecf.serving.model import Model
 
@@ -67,19 +66,25 @@ class Settings:
                 raise VaecfError(f"--{field.name}={value:g} must be above 0")
 
 
-# What --baselines_tuned tries: every combination, on the validation users.
+# What --baselines_tuned chooses from: one after the other is moved up and down
+# for as long as the validation users are ranked better.
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "popularity": {},
     "itemknn": {
-        "neighbours": (20, 50, 100, 200),
-        "shrinkage": (0.0, 10.0, 100.0),
+        "neighbours": (5, 10, 20, 50, 100, 200, 500, 1000),
+        "shrinkage": (0.0, 3.0, 10.0, 30.0, 100.0, 300.0),
     },
     "ials": {
-        "factors": (64, 128),
-        "l2": (0.001, 0.003, 0.01),
-        "alpha": (0.1, 0.3, 1.0),
+        "l2": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+        "alpha": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        "factors": (16, 32, 64, 128, 256),
     },
-    "ease": {"l2": (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)},
+    "ease": {
+        "l2": (
+            *(10.0, 20.0, 50.0, 100.0, 200.0, 300.0, 500.0),
+            *(700.0, 1000.0, 2000.0, 5000.0, 10000.0),
+        )
+    },
 }
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -120,9 +125,9 @@ def evaluate(
       name: which.
       model: its mesh, metrics and evaluation batch are used.
       dataset: to fit to, and its held-out users.
-      settings: what to fit with; tuning replaces those of its `GRIDS`.
-      tuned: choose by the validation users' `eval.best_metric`, the first of
-        equal ones; the test users are ranked by the chosen one alone.
+      settings: what to fit with; tuning begins with those of its `GRIDS`.
+      tuned: choose by the validation users' `eval.best_metric`; the test users
+        are ranked by the chosen one alone.
       say: gets a line of a choice that was tried, while they take their time.
 
     Returns:
@@ -132,63 +137,106 @@ def evaluate(
     Raises:
       VaecfError: it cannot be fitted; or nothing to tune by is held out.
     """
-    candidates = [settings.of(name)]
-    if tuned and GRIDS[name]:
-        candidates = [
-            candidates[0] | dict(zip(GRIDS[name], values))
-            for values in itertools.product(*GRIDS[name].values())
-        ]
-    metric = model.options.eval.best_metric
-    best = candidates[0]
-    tried: list[dict[str, Any]] = []
-    result: dict[str, Any] = {}
-    ranked_by: held_out.Entrant | None = None
-    said = time.monotonic()
+    fits = _Fits(name, model, dataset, say)
+    given = chosen = settings.of(name)
+    grids = GRIDS[name] if tuned else {}
+    if grids:
+        start = {key: given[key] for key in grids}
+        chosen = given | search.climb_in_turns(
+            grids, start, lambda choice: fits.value(given | choice)
+        )
+    fit_seconds, validation = fits.validation(chosen)
+    test = held_out.evaluate(model, dataset, "test", fits.entrant(chosen))
+    result = {
+        "validation": validation,
+        "fit_seconds": fit_seconds,
+        "test": {} if test is None else test.summary,
+        **chosen,
+    }
+    if grids:
+        result["tuned"] = {
+            "metric": model.options.eval.best_metric,
+            "value": fits.value(chosen),
+            "tried": fits.tried,
+        }
+    return result, test
 
-    def fitted(candidate: dict[str, Any]) -> tuple[held_out.Entrant, float]:
-        # Two matrices of many items do not fit memory together, and a host's
-        # array that JAX has no more use for it lets go when garbage is
-        # collected.
+
+class _Fits:
+    """A baseline with one choice of settings after another.
+
+    The last fit alone is held: two matrices of many items do not fit memory
+    together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        dataset: Dataset,
+        say: Callable[[str], None],
+    ) -> None:
+        self._name, self._model, self._dataset = name, model, dataset
+        self._say, self._said = say, time.monotonic()
+        self._held: tuple[dict[str, Any], held_out.Entrant] | None = None
+        self._seconds = 0.0
+        self._validations: dict[tuple, tuple[float, dict[str, Any]]] = {}
+        self.tried: list[dict[str, Any]] = []  # in order, with their values
+
+    def entrant(self, settings: dict[str, Any]) -> held_out.Entrant:
+        """What ranks with these; fitted unless it is the last."""
+        if self._held is not None and self._held[0] == settings:
+            return self._held[1]
+        self._held = None
+        # A host's array for which JAX has no more use goes with the garbage.
         gc.collect()
         began = time.perf_counter()
-        scorer = fit(name, dataset.train, candidate)
-        seconds = time.perf_counter() - began
-        return held_out.entrant(model, scorer), seconds
+        scorer = fit(self._name, self._dataset.train, settings)
+        self._seconds = time.perf_counter() - began
+        self._held = settings, held_out.entrant(self._model, scorer)
+        return self._held[1]
 
-    for candidate in candidates:
-        ranked_by = None  # before the next is fitted
-        ranked_by, seconds = fitted(candidate)
-        validation = held_out.summary(model, dataset, "validation", ranked_by)
-        value = validation.get(metric, {}).get("mean")
-        if len(candidates) > 1 and value is None:
+    def validation(
+        self, settings: dict[str, Any]
+    ) -> tuple[float, dict[str, Any]]:
+        """(seconds of the fit, the validation users' summary)."""
+        key = tuple(settings.values())
+        if key not in self._validations:
+            ranked_by = self.entrant(settings)
+            summary = held_out.summary(
+                self._model, self._dataset, "validation", ranked_by
+            )
+            self._validations[key] = self._seconds, summary
+        return self._validations[key]
+
+    def value(self, settings: dict[str, Any]) -> float:
+        """What is to be large.
+
+        Raises:
+          VaecfError: no validation user has it.
+        """
+        metric = self._model.options.eval.best_metric
+        is_new = tuple(settings.values()) not in self._validations
+        seconds, summary = self.validation(settings)
+        if metric not in summary:
             raise VaecfError(
                 f"--baselines_tuned chooses by {metric} of the validation "
                 "users, and there is none: leave it out, prepare with "
                 "--held_out_users above 0, or add it to config.eval.metrics"
             )
-        tried.append({**candidate, "value": value, "fit_seconds": seconds})
-        if (
-            len(tried) < len(candidates)
-            and time.monotonic() - said > _SECONDS_BETWEEN_LINES
-        ):
-            said = time.monotonic()
-            say(
-                f"{label(name, candidate)}: validation {metric} {value:.4f} "
-                f"({len(tried)} of {len(candidates)} tried)"
+        # A last bit that differs must not part the processes.
+        [value] = distributed.from_lead([summary[metric]["mean"]])
+        if is_new:
+            self.tried.append(
+                {**settings, "value": value, "fit_seconds": seconds}
             )
-        if not result or value > result["validation"][metric]["mean"]:
-            best = candidate
-            result = {"validation": validation, "fit_seconds": seconds}
-    if best is not candidates[-1]:
-        ranked_by = None
-        ranked_by, _ = fitted(best)
-    assert ranked_by is not None
-    test = held_out.evaluate(model, dataset, "test", ranked_by)
-    result |= {"test": {} if test is None else test.summary, **best}
-    if len(candidates) > 1:
-        value = result["validation"][metric]["mean"]
-        result["tuned"] = {"metric": metric, "value": value, "tried": tried}
-    return result, test
+            self._tell(f"{label(self._name, settings)}: {metric} {value:.4f}")
+        return value
+
+    def _tell(self, line: str) -> None:
+        if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            self._say(f"tried {line} of the validation users")
 
 
 def tuned_line(name: str, result: Mapping[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ from vaecf import distributed
 from vaecf.data.dataset import Dataset
 from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import metrics, scorers
+from vaecf.evaluation import search as search_lib
 from vaecf.models import blend
 from vaecf.serving.model import Model
 from vaecf.training import linear_path, loop
@@ -106,9 +107,9 @@ def search(
     tried: list[dict[str, float]] = []
     gain = blend.GAIN
     prior = blend.PRIOR if blend.PRIOR in priors else priors[0]
-    gain = _climb(GAINS, gain, lambda g: value(g, prior))
-    prior = _climb(priors, prior, lambda p: value(gain, p))
-    gain = _climb(GAINS, gain, lambda g: value(g, prior))
+    gain = search_lib.climb(GAINS, gain, lambda g: value(g, prior))
+    prior = search_lib.climb(priors, prior, lambda p: value(gain, p))
+    gain = search_lib.climb(GAINS, gain, lambda g: value(g, prior))
     model_alone = value(0.0, prior)
     if model_alone > value(gain, prior):
         gain = 0.0
@@ -120,16 +121,3 @@ def search(
         "model_alone": model_alone,
         "tried": tried,
     }
-
-
-def _climb(
-    grid: tuple[float, ...], start: float, value: Callable[[float], float]
-) -> float:
-    """Where a neighbour in the grid is no better any more."""
-    at = grid.index(start)
-    for step in (1, -1):
-        while 0 <= at + step < len(grid):
-            if value(grid[at + step]) <= value(grid[at]):
-                break
-            at += step
-    return grid[at]
