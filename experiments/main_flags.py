@@ -64,10 +64,10 @@ _SETTINGS = {
     "ials_iterations": "Its sweeps over users and items.",
 }
 
-# Flag -> the action without which it would do nothing.
+# Flag -> the one without which it would do nothing.
 _BELONGS_TO = {
     "baselines": "test",
-    "baselines_tuned": "test",
+    "baselines_tuned": "baselines",
     "per_user": "test",
     "trace": "train",
     "inference_batch_sizes": "inference_benchmark",
@@ -91,7 +91,8 @@ def define() -> None:
     flags.DEFINE_bool(
         "baselines_tuned",
         False,
-        "Choose the baselines' settings on the validation users, from a grid.",
+        "Choose the baselines' settings on the validation users; begins with "
+        "those given.",
     )
     for name, text in _SETTINGS.items():
         default = getattr(baselines.Settings(), name)
@@ -181,9 +182,14 @@ def actions(values: flags.FlagValues) -> run.Actions:
         raise VaecfError(
             "nothing to do: give --train, --test or --inference_benchmark"
         )
-    for name, action in _BELONGS_TO.items():
-        if values[name].value and values[name].present and not wanted[action]:
-            raise VaecfError(f"--{name} does nothing without --{action}")
+    for name, other in _BELONGS_TO.items():
+        given = values[name].value and values[name].present
+        if given and not values[other].value:
+            raise VaecfError(f"--{name} does nothing without --{other}")
+    for name in _SETTINGS:
+        its = name.split("_")[0]
+        if values[name].present and its not in values["baselines"].value:
+            raise VaecfError(f"--{name} does nothing without --baselines={its}")
     if values["xla"].value:
         cli.say("--xla: always on here")
     sizes: tuple[int, ...] = ()

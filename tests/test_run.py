@@ -84,8 +84,11 @@ def test_per_user_file(tmp_path: pathlib.Path, data) -> None:
     values = np.array([0.5, np.nan, 1.0, 0.25])
     evaluation = Evaluation({}, {"ndcg@10": values}, 3, 1, None)
     path = tmp_path / "users.parquet"
-    both = {"mult_vae": evaluation, "ease": evaluation}
-    held_out.write_per_user(path, both, data)
+    both = [
+        held_out.per_user(name, evaluation, data)
+        for name in ("mult_vae", "ease")
+    ]
+    held_out.write_per_user(path, both)
     frame = pl.read_parquet(path)
     assert frame["model"].to_list() == ["mult_vae"] * 4 + ["ease"] * 4
     frame = frame.filter(pl.col("model") == "ease")
@@ -95,12 +98,18 @@ def test_per_user_file(tmp_path: pathlib.Path, data) -> None:
         frame["fold_in"], np.diff(data.test.fold_in.indptr)
     )
     assert {p.name for p in tmp_path.iterdir()} == {"data", "users.parquet"}
-    held_out.write_per_user(tmp_path / "users.csv", both, data)
+    read = held_out.read_per_user(path)
+    assert list(read) == ["mult_vae", "ease"]
+    assert read["ease"].equals(both[1], null_equal=True)
+    path.write_text("no Parquet")
+    assert held_out.read_per_user(path) == {}
+    assert held_out.read_per_user(tmp_path / "nowhere.parquet") == {}
+    held_out.write_per_user(tmp_path / "users.csv", both)
     text = (tmp_path / "users.csv").read_text().splitlines()
     assert text[0] == "model,user,fold_in,held_out,ndcg@10"
     assert len(text) == 9
     with pytest.raises(VaecfError, match=r"--per_user=.* cannot be written"):
-        held_out.write_per_user(tmp_path / "no" / "u.csv", both, data)
+        held_out.write_per_user(tmp_path / "no" / "u.csv", both)
 
 
 def test_results_in_groups_for_the_report() -> None:

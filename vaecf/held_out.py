@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaecf import distributed
 from vaecf.data.dataset import Dataset
@@ -14,6 +14,9 @@ from vaecf.evaluation import metrics, ranking, scorers
 from vaecf.models import sharding
 from vaecf.serving.model import Model
 from vaecf.training import loop
+
+if TYPE_CHECKING:
+    import polars as pl
 
 TRUTH = "truth"
 SPLITS = ("validation", "test")
@@ -91,39 +94,61 @@ def truth(model: Model, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def write_per_user(
-    path: pathlib.Path,
-    evaluations: Mapping[str, evaluate_lib.Evaluation],
-    dataset: Dataset,
-) -> None:
+def per_user(
+    name: str, evaluation: evaluate_lib.Evaluation, dataset: Dataset
+) -> pl.DataFrame:
     """Metrics of every test user: model, user, fold_in, held_out, ...
 
-    Parquet, or CSV if the file is called so; a row a model and user.
+    Args:
+      name: of what ranked them.
+      evaluation: of the test users.
+      dataset: whose users they are.
+    """
+    import polars as pl
+
+    train, validation, _ = dataset.split_sizes
+    ids = dataset.users.ids[train + validation :].tolist()
+    return pl.DataFrame(
+        {
+            "model": [name] * len(ids),
+            "user": ids,
+            "fold_in": dataset.test.fold_in.counts,
+            "held_out": dataset.test.held_out.counts,
+            **evaluation.per_user,
+        }
+    )
+
+
+def read_per_user(path: pathlib.Path) -> dict[str, pl.DataFrame]:
+    """What `write_per_user` wrote as Parquet, by model; {} if nothing is there.
+
+    Also {} if it cannot be read: it is written anew.
+    """
+    import polars as pl
+
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError):
+        return {}
+    if "model" not in frame.columns:
+        return {}
+    parts = frame.partition_by("model", as_dict=True, maintain_order=True)
+    return {str(name): part for (name,), part in parts.items()}
+
+
+def write_per_user(path: pathlib.Path, frames: Iterable[pl.DataFrame]) -> None:
+    """One file of `per_user`'s frames, a row a model and user.
 
     Args:
-      path: of the file.
-      evaluations: of the test users, by what ranked them.
-      dataset: whose users they are.
+      path: of the file, Parquet, or CSV if it is called so.
+      frames: with the same columns.
 
     Raises:
       VaecfError: it cannot be written.
     """
     import polars as pl
 
-    train, validation, _ = dataset.split_sizes
-    ids = dataset.users.ids[train + validation :].tolist()
-    frame = pl.concat(
-        pl.DataFrame(
-            {
-                "model": [name] * len(ids),
-                "user": ids,
-                "fold_in": dataset.test.fold_in.counts,
-                "held_out": dataset.test.held_out.counts,
-                **evaluation.per_user,
-            }
-        )
-        for name, evaluation in evaluations.items()
-    )
+    frame = pl.concat(frames)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         if path.suffix == ".csv":

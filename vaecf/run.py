@@ -10,7 +10,7 @@ import pathlib
 import platform
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from vaecf.serving import blending, latency
 from vaecf.serving.model import Model, load
 from vaecf.training import loop, precision
 from vaecf.training import workdir as workdir_lib
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # Shown in the report: few enough to read.
 _SHOWN_USERS, _SHOWN_ITEMS = 3, 10
@@ -327,7 +330,7 @@ def _test(
     say: Callable[[str], None],
 ) -> None:
     """Fills results['test'] and the baselines; per_user.parquet; a table."""
-    for key in ("history_length", *BASELINES, TRUTH):
+    for key in ("history_length", TRUTH):
         results.pop(key, None)  # of an earlier call's metrics
     evaluation = held_out.evaluate(model, dataset, "test", ranked_by)
     assert evaluation is not None  # `run` refuses a dataset without any
@@ -338,9 +341,24 @@ def _test(
         results["history_length"] = evaluate_lib.by_history_length(
             evaluation.per_user[metric], dataset.test.fold_in.counts
         )
-    evaluations = {model.options.title: evaluation}
+    if dataset.truth is not None:
+        results[TRUTH] = held_out.truth(model, dataset)
+    title = model.options.title
+    frames = {title: held_out.per_user(title, evaluation, dataset)}
+    frames |= _keep_baselines(results, frames[title], workdir, say)
+
+    def leave() -> None:
+        """What is known so far, for whoever stops what takes long."""
+        if not distributed.is_lead():
+            return
+        workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
+        for path in (workdir / workdir_lib.PER_USER, actions.per_user):
+            if path is not None:
+                held_out.write_per_user(path, frames.values())
+
+    leave()
     for name in actions.baselines:
-        results[name], its = baselines.evaluate(
+        result, its = baselines.evaluate(
             name,
             model,
             dataset,
@@ -348,19 +366,19 @@ def _test(
             tuned=actions.baselines_tuned,
             say=say,
         )
+        if name in results:
+            frames.pop(baselines.label(name, results[name]), None)
+        results[name] = result
         if its is not None:
-            evaluations[baselines.label(name, results[name])] = its
-        if (line := baselines.tuned_line(name, results[name])) is not None:
+            label = baselines.label(name, result)
+            frames[label] = held_out.per_user(label, its, dataset)
+        leave()
+        if (line := baselines.tuned_line(name, result)) is not None:
             say(line)
-    for path in (workdir / workdir_lib.PER_USER, actions.per_user):
-        if path is not None and distributed.is_lead():
-            held_out.write_per_user(path, evaluations, dataset)
-    if dataset.truth is not None:
-        results[TRUTH] = held_out.truth(model, dataset)
     say("")
     say(
         tables.results_table(
-            tables.results_rows(for_report(results), name=model.options.title),
+            tables.results_rows(for_report(results), name=title),
             title="Test users",
             protocol=dataset.protocol,
             dataset=dataset.name,
@@ -369,6 +387,36 @@ def _test(
             footnote=held_out.truth_note(results),
         )
     )
+
+
+def _keep_baselines(
+    results: dict[str, Any],
+    frame: pl.DataFrame,
+    workdir: pathlib.Path,
+    say: Callable[[str], None],
+) -> dict[str, pl.DataFrame]:
+    """Rows of the baselines of earlier calls that have the same metrics.
+
+    The others leave the results. For the lead alone: only it writes.
+    """
+    before = {name: results.pop(name) for name in BASELINES if name in results}
+    if not distributed.is_lead():
+        return {}
+    frames = held_out.read_per_user(workdir / workdir_lib.PER_USER)
+    kept: dict[str, pl.DataFrame] = {}
+    gone: list[str] = []
+    for name, result in before.items():
+        label = baselines.label(name, result)
+        if label in frames and frames[label].schema == frame.schema:
+            results[name], kept[label] = result, frames[label]
+        else:
+            gone.append(name)
+    if gone:
+        say(
+            f"without the earlier {', '.join(gone)}, which had other metrics: "
+            f"--baselines={','.join(gone)} evaluates them again"
+        )
+    return kept
 
 
 # --- Inference ------------------------------------------------------------

@@ -496,6 +496,10 @@ def test_results_never_mix_two_models_or_two_settings(
     assert done.status == 0, done.err
     assert list(results(workdir)["test"]) == ["ndcg@10"]
     assert "ease" not in results(workdir) and "ndcg@100" not in done.out
+    assert (
+        "without the earlier popularity, itemknn, ials, ease, which had other "
+        "metrics" in done.out
+    )
     # That of ndcg@100, which this call did not measure.
     assert "history_length" not in results(workdir)
     done = command(*again, "--baselines=ease", "--ease_l2=5")
@@ -510,6 +514,64 @@ def test_results_never_mix_two_models_or_two_settings(
     assert done.status == 0, done.err
     assert set(results(workdir)) == {"train", "validation"}
     assert "test_ndcg" not in log.read_text()
+
+
+def test_a_later_test_keeps_the_baselines(workdir, command) -> None:
+    before = results(workdir)
+    rows = pl.read_parquet(workdir / "per_user.parquet")
+    again = ("main", "--test", f"--workdir={workdir}")
+    done = command(*again)
+    assert done.status == 0, done.err
+    assert "without the earlier" not in done.out
+    for name in run.BASELINES:
+        assert results(workdir)[name] == before[name]
+        assert name in done.out
+    assert "ease (l2 500)" in (workdir / "report.html").read_text()
+    assert pl.read_parquet(workdir / "per_user.parquet").equals(rows)
+    # One alone is another one's, and takes its place.
+    done = command(*again, "--baselines=ease", "--ease_l2=5")
+    assert done.status == 0, done.err
+    left = pl.read_parquet(workdir / "per_user.parquet")["model"].unique()
+    assert "ease (l2 5)" in left and "ease (l2 500)" not in left
+    assert len(left) == 5
+
+
+def test_what_is_known_is_left_when_a_baseline_is_stopped(
+    workdir, command, monkeypatch
+) -> None:
+    evaluate = run.baselines.evaluate
+
+    def stopped(name, *arguments, **named):
+        if name == "ease":
+            raise KeyboardInterrupt
+        return evaluate(name, *arguments, **named)
+
+    monkeypatch.setattr(run.baselines, "evaluate", stopped)
+    for path in ("results.json", "per_user.parquet"):
+        (workdir / path).unlink()
+    again = ("main", "--test", f"--workdir={workdir}")
+    done = command(*again, "--baselines=popularity,ease")
+    assert done.status != 0
+    assert {"test", "popularity"} < set(results(workdir))
+    models = pl.read_parquet(workdir / "per_user.parquet")["model"].unique()
+    assert set(models) == {"mult_vae", "popularity"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--baselines_tuned",), "--baselines_tuned does nothing without"),
+        (("--ease_l2=5",), "--ease_l2 does nothing without --baselines=ease"),
+        (
+            ("--ease_l2=5", "--baselines=ials"),
+            "--ease_l2 does nothing without --baselines=ease",
+        ),
+    ],
+)
+def test_a_flag_that_would_do_nothing(given, message, workdir, command):
+    done = command("main", "--test", f"--workdir={workdir}", *given)
+    assert done.status == 2
+    assert message in done.err
 
 
 def test_a_run_without_epochs(trained, tmp_path, command) -> None:
