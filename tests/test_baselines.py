@@ -74,11 +74,13 @@ def test_the_best_of_the_grid_on_validation(name, data, monkeypatch):
     fitted = [baselines.fit(name, data.train, s) for s in settings]
     values = [value(scorer, data.validation, data) for scorer in fitted]
     chosen = {key: result[key] for key in given}
-    at = settings.index(chosen)
-    assert result["validation"]["ndcg@10"]["mean"] == pytest.approx(values[at])
+    best = settings.index(chosen)
+    assert result["validation"]["ndcg@10"]["mean"] == pytest.approx(
+        values[best]
+    )
     assert result["test"] == test.summary
     assert result["test"]["ndcg@10"]["mean"] == pytest.approx(
-        value(fitted[at], data.test, data)
+        value(fitted[best], data.test, data)
     )
     assert result["fit_seconds"] > 0
     if name == "popularity":
@@ -87,7 +89,7 @@ def test_the_best_of_the_grid_on_validation(name, data, monkeypatch):
         return
     tuned = result["tuned"]
     assert tuned["metric"] == "ndcg@10"
-    assert tuned["value"] == pytest.approx(values[at])
+    assert tuned["value"] == pytest.approx(values[best])
     assert len(set(values)) > 1  # a grid whose choices differ
     of_tried = {}
     for t in tuned["tried"]:
@@ -96,11 +98,13 @@ def test_the_best_of_the_grid_on_validation(name, data, monkeypatch):
         assert t["value"] == pytest.approx(values[settings.index(its)])
     assert len(of_tried) == len(tuned["tried"])  # none twice
     assert settings.index(given) in of_tried  # what it begins with
-    assert values[at] == pytest.approx(max(of_tried.values()))
-    for key, grid in grids.items():  # no neighbour is better
-        k = grid.index(chosen[key])
-        for other in grid[max(0, k - 1) : k + 2]:
-            assert settings.index(chosen | {key: other}) in of_tried
+    assert values[best] == pytest.approx(max(of_tried.values()))
+    for turn in baselines._TURNS.get(name, [{key: 1} for key in grids]):
+        for sign in (1, -1):  # no neighbour is better
+            at = {k: grids[k].index(chosen[k]) + sign * turn[k] for k in turn}
+            if all(0 <= i < len(grids[k]) for k, i in at.items()):
+                other = chosen | {k: grids[k][i] for k, i in at.items()}
+                assert settings.index(other) in of_tried
     line = baselines.tuned_line(name, result)
     assert f"best of {len(of_tried)} by validation ndcg@10" in line
     assert baselines.label(name, result) in line

@@ -49,7 +49,7 @@ LAYERS = {
     },
     "vaecf.tuning": {
         *("errors", "options", "data", "models", "evaluation", "training"),
-        *("reporting", "compilation"),
+        *("reporting", "compilation", "serving"),
     },
 }
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}

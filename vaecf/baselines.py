@@ -66,8 +66,8 @@ class Settings:
                 raise VaecfError(f"--{field.name}={value:g} must be above 0")
 
 
-# What --baselines_tuned chooses from: one after the other is moved up and down
-# for as long as the validation users are ranked better.
+# What --baselines_tuned chooses from, and the directions in which it is moved
+# up and down for as long as the validation users are ranked better.
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "popularity": {},
     "itemknn": {
@@ -87,6 +87,11 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 
+# Implicit ALS is regularised by about λ·α (times the items): α is moved with
+# that held.
+_TURNS: dict[str, tuple[dict[str, int], ...]] = {
+    "ials": ({"l2": 1}, {"alpha": 1, "l2": -1}, {"factors": 1}),
+}
 _SECONDS_BETWEEN_LINES = 5.0
 
 _FIT: dict[str, Callable[..., Scorer]] = {
@@ -142,8 +147,9 @@ def evaluate(
     grids = GRIDS[name] if tuned else {}
     if grids:
         start = {key: given[key] for key in grids}
+        turns = _TURNS.get(name, tuple({key: 1} for key in grids))
         chosen = given | search.climb_in_turns(
-            grids, start, lambda choice: fits.value(given | choice)
+            grids, turns, start, lambda choice: fits.value(given | choice)
         )
     fit_seconds, validation = fits.validation(chosen)
     test = held_out.evaluate(model, dataset, "test", fits.entrant(chosen))

@@ -16,6 +16,7 @@ from vaecf.evaluation import comparison
 from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.training import workdir as workdir_lib
 
+_MOST_SETTINGS = 3  # in a group's name
 _ABOUT_USERS = ("model", "user", "fold_in", "held_out")
 
 
@@ -322,20 +323,25 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(groups: Sequence[Sequence[Entry]]) -> list[str]:
-    """'mult_vae (optimizer.learning_rate=0.002)': how the configs differ."""
+    """'mult_vae (optimizer.learning_rate=0.002)': how namesakes differ.
+
+    Those that differ in more than a name can show are called by their first
+    run.
+    """
     flats = [_identity(group[0].config or {}) for group in groups]
-    keys = dict.fromkeys(key for flat in flats for key in flat)
-    differing = [
-        key
-        for key in keys
-        if key != "model.name"
-        and any(flat.get(key) != flats[0].get(key) for flat in flats)
-    ]
     names = []
     for group, flat in zip(groups, flats):
-        settings = [f"{key}={flat[key]}" for key in differing if key in flat]
         name = group[0].model
-        names.append(f"{name} ({', '.join(settings)})" if settings else name)
+        alike = [other for g, other in zip(groups, flats) if g[0].model == name]
+        differing = [
+            key
+            for key in flat
+            if any(other.get(key) != flat[key] for other in alike)
+        ]
+        settings = ", ".join(f"{key}={flat[key]}" for key in differing)
+        if len(differing) > _MOST_SETTINGS:
+            settings = str(group[0].path)
+        names.append(f"{name} ({settings})" if settings else name)
     return names
 
 
@@ -348,6 +354,10 @@ def _reference(
         for name, group in groups.items():
             if any(e.path == pathlib.Path(asked) for e in group):
                 return name
+        # 'ease' for 'ease (l2 500)', if there is one.
+        short = [name for name in groups if name.split(" (")[0] == asked]
+        if len(short) == 1:
+            return short[0]
         raise VaecfError(
             f"--reference={asked}: use one of the runs or of "
             f"{'; '.join(groups)}"

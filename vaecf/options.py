@@ -239,6 +239,11 @@ def load(path: pathlib.Path) -> Options:
         raise VaecfError(
             f"{path}: no such file; is its directory the workdir of a run?"
         ) from None
+    except OSError as error:
+        raise VaecfError(
+            f"{path}: cannot be read ({error.strerror}); give the workdir of a "
+            "run"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VaecfError(f"{path}: not JSON ({error})") from None
     return from_config(with_later_keys(config))

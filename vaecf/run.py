@@ -96,8 +96,10 @@ def run(
         dataset = find_dataset(options.data.dir)
         if actions.test and dataset.test.held_out.nnz == 0:
             raise VaecfError(
-                f"{options.data.dir}: the dataset has no test users with "
-                "held-out items; prepare it with --held_out_users above 0"
+                f"{options.data.dir}: none of its "
+                f"{dataset.test.fold_in.n_users:,} test users has a held-out "
+                "item that training users have; prepare it with more "
+                "--held_out_users"
             )
     with within("starting"):
         distributed.require_same(_alike(options, dataset, actions))
@@ -127,6 +129,10 @@ def run(
         model = dataclasses.replace(model, options=options)
         if actions.train or actions.test:
             model = blending.choose(model, dataset, say=say)
+            results.pop("linear", None)
+            if model.path is not None:
+                weights = ("gain", "prior")
+                results["linear"] = {w: float(model.path[w]) for w in weights}
             ranked_by = held_out.model_entrant(model)
             with within("a validation"):
                 results["validation"] = held_out.summary(
@@ -315,8 +321,8 @@ def _training_line(summary: Mapping[str, Any], seconds: float) -> str:
     return (
         f"trained {summary['epochs']} epochs in {summary['seconds']:.1f} s of "
         f"steps ({speed:,.0f} users/s); {seconds:.1f} s in this call with "
-        f"{summary['compile_seconds']:.1f} s of compilation, validations and "
-        f"checkpoints; best epoch {summary['best_epoch']}"
+        f"validations, checkpoints and {summary['compile_seconds']:.1f} s of "
+        f"compilation; best epoch {summary['best_epoch']}"
     )
 
 
@@ -489,11 +495,8 @@ def _records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
     """results.json's content with baselines and truth in groups."""
-    grouped = {
-        key: results[key]
-        for key in ("train", "validation", "test", "history_length")
-        if key in results
-    }
+    keys = ("train", "validation", "test", "history_length", "linear")
+    grouped = {key: results[key] for key in keys if key in results}
     if "test" in grouped and "users_left_out" in results:
         left_out = results["users_left_out"]
         grouped["test"] = {**grouped["test"], "users_left_out": left_out}

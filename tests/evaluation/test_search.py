@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vaecf.evaluation import search
 
 GRIDS = {"a": (1.0, 2.0, 5.0, 10.0), "b": (0, 10, 20), "c": (0.1, 0.3)}
+TURNS = tuple({key: 1} for key in GRIDS)
 CHOICES = [
     dict(zip(GRIDS, values)) for values in itertools.product(*GRIDS.values())
 ]
@@ -27,7 +29,7 @@ def test_no_neighbour_is_better(values, start):
         asked.append(choice)
         return table[tuple(choice.values())]
 
-    found = search.climb_in_turns(GRIDS, start, value)
+    found = search.climb_in_turns(GRIDS, TURNS, start, value)
     best = value(found)
     assert best >= value(start)
     assert best == max(value(c) for c in list(asked))
@@ -45,16 +47,35 @@ def test_finds_a_single_top(top, start):
             for key, grid in GRIDS.items()
         )
 
-    assert search.climb_in_turns(GRIDS, start, value) == top
+    assert search.climb_in_turns(GRIDS, TURNS, start, value) == top
+
+
+def test_along_a_ridge():
+    """No key alone makes it better: two have to move together."""
+    grids = {"a": (1.0, 2.0, 4.0, 8.0), "b": (1.0, 2.0, 4.0, 8.0)}
+    start = {"a": 1.0, "b": 8.0}
+
+    def value(choice):
+        off = abs(np.log2(choice["a"] * choice["b"] / 8))
+        return -off - abs(np.log2(choice["a"] / 8)) / 2
+
+    alone = ({"a": 1}, {"b": 1})
+    assert search.climb_in_turns(grids, alone, start, value) == start
+    together = ({"a": 1}, {"b": 1, "a": -1})
+    found = search.climb_in_turns(grids, together, start, value)
+    assert found == {"a": 8.0, "b": 1.0}
 
 
 def test_begins_between_the_grids_values():
     found = search.climb_in_turns(
-        {"a": (1.0, 10.0)}, {"a": 3.0}, lambda c: -abs(c["a"] - 3.0)
+        {"a": (1.0, 10.0)},
+        ({"a": 1},),
+        {"a": 3.0},
+        lambda c: -abs(c["a"] - 3.0),
     )
     assert found == {"a": 3.0}
     found = search.climb_in_turns(
-        {"a": (1.0, 10.0)}, {"a": 3.0}, lambda c: c["a"]
+        {"a": (1.0, 10.0)}, ({"a": 1},), {"a": 3.0}, lambda c: c["a"]
     )
     assert found == {"a": 10.0}
 

@@ -135,6 +135,8 @@ def test_groups_differences_and_tables(runs, tmp_path, command):
     assert [r["users"] for r in buckets] == [4, 3, 4]
     assert buckets[0]["mean"] == pytest.approx(((a + b) / 2)[:4].mean())
 
+    short = command("compare", *runs, "--resamples=200", "--reference=ease")
+    assert f"NDCG@10 against {EASE}, paired by user" in short.out
     for text in (
         "dataset ml, protocol paper, 11 users (1 left out)",
         f"NDCG@10 against {EASE}, paired by user",

@@ -89,6 +89,10 @@ def test_the_file_is_what_the_library_recommends(
         ({"batch_size": "0"}, ["batch_size=0"]),
         ({"output": "file/out.parquet"}, ["file/out.parquet"]),
         ({"output": "folder"}, ["folder"]),
+        ({"output": "h.csv"}, ["h.csv is the file of --histories"]),
+        ({"output": "./h.csv"}, ["h.csv is the file of --histories"]),
+        ({"output": "out.xlsx"}, ["out.xlsx", ".parquet or .csv"]),
+        ({"workdir": "file"}, ["file/config.json", "workdir of a run"]),
     ],
 )
 def test_refused(here, trained, command, changes, messages) -> None:

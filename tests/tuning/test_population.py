@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from vaecf import Recommender
+from vaecf import Recommender, options
+from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
+from vaecf.evaluation import evaluate
 from vaecf.reporting.writers import read_records
+from vaecf.serving.model import load
 from vaecf.training import workdir as workdir_lib
 from vaecf.tuning import population
 
@@ -93,9 +98,43 @@ def test_members_are_runs(base, tmp_path):
 
 def test_a_runs_own_directory_is_refused(base, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(VaecfError, match="holds a run: a population needs"):
+    with pytest.raises(VaecfError, match=r"holds a run .*: a population needs"):
         population.train(base, ["seed=1"], tmp_path)
     assert not (tmp_path / "seed=1").exists()
+    (tmp_path / "members.csv").touch()
+    (tmp_path / "config.json").rename(tmp_path / "sweep.json")
+    with pytest.raises(VaecfError, match=r"holds a sweep .*: a population"):
+        population.train(base, ["seed=1"], tmp_path)
+    with pytest.raises(VaecfError, match=r"holds a population .*: a run needs"):
+        workdir_lib.claim(tmp_path, base, None)
+
+
+def test_blends_are_ranked_by_what_they_are_weighed_to(base, tmp_path):
+    path = options.LinearOptions(l2=5.0, dropout=0.3, user_exponent=0.0, rank=0)
+    blend = dataclasses.replace(base, linear=path)
+    ranked = population.train(blend, ["seed=1,2,3"], tmp_path)
+    with open(tmp_path / "members.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["member"] for row in rows] == [m.name for m in ranked]
+    values = [float(row["validation/ndcg@10"]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    held = find_dataset(base.data.dir).validation
+    for row, member, value in zip(rows, ranked, values):
+        # Ranked anew by what a user would load.
+        model = load(tmp_path / row["member"])
+        lists = model.ranker(10)(
+            model.ranked_params,
+            held.fold_in.indptr,
+            held.fold_in.indices,
+            batch_size=16,
+        )
+        share = np.zeros(held.fold_in.n_items)
+        summary = evaluate.from_ranked(
+            lists, held.held_out, names=("ndcg@10",), item_share_I=share
+        ).summary
+        assert value == pytest.approx(summary["ndcg@10"]["mean"])
+        assert value >= member.position.best
+    assert any(v > m.position.best for v, m in zip(values, ranked))
 
 
 def test_all_fail(base, tmp_path):

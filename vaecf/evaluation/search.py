@@ -28,28 +28,39 @@ def climb(
 
 def climb_in_turns(
     grids: Mapping[str, Sequence[float]],
+    turns: Sequence[Mapping[str, int]],
     start: Mapping[str, float],
     value: Callable[[dict[str, float]], float],
 ) -> dict[str, float]:
-    """Climbs one key after the other until none gets better.
+    """Climbs in one direction after the other until none gets better.
 
     Args:
-      grids: ascending values of each key, in the order of the turns. A start
-        that is not among them is added.
+      grids: ascending values of each key. A start that is not among them is
+        added.
+      turns: directions, steps in the grids: {'a': 1, 'b': -1} moves a up while
+        it moves b down, and the other way round.
       start: a value of each key.
       value: of a whole choice; asked again for one that it was asked for.
 
     Returns:
-      The choice that is no worse than its neighbours.
+      A choice that is no worse than its neighbours in all directions.
     """
-    chosen = dict(start)
-    before: dict[str, float] = {}
-    while chosen != before:
-        before = dict(chosen)
-        for key, grid in grids.items():
-            chosen[key] = climb(
-                sorted({*grid, start[key]}),
-                chosen[key],
-                lambda x, key=key: value({**chosen, key: x}),  # type: ignore[misc]
-            )
-    return chosen
+    axes = {key: sorted({*grid, start[key]}) for key, grid in grids.items()}
+    at = {key: axis.index(start[key]) for key, axis in axes.items()}
+
+    def choice(place: Mapping[str, int]) -> dict[str, float]:
+        return {key: axes[key][i] for key, i in place.items()}
+
+    before: dict[str, int] = {}
+    while at != before:
+        before = at
+        for turn in turns:
+            for sign in (1, -1):
+                while True:
+                    moved = at | {k: at[k] + sign * n for k, n in turn.items()}
+                    if any(not 0 <= moved[k] < len(axes[k]) for k in turn):
+                        break
+                    if value(choice(moved)) <= value(choice(at)):
+                        break
+                    at = moved
+    return choice(at)

@@ -53,7 +53,8 @@ def write_report(
         "validation" {metric: {"mean", "stderr", "users"}} with, beside the
         metrics, "users_left_out"; "train" {"users_per_second", "seconds"};
         "baselines" and "references" {name: {"test": ..., "validation":
-        ...}}; "history_length" [{"bucket", "mean", "stderr", "users"}].
+        ...}}; "history_length" [{"bucket", "mean", "stderr", "users"}];
+        "linear" {"gain", "prior"} of a blend.
       environment: versions, device, command.
       recommendations: as `tables.recommendations_table` takes them.
       model_name: what to call this run's model.
@@ -262,4 +263,10 @@ def _results(
             parts.append(f"<h3>{split.capitalize()}</h3>\n{table}")
             if split == "test":
                 parts.append(page.figure(plots.metrics_bars(rows)))
+    if parts and (weights := results.get("linear")):
+        parts.append(
+            f"<p>The linear path ranks with gain {weights['gain']:g} and prior "
+            f"{weights['prior']:g}; the learning curves have those to begin "
+            "with.</p>\n"
+        )
     return page.section("Results", "".join(parts))

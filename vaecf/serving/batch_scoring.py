@@ -73,6 +73,16 @@ def score_file(
         raise VaecfError(f"--k={k} must be at least 1")
     if output.is_dir():
         raise VaecfError(f"--output={output} is a folder: name a Parquet file")
+    if output.exists() and histories.exists() and output.samefile(histories):
+        raise VaecfError(
+            f"--output={output} is the file of --histories: it would be lost; "
+            "name another one"
+        )
+    if output.suffix not in ("", ".parquet", ".pq", ".csv"):
+        raise VaecfError(
+            f"--output={output}: what is written is Parquet or CSV: let it end "
+            "in .parquet or .csv"
+        )
     batches = _read(histories, Columns(user_column, item_column, None, None))
     model = load(workdir)
     ranker = model.ranker(min(k, len(model.items)), exclude_seen)

@@ -444,8 +444,8 @@ def check_health(
         raise VaecfError(
             f"the loss is {totals.loss[lost[0]]} in epoch "
             f"{position.epoch + 1}, step {step}: lower "
-            "config.optimizer.learning_rate; the last checkpoint is from "
-            "before it"
+            "config.optimizer.learning_rate, in another workdir if this one "
+            "has checkpoints"
         )
 
 
@@ -458,7 +458,10 @@ def summarise(
         "users_per_second": position.timed_users / timed if timed else None,
         "seconds": position.seconds,
         "epochs": position.epoch,
-        "best_epoch": position.best_epoch,
+        # Without validation users the last one is used.
+        "best_epoch": (
+            position.epoch if position.best is None else position.best_epoch
+        ),
         "compile_seconds": feed.compile_seconds,
         "precision": step_lib.precision.policy(options.precision.policy).name,
         "device": jax.devices()[0].device_kind,

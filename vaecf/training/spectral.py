@@ -78,7 +78,8 @@ def start(
         if distributed.is_lead():  # everyone has read it
             path.unlink(missing_ok=True)
     seconds = time.perf_counter() - began
-    log(f"output weights: {n_units:,} singular vectors, in {seconds:.1f} s")
+    found = min(n_units, train.n_users, train.n_items)
+    log(f"output weights: {found:,} singular vectors, in {seconds:.1f} s")
     return begun
 
 

@@ -30,6 +30,14 @@ from vaecf.options import Options
 CONFIG, DATASET, ITEMS = "config.json", "dataset.json", "items.parquet"
 RESULTS, PER_USER = "results.json", "per_user.parquet"
 LINEAR, WEIGHTS = "linear", "weights.json"
+MEMBERS, SWEEP = "members.csv", "sweep.json"
+
+# What a workdir may be, what it is called, and the file that it is known by.
+_KINDS = {
+    "run": ("a run", CONFIG),
+    "population": ("a population", MEMBERS),
+    "sweep": ("a sweep", SWEEP),
+}
 
 
 @contextlib.contextmanager
@@ -61,6 +69,24 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def require_no_other(workdir: pathlib.Path, kind: str) -> None:
+    """Refuses a directory that is another kind's, which would lose its own.
+
+    Args:
+      workdir: where `kind` is to be.
+      kind: out of `_KINDS`.
+
+    Raises:
+      VaecfError: names what is there.
+    """
+    for other, (name, file) in _KINDS.items():
+        if other != kind and (workdir / file).exists():
+            raise VaecfError(
+                f"--workdir={workdir} holds {name} ({file}): {_KINDS[kind][0]} "
+                "needs a directory of its own"
+            )
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -104,6 +130,7 @@ def claim(
       VaecfError: the workdir holds a run with another config or dataset; names
         the keys that differ.
     """
+    require_no_other(workdir, "run")
     config = options.to_dict()
     # Before its first checkpoint a run has nothing to be the same as.
     if (workdir / "checkpoints").is_dir():

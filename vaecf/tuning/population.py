@@ -23,9 +23,9 @@ from vaecf.training import population as population_lib
 from vaecf.training import population_loop, precision
 from vaecf.training import workdir as workdir_lib
 from vaecf.training.population_loop import Member
-from vaecf.tuning import space
+from vaecf.tuning import space, weighing
 
-MEMBERS = "members.csv"
+MEMBERS = workdir_lib.MEMBERS
 _TYPES = {"seed": int, "loss.total_anneal_steps": int}
 
 
@@ -140,11 +140,7 @@ def train(
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lib.locked(workdir))
-        if (workdir / workdir_lib.CONFIG).exists():
-            raise VaecfError(
-                f"--workdir={workdir} holds a run: a population needs a "
-                "directory of its own"
-            )
+        workdir_lib.require_no_other(workdir, "population")
         runs = [
             _claimed(name, options, workdir / name, dataset, stack)
             for name, options in members.items()
@@ -155,11 +151,17 @@ def train(
             f"{dataset.n_items:,} items, {dataset.train.nnz:,} interactions"
         )
         population_loop.train(runs, dataset, workdir, log=say)
+        values: dict[str, float | None] = {}
         for member in runs:
             _write_results(member)
-        ranked = sorted(runs, key=_place)
-        _write_table(workdir / MEMBERS, ranked, base)
-    _say_results(ranked, base, time.perf_counter() - began, workdir, say)
+            if member.error is None:
+                values[member.name] = weighing.value(
+                    member.options, member.workdir, dataset, member.position
+                )
+        ranked = sorted(runs, key=lambda m: _place(m, values.get(m.name)))
+        _write_table(workdir / MEMBERS, ranked, values, base)
+    seconds = time.perf_counter() - began
+    _say_results(ranked, values, base, seconds, workdir, say)
     return ranked
 
 
@@ -175,9 +177,8 @@ def _claimed(
     return Member(name, options, folder)
 
 
-def _place(member: Member) -> tuple[bool, float]:
+def _place(member: Member, best: float | None) -> tuple[bool, float]:
     """Best first; those that failed last."""
-    best = member.position.best
     return (member.error is not None, -(best if best is not None else 0.0))
 
 
@@ -193,7 +194,10 @@ def _write_results(member: Member) -> None:
 
 
 def _write_table(
-    path: pathlib.Path, ranked: Sequence[Member], base: Options
+    path: pathlib.Path,
+    ranked: Sequence[Member],
+    values: Mapping[str, float | None],
+    base: Options,
 ) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -214,7 +218,7 @@ def _write_table(
             [
                 member.name,
                 *(_value(member, key) for key in keys),
-                position.best,
+                values.get(member.name, position.best),
                 position.best_epoch,
                 position.epoch,
                 round(position.seconds, 3),
@@ -230,6 +234,7 @@ def _value(member: Member, key: str) -> Any:
 
 def _say_results(
     ranked: Sequence[Member],
+    values: Mapping[str, float | None],
     base: Options,
     seconds: float,
     workdir: pathlib.Path,
@@ -247,7 +252,7 @@ def _say_results(
     rows: list[dict[str, Any]] = [
         {
             "number": member.name,
-            "value": member.position.best,
+            "value": values[member.name],
             "epochs": member.position.epoch,
             "best_epoch": member.position.best_epoch,
             "seconds": member.position.seconds,
@@ -268,9 +273,8 @@ def _say_results(
     summary = sound[0].summary
     assert summary is not None
     say(
-        f"\n{seconds:.1f} s in this call with "
-        f"{summary['compile_seconds']:.1f} s of compilation, validations and "
-        "checkpoints\n"
+        f"\n{seconds:.1f} s in this call with validations, checkpoints and "
+        f"{summary['compile_seconds']:.1f} s of compilation\n"
         f"table: {workdir / MEMBERS}\n\npython experiments/main.py "
         f"--workdir={shlex.quote(str(sound[0].workdir))} --test"
     )

@@ -93,11 +93,9 @@ def _record(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _flags(plan: Plan, best: Mapping[str, Any]) -> list[str]:
-    """Overrides of the best trial, quoted for a shell."""
+    """Overrides of the best trial, one an argument."""
     changed = {**plan.overrides, **best["params"]}
-    return [
-        shlex.quote(f"--config.{key}={value}") for key, value in changed.items()
-    ]
+    return [f"--config.{key}={value}" for key, value in changed.items()]
 
 
 def _best(plan: Plan, best: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +117,7 @@ def _command(plan: Plan, best: Mapping[str, Any]) -> str:
     words = [
         "python experiments/main.py",
         *map(shlex.quote, config),
-        *_flags(plan, best),
+        *map(shlex.quote, _flags(plan, best)),
         "--workdir=runs/best --train --test",
     ]
     return " \\\n    ".join(words)

@@ -368,7 +368,9 @@ def enqueue_again(
         return False  # another process was faster
     trial = study.get_trials()[number]
     attributes = {
-        key: value for key, value in trial.user_attrs.items() if key == FOLDER
+        key: value
+        for key, value in trial.user_attrs.items()
+        if key in (FOLDER, SECONDS)
     }
     attributes[LOST] = trial.user_attrs.get(LOST, 0) + lost
     state = TrialState.WAITING

@@ -54,6 +54,7 @@ def sweep(plan: Plan, *, workers: int = 1, say: Say = print) -> None:
             raise VaecfError(f"--{flag}={value} must be at least 1")
     if plan.prune_after is not None and plan.prune_after < 0:
         raise VaecfError(f"--prune_after={plan.prune_after} must be at least 0")
+    workdir_lib.require_no_other(plan.workdir, "sweep")
     metrics.parse(plan.base.eval.best_metric)
     space.check(plan.space, plan.base)
     if plan.population > 1:
@@ -122,7 +123,7 @@ def _claim(plan: Plan) -> None:
     Raises:
       VaecfError: it cannot be written, or has the trials of another study.
     """
-    path = plan.workdir / "sweep.json"
+    path = plan.workdir / workdir_lib.SWEEP
     # A folder may be moved, and be called by several names.
     where = study_lib.public(plan.storage)
     if "://" not in where:

@@ -28,6 +28,7 @@ from vaecf.training.population_loop import Member
 from vaecf.training.position import Position
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
+from vaecf.tuning import weighing
 from vaecf.tuning.study import Plan
 
 # What a trial may fail of without being the last: a loss that is lost, and a
@@ -212,9 +213,14 @@ def _train_together(
         finally:
             seconds = (time.perf_counter() - began) / len(trials)
             for trial, member, watch in entered:
-                if member.over:
+                if not member.over:
+                    with contextlib.suppress(
+                        optuna.exceptions.UpdateFinishedTrialError
+                    ):
+                        _add_seconds(trial, seconds)
+                else:
                     told[trial.number] = _tell(
-                        plan, study, trial, member, watch, seconds, say
+                        plan, study, trial, dataset, member, watch, seconds, say
                     )
     if interrupted:
         raise KeyboardInterrupt
@@ -252,6 +258,7 @@ def _tell(
     plan: Plan,
     study: optuna.Study,
     trial: Trial,
+    dataset: Dataset,
     member: Member,
     watch: _Watch,
     seconds: float,
@@ -266,8 +273,11 @@ def _tell(
         elif member.stopped:
             state, value = _pruned(trial)
         else:
-            state, value = _complete(trial, member.position)
-        trial.set_user_attr(study_lib.SECONDS, round(seconds, 3))
+            value = weighing.value(
+                member.options, member.workdir, dataset, member.position
+            )
+            state = _complete(trial, member.position)
+        _add_seconds(trial, seconds)
         study.tell(trial, value, state)
     except optuna.exceptions.UpdateFinishedTrialError:
         return _taken_over(trial, say)
@@ -279,13 +289,16 @@ def _tell(
     return frozen
 
 
-def _complete(
-    trial: Trial, position: Position
-) -> tuple[TrialState, float | None]:
-    assert position.best is not None  # the dataset has validation users
+def _complete(trial: Trial, position: Position) -> TrialState:
     trial.set_user_attr(study_lib.EPOCHS, position.epoch)
     trial.set_user_attr(study_lib.BEST_EPOCH, position.best_epoch)
-    return TrialState.COMPLETE, position.best
+    return TrialState.COMPLETE
+
+
+def _add_seconds(trial: Trial, seconds: float) -> None:
+    """To those of before it was interrupted, if it was."""
+    seconds += trial.user_attrs.get(study_lib.SECONDS, 0.0)
+    trial.set_user_attr(study_lib.SECONDS, round(seconds, 3))
 
 
 def _pruned(trial: Trial) -> tuple[TrialState, float | None]:
@@ -330,13 +343,17 @@ def _train(
             extra_writer=_Watch(trial, options),
             log=lambda line: None,
         ).position
-        state, value = _complete(trial, position)
+        value = weighing.value(options, folder, dataset, position)
+        state = _complete(trial, position)
     except _Pruned:
         state, value = _pruned(trial)
     except _OWN_FAULTS as error:
         state, value = _failed(trial, _first_line(error))
-    seconds = time.perf_counter() - began
-    trial.set_user_attr(study_lib.SECONDS, round(seconds, 3))
+    except BaseException:  # interrupted: it is gone on with
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            _add_seconds(trial, time.perf_counter() - began)
+        raise
+    _add_seconds(trial, time.perf_counter() - began)
     return state, value
 
 
