@@ -19,10 +19,10 @@ METRICS = ("ndcg@10", "recall@5")
 GRIDS = {
     "popularity": {},
     "itemknn": {"neighbours": (2, 5, 30), "shrinkage": (0.0, 5.0)},
-    "ials": {"factors": (3,), "l2": (0.01, 0.1), "alpha": (0.1, 1.0)},
+    "ials": {"l2": (0.01, 0.1), "alpha": (0.1, 1.0), "factors": (3, 5)},
     "ease": {"l2": (1.0, 10.0, 100.0)},
 }
-SETTINGS = baselines.Settings(ials_iterations=3)
+SETTINGS = baselines.Settings(ials_factors=3, ials_iterations=3)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,10 @@ def test_the_best_of_the_grid_on_validation(name, data, monkeypatch):
     assert len(of_tried) == len(tuned["tried"])  # none twice
     assert settings.index(given) in of_tried  # what it begins with
     assert values[best] == pytest.approx(max(of_tried.values()))
-    for turn in baselines._TURNS.get(name, [{key: 1} for key in grids]):
+    turns = [{key: 1} for key in grids]
+    if name == "ials":
+        turns = [{"l2": 1}, {"alpha": 1, "l2": -1}]
+    for turn in turns:
         for sign in (1, -1):  # no neighbour is better
             at = {k: grids[k].index(chosen[k]) + sign * turn[k] for k in turn}
             if all(0 <= i < len(grids[k]) for k, i in at.items()):

@@ -66,8 +66,8 @@ class Settings:
                 raise VaecfError(f"--{field.name}={value:g} must be above 0")
 
 
-# What --baselines_tuned chooses from, and the directions in which it is moved
-# up and down for as long as the validation users are ranked better.
+# What --baselines_tuned chooses from: moved up and down for as long as the
+# validation users are ranked better (`_tune`).
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "popularity": {},
     "itemknn": {
@@ -87,11 +87,6 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 
-# Implicit ALS is regularised by about λ·α (times the items): α is moved with
-# that held.
-_TURNS: dict[str, tuple[dict[str, int], ...]] = {
-    "ials": ({"l2": 1}, {"alpha": 1, "l2": -1}, {"factors": 1}),
-}
 _SECONDS_BETWEEN_LINES = 5.0
 
 _FIT: dict[str, Callable[..., Scorer]] = {
@@ -143,14 +138,10 @@ def evaluate(
       VaecfError: it cannot be fitted; or nothing to tune by is held out.
     """
     fits = _Fits(name, model, dataset, say)
-    given = chosen = settings.of(name)
-    grids = GRIDS[name] if tuned else {}
-    if grids:
-        start = {key: given[key] for key in grids}
-        turns = _TURNS.get(name, tuple({key: 1} for key in grids))
-        chosen = given | search.climb_in_turns(
-            grids, turns, start, lambda choice: fits.value(given | choice)
-        )
+    chosen = settings.of(name)
+    is_tuned = tuned and bool(GRIDS[name])
+    if is_tuned:
+        chosen = _tune(name, chosen, fits.value)
     fit_seconds, validation = fits.validation(chosen)
     test = held_out.evaluate(model, dataset, "test", fits.entrant(chosen))
     result = {
@@ -159,13 +150,36 @@ def evaluate(
         "test": {} if test is None else test.summary,
         **chosen,
     }
-    if grids:
+    if is_tuned:
         result["tuned"] = {
             "metric": model.options.eval.best_metric,
             "value": fits.value(chosen),
             "tried": fits.tried,
         }
     return result, test
+
+
+def _tune(
+    name: str,
+    given: dict[str, Any],
+    value: Callable[[dict[str, Any]], float],
+) -> dict[str, Any]:
+    """The settings that no step in `GRIDS` makes better."""
+    grids = GRIDS[name]
+    start = {key: given[key] for key in grids}
+
+    def of_choice(choice: dict[str, float]) -> float:
+        return value(given | choice)
+
+    if name == "ials":
+        # It is regularised by about λ·α (times the items): α is moved with
+        # that held. More factors want more of it.
+        turns: list[dict[str, int]] = [{"l2": 1}, {"alpha": 1, "l2": -1}]
+        return given | search.climb_nested(
+            "factors", grids, turns, start, of_choice
+        )
+    turns = [{key: 1} for key in grids]
+    return given | search.climb_in_turns(grids, turns, start, of_choice)
 
 
 class _Fits:

@@ -66,6 +66,25 @@ def test_along_a_ridge():
     assert found == {"a": 8.0, "b": 1.0}
 
 
+def test_nested_where_the_best_hang_together():
+    """More of a wants more of b: neither alone is better at the start."""
+    grids = {"a": (1, 2, 3, 4), "b": (1, 2, 3, 4)}
+    asked = []
+
+    def value(choice):
+        asked.append((choice["a"], choice["b"]))
+        return choice["a"] - 3 * abs(choice["a"] - choice["b"])
+
+    start = {"a": 1, "b": 1}
+    alone = ({"a": 1}, {"b": 1})
+    assert search.climb_in_turns(grids, alone, start, value) == start
+    asked.clear()
+    found = search.climb_nested("a", grids, ({"b": 1},), start, value)
+    assert found == {"a": 4, "b": 4}
+    assert asked[0] == (1, 1)  # begins with what is given
+    assert (4, 1) not in asked  # goes on where the one before ended
+
+
 def test_begins_between_the_grids_values():
     found = search.climb_in_turns(
         {"a": (1.0, 10.0)},

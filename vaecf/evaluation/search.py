@@ -20,7 +20,7 @@ def climb(
     at = list(grid).index(start)
     for step in (1, -1):
         while 0 <= at + step < len(grid):
-            if value(grid[at + step]) <= value(grid[at]):
+            if value(grid[at]) >= value(grid[at + step]):
                 break
             at += step
     return grid[at]
@@ -60,7 +60,42 @@ def climb_in_turns(
                     moved = at | {k: at[k] + sign * n for k, n in turn.items()}
                     if any(not 0 <= moved[k] < len(axes[k]) for k in turn):
                         break
-                    if value(choice(moved)) <= value(choice(at)):
+                    if value(choice(at)) >= value(choice(moved)):
                         break
                     at = moved
     return choice(at)
+
+
+def climb_nested(
+    outer: str,
+    grids: Mapping[str, Sequence[float]],
+    turns: Sequence[Mapping[str, int]],
+    start: Mapping[str, float],
+    value: Callable[[dict[str, float]], float],
+) -> dict[str, float]:
+    """Climbs in one key by the best that the others come to with it.
+
+    For keys of which the best values hang together: each value of `outer`
+    begins where the one before ended.
+
+    Args:
+      outer: the key.
+      grids: as of `climb_in_turns`.
+      turns: directions of the other keys.
+      start: as of `climb_in_turns`.
+      value: as of `climb_in_turns`.
+    """
+    inner = {key: grid for key, grid in grids.items() if key != outer}
+    found: dict[float, dict[str, float]] = {}
+    latest = {key: start[key] for key in inner}
+
+    def best(x: float) -> float:
+        nonlocal latest
+        if x not in found:
+            latest = found[x] = climb_in_turns(
+                inner, turns, latest, lambda c: value({**c, outer: x})
+            )
+        return value({**found[x], outer: x})
+
+    chosen = climb(sorted({*grids[outer], start[outer]}), start[outer], best)
+    return {**found[chosen], outer: chosen}
