@@ -184,14 +184,24 @@ def test_the_config_flag(tmp_path: pathlib.Path, run: Run, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "--config cannot be loaded: .*No such file.*new.py"),
+        (None, r"--config=\S*new\.py: no such file"),
         ("x = 1", r"--config names a file without get_config\(\)"),
+        (
+            "def get_config(:",
+            r"--config=\S*new\.py, line 1: invalid syntax \(SyntaxError\)",
+        ),
+        (
+            "\nimport nowhere_to_be_had",
+            r"--config=\S*new\.py, line 2: No module named .*\)",
+        ),
     ],
 )
+@pytest.mark.parametrize("overrides", [(), ("--config.size=3",)])
 def test_a_config_that_is_none(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
     text: str | None,
     message: str,
 ) -> None:
@@ -200,9 +210,10 @@ def test_a_config_that_is_none(
     if text is not None:
         path.write_text(text)
     sys.modules.pop("config_config", None)
-    monkeypatch.setattr(sys, "argv", ["tool.py", f"--config={path}"])
-    holder = cli.define_config(default)
+    arguments = [f"--config={path}", *overrides]
+    monkeypatch.setattr(sys, "argv", ["tool.py", *arguments])
     with pytest.raises(SystemExit) as exit:
+        holder = cli.define_config(default)
         sys.modules.pop("config_config", None)
         cli.run(lambda argv: print(holder.value.size))
     out, err = capsys.readouterr()

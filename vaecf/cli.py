@@ -72,6 +72,8 @@ def run(
                 _leave(status) if type(error) is KeyboardInterrupt else status
             )
         except Exception as error:
+            if where := _in_config_file(error):
+                return _leave(_fail(where))
             if not _several_processes():
                 raise
             if not re.search(_LOST_PEER, str(error)):
@@ -162,17 +164,46 @@ def _in_one_line(argv: Sequence[str], parse: Callable[[], Any]) -> Any:
         return parse()
     except flags.Error as error:
         sys.exit(_fail(" ".join(str(error).split())))
-    except _CONFIG_ERRORS as error:
+    except Exception as error:
+        if where := _in_config_file(error):
+            sys.exit(_fail(where))
+        if not isinstance(error, _CONFIG_ERRORS):
+            raise
         sys.exit(_fail(_config_mistake(str(error), argv)))
+
+
+def _in_config_file(error: Exception) -> str:
+    """One line for a mistake in the file of --config; '' for all others."""
+    files = [
+        os.path.realpath(argument.partition("=")[2].partition(":")[0])
+        for argument in sys.argv[1:]
+        if argument.lstrip("-").startswith("config=")
+    ]
+    places = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    for path, line in reversed(places):
+        if os.path.realpath(path) in files:
+            reason = error.msg if isinstance(error, SyntaxError) else error
+            kind = type(error).__name__
+            return f"--config={path}, line {line}: {reason} ({kind})"
+    return ""
 
 
 def _missing_config(text: str) -> str:
     """One line for a config file that is not there."""
+    if missing := re.search(r"No such file or directory: '([^']+)'", text):
+        return f"--config={missing[1]}: no such file"
     return f"--config cannot be loaded: {text.split(chr(10))[-1].strip()}"
 
 
 def _config_mistake(text: str, argv: Sequence[str]) -> str:
     """One line for an override that the config does not take."""
+    if "No such file or directory" in text:
+        return _missing_config(text)
     if "'get_config'" in text:
         return "--config names a file without get_config()"
     unknown = re.search(r"(\w+)\W+(?:n\W*)?Did you mean \"(\w+)\"", text)

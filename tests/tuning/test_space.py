@@ -117,6 +117,7 @@ SPACES = {
     "mult_vae": ("ml1m", "ml20m_paper", "netflix"),
     "mult_dae": ("ml1m", "ml20m_paper", "netflix"),
     "rec_vae": ("ml1m_recvae", "ml20m_recvae", "blend"),
+    "blend": ("blend",),
 }
 
 
@@ -129,7 +130,11 @@ def test_the_spaces_that_are_there(name) -> None:
         space_lib.check(space, made)
         current = options_lib.flatten(made.to_dict())
         for key, d in space.items():
-            if (name, config) in (("mult_vae", "ml1m"), ("rec_vae", "blend")):
+            if (name, config) in (
+                ("mult_vae", "ml1m"),
+                ("rec_vae", "blend"),
+                ("blend", "blend"),
+            ):
                 if "low" in d:
                     assert d["low"] <= current[key] <= d["high"], key
                 else:  # as JSON, in which a tuple is a list
