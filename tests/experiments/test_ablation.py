@@ -36,6 +36,17 @@ def per_user(folder, model: str) -> np.ndarray:
     return rows["ndcg@100"].to_numpy()
 
 
+def test_a_blend_says_its_weights(blends):
+    for folder in blends:
+        left = json.loads((folder / "results.json").read_text())["linear"]
+        kept = json.loads((folder / "linear" / "weights.json").read_text())
+        assert left["gain"] == pytest.approx(kept["gain"])
+        assert left["prior"] == pytest.approx(kept["prior"])
+        page = (folder / "report.html").read_text()
+        said = f"gain {kept['gain']:g} and prior {kept['prior']:g};"
+        assert f"The linear path ranks with {said}" in page
+
+
 def test_the_table(blends, tmp_path, command):
     made = tmp_path / "ablation.json"
     done = command(

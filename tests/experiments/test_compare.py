@@ -161,7 +161,16 @@ def test_seeds_of_a_blend_are_one_group(tmp_path, command):
     assert done.status == 0, done.err
     groups = json.loads(made.read_text())["groups"]
     assert [group["seeds"] for group in groups.values()] == [2, 2]
-    assert [name.split(" ")[0] for name in groups] == ["vae", "vae+linear"]
+    assert list(groups) == ["vae", "vae+linear"]
+
+
+def test_namesakes_that_differ_in_much_are_called_by_their_run(runs, command):
+    config = json.loads((runs[2] / "config.json").read_text())
+    config["train"] = {"epochs": 3, "batch_size": 5, "ema": 0.5}
+    (runs[2] / "config.json").write_text(json.dumps(config))
+    done = command("compare", *runs, "--resamples=100")
+    assert done.status == 0, done.err
+    assert f"vae ({runs[2]})" in done.out and "batch_size" not in done.out
 
 
 def test_the_reference_asked_for(runs, tmp_path, command):
