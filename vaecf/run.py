@@ -95,12 +95,15 @@ def run(
         mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
         dataset = find_dataset(options.data.dir)
         if actions.test and dataset.test.held_out.nnz == 0:
-            raise VaecfError(
-                f"{options.data.dir}: none of its "
-                f"{dataset.test.fold_in.n_users:,} test users has a held-out "
-                "item that training users have; prepare it with more "
-                "--held_out_users"
+            n_users = dataset.test.fold_in.n_users
+            why = (
+                f"none of its {n_users:,} test users has a held-out item that "
+                "training users have; prepare it with more --held_out_users"
+                if n_users
+                else "the dataset has no test users; prepare it with "
+                "--held_out_users above 0"
             )
+            raise VaecfError(f"{options.data.dir}: {why}")
     with within("starting"):
         distributed.require_same(_alike(options, dataset, actions))
     if not distributed.is_lead():
