@@ -194,6 +194,10 @@ def test_the_config_flag(tmp_path: pathlib.Path, run: Run, monkeypatch) -> None:
             "\nimport nowhere_to_be_had",
             r"--config=\S*new\.py, line 2: No module named .*\)",
         ),
+        (
+            "def get_config():\n    return open('no/x.csv')",
+            r"--config=\S*new\.py, line 2: .*'no/x.csv' \(FileNotFoundError\)",
+        ),
     ],
 )
 @pytest.mark.parametrize("overrides", [(), ("--config.size=3",)])

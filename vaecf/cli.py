@@ -56,11 +56,6 @@ def run(
             return main(argv)
         except VaecfError as error:
             return _leave(_fail(str(error)))
-        except OSError as error:
-            # ml_collections loads the config file when it is first asked for.
-            if "Failed loading config file" not in str(error):
-                raise
-            return _fail(_missing_config(str(error)))
         except KeyboardInterrupt as error:
             print(
                 f"interrupted: {error}" if str(error) else "interrupted",
@@ -74,6 +69,9 @@ def run(
         except Exception as error:
             if where := _in_config_file(error):
                 return _leave(_fail(where))
+            # ml_collections loads the config file when it is first asked for.
+            if "Failed loading config file" in str(error):
+                return _leave(_fail(_missing_config(str(error))))
             if not _several_processes():
                 raise
             if not re.search(_LOST_PEER, str(error)):
@@ -174,28 +172,39 @@ def _in_one_line(argv: Sequence[str], parse: Callable[[], Any]) -> Any:
 
 def _in_config_file(error: Exception) -> str:
     """One line for a mistake in the file of --config; '' for all others."""
-    files = [
-        os.path.realpath(argument.partition("=")[2].partition(":")[0])
-        for argument in sys.argv[1:]
-        if argument.lstrip("-").startswith("config=")
-    ]
-    places = [
-        (frame.filename, frame.lineno)
-        for frame in traceback.extract_tb(error.__traceback__)
-    ]
-    if isinstance(error, SyntaxError):
-        places.append((error.filename or "", error.lineno))
-    for path, line in reversed(places):
-        if os.path.realpath(path) in files:
-            reason = error.msg if isinstance(error, SyntaxError) else error
-            kind = type(error).__name__
-            return f"--config={path}, line {line}: {reason} ({kind})"
+    files = [os.path.realpath(file) for file in _config_files()]
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    for cause in causes:
+        places = [
+            (frame.filename, frame.lineno)
+            for frame in traceback.extract_tb(cause.__traceback__)
+        ]
+        if isinstance(cause, SyntaxError):
+            places.append((cause.filename or "", cause.lineno))
+        for path, line in reversed(places):
+            if os.path.realpath(path) in files:
+                reason = cause.msg if isinstance(cause, SyntaxError) else cause
+                kind = type(cause).__name__
+                return f"--config={path}, line {line}: {reason} ({kind})"
     return ""
+
+
+def _config_files() -> list[str]:
+    """What --config names on the command line, without a config's string."""
+    files = []
+    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == "config" and argument.startswith("-"):
+            files.append((value if equals else following).partition(":")[0])
+    return files
 
 
 def _missing_config(text: str) -> str:
     """One line for a config file that is not there."""
-    if missing := re.search(r"No such file or directory: '([^']+)'", text):
+    missing = re.search(r"No such file or directory: '([^']+)'", text)
+    if missing and missing[1] in _config_files():
         return f"--config={missing[1]}: no such file"
     return f"--config cannot be loaded: {text.split(chr(10))[-1].strip()}"
 

@@ -81,7 +81,8 @@ def run(
 ) -> dict[str, Any]:
     """Does what `actions` asks, in its order; returns what results.json holds.
 
-    Of several processes all call it alike; the lead writes and says.
+    Of several processes all call it alike; the lead writes and says, and alone
+    knows of baselines of earlier calls.
 
     Raises:
       VaecfError: bad input, of any process; nothing is half-written.
@@ -406,7 +407,7 @@ def _keep_baselines(
 ) -> dict[str, pl.DataFrame]:
     """Rows of the baselines of earlier calls that have the same metrics.
 
-    The others leave the results. For the lead alone: only it writes.
+    The others leave the results; beside the lead, which alone writes, all do.
     """
     before = {name: results.pop(name) for name in BASELINES if name in results}
     if not distributed.is_lead():
@@ -416,14 +417,16 @@ def _keep_baselines(
     gone: list[str] = []
     for name, result in before.items():
         label = baselines.label(name, result)
-        if label in frames and frames[label].schema == frame.schema:
-            results[name], kept[label] = result, frames[label]
+        is_alike = result["test"].keys() == results["test"].keys()
+        rows = frames.get(label)
+        if is_alike and rows is not None and rows.schema == frame.schema:
+            results[name], kept[label] = result, rows
         else:
             gone.append(name)
     if gone:
         say(
-            f"without the earlier {', '.join(gone)}, which had other metrics: "
-            f"--baselines={','.join(gone)} evaluates them again"
+            f"without the earlier {', '.join(gone)}, of which not all of these "
+            f"metrics are known: --baselines={','.join(gone)} evaluates again"
         )
     return kept
 

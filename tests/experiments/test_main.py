@@ -497,8 +497,8 @@ def test_results_never_mix_two_models_or_two_settings(
     assert list(results(workdir)["test"]) == ["ndcg@10"]
     assert "ease" not in results(workdir) and "ndcg@100" not in done.out
     assert (
-        "without the earlier popularity, itemknn, ials, ease, which had other "
-        "metrics" in done.out
+        "without the earlier popularity, itemknn, ials, ease, of which not all"
+        in done.out
     )
     # That of ndcg@100, which this call did not measure.
     assert "history_length" not in results(workdir)
@@ -528,6 +528,13 @@ def test_a_later_test_keeps_the_baselines(workdir, command) -> None:
         assert name in done.out
     assert "ease (l2 500)" in (workdir / "report.html").read_text()
     assert pl.read_parquet(workdir / "per_user.parquet").equals(rows)
+    # Of coverage there is nothing per user.
+    metrics = "('ndcg@100','recall@5','coverage@5')"
+    done = command(*again, f"--config.eval.metrics={metrics}")
+    assert "without the earlier popularity" in done.out
+    assert "ease" not in results(workdir)
+    done = command(*again, "--baselines")
+    assert done.status == 0, done.err
     # One alone is another one's, and takes its place.
     done = command(*again, "--baselines=ease", "--ease_l2=5")
     assert done.status == 0, done.err

@@ -101,10 +101,10 @@ def test_a_runs_own_directory_is_refused(base, tmp_path):
     with pytest.raises(VaecfError, match=r"holds a run .*: a population needs"):
         population.train(base, ["seed=1"], tmp_path)
     assert not (tmp_path / "seed=1").exists()
-    (tmp_path / "members.csv").touch()
     (tmp_path / "config.json").rename(tmp_path / "sweep.json")
     with pytest.raises(VaecfError, match=r"holds a sweep .*: a population"):
         population.train(base, ["seed=1"], tmp_path)
+    (tmp_path / "sweep.json").rename(tmp_path / "members.csv")
     with pytest.raises(VaecfError, match=r"holds a population .*: a run needs"):
         workdir_lib.claim(tmp_path, base, None)
 

@@ -248,5 +248,7 @@ def test_a_study_from_before_a_key_was_goes_on(plan) -> None:
     study.set_user_attr("identity", identity | {"config.linear.l2": 5.0})
     path = dataclasses.replace(made.base.linear, l2=5.0)
     base = dataclasses.replace(made.base, linear=path)
-    with pytest.raises(VaecfError, match=r"another config\.linear\.rank: use"):
+    with pytest.raises(
+        VaecfError, match=r"another config\.linear\.rank, value of a blend: use"
+    ):
         study_lib.open_study(dataclasses.replace(made, base=base), "data")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 
@@ -10,6 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from vaecf import options as options_lib
 from vaecf.errors import VaecfError
 from vaecf.serving.model import load
 from vaecf.tuning import space as space_lib
@@ -250,6 +253,70 @@ def test_an_error_is_found_one_after_the_other(
     assert any(line.startswith("one after the other: ") for line in said)
     states = [t.state.name for t in opened(made).get_trials()]
     assert states == ["FAIL", "COMPLETE"]
+
+
+@pytest.fixture
+def blend(base):
+    path = options_lib.LinearOptions(
+        l2=5.0, dropout=0.3, user_exponent=0.0, rank=0
+    )
+    return dataclasses.replace(base, linear=path)
+
+
+@pytest.mark.parametrize("population", [1, 2])
+def test_a_blend_that_cannot_be_weighed_fails_alone(
+    plan, blend, monkeypatch, opened, population
+) -> None:
+    value = trial_lib.weighing.value
+
+    def damaged(options, folder, *rest):
+        if folder.name == "00000":
+            raise VaecfError("the path cannot be read")
+        return value(options, folder, *rest)
+
+    monkeypatch.setattr(trial_lib.weighing, "value", damaged)
+    how = dict(base=blend, population=population, pruner="none", space=SPACE)
+    made = plan(trials=2, **how)
+    sweep_lib.sweep(made, say=lambda line: None)
+    first, second = opened(made).get_trials()
+    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert first.user_attrs[study_lib.ERROR] == "the path cannot be read"
+    folder = made.workdir / "trials" / "00001"
+    weights = json.loads((folder / "linear" / "weights.json").read_text())
+    assert second.value == weights["value"]
+    assert second.value == max(t["value"] for t in weights["tried"])
+
+
+def test_an_interrupt_does_not_wait_for_blends_to_be_weighed(
+    plan, blend, monkeypatch, opened
+) -> None:
+    goes_on, value = trial_lib._Watch.goes_on, trial_lib.weighing.value
+    weighed: list[str] = []
+
+    def stop(self, record):
+        if record["epoch"] == blend.train.epochs and not weighed:
+            os.kill(os.getpid(), signal.SIGINT)
+        return goes_on(self, record)
+
+    def watched(options, folder, *rest):
+        weighed.append(folder.name)
+        return value(options, folder, *rest)
+
+    monkeypatch.setattr(trial_lib._Watch, "goes_on", stop)
+    monkeypatch.setattr(trial_lib.weighing, "value", watched)
+    how = dict(base=blend, population=2, pruner="none", space=SPACE)
+    made = plan(trials=2, **how)
+    with pytest.raises(KeyboardInterrupt, match="0 of 2 trials are over; the"):
+        sweep_lib.sweep(made, say=lambda line: None)
+    assert not weighed
+    monkeypatch.setattr(trial_lib._Watch, "goes_on", goes_on)
+    sweep_lib.sweep(made, say=lambda line: None)
+    done = [t for t in opened(made).get_trials() if t.value is not None]
+    assert len(done) == len(weighed) == 2
+    # Those of the call that was interrupted count too.
+    for trial in done:
+        assert trial.state == TrialState.COMPLETE
+        assert trial.user_attrs[study_lib.SECONDS] > 0
 
 
 def test_who_may_have_killed_a_worker_goes_alone(plan, opened) -> None:

@@ -81,6 +81,8 @@ def require_no_other(workdir: pathlib.Path, kind: str) -> None:
     Raises:
       VaecfError: names what is there.
     """
+    if (workdir / _KINDS[kind][1]).exists():
+        return
     for other, (name, file) in _KINDS.items():
         if other != kind and (workdir / file).exists():
             raise VaecfError(

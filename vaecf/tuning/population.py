@@ -19,8 +19,8 @@ from vaecf.evaluation import metrics
 from vaecf.options import Options
 from vaecf.reporting import tables
 from vaecf.reporting.files import write_atomically
+from vaecf.training import dispatch, population_loop, precision
 from vaecf.training import population as population_lib
-from vaecf.training import population_loop, precision
 from vaecf.training import workdir as workdir_lib
 from vaecf.training.population_loop import Member
 from vaecf.tuning import space, weighing
@@ -145,19 +145,21 @@ def train(
             _claimed(name, options, workdir / name, dataset, stack)
             for name, options in members.items()
         ]
+        if not (workdir / MEMBERS).exists():
+            _write_table(workdir / MEMBERS, runs, {}, base)
         say(
             f"training {len(runs)} members of {base.title} on "
             f"{dataset.name}: {dataset.train.n_users:,} users, "
             f"{dataset.n_items:,} items, {dataset.train.nnz:,} interactions"
         )
-        population_loop.train(runs, dataset, workdir, log=say)
-        values: dict[str, float | None] = {}
+        interrupted = population_loop.train(runs, dataset, workdir, log=say)
         for member in runs:
             _write_results(member)
-            if member.error is None:
-                values[member.name] = weighing.value(
-                    member.options, member.workdir, dataset, member.position
-                )
+        if interrupted:
+            raise dispatch.Interrupted(
+                f"all members are trained; the same command sums up ({workdir})"
+            )
+        values = {m.name: _value_of(m, dataset) for m in runs}
         ranked = sorted(runs, key=lambda m: _place(m, values.get(m.name)))
         _write_table(workdir / MEMBERS, ranked, values, base)
     seconds = time.perf_counter() - began
@@ -175,6 +177,19 @@ def _claimed(
     stack.enter_context(workdir_lib.locked(folder))
     workdir_lib.claim(folder, options, dataset)
     return Member(name, options, folder)
+
+
+def _value_of(member: Member, dataset: Dataset) -> float | None:
+    """What the member is worth; None, and why, if it failed."""
+    if member.error is not None:
+        return None
+    try:
+        return weighing.value(
+            member.options, member.workdir, dataset, member.position
+        )
+    except VaecfError as error:
+        member.error = str(error)
+        return None
 
 
 def _place(member: Member, best: float | None) -> tuple[bool, float]:
@@ -219,7 +234,7 @@ def _write_table(
                 member.name,
                 *(_value(member, key) for key in keys),
                 values.get(member.name, position.best),
-                position.best_epoch,
+                (member.summary or {}).get("best_epoch", position.best_epoch),
                 position.epoch,
                 round(position.seconds, 3),
                 member.error,
@@ -254,7 +269,7 @@ def _say_results(
             "number": member.name,
             "value": values[member.name],
             "epochs": member.position.epoch,
-            "best_epoch": member.position.best_epoch,
+            "best_epoch": (member.summary or {}).get("best_epoch", 0),
             "seconds": member.position.seconds,
             "params": {},
         }

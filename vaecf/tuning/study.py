@@ -9,7 +9,8 @@ alike, and a trial goes on from its checkpoint:
   its own (the attribute `error`). A new trial that N others come before is
   put back;
 - the trial of a dead worker is failed, which only one process succeeds in,
-  and enqueued again with its parameters, its reports and where its files are.
+  and enqueued again with its parameters, its reports, its seconds and where
+  its files are.
   A worker is dead if this host can lock the trial's folder, or, on another
   host, if it gave no sign of life for `GRACE_SECONDS`. After `MAX_LOST`
   workers the trial counts as failed.
@@ -209,6 +210,9 @@ def _identity(plan: Plan, dataset: str) -> dict[str, Any]:
         **{f"space of {key}": value for key, value in plan.space.items()},
         "dataset": dataset,
     }
+    if plan.base.linear.l2 or "linear.l2" in plan.space:
+        # Before, with the weights that a blend begins with.
+        mine["value of a blend"] = "as it is weighed"
     return json.loads(json.dumps(mine))
 
 

@@ -202,6 +202,7 @@ def _train_together(
                 entered.append(_enter(plan, trial, dataset, stack))
             except optuna.exceptions.UpdateFinishedTrialError:
                 told[trial.number] = _taken_over(trial, say)
+        interrupted = True
         try:
             interrupted = bool(entered) and population_loop.train(
                 [member for _, member, _ in entered],
@@ -210,10 +211,14 @@ def _train_together(
                 show_progress=None if bars and not _quiet() else False,
                 log=lambda line: None,
             )
+        except _OWN_FAULTS:
+            interrupted = False
+            raise
         finally:
             seconds = (time.perf_counter() - began) / len(trials)
             for trial, member, watch in entered:
-                if not member.over:
+                if not member.over or (interrupted and _is_to_weigh(member)):
+                    # Who interrupts does not wait for blends to be weighed.
                     with contextlib.suppress(
                         optuna.exceptions.UpdateFinishedTrialError
                     ):
@@ -265,6 +270,7 @@ def _tell(
     say: Callable[[str], None],
 ) -> FrozenTrial | None:
     """What a member came to."""
+    began = time.perf_counter()
     try:
         if watch.is_lost:
             raise optuna.exceptions.UpdateFinishedTrialError
@@ -273,11 +279,10 @@ def _tell(
         elif member.stopped:
             state, value = _pruned(trial)
         else:
-            value = weighing.value(
-                member.options, member.workdir, dataset, member.position
+            state, value = _weighed(
+                trial, member.options, member.workdir, dataset, member.position
             )
-            state = _complete(trial, member.position)
-        _add_seconds(trial, seconds)
+        _add_seconds(trial, seconds + time.perf_counter() - began)
         study.tell(trial, value, state)
     except optuna.exceptions.UpdateFinishedTrialError:
         return _taken_over(trial, say)
@@ -289,10 +294,26 @@ def _tell(
     return frozen
 
 
-def _complete(trial: Trial, position: Position) -> TrialState:
+def _is_to_weigh(member: Member) -> bool:
+    is_sound = member.error is None and not member.stopped
+    return is_sound and member.options.linear.l2 > 0
+
+
+def _weighed(
+    trial: Trial,
+    options: Options,
+    folder: pathlib.Path,
+    dataset: Dataset,
+    position: Position,
+) -> tuple[TrialState, float | None]:
+    """A trial that is over, with its value or what it failed of."""
+    try:
+        value = weighing.value(options, folder, dataset, position)
+    except _OWN_FAULTS as error:
+        return _failed(trial, _first_line(error))
     trial.set_user_attr(study_lib.EPOCHS, position.epoch)
     trial.set_user_attr(study_lib.BEST_EPOCH, position.best_epoch)
-    return TrialState.COMPLETE
+    return TrialState.COMPLETE, value
 
 
 def _add_seconds(trial: Trial, seconds: float) -> None:
@@ -343,8 +364,7 @@ def _train(
             extra_writer=_Watch(trial, options),
             log=lambda line: None,
         ).position
-        value = weighing.value(options, folder, dataset, position)
-        state = _complete(trial, position)
+        state, value = _weighed(trial, options, folder, dataset, position)
     except _Pruned:
         state, value = _pruned(trial)
     except _OWN_FAULTS as error:

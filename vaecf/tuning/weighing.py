@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from vaecf.data.dataset import Dataset
+from vaecf.models import sharding
 from vaecf.options import Options
 from vaecf.serving import blending
 from vaecf.serving.model import load
@@ -29,5 +30,7 @@ def value(
     """
     if not options.linear.l2 or position.best is None:
         return position.best
-    blending.choose(load(folder), dataset, say=lambda line: None)
+    mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
+    model = load(folder, mesh=mesh)
+    blending.choose(model, dataset, say=lambda line: None)
     return float(linear_path.read_weights(folder)["value"])
