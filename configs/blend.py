@@ -7,8 +7,8 @@ other is chosen on the dataset's validation users when training is over.
 Test NDCG@100, mean of the seeds 0, 1, 2: MovieLens-100K .4926 (100 users; EASE
 .4782, implicit ALS .4800), MovieLens latest-small .3154 (59 users; .3107,
 .3250), MovieLens-1M .4454 (500 users; .4231, .4349; from random weights, 160
-epochs, .4466), all by the paper's protocol; Yelp2018 .1584 (3,000 users; EASE
-.1407). For MovieLens-20M, Netflix and the Million Song Dataset, prepared as
+epochs, .4466), all by the paper's protocol; Yelp2018 .1584 (3,000 users; .1407,
+.1425). For MovieLens-20M, Netflix and the Million Song Dataset, prepared as
 their own configs say, not verified here.
 
     python experiments/prepare_dataset.py --dataset=ml-1m \\
