@@ -14,7 +14,15 @@ from vaecf.evaluation import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = (
-    *("synthetic", "ml100k", "ml1m", "ml1m_recvae", "yelp2018", "blend"),
+    *(
+        "synthetic",
+        "ml100k",
+        "ml1m",
+        "ml1m_dae",
+        "ml1m_recvae",
+        "yelp2018",
+        "blend",
+    ),
     *("ml20m", "ml20m_paper", "ml20m_dae", "ml20m_recvae"),
     *("netflix", "netflix_dae", "netflix_recvae"),
     *("msd", "msd_dae", "msd_recvae"),

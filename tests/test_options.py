@@ -151,6 +151,7 @@ def test_every_key_can_be_given_on_the_command_line(config: str) -> None:
         assert value == expected and type(value) is type(expected), key
         unchanged = {
             "ml20m": {"train.drop_remainder"},
+            "ml1m_dae": {"model.name"},
             "ml20m_dae": {"model.name"},
             "netflix_dae": {"model.name"},
             "msd_dae": {"model.name"},

@@ -3,9 +3,9 @@
 For datasets of the size of MovieLens-1M to 20M; the paper's model has no hidden
 layer (20,108 - 200 - 20,108). The model's name belongs to the base config.
 
-    python experiments/sweep.py --config=configs/ml1m.py \\
-        --config.model.name=mult_dae --space=configs/sweeps/mult_dae.py \\
-        --workdir=runs/sweep-ml1m-dae --trials=40
+    python experiments/sweep.py --config=configs/ml1m_dae.py \\
+        --space=configs/sweeps/mult_dae.py --workdir=runs/sweep-ml1m-dae \\
+        --trials=40
 """
 
 

@@ -115,7 +115,7 @@ def test_apply_changes_these_keys_only(base) -> None:
 
 SPACES = {
     "mult_vae": ("ml1m", "ml20m_paper", "netflix"),
-    "mult_dae": ("ml1m", "ml20m_paper", "netflix"),
+    "mult_dae": ("ml1m_dae", "ml20m_paper", "netflix"),
     "rec_vae": ("ml1m_recvae", "ml20m_recvae", "blend"),
     "blend": ("blend",),
 }
@@ -132,6 +132,7 @@ def test_the_spaces_that_are_there(name) -> None:
         for key, d in space.items():
             if (name, config) in (
                 ("mult_vae", "ml1m"),
+                ("mult_dae", "ml1m_dae"),
                 ("rec_vae", "blend"),
                 ("blend", "blend"),
             ):

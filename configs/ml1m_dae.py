@@ -1,0 +1,27 @@
+"""Mult-DAE on MovieLens-1M, paper protocol, 500 + 500 held-out users.
+
+Test NDCG@100 .4200, Recall@20 .3458, Recall@50 .4792: means of the seeds 0, 1
+and 2 (standard deviation .0022, .0002, .0030; standard error over the 500 test
+users .008); 25 s of training each on 2 cores of an AMD EPYC, as a third of a
+population of the three, jax 0.10.2. Weight decay and dropout are the best of
+2e-5, 2e-4, 1e-3 and of .5, .7 on the validation users.
+
+    python experiments/prepare_dataset.py --dataset=ml-1m \\
+        --protocol=paper --held_out_users=500 --output=data/ml-1m
+    python experiments/main.py --config=configs/ml1m_dae.py \\
+        --workdir=runs/ml1m_dae --train --test
+"""
+
+import ml_collections
+
+from configs import ml1m
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config that the module's docstring describes."""
+    config = ml1m.get_config()
+    config.model.name = "mult_dae"
+    config.model.hidden = ()
+    config.loss.weight_decay = 2e-4
+    config.eval.patience = 8
+    return config
