@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vaecf import distributed, held_out
 from vaecf.data.dataset import Dataset
@@ -15,6 +16,9 @@ from vaecf.evaluation import evaluate as evaluate_lib
 from vaecf.evaluation import scorers, search
 from vaecf.evaluation.ranking import Scorer
 from vaecf.serving.model import Model
+
+if TYPE_CHECKING:
+    import polars as pl
 
 BASELINES = ("popularity", "itemknn", "ials", "ease")
 
@@ -154,7 +158,7 @@ def evaluate(
         result["tuned"] = {
             "metric": model.options.eval.best_metric,
             "value": fits.value(chosen),
-            "tried": fits.tried,
+            "tried": fits.tried(),
         }
     return result, test
 
@@ -200,8 +204,8 @@ class _Fits:
         self._say, self._said = say, time.monotonic()
         self._held: tuple[dict[str, Any], held_out.Entrant] | None = None
         self._seconds = 0.0
+        # Of (key, value) pairs of settings: seconds of the fit, and summary.
         self._validations: dict[tuple, tuple[float, dict[str, Any]]] = {}
-        self.tried: list[dict[str, Any]] = []  # in order, with their values
 
     def entrant(self, settings: dict[str, Any]) -> held_out.Entrant:
         """What ranks with these; fitted unless it is the last."""
@@ -220,7 +224,7 @@ class _Fits:
         self, settings: dict[str, Any]
     ) -> tuple[float, dict[str, Any]]:
         """(seconds of the fit, the validation users' summary)."""
-        key = tuple(settings.values())
+        key = tuple(settings.items())
         if key not in self._validations:
             ranked_by = self.entrant(settings)
             summary = held_out.summary(
@@ -236,8 +240,8 @@ class _Fits:
           VaecfError: no validation user has it.
         """
         metric = self._model.options.eval.best_metric
-        is_new = tuple(settings.values()) not in self._validations
-        seconds, summary = self.validation(settings)
+        is_new = tuple(settings.items()) not in self._validations
+        _, summary = self.validation(settings)
         if metric not in summary:
             raise VaecfError(
                 f"--baselines_tuned chooses by {metric} of the validation "
@@ -247,16 +251,65 @@ class _Fits:
         # A last bit that differs must not part the processes.
         [value] = distributed.from_lead([summary[metric]["mean"]])
         if is_new:
-            self.tried.append(
-                {**settings, "value": value, "fit_seconds": seconds}
-            )
             self._tell(f"{label(self._name, settings)}: {metric} {value:.4f}")
         return value
+
+    def tried(self) -> list[dict[str, Any]]:
+        """Settings, value and seconds of the fit of all, in order."""
+        metric = self._model.options.eval.best_metric
+        return [
+            {
+                **dict(key),
+                "value": summary[metric]["mean"],
+                "fit_seconds": seconds,
+            }
+            for key, (seconds, summary) in self._validations.items()
+        ]
 
     def _tell(self, line: str) -> None:
         if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             self._say(f"tried {line} of the validation users")
+
+
+def keep(
+    results: dict[str, Any],
+    frame: pl.DataFrame,
+    path: pathlib.Path,
+    *,
+    say: Callable[[str], None],
+) -> dict[str, pl.DataFrame]:
+    """Per-user rows of earlier calls' baselines that have today's metrics.
+
+    Args:
+      results: of the run, with today's 'test'; the other baselines leave it.
+        Beside the lead, which alone writes, all do.
+      frame: `held_out.per_user` of today's test.
+      path: where `held_out.write_per_user` left the earlier ones.
+      say: gets a line of those that left.
+
+    Returns:
+      Frames by label.
+    """
+    before = {name: results.pop(name) for name in BASELINES if name in results}
+    if not distributed.is_lead():
+        return {}
+    frames = held_out.read_per_user(path)
+    kept: dict[str, pl.DataFrame] = {}
+    gone: list[str] = []
+    for name, result in before.items():
+        rows = frames.get(label(name, result))
+        is_alike = result["test"].keys() == results["test"].keys()
+        if is_alike and rows is not None and rows.schema == frame.schema:
+            results[name], kept[label(name, result)] = result, rows
+        else:
+            gone.append(name)
+    if gone:
+        say(
+            f"without the earlier {', '.join(gone)}, of which not all of these "
+            f"metrics are known: --baselines={','.join(gone)} evaluates again"
+        )
+    return kept
 
 
 def tuned_line(name: str, result: Mapping[str, Any]) -> str | None:

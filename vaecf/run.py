@@ -10,7 +10,7 @@ import pathlib
 import platform
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +29,6 @@ from vaecf.serving import blending, latency
 from vaecf.serving.model import Model, load
 from vaecf.training import loop, precision
 from vaecf.training import workdir as workdir_lib
-
-if TYPE_CHECKING:
-    import polars as pl
 
 # Shown in the report: few enough to read.
 _SHOWN_USERS, _SHOWN_ITEMS = 3, 10
@@ -355,7 +352,9 @@ def _test(
         results[TRUTH] = held_out.truth(model, dataset)
     title = model.options.title
     frames = {title: held_out.per_user(title, evaluation, dataset)}
-    frames |= _keep_baselines(results, frames[title], workdir, say)
+    frames |= baselines.keep(
+        results, frames[title], workdir / workdir_lib.PER_USER, say=say
+    )
 
     def leave() -> None:
         """What is known so far, for whoever stops what takes long."""
@@ -397,38 +396,6 @@ def _test(
             footnote=held_out.truth_note(results),
         )
     )
-
-
-def _keep_baselines(
-    results: dict[str, Any],
-    frame: pl.DataFrame,
-    workdir: pathlib.Path,
-    say: Callable[[str], None],
-) -> dict[str, pl.DataFrame]:
-    """Rows of the baselines of earlier calls that have the same metrics.
-
-    The others leave the results; beside the lead, which alone writes, all do.
-    """
-    before = {name: results.pop(name) for name in BASELINES if name in results}
-    if not distributed.is_lead():
-        return {}
-    frames = held_out.read_per_user(workdir / workdir_lib.PER_USER)
-    kept: dict[str, pl.DataFrame] = {}
-    gone: list[str] = []
-    for name, result in before.items():
-        label = baselines.label(name, result)
-        is_alike = result["test"].keys() == results["test"].keys()
-        rows = frames.get(label)
-        if is_alike and rows is not None and rows.schema == frame.schema:
-            results[name], kept[label] = result, rows
-        else:
-            gone.append(name)
-    if gone:
-        say(
-            f"without the earlier {', '.join(gone)}, of which not all of these "
-            f"metrics are known: --baselines={','.join(gone)} evaluates again"
-        )
-    return kept
 
 
 # --- Inference ------------------------------------------------------------

@@ -14,16 +14,13 @@ def climb(
 
     Args:
       grid: ascending.
-      start: out of it.
-      value: the larger the better.
+      start: where to begin; added if it is not among them.
+      value: the larger the better; asked again for what it was asked for.
     """
-    at = list(grid).index(start)
-    for step in (1, -1):
-        while 0 <= at + step < len(grid):
-            if value(grid[at]) >= value(grid[at + step]):
-                break
-            at += step
-    return grid[at]
+    found = climb_in_turns(
+        {"x": grid}, [{"x": 1}], {"x": start}, lambda at: value(at["x"])
+    )
+    return found["x"]
 
 
 def climb_in_turns(
@@ -97,5 +94,5 @@ def climb_nested(
             )
         return value({**found[x], outer: x})
 
-    chosen = climb(sorted({*grids[outer], start[outer]}), start[outer], best)
+    chosen = climb(grids[outer], start[outer], best)
     return {**found[chosen], outer: chosen}
