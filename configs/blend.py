@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.linear.user_exponent = 0.5
     config.loss.gamma = 0.005
     config.optimizer.learning_rate = 5e-4
-    config.train.alternate = (3, 1)
+    config.train.alternating_epochs = (3, 1)
     config.train.ema = 0.95
     config.train.epochs = 160
     config.train.batch_size = 200

@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "rec_vae"
     config.loss.gamma = 0.005
     config.optimizer.learning_rate = 5e-4
-    config.train.alternate = (3, 1)
+    config.train.alternating_epochs = (3, 1)
     config.train.epochs = 200
     config.train.batch_size = 500
     config.eval.every_epochs = 4

@@ -34,7 +34,7 @@ _JSON = flags.DEFINE_string("json", None, "Also write all numbers there.")
 
 def main(argv: Sequence[str]) -> None:
     """One call of `compare.compare`, one of `comparison_text`."""
-    from vaecf import compare
+    from vaecf.evaluation import compare
     from vaecf.reporting import comparison
 
     compared = compare.compare(
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if _JSON.value:
         compare.write(pathlib.Path(_JSON.value), compared)
-    cli.say(comparison.comparison_text(compared))
+    cli.log(comparison.comparison_text(compared))
 
 
 if __name__ == "__main__":

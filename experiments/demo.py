@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from vaecf import cli, options
+from vaecf import cli
+from vaecf import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     """Calls what the other entry points call."""
     del argv
     from configs import synthetic as config_file
-    from vaecf import run
+    from vaecf import experiment
     from vaecf.data import dataset, synthetic
     from vaecf.reporting import tables
 
@@ -32,24 +33,26 @@ def main(argv: Sequence[str]) -> None:
     config.data.dir = str(workdir / "dataset")
     if _EPOCHS.value is not None:
         config.train.epochs = _EPOCHS.value
-    cli.say("preparing the generated dataset 'synthetic'")
+    cli.log("preparing the generated dataset 'synthetic'")
     data = synthetic.make("synthetic")
     if not (workdir / "dataset").exists():
         data = dataset.write_dataset(workdir / "dataset", data)
-    cli.say(
+    cli.log(
         f"{data.train.n_users:,} training users, {data.n_items:,} items, "
         f"{data.train.nnz:,} interactions; training Mult-VAE"
     )
-    run.run(
-        options.from_config(config),
+    experiment.run(
+        config_lib.from_mapping(config),
         workdir / "run",
-        run.Actions(train=True, test=True, baselines=("popularity", "ease")),
-        say=cli.say,
+        experiment.Actions(
+            train=True, test=True, baselines=("popularity", "ease")
+        ),
+        log=cli.log,
     )
-    cli.say("\nTen recommendations for three users the model has never seen\n")
-    model = run.load(workdir / "run")
-    shown = run.sample_recommendations(model, data)
-    cli.say(tables.recommendations_table(shown))
+    cli.log("\nTen recommendations for three users the model has never seen\n")
+    model = experiment.load(workdir / "run")
+    shown = experiment.sample_recommendations(model, data)
+    cli.log(tables.recommendations_table(shown))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from collections.abc import Sequence
 import main_flags
 from absl import flags
 
-from vaecf import cli, options, run
+from vaecf import cli, experiment
+from vaecf import config as config_lib
+from vaecf import workdir as workdir_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
@@ -28,19 +30,23 @@ for _module in (cli, main_flags):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, calls `run.run`."""
+    """Parses, calls `experiment.run`."""
     del argv
     values = flags.FLAGS
     actions, workdir = main_flags.actions(values), main_flags.workdir(values)
     config = _CONFIG.value
     if not actions.train and not values["config"].present:
-        config = options.config_of_run(workdir, config)
+        if (workdir / workdir_lib.CONFIG).exists():
+            with config.unlocked():
+                config.update(workdir_lib.read_config(workdir).to_dict())
         config.update_from_flattened_dict(values["config"].override_values)
     main_flags.override(config, values)
     actions = dataclasses.replace(
         actions, arguments=main_flags.arguments(values, config)
     )
-    run.run(options.from_config(config), workdir, actions, say=cli.say)
+    experiment.run(
+        config_lib.from_mapping(config), workdir, actions, log=cli.log
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from typing import Any
 
 from absl import flags
 
-from vaecf import baselines, cli, run
+from vaecf import cli, experiment
 from vaecf.errors import VaecfError
+from vaecf.evaluation import baselines
 
 # Recipe flag -> (kind, config key, help). The recipe's defaults are those of
 # configs/ml20m.py, which is what main.py uses without --config.
@@ -85,7 +86,7 @@ def define() -> None:
     )
     cli.define_list_switch(
         "baselines",
-        run.BASELINES,
+        experiment.BASELINES,
         "Evaluate baselines beside the model: bare for all, or a list.",
     )
     flags.DEFINE_bool(
@@ -173,7 +174,7 @@ def workdir(values: flags.FlagValues) -> pathlib.Path:
     return pathlib.Path(ours or recipe)
 
 
-def actions(values: flags.FlagValues) -> run.Actions:
+def actions(values: flags.FlagValues) -> experiment.Actions:
     """What the flags ask for."""
     wanted = {
         n: values[n].value for n in ("train", "test", "inference_benchmark")
@@ -191,7 +192,7 @@ def actions(values: flags.FlagValues) -> run.Actions:
         if values[name].present and its not in values["baselines"].value:
             raise VaecfError(f"--{name} does nothing without --baselines={its}")
     if values["xla"].value:
-        cli.say("--xla: always on here")
+        cli.log("--xla: always on here")
     sizes: tuple[int, ...] = ()
     if wanted["inference_benchmark"]:
         texts = values["inference_batch_sizes"].value
@@ -209,7 +210,7 @@ def actions(values: flags.FlagValues) -> run.Actions:
         name: pathlib.Path(values[name].value) if values[name].value else None
         for name in ("per_user", "log_path", "results_dir")
     }
-    return run.Actions(
+    return experiment.Actions(
         train=wanted["train"],
         test=wanted["test"],
         inference_batch_sizes=sizes,

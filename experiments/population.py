@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from vaecf import cli, options
+from vaecf import cli
+from vaecf import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
@@ -43,10 +44,10 @@ def main(argv: Sequence[str]) -> None:
     if _DATA_DIR.value is not None:
         config.data.dir = _DATA_DIR.value
     population.train(
-        options.from_config(config),
+        config_lib.from_mapping(config),
         _MEMBERS.value,
         pathlib.Path(_WORKDIR.value),
-        say=cli.say,
+        log=cli.log,
     )
 
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     fields = dataclasses.fields(prepare.Settings)
     values = {field.name: flags.FLAGS[field.name].value for field in fields}
-    prepare.prepare(prepare.Settings(**values), say=cli.say)
+    prepare.prepare(prepare.Settings(**values), log=cli.log)
 
 
 if __name__ == "__main__":

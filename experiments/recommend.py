@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
             progress=show,
         )
     unknown = f"; {scored.unknown_items:,} items of the histories are unknown"
-    cli.say(
+    cli.log(
         f"{scored.users:,} users, {scored.rows:,} recommendations: "
         f"{_OUTPUT.value}{unknown if scored.unknown_items else ''}"
     )

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from vaecf import cli, options
+from vaecf import cli
+from vaecf import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
 
     config = flags.FLAGS["config"]
     plan = study.Plan(
-        base=options.from_config(_CONFIG.value),
+        base=config_lib.from_mapping(_CONFIG.value),
         space=space.load(pathlib.Path(_SPACE.value)),
         workdir=pathlib.Path(_WORKDIR.value),
         study=_STUDY.value,
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         overrides=dict(config.override_values),
         config_file=config.config_filename,
     )
-    sweep.sweep(plan, workers=_WORKERS.value, say=cli.say)
+    sweep.sweep(plan, workers=_WORKERS.value, log=cli.log)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from vaecf import options
+from vaecf import config as config_lib
 from vaecf.data import catalog
 from vaecf.evaluation import metrics
 
@@ -33,8 +33,8 @@ def module(name: str):
     return importlib.import_module(f"configs.{name}")
 
 
-def made(name: str) -> options.Options:
-    return options.from_config(module(name).get_config())
+def made(name: str) -> config_lib.Config:
+    return config_lib.from_mapping(module(name).get_config())
 
 
 def test_there_are_these() -> None:
@@ -106,7 +106,7 @@ def test_recvae(name: str, gamma: float) -> None:
         (600,),
         200,
     )
-    assert (o.train.alternate, o.train.epochs) == ((3, 1), 200)
+    assert (o.train.alternating_epochs, o.train.epochs) == ((3, 1), 200)
     assert (o.train.batch_size, o.optimizer.learning_rate) == (500, 5e-4)
     assert (o.loss.gamma, o.model.dropout_rate) == (gamma, 0.5)
 
@@ -139,6 +139,6 @@ def test_the_papers_dae() -> None:
     )
     assert o.loss.weight_decay == pytest.approx(0.01 / 500)
     same = {"model.name", "model.hidden", "loss.weight_decay"}
-    paper = options.flatten(made("ml20m_paper").to_dict())
-    ours = options.flatten(o.to_dict())
+    paper = config_lib.flatten(made("ml20m_paper").to_dict())
+    ours = config_lib.flatten(o.to_dict())
     assert {key for key in ours if ours[key] != paper[key]} == same

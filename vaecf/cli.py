@@ -38,7 +38,7 @@ def run(
     Args:
       main: gets the arguments that are no flags.
       keep_programs: load compiled programs of earlier calls, and keep those
-        of this one (`compilation.keep_programs`). Benchmarks do without: what
+        of this one (`compilation_cache.keep_programs`). Benchmarks do without: what
         they say of compilation is meant.
       takes_arguments: arguments that are no flags are for `main`, not refused.
     """
@@ -107,18 +107,18 @@ def define_processes() -> None:
 def _join_processes() -> None:
     if "coordinator_address" not in flags.FLAGS:
         return
-    from vaecf import distributed  # only now: it imports jax
+    from vaecf.parallel import processes
 
     names = ("coordinator_address", "num_processes", "process_id")
-    distributed.start(**{name: flags.FLAGS[name].value for name in names})
+    processes.start(**{name: flags.FLAGS[name].value for name in names})
 
 
 def _several_processes() -> bool:
-    if "vaecf.distributed" not in sys.modules:
+    if "vaecf.parallel.processes" not in sys.modules:
         return False
-    from vaecf import distributed
+    from vaecf.parallel import processes
 
-    return not distributed.alone()
+    return not processes.alone()
 
 
 def _leave(status: int) -> int:
@@ -232,10 +232,10 @@ def _fail(message: str) -> int:
 
 def _keep_programs() -> None:
     """A cache that cannot be had costs time, and a line on stderr."""
-    from vaecf import compilation  # only now: it imports jax
+    from vaecf.training import compilation_cache
 
     try:
-        compilation.keep_programs()
+        compilation_cache.keep_programs()
     except OSError as error:
         print(
             f"warning: compiled programs are not kept: {error}", file=sys.stderr
@@ -296,6 +296,6 @@ def define_list_switch(
     )
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """A line for the person, on stdout, at once."""
     print(message, flush=True)

@@ -1,9 +1,20 @@
-"""The one error type whose message is meant for the person at the keyboard."""
+"""What the library raises for bad input, and a helper for its messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class VaecfError(ValueError):
-    """Bad input. The message is one line: what is wrong, where, and the mend.
+    """Bad input; the message is one line that names the place and the fix.
 
     Entry points print it as ``error: <message>`` and exit with status 2;
-    library users catch it as the ``ValueError`` that it is.
+    library users can catch it as a ``ValueError``.
     """
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Returns '; did you mean X?' for the closest of `words`, or ''."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

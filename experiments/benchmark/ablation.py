@@ -3,7 +3,7 @@
     python experiments/benchmark/ablation.py runs/blend runs/blend-1 \\
         --json=ablation.json
 
-The runs differ in their seed alone and have a linear path, as of
+The runs differ in their seed alone and have a linear branch, as of
 configs/blend.py. Nothing is trained again: parts are taken away from what was
 trained, and what remains is weighed anew on the validation users.
 """
@@ -32,9 +32,8 @@ ALL = "all of it"
 
 def main(argv: Sequence[str]) -> None:
     """One table, and the numbers as JSON."""
-    from vaecf import options as options_lib
-    from vaecf.evaluation import comparison
-    from vaecf.training import workdir as workdir_lib
+    from vaecf import workdir as workdir_lib
+    from vaecf.evaluation import significance
 
     paths = [pathlib.Path(run) for run in argv[1:]]
     if not paths:
@@ -44,10 +43,10 @@ def main(argv: Sequence[str]) -> None:
     for path in paths:
         for name, value_U in _variants(path, _L2.value).items():
             values.setdefault(name, []).append(value_U)
-            cli.say(f"{path}: {name} {np.nanmean(value_U):.4f}")
+            cli.log(f"{path}: {name} {np.nanmean(value_U):.4f}")
     real_U = ~np.isnan(values[ALL][0])
     mean_U = {k: np.mean(v, axis=0)[real_U] for k, v in values.items()}
-    paired = comparison.paired(
+    paired = significance.paired(
         {k: v for k, v in mean_U.items() if k != ALL}, mean_U[ALL]
     )
     rows = []
@@ -67,8 +66,8 @@ def main(argv: Sequence[str]) -> None:
         if name in paired:
             row["against_all"] = paired[name]._asdict()
         rows.append(row)
-    metric = options_lib.load(paths[0] / workdir_lib.CONFIG).eval.best_metric
-    cli.say("\n" + _table(metric, rows))
+    metric = workdir_lib.read_config(paths[0]).eval.best_metric
+    cli.log("\n" + _table(metric, rows))
     if _JSON.value:
         runs = [str(path) for path in paths]
         workdir_lib.write_json(
@@ -82,14 +81,12 @@ def _check(paths: Sequence[pathlib.Path]) -> None:
     Raises:
       VaecfError: names what differs.
     """
-    from vaecf import options as options_lib
-    from vaecf.training import workdir as workdir_lib
+    from vaecf import config as config_lib
+    from vaecf import workdir as workdir_lib
 
     first, *others = (
         {
-            **options_lib.flatten(
-                options_lib.load(path / workdir_lib.CONFIG).to_dict()
-            ),
+            **config_lib.flatten(workdir_lib.read_config(path).to_dict()),
             "the dataset": workdir_lib.read_json(path / workdir_lib.DATASET),
         }
         for path in paths
@@ -121,21 +118,19 @@ def _table(metric: str, rows: Sequence[dict[str, Any]]) -> str:
 
 def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     """The metric of every test user, float64 [U], by what ranks."""
-    from vaecf import held_out
     from vaecf.data.dataset import find_dataset
-    from vaecf.evaluation import scorers
+    from vaecf.evaluation import blend_tuning, held_out, scorers
     from vaecf.models import blend
-    from vaecf.serving import blending
-    from vaecf.serving.model import load
-    from vaecf.training import linear_path
+    from vaecf.serving.trained_model import load
+    from vaecf.training import linear_branch
 
     model = load(workdir)
     if model.path is None:
         raise VaecfError(
             f"{workdir}: config.linear.l2 is 0: there is nothing to take away"
         )
-    dataset = find_dataset(model.options.data.dir)
-    metric = model.options.eval.best_metric
+    dataset = find_dataset(model.config.data.dir)
+    metric = model.config.eval.best_metric
     train = dataset.train
 
     def measured(entrant: Any) -> np.ndarray:
@@ -145,8 +140,8 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
 
     def weighed(path: Any, **grids: Any) -> np.ndarray:
         blended = dataclasses.replace(model, path=path)
-        chosen = blending.search(blended, dataset, **grids)
-        path = linear_path.with_weights(
+        chosen = blend_tuning.search(blended, dataset, **grids)
+        path = linear_branch.with_weights(
             path, gain=chosen["gain"], prior=chosen["prior"]
         )
         blended = dataclasses.replace(model, path=path)
@@ -156,18 +151,18 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
         return measured(held_out.entrant(model, scorer))
 
     ease = blend.fit(train, l2=ease_l2, dropout=0.0, user_exponent=0.0)
-    name = model.options.model.name
+    name = model.config.model.name
     plain = dataclasses.replace(model, path=None)
-    of_ease = linear_path.with_weights(ease, gain=blend.GAIN, prior=0.0)
+    of_ease = linear_branch.with_weights(ease, gain=blend.GAIN, prior=0.0)
     return {
         f"{name} alone": measured(held_out.model_entrant(plain)),
         "EASE alone": alone(scorers.item_item(ease["item_item"])),
-        "linear path alone": alone(
+        "linear branch alone": alone(
             scorers.linear_path(model.path, train.n_items)
         ),
         f"{name} and EASE": weighed(of_ease, priors=(0.0,)),
         f"{name} and EASE, prior divided out": weighed(of_ease),
-        f"{name} and linear path": weighed(model.path, priors=(0.0,)),
+        f"{name} and linear branch": weighed(model.path, priors=(0.0,)),
         ALL: weighed(model.path),
     }
 

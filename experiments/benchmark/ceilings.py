@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vaecf.models import sharding
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training.precision import Policy
 
 # Rows of the product on a CPU, where more of them change nothing but the
@@ -81,12 +81,12 @@ def make_product(
       hidden: width of the last hidden layer.
       n_items: items before padding.
     """
-    shards = mesh.shape[sharding.DATA]
+    shards = mesh.shape[mesh_lib.DATA]
     on_cpu = jax.default_backend() == "cpu"
     rows = CPU_ROWS if on_cpu else batch_size
     rows = -(-rows // shards) * shards
-    n_padded = sharding.padded_items(n_items)
-    specs = (P(sharding.DATA, None), P(None, sharding.ITEM))
+    n_padded = mesh_lib.padded_items(n_items)
+    specs = (P(mesh_lib.DATA, None), P(None, mesh_lib.ITEM))
     places = tuple(NamedSharding(mesh, spec) for spec in specs)
 
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:

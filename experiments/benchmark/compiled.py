@@ -15,10 +15,11 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.benchmark import collectives, memory, models
 from vaecf.errors import VaecfError
-from vaecf.models import batching, sharding
-from vaecf.models.sparse import SparseBatch
+from vaecf.models import sparse_batch
+from vaecf.models.bag_of_items import SparseBatch
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import step as step_lib
-from vaecf.training.step import Problem
+from vaecf.training.step import TrainSetup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Settings:
     zero: bool = False
 
 
-def make_problem(settings: Settings, data: int, item: int) -> Problem:
+def make_setup(settings: Settings, data: int, item: int) -> TrainSetup:
     """The problem on a mesh of so many devices along users and items."""
-    options = models.paper_options(
+    config = models.paper_config(
         {
             "model.hidden": settings.hidden,
             "model.latent": settings.latent,
@@ -66,8 +67,8 @@ def make_problem(settings: Settings, data: int, item: int) -> Problem:
             "mesh.zero": settings.zero,
         }
     )
-    mesh = sharding.make_mesh(data, item)
-    return step_lib.make_problem(options, settings.items, mesh)
+    mesh = mesh_lib.make_mesh(data, item)
+    return step_lib.make_setup(config, settings.items, mesh)
 
 
 def step(settings: Settings, data: int, item: int) -> dict[str, Any]:
@@ -80,22 +81,22 @@ def step(settings: Settings, data: int, item: int) -> dict[str, Any]:
     Raises:
       VaecfError: the batch does not divide over the mesh and microbatches.
     """
-    problem = make_problem(settings, data, item)
-    parts = problem.parts(settings.batch_size)
+    setup = make_setup(settings, data, item)
+    parts = setup.parts(settings.batch_size)
     if settings.batch_size % parts:
         raise VaecfError(
             f"--batch_size={settings.batch_size} does not divide into {parts} "
             f"parts on {data} x {item} devices"
         )
-    slots = batching.bucket(settings.batch_size // parts * settings.history)
+    slots = sparse_batch.bucket(settings.batch_size // parts * settings.history)
     began = time.perf_counter()
-    program = _compile(problem, settings.batch_size, slots)
+    program = _compile(setup, settings.batch_size, slots)
     seconds = time.perf_counter() - began
     counted = collectives.count(program.as_text())
     if counted.opaque:
         raise VaecfError(f"products that cannot be counted: {counted.opaque}")
     mesh = {"data": data, "item": item}
-    shape = memory.shape_of(problem, settings.batch_size, slots)
+    shape = memory.shape_of(setup, settings.batch_size, slots)
     on_gpu = shape._replace(
         in_place=True,
         chunk=slots,
@@ -107,9 +108,9 @@ def step(settings: Settings, data: int, item: int) -> dict[str, Any]:
         "microbatches": parts // data,
         "compile_seconds": seconds,
         "flop": counted.flop,
-        "flop_formula": flop(problem, settings.batch_size),
+        "flop_formula": flop(setup, settings.batch_size),
         "parameters": memory.parameters(shape),
-        "item_rows": problem.model.item_rows,
+        "item_rows": setup.model.item_rows,
         "gathered_bytes": _gathered(shape),
         "collectives": [
             {
@@ -134,7 +135,7 @@ def step(settings: Settings, data: int, item: int) -> dict[str, Any]:
     }
 
 
-def flop(problem: Problem, batch_size: int) -> int:
+def flop(setup: TrainSetup, batch_size: int) -> int:
     """FLOP of the matrix products of a step on a device, by hand.
 
     Each layer multiplies three times, forward and for two gradients; the
@@ -143,7 +144,7 @@ def flop(problem: Problem, batch_size: int) -> int:
     loop, which XLA sees to be the same. The output bias's gradient is a
     product with eight rows of ones, except with blocks.
     """
-    model, shape = problem.whole, memory.shape_of(problem, batch_size, 0)
+    model, shape = setup.whole, memory.shape_of(setup, batch_size, 0)
     users = batch_size // shape.data
     items = shape.rows // shape.item
     first, last = shape.widths[0], shape.widths[-1]
@@ -171,17 +172,17 @@ def _gathered(shape: memory.Shape) -> int:
     return 4 * rows * shape.slots * shape.parts
 
 
-def _compile(problem: Problem, batch_size: int, slots: int) -> Any:
+def _compile(setup: TrainSetup, batch_size: int, slots: int) -> Any:
     """`step.train_step` for arrays that are never made."""
 
     def place(shape: Any, where: Any) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
-    shardings = step_lib.state_shardings(problem)
-    everywhere = NamedSharding(problem.mesh, P())
-    by_user = NamedSharding(problem.mesh, P(sharding.DATA))
-    state = jax.eval_shape(lambda: step_lib.init_state(problem, 0))
-    slots *= problem.parts(batch_size)
+    shardings = step_lib.state_shardings(setup)
+    everywhere = NamedSharding(setup.mesh, P())
+    by_user = NamedSharding(setup.mesh, P(mesh_lib.DATA))
+    state = jax.eval_shape(lambda: step_lib.init_state(setup, 0))
+    slots *= setup.parts(batch_size)
     batch = SparseBatch(
         *(
             jax.ShapeDtypeStruct((n,), jnp.int32, sharding=by_user)
@@ -191,7 +192,7 @@ def _compile(problem: Problem, batch_size: int, slots: int) -> Any:
     key = jax.eval_shape(lambda: step_lib.step_key(0))
     return (
         jax.jit(
-            functools.partial(step_lib.train_step, problem),
+            functools.partial(step_lib.train_step, setup),
             donate_argnums=0,
             out_shardings=(shardings, everywhere),
         )

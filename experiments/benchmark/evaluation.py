@@ -79,16 +79,16 @@ class Work:
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table and writes the JSON."""
     del argv
-    from vaecf.reporting import files
+    from vaecf import workdir as workdir_lib
 
-    result = benchmark(cli.say)
-    cli.say(table(result))
+    result = benchmark(cli.log)
+    cli.log(table(result))
     if _JSON.value is not None:
         text = json.dumps(result, indent=2) + "\n"
-        files.write_atomically(_JSON.value, text.encode())
+        workdir_lib.write_bytes(_JSON.value, text.encode())
 
 
-def benchmark(say: Callable[[str], None]) -> dict[str, Any]:
+def benchmark(log: Callable[[str], None]) -> dict[str, Any]:
     """Generates, compiles, measures in turns: what the JSON holds.
 
     Raises:
@@ -103,9 +103,9 @@ def benchmark(say: Callable[[str], None]) -> dict[str, Any]:
     depth = metrics.depth(_METRICS.value)
     policy = precision.policy(_PRECISION.value)
     model = models.random_model(_ITEMS.value, _PRECISION.value)
-    mesh, hidden = model.problem.mesh, model.options.model.hidden[0]
+    mesh, hidden = model.setup.mesh, model.config.model.hidden[0]
     work, facts = _prepare(model)
-    say(
+    log(
         f"{_USERS.value:,} held-out users, {_ITEMS.value:,} items, "
         f"{facts['interactions_per_user']:.1f} items a history"
     )
@@ -114,9 +114,9 @@ def benchmark(say: Callable[[str], None]) -> dict[str, Any]:
     )
     with _compilation() as spent:
         first = _seconds(work.evaluate)
-    say(f"compiled in {sum(spent):.1f} s")
+    log(f"compiled in {sum(spent):.1f} s")
     flop = 2 * hidden * _ITEMS.value
-    rounds = [_turn(product, work, flop, say) for _ in range(_REPEATS.value)]
+    rounds = [_turn(product, work, flop, log) for _ in range(_REPEATS.value)]
     middle = {
         key: statistics.median(turn[key] for turn in rounds)
         for key in rounds[0]
@@ -133,8 +133,8 @@ def benchmark(say: Callable[[str], None]) -> dict[str, Any]:
         "batch_size": _BATCH_SIZE.value,
         "metrics": list(_METRICS.value),
         "k": depth,
-        "hidden": list(model.options.model.hidden),
-        "latent": model.options.model.latent,
+        "hidden": list(model.config.model.hidden),
+        "latent": model.config.model.latent,
         "floor": {
             "flop_per_user": flop,
             "seconds": _USERS.value * flop / (1e9 * middle["ceiling_gflops"]),
@@ -174,8 +174,7 @@ def table(result: dict[str, Any]) -> str:
 def _prepare(model: Any) -> tuple[Work, dict[str, Any]]:
     """Generates the users; facts about them are for the JSON."""
     from vaecf.data import synthetic
-    from vaecf.evaluation import evaluate as evaluate_lib
-    from vaecf.evaluation import metrics, ranking, scorers
+    from vaecf.evaluation import evaluator, metrics, ranking, scorers
 
     dataset = synthetic.make(
         "ml-20m-shape",
@@ -187,9 +186,9 @@ def _prepare(model: Any) -> tuple[Work, dict[str, Any]]:
     )
     held = dataset.validation
     names = tuple(_METRICS.value)
-    problem, params = model.problem, model.params
+    setup, params = model.setup, model.params
     ranker = ranking.Ranker(
-        scorers.model(problem.model, params), problem.mesh, metrics.depth(names)
+        scorers.model(setup.model, params), setup.mesh, metrics.depth(names)
     )
     share_I = dataset.train.item_counts() / dataset.train.n_users
 
@@ -201,8 +200,8 @@ def _prepare(model: Any) -> tuple[Work, dict[str, Any]]:
             batch_size=_BATCH_SIZE.value,
         )
 
-    def evaluate() -> evaluate_lib.Evaluation:
-        return evaluate_lib.evaluate(
+    def evaluate() -> evaluator.Evaluation:
+        return evaluator.evaluate(
             ranker,
             params,
             held.fold_in,
@@ -214,22 +213,22 @@ def _prepare(model: Any) -> tuple[Work, dict[str, Any]]:
 
     lists: list[ranking.Ranked] = []
 
-    def score() -> evaluate_lib.Evaluation:
+    def score() -> evaluator.Evaluation:
         if not lists:
             lists.append(rank())
-        return evaluate_lib.from_ranked(
+        return evaluator.from_ranked(
             lists[0], held.held_out, names=names, item_share_I=share_I
         )
 
     return Work(evaluate, rank, score), {
         "interactions_per_user": held.fold_in.nnz / held.fold_in.n_users,
         "held_out_per_user": held.held_out.nnz / held.held_out.n_users,
-        "input": problem.model.input_lowering,
+        "input": setup.model.input_lowering,
     }
 
 
 def _turn(
-    product: Any, work: Work, flop: int, say: Callable[[str], None]
+    product: Any, work: Work, flop: int, log: Callable[[str], None]
 ) -> dict[str, float]:
     """Ceiling, evaluation, its parts, ceiling: one line of the record."""
     turn = _SECONDS.value / _REPEATS.value
@@ -241,7 +240,7 @@ def _turn(
     timings += product.measure(turn / 2)
     ceiling = statistics.median(timings)
     rate = _USERS.value / seconds
-    say(
+    log(
         f"ceiling {ceiling / 1e9:,.1f} GFLOP/s, evaluation {rate:,.0f} users/s "
         f"({rate * flop / ceiling:.1%})"
     )

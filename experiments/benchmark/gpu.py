@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        cli.say(done.stdout.rstrip())
+        cli.log(done.stdout.rstrip())
         if done.returncode == 0:
             result = json.loads(path.read_text())
             return {"arguments": list(arguments), "result": result}
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Runs all, writes the JSON; 1 if any failed or had no time left."""
     del argv
-    from vaecf.reporting import files
+    from vaecf import workdir as workdir_lib
 
     peers = ["--peers=torch_compile_bf16"]
     has_torch = importlib.util.find_spec("torch") is not None
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     for arguments in RUNS:
         if has_torch and arguments[:2] == ("training", "--precision=bf16"):
             arguments = (*arguments, *peers)
-        cli.say(f"\n--- {' '.join(arguments)}")
+        cli.log(f"\n--- {' '.join(arguments)}")
         if time.monotonic() - began > _LIMIT.value:
             records.append(
                 {"arguments": list(arguments), "error": "no time left"}
@@ -92,10 +92,10 @@ def main(argv: Sequence[str]) -> int:
         records.append(run(arguments))
         # After every run, so that a machine that goes takes nothing with it.
         text = json.dumps({"runs": records}, indent=2) + "\n"
-        files.write_atomically(_JSON.value, text.encode())
+        workdir_lib.write_bytes(_JSON.value, text.encode())
     failed = [record for record in records if "error" in record]
     for record in failed:
-        cli.say(f"failed: {' '.join(record['arguments'])}: {record['error']}")
+        cli.log(f"failed: {' '.join(record['arguments'])}: {record['error']}")
     return int(bool(failed))
 
 

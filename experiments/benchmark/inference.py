@@ -68,8 +68,8 @@ def main(argv: Sequence[str]) -> None:
     import jax.numpy as jnp
 
     from experiments.benchmark import ceilings, machine, models
+    from vaecf import workdir as workdir_lib
     from vaecf.errors import VaecfError
-    from vaecf.reporting import files
     from vaecf.serving import latency
     from vaecf.training import precision
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
         shown["floor"] = statistics.mean(beside)
         shown["fraction_of_floor"] = shown["floor"] / shown["mean_latency"]
         shown["p99_over_mean"] = shown["p99_latency"] / shown["mean_latency"]
-        cli.say(
+        cli.log(
             f"batch {size:>6,}: {shown['mean_throughput']:>10,.0f} users/s, "
             f"mean {1e3 * shown['mean_latency']:.3f} ms, p50 "
             f"{1e3 * shown['p50_latency']:.3f}, p90 "
@@ -124,16 +124,16 @@ def main(argv: Sequence[str]) -> None:
         "read_gb_per_second": n_bytes / floor / 1e9,
         "floor_seconds": floor,
         "peak_rss_bytes": machine.peak_rss_bytes(),
-        **models.describe(policy, model.problem.mesh),
+        **models.describe(policy, model.setup.mesh),
     }
-    cli.say(
+    cli.log(
         f"reading the output weights once takes {1e3 * floor:.3f} ms at "
         f"{n_bytes / floor / 1e9:.1f} GB/s; {result['device']}, "
         f"{result['precision']}"
     )
     if _JSON.value is not None:
         text = json.dumps(result, indent=2) + "\n"
-        files.write_atomically(_JSON.value, text.encode())
+        workdir_lib.write_bytes(_JSON.value, text.encode())
 
 
 if __name__ == "__main__":

@@ -63,10 +63,10 @@ def main(argv: Sequence[str]) -> None:
     import numpy as np
 
     from experiments.benchmark import machine, memory, models
+    from vaecf import workdir as workdir_lib
     from vaecf.data.interactions import Interactions
-    from vaecf.models import sharding
-    from vaecf.reporting import files
-    from vaecf.training import batches, feeds, precision
+    from vaecf.parallel import mesh as mesh_lib
+    from vaecf.training import batches, input_pipeline, precision
     from vaecf.training import step as step_lib
 
     n_users, history = _BATCH_SIZE.value, _HISTORY.value
@@ -79,10 +79,10 @@ def main(argv: Sequence[str]) -> None:
         item_UN.reshape(-1),
         _ITEMS.value,
     )
-    mesh = sharding.make_mesh(
+    mesh = mesh_lib.make_mesh(
         _DEVICES.value // _MESH_ITEM.value, _MESH_ITEM.value
     )
-    options = models.paper_options(
+    config = models.paper_config(
         {
             "seed": _SEED.value,
             "model.hidden": (_HIDDEN.value,),
@@ -93,16 +93,16 @@ def main(argv: Sequence[str]) -> None:
         }
     )
     before = machine.peak_rss_bytes()
-    problem = step_lib.make_problem(options, _ITEMS.value, mesh)
-    state = jax.block_until_ready(step_lib.init_state(problem, _SEED.value))
+    setup = step_lib.make_setup(config, _ITEMS.value, mesh)
+    state = jax.block_until_ready(step_lib.init_state(setup, _SEED.value))
     initialised = machine.peak_rss_bytes()
-    feed = feeds.make_feed("resident", problem, train, _SEED.value)
+    feed = input_pipeline.make_pipeline("resident", setup, train, _SEED.value)
     order = batches.epoch_order(
         _SEED.value,
         0,
         n_users,
         _BATCH_SIZE.value,
-        parts=problem.parts(_BATCH_SIZE.value),
+        parts=setup.parts(_BATCH_SIZE.value),
     )
     epoch = feed.prepare(order)
     losses, seconds = [], []
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
         seconds.append(time.perf_counter() - began)
         # Of an interaction, so that it compares with log(items).
         losses.append(float(totals.nll[0] / totals.users[0]) / history)
-        cli.say(
+        cli.log(
             f"step {step + 1}: {losses[-1]:.4f} an interaction, "
             f"{seconds[-1]:.1f} s"
         )
@@ -132,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
         "compile_seconds": feed.compile_seconds,
         "state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
         "formula_bytes_per_device": memory.step_bytes(
-            memory.shape_of(problem, _BATCH_SIZE.value, epoch.n_slots)
+            memory.shape_of(setup, _BATCH_SIZE.value, epoch.n_slots)
         ).total,
         "program_bytes_per_device": feed.program_bytes(),
         "peak_rss_bytes_before": before,
@@ -140,25 +140,25 @@ def main(argv: Sequence[str]) -> None:
         "peak_rss_bytes": peak,
         **models.describe(precision.policy(_PRECISION.value), mesh),
     }
-    cli.say(
+    cli.log(
         f"log(items) {result['log_items']:.4f}; peak memory of the process "
         f"{peak / 2**30:.2f} GiB ({initialised / 2**30:.2f} when initialised), "
         f"of the step's program {feed.program_bytes() / 2**30:.2f} GiB a device"
     )
-    cli.say(
+    cli.log(
         f"the streamed feed's thread assembles {assembled:,.0f} users/s of "
         f"{history} interactions"
     )
     if _JSON.value is not None:
         text = json.dumps(result, indent=2) + "\n"
-        files.write_atomically(_JSON.value, text.encode())
+        workdir_lib.write_bytes(_JSON.value, text.encode())
 
 
 def _assembled(rng: Any, history: int, n_items: int) -> float:
     """Users a second that the streamed feed's one thread puts together."""
     import numpy as np
 
-    from vaecf.models import batching
+    from vaecf.models import sparse_batch
 
     n_users, users = 200_000, 8192
     indptr = np.arange(n_users + 1, dtype=np.int64) * history
@@ -167,7 +167,7 @@ def _assembled(rng: Any, history: int, n_items: int) -> float:
     for _ in range(7):
         user_1U = rng.choice(n_users, (1, users), replace=False)
         began = time.perf_counter()
-        batching.window(
+        sparse_batch.window(
             indptr, indices, user_1U.astype(np.int32), users * history
         )
         rates.append(users / (time.perf_counter() - began))

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vaecf.models import sharding, sparse
-from vaecf.training.step import Problem
+from vaecf.models import bag_of_items
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training.step import TrainSetup
 
 
 class Shape(NamedTuple):
@@ -137,42 +138,42 @@ def step_bytes(shape: Shape) -> Bytes:
     )
 
 
-def shape_of(problem: Problem, batch_size: int, slots: int) -> Shape:
+def shape_of(setup: TrainSetup, batch_size: int, slots: int) -> Shape:
     """The shape of a problem as this backend compiles it.
 
     Args:
-      problem: static.
+      setup: static.
       batch_size: users of a step, over all devices.
       slots: slots of a microbatch.
     """
-    model = problem.whole
+    model = setup.whole
     latent = model.latent
     outwards = tuple(reversed(model.hidden))
     code = (2 if "VAE" in type(model).__name__ else 1) * latent
     inwards = (*model.hidden, code)
     layers = [*itertools.pairwise(inwards)]
     layers += [*itertools.pairwise((latent, *outwards))]
-    parts = problem.parts(batch_size)
+    parts = setup.parts(batch_size)
     on_cpu = jax.default_backend() == "cpu"
     operand = model.dtype(0).itemsize
-    sizes: dict[str, int] = dict(problem.mesh.shape)
+    sizes: dict[str, int] = dict(setup.mesh.shape)
     return Shape(
         rows=model.item_rows,
         widths=(*inwards, *outwards),
         inner=inwards[0] + sum(a * b + b for a, b in layers),
         latent=latent,
-        data=sizes[sharding.DATA],
-        item=sizes[sharding.ITEM],
+        data=sizes[mesh_lib.DATA],
+        item=sizes[mesh_lib.ITEM],
         users=-(-batch_size // parts),
-        parts=parts // sizes[sharding.DATA],
+        parts=parts // sizes[mesh_lib.DATA],
         slots=slots,
-        chunk=sparse.chunk_size(slots),
+        chunk=bag_of_items.chunk_size(slots),
         block=model.item_block,
         dense=model.input_lowering == "dense",
         operand=operand,
         logit=4 if on_cpu or model.item_block else operand,
         in_place=not on_cpu,
-        zero=problem.zero,
+        zero=setup.zero,
     )
 
 

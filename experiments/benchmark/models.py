@@ -12,98 +12,43 @@ from jax.sharding import Mesh
 
 from experiments.benchmark import machine
 from vaecf import __version__
-from vaecf.data.ids import IdTable
-from vaecf.models import sharding
-from vaecf.options import Options, flatten, from_config
-from vaecf.serving.model import Model
+from vaecf import config as config_lib
+from vaecf.config import Config
+from vaecf.data.id_table import IdTable
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.serving.trained_model import TrainedModel
 from vaecf.training import precision
 from vaecf.training import step as step_lib
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 METRICS = ("ndcg@100", "recall@20", "recall@50")
 
-# Without ml_collections, which a machine with a GPU may lack.
-_PAPER: dict[str, Any] = {
-    "seed": 0,
-    "data": {"dir": "generated", "feed": "resident"},
-    "model": {
-        "name": "mult_vae",
-        "hidden": (600,),
-        "latent": 200,
-        "activation": "tanh",
-        "dropout_rate": 0.5,
-        "input": "auto",
-        "item_block": 0,
-        "init": "random",
-    },
-    "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0, "rank": 0},
-    "loss": {
-        "anneal_cap": 0.2,
-        "total_anneal_steps": 200_000,
-        "weight_decay": 0.0,
-        "gamma": 0.0,
-    },
-    "optimizer": {
-        "learning_rate": 1e-3,
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "epsilon": 1e-8,
-    },
-    "train": {
-        "epochs": 1,
-        "alternate": (),
-        "ema": 0.0,
-        "batch_size": 500,
-        "microbatch": 0,
-        "drop_remainder": True,
-        "warm_up_epochs": 0,
-    },
-    "eval": {
-        "every_epochs": 1,
-        "batch_size": 2000,
-        "metrics": METRICS,
-        "best_metric": METRICS[0],
-        "patience": None,
-    },
-    "precision": {
-        "policy": "fp32",
-        "initial_loss_scale": 2.0**15,
-        "loss_scale_growth_interval": 2000,
-        "max_skipped_in_a_row": 50,
-    },
-    "mesh": {
-        "data": -1,
-        "item": 1,
-        "zero": False,
-        "reduce": "fp32",
-        "peer_timeout": 300.0,
-    },
-}
 
-
-def paper_options(changes: Mapping[str, Any]) -> Options:
-    """Liang et al. 2018's sizes; only these and the precision matter here.
+def paper_config(changes: Mapping[str, Any]) -> Config:
+    """Returns the defaults (Liang et al. 2018) with some settings changed.
 
     Args:
-      changes: values by flat key, such as {"train.batch_size": 512}.
+      changes: values by dotted key, such as {"train.batch_size": 512}.
     """
-    nested: dict[str, Any] = {}
-    for key, value in (flatten(_PAPER) | dict(changes)).items():
-        section, _, leaf = key.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[leaf] = value
-    return from_config(nested)
+    benchmark = {
+        "data.feed": "resident",
+        "train.epochs": 1,
+        "train.drop_remainder": True,
+        "train.warm_up_epochs": 0,
+    }
+    return config_lib.replace(Config(), benchmark | dict(changes))
 
 
-def random_model(n_items: int, policy: str) -> Model:
+def random_model(n_items: int, policy: str) -> TrainedModel:
     """A model that was never trained, ready to rank."""
-    options = paper_options({"precision.policy": policy})
-    problem = step_lib.make_problem(options, n_items, sharding.make_mesh())
-    return Model(
-        options,
+    config = paper_config({"precision.policy": policy})
+    setup = step_lib.make_setup(config, n_items, mesh_lib.make_mesh())
+    return TrainedModel(
+        config,
         manifest={},
         items=IdTable(np.arange(n_items)),
-        problem=problem,
-        params=step_lib.init_state(problem, 0).params,
+        setup=setup,
+        params=step_lib.init_state(setup, 0).params,
         directory=pathlib.Path(),
         position={},
     )

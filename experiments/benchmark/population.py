@@ -58,16 +58,16 @@ _CHILD = "from experiments.benchmark import population; population.child()"
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table and writes the JSON."""
     del argv
-    from vaecf.reporting import files
+    from vaecf import workdir as workdir_lib
 
-    result = benchmark(cli.say)
-    cli.say(table(result))
+    result = benchmark(cli.log)
+    cli.log(table(result))
     if _JSON.value is not None:
         text = json.dumps(result, indent=2) + "\n"
-        files.write_atomically(_JSON.value, text.encode())
+        workdir_lib.write_bytes(_JSON.value, text.encode())
 
 
-def benchmark(say: Callable[[str], None]) -> dict[str, Any]:
+def benchmark(log: Callable[[str], None]) -> dict[str, Any]:
     """Generates, trains in turns: what the JSON holds.
 
     Raises:
@@ -92,7 +92,7 @@ def benchmark(say: Callable[[str], None]) -> dict[str, Any]:
         dataset.write_dataset(data, made)
         base = _base(data)
         members = grid(_MEMBERS.value, base)
-        say(
+        log(
             f"{len(members)} members, {made.train.n_users:,} users, "
             f"{made.n_items:,} items, {made.train.nnz:,} interactions"
         )
@@ -109,7 +109,7 @@ def benchmark(say: Callable[[str], None]) -> dict[str, Any]:
                     for way in WAYS
                 }
             )
-            say(f"turn {turn + 1}: {_line(turns[-1])}")
+            log(f"turn {turn + 1}: {_line(turns[-1])}")
     ways = {
         way: {
             key: statistics.median(turn[way][key] for turn in turns)
@@ -177,8 +177,7 @@ def _line(turn: dict[str, Any]) -> str:
 
 def _base(data: pathlib.Path) -> Any:
     """Options of the config file with its changes."""
-    from vaecf import options as options_lib
-    from vaecf.tuning import space
+    from vaecf import config as config_lib
 
     sys.path.append(str(_ROOT))  # configs import each other
     config = runpy.run_path(_CONFIG.value)["get_config"]()
@@ -186,7 +185,7 @@ def _base(data: pathlib.Path) -> Any:
     for change in _CHANGES.value:
         key, _, value = change.partition("=")
         changes[key] = ast.literal_eval(value)
-    return space.apply(options_lib.from_config(config), changes)
+    return config_lib.replace(config_lib.from_mapping(config), changes)
 
 
 def _measure(
@@ -210,11 +209,11 @@ def _measure(
         commands = [
             [
                 str(scripts / "main.py"),
-                *_config_flags(options),
+                *_config_flags(config),
                 f"--workdir={runs / name}",
                 "--train",
             ]
-            for name, options in members.items()
+            for name, config in members.items()
         ]
     else:
         configs = {str(runs / n): o.to_dict() for n, o in members.items()}
@@ -239,11 +238,11 @@ def _measure(
     }
 
 
-def _config_flags(options: Any) -> list[str]:
+def _config_flags(config: Any) -> list[str]:
     """All of it: the config file itself is not looked at again."""
-    from vaecf.options import flatten
+    from vaecf.config import flatten
 
-    values = flatten(options.to_dict())
+    values = flatten(config.to_dict())
     return [
         f"--config={_CONFIG.value}",
         *(
@@ -275,17 +274,17 @@ def _run(command: list[str], programs: pathlib.Path) -> None:
 
 def child() -> None:
     """The runs of `sys.argv[1]` in this process, each by `loop.train`."""
-    from vaecf import options as options_lib
+    from vaecf import config as config_lib
+    from vaecf import workdir as workdir_lib
     from vaecf.data.dataset import find_dataset
     from vaecf.training import loop
-    from vaecf.training import workdir as workdir_lib
 
     for name, config in json.loads(sys.argv[1]).items():
-        options, folder = options_lib.from_config(config), pathlib.Path(name)
-        dataset = find_dataset(options.data.dir)
+        config, folder = config_lib.from_mapping(config), pathlib.Path(name)
+        dataset = find_dataset(config.data.dir)
         with workdir_lib.locked(folder):
-            workdir_lib.claim(folder, options, dataset)
-            summary = loop.train(options, dataset, folder).summary
+            workdir_lib.check_or_create(folder, config, dataset)
+            summary = loop.train(config, dataset, folder).summary
             workdir_lib.write_json(
                 folder / workdir_lib.RESULTS, {"train": summary}
             )

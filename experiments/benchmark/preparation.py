@@ -97,7 +97,7 @@ def measure(scratch: pathlib.Path) -> dict[str, Any]:
     """Generates, runs both in turns, compares."""
     ratings = scratch / "ratings.csv"
     seed, python = str(_SEED.value), sys.executable
-    cli.say(f"generating {_ROWS.value:,} rows")
+    cli.log(f"generating {_ROWS.value:,} rows")
     run_measured(
         [python, str(_HERE / "preparation_rows.py"), str(ratings),
          str(_ROWS.value), seed]
@@ -109,7 +109,7 @@ def measure(scratch: pathlib.Path) -> dict[str, Any]:
     for turn in range(_REPEATS.value):
         for name, runs in turns.items():
             outputs[name] = scratch / f"{name}-{turn}"
-            options = {
+            config = {
                 "vaecf": [
                     str(ROOT / "experiments" / "prepare_dataset.py"),
                     f"--ratings={ratings}",
@@ -130,8 +130,8 @@ def measure(scratch: pathlib.Path) -> dict[str, Any]:
                     seed,
                 ],
             }[name]
-            runs.append(run_measured([python, *options]))
-            cli.say(
+            runs.append(run_measured([python, *config]))
+            cli.log(
                 f"{name}: {runs[-1]['seconds']:.2f} s, "
                 f"{runs[-1]['peak_rss_bytes'] / 2**30:.2f} GiB"
             )
@@ -163,14 +163,14 @@ def main(argv: Sequence[str]) -> int:
     result["versions"] = machine.versions(
         ("vaecf", "polars", "pandas", "numpy", "scipy")
     )
-    cli.say(f"\n{'':<22}{'seconds':>9}{'peak GiB':>10}")
+    cli.log(f"\n{'':<22}{'seconds':>9}{'peak GiB':>10}")
     for name, title in (("vaecf", "vaecf"), ("pandas", "pandas, recipe's way")):
         run = result[name]
-        cli.say(
+        cli.log(
             f"{title:<22}{run['seconds']:>9.2f}"
             f"{run['peak_rss_bytes'] / 2**30:>10.2f}"
         )
-    cli.say(
+    cli.log(
         f"{result['ratio']:.1f} times as fast; matrices "
         f"{'identical' if result['identical'] else 'DIFFER'}; "
         f"{result['rows']:,} rows; {result['processor']}"

@@ -72,8 +72,8 @@ def main(argv: Sequence[str]) -> None:
     """Counts, predicts, prints, writes."""
     del argv
     from experiments.benchmark import scaling_tables
+    from vaecf import workdir as workdir_lib
     from vaecf.errors import VaecfError
-    from vaecf.reporting import files
 
     if _MARKDOWN.value is not None:
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
 
         page = pathlib.Path(_MARKDOWN.value)
         text = scaling_tables.replace(page.read_text(), load)
-        files.write_atomically(page, text.encode())
+        workdir_lib.write_bytes(page, text.encode())
         return
     try:
         hidden = tuple(int(width) for width in _HIDDEN.value)
@@ -114,12 +114,12 @@ def main(argv: Sequence[str]) -> None:
     meshes = meshes or [
         mesh for n in devices for mesh in compiled.meshes(n, _MOST_ITEMS.value)
     ]
-    result = scaling_tables.count(settings, meshes, _WEAK.value, cli.say)
+    result = scaling_tables.count(settings, meshes, _WEAK.value, cli.log)
     result["versions"] = machine.versions(("jax", "jaxlib", "flax", "optax"))
-    cli.say(scaling_tables.text(result))
+    cli.log(scaling_tables.text(result))
     if _JSON.value is not None:
         text = json.dumps(result, indent=1) + "\n"
-        files.write_atomically(_JSON.value, text.encode())
+        workdir_lib.write_bytes(_JSON.value, text.encode())
 
 
 if __name__ == "__main__":

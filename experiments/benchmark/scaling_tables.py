@@ -18,7 +18,7 @@ def count(
     settings: Any,
     meshes: list[tuple[int, int]],
     weak: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Compiles the step for every mesh.
 
@@ -26,7 +26,7 @@ def count(
       settings: `compiled.Settings`.
       meshes: (data, item).
       weak: also with batch_size users for every device.
-      say: gets a line a mesh.
+      log: gets a line a mesh.
 
     Returns:
       {'settings', 'strong': steps, 'weak': steps}.
@@ -43,7 +43,7 @@ def count(
                 dataclasses.replace(settings, batch_size=users), data, item
             )
             result[kind].append(step)
-            say(
+            log(
                 f"{data} x {item}: {step['flop'] / 1e9:,.0f} GFLOP, "
                 f"{step['memory']['total'] / 1e9:.2f} GB, "
                 f"{sent(step) / 1e6:,.1f} MB sent, a device and step"

@@ -15,13 +15,12 @@ import jax
 
 from experiments.benchmark import ceilings, machine, models, peers
 from experiments.benchmark.trainer import OWN, Own, Trainer
+from vaecf.config import Config
 from vaecf.data import synthetic
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
-from vaecf.evaluation import evaluate as evaluate_lib
-from vaecf.evaluation import metrics, ranking, scorers
-from vaecf.models import sharding
-from vaecf.options import Options
+from vaecf.evaluation import evaluator, metrics, ranking, scorers
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import precision
 from vaecf.training import step as step_lib
 
@@ -58,12 +57,12 @@ class Settings:
         return self.seconds / self.repeats
 
 
-def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+def benchmark(settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
     """Generates, compiles, measures in turns.
 
     Args:
       settings: what.
-      say: gets lines of text on the way.
+      log: gets lines of text on the way.
 
     Returns:
       What the JSON holds; see the module and `_result`.
@@ -75,13 +74,13 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     foreign = tuple(name for name in settings.peers if name != OWN)
     settings = dataclasses.replace(settings, peers=foreign)
     peers.check(settings.peers, settings.peer_python)
-    options = _options(settings)
+    config = _options(settings)
     # Before the seconds of generation: a policy that this device lacks.
     policy = precision.policy(settings.precision)
-    mesh = sharding.make_mesh(settings.mesh_data, settings.mesh_item)
+    mesh = mesh_lib.make_mesh(settings.mesh_data, settings.mesh_item)
     dataset = _generate(settings)
     train = dataset.train
-    say(
+    log(
         f"{train.n_users:,} training users, {dataset.n_items:,} items, "
         f"{train.nnz:,} interactions"
     )
@@ -95,30 +94,30 @@ def benchmark(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     product = ceilings.make_product(
         mesh, policy, settings.batch_size, settings.hidden[0], dataset.n_items
     )
-    problem = step_lib.make_problem(options, dataset.n_items, mesh)
-    trainer = Trainer(options, problem, train)
-    say(f"compiled in {trainer.compile_seconds:.1f} s")
+    setup = step_lib.make_setup(config, dataset.n_items, mesh)
+    trainer = Trainer(config, setup, train)
+    log(f"compiled in {trainer.compile_seconds:.1f} s")
     with contextlib.ExitStack() as stack:
         others: list[peers.Peer | Own] = list(
-            _start_peers(settings, dataset, stack, say)
+            _start_peers(settings, dataset, stack, log)
         )
         if beside_itself:
-            others.append(Own(options, dataset))
-            say(f"{OWN} is ready")
+            others.append(Own(config, dataset))
+            log(f"{OWN} is ready")
         rounds = [
-            _turn(settings, product, trainer, others, dataset.n_items, say)
+            _turn(settings, product, trainer, others, dataset.n_items, log)
             for _ in range(settings.repeats)
         ]
         facts = {peer.name: peer.facts for peer in others}
     evaluation = None
     if settings.evaluated_users:
-        evaluation = _evaluate(options, problem, trainer.params, dataset)
+        evaluation = _evaluate(config, setup, trainer.params, dataset)
     return {
         **_result(settings, dataset, rounds),
         **models.describe(policy, mesh),
-        "input": problem.model.input_lowering,
-        "item_block": problem.model.item_block,
-        "microbatch": problem.microbatch,
+        "input": setup.model.input_lowering,
+        "item_block": setup.model.item_block,
+        "microbatch": setup.microbatch,
         "input_asked": settings.input,
         "feed": settings.feed,
         "ceiling_shape": list(product.shape),
@@ -165,10 +164,10 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _options(settings: Settings) -> Options:
+def _options(settings: Settings) -> Config:
     if not settings.hidden:
         raise VaecfError("--hidden must name at least one width")
-    return models.paper_options(
+    return models.paper_config(
         {
             "seed": settings.seed,
             "data.feed": settings.feed,
@@ -200,7 +199,7 @@ def _start_peers(
     settings: Settings,
     dataset: Dataset,
     stack: contextlib.ExitStack,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[peers.Peer]:
     """The peers asked for, warmed up; `stack` ends them."""
     if not settings.peers:
@@ -221,7 +220,7 @@ def _start_peers(
             batch_size=settings.batch_size,
         )
         started.append(stack.enter_context(peer))
-        say(f"{name} is ready")
+        log(f"{name} is ready")
     return started
 
 
@@ -231,7 +230,7 @@ def _turn(
     trainer: Trainer,
     others: list[peers.Peer | Own],
     n_items: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Ceiling, training, ceiling, peers: one line of the record."""
     timings = product.measure(settings.turn / 2)
@@ -254,7 +253,7 @@ def _turn(
         f"{name} {answer['users_per_second']:,.0f}"
         for name, answer in turn["peers"].items()
     )
-    say(
+    log(
         f"ceiling {ceiling / 1e9:,.1f} GFLOP/s, vaecf "
         f"{users_per_second:,.0f} users/s"
         f" ({turn['fraction_of_ceiling']:.1%}){', ' if said else ''}{said}"
@@ -305,25 +304,25 @@ def _optimizer_bytes(params: Any) -> int:
 
 
 def _evaluate(
-    options: Options, problem: step_lib.Problem, params: Any, dataset: Dataset
+    config: Config, setup: step_lib.TrainSetup, params: Any, dataset: Dataset
 ) -> dict[str, Any]:
     """Ranks and scores the validation users, as the loop does; timed warm."""
     held = dataset.validation
     ranker = ranking.Ranker(
-        scorers.model(problem.model, params),
-        problem.mesh,
+        scorers.model(setup.model, params),
+        setup.mesh,
         metrics.depth(models.METRICS),
     )
     share_I = dataset.train.item_counts() / dataset.train.n_users
     for _ in range(2):
         began = time.perf_counter()
-        result = evaluate_lib.evaluate(
+        result = evaluator.evaluate(
             ranker,
             params,
             held.fold_in,
             held.held_out,
             names=models.METRICS,
-            batch_size=options.eval.batch_size,
+            batch_size=config.eval.batch_size,
             item_share_I=share_I,
         )
         seconds = time.perf_counter() - began
@@ -331,7 +330,7 @@ def _evaluate(
         "users": held.fold_in.n_users,
         "seconds": seconds,
         "users_per_second": held.fold_in.n_users / seconds,
-        "batch_size": options.eval.batch_size,
+        "batch_size": config.eval.batch_size,
         "ndcg@100": result.summary["ndcg@100"]["mean"],
     }
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from experiments.benchmark import machine
 from vaecf import __version__
+from vaecf.config import Config
 from vaecf.data.dataset import Dataset
-from vaecf.models import sharding
-from vaecf.options import Options
-from vaecf.training import batches, feeds
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import batches, input_pipeline
 from vaecf.training import step as step_lib
-from vaecf.training.dispatch import STRETCH_SECONDS
+from vaecf.training.signals import STRETCH_SECONDS
 
 # A peer that is ourselves.
 OWN = "vaecf_fp32"
@@ -28,31 +28,31 @@ class Trainer:
 
     def __init__(
         self,
-        options: Options,
-        problem: step_lib.Problem,
+        config: Config,
+        setup: step_lib.TrainSetup,
         train: Any,
     ) -> None:
         """Places data and state on the device, compiles, takes two steps.
 
         Args:
-          options: of the run.
-          problem: made of them.
+          config: of the run.
+          setup: made of them.
           train: Interactions.
         """
-        batch_size = options.train.batch_size
+        batch_size = config.train.batch_size
         order = batches.epoch_order(
-            options.seed,
+            config.seed,
             0,
             train.n_users,
             batch_size,
             drop_remainder=True,
-            parts=problem.parts(batch_size),
+            parts=setup.parts(batch_size),
         )
-        self._feed = feeds.make_feed(
-            options.data.feed, problem, train, options.seed
+        self._feed = input_pipeline.make_pipeline(
+            config.data.feed, setup, train, config.seed
         )
         self._epoch = self._feed.prepare(order)
-        self._state = step_lib.init_state(problem, options.seed)
+        self._state = step_lib.init_state(setup, config.seed)
         self._next = 0
         self.steps_timed = 0
         self.losses: list[float] = []
@@ -112,14 +112,14 @@ class Own:
       facts: {'version'}.
     """
 
-    def __init__(self, options: Options, dataset: Dataset) -> None:
+    def __init__(self, config: Config, dataset: Dataset) -> None:
         """Compiles; `options` are those of the run that it stands beside."""
         self.name, self.facts = OWN, {"version": __version__}
-        fp32 = dataclasses.replace(options.precision, policy="fp32")
-        options = dataclasses.replace(options, precision=fp32)
-        mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
-        problem = step_lib.make_problem(options, dataset.n_items, mesh)
-        self._trainer = Trainer(options, problem, dataset.train)
+        fp32 = dataclasses.replace(config.precision, policy="fp32")
+        config = dataclasses.replace(config, precision=fp32)
+        mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+        setup = step_lib.make_setup(config, dataset.n_items, mesh)
+        self._trainer = Trainer(config, setup, dataset.train)
 
     def measure(self, seconds: float) -> dict[str, Any]:
         """{'users', 'seconds', 'peak_rss_bytes'}; the memory is both's."""

@@ -106,8 +106,8 @@ def main(argv: Sequence[str]) -> None:
         # Peers may share the GPU: JAX takes three quarters of it otherwise.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from experiments.benchmark import throughput
+    from vaecf import workdir as workdir_lib
     from vaecf.errors import VaecfError
-    from vaecf.reporting import files
 
     try:
         hidden = tuple(int(width) for width in _HIDDEN.value)
@@ -137,12 +137,12 @@ def main(argv: Sequence[str]) -> None:
             evaluated_users=_EVALUATED_USERS.value if _EVALUATE.value else 0,
             seed=_SEED.value,
         ),
-        say=cli.say,
+        log=cli.log,
     )
-    cli.say(throughput.table(result))
+    cli.log(throughput.table(result))
     if _JSON.value is not None:
         text = json.dumps(result, indent=2) + "\n"
-        files.write_atomically(_JSON.value, text.encode())
+        workdir_lib.write_bytes(_JSON.value, text.encode())
 
 
 if __name__ == "__main__":

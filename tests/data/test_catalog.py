@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from vaecf.data import archive, catalog, fetch, layouts, ratings
+from vaecf.data import archive, catalog, download, layouts, readers
 from vaecf.errors import VaecfError
 
 RATINGS = "".join(f"{u},{i},4.5,0\n" for u in range(60) for i in range(50))
@@ -83,7 +83,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(fetch, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(download, "_PAUSE_SECONDS", 0.01)
     running = Server()
     yield running
     running.http.shutdown()
@@ -108,7 +108,7 @@ def pin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], None]:
     def pin(name: str, body: bytes) -> None:
         entry = dataclasses.replace(
             catalog.get(name),
-            digest=fetch.Digest("md5", hashlib.md5(body).hexdigest()),
+            digest=download.Digest("md5", hashlib.md5(body).hexdigest()),
         )
         monkeypatch.setattr(
             catalog, "CATALOG", {**catalog.CATALOG, name: entry}
@@ -196,7 +196,7 @@ REALDATA = pathlib.Path(
 def test_published_counts_are_those_of_the_files(name: str, file: str) -> None:
     if not (REALDATA / file).exists():
         pytest.skip(f"{REALDATA / file} is not here")
-    report = ratings.read_ratings(REALDATA / file, count_all=True).report
+    report = readers.read_ratings(REALDATA / file, count_all=True).report
     catalog.check_counts(
         name, ratings=report.rows, users=report.users, items=report.items
     )
@@ -248,7 +248,7 @@ def test_cut_download_is_resumed_within_a_call(
     server.files["/f"] = body = bytes(range(256)) * 40
     server.etags["/f"] = '"v1"'
     server.cut_after["/f"] = [1000, 2000]
-    fetch.download([server.url + "/f"], tmp_path / "f")
+    download.download([server.url + "/f"], tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == body
     assert [r for _, r in server.requests] == [
         None,
@@ -265,10 +265,10 @@ def test_cut_download_is_resumed_by_a_later_call(
     server.etags["/f"] = '"v1"'
     server.cut_after["/f"] = [1000, 0, 0, 0]
     with pytest.raises(VaecfError, match=r"cut at 1000 of 10240 bytes"):
-        fetch.download([server.url + "/f"], tmp_path / "f")
+        download.download([server.url + "/f"], tmp_path / "f")
     assert not (tmp_path / "f").exists()
     server.cut_after.clear()
-    fetch.download([server.url + "/f"], tmp_path / "f")
+    download.download([server.url + "/f"], tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == body
     assert server.requests[-1] == ("/f", "bytes=1000-")
 
@@ -279,10 +279,10 @@ def test_a_file_that_changed_meanwhile_is_not_spliced(
     server.files["/f"], server.etags["/f"] = b"old" * 1000, '"v1"'
     server.cut_after["/f"] = [600, 0, 0, 0]
     with pytest.raises(VaecfError):
-        fetch.download([server.url + "/f"], tmp_path / "f")
+        download.download([server.url + "/f"], tmp_path / "f")
     server.cut_after.clear()
     server.files["/f"], server.etags["/f"] = b"new" * 1000, '"v2"'
-    fetch.download([server.url + "/f"], tmp_path / "f")
+    download.download([server.url + "/f"], tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == b"new" * 1000
 
 
@@ -291,7 +291,7 @@ def test_no_validator_and_no_checksum_starts_again(
 ) -> None:
     server.files["/f"] = b"a" * 3000
     server.cut_after["/f"] = [1000]
-    fetch.download([server.url + "/f"], tmp_path / "f")
+    download.download([server.url + "/f"], tmp_path / "f")
     assert [r for _, r in server.requests] == [None, None]
 
 
@@ -300,10 +300,10 @@ def test_a_complete_part_is_taken_as_it_is(
 ) -> None:
     url, target = server.url + "/f", tmp_path / "f"
     server.files["/f"], server.etags["/f"] = b"abc" * 99, '"v1"'
-    part = fetch._part_path(target, url)
+    part = download._part_path(target, url)
     part.write_bytes(b"abc" * 99)
-    fetch._validator_path(part).write_text('"v1"')
-    fetch.download([url], target)
+    download._validator_path(part).write_text('"v1"')
+    download.download([url], target)
     assert target.read_bytes() == b"abc" * 99
     assert server.requests == [("/f", "bytes=297-")]
 
@@ -382,7 +382,7 @@ def test_expected_size_is_checked_where_there_is_no_checksum(
 ) -> None:
     server.files["/f"] = b"abc"
     with pytest.raises(VaecfError, match="3 bytes, expected 4"):
-        fetch.download([server.url + "/f"], tmp_path / "f", n_bytes=4)
+        download.download([server.url + "/f"], tmp_path / "f", n_bytes=4)
 
 
 def test_sets_of_plain_files_give_their_folder(

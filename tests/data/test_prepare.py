@@ -39,8 +39,8 @@ def shop_csv(tmp_path):
     return path
 
 
-def run(output=None, say=lambda line: None, **settings):
-    return prepare.prepare(prepare.Settings(output=output, **settings), say=say)
+def run(output=None, log=lambda line: None, **settings):
+    return prepare.prepare(prepare.Settings(output=output, **settings), log=log)
 
 
 OWN = {"user_column": "customer", "item_column": "sku"}
@@ -170,7 +170,7 @@ def test_the_recipes_command(tmp_path, monkeypatch):
         },
     )
     lines = []
-    made = run(say=lines.append, data_dir=str(tmp_path))
+    made = run(log=lines.append, data_dir=str(tmp_path))
     assert made.path == tmp_path / "ml-20m" / "preprocessed"
     assert made.protocol == "recipe"
     assert made.manifest["protocol_constants"]["seed"] == 0

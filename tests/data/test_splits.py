@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaecf.data import filters, splits
-from vaecf.data.ratings import read_ratings
+from vaecf.data.readers import read_ratings
 from vaecf.errors import VaecfError
 
 

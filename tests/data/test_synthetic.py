@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from vaecf.data import ratings, sampling, splits, synthetic
+from vaecf.data import readers, sampling, splits, synthetic
 from vaecf.data.dataset import Dataset, open_dataset, write_dataset
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -180,9 +180,9 @@ def test_the_fold_in_is_that_of_the_protocol() -> None:
     counts = np.concatenate([np.full(3, 60), np.arange(1, 61)])
     user = np.repeat(np.arange(63), counts)
     item = np.concatenate([np.arange(n) for n in counts])
-    report = ratings.ReadReport(len(user), 0, 0, None, None, None)
+    report = readers.ReadReport(len(user), 0, 0, None, None, None)
     split = splits.vaecf(
-        ratings.Ratings(
+        readers.Ratings(
             user.astype(np.int32),
             item.astype(np.int32),
             np.arange(63),

@@ -13,7 +13,8 @@ from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import ranking
 from vaecf.evaluation.ranking import Ranked, Ranker, Scorer, rank_local
-from vaecf.models import batching, sharding, sparse
+from vaecf.models import bag_of_items, sparse_batch
+from vaecf.parallel import mesh as mesh_lib
 
 MESHES = [(1, 1), (4, 1), (2, 2), (1, 4)]
 N_USERS, N_ITEMS = 13, 300
@@ -63,7 +64,7 @@ def table_scorer(score_UI, shapes=None):
     """Scores from a table; padding items get the highest of all."""
     n_items = score_UI.shape[1]
     padded = np.full(
-        (len(score_UI), sharding.padded_items(n_items)), 1e9, np.float32
+        (len(score_UI), mesh_lib.padded_items(n_items)), 1e9, np.float32
     )
     padded[:, :n_items] = score_UI
 
@@ -76,7 +77,7 @@ def table_scorer(score_UI, shapes=None):
 
 
 @pytest.fixture(scope="module")
-def problem():
+def setup():
     """Scores of few distinct values, so that nearly all ranks are ties."""
     rng = np.random.default_rng(0)
     score_UI = rng.integers(-2, 3, (N_USERS, N_ITEMS)).astype(np.float32)
@@ -95,11 +96,11 @@ def problem():
 
 @pytest.mark.parametrize("k", [1, 150, 400])
 @pytest.mark.parametrize("mesh", MESHES)
-def test_every_mesh_gives_the_stable_sort(problem, mesh, k):
-    score_UI, seen = problem
+def test_every_mesh_gives_the_stable_sort(setup, mesh, k):
+    score_UI, seen = setup
     shapes = []
     scorer = table_scorer(score_UI, shapes)
-    ranker = Ranker(scorer, sharding.make_mesh(*mesh), k)
+    ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), k)
     matrix = interactions(seen, N_ITEMS)
     got = ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=8)
     check(got, reference(score_UI, seen, k))
@@ -109,10 +110,10 @@ def test_every_mesh_gives_the_stable_sort(problem, mesh, k):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 13, 1000])
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
-def test_lists_do_not_change_with_the_batch_size(problem, mesh, batch_size):
-    score_UI, seen = problem
+def test_lists_do_not_change_with_the_batch_size(setup, mesh, batch_size):
+    score_UI, seen = setup
     scorer = table_scorer(score_UI)
-    ranker = Ranker(scorer, sharding.make_mesh(*mesh), 10)
+    ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), 10)
     matrix = interactions(seen, N_ITEMS)
     arguments = scorer.params, matrix.indptr, matrix.indices
     check(
@@ -130,11 +131,11 @@ def test_lists_do_not_change_with_the_batch_size(problem, mesh, batch_size):
 
 @pytest.mark.parametrize("mesh", [(1, 1), (1, 4)])
 @pytest.mark.parametrize("exclude_seen", [True, False])
-def test_only_what_is_allowed(problem, mesh, exclude_seen):
-    score_UI, seen = problem
+def test_only_what_is_allowed(setup, mesh, exclude_seen):
+    score_UI, seen = setup
     scorer = table_scorer(score_UI)
     ranker = Ranker(
-        scorer, sharding.make_mesh(*mesh), 20, exclude_seen=exclude_seen
+        scorer, mesh_lib.make_mesh(*mesh), 20, exclude_seen=exclude_seen
     )
     matrix = interactions(seen, N_ITEMS)
     allowed = np.zeros(N_ITEMS, bool)
@@ -155,10 +156,10 @@ def test_only_what_is_allowed(problem, mesh, exclude_seen):
         )
 
 
-def test_a_user_who_has_seen_all_gets_nothing(problem):
-    score_UI, seen = problem
+def test_a_user_who_has_seen_all_gets_nothing(setup):
+    score_UI, seen = setup
     scorer = table_scorer(score_UI)
-    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 5)
+    ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
     matrix = interactions(seen, N_ITEMS)
     got = ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=16)
     assert (got.item_UK[2] == -1).all() and (got.score_UK[2] == -np.inf).all()
@@ -166,9 +167,9 @@ def test_a_user_who_has_seen_all_gets_nothing(problem):
     assert np.isfinite(got.log_total_U).all()
 
 
-def test_no_users(problem):
-    scorer = table_scorer(problem[0])
-    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 5)
+def test_no_users(setup):
+    scorer = table_scorer(setup[0])
+    ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
     got = ranker(
         scorer.params, np.zeros(1, np.int64), np.zeros(0, np.int32),
         batch_size=4,
@@ -177,21 +178,21 @@ def test_no_users(problem):
 
 
 @pytest.mark.parametrize("batch_size", [0, -3])
-def test_batch_size_is_checked(problem, batch_size):
-    scorer = table_scorer(problem[0])
-    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 5)
-    matrix = interactions(problem[1], N_ITEMS)
+def test_batch_size_is_checked(setup, batch_size):
+    scorer = table_scorer(setup[0])
+    ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
+    matrix = interactions(setup[1], N_ITEMS)
     with pytest.raises(VaecfError, match=f"batch_size={batch_size} must be"):
         ranker(
             scorer.params, matrix.indptr, matrix.indices, batch_size=batch_size
         )
 
 
-def test_new_parameters_do_not_compile_again(problem):
-    score_UI, seen = problem
+def test_new_parameters_do_not_compile_again(setup):
+    score_UI, seen = setup
     traces = []
     scorer = table_scorer(score_UI, traces)
-    ranker = Ranker(scorer, sharding.make_mesh(2, 2), 5)
+    ranker = Ranker(scorer, mesh_lib.make_mesh(2, 2), 5)
     matrix = interactions(seen, N_ITEMS)
     for sign in (1, -1):
         params = {"score": scorer.params["score"] * np.float32(sign)}
@@ -201,11 +202,11 @@ def test_new_parameters_do_not_compile_again(problem):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
-def test_a_program_serves_every_history_of_its_bucket(problem, mesh):
-    score_UI = problem[0][:1]
+def test_a_program_serves_every_history_of_its_bucket(setup, mesh):
+    score_UI = setup[0][:1]
     traces = []
     scorer = table_scorer(score_UI, traces)
-    ranker = Ranker(scorer, sharding.make_mesh(*mesh), 5)
+    ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), 5)
     rng = np.random.default_rng(0)
 
     def ask(n, sign=1):
@@ -227,11 +228,11 @@ def test_a_program_serves_every_history_of_its_bucket(problem, mesh):
     assert len(traces) == len(buckets)
 
 
-def test_a_query_can_be_compiled_before_it_comes(problem):
-    score_UI, seen = problem
+def test_a_query_can_be_compiled_before_it_comes(setup):
+    score_UI, seen = setup
     traces = []
     scorer = table_scorer(score_UI, traces)
-    ranker = Ranker(scorer, sharding.make_mesh(2, 1), 5)
+    ranker = Ranker(scorer, mesh_lib.make_mesh(2, 1), 5)
     matrix = interactions(seen, N_ITEMS)
     # Four users a device; the first four have the most.
     ranker.compile(scorer.params, 8, int(matrix.counts[:4].sum()))
@@ -241,16 +242,16 @@ def test_a_query_can_be_compiled_before_it_comes(problem):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (4, 1), (1, 4)])
-def test_an_axis_of_one_device_has_no_collectives(problem, mesh):
-    score_UI, seen = problem
+def test_an_axis_of_one_device_has_no_collectives(setup, mesh):
+    score_UI, seen = setup
     scorer = table_scorer(score_UI)
     axes = []
 
     def apply(params, batch, user_B):
-        axes.append(sparse.varying_axes(batch.item_N))
+        axes.append(bag_of_items.varying_axes(batch.item_N))
         return scorer.apply(params, batch, user_B)
 
-    ranker = Ranker(scorer._replace(apply=apply), sharding.make_mesh(*mesh), 5)
+    ranker = Ranker(scorer._replace(apply=apply), mesh_lib.make_mesh(*mesh), 5)
     matrix = interactions(seen, N_ITEMS)
     ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=16)
     assert axes == [("data",) if mesh[0] > 1 else ()]
@@ -261,11 +262,11 @@ def test_an_axis_of_one_device_has_no_collectives(problem, mesh):
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
 def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
-    problem, mesh, monkeypatch
+    setup, mesh, monkeypatch
 ):
     casts = ranking._Casts()
     monkeypatch.setattr(ranking, "_casts", casts)
-    score_UI, seen = problem
+    score_UI, seen = setup
     base = table_scorer(score_UI)
     dtypes = []
 
@@ -279,10 +280,10 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
         partition={**base.partition, "bias": ("item",)},
         casts=(jnp.bfloat16, jnp.float16),
     )
-    mesh = sharding.make_mesh(*mesh)
-    places = sharding.shardings(
+    mesh = mesh_lib.make_mesh(*mesh)
+    places = mesh_lib.shardings(
         mesh,
-        sharding.specs(
+        mesh_lib.specs(
             params := {
                 "score": base.params["score"] + np.float32(1 / 3),
                 "bias": np.zeros(384, np.float32),
@@ -314,14 +315,14 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
     assert len(casts) == 0
 
 
-def test_what_is_kept_is_not_cast(problem):
-    score_UI, seen = problem
+def test_what_is_kept_is_not_cast(setup):
+    score_UI, seen = setup
     score_UI = score_UI + np.float32(1 / 3)
     scorer = table_scorer(score_UI)._replace(
         casts=(jnp.bfloat16,), kept=frozenset({"score"})
     )
     matrix = interactions(seen, N_ITEMS)
-    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 5)
+    ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
     assert ranker._resident(scorer.params)[0]["score"].dtype == jnp.float32
     got = ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=4)
     check(got, reference(score_UI, seen, 5))
@@ -345,7 +346,7 @@ def test_rank_local(data, k, exclude_seen, some_allowed):
         st.lists(st.sets(items), min_size=n_users, max_size=n_users)
     )
     matrix = interactions(seen, n_items)
-    batch = batching.assemble_on_host(
+    batch = sparse_batch.assemble_on_host(
         matrix.indptr, matrix.indices, np.arange(n_users, dtype=np.int32), 256
     )
     padded = np.full((n_users, width), np.inf, np.float32)

@@ -9,7 +9,8 @@ import pytest
 
 from vaecf.evaluation import scorers
 from vaecf.evaluation.ranking import Ranker
-from vaecf.models import batching, mult_vae, sharding
+from vaecf.models import mult_vae, sparse_batch
+from vaecf.parallel import mesh as mesh_lib
 
 N_USERS, N_ITEMS = 5, 200
 HISTORY = np.arange(N_USERS * 8, dtype=np.int32) * 5
@@ -20,7 +21,7 @@ def make(dtype, lowering="gather"):
     """(module over all items, parameters that spread the scores)."""
     module = mult_vae.MultVAE(
         n_items=N_ITEMS,
-        item_rows=sharding.padded_items(N_ITEMS),
+        item_rows=mesh_lib.padded_items(N_ITEMS),
         hidden=(24,),
         latent=6,
         input_lowering=lowering,
@@ -32,7 +33,7 @@ def make(dtype, lowering="gather"):
 
 def batch():
     users = np.arange(N_USERS, dtype=np.int32)
-    host = batching.assemble_on_host(INDPTR, HISTORY, users, 256)
+    host = sparse_batch.assemble_on_host(INDPTR, HISTORY, users, 256)
     return jax.tree.map(jnp.asarray, host)
 
 
@@ -46,7 +47,7 @@ def test_scores_are_the_modules(dtype, batch_size, lowering):
     expected = np.asarray(expected)[:, :N_ITEMS]
     scorer = scorers.model(module, params)
     ranker = Ranker(
-        scorer, sharding.make_mesh(1, 1), N_ITEMS, exclude_seen=False
+        scorer, mesh_lib.make_mesh(1, 1), N_ITEMS, exclude_seen=False
     )
     got = ranker(params, INDPTR, HISTORY, batch_size=batch_size)
     scores = np.take_along_axis(expected, got.item_UK, axis=1)
@@ -61,10 +62,10 @@ def test_scores_are_the_modules(dtype, batch_size, lowering):
 def test_a_shards_module_on_one_device_and_on_several(dtype, mesh):
     whole, params = make(jnp.dtype(dtype))
     shard = whole.clone(
-        item_rows=whole.item_rows // mesh[1], item_axis=sharding.ITEM
+        item_rows=whole.item_rows // mesh[1], item_axis=mesh_lib.ITEM
     )
     got, expected = (
-        Ranker(scorers.model(module, params), sharding.make_mesh(*size), 30)(
+        Ranker(scorers.model(module, params), mesh_lib.make_mesh(*size), 30)(
             params, INDPTR, HISTORY, batch_size=4
         )
         for module, size in ((shard, mesh), (whole, (1, 1)))
@@ -80,10 +81,10 @@ def test_a_query_converts_no_item_matrix(dtype):
     """The product's operand is what lies in memory, in every half precision."""
     module, params = make(jnp.dtype(dtype))
     scorer = scorers.model(module, params)
-    ranker = Ranker(scorer, sharding.make_mesh(1, 1), 10)
+    ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 10)
     ranker.compile(params, 1, 8)
     (program,) = ranker._programs.values()
-    rows = sharding.padded_items(N_ITEMS)
+    rows = mesh_lib.padded_items(N_ITEMS)
     # Inside a fusion nothing is stored; what is, the entry computation names.
     entry = program.as_text().split("\nENTRY ")[1].splitlines()[1:]
     results = [line.split(" = ")[1] for line in entry if " = " in line]

@@ -44,7 +44,7 @@ def test_a_blend_says_its_weights(blends):
         assert left["prior"] == pytest.approx(kept["prior"])
         page = (folder / "report.html").read_text()
         said = f"gain {kept['gain']:g} and prior {kept['prior']:g};"
-        assert f"The linear path ranks with {said}" in page
+        assert f"The linear branch ranks with {said}" in page
 
 
 def test_the_table(blends, tmp_path, command):

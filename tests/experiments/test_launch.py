@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from vaecf.training.workdir import read_json
+from vaecf.workdir import read_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"

@@ -16,7 +16,8 @@ from absl import flags
 
 import vaecf
 from configs import ml20m
-from vaecf import options, run
+from vaecf import config as config_lib
+from vaecf import experiment
 from vaecf.data.dataset import Dataset, open_dataset
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -360,13 +361,13 @@ def test_testing_with_other_metrics_and_precision(
     """Scoring is this call's choice; the run's config stays as it is."""
     before, config = results(workdir), (workdir / "config.json").read_text()
     policies = []
-    load = run.load
+    load = experiment.load
 
     def spy(directory, *, policy, mesh):
         policies.append(policy)
         return load(directory, policy=policy, mesh=mesh)
 
-    monkeypatch.setattr(run, "load", spy)
+    monkeypatch.setattr(experiment, "load", spy)
     done = command(
         "main",
         "--test",
@@ -421,23 +422,25 @@ RECIPE = {
 }
 
 
-def options_of(module) -> options.Options:
+def options_of(module) -> config_lib.Config:
     config = ml20m.get_config().lock()
     module.main_flags.override(config, flags.FLAGS)
-    return options.from_config(config)
+    return config_lib.from_mapping(config)
 
 
 def test_no_flag_is_the_recipes_config(parsed) -> None:
     with parsed("main", "--train") as module:
-        assert options_of(module) == options.from_config(ml20m.get_config())
+        assert options_of(module) == config_lib.from_mapping(ml20m.get_config())
 
 
 @pytest.mark.parametrize("name", RECIPE)
 def test_a_flag_of_the_recipe_sets_its_key(parsed, name: str) -> None:
     text, key, expected = RECIPE[name]
     with parsed("main", f"--{name}={text}", "--train") as module:
-        after = options.flatten(options_of(module).to_dict())
-    before = options.flatten(options.from_config(ml20m.get_config()).to_dict())
+        after = config_lib.flatten(options_of(module).to_dict())
+    before = config_lib.flatten(
+        config_lib.from_mapping(ml20m.get_config()).to_dict()
+    )
     assert after[key] == expected
     assert {k for k in after if after[k] != before[k]} == {key}
 
@@ -459,7 +462,7 @@ def test_a_flag_wins_over_the_config(parsed) -> None:
     ) as module:
         config = module._CONFIG.value
         module.main_flags.override(config, flags.FLAGS)
-    made = options.from_config(config)
+    made = config_lib.from_mapping(config)
     assert (made.train.epochs, made.train.batch_size) == (3, 250)
 
 
@@ -523,7 +526,7 @@ def test_a_later_test_keeps_the_baselines(workdir, command) -> None:
     done = command(*again)
     assert done.status == 0, done.err
     assert "without the earlier" not in done.out
-    for name in run.BASELINES:
+    for name in experiment.BASELINES:
         assert results(workdir)[name] == before[name]
         assert name in done.out
     assert "ease (l2 500)" in (workdir / "report.html").read_text()
@@ -546,14 +549,14 @@ def test_a_later_test_keeps_the_baselines(workdir, command) -> None:
 def test_what_is_known_is_left_when_a_baseline_is_stopped(
     workdir, command, monkeypatch
 ) -> None:
-    evaluate = run.baselines.evaluate
+    evaluate = experiment.baselines.evaluate
 
     def stopped(name, *arguments, **named):
         if name == "ease":
             raise KeyboardInterrupt
         return evaluate(name, *arguments, **named)
 
-    monkeypatch.setattr(run.baselines, "evaluate", stopped)
+    monkeypatch.setattr(experiment.baselines, "evaluate", stopped)
     for path in ("results.json", "per_user.parquet"):
         (workdir / path).unlink()
     again = ("main", "--test", f"--workdir={workdir}")

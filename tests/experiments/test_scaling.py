@@ -22,13 +22,13 @@ from experiments.benchmark import (  # noqa: E402
     memory,
     scaling_tables,
 )
-from vaecf.models import sharding  # noqa: E402
+from vaecf.parallel import mesh as mesh_lib
 
 MESH = {"data": 2, "item": 2}
 
 
 def counted(local, *shapes, in_specs, out_specs) -> collectives.Program:
-    mesh = sharding.make_mesh(2, 2)
+    mesh = mesh_lib.make_mesh(2, 2)
     program = jax.shard_map(
         local,
         mesh=mesh,

@@ -1,4 +1,4 @@
-"""A model and a linear path together, against NumPy."""
+"""A model and a linear branch together, against NumPy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vaecf.data.interactions import Interactions
-from vaecf.models import batching, blend, sharding, sparse
+from vaecf.models import bag_of_items, blend, sparse_batch
+from vaecf.parallel import mesh as mesh_lib
 
 ITEMS = 150  # 256 with padding
 USERS = np.arange(5, dtype=np.int32)
@@ -33,12 +34,12 @@ def path(train, request):
     return {**fitted, "gain": np.float32(1.7), "prior": np.float32(0.2)}
 
 
-def batch(users: int = len(HISTORIES)) -> sparse.SparseBatch:
+def batch(users: int = len(HISTORIES)) -> bag_of_items.SparseBatch:
     indptr = np.cumsum([0, *map(len, HISTORIES)])
     items = np.array([i for h in HISTORIES for i in h], np.int32)
     return jax.tree.map(
         jnp.asarray,
-        batching.assemble_on_host(indptr, items, np.arange(users), 16),
+        sparse_batch.assemble_on_host(indptr, items, np.arange(users), 16),
     )
 
 
@@ -117,13 +118,13 @@ def test_over_item_shards(path, logits, backend, monkeypatch):
     """Also as an accelerator multiplies, which gathers for few users only."""
     whole = blend.scores(jnp.asarray(logits), path, batch(), USERS)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    mesh = sharding.make_mesh(data=1, item=2)
+    mesh = mesh_lib.make_mesh(data=1, item=2)
     score = jax.shard_map(
         blend.scores,
         mesh=mesh,
         in_specs=(
             P(None, "item"),
-            sharding.specs(path, blend.PARTITION),
+            mesh_lib.specs(path, blend.PARTITION),
             P(),
             P(),
         ),

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import ranking
-from vaecf.models import batching, ials, sharding
+from vaecf.models import ials, sparse_batch
+from vaecf.parallel import mesh as mesh_lib
 
 USERS, ITEMS, FACTORS = 30, 40, 5
 L2, ALPHA, NU = 0.05, 0.2, 0.7
@@ -122,17 +123,17 @@ def test_a_new_users_scores_are_of_his_own_least_squares(x, shape):
     params = ials.fit(interactions(x), **KNOWN, iterations=2)
     h = params["item_factor"][:ITEMS].astype(float)
     expected = solved(x, h) @ h.T
-    mesh = sharding.make_mesh(*shape)
+    mesh = mesh_lib.make_mesh(*shape)
     user_B = np.array([4, 0, 29, 3, 7, 20, 11, USERS], np.int32)
     train = interactions(x)
-    batch = batching.assemble_on_host(
+    batch = sparse_batch.assemble_on_host(
         train.indptr, train.indices, user_B, x.size, shape[0]
     )
     on_mesh = jax.shard_map(
         ials.scores,
         mesh=mesh,
         in_specs=(
-            sharding.specs(params, ials.PARTITION),
+            mesh_lib.specs(params, ials.PARTITION),
             P("data"),
             P("data"),
         ),
@@ -151,7 +152,7 @@ def test_the_same_lists_on_every_mesh(x, shape):
     train = interactions(x)
     params = ials.fit(train, **KNOWN, iterations=2)
     one, several = (
-        ranking.Ranker(scorer(params), sharding.make_mesh(*mesh), 10)(
+        ranking.Ranker(scorer(params), mesh_lib.make_mesh(*mesh), 10)(
             params, train.indptr, train.indices, batch_size=16
         )
         for mesh in ((1, 1), shape)

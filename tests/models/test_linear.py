@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.models import batching, linear, sharding
+from vaecf.models import linear, sparse_batch
+from vaecf.parallel import mesh as mesh_lib
 
 USERS, ITEMS = 60, 20
 GIB = 2**30
@@ -38,7 +39,7 @@ def interactions(x: np.ndarray) -> Interactions:
 
 def batch_of(x: np.ndarray, user_B: np.ndarray, shards: int = 1):
     train = interactions(x)
-    return batching.assemble_on_host(
+    return sparse_batch.assemble_on_host(
         train.indptr, train.indices, user_B, x.size, shards
     )
 
@@ -222,14 +223,14 @@ def cases(x):
 @pytest.mark.parametrize("name", ["popularity", "ease", "truth"])
 def test_scores(x, name, shape):
     scores, params, expected = cases(x)[name]
-    mesh = sharding.make_mesh(*shape)
+    mesh = mesh_lib.make_mesh(*shape)
     # The last is the padding user: his scores are numbers, and nobody's.
     user_B = np.array([5, 0, 59, 7, 7, 20, 33, USERS], np.int32)
     on_mesh = jax.shard_map(
         scores,
         mesh=mesh,
         in_specs=(
-            sharding.specs(params, linear.PARTITION),
+            mesh_lib.specs(params, linear.PARTITION),
             P("data"),
             P("data"),
         ),
@@ -253,7 +254,7 @@ def test_the_item_axis_of_every_parameter_is_sharded(x):
         "user_group": P(),
     }
     for _, params, _ in cases(x).values():
-        specs = sharding.specs(params, linear.PARTITION)
+        specs = mesh_lib.specs(params, linear.PARTITION)
         assert specs == {name: expected[name] for name in params}
 
 

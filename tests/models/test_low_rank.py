@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.models import batching, linear, low_rank, sharding
+from vaecf.models import linear, low_rank, sparse_batch
+from vaecf.parallel import mesh as mesh_lib
 
 fit = functools.partial(low_rank.fit, mend="mend it")
 
@@ -116,7 +117,7 @@ def sample(n_items: int = 150) -> tuple[dict, np.ndarray, np.ndarray]:
 def batch():
     indptr = np.cumsum([0, *map(len, HISTORIES)])
     items = np.array([i for h in HISTORIES for i in h], np.int32)
-    return batching.assemble_on_host(
+    return sparse_batch.assemble_on_host(
         indptr, items, np.arange(len(HISTORIES)), 16
     )
 
@@ -138,8 +139,8 @@ def test_scores_over_item_shards(backend, monkeypatch):
     monkeypatch.setattr(linear, "_FEW", 0)
     score = jax.shard_map(
         low_rank.scores,
-        mesh=sharding.make_mesh(data=1, item=2),
-        in_specs=(sharding.specs(params, low_rank.PARTITION), P()),
+        mesh=mesh_lib.make_mesh(data=1, item=2),
+        in_specs=(mesh_lib.specs(params, low_rank.PARTITION), P()),
         out_specs=P(None, "item"),
     )
     scores = np.asarray(jax.jit(score)(params, batch()))

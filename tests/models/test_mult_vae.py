@@ -12,20 +12,21 @@ import scipy.special
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from vaecf.models import mult_vae, registry, sharding, sparse
+from vaecf.models import bag_of_items, mult_vae, registry
+from vaecf.parallel import mesh as mesh_lib
 
 USERS, ITEMS, ROWS, LATENT, SLOTS = 8, 10, 16, 3, 80
 MODELS = ["mult_vae", "mult_dae"]
 HIDDEN = [(), (5,), (40, 20)]
 
 
-def batch_of(users, n_slots=SLOTS) -> sparse.SparseBatch:
+def batch_of(users, n_slots=SLOTS) -> bag_of_items.SparseBatch:
     counts = [len(items) for items in users]
     item = np.zeros(n_slots, np.int32)
     row = np.full(n_slots, len(users), np.int32)
     item[: sum(counts)] = [i for items in users for i in items]
     row[: sum(counts)] = np.repeat(np.arange(len(users)), counts)
-    return sparse.SparseBatch(item, row, np.array(counts, np.int32))
+    return bag_of_items.SparseBatch(item, row, np.array(counts, np.int32))
 
 
 def histories() -> list[list[int]]:
@@ -42,15 +43,15 @@ HISTORIES = histories()
 BATCH = batch_of(HISTORIES)
 
 
-def make(name, hidden=(5,), **options):
-    options = {
+def make(name, hidden=(5,), **config):
+    config = {
         "n_items": ITEMS,
         "item_rows": ROWS,
         "latent": LATENT,
         "dropout_rate": 0.0,
         "precision": lax.Precision.HIGHEST,
-    } | options
-    return registry.MODELS[name](hidden=hidden, **options)
+    } | config
+    return registry.MODELS[name](hidden=hidden, **config)
 
 
 def init(model, seed=0):
@@ -445,11 +446,13 @@ def test_a_mesh_equals_one_device(name, shape, lowering):
     whole = make(name, dropout_rate=0.4, input_lowering=lowering)
     shard = whole.clone(item_rows=ROWS // shape[1], item_axis="item")
     params, key = random_params(whole), jax.random.key(7)
-    mesh, size = sharding.make_mesh(*shape), USERS // shape[0]
+    mesh, size = mesh_lib.make_mesh(*shape), USERS // shape[0]
     weight = np.random.default_rng(2).normal(size=(2, USERS))
     parts = [batch_of(HISTORIES[k : k + size]) for k in range(0, USERS, size)]
-    sharded = sparse.SparseBatch(*(np.concatenate(x) for x in zip(*parts)))
-    specs = sharding.specs(params, mult_vae.PARTITION)
+    sharded = bag_of_items.SparseBatch(
+        *(np.concatenate(x) for x in zip(*parts))
+    )
+    specs = mesh_lib.specs(params, mult_vae.PARTITION)
 
     def local(params, batch):
         first_row = lax.axis_index("data") * size

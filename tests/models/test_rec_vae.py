@@ -11,31 +11,31 @@ import pytest
 from jax import lax
 from scipy import special, stats
 
-from vaecf.models import batching, losses, rec_vae, sparse
+from vaecf.models import bag_of_items, losses, rec_vae, sparse_batch
 
 ITEMS, ROWS, WIDTH, LATENT = 21, 128, 7, 3
 HISTORIES = [[0, 4, 20], [3], [], [1, 2, 5, 6, 7], [19, 20]]
 FIRST_ROW = 5
 
 
-def make(**options) -> rec_vae.RecVAE:
+def make(**config) -> rec_vae.RecVAE:
     return rec_vae.RecVAE(
         n_items=ITEMS,
         item_rows=ROWS,
         hidden=(WIDTH,),
         latent=LATENT,
         precision=lax.Precision.HIGHEST,
-        **options,
+        **config,
     )
 
 
 @pytest.fixture(scope="module")
-def batch() -> sparse.SparseBatch:
+def batch() -> bag_of_items.SparseBatch:
     indptr = np.cumsum([0, *map(len, HISTORIES)])
     items = np.array([i for h in HISTORIES for i in h], np.int32)
     users = np.arange(len(HISTORIES) + 1, dtype=np.int32)  # one is padding
     return jax.tree.map(
-        jnp.asarray, batching.assemble_on_host(indptr, items, users, 16)
+        jnp.asarray, sparse_batch.assemble_on_host(indptr, items, users, 16)
     )
 
 
@@ -61,7 +61,7 @@ def dense(dropped=None) -> np.ndarray:
 def kept(key, rate: float) -> np.ndarray:
     """Which entries of [B, I] survive, by global row."""
     rows, columns = np.indices((len(HISTORIES) + 1, ITEMS))
-    bits = sparse.counter_bits(
+    bits = bag_of_items.counter_bits(
         jax.random.key_data(key),
         jnp.asarray(rows + FIRST_ROW),
         jnp.asarray(columns),
@@ -105,7 +105,7 @@ def loss_terms(p, key, rate):
     keep = kept(dropout_key, rate) if rate else None
     mean, log_variance = encode(p["posterior"], x, keep, rate)
     noise = np.asarray(
-        sparse.counter_normal(
+        bag_of_items.counter_normal(
             jax.random.key_data(noise_key),
             jnp.arange(len(x)) + FIRST_ROW,
             LATENT,
@@ -223,7 +223,7 @@ def test_fresh_parameters_are_what_the_authors_start_from():
     model = functools.partial(
         rec_vae.RecVAE, n_items=500, item_rows=512, hidden=(64,), latent=32
     )
-    empty = sparse.SparseBatch(*(jnp.zeros(1, jnp.int32),) * 3)
+    empty = bag_of_items.SparseBatch(*(jnp.zeros(1, jnp.int32),) * 3)
     p = model().init(jax.random.key(0), empty)["params"]
     for encoder in (p["posterior"], p["prior"]):
         for x, fan_in in (

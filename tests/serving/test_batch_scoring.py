@@ -10,7 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.serving import batch_scoring

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import scipy.sparse
 
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.errors import VaecfError
 from vaecf.serving.histories import as_histories
 

@@ -17,17 +17,17 @@ import pytest
 import scipy.sparse
 
 from configs import blend as blend_config
-from vaecf import options as options_lib
-from vaecf import run
+from vaecf import config as config_lib
+from vaecf import experiment
 from vaecf.data import prepare
 from vaecf.data.dataset import write_dataset
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.evaluation.evaluate import evaluate
+from vaecf.evaluation.evaluator import evaluate
 from vaecf.evaluation.ranking import Ranker
-from vaecf.models import sharding
-from vaecf.serving import model as model_lib
-from vaecf.serving.recommender import Recommender, _options
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.serving import trained_model
+from vaecf.serving.recommender import Recommender, _config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = dict(hidden=(12,), latent=4, batch_size=32, epochs=1)
@@ -137,14 +137,14 @@ def test_a_matrix_keeps_its_width():
         ({"ema": 1.0}, {}, r"config.train.ema=1.0 must be in \[0, 1\)"),
         ({"linear_l2": -1.0}, {}, "config.linear.l2=-1.0 must be at least 0"),
         (
-            {"model": "rec_vae", "alternate": ()},
+            {"model": "rec_vae", "alternating_epochs": ()},
             {},
-            r"alternate=\(\): rec_vae is trained in turns.* alternate=\(3, 1\)",
+            r"alternating_epochs=\(\): rec_vae is trained in turns.* alternating_epochs=\(3, 1\)",
         ),
         (
-            {"model": "rec_vae", "alternate": 3},
+            {"model": "rec_vae", "alternating_epochs": 3},
             {},
-            "config.train.alternate=.* must be .* epochs of the encoder and of",
+            "config.train.alternating_epochs=.* must be .* epochs of the encoder and of",
         ),
         (
             {"model": "rec_vae", "hidden": (60, 20)},
@@ -349,9 +349,9 @@ def test_recommend_refuses(shop, arguments, message):
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
 def test_evaluation_and_recommend_give_the_same_lists(shop, expected, mesh):
-    mesh = sharding.make_mesh(*mesh)
-    model = model_lib.load(shop.workdir, mesh=mesh)
-    assert model.problem.mesh.devices.shape == mesh.devices.shape
+    mesh = mesh_lib.make_mesh(*mesh)
+    model = trained_model.load(shop.workdir, mesh=mesh)
+    assert model.setup.mesh.devices.shape == mesh.devices.shape
     users, history_UI = expected[:2]
     fold_in = Interactions.from_scipy(scipy.sparse.csr_matrix(history_UI))
     held_out = Interactions.from_scipy(scipy.sparse.csr_matrix(1 - history_UI))
@@ -384,7 +384,7 @@ def test_encode_is_the_posterior_mean(shop, expected):
 
 def test_encode_in_blocks(shop, monkeypatch):
     whole = shop.recommender.encode(shop.frame)[1]
-    monkeypatch.setattr(model_lib, "_USERS_ENCODED", 16)
+    monkeypatch.setattr(trained_model, "_USERS_ENCODED", 16)
     blocks = shop.recommender.encode(shop.frame)[1]
     assert blocks.shape == whole.shape == (61, 4)
     np.testing.assert_allclose(blocks, whole, atol=1e-6)
@@ -497,7 +497,7 @@ def test_fit_refuses_settings(shop, settings, message):
         Recommender(**settings).fit(shop.frame)
 
 
-# --- RecVAE, averages and a linear path ---------------------------------------
+# --- RecVAE, averages and a linear branch ---------------------------------------
 
 BLEND = dict(
     hidden=8, latent=4, batch_size=16, epochs=4, learning_rate=0.01, seed=3,
@@ -506,7 +506,7 @@ BLEND = dict(
 
 
 def config_of_blend(directory):
-    """configs/blend.py as `BLEND` changes it, for `vaecf.run`."""
+    """configs/blend.py as `BLEND` changes it, for `vaecf.experiment`."""
     config = blend_config.get_config()
     changes = {
         "seed": 3,
@@ -521,7 +521,7 @@ def config_of_blend(directory):
     }
     with config.unlocked():
         config.update_from_flattened_dict(changes)
-    return options_lib.from_config(config)
+    return config_lib.from_mapping(config)
 
 
 @pytest.fixture(scope="module")
@@ -541,7 +541,7 @@ def tastes():
 
 @pytest.fixture(scope="module")
 def blended(tastes, tmp_path_factory):
-    """(recommender fitted in a temporary directory, workdir of `run.run`)."""
+    """(recommender fitted in a temporary directory, workdir of `experiment.run`)."""
     place = tmp_path_factory.mktemp("blended")
     # Two runs of a few steps: compiled quickly rather than well.
     jax.config.update("jax_disable_most_optimizations", True)
@@ -554,11 +554,11 @@ def blended(tastes, tmp_path_factory):
         seed=3,
     )
     data = write_dataset(place / "data", dataset).path
-    run.run(
+    experiment.run(
         config_of_blend(data),
         place / "run",
-        run.Actions(train=True),
-        say=lambda line: None,
+        experiment.Actions(train=True),
+        log=lambda line: None,
     )
     jax.config.update("jax_disable_most_optimizations", False)
     return recommender, place / "run"
@@ -566,10 +566,10 @@ def blended(tastes, tmp_path_factory):
 
 def test_the_blend_has_the_settings_of_its_config():
     mine, its = (
-        options_lib.flatten(options.to_dict())
-        for options in (
-            _options(Recommender.blend()._settings, 1000),
-            options_lib.from_config(blend_config.get_config()),
+        config_lib.flatten(config.to_dict())
+        for config in (
+            _config(Recommender.blend()._settings, 1000),
+            config_lib.from_mapping(blend_config.get_config()),
         )
     )
     differing = {key for key in mine | its if mine[key] != its[key]}
@@ -654,10 +654,12 @@ def test_a_path_beside_another_model(shop, numpy_logits):
 @pytest.mark.parametrize("model", ["mult_vae", "mult_dae", "rec_vae"])
 def test_turns_are_those_of_rec_vae(model):
     """It is validated once a round, which `patience` counts."""
-    settings = Recommender(model=model, gamma=0.5, alternate=[2, 1])._settings
-    options = _options(settings, 100)
+    settings = Recommender(
+        model=model, gamma=0.5, alternating_epochs=[2, 1]
+    )._settings
+    config = _config(settings, 100)
     turns, gamma, every = ((2, 1), 0.5, 3) if model == "rec_vae" else ((), 0, 1)
-    assert options.train.alternate == turns
-    assert options.loss.gamma == gamma
-    assert options.eval.every_epochs == every
-    assert options.eval.patience == 10
+    assert config.train.alternating_epochs == turns
+    assert config.loss.gamma == gamma
+    assert config.eval.every_epochs == every
+    assert config.eval.patience == 10

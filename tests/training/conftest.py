@@ -11,87 +11,42 @@ import jax
 import numpy as np
 import pytest
 
-from vaecf import options as options_lib
+from vaecf import config as config_lib
+from vaecf.config import Config
 from vaecf.data import synthetic
 from vaecf.data.dataset import Dataset
-from vaecf.options import Options
 from vaecf.training import loop
 from vaecf.training import step as step_lib
 
-_SMALL: dict[str, Any] = {
-    "seed": 7,
-    "data": {"dir": "unused", "feed": "resident"},
-    "model": {
-        "name": "mult_vae",
-        "hidden": (6,),
-        "latent": 3,
-        "activation": "tanh",
-        "dropout_rate": 0.5,
-        "input": "gather",
-        "item_block": 0,
-        "init": "random",
+_SMALL = config_lib.replace(
+    Config(),
+    {
+        "seed": 7,
+        "data.feed": "resident",
+        "model.hidden": (6,),
+        "model.latent": 3,
+        "model.input": "gather",
+        "loss.total_anneal_steps": 20,
+        "optimizer.learning_rate": 0.01,
+        "train.epochs": 3,
+        "train.batch_size": 16,
+        "eval.batch_size": 64,
+        "eval.metrics": ("ndcg@10", "recall@5"),
+        "eval.best_metric": "ndcg@10",
+        "linear.dropout": 0.0,
+        "linear.user_exponent": 0.0,
+        "mesh.data": 1,
     },
-    "linear": {"l2": 0.0, "dropout": 0.0, "user_exponent": 0.0, "rank": None},
-    "loss": {
-        "anneal_cap": 0.2,
-        "total_anneal_steps": 20,
-        "weight_decay": 0.0,
-        "gamma": 0.0,
-    },
-    "optimizer": {
-        "learning_rate": 0.01,
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "epsilon": 1e-8,
-    },
-    "train": {
-        "epochs": 3,
-        "alternate": (),
-        "ema": 0.0,
-        "batch_size": 16,
-        "microbatch": 0,
-        "drop_remainder": False,
-        "warm_up_epochs": 1,
-    },
-    "eval": {
-        "every_epochs": 1,
-        "batch_size": 64,
-        "metrics": ("ndcg@10", "recall@5"),
-        "best_metric": "ndcg@10",
-        "patience": None,
-    },
-    "precision": {
-        "policy": "fp32",
-        "initial_loss_scale": 2.0**15,
-        "loss_scale_growth_interval": 2000,
-        "max_skipped_in_a_row": 50,
-    },
-    "mesh": {
-        "data": 1,
-        "item": 1,
-        "zero": False,
-        "reduce": "fp32",
-        "peer_timeout": 300.0,
-    },
-}
+)
 
 
-def _small(**sections: Any) -> Options:
-    """A small run's options; small(train={"epochs": 5}) changes a key."""
-    config = {
-        key: dict(value) if isinstance(value, dict) else value
-        for key, value in _SMALL.items()
-    }
-    for key, value in sections.items():
-        if isinstance(value, dict):
-            config[key].update(value)
-        else:
-            config[key] = value
-    return options_lib.from_config(config)
+def _small(**sections: Any) -> Config:
+    """A small run's config; small(train={"epochs": 5}) changes a key."""
+    return config_lib.replace(_SMALL, config_lib.flatten(sections))
 
 
 @pytest.fixture(scope="session")
-def small() -> Callable[..., Options]:
+def small() -> Callable[..., Config]:
     return _small
 
 
@@ -108,7 +63,7 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def take() -> Callable[..., tuple[step_lib.TrainState, step_lib.Totals]]:
+def take() -> Callable[..., tuple[step_lib.TrainState, step_lib.StepMetrics]]:
     """`train_step`, compiled quickly rather than well."""
     return jax.jit(
         step_lib.train_step,
@@ -123,12 +78,12 @@ def train(dataset: Dataset) -> Callable[..., loop.TrainResult]:
 
     def run(
         workdir: pathlib.Path,
-        options: Options,
+        config: Config,
         data: Dataset = dataset,
         **arguments: Any,
     ) -> loop.TrainResult:
         return loop.train(
-            options, data, workdir, show_progress=False, **arguments
+            config, data, workdir, show_progress=False, **arguments
         )
 
     return run

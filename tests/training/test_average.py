@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from vaecf.models import sharding
-from vaecf.training import batches, feeds, loop, population
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import batches, input_pipeline, loop, population
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 
@@ -26,17 +26,17 @@ def quick_compilation():
 
 
 def options_of(small, name: str, **train):
-    turns = {"alternate": (2, 1)} if name == "rec_vae" else {}
+    turns = {"alternating_epochs": (2, 1)} if name == "rec_vae" else {}
     return small(
         model={"name": name},
         train={**turns, "ema": DECAY, "epochs": 5, **train},
     )
 
 
-def by_hand(problem, options, train) -> dict[str, np.ndarray]:
+def by_hand(setup, config, train) -> dict[str, np.ndarray]:
     """Epochs trained one by one, their ends averaged in NumPy."""
-    feed = feeds.make_feed("resident", problem, train, options.seed)
-    state = step_lib.init_state(problem, options.seed)
+    feed = input_pipeline.make_pipeline("resident", setup, train, config.seed)
+    state = step_lib.init_state(setup, config.seed)
 
     def ends():
         return {
@@ -46,13 +46,13 @@ def by_hand(problem, options, train) -> dict[str, np.ndarray]:
         }
 
     average = ends()
-    for epoch in range(options.train.epochs):
-        if step_lib.starts_decoder(options.train, epoch):
-            state = step_lib.renew_prior(problem, state)
+    for epoch in range(config.train.epochs):
+        if step_lib.starts_decoder(config.train, epoch):
+            state = step_lib.renew_prior(setup, state)
         order = batches.epoch_order(
-            options.seed, epoch, train.n_users, options.train.batch_size
+            config.seed, epoch, train.n_users, config.train.batch_size
         )
-        turn = step_lib.in_turn(problem, options.train, epoch)
+        turn = step_lib.in_turn(setup, config.train, epoch)
         state, _ = feed.run(state, feed.prepare(order, turn), 0, len(order))
         kept = min(DECAY, (1 + epoch) / (10 + epoch))
         now = ends()
@@ -63,12 +63,12 @@ def by_hand(problem, options, train) -> dict[str, np.ndarray]:
 def test_what_ranks_is_the_average(small, dataset, train, tmp_path):
     """Of what ranks, so not of the prior; over the turns of both parts."""
     name = "rec_vae"
-    options = options_of(small, name)
-    result = train(tmp_path, options)
-    plain = step_lib.make_problem(
-        options_of(small, name, ema=0.0), 33, sharding.make_mesh(-1, 1)
+    config = options_of(small, name)
+    result = train(tmp_path, config)
+    plain = step_lib.make_setup(
+        options_of(small, name, ema=0.0), 33, mesh_lib.make_mesh(-1, 1)
     )
-    expected = by_hand(plain, options, dataset.train)
+    expected = by_hand(plain, config, dataset.train)
     leaves = jax.tree_util.tree_leaves_with_path(result.params)
     assert {jax.tree_util.keystr(p) for p, _ in leaves} == set(expected)
     for path, value in leaves:
@@ -88,7 +88,7 @@ def test_resumed_after_an_epoch(small, train, tmp_path, assert_same):
     trees = []
     for name in ("whole", "parts"):
         saved = Checkpoints(tmp_path / name / "checkpoints")
-        trees.append(loop.restore_state(whole.problem, saved))
+        trees.append(loop.restore_state(whole.setup, saved))
         assert saved.step(BEST) is not None and saved.step(LATEST) == 20
         saved.close()
     assert_same(*trees)
@@ -101,15 +101,13 @@ def test_checkpoints_without_an_average_are_as_before_there_was_one(
     small, dataset, train, tmp_path, assert_same
 ):
     """A tree of three fields, as it was written then, goes on."""
-    options = options_of(small, "mult_vae", ema=0.0)
-    whole = train(tmp_path / "whole", options)
-    problem = step_lib.make_problem(
-        options, dataset.n_items, sharding.make_mesh()
-    )
+    config = options_of(small, "mult_vae", ema=0.0)
+    whole = train(tmp_path / "whole", config)
+    setup = step_lib.make_setup(config, dataset.n_items, mesh_lib.make_mesh())
     half = options_of(small, "mult_vae", ema=0.0, epochs=2)
     train(tmp_path / "half", half)
     saved = Checkpoints(tmp_path / "half" / "checkpoints")
-    state, position = loop.restore_state(problem, saved), saved.position(LATEST)
+    state, position = loop.restore_state(setup, saved), saved.position(LATEST)
     saved.close()
     shutil.rmtree(tmp_path / "half" / "checkpoints" / "latest")
     saved = Checkpoints(tmp_path / "half" / "checkpoints")
@@ -117,16 +115,16 @@ def test_checkpoints_without_an_average_are_as_before_there_was_one(
     tree = before(state.step, state.params, state.opt_state)
     saved.save(LATEST, int(state.step), tree, position)
     saved.close()
-    assert_same(train(tmp_path / "half", options).params, whole.params)
+    assert_same(train(tmp_path / "half", config).params, whole.params)
 
 
 def test_sharded_as_the_parameters_are(small):
-    mesh = sharding.make_mesh(2, 2)
-    problem = step_lib.make_problem(options_of(small, "mult_vae"), 33, mesh)
-    places = step_lib.state_shardings(problem)
+    mesh = mesh_lib.make_mesh(2, 2)
+    setup = step_lib.make_setup(options_of(small, "mult_vae"), 33, mesh)
+    places = step_lib.state_shardings(setup)
     assert places.average == places.params
     plain = options_of(small, "mult_vae", ema=0.0)
-    state = step_lib.init_state(step_lib.make_problem(plain, 33, mesh), 7)
+    state = step_lib.init_state(step_lib.make_setup(plain, 33, mesh), 7)
     assert state.average is None
     assert step_lib.average(state, 0.5, 3) is state
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vaecf.errors import VaecfError
-from vaecf.models import sharding
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import checkpoints, loop
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
@@ -69,14 +69,14 @@ def test_every_dtype_comes_back(tmp_path, assert_same):
 def state_on(small, mesh, seed):
     """A float16 state with a number of its own everywhere."""
     options = small(precision={"policy": "fp16"})
-    problem = step_lib.make_problem(options, 21, sharding.make_mesh(*mesh))
-    shapes = jax.eval_shape(lambda: step_lib.init_state(problem, 0))
+    setup = step_lib.make_setup(options, 21, mesh_lib.make_mesh(*mesh))
+    shapes = jax.eval_shape(lambda: step_lib.init_state(setup, 0))
     rng = np.random.default_rng(seed)
     values = jax.tree.map(
         lambda x: rng.normal(0, 100, x.shape).astype(x.dtype), shapes
     )
-    state = jax.device_put(values, step_lib.state_shardings(problem))
-    return problem, state
+    state = jax.device_put(values, step_lib.state_shardings(setup))
+    return setup, state
 
 
 @pytest.mark.parametrize("mesh", [(4, 1), (1, 1), (1, 4)])
@@ -85,13 +85,13 @@ def test_restores_onto_another_mesh(tmp_path, small, assert_same, mesh):
     saved = Checkpoints(tmp_path)
     saved.save(LATEST, 0, step_lib.stored(state), POSITION)
     saved.save(BEST, 0, state.params, POSITION)
-    problem, other = state_on(small, mesh, 6)
-    back = loop.restore_state(problem, saved)
+    setup, other = state_on(small, mesh, 6)
+    back = loop.restore_state(setup, saved)
     assert_same(back, state)
-    assert_same(loop.restore_params(problem, saved), state.params)
+    assert_same(loop.restore_params(setup, saved), state.params)
     for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(other)):
         assert x.sharding == y.sharding
-        assert x.sharding.device_set == set(problem.mesh.devices.flat)
+        assert x.sharding.device_set == set(setup.mesh.devices.flat)
     saved.close()
 
 
@@ -141,17 +141,17 @@ def written(tmp_path_factory, small):
     """A checkpoint of a whole state, to be copied and damaged."""
     directory = tmp_path_factory.mktemp("written")
     saved = Checkpoints(directory)
-    problem, state = state_on(small, (1, 1), 0)
+    setup, state = state_on(small, (1, 1), 0)
     saved.save(LATEST, 7, step_lib.stored(state), POSITION)
     saved.close()
-    return directory, problem
+    return directory, setup
 
 
-def one_line_error(directory: pathlib.Path, problem) -> str:
+def one_line_error(directory: pathlib.Path, setup) -> str:
     saved = Checkpoints(directory)
     with pytest.raises(VaecfError) as e:
         saved.position(LATEST)
-        loop.restore_state(problem, saved)
+        loop.restore_state(setup, saved)
     saved.close()
     message = str(e.value)
     assert "\n" not in message and str(directory / LATEST / "7") in message
@@ -159,9 +159,9 @@ def one_line_error(directory: pathlib.Path, problem) -> str:
 
 
 def test_written_one_is_whole(written):
-    directory, problem = written
+    directory, setup = written
     saved = Checkpoints(directory)
-    loop.restore_state(problem, saved)
+    loop.restore_state(setup, saved)
     assert saved.position(LATEST) == POSITION
     saved.close()
 
@@ -209,17 +209,15 @@ def test_damage_is_one_line(tmp_path, written, pattern, how):
 )
 def test_another_model_is_refused(written, small, changes):
     changes = {"precision": {"policy": "fp16"}, **changes}
-    problem = step_lib.make_problem(
-        small(**changes), 21, sharding.make_mesh(1, 1)
-    )
-    assert "does not fit this model" in one_line_error(written[0], problem)
+    setup = step_lib.make_setup(small(**changes), 21, mesh_lib.make_mesh(1, 1))
+    assert "does not fit this model" in one_line_error(written[0], setup)
 
 
 def test_another_catalogue_is_refused(written, small):
-    problem = step_lib.make_problem(
-        small(precision={"policy": "fp16"}), 129, sharding.make_mesh(1, 1)
+    setup = step_lib.make_setup(
+        small(precision={"policy": "fp16"}), 129, mesh_lib.make_mesh(1, 1)
     )
-    one_line_error(written[0], problem)
+    one_line_error(written[0], setup)
 
 
 def test_disk_that_refuses(tmp_path):

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import pytest
 
+from vaecf.config import Config
 from vaecf.data import synthetic
-from vaecf.options import Options
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -57,14 +57,14 @@ def epochs() -> Iterator[Epochs]:
 )
 def test_three_epochs_compile_in_the_first(
     tmp_path: pathlib.Path,
-    small: Callable[..., Options],
+    small: Callable[..., Config],
     train: Callable[..., Any],
     epochs: Epochs,
     feed: str,
     policy: str,
 ) -> None:
-    options = small(data={"feed": feed}, precision={"policy": policy})
-    train(tmp_path, options, extra_writer=epochs)
+    config = small(data={"feed": feed}, precision={"policy": policy})
+    train(tmp_path, config, extra_writer=epochs)
     assert epochs.current == 4
     assert epochs.of("train_steps") == [1]
     assert epochs.of("rank") == [1]
@@ -73,7 +73,7 @@ def test_three_epochs_compile_in_the_first(
 
 def test_a_fuller_batch_in_a_later_epoch_compiles_nothing(
     tmp_path: pathlib.Path,
-    small: Callable[..., Options],
+    small: Callable[..., Config],
     train: Callable[..., Any],
     epochs: Epochs,
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_fuller_batch_in_a_later_epoch_compiles_nothing(
         n_items=120,
         n_groups=3,
     )
-    options = small(train={"batch_size": 8})
-    train(tmp_path, options, data, extra_writer=epochs)
+    config = small(train={"batch_size": 8})
+    train(tmp_path, config, data, extra_writer=epochs)
     assert epochs.current == 4
     assert epochs.of("train_steps") == [1]

@@ -17,12 +17,12 @@ import pytest
 
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.evaluation import evaluate, ranking, scorers
-from vaecf.models import sharding
-from vaecf.training import dispatch, feeds, loop
+from vaecf.evaluation import evaluator, ranking, scorers
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import input_pipeline, loop, signals
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, Checkpoints
-from vaecf.training.position import Position
+from vaecf.training.progress import TrainProgress
 
 STEPS = 4  # an epoch: 60 users, batches of 16
 TIMES = {
@@ -48,22 +48,22 @@ def finals(workdir: pathlib.Path) -> int:
     return (workdir / "metrics.jsonl").read_text().count("final/epochs")
 
 
-def problem_of(options, dataset):
-    mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
-    return step_lib.make_problem(options, dataset.n_items, mesh)
+def problem_of(config, dataset):
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+    return step_lib.make_setup(config, dataset.n_items, mesh)
 
 
-def state_of(workdir, options, dataset) -> step_lib.TrainState:
+def state_of(workdir, config, dataset) -> step_lib.TrainState:
     saved = Checkpoints(workdir / "checkpoints")
-    state = loop.restore_state(problem_of(options, dataset), saved)
+    state = loop.restore_state(problem_of(config, dataset), saved)
     saved.close()
     return state
 
 
-def best_of(workdir, options, dataset):
+def best_of(workdir, config, dataset):
     saved = Checkpoints(workdir / "checkpoints")
-    params = loop.restore_params(problem_of(options, dataset), saved)
-    position = Position(**saved.position(BEST))
+    params = loop.restore_params(problem_of(config, dataset), saved)
+    position = TrainProgress(**saved.position(BEST))
     saved.close()
     return params, position
 
@@ -88,8 +88,8 @@ def stop_after(monkeypatch):
     """stop_after(n, signal): the process gets a signal during step n."""
 
     def arrange(n: int, number: int) -> None:
-        monkeypatch.setattr(dispatch, "STRETCH_SECONDS", 0.0)
-        run, calls = feeds.ResidentFeed.run, []
+        monkeypatch.setattr(signals, "STRETCH_SECONDS", 0.0)
+        run, calls = input_pipeline.ResidentPipeline.run, []
 
         def counted(self, state, epoch, start, stop):
             assert stop == start + 1
@@ -98,7 +98,7 @@ def stop_after(monkeypatch):
                 os.kill(os.getpid(), number)
             return run(self, state, epoch, start, stop)
 
-        monkeypatch.setattr(feeds.ResidentFeed, "run", counted)
+        monkeypatch.setattr(input_pipeline.ResidentPipeline, "run", counted)
 
     yield arrange
 
@@ -131,9 +131,9 @@ def test_what_a_run_leaves(whole, small, dataset, assert_same):
 
 def test_a_run_is_its_steps(whole, small, dataset, assert_same):
     """The loop adds nothing to the feed: epoch by epoch, order by order."""
-    problem = problem_of(small(), dataset)
-    feed = feeds.ResidentFeed(problem, dataset.train, 7)
-    state = step_lib.init_state(problem, 7)
+    setup = problem_of(small(), dataset)
+    feed = input_pipeline.ResidentPipeline(setup, dataset.train, 7)
+    state = step_lib.init_state(setup, 7)
     sums = []
     for epoch in range(3):
         order = np.random.Generator(np.random.PCG64([7, epoch])).permutation(60)
@@ -281,9 +281,9 @@ def script(monkeypatch, values):
             n: {"mean": left[0], "stderr": 0.0, "users": 16} for n in names
         }
         left.pop(0)
-        return evaluate.Evaluation(summary, {}, 16, 0, None)
+        return evaluator.Evaluation(summary, {}, 16, 0, None)
 
-    monkeypatch.setattr(evaluate, "evaluate", evaluated)
+    monkeypatch.setattr(evaluator, "evaluate", evaluated)
     return left
 
 
@@ -292,24 +292,24 @@ def test_patience_and_best(
 ):
     train(tmp_path / "two", small(train={"epochs": 2}))
     left = script(monkeypatch, [0.1, 0.3, 0.2, 0.3, 0.25, 0.4, 0.5])
-    options = small(train={"epochs": 7}, eval={"patience": 3})
-    result = train(tmp_path / "a", options)
+    config = small(train={"epochs": 7}, eval={"patience": 3})
+    result = train(tmp_path / "a", config)
     # The third epoch without gain is the fifth: 0.4 is never seen.
     assert left == [0.4, 0.5]
     position = result.position
     assert (position.epoch, position.best_epoch, position.best) == (5, 2, 0.3)
     assert result.summary["best_epoch"] == 2
-    best, at = best_of(tmp_path / "a", options, dataset)
+    best, at = best_of(tmp_path / "a", config, dataset)
     assert at.epoch == 2
-    assert_same(best, state_of(tmp_path / "two", options, dataset).params)
-    assert state_of(tmp_path / "a", options, dataset).step == 5 * STEPS
+    assert_same(best, state_of(tmp_path / "two", config, dataset).params)
+    assert state_of(tmp_path / "a", config, dataset).step == 5 * STEPS
     # The same command stops at once, more patience goes on.
-    assert train(tmp_path / "a", options).position == position
+    assert train(tmp_path / "a", config).position == position
     assert left == [0.4, 0.5]
     more = small(train={"epochs": 6}, eval={"patience": 4})
     position = train(tmp_path / "a", more).position
     assert (position.epoch, position.best_epoch, position.best) == (6, 6, 0.4)
-    assert best_of(tmp_path / "a", options, dataset)[1].epoch == 6
+    assert best_of(tmp_path / "a", config, dataset)[1].epoch == 6
 
 
 def test_best_checkpoint_scores_what_was_recorded(whole, small, dataset):
@@ -322,12 +322,10 @@ def test_best_checkpoint_scores_what_was_recorded(whole, small, dataset):
     }
     params, position = best_of(workdir, small(), dataset)
     assert position.epoch == max(values, key=values.__getitem__)
-    problem = problem_of(small(), dataset)
-    ranker = ranking.Ranker(
-        scorers.model(problem.model, params), problem.mesh, 10
-    )
+    setup = problem_of(small(), dataset)
+    ranker = ranking.Ranker(scorers.model(setup.model, params), setup.mesh, 10)
     held = dataset.validation
-    result = evaluate.evaluate(
+    result = evaluator.evaluate(
         ranker,
         params,
         held.fold_in,
@@ -354,12 +352,12 @@ def test_without_validation_users_the_last_is_best(
     tmp_path, small, train, dataset, without_validation, assert_same
 ):
     for epochs in (0, 1, 2, 2):
-        options = small(train={"epochs": epochs})
-        result = train(tmp_path, options, without_validation)
-        best, position = best_of(tmp_path, options, dataset)
+        config = small(train={"epochs": epochs})
+        result = train(tmp_path, config, without_validation)
+        best, position = best_of(tmp_path, config, dataset)
         assert position.epoch == epochs
         assert_same(best, result.params)
-        state = state_of(tmp_path, options, dataset)
+        state = state_of(tmp_path, config, dataset)
         assert state.step == epochs * STEPS
         assert_same(state.params, result.params)
     assert not any("validation/ndcg@10" in r for r in records(tmp_path))
@@ -391,10 +389,10 @@ def test_batch_size_beyond_the_users(
 
 
 def test_drop_remainder(tmp_path, whole, small, train, dataset):
-    options = small(train={"drop_remainder": True, "warm_up_epochs": 0})
-    result = train(tmp_path, options)
+    config = small(train={"drop_remainder": True, "warm_up_epochs": 0})
+    result = train(tmp_path, config)
     assert result.position.timed_users == 3 * 48
-    assert state_of(tmp_path, options, dataset).step == 9
+    assert state_of(tmp_path, config, dataset).step == 9
     assert [r["step"] for r in records(tmp_path)] == [3, 3, 6, 6, 9, 9]
     # One warm-up epoch out of three is not timed.
     assert whole[1].position.timed_users == 2 * 60
@@ -434,7 +432,7 @@ def test_diverging_run(tmp_path, whole, small, train, dataset, assert_same):
 
 
 def test_float16_gives_up(tmp_path, small, train):
-    options = small(
+    config = small(
         precision={
             "policy": "fp16",
             "initial_loss_scale": 1e38,
@@ -442,16 +440,16 @@ def test_float16_gives_up(tmp_path, small, train):
         }
     )
     with pytest.raises(VaecfError, match=r"overflowed \d+ steps in a row") as e:
-        train(tmp_path, options)
+        train(tmp_path, config)
     assert "\n" not in str(e.value) and "bf16" in str(e.value)
 
 
 def test_float16_recovers(tmp_path, small, train, dataset):
-    options = small(
+    config = small(
         train={"epochs": 8},
         precision={"policy": "fp16", "initial_loss_scale": 2.0**24},
     )
-    result = train(tmp_path, options)
+    result = train(tmp_path, config)
     trained = [r for r in records(tmp_path) if "train/loss" in r]
     skipped = [r["train/skipped_steps"] for r in trained]
     assert 1 <= skipped[0] <= skipped[-1] < 20
@@ -494,7 +492,7 @@ def test_extra_writer_gets_every_record(tmp_path, small, train):
 
 
 def test_stretches_cover_an_epoch_and_last_about_three_seconds():
-    clock = dispatch.Clock()
+    clock = signals.Clock()
     assert clock.next_stop(0, 100) == 1
     clock.ran(1, 0.1)
     assert clock.next_stop(1, 100) == 31

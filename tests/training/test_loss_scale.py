@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaecf.models import batching, sharding
+from vaecf.models import sparse_batch
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import loss_scale
 from vaecf.training import step as step_lib
 
@@ -171,24 +172,24 @@ def test_float16_overflows_recovers_and_all_devices_agree(
     small, dataset, take, assert_same
 ):
     """A scale far too large: steps are skipped until it fits."""
-    options = small(precision={"policy": "fp16", "initial_loss_scale": 2.0**24})
-    problem = step_lib.make_problem(
-        options, dataset.n_items, sharding.make_mesh(2, 2)
+    config = small(precision={"policy": "fp16", "initial_loss_scale": 2.0**24})
+    setup = step_lib.make_setup(
+        config, dataset.n_items, mesh_lib.make_mesh(2, 2)
     )
     users = np.arange(16, dtype=np.int32)
-    batch = batching.assemble_on_host(
+    batch = sparse_batch.assemble_on_host(
         dataset.train.indptr,
         dataset.train.indices,
         users,
         512,
-        problem.data_shards,
+        setup.data_shards,
     )
-    state, key = step_lib.init_state(problem, 0), step_lib.step_key(0)
+    state, key = step_lib.init_state(setup, 0), step_lib.step_key(0)
     first = state
     losses, skipped = [], []
     for _ in range(40):
         before = state
-        state, totals = take(problem, state, batch, key)
+        state, totals = take(setup, state, batch, key)
         losses.append(float(totals.nll))
         skipped.append(int(state.opt_state.skipped))
         if skipped[-1] > (skipped[-2] if len(skipped) > 1 else 0):
@@ -213,9 +214,9 @@ def test_float16_overflows_recovers_and_all_devices_agree(
 
 def test_one_shards_overflow_makes_all_devices_skip(small, take, assert_same):
     """A weight of one item shard overflows float16; nobody may apply."""
-    options = small(precision={"policy": "fp16", "initial_loss_scale": 8.0})
-    problem = step_lib.make_problem(options, 200, sharding.make_mesh(2, 2))
-    state = step_lib.init_state(problem, 0)
+    config = small(precision={"policy": "fp16", "initial_loss_scale": 8.0})
+    setup = step_lib.make_setup(config, 200, mesh_lib.make_mesh(2, 2))
+    state = step_lib.init_state(setup, 0)
     kernel = np.array(state.params["output_kernel"])
     # Item 199 is on the second item shard, and in one user's history.
     kernel[:, 199] = 1e6
@@ -224,10 +225,10 @@ def test_one_shards_overflow_makes_all_devices_skip(small, take, assert_same):
     )
     indptr = np.array([0, 2, 4, 6, 8])
     items = np.array([0, 1, 2, 3, 0, 2, 1, 199], np.int32)
-    batch = batching.assemble_on_host(
+    batch = sparse_batch.assemble_on_host(
         indptr, items, np.arange(4, dtype=np.int32), 16, 2
     )
-    after, _ = take(problem, state, batch, step_lib.step_key(0))
+    after, _ = take(setup, state, batch, step_lib.step_key(0))
     assert after.opt_state.skipped == 1 and after.opt_state.scale == 4
     assert_same(after.params, state.params)
     assert_same(after.opt_state.inner, state.opt_state.inner)

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from vaecf.evaluation import scorers
 from vaecf.evaluation.ranking import Ranker
-from vaecf.models import sharding
-from vaecf.training import batches, feeds, loop
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import batches, input_pipeline, loop
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import LATEST, Checkpoints
 
@@ -20,19 +20,19 @@ MESHES = [(8, 1), (4, 2), (2, 4), (1, 8), (2, 3)]
 EPOCHS = 5  # of 4 steps
 
 
-def problem_on(options, dataset, mesh=(1, 1)) -> step_lib.Problem:
-    return step_lib.make_problem(
-        options, dataset.n_items, sharding.make_mesh(*mesh)
+def problem_on(config, dataset, mesh=(1, 1)) -> step_lib.TrainSetup:
+    return step_lib.make_setup(
+        config, dataset.n_items, mesh_lib.make_mesh(*mesh)
     )
 
 
-def run(problem, dataset, kind="resident", state=None):
+def run(setup, dataset, kind="resident", state=None):
     """(state, loss of each step) of `EPOCHS` epochs."""
-    feed = feeds.make_feed(kind, problem, dataset.train, 7)
-    state = state or step_lib.init_state(problem, 7)
+    feed = input_pipeline.make_pipeline(kind, setup, dataset.train, 7)
+    state = state or step_lib.init_state(setup, 7)
     losses = []
     for epoch in range(EPOCHS):
-        order = batches.epoch_order(7, epoch, 60, 16, parts=problem.parts(16))
+        order = batches.epoch_order(7, epoch, 60, 16, parts=setup.parts(16))
         state, totals = feed.run(state, feed.prepare(order), 0, len(order))
         losses.extend(totals.loss / totals.users)
     return state, np.array(losses)
@@ -40,7 +40,7 @@ def run(problem, dataset, kind="resident", state=None):
 
 def real(tree, n_items):
     """Without the padding behind the items."""
-    return sharding.resize_items(
+    return mesh_lib.resize_items(
         jax.tree.map(np.asarray, tree),
         {
             "input_kernel": ("item", None),
@@ -53,8 +53,8 @@ def real(tree, n_items):
 
 @pytest.fixture(scope="module")
 def alone(small, dataset):
-    problem = problem_on(small(), dataset)
-    return problem, *run(problem, dataset)
+    setup = problem_on(small(), dataset)
+    return setup, *run(setup, dataset)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_all_meshes_start_alike(small, dataset):
 
 
 def test_zero_divides_moments_and_nothing_else(small, dataset):
-    options = small(mesh={"zero": True}, precision={"policy": "fp16"})
-    problem = problem_on(options, dataset, (2, 2))
-    state = step_lib.init_state(problem, 7)
+    config = small(mesh={"zero": True}, precision={"policy": "fp16"})
+    setup = problem_on(config, dataset, (2, 2))
+    state = step_lib.init_state(setup, 7)
     adam = state.opt_state.inner[0]
     for name, spec, zero_spec in (
         ("input_kernel", P("item", None), P(("item", "data"), None)),
@@ -118,17 +118,17 @@ def test_zero_divides_moments_and_nothing_else(small, dataset):
 @pytest.mark.parametrize("reduce", ["fp32", "compute"])
 def test_gradients_are_summed_in_the_dtype_asked_for(small, dataset, reduce):
     """bf16 has 8 bits: sums of two devices' shares show it."""
-    options = small(
+    config = small(
         precision={"policy": "bf16"}, mesh={"reduce": reduce, "data": 2}
     )
     gradients = []
     for mesh in ((1, 1), (2, 1)):
-        problem = problem_on(options, dataset, mesh)
+        setup = problem_on(config, dataset, mesh)
         tx = optax.sgd(1.0)
-        problem = step_lib.dataclasses.replace(problem, tx=tx)
-        feed = feeds.make_feed("resident", problem, dataset.train, 7)
+        setup = step_lib.dataclasses.replace(setup, tx=tx)
+        feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 7)
         order = batches.epoch_order(7, 0, 60, 16)
-        before = step_lib.init_state(problem, 7)
+        before = step_lib.init_state(setup, 7)
         start = jax.tree.map(np.asarray, before.params)
         after, _ = feed.run(before, feed.prepare(order), 0, 1)
         gradients.append(
@@ -153,12 +153,12 @@ def test_a_checkpoint_moves_to_other_item_shards(
     small, dataset, tmp_path, assert_close, first, then, zero
 ):
     """Their padding differs; what comes after does not."""
-    options = small(mesh={"zero": zero})
-    source = problem_on(options, dataset, first)
+    config = small(mesh={"zero": zero})
+    source = problem_on(config, dataset, first)
     state, _ = run(source, dataset)
     saved = Checkpoints(tmp_path)
     saved.save(LATEST, 20, step_lib.stored(state), {})
-    target = problem_on(options, dataset, then)
+    target = problem_on(config, dataset, then)
     back = loop.restore_state(target, saved)
     saved.close()
     assert back.params["input_kernel"].shape[0] % then[1] == 0

@@ -31,13 +31,13 @@ def adam(x, grads, *, rate, b1, b2, eps):
     ],
 )
 def test_adam(small, policy, settings):
-    options = small(
+    config = small(
         optimizer=settings,
         precision={"policy": policy, "loss_scale_growth_interval": 2},
     )
-    o = options.optimizer
+    o = config.optimizer
     tx = optimizers.make_optimizer(
-        o, options.precision, precision.policy(policy)
+        o, config.precision, precision.policy(policy)
     )
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 3)).astype(np.float32)
@@ -62,7 +62,7 @@ def test_adam(small, policy, settings):
         )
     if policy == "fp16":
         # The scale grew three times and changed nothing.
-        assert state.scale == 8 * options.precision.initial_loss_scale
+        assert state.scale == 8 * config.precision.initial_loss_scale
         state = state.inner
     else:
         assert not isinstance(state, loss_scale.LossScaleState)
@@ -71,7 +71,7 @@ def test_adam(small, policy, settings):
 
 
 def test_loss_scale_settings_arrive(small):
-    options = small(
+    config = small(
         precision={
             "policy": "fp16",
             "initial_loss_scale": 128.0,
@@ -79,7 +79,7 @@ def test_loss_scale_settings_arrive(small):
         }
     )
     tx = optimizers.make_optimizer(
-        options.optimizer, options.precision, precision.policy("fp16")
+        config.optimizer, config.precision, precision.policy("fp16")
     )
     params = jnp.ones(2)
     state = tx.init(params)

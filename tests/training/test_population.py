@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from vaecf.errors import VaecfError
-from vaecf.models import sharding
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.reporting.writers import read_records
-from vaecf.training import batches, dispatch, feeds, loop, population
+from vaecf.training import batches, input_pipeline, loop, population, signals
 from vaecf.training import population_loop as members_lib
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
@@ -25,7 +25,7 @@ MODELS = {
     "rec_vae": {
         "model": {"name": "rec_vae", "init": "spectral"},
         "loss": {"gamma": 0.01},
-        "train": {"alternate": (2, 1), "epochs": 4},
+        "train": {"alternating_epochs": (2, 1), "epochs": 4},
     },
 }
 # Everything that may differ, also from what is left out of a program.
@@ -54,7 +54,7 @@ def quick_compilation():
 def make(small):
     """Options with sections of several dicts put together."""
 
-    def options(*changes):
+    def config(*changes):
         merged = {}
         for sections in changes:
             for key, value in sections.items():
@@ -64,7 +64,7 @@ def make(small):
                     merged[key] = value
         return small(**merged)
 
-    return options
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +74,18 @@ def pair(make, train, tmp_path_factory):
 
     def of(model):
         if model not in made:
-            options = [make(MODELS[model], o) for o in ({}, OTHER)]
-            folders = [tmp_path_factory.mktemp(model) for _ in options]
-            runs = [train(f, o) for f, o in zip(folders, options)]
-            made[model] = (options, folders, runs)
+            config = [make(MODELS[model], o) for o in ({}, OTHER)]
+            folders = [tmp_path_factory.mktemp(model) for _ in config]
+            runs = [train(f, o) for f, o in zip(folders, config)]
+            made[model] = (config, folders, runs)
         return made[model]
 
     return of
 
 
-def together(folder: pathlib.Path, options, dataset, **arguments):
+def together(folder: pathlib.Path, config, dataset, **arguments):
     members = [
-        Member(f"member {m}", o, folder / str(m)) for m, o in enumerate(options)
+        Member(f"member {m}", o, folder / str(m)) for m, o in enumerate(config)
     ]
     members_lib.train(
         members,
@@ -124,8 +124,8 @@ def assert_alike(ours, theirs):
 def test_members_are_their_separate_runs(
     model, stacked, pair, dataset, tmp_path, assert_close
 ):
-    options, folders, runs = pair(model)
-    members = together(tmp_path, options, dataset, stacked=stacked)
+    config, folders, runs = pair(model)
+    members = together(tmp_path, config, dataset, stacked=stacked)
     assert records(folders[0]) != records(folders[1])
     for member, folder, run in zip(members, folders, runs):
         assert_alike(records(member.workdir), records(folder))
@@ -138,7 +138,7 @@ def test_members_are_their_separate_runs(
         for which in (BEST, LATEST):
             assert saved.step(which) == reference.step(which)
         state, expected = (
-            loop.restore_state(run.problem, c) for c in (saved, reference)
+            loop.restore_state(run.setup, c) for c in (saved, reference)
         )
         assert_close(state, expected, rtol=1e-3, atol=1e-4)
         saved.close()
@@ -154,21 +154,21 @@ def test_members_are_their_separate_runs(
 )
 def test_members_with_one_seed(make, dataset, stacked, policy):
     """Stacked they share batches; float16 skips steps of each on its own."""
-    options = [
+    config = [
         make(
             {"precision": {"policy": policy, "initial_loss_scale": 2.0**24}},
             {"optimizer": {"learning_rate": rate}},
         )
         for rate in (0.01, 0.3)
     ]
-    one = population.Population(options, 33, dataset.train, stacked=stacked)
+    one = population.Population(config, 33, dataset.train, stacked=stacked)
     states = one.join(one.first_states())
     for number in range(2):
         states, ours = one.run(states, one.prepare(number), 0, 4)
-    for m, own in enumerate(options):
-        problem = step_lib.make_problem(own, 33, sharding.make_mesh(1, 1))
-        feed = feeds.make_feed("resident", problem, dataset.train, 7)
-        state = step_lib.init_state(problem, 7)
+    for m, own in enumerate(config):
+        setup = step_lib.make_setup(own, 33, mesh_lib.make_mesh(1, 1))
+        feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 7)
+        state = step_lib.init_state(setup, 7)
         for number in range(2):
             order = batches.epoch_order(7, number, 60, 16)
             state, theirs = feed.run(state, feed.prepare(order), 0, 4)
@@ -183,28 +183,28 @@ def test_members_with_one_seed(make, dataset, stacked, policy):
 
 
 def test_first_states_are_those_of_separate_runs(make, dataset, assert_same):
-    options = [make(), make({"seed": 8})]
-    one = population.Population(options, 33, dataset.train)
-    for state, own in zip(one.first_states(), options):
-        assert_same(state, step_lib.init_state(one.problem, own.seed))
+    config = [make(), make({"seed": 8})]
+    one = population.Population(config, 33, dataset.train)
+    for state, own in zip(one.first_states(), config):
+        assert_same(state, step_lib.init_state(one.setup, own.seed))
 
 
 def test_members_that_are_not_equally_far(
     pair, train, dataset, tmp_path, assert_same, make
 ):
     """One was trained alone for two epochs; the other starts."""
-    options, _, runs = pair("mult_vae")
+    config, _, runs = pair("mult_vae")
     shorter = {"train": {"epochs": 2}}
     train(tmp_path / "1", make(MODELS["mult_vae"], OTHER, shorter))
     said = []
-    members = together(tmp_path, options, dataset, log=said.append)
+    members = together(tmp_path, config, dataset, log=said.append)
     linear, equally = said
-    assert "linear path" in linear
+    assert "linear branch" in linear
     assert equally == "1 of 2 members are at epoch 0"
     for member, run in zip(members, runs):
         assert member.position.best == pytest.approx(run.position.best)
         assert member.position.epoch == 3
-    again = together(tmp_path, options, dataset)
+    again = together(tmp_path, config, dataset)
     assert [m.position for m in again] == [m.position for m in members]
 
 
@@ -212,8 +212,8 @@ def test_stopped_in_an_epoch_it_goes_on_bit_for_bit(
     pair, dataset, tmp_path, monkeypatch
 ):
     stacked = True
-    options = pair("mult_vae")[0]
-    whole = together(tmp_path / "a", options, dataset, stacked=stacked)
+    config = pair("mult_vae")[0]
+    whole = together(tmp_path / "a", config, dataset, stacked=stacked)
     asked = itertools.count()
 
     @contextlib.contextmanager
@@ -221,13 +221,11 @@ def test_stopped_in_an_epoch_it_goes_on_bit_for_bit(
         yield lambda: next(asked) >= 5
 
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "interrupts", interrupts)
-        patch.setattr(
-            dispatch.Clock, "next_stop", lambda s, start, n: start + 1
-        )
-        with pytest.raises(dispatch.Interrupted, match="in epoch 2; the same"):
-            together(tmp_path / "b", options, dataset, stacked=stacked)
-    halves = together(tmp_path / "b", options, dataset, stacked=stacked)
+        patch.setattr(signals, "interrupts", interrupts)
+        patch.setattr(signals.Clock, "next_stop", lambda s, start, n: start + 1)
+        with pytest.raises(signals.Interrupted, match="in epoch 2; the same"):
+            together(tmp_path / "b", config, dataset, stacked=stacked)
+    halves = together(tmp_path / "b", config, dataset, stacked=stacked)
     for a, b in zip(whole, halves):
         assert records(a.workdir) == records(b.workdir)
         assert a.position.best == b.position.best
@@ -242,12 +240,12 @@ def test_an_interrupt_when_all_have_failed(
     def interrupts():
         yield lambda: next(asked) >= 1
 
-    monkeypatch.setattr(dispatch, "interrupts", interrupts)
+    monkeypatch.setattr(signals, "interrupts", interrupts)
     monkeypatch.setattr(
-        dispatch.Clock, "next_stop", lambda s, start, n: start + 1
+        signals.Clock, "next_stop", lambda s, start, n: start + 1
     )
-    options = [make({"optimizer": {"learning_rate": 1e30}})]
-    (member,) = together(tmp_path, options, dataset)
+    config = [make({"optimizer": {"learning_rate": 1e30}})]
+    (member,) = together(tmp_path, config, dataset)
     assert member.error is not None
     assert "epoch 1, step 2" in member.error
 
@@ -257,14 +255,14 @@ def test_who_fails_or_stops_early_does_not_hold_up_the_others(
 ):
     stacked = True  # so that those who are left are another program
     rates = (1e-12, 1e30, 0.01, 0.02)
-    options = [
+    config = [
         make(
             {"optimizer": {"learning_rate": rate}},
             {"train": {"epochs": 4}, "eval": {"patience": 2}},
         )
         for rate in rates
     ]
-    members = together(tmp_path / "pop", options, dataset, stacked=stacked)
+    members = together(tmp_path / "pop", config, dataset, stacked=stacked)
     idle, lost, sound, _ = members
     assert lost.error is not None and lost.error.startswith("the loss is nan")
     assert lost.summary is None
@@ -272,7 +270,7 @@ def test_who_fails_or_stops_early_does_not_hold_up_the_others(
     assert (idle.error, idle.position.epoch, idle.position.best_epoch) == (
         None, 3, 1,
     )  # fmt: skip
-    alone = train(tmp_path / "alone", options[2])
+    alone = train(tmp_path / "alone", config[2])
     assert sound.position.best == pytest.approx(alone.position.best)
     assert sound.position.epoch == alone.position.epoch
     assert sound.summary is not None and sound.summary["members"] == 4
@@ -281,8 +279,8 @@ def test_who_fails_or_stops_early_does_not_hold_up_the_others(
 def test_without_validation_users_the_last_is_the_best(
     make, without_validation, tmp_path
 ):
-    options = [make({"seed": s, "train": {"epochs": 1}}) for s in (1, 2)]
-    for member in together(tmp_path, options, without_validation):
+    config = [make({"seed": s, "train": {"epochs": 1}}) for s in (1, 2)]
+    for member in together(tmp_path, config, without_validation):
         assert member.position.best is None
         saved = Checkpoints(member.workdir / "checkpoints")
         assert saved.step(BEST) == saved.step(LATEST) == 4

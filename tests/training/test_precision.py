@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 
 from vaecf.errors import VaecfError
-from vaecf.models import batching, sharding
+from vaecf.models import sparse_batch
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import loss_scale, precision
 from vaecf.training import step as step_lib
 
@@ -69,25 +70,25 @@ def test_unknown_policy(name):
     [("fp32", "dense"), ("bf16", "gather"), ("fp16", "dense")],
 )
 def test_trains(small, dataset, take, name, lowering):
-    options = small(
+    config = small(
         precision={"policy": name},
         model={"input": lowering, "dropout_rate": 0.2},
         loss={"anneal_cap": 0.0},
         optimizer={"learning_rate": 0.03},
     )
-    problem = step_lib.make_problem(
-        options, dataset.n_items, sharding.make_mesh(1, 1)
+    setup = step_lib.make_setup(
+        config, dataset.n_items, mesh_lib.make_mesh(1, 1)
     )
-    batch = batching.assemble_on_host(
+    batch = sparse_batch.assemble_on_host(
         dataset.train.indptr,
         dataset.train.indices,
         np.arange(60, dtype=np.int32),
         2048,
     )
-    state, key = step_lib.init_state(problem, 0), step_lib.step_key(0)
+    state, key = step_lib.init_state(setup, 0), step_lib.step_key(0)
     losses = []
     for _ in range(60):
-        state, totals = take(problem, state, batch, key)
+        state, totals = take(setup, state, batch, key)
         losses.append(float(totals.nll / totals.users))
     # A uniform guess is where training starts; popularity is what is learnt
     # first.
@@ -110,7 +111,7 @@ def loss_scale_free(opt_state):
 
 def test_policies_really_differ(small, dataset):
     """Losses of one step: close to each other, and not the same."""
-    batch = batching.assemble_on_host(
+    batch = sparse_batch.assemble_on_host(
         dataset.train.indptr,
         dataset.train.indices,
         np.arange(16, dtype=np.int32),
@@ -118,14 +119,14 @@ def test_policies_really_differ(small, dataset):
     )
     loss = {}
     for name in ("fp32", "bf16", "fp16"):
-        problem = step_lib.make_problem(
+        setup = step_lib.make_setup(
             small(precision={"policy": name}),
             dataset.n_items,
-            sharding.make_mesh(1, 1),
+            mesh_lib.make_mesh(1, 1),
         )
         _, totals = jax.jit(step_lib.gradients, static_argnums=0)(
-            problem,
-            step_lib.init_state(problem, 0).params,
+            setup,
+            step_lib.init_state(setup, 0).params,
             batch,
             step_lib.step_key(0),
             jnp.int32(0),

@@ -13,8 +13,9 @@ import optax
 import pytest
 import scipy.special
 
-from vaecf.models import batching, sharding
-from vaecf.training import batches, feeds
+from vaecf.models import sparse_batch
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import batches, input_pipeline
 from vaecf.training import step as step_lib
 
 N_ITEMS = 21
@@ -33,28 +34,28 @@ INDICES = np.concatenate([np.array(row, np.int32) for row in HISTORIES])
 USERS = np.arange(len(HISTORIES), dtype=np.int32)
 
 
-def problem_on(options, data: int = 1, item: int = 1, **changes: Any):
-    problem = step_lib.make_problem(
-        options, N_ITEMS, sharding.make_mesh(data, item)
-    )
-    return dataclasses.replace(problem, **changes)
+def problem_on(config, data: int = 1, item: int = 1, **changes: Any):
+    setup = step_lib.make_setup(config, N_ITEMS, mesh_lib.make_mesh(data, item))
+    return dataclasses.replace(setup, **changes)
 
 
 def batch_of(users: np.ndarray, n_slots: int = 64, shards: int = 1):
-    return batching.assemble_on_host(INDPTR, INDICES, users, n_slots, shards)
+    return sparse_batch.assemble_on_host(
+        INDPTR, INDICES, users, n_slots, shards
+    )
 
 
-def shuffled(problem, seed: int = 5) -> step_lib.TrainState:
+def shuffled(setup, seed: int = 5) -> step_lib.TrainState:
     """A state with weights and biases far from zero, padding items at zero."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: step_lib.init_state(problem, 0))
+    shapes = jax.eval_shape(lambda: step_lib.init_state(setup, 0))
     params = jax.tree.map(
         lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes.params
     )
     params["input_kernel"][N_ITEMS:] = 0
     params["output_kernel"][:, N_ITEMS:] = 0
-    state = step_lib.TrainState(np.int32(0), params, problem.tx.init(params))
-    return jax.device_put(state, step_lib.state_shardings(problem))
+    state = step_lib.TrainState(np.int32(0), params, setup.tx.init(params))
+    return jax.device_put(state, step_lib.state_shardings(setup))
 
 
 # --- The reference ----------------------------------------------------------
@@ -96,18 +97,18 @@ def test_reference_threefry(key, counter, expected):
     assert (x[0], y[0]) == expected
 
 
-def draws(options, seed: int, step: int, n_users: int):
+def draws(config, seed: int, step: int, n_users: int):
     """(kept [B, I], noise [B, Z]) of a step, by row and column alone."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
     drop, noise = key, None
-    if options.model.name == "mult_vae":
+    if config.model.name == "mult_vae":
         drop, noise = jax.random.split(key)
     row, item = np.indices((n_users, N_ITEMS))
     bits, _ = threefry(np.asarray(jax.random.key_data(drop)), row, item)
-    kept = bits.astype(float) >= options.model.dropout_rate * 2**32
+    kept = bits.astype(float) >= config.model.dropout_rate * 2**32
     if noise is None:
         return kept, None
-    row, column = np.indices((n_users, options.model.latent))
+    row, column = np.indices((n_users, config.model.latent))
     bits, _ = threefry(np.asarray(jax.random.key_data(noise)), row, column)
     uniform = ((bits >> np.uint32(9)).astype(float) + 0.5) / 2**22 - 1
     return kept, np.sqrt(2) * scipy.special.erfinv(uniform)
@@ -128,7 +129,7 @@ def by_layer(params: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     ]
 
 
-def reference(options, layers, users, kept, noise, step):
+def reference(config, layers, users, kept, noise, step):
     """Loss and gradients of Liang et al. 2018, eq. 7, by hand."""
     x = np.zeros((len(users), N_ITEMS))
     for row, u in enumerate(users):
@@ -139,13 +140,13 @@ def reference(options, layers, users, kept, noise, step):
     act, slope = {
         "tanh": (np.tanh, lambda y: 1 - y**2),
         "relu": (lambda a: np.maximum(a, 0), lambda y: (y > 0).astype(float)),
-    }[options.model.activation]
-    loss, code_at = options.loss, len(options.model.hidden)
+    }[config.model.activation]
+    loss, code_at = config.loss, len(config.model.hidden)
     beta = loss.anneal_cap
     if loss.total_anneal_steps:
         beta = min(beta, step / loss.total_anneal_steps)
 
-    h = x * kept / np.sqrt(np.maximum(n, 1)) / (1 - options.model.dropout_rate)
+    h = x * kept / np.sqrt(np.maximum(n, 1)) / (1 - config.model.dropout_rate)
     inputs, kl = [], np.zeros_like(n)
     for at, (w, b) in enumerate(layers):
         inputs.append(h)
@@ -189,8 +190,8 @@ def reference(options, layers, users, kept, noise, step):
 class Adam:
     """Algorithm 1 of Kingma & Ba 2015."""
 
-    def __init__(self, options) -> None:
-        self.o, self.t, self.m, self.v = options, 0, None, None
+    def __init__(self, config) -> None:
+        self.o, self.t, self.m, self.v = config, 0, None, None
 
     def __call__(self, layers, gradients):
         o = self.o
@@ -248,21 +249,21 @@ def golden_options(small, variant: str):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reference_gradient_is_the_slope_of_the_reference_loss(small, variant):
-    options = golden_options(small, variant)
-    layers = by_layer(shuffled(problem_on(options)).params)
-    drawn = draws(options, 3, 9, len(BATCH))
+    config = golden_options(small, variant)
+    layers = by_layer(shuffled(problem_on(config)).params)
+    drawn = draws(config, 3, 9, len(BATCH))
 
     def at(t: float) -> float:
         moved = [
             tuple(x + t * d for x, d in zip(pair, ds))
             for pair, ds in zip(layers, direction)
         ]
-        totals, _ = reference(options, moved, BATCH, *drawn, 9)
+        totals, _ = reference(config, moved, BATCH, *drawn, 9)
         return totals[0] / totals[3]
 
     rng = np.random.default_rng(0)
     direction = [[rng.normal(size=x.shape) for x in pair] for pair in layers]
-    _, gradients = reference(options, layers, BATCH, *drawn, 9)
+    _, gradients = reference(config, layers, BATCH, *drawn, 9)
     slope = sum(
         np.sum(g * d)
         for gs, ds in zip(gradients, direction)
@@ -271,9 +272,9 @@ def test_reference_gradient_is_the_slope_of_the_reference_loss(small, variant):
     assert (at(1e-6) - at(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-6)
 
 
-def gradients_of(problem, take, state, batch, key):
+def gradients_of(setup, take, state, batch, key):
     """(Totals, gradients) of a step of SGD at rate 1."""
-    after, totals = take(problem, state, batch, key)
+    after, totals = take(setup, state, batch, key)
     moved = jax.tree.map(
         lambda a, b: np.float64(a) - np.float64(b), state.params, after.params
     )
@@ -295,15 +296,15 @@ def assert_layers_close(params: Any, expected: Any) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_golden_gradient(small, take, variant):
     """Loss and gradients, in the middle of annealing."""
-    options = golden_options(small, variant)
-    problem = problem_on(options, tx=optax.sgd(1.0))
-    state = shuffled(problem)._replace(step=jnp.int32(1))
-    after, totals = take(problem, state, batch_of(BATCH), step_lib.step_key(3))
+    config = golden_options(small, variant)
+    setup = problem_on(config, tx=optax.sgd(1.0))
+    state = shuffled(setup)._replace(step=jnp.int32(1))
+    after, totals = take(setup, state, batch_of(BATCH), step_lib.step_key(3))
     wanted, gradients = reference(
-        options,
+        config,
         by_layer(state.params),
         BATCH,
-        *draws(options, 3, 1, len(BATCH)),
+        *draws(config, 3, 1, len(BATCH)),
         1,
     )
     np.testing.assert_allclose(totals, wanted, rtol=1e-5)
@@ -325,24 +326,24 @@ def test_golden_gradient(small, take, variant):
 @pytest.mark.parametrize("microbatch", [1, 3, 4])
 def test_golden_gradient_in_microbatches(small, take, variant, microbatch):
     """The pieces' sum is the gradient of the whole batch, by hand."""
-    options = golden_options(small, variant)
-    problem = problem_on(options, tx=optax.sgd(1.0), microbatch=microbatch)
-    parts = problem.parts(len(BATCH))
+    config = golden_options(small, variant)
+    setup = problem_on(config, tx=optax.sgd(1.0), microbatch=microbatch)
+    parts = setup.parts(len(BATCH))
     assert parts == -(-len(BATCH) // microbatch)
     users = np.append(BATCH, [len(HISTORIES)] * (-len(BATCH) % parts))
-    state = shuffled(problem)._replace(step=jnp.int32(1))
+    state = shuffled(setup)._replace(step=jnp.int32(1))
     totals, moved = gradients_of(
-        problem,
+        setup,
         take,
         state,
         batch_of(users.astype(np.int32), 32, parts),
         step_lib.step_key(3),
     )
     wanted, gradients = reference(
-        options,
+        config,
         by_layer(state.params),
         BATCH,
-        *draws(options, 3, 1, len(BATCH)),
+        *draws(config, 3, 1, len(BATCH)),
         1,
     )
     np.testing.assert_allclose(totals, wanted, rtol=1e-5)
@@ -354,13 +355,13 @@ def test_golden_gradient_in_microbatches(small, take, variant, microbatch):
 
 
 def test_a_batch_that_is_not_whole_microbatches_is_refused(small):
-    problem = problem_on(small(), microbatch=3)
+    setup = problem_on(small(), microbatch=3)
     with pytest.raises(ValueError, match="7 users a device are not 3"):
         jax.eval_shape(
             lambda state: step_lib.train_step(
-                problem, state, batch_of(BATCH), step_lib.step_key(0)
+                setup, state, batch_of(BATCH), step_lib.step_key(0)
             ),
-            shuffled(problem),
+            shuffled(setup),
         )
 
 
@@ -376,34 +377,34 @@ def test_a_batch_that_is_not_whole_microbatches_is_refused(small):
     ],
 )
 def test_parts_of_a_batch(small, batch_size, devices, microbatch, parts):
-    problem = problem_on(small(), devices, microbatch=microbatch)
-    assert problem.parts(batch_size) == parts
+    setup = problem_on(small(), devices, microbatch=microbatch)
+    assert setup.parts(batch_size) == parts
     padded = -(-batch_size // parts) * parts
     # The padded batch is of as many.
-    assert problem.parts(padded) == parts
+    assert setup.parts(padded) == parts
 
 
 def test_a_cpu_takes_1024_users_at_once(small):
     for asked, batch_size, taken in ((0, 5000, 1024), (7, 5000, 7)):
-        problem = problem_on(
+        setup = problem_on(
             small(train={"microbatch": asked, "batch_size": batch_size})
         )
-        assert problem.microbatch == taken
+        assert setup.microbatch == taken
 
 
 @pytest.mark.parametrize("variant", ["vae", "dae"])
 def test_golden_steps(small, take, variant):
     """Parameters after one and after three steps of Adam."""
-    options = golden_options(small, variant)
-    problem = problem_on(options)
-    state, key = shuffled(problem), step_lib.step_key(3)
-    layers, adam = by_layer(state.params), Adam(options.optimizer)
+    config = golden_options(small, variant)
+    setup = problem_on(config)
+    state, key = shuffled(setup), step_lib.step_key(3)
+    layers, adam = by_layer(state.params), Adam(config.optimizer)
     for step, users in enumerate((BATCH, BATCH[::-1].copy(), BATCH - 1)):
         users = np.where(users < 0, 1, users).astype(np.int32)
-        drawn = draws(options, 3, step, len(users))
-        wanted, gradients = reference(options, layers, users, *drawn, step)
+        drawn = draws(config, 3, step, len(users))
+        wanted, gradients = reference(config, layers, users, *drawn, step)
         layers = adam(layers, gradients)
-        state, totals = take(problem, state, batch_of(users), key)
+        state, totals = take(setup, state, batch_of(users), key)
         np.testing.assert_allclose(totals, wanted, rtol=1e-5)
         assert_layers_close(state.params, layers)
         assert state.step == step + 1
@@ -411,12 +412,12 @@ def test_golden_steps(small, take, variant):
 
 def test_another_key_draws_other_dropout_and_noise(small, take):
     """What the golden step fixes matters: the losses differ by far more."""
-    problem = problem_on(golden_options(small, "vae"))
-    state = shuffled(problem)
-    _, a = take(problem, state, batch_of(BATCH), step_lib.step_key(3))
-    _, b = take(problem, state, batch_of(BATCH), step_lib.step_key(4))
+    setup = problem_on(golden_options(small, "vae"))
+    state = shuffled(setup)
+    _, a = take(setup, state, batch_of(BATCH), step_lib.step_key(3))
+    _, b = take(setup, state, batch_of(BATCH), step_lib.step_key(4))
     _, c = take(
-        problem,
+        setup,
         state._replace(step=jnp.int32(1)),
         batch_of(BATCH),
         step_lib.step_key(3),
@@ -461,9 +462,9 @@ def test_weight_decay_adds_its_term_and_is_off_by_default(small, take):
 def test_kl_weight_is_a_function_of_the_global_step(
     small, take, step, total, weight
 ):
-    problem = problem_on(small(loss={"total_anneal_steps": total}))
-    state = shuffled(problem)._replace(step=jnp.int32(step))
-    after, totals = take(problem, state, batch_of(USERS), step_lib.step_key(0))
+    setup = problem_on(small(loss={"total_anneal_steps": total}))
+    state = shuffled(setup)._replace(step=jnp.int32(step))
+    after, totals = take(setup, state, batch_of(USERS), step_lib.step_key(0))
     assert totals.kl > 1
     found = (totals.loss - totals.nll) / totals.kl
     assert found == pytest.approx(weight, abs=1e-5)
@@ -472,14 +473,12 @@ def test_kl_weight_is_a_function_of_the_global_step(
 
 def test_padding_weighs_nothing(small, take, assert_close):
     """A partial batch is the batch of its users, whatever is behind them."""
-    problem = problem_on(
-        small(loss={"total_anneal_steps": 0}), tx=optax.sgd(1.0)
-    )
-    state, key = shuffled(problem), step_lib.step_key(0)
+    setup = problem_on(small(loss={"total_anneal_steps": 0}), tx=optax.sgd(1.0))
+    state, key = shuffled(setup), step_lib.step_key(0)
     padded = np.append(USERS[:6], [len(HISTORIES)] * 4).astype(np.int32)
-    alone = take(problem, state, batch_of(USERS[:6], 32), key)
-    beside = take(problem, state, batch_of(padded, 64), key)
-    whole = take(problem, state, batch_of(USERS, 64), key)
+    alone = take(setup, state, batch_of(USERS[:6], 32), key)
+    beside = take(setup, state, batch_of(padded, 64), key)
+    whole = take(setup, state, batch_of(USERS, 64), key)
     assert alone[1].users == beside[1].users == 5
     assert_close(alone, beside)
     assert abs(whole[1].loss / alone[1].loss - 1) > 1e-3
@@ -501,21 +500,21 @@ MESHES = [(4, 1), (2, 2), (1, 4)]
 def test_gradients_do_not_depend_on_the_mesh(
     small, take, assert_close, variant, mesh, microbatch
 ):
-    options = small(
+    config = small(
         loss={
             "total_anneal_steps": 0,
             **VARIANTS[variant].get("loss", {}),
         },
         model=VARIANTS[variant].get("model", {}),
     )
-    one = problem_on(options, tx=optax.sgd(1.0))
-    many = problem_on(options, *mesh, tx=optax.sgd(1.0), microbatch=microbatch)
+    one = problem_on(config, tx=optax.sgd(1.0))
+    many = problem_on(config, *mesh, tx=optax.sgd(1.0), microbatch=microbatch)
     key = step_lib.step_key(0)
     results, used = [], []
-    for problem in (one, many):
-        state = shuffled(problem)
-        batch = batch_of(USERS, 32, problem.parts(len(USERS)))
-        after, totals = take(problem, state, batch, key)
+    for setup in (one, many):
+        state = shuffled(setup)
+        batch = batch_of(USERS, 32, setup.parts(len(USERS)))
+        after, totals = take(setup, state, batch, key)
         gradients = jax.tree.map(
             lambda a, b: np.asarray(a) - np.asarray(b),
             state.params,
@@ -532,8 +531,8 @@ def test_gradients_do_not_depend_on_the_mesh(
 def test_state_is_sharded_by_the_table_and_the_same_everywhere(
     small, assert_same, mesh
 ):
-    problem = problem_on(small(), *mesh)
-    state = step_lib.init_state(problem, 11)
+    setup = problem_on(small(), *mesh)
+    state = step_lib.init_state(setup, 11)
     item = mesh[1]
     parts = {"input_kernel": (0,), "output_kernel": (1,), "output_bias": (0,)}
     seen = []
@@ -544,13 +543,13 @@ def test_state_is_sharded_by_the_table_and_the_same_everywhere(
             assert shape[axis] == 128
             shape[axis] //= item
             seen.append(name)
-        assert x.sharding.device_set == set(problem.mesh.devices.flat)
+        assert x.sharding.device_set == set(setup.mesh.devices.flat)
         for shard in x.addressable_shards:
             assert shard.data.shape == tuple(shape), path
     # Parameter and both moments.
     assert sorted(seen) == sorted(3 * list(parts))
     assert_same(state, step_lib.init_state(problem_on(small()), 11))
-    other = step_lib.init_state(problem, 12)
+    other = step_lib.init_state(setup, 12)
     assert np.any(
         np.asarray(other.params["input_kernel"])
         != np.asarray(state.params["input_kernel"])
@@ -579,23 +578,23 @@ def test_fresh_parameters_are_what_the_authors_start_from(small):
 def test_many_steps_in_a_dispatch_are_single_steps(
     small, take, dataset, assert_same, assert_close
 ):
-    problem = step_lib.make_problem(
-        small(), dataset.n_items, sharding.make_mesh(1, 1)
+    setup = step_lib.make_setup(
+        small(), dataset.n_items, mesh_lib.make_mesh(1, 1)
     )
     order = batches.epoch_order(3, 0, 60, 16)
-    feed = feeds.make_feed("resident", problem, dataset.train, 3)
+    feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 3)
     epoch = feed.prepare(order)
-    fresh = step_lib.init_state(problem, 3)
+    fresh = step_lib.init_state(setup, 3)
     together, totals = feed.run(
         jax.tree.map(jnp.copy, fresh), epoch, 0, epoch.steps
     )
     one_by_one = jax.tree.map(jnp.copy, fresh)
     parts = []
     for step, users in enumerate(order):
-        batch = batching.assemble_on_host(
+        batch = sparse_batch.assemble_on_host(
             dataset.train.indptr, dataset.train.indices, users, epoch.n_slots
         )
-        fresh, alone = take(problem, fresh, batch, step_lib.step_key(3))
+        fresh, alone = take(setup, fresh, batch, step_lib.step_key(3))
         one_by_one, part = feed.run(one_by_one, epoch, step, step + 1)
         assert_close([x[0] for x in part], list(alone))
         parts.append(part)
@@ -609,12 +608,12 @@ def test_many_steps_in_a_dispatch_are_single_steps(
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
 def test_state_is_donated(small, dataset, kind):
-    problem = step_lib.make_problem(
-        small(), dataset.n_items, sharding.make_mesh(1, 1)
+    setup = step_lib.make_setup(
+        small(), dataset.n_items, mesh_lib.make_mesh(1, 1)
     )
-    feed = feeds.make_feed(kind, problem, dataset.train, 0)
+    feed = input_pipeline.make_pipeline(kind, setup, dataset.train, 0)
     epoch = feed.prepare(batches.epoch_order(0, 0, 60, 16))
-    state = step_lib.init_state(problem, 0)
+    state = step_lib.init_state(setup, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         after, _ = feed.run(state, epoch, 0, 2)

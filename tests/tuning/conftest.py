@@ -11,9 +11,9 @@ import optuna
 import pytest
 
 from configs import synthetic as config_file
-from vaecf import options as options_lib
+from vaecf import config as config_lib
+from vaecf.config import Config
 from vaecf.data import dataset, synthetic
-from vaecf.options import Options
 from vaecf.reporting.writers import read_records
 from vaecf.tuning.study import Plan, open_study
 
@@ -48,7 +48,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def base(data_dir: pathlib.Path) -> Options:
+def base(data_dir: pathlib.Path) -> Config:
     config = config_file.get_config()
     config.data.dir = str(data_dir)
     config.data.feed = "resident"
@@ -58,11 +58,11 @@ def base(data_dir: pathlib.Path) -> Options:
     config.eval.metrics = ("recall@5",)
     config.eval.best_metric = "ndcg@10"
     config.mesh.data = 1
-    return options_lib.from_config(config)
+    return config_lib.from_mapping(config)
 
 
 @pytest.fixture
-def plan(base: Options, tmp_path: pathlib.Path) -> Callable[..., Plan]:
+def plan(base: Config, tmp_path: pathlib.Path) -> Callable[..., Plan]:
     """plan(trials=2): a sweep in a folder of its own, 'sweep'."""
 
     def make(**changes: Any) -> Plan:

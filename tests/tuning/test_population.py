@@ -9,13 +9,14 @@ import json
 import numpy as np
 import pytest
 
-from vaecf import Recommender, options
+from vaecf import Recommender
+from vaecf import config as config_lib
+from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
-from vaecf.evaluation import evaluate
+from vaecf.evaluation import evaluator
 from vaecf.reporting.writers import read_records
-from vaecf.serving.model import load
-from vaecf.training import workdir as workdir_lib
+from vaecf.serving.trained_model import load
 from vaecf.tuning import population
 
 
@@ -62,7 +63,7 @@ def test_members_are_runs(base, tmp_path):
     said = []
     flags = ["optimizer.learning_rate=0.001,0.05,1e30"]
     folder = tmp_path / "pop"
-    ranked = population.train(base, flags, folder, say=said.append)
+    ranked = population.train(base, flags, folder, log=said.append)
     names = [f"learning_rate={rate}" for rate in ("0.05", "0.001", "1e+30")]
     assert [m.name for m in ranked] == names
     with open(folder / "members.csv") as file:
@@ -106,11 +107,13 @@ def test_a_runs_own_directory_is_refused(base, tmp_path):
         population.train(base, ["seed=1"], tmp_path)
     (tmp_path / "sweep.json").rename(tmp_path / "members.csv")
     with pytest.raises(VaecfError, match=r"holds a population .*: a run needs"):
-        workdir_lib.claim(tmp_path, base, None)
+        workdir_lib.check_or_create(tmp_path, base, None)
 
 
 def test_blends_are_ranked_by_what_they_are_weighed_to(base, tmp_path):
-    path = options.LinearOptions(l2=5.0, dropout=0.3, user_exponent=0.0, rank=0)
+    path = config_lib.LinearConfig(
+        l2=5.0, dropout=0.3, user_exponent=0.0, rank=0
+    )
     blend = dataclasses.replace(base, linear=path)
     ranked = population.train(blend, ["seed=1,2,3"], tmp_path)
     with open(tmp_path / "members.csv") as file:
@@ -129,7 +132,7 @@ def test_blends_are_ranked_by_what_they_are_weighed_to(base, tmp_path):
             batch_size=16,
         )
         share = np.zeros(held.fold_in.n_items)
-        summary = evaluate.from_ranked(
+        summary = evaluator.from_ranked(
             lists, held.held_out, names=("ndcg@10",), item_share_I=share
         ).summary
         assert value == pytest.approx(summary["ndcg@10"]["mean"])

@@ -9,7 +9,7 @@ import pathlib
 import optuna
 import pytest
 
-from vaecf import options as options_lib
+from vaecf import config as config_lib
 from vaecf.errors import VaecfError
 from vaecf.tuning import space as space_lib
 
@@ -105,11 +105,11 @@ def test_kinds_of_intervals(base) -> None:
 
 
 def test_apply_changes_these_keys_only(base) -> None:
-    changed = space_lib.apply(base, {"model.hidden": (5, 3), LR: 0.25})
+    changed = config_lib.replace(base, {"model.hidden": (5, 3), LR: 0.25})
     assert changed.model.hidden == (5, 3)
     assert changed.optimizer.learning_rate == 0.25
-    old = options_lib.flatten(base.to_dict())
-    new = options_lib.flatten(changed.to_dict())
+    old = config_lib.flatten(base.to_dict())
+    new = config_lib.flatten(changed.to_dict())
     assert {key for key in old if old[key] != new[key]} == {"model.hidden", LR}
 
 
@@ -126,9 +126,9 @@ def test_the_spaces_that_are_there(name) -> None:
     space = space_lib.load(ROOT / "configs" / "sweeps" / f"{name}.py")
     for config in SPACES[name]:
         module = importlib.import_module(f"configs.{config}")
-        made = options_lib.from_config(module.get_config())
+        made = config_lib.from_mapping(module.get_config())
         space_lib.check(space, made)
-        current = options_lib.flatten(made.to_dict())
+        current = config_lib.flatten(made.to_dict())
         for key, d in space.items():
             if (name, config) in (
                 ("mult_vae", "ml1m"),

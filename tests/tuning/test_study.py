@@ -15,8 +15,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
-from vaecf.training import workdir as workdir_lib
 from vaecf.tuning import study as study_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -24,13 +24,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Takes trials until there are none; 'hang' stops in the midst of the first.
 WORKER = """
 import pickle, sys, time
-from vaecf.training import workdir
+from vaecf import workdir as workdir_lib
 from vaecf.tuning import study as study_lib
 plan = pickle.load(open(sys.argv[1], "rb"))
 study = study_lib.open_study(plan, "data")
 while (trial := study_lib.next_trial(study, plan)) is not None:
     folder = study_lib.folder_of(plan, trial.number)
-    with workdir.locked(folder), study_lib.alive(trial, folder):
+    with workdir_lib.locked(folder), study_lib.alive(trial, folder):
         trial.report(0.25, 1)
         if sys.argv[2:] == ["hang"]:
             print("hangs", flush=True)

@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from vaecf import options as options_lib
+from vaecf import config as config_lib
+from vaecf import workdir as workdir_lib
 from vaecf.data import dataset as dataset_lib
 from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
-from vaecf.serving.model import load
-from vaecf.training import workdir as workdir_lib
+from vaecf.serving.trained_model import load
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
 from vaecf.tuning import sweep as sweep_lib
@@ -50,7 +50,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
 
     monkeypatch.setattr(sweep_lib, "find_dataset", without_test_users)
     said: list[str] = []
-    sweep_lib.sweep(made, say=said.append)
+    sweep_lib.sweep(made, log=said.append)
 
     trials = study.get_trials()
     assert [t.number for t in trials] == [0, 1, 2]
@@ -76,7 +76,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
     # The best checkpoint is a model like any other.
     best = max(bests, key=lambda n: bests[n])
     model = load(made.workdir / "trials" / f"{best:05d}")
-    assert model.options.optimizer.learning_rate == RATES[best]
+    assert model.config.optimizer.learning_rate == RATES[best]
 
     frame = pd.read_csv(made.workdir / "trials.csv")
     assert frame["number"].tolist() == [0, 1, 2]
@@ -101,7 +101,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
 
     # Nothing is left to do, and nothing is done.
     said.clear()
-    sweep_lib.sweep(made, say=said.append)
+    sweep_lib.sweep(made, log=said.append)
     assert len(study.get_trials()) == 3
     assert said[0].startswith("study sweep: 3 of 3 trials are over")
 
@@ -127,7 +127,7 @@ def test_a_bad_trial_is_pruned(plan, opened, curve) -> None:
             )
         )
     said: list[str] = []
-    sweep_lib.sweep(made, say=said.append)
+    sweep_lib.sweep(made, log=said.append)
     pruned = study.get_trials()[5]
     assert pruned.state == TrialState.PRUNED
     folder = made.workdir / "trials" / "00005"
@@ -157,7 +157,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
             storage=f"sqlite:///{tmp_path / name}.db",
         )
 
-    sweep_lib.sweep(made("straight"), say=lambda line: None)
+    sweep_lib.sweep(made("straight"), log=lambda line: None)
     write, stopped = trial_lib._Watch.write, []
 
     def write_and_stop(self, record, *, step):
@@ -169,12 +169,12 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
     monkeypatch.setattr(trial_lib._Watch, "write", write_and_stop)
     cut = made("cut")
     with pytest.raises(KeyboardInterrupt, match="0 of 1 trials are over; the"):
-        sweep_lib.sweep(cut, say=lambda line: None)
+        sweep_lib.sweep(cut, log=lambda line: None)
     assert list(curve(cut.workdir / "trials" / "00000")) == [1, 2]
     # Nothing of it has to be found out by waiting.
     states = [t.state for t in opened(cut).get_trials()]
     assert states == [TrialState.FAIL, TrialState.WAITING]
-    sweep_lib.sweep(cut, say=lambda line: None)
+    sweep_lib.sweep(cut, log=lambda line: None)
     (trial,) = study_lib.counted(opened(cut))
     (straight,) = study_lib.counted(opened(made("straight")))
     assert not (cut.workdir / "trials" / "00000").exists()
@@ -190,7 +190,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
 def test_what_is_wrong_is_said_before_the_first_trial(plan, base) -> None:
     def refused(message, **changes):
         with pytest.raises(VaecfError, match=message):
-            sweep_lib.sweep(plan(**changes), say=lambda line: None)
+            sweep_lib.sweep(plan(**changes), log=lambda line: None)
 
     refused("--trials=0 must be at least 1", trials=0)
     refused("--prune_after=-1", prune_after=-1)
@@ -247,14 +247,14 @@ def test_a_model_too_large_is_a_failed_trial(plan, monkeypatch, opened) -> None:
 
     monkeypatch.setattr(trial_lib.loop, "train", train)
     said: list[str] = []
-    sweep_lib.sweep(plan(trials=2), say=said.append)
+    sweep_lib.sweep(plan(trials=2), log=said.append)
     lines = [line for line in said if line.startswith("trial ")]
     assert len(lines) == 2
     assert all("failed: RESOURCE_EXHAUSTED: Out of" in line for line in lines)
     assert "no trial is complete yet" in said[-1]
     # What fails every trial ends the sweep before all are spent.
     with pytest.raises(VaecfError, match="5 trials in a row failed"):
-        sweep_lib.sweep(plan(trials=20), say=said.append)
+        sweep_lib.sweep(plan(trials=20), log=said.append)
     assert len(opened(plan()).get_trials()) == 7
 
 
@@ -266,7 +266,7 @@ def test_a_defect_ends_the_sweep_and_the_trial_waits(
 
     monkeypatch.setattr(trial_lib.loop, "train", train)
     with pytest.raises(TypeError, match="a defect"):
-        sweep_lib.sweep(plan(trials=2), say=lambda line: None)
+        sweep_lib.sweep(plan(trials=2), log=lambda line: None)
     states = [t.state for t in opened(plan(trials=2)).get_trials()]
     assert states == [TrialState.FAIL, TrialState.WAITING]
 
@@ -300,10 +300,10 @@ def test_overrides_give_the_trials_config(plan, base) -> None:
     flags = results._flags(plan(), {"params": params})
     config = ml_collections.ConfigDict(base.to_dict())
     config.model.hidden = tuple(config.model.hidden)
-    changed = space_lib.apply(base, params)
+    changed = config_lib.replace(base, params)
     import ast
 
     for text in flags:
         key, _, value = text.removeprefix("--config.").partition("=")
         config.update_from_flattened_dict({key: ast.literal_eval(value)})
-    assert options_lib.from_config(config) == changed
+    assert config_lib.from_mapping(config) == changed

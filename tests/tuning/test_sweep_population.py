@@ -12,9 +12,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from vaecf import options as options_lib
+from vaecf import config as config_lib
 from vaecf.errors import VaecfError
-from vaecf.serving.model import load
+from vaecf.serving.trained_model import load
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
 from vaecf.tuning import sweep as sweep_lib
@@ -37,7 +37,7 @@ def swept(opened, plan, said: list[str] | None = None) -> list:
     study = opened(plan)
     for params in PARAMS:
         study.enqueue_trial(params)
-    sweep_lib.sweep(plan, say=(said if said is not None else []).append)
+    sweep_lib.sweep(plan, log=(said if said is not None else []).append)
     return study.get_trials()
 
 
@@ -69,7 +69,7 @@ def test_trials_are_what_they_are_alone(plan, tmp_path, opened, curve) -> None:
             assert ours.value == max(curve(folder).values())
             model = load(folder)
             rate = ours.params["model.dropout_rate"]
-            assert model.options.model.dropout_rate == rate
+            assert model.config.model.dropout_rate == rate
             left = {path.name for path in (folder / "checkpoints").iterdir()}
             assert left == {"best"}
     for number in range(3):
@@ -98,7 +98,7 @@ def test_a_pruned_trial_does_not_stop_the_others(plan, opened, curve) -> None:
     for rate in (1e-9, 0.05):  # the first learns nothing
         study.enqueue_trial({"optimizer.learning_rate": rate})
     said: list[str] = []
-    sweep_lib.sweep(made, say=said.append)
+    sweep_lib.sweep(made, log=said.append)
     bad, good = study.get_trials()[5:]
     assert (bad.state, good.state) == (TrialState.PRUNED, TrialState.COMPLETE)
     folders = [made.workdir / "trials" / f"0000{n}" for n in (5, 6)]
@@ -126,16 +126,16 @@ def test_an_interrupted_population_goes_on(
     monkeypatch.setattr(trial_lib._Watch, "goes_on", stop)
     made = plan(**how)
     with pytest.raises(KeyboardInterrupt, match="0 of 2 trials are over; the"):
-        sweep_lib.sweep(made, say=lambda line: None)
+        sweep_lib.sweep(made, log=lambda line: None)
     states = [t.state.name for t in opened(made).get_trials()]
     assert states == ["FAIL", "FAIL", "WAITING", "WAITING"]
-    sweep_lib.sweep(made, say=lambda line: None)
+    sweep_lib.sweep(made, log=lambda line: None)
     straight = plan(
         **how,
         workdir=tmp_path / "straight",
         storage=str(tmp_path / "straight" / "study.journal"),
     )
-    sweep_lib.sweep(straight, say=lambda line: None)
+    sweep_lib.sweep(straight, log=lambda line: None)
     ours, theirs = (study_lib.counted(opened(p)) for p in (made, straight))
     assert len(ours) == len(theirs) == 2
     for one, other in zip(ours, theirs):
@@ -149,7 +149,7 @@ def test_an_interrupted_population_goes_on(
 def test_what_is_no_population_is_refused(plan) -> None:
     def refused(message, **changes):
         with pytest.raises(VaecfError, match=message):
-            sweep_lib.sweep(plan(**changes), say=lambda line: None)
+            sweep_lib.sweep(plan(**changes), log=lambda line: None)
 
     refused("--population=0 must be at least 1", population=0)
     refused("--population=2 with model.latent in --space", population=2)
@@ -163,7 +163,7 @@ def test_too_many_for_the_memory_wait(plan, monkeypatch, opened) -> None:
     monkeypatch.setattr(trial_lib.population_loop, "train", train)
     made = plan(trials=2, population=2, space=SPACE)
     with pytest.raises(VaecfError) as caught:
-        sweep_lib.sweep(made, say=lambda line: None)
+        sweep_lib.sweep(made, log=lambda line: None)
     assert str(caught.value) == (
         "--population=2: RESOURCE_EXHAUSTED: Out of memory; train fewer at once"
     )
@@ -184,7 +184,7 @@ def test_a_trial_that_was_taken_over_is_left_alone(
     monkeypatch.setattr(trial_lib._Watch, "goes_on", taken)
     made = plan(trials=2, population=2, pruner="none", space=SPACE)
     said: list[str] = []
-    sweep_lib.sweep(made, say=said.append)
+    sweep_lib.sweep(made, log=said.append)
     assert "trial 0: taken over by another worker" in said
     states = [t.state.name for t in opened(made).get_trials()]
     # By nobody else than the same worker, in its next turn.
@@ -206,7 +206,7 @@ def test_an_interrupt_at_the_very_end_ends_the_sweep(
     monkeypatch.setattr(trial_lib._Watch, "goes_on", stop)
     made = plan(trials=4, population=2, pruner="none", space=SPACE)
     with pytest.raises(KeyboardInterrupt, match="2 of 4 trials are over; the"):
-        sweep_lib.sweep(made, say=lambda line: None)
+        sweep_lib.sweep(made, log=lambda line: None)
     states = [t.state.name for t in opened(made).get_trials()]
     assert states == ["COMPLETE", "COMPLETE"]
 
@@ -226,7 +226,7 @@ def test_what_is_over_stays_so_after_an_interrupt(
     monkeypatch.setattr(trial_lib._Watch, "goes_on", stop)
     made = plan(trials=2, population=2, pruner="none", space=SPACE)
     with pytest.raises(KeyboardInterrupt, match="1 of 2 trials are over; the"):
-        sweep_lib.sweep(made, say=lambda line: None)
+        sweep_lib.sweep(made, log=lambda line: None)
     first, second, third = opened(made).get_trials()
     assert first.state == TrialState.PRUNED
     assert (second.state, third.state) == (TrialState.FAIL, TrialState.WAITING)
@@ -249,7 +249,7 @@ def test_an_error_is_found_one_after_the_other(
     monkeypatch.setattr(trial_lib.population_loop, "train", damaged)
     said: list[str] = []
     made = plan(trials=2, population=2, pruner="none", space=SPACE)
-    sweep_lib.sweep(made, say=said.append)
+    sweep_lib.sweep(made, log=said.append)
     assert any(line.startswith("one after the other: ") for line in said)
     states = [t.state.name for t in opened(made).get_trials()]
     assert states == ["FAIL", "COMPLETE"]
@@ -257,7 +257,7 @@ def test_an_error_is_found_one_after_the_other(
 
 @pytest.fixture
 def blend(base):
-    path = options_lib.LinearOptions(
+    path = config_lib.LinearConfig(
         l2=5.0, dropout=0.3, user_exponent=0.0, rank=0
     )
     return dataclasses.replace(base, linear=path)
@@ -269,15 +269,15 @@ def test_a_blend_that_cannot_be_weighed_fails_alone(
 ) -> None:
     value = trial_lib.weighing.value
 
-    def damaged(options, folder, *rest):
+    def damaged(config, folder, *rest):
         if folder.name == "00000":
             raise VaecfError("the path cannot be read")
-        return value(options, folder, *rest)
+        return value(config, folder, *rest)
 
     monkeypatch.setattr(trial_lib.weighing, "value", damaged)
     how = dict(base=blend, population=population, pruner="none", space=SPACE)
     made = plan(trials=2, **how)
-    sweep_lib.sweep(made, say=lambda line: None)
+    sweep_lib.sweep(made, log=lambda line: None)
     first, second = opened(made).get_trials()
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert first.user_attrs[study_lib.ERROR] == "the path cannot be read"
@@ -298,19 +298,19 @@ def test_an_interrupt_does_not_wait_for_blends_to_be_weighed(
             os.kill(os.getpid(), signal.SIGINT)
         return goes_on(self, record)
 
-    def watched(options, folder, *rest):
+    def watched(config, folder, *rest):
         weighed.append(folder.name)
-        return value(options, folder, *rest)
+        return value(config, folder, *rest)
 
     monkeypatch.setattr(trial_lib._Watch, "goes_on", stop)
     monkeypatch.setattr(trial_lib.weighing, "value", watched)
     how = dict(base=blend, population=2, pruner="none", space=SPACE)
     made = plan(trials=2, **how)
     with pytest.raises(KeyboardInterrupt, match="0 of 2 trials are over; the"):
-        sweep_lib.sweep(made, say=lambda line: None)
+        sweep_lib.sweep(made, log=lambda line: None)
     assert not weighed
     monkeypatch.setattr(trial_lib._Watch, "goes_on", goes_on)
-    sweep_lib.sweep(made, say=lambda line: None)
+    sweep_lib.sweep(made, log=lambda line: None)
     done = [t for t in opened(made).get_trials() if t.value is not None]
     assert len(done) == len(weighed) == 2
     # Those of the call that was interrupted count too.
@@ -337,9 +337,9 @@ def test_every_worker_has_trials(plan, monkeypatch) -> None:
     monkeypatch.setattr(
         sweep_lib,
         "_work_in_processes",
-        lambda plan, workers, say: seen.append(plan.population),
+        lambda plan, workers, log: seen.append(plan.population),
     )
     for trials, population in ((8, 8), (8, 3), (5, 8)):
         made = plan(trials=trials, population=population, space=SPACE)
-        sweep_lib.sweep(made, workers=2, say=lambda line: None)
+        sweep_lib.sweep(made, workers=2, log=lambda line: None)
     assert seen == [4, 3, 3]

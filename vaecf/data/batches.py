@@ -2,7 +2,7 @@
 
 A file larger than memory is never held whole. What the rows mean
 (thresholds, ids, errors in them) is the business of ``vaecf.data.values`` and
-``vaecf.data.ratings``.
+``vaecf.data.readers``.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from vaecf.data import archive
-from vaecf.data import fetch as fetching
+from vaecf.data import archive, download
 from vaecf.data.catalog_entries import ENTRIES, Entry
 from vaecf.errors import VaecfError
 
@@ -48,7 +47,7 @@ def fetch(
     name: str,
     cache_dir: str | os.PathLike[str] | None = None,
     urls: Sequence[str] | None = None,
-    progress: fetching.Progress | None = None,
+    progress: download.Progress | None = None,
 ) -> pathlib.Path:
     """Downloads a known dataset once and gives the path of its ratings.
 
@@ -79,9 +78,9 @@ def fetch(
     sources = tuple(entry.urls if urls is None else urls)
     if not sources:
         raise VaecfError(entry.manual)
-    root = pathlib.Path(cache_dir or fetching.user_cache_dir()) / name
+    root = pathlib.Path(cache_dir or download.user_cache_dir()) / name
     ratings = root / "ratings"
-    with fetching.locked(root):
+    with download.locked(root):
         if entry.files:
             for file in entry.files:
                 _download(
@@ -104,10 +103,10 @@ def _download(
     entry: Entry,
     urls: Sequence[str],
     destination: pathlib.Path,
-    progress: fetching.Progress | None,
+    progress: download.Progress | None,
 ) -> None:
     try:
-        fetching.download(
+        download.download(
             urls,
             destination,
             digest=entry.digest,

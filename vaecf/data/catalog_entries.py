@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from vaecf.data.fetch import Digest
+from vaecf.data.download import Digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Entry:
       checksum_note: who gives the checksum, or that nobody does.
       archive_bytes: size of the archive, or None if not known.
       licence: terms in short, with their address.
-      layout: the reader in `vaecf.data.ratings`.
+      layout: the reader in `vaecf.data.readers`.
       ratings_member: path (or glob) of the ratings inside the archive.
       files: plain files below each of `urls`, for sets without an archive.
       min_rating: a rating at least this large is an interaction; None for

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vaecf import workdir as workdir_lib
 from vaecf.data import id_files, manifests, storage
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 
@@ -133,6 +134,10 @@ class Dataset:
         text = json.dumps(self.manifest, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def write_identity(self, directory: pathlib.Path) -> None:
+        """Writes the manifest and the item ids, which scoring needs."""
+        write_identity(directory, self.manifest, self.items)
+
     def split(self, name: str) -> HeldOut:
         """``"validation"`` or ``"test"``.
 
@@ -162,6 +167,14 @@ def _arrays(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
         yield f"{part}.indices", matrix.indices
     for name, array in (dataset.truth or {}).items():
         yield f"truth.{name}", np.asarray(array)
+
+
+def write_identity(
+    directory: pathlib.Path, manifest: Mapping[str, Any], items: IdTable
+) -> None:
+    """Writes the manifest of a dataset and its item ids into a workdir."""
+    id_files.write_ids(directory / workdir_lib.ITEMS, "item", items)
+    workdir_lib.write_json(directory / workdir_lib.DATASET, dict(manifest))
 
 
 def make_dataset(
@@ -280,7 +293,7 @@ def write_dataset(
     """
     check_output(directory, overwrite=overwrite)
     target = pathlib.Path(directory)
-    with storage.atomic_directory(target) as fresh:
+    with workdir_lib.atomic_directory(target) as fresh:
         for name, array in _arrays(dataset):
             storage.save_array(fresh / f"{name}.npy", array)
         splits = np.repeat(["train", "validation", "test"], dataset.split_sizes)
@@ -312,11 +325,11 @@ def open_dataset(
       VaecfError: if there is no dataset, or it is damaged: the message names
         the file.
     """
-    from vaecf.data import foreign
+    from vaecf.data import external_formats
 
     path = pathlib.Path(directory)
     if not (path / MANIFEST).is_file():
-        opened = foreign.open_foreign(path)
+        opened = external_formats.open_foreign(path)
         if opened is not None:
             return opened
         raise VaecfError(
@@ -382,12 +395,12 @@ def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
     Raises:
       VaecfError: if there is none; the message names the places.
     """
-    from vaecf.data import foreign
+    from vaecf.data import external_formats
 
     root = pathlib.Path(data_dir)
     places = (root, root / "ml-20m" / "preprocessed", root / "ml-20m")
     for place in places:
-        if (place / MANIFEST).is_file() or foreign.layout_of(place):
+        if (place / MANIFEST).is_file() or external_formats.layout_of(place):
             return open_dataset(place)
     raise VaecfError(
         f"no dataset in {root} (nor in its ml-20m/preprocessed and ml-20m); "

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaecf.data.ratings import Ratings
+from vaecf.data.readers import Ratings
 from vaecf.errors import VaecfError
 
 

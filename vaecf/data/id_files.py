@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vaecf.data import storage
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.errors import VaecfError
 
 

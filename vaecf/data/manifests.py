@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vaecf.data import id_files, storage
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 

@@ -14,10 +14,10 @@ import numpy as np
 from vaecf.data import catalog, filters, layouts, reports, splits, synthetic
 from vaecf.data import dataset as datasets
 from vaecf.data.dataset import Dataset
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.data.plan import Plan, Settings, first, make_plan, test_proportion
-from vaecf.data.ratings import (
+from vaecf.data.readers import (
     Ratings,
     ReadReport,
     collapse_duplicates,
@@ -32,13 +32,13 @@ _HELD_OUT_SHARE = 0.1  # by default, for either of validation and test
 
 
 def prepare(
-    settings: Settings, *, say: Callable[[str], None] = print
+    settings: Settings, *, log: Callable[[str], None] = print
 ) -> Dataset:
     """Prepares a dataset and writes it.
 
     Args:
       settings: what and how.
-      say: receives the report, a line at a time.
+      log: receives the report, a line at a time.
 
     Returns:
       The dataset, opened from the directory that was written; the counts of
@@ -54,7 +54,7 @@ def prepare(
     else:
         source = plan.source
         if source is None:
-            say(f"{plan.name}: fetching it, once")
+            log(f"{plan.name}: fetching it, once")
             source = catalog.fetch(
                 settings.dataset or plan.name, settings.cache_dir
             )
@@ -63,7 +63,7 @@ def prepare(
         plan.output, made, overwrite=settings.overwrite
     )
     for line in reports.describe(written):
-        say(line)
+        log(line)
     return written
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from vaecf.data.dataset import HeldOut
 from vaecf.data.interactions import Interactions
-from vaecf.data.ratings import Ratings
+from vaecf.data.readers import Ratings
 from vaecf.errors import VaecfError
 
 PAPER_SEED = 98765

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import math
 import os
 import pathlib
-import secrets
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -119,50 +115,3 @@ def sync(stream: Any) -> None:
     """Flushes a file object through to the disk."""
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _sync_directory(path: pathlib.Path) -> None:
-    """Makes renames within a directory durable, where the system can."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new directory to fill, which becomes ``directory`` at the end.
-
-    Whatever goes wrong inside the ``with`` block, ``directory`` is as it was
-    before and the half-filled one is gone. An existing directory is replaced:
-    asking whether it may be is the caller's business.
-
-    Raises:
-      VaecfError: if the disk or the permissions do not allow it.
-    """
-    target = pathlib.Path(os.path.realpath(directory))
-    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-    fresh = target.parent / f".{target.name}.tmp-{mark}"
-    old = target.parent / f".{target.name}.old-{mark}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        yield fresh
-        _sync_directory(fresh)
-        if target.exists():
-            os.rename(target, old)
-        try:
-            os.rename(fresh, target)
-        except OSError:
-            if old.exists():
-                os.rename(old, target)
-            raise
-        _sync_directory(target.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise VaecfError(f"cannot write {directory}: {reason}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if target.exists():  # else the old one is all there is: keep it
-            shutil.rmtree(old, ignore_errors=True)

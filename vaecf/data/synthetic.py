@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vaecf.data.dataset import Dataset, HeldOut, make_dataset
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.data.sampling import draw_histories
 from vaecf.errors import VaecfError

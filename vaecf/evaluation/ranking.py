@@ -17,10 +17,11 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from vaecf import distributed
 from vaecf.errors import VaecfError
-from vaecf.models import batching, likelihood, sharding
-from vaecf.models.sparse import SparseBatch, item_offset
+from vaecf.models import likelihood, sparse_batch
+from vaecf.models.bag_of_items import SparseBatch, item_offset
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.parallel import processes
 
 
 class Scorer(NamedTuple):
@@ -180,18 +181,18 @@ def rank_batch(
             k=k,
             n_items=n_items,
             exclude_seen=exclude_seen,
-            item_axis=sharding.axis(mesh, sharding.ITEM),
+            item_axis=mesh_lib.axis(mesh, mesh_lib.ITEM),
         )
 
-    users = P(sharding.DATA)
-    return sharding.on_mesh(
+    users = P(mesh_lib.DATA)
+    return mesh_lib.on_mesh(
         mesh,
         local,
         in_specs=(
-            sharding.specs(params, partition),
+            mesh_lib.specs(params, partition),
             SparseBatch(users, users, users),
             users,
-            P(sharding.ITEM),
+            P(mesh_lib.ITEM),
         ),
         out_specs=Ranked(users, users, users),
     )(params, batch, user_B, allowed_I)
@@ -238,14 +239,14 @@ _casts = _Casts()
 # Histories shorter than the smallest bucket of a batch get buckets of powers
 # of two: a single query's slots are work that is seen.
 _MIN_SLOTS = 16
-_BATCH_SLOTS = batching.bucket(1)
+_BATCH_SLOTS = sparse_batch.bucket(1)
 
 
 def _bucket(n: int) -> int:
     """Slots for n interactions."""
     if n > _BATCH_SLOTS // 2:
-        return batching.bucket(n)
-    return max(_MIN_SLOTS, batching.bucket_users(n))
+        return sparse_batch.bucket(n)
+    return max(_MIN_SLOTS, sparse_batch.bucket_users(n))
 
 
 class _Shape(NamedTuple):
@@ -310,9 +311,9 @@ class Ranker:
         # Its parameters come with every call: they are not kept alive here.
         self._scorer = scorer._replace(params=None)
         self._exclude_seen = exclude_seen
-        self._shards = mesh.shape[sharding.DATA]
-        self._by_user = sharding.shardings(mesh, P(sharding.DATA))
-        self._everywhere = sharding.shardings(mesh, P())
+        self._shards = mesh.shape[mesh_lib.DATA]
+        self._by_user = mesh_lib.shardings(mesh, P(mesh_lib.DATA))
+        self._everywhere = mesh_lib.shardings(mesh, P())
         self._programs: dict[tuple, Callable[..., jax.Array]] = {}
         self._places: dict[tuple, list[Any]] = {}
 
@@ -323,11 +324,11 @@ class Ranker:
 
     def allow(self, allowed: np.ndarray) -> jax.Array:
         """bool [items] as a device array over the padded items."""
-        shards = self.mesh.shape[sharding.ITEM]
-        padded = np.zeros(sharding.padded_items(self.n_items, shards), bool)
+        shards = self.mesh.shape[mesh_lib.ITEM]
+        padded = np.zeros(mesh_lib.padded_items(self.n_items, shards), bool)
         padded[: self.n_items] = allowed
-        spec = sharding.shardings(self.mesh, P(sharding.ITEM))
-        return distributed.put(padded, spec)
+        spec = mesh_lib.shardings(self.mesh, P(mesh_lib.ITEM))
+        return processes.put(padded, spec)
 
     def compile(self, params: Any, users: int, interactions: int) -> None:
         """Compiles what a query of such a size needs, ahead of the first.
@@ -339,7 +340,7 @@ class Ranker:
           interactions: items of the histories of a device's users together.
         """
         resident, types = self._resident(params)
-        size = self._round(batching.bucket_users(users))
+        size = self._round(sparse_batch.bucket_users(users))
         self._program(
             resident, types, _Shape(size, _bucket(interactions)), None
         )
@@ -400,7 +401,7 @@ class Ranker:
         n_users = len(indptr) - 1
         if n_users == 0:
             return
-        size = self._round(min(batch_size, batching.bucket_users(n_users)))
+        size = self._round(min(batch_size, sparse_batch.bucket_users(n_users)))
         first_B = range(0, n_users, size)
         # Interactions of the fullest shard of any block.
         edge = np.arange(0, len(first_B) * size + 1, size // self._shards)
@@ -409,11 +410,11 @@ class Ranker:
         resident, types = self._resident(params)
         program = self._program(resident, types, shape, allowed_I)
         pending: tuple[jax.Array, int] | None = None
-        alone = distributed.alone()
+        alone = processes.alone()
         for first in first_B:
             packed = _pack(indptr, indices, first, shape, self._shards)
             if not alone:
-                packed = distributed.put(packed, self._by_user)
+                packed = processes.put(packed, self._by_user)
             ranked = program(resident, packed, allowed_I)
             if pending is not None:
                 yield _fetch(*pending)
@@ -434,8 +435,8 @@ class Ranker:
         leaves, structure = jax.tree.flatten(params)
         types = structure, tuple((x.shape, x.dtype) for x in leaves)
         if types not in self._places:
-            specs = sharding.specs(params, self._scorer.partition)
-            places = sharding.shardings(self.mesh, specs)
+            specs = mesh_lib.specs(params, self._scorer.partition)
+            places = mesh_lib.shardings(self.mesh, specs)
             is_cast = [
                 x.ndim > 1 and path[-1].key not in self._scorer.kept
                 for path, x in jax.tree_util.tree_leaves_with_path(params)
@@ -445,7 +446,7 @@ class Ranker:
         for i, (place, is_cast) in enumerate(self._places[types]):
             x = leaves[i]
             if not _lies_at(x, place):
-                x = distributed.put(x, place)
+                x = processes.put(x, place)
             leaves[i] = _casts(x, casts) if casts and is_cast else x
         return jax.tree.unflatten(structure, leaves), types
 
@@ -469,7 +470,7 @@ class Ranker:
             )
             rank = functools.partial(self._rank, shape)
             # Every process gets all lists; alone, it fetches the shards.
-            lists = None if distributed.alone() else self._everywhere
+            lists = None if processes.alone() else self._everywhere
             self._programs[key] = (
                 jax.jit(rank, out_shardings=lists)
                 .lower(resident, packed, allowed_I)

@@ -11,25 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaecf.evaluation.ranking import Scorer
+from vaecf.models import bag_of_items, linear, mult_vae
 from vaecf.models import blend as blend_lib
 from vaecf.models import ials as ials_lib
-from vaecf.models import linear, mult_vae, sharding, sparse
+from vaecf.parallel import mesh as mesh_lib
 
 
 def _model_scores(
     model: mult_vae.MultDAE,
     params: Any,
-    batch: sparse.SparseBatch,
+    batch: bag_of_items.SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
-    if sharding.ITEM not in sparse.varying_axes(*jax.tree.leaves(params)):
+    if mesh_lib.ITEM not in bag_of_items.varying_axes(*jax.tree.leaves(params)):
         # All items are here: there is no axis to sum over.
         model = model.clone(item_axis=None)
     n_users = batch.count_B.shape[0]
     if n_users == 1 and jnp.dtype(model.dtype).itemsize == 2 and _on_cpu():
         # XLA's CPU product of a single row converts the whole matrix first,
         # at ten times the cost of the product of two rows, which does not.
-        batch = sparse.SparseBatch(
+        batch = bag_of_items.SparseBatch(
             batch.item_N,
             jnp.where(batch.row_N < 1, batch.row_N, 2),
             jnp.pad(batch.count_B, (0, 1)),
@@ -77,7 +78,7 @@ def model(module: mult_vae.MultDAE, params: Any) -> Scorer:
 def _blend_scores(
     module: mult_vae.MultDAE,
     params: Any,
-    batch: sparse.SparseBatch,
+    batch: bag_of_items.SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
     model_BI = _model_scores(module, params["model"], batch, user_B)
@@ -85,7 +86,7 @@ def _blend_scores(
 
 
 def blend(module: mult_vae.MultDAE, params: Any) -> Scorer:
-    """A model and a linear path beside it.
+    """A model and a linear branch beside it.
 
     Args:
       module: as `model`'s.
@@ -106,7 +107,7 @@ def blend(module: mult_vae.MultDAE, params: Any) -> Scorer:
 def ranked(
     module: mult_vae.MultDAE, params: Any, path: Mapping[str, Any] | None
 ) -> Scorer:
-    """What ranks: the model, or its blend with a linear path."""
+    """What ranks: the model, or its blend with a linear branch."""
     params = ranked_params(params, path)
     return model(module, params) if path is None else blend(module, params)
 
@@ -135,7 +136,7 @@ def item_item(weights: np.ndarray) -> Scorer:
 
 
 def linear_path(path: Mapping[str, Any], n_items: int) -> Scorer:
-    """The linear path of a blend (`models.blend.fit`) alone."""
+    """The linear branch of a blend (`models.blend.fit`) alone."""
     names = path.keys() - {"gain", "prior"}
     params = {name: path[name] for name in sorted(names)}
     return Scorer(blend_lib.path_scores, params, blend_lib.PARTITION, n_items)

@@ -7,7 +7,7 @@ their word, and divides out what they both count, how popular an item is:
 
 with the item-item weights B (`linear.fit_ease`), the share p_i of the training
 users who have the item, and two weights that validation users choose
-(`serving.blending`): the gain g of the linear path and the share ρ of the prior
+(`serving.blending`): the gain g of the linear branch and the share ρ of the prior
 that is divided out of it. g = 0 leaves the autoencoder alone.
 
 Scores and not a loss: trained with such a path beside it, an autoencoder leaves
@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaecf.models import linear, low_rank, sparse
+from vaecf.models import bag_of_items, linear, low_rank
 
-# What a score of the linear path is at least: of 0 there is no logarithm.
+# What a score of the linear branch is at least: of 0 there is no logarithm.
 _EPSILON = 0.003
 # Users added to every item's when its logarithm is taken.
 _PSEUDO_USERS = 5.0
@@ -68,7 +68,7 @@ def fit(
     user_exponent: float,
     rank: int | None = 0,
 ) -> dict[str, np.ndarray]:
-    """The linear path, float32: a matrix or its factors, and shares of users.
+    """The linear branch, float32: a matrix or its factors, and shares of users.
 
     Args:
       train: Interactions (users x items).
@@ -109,7 +109,7 @@ def fit(
 def scores(
     model_BI: jax.Array,
     path: dict[str, Any],
-    batch: sparse.SparseBatch,
+    batch: bag_of_items.SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
     """Scores of this shard's items, float32 [B, I].
@@ -130,7 +130,7 @@ def scores(
 
 
 def path_scores(
-    path: dict[str, Any], batch: sparse.SparseBatch, user_B: jax.Array
+    path: dict[str, Any], batch: bag_of_items.SparseBatch, user_B: jax.Array
 ) -> jax.Array:
     """x · B of this shard's items, float32 [B, I], of a matrix or factors."""
     if "item_item" in path:

@@ -29,7 +29,8 @@ import numpy as np
 from jax import lax
 
 from vaecf.errors import VaecfError
-from vaecf.models import sharding, sparse
+from vaecf.models import bag_of_items
+from vaecf.parallel import mesh as mesh_lib
 
 PARTITION: dict[str, tuple[str | None, ...]] = {"item_factor": ("item", None)}
 
@@ -41,10 +42,10 @@ _SYSTEM_BYTES, _TILE_BYTES = 2**26, 2**23
 
 def scores(
     params: dict[str, jax.Array],
-    batch: sparse.SparseBatch,
+    batch: bag_of_items.SparseBatch,
     user_B: jax.Array,
     *,
-    item_axis: str | None = sharding.ITEM,
+    item_axis: str | None = mesh_lib.ITEM,
 ) -> jax.Array:
     """w_u · h_i of folded-in users, float32 [B, I].
 
@@ -55,7 +56,7 @@ def scores(
       item_axis: mesh axis of the items, if they vary over it.
     """
     factor_IF = params["item_factor"]
-    if item_axis not in sparse.varying_axes(factor_IF):
+    if item_axis not in bag_of_items.varying_axes(factor_IF):
         item_axis = None  # all items are here
     user_BF = solve(
         factor_IF,
@@ -71,7 +72,7 @@ def solve(
     factor_IF: jax.Array,
     unobserved_FF: jax.Array,
     ridge: jax.Array,
-    batch: sparse.SparseBatch,
+    batch: bag_of_items.SparseBatch,
     *,
     item_axis: str | None = None,
 ) -> jax.Array:
@@ -88,8 +89,8 @@ def solve(
       float32 [B, F], the same on every item shard; 0 for an empty history.
     """
     n_users, n_factors = batch.count_B.shape[0], factor_IF.shape[1]
-    axes = sparse.varying_axes(factor_IF, *batch)
-    offset = sparse.item_offset(factor_IF.shape[0], item_axis)
+    axes = bag_of_items.varying_axes(factor_IF, *batch)
+    offset = bag_of_items.item_offset(factor_IF.shape[0], item_axis)
     start_B = jnp.cumsum(batch.count_B) - batch.count_B
     tiles_B = -(-batch.count_B // _TILE)
     last_B = jnp.cumsum(tiles_B)
@@ -140,7 +141,7 @@ def solve(
             jnp.zeros((size, n_factors), jnp.float32),
         )
         gram_SFF, sum_SF = lax.fori_loop(
-            0, -(-(end - begin) // step), add, sparse.vary(zeros, axes)
+            0, -(-(end - begin) // step), add, bag_of_items.vary(zeros, axes)
         )
         if item_axis:
             gram_SFF, sum_SF = lax.psum((gram_SFF, sum_SF), item_axis)
@@ -177,7 +178,7 @@ def _solve_systems(system_SFF: jax.Array, right_SF: jax.Array) -> jax.Array:
 
 @jax.jit
 def _half_sweep(
-    factor_IF: jax.Array, weights: jax.Array, batch: sparse.SparseBatch
+    factor_IF: jax.Array, weights: jax.Array, batch: bag_of_items.SparseBatch
 ) -> jax.Array:
     """One side's factors from the other's; weights [4]: α, λ, α |I|, ν."""
     unobserved_FF = _unobserved(factor_IF, weights[0])
@@ -242,7 +243,7 @@ def fit(
         raise VaecfError(
             f"iALS: factors that are no numbers; raise l2={l2} (--ials_l2)"
         )
-    rows = sharding.padded_items(n_items)
+    rows = mesh_lib.padded_items(n_items)
     return {
         "item_factor": np.pad(
             np.asarray(item_IF), ((0, rows - n_items), (0, 0))
@@ -252,10 +253,11 @@ def fit(
     }
 
 
-def _batch(indptr: np.ndarray, indices: np.ndarray) -> sparse.SparseBatch:
+def _batch(indptr: np.ndarray, indices: np.ndarray) -> bag_of_items.SparseBatch:
     """A whole CSR as one batch on the device."""
     counts = np.diff(indptr).astype(np.int32)
     row_N = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return jax.tree.map(
-        jnp.asarray, sparse.SparseBatch(indices.astype(np.int32), row_N, counts)
+        jnp.asarray,
+        bag_of_items.SparseBatch(indices.astype(np.int32), row_N, counts),
     )

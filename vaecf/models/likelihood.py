@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaecf.models.sparse import (
+from vaecf.models.bag_of_items import (
     Kept,
     SparseBatch,
     compact,

@@ -15,7 +15,9 @@ import numpy as np
 from jax import lax
 
 from vaecf.errors import VaecfError
-from vaecf.models import sharding, sparse
+from vaecf.models import bag_of_items
+from vaecf.parallel import memory
+from vaecf.parallel import mesh as mesh_lib
 
 _MEND = "leave {} out of --baselines"
 # Users up to whom an accelerator gathers the rows of their items.
@@ -31,7 +33,9 @@ PARTITION: dict[str, tuple[str | None, ...]] = {
 
 
 def popularity_scores(
-    params: dict[str, jax.Array], batch: sparse.SparseBatch, user_B: jax.Array
+    params: dict[str, jax.Array],
+    batch: bag_of_items.SparseBatch,
+    user_B: jax.Array,
 ) -> jax.Array:
     """The same scores for everyone, float32 [B, I]."""
     n_users = batch.count_B.shape[0]
@@ -40,7 +44,9 @@ def popularity_scores(
 
 
 def item_item_scores(
-    params: dict[str, jax.Array], batch: sparse.SparseBatch, user_B: jax.Array
+    params: dict[str, jax.Array],
+    batch: bag_of_items.SparseBatch,
+    user_B: jax.Array,
 ) -> jax.Array:
     """x · B, Steck 2019, equation 1; float32 [B, I].
 
@@ -48,7 +54,7 @@ def item_item_scores(
     history.
     """
     weights = params["item_item"]
-    return sparse.bag_of_items(
+    return bag_of_items.bag_of_items(
         weights,
         batch,
         lowering=lowering(batch),
@@ -57,7 +63,7 @@ def item_item_scores(
     )
 
 
-def lowering(batch: sparse.SparseBatch) -> str:
+def lowering(batch: bag_of_items.SparseBatch) -> str:
     """How the histories' rows of a matrix are best summed here.
 
     A product with all items' rows pays where matrix units are fast, and for
@@ -68,7 +74,9 @@ def lowering(batch: sparse.SparseBatch) -> str:
 
 
 def truth_scores(
-    params: dict[str, jax.Array], batch: sparse.SparseBatch, user_B: jax.Array
+    params: dict[str, jax.Array],
+    batch: bag_of_items.SparseBatch,
+    user_B: jax.Array,
 ) -> jax.Array:
     """Generating probability of every item, float32 [B, I]."""
     # A padding user's row is one past the end: clip, its list is thrown away.
@@ -85,7 +93,7 @@ def pad_items(array: np.ndarray) -> np.ndarray:
     padding items whatever their scores.
     """
     n_items = array.shape[-1]
-    shape = (*array.shape[:-1], sharding.padded_items(n_items))
+    shape = (*array.shape[:-1], mesh_lib.padded_items(n_items))
     padded = np.zeros(shape, np.float32)
     padded[..., :n_items] = array
     return padded
@@ -155,7 +163,7 @@ def fit_ease(
         array.astype(dtype)
         for array in penalties(train, l2, dropout, user_exponent)
     )
-    weights = np.zeros((n_items, sharding.padded_items(n_items)), np.float32)
+    weights = np.zeros((n_items, mesh_lib.padded_items(n_items)), np.float32)
     if train.n_users < n_items:
         columns = _inverse_by_users(matrix, weight_U, ridge_I)
     else:
@@ -274,7 +282,7 @@ def fit_itemknn(
     matrix = train.to_scipy().astype(np.float32)
     gram = _product(matrix.T.tocsr(), matrix)  # counts: exact up to 2^24
     norm_I = np.sqrt(np.diag(gram))
-    weights = np.zeros((n_items, sharding.padded_items(n_items)), np.float32)
+    weights = np.zeros((n_items, mesh_lib.padded_items(n_items)), np.float32)
     for first in range(0, n_items, 1024):
         rows = slice(first, min(first + 1024, n_items))
         # An item without users is like nothing; 0 / 0 is avoided.
@@ -306,7 +314,7 @@ def _check_memory(
         its copy on the device) do not fit.
     """
     if available_bytes is None:
-        available_bytes = available_memory()
+        available_bytes = memory.host_free_bytes()
     needed = 12 * n_items**2
     if needed > available_bytes:
         raise VaecfError(
@@ -325,17 +333,3 @@ def _product(left: Any, right: Any) -> np.ndarray:
             left[first : first + _BLOCK] @ right
         ).toarray()
     return dense
-
-
-def available_memory() -> int:
-    """Free and reclaimable memory of this machine."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except FileNotFoundError:
-        pass  # not Linux: all of the physical memory is the best guess
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

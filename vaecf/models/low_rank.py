@@ -14,7 +14,9 @@ import numpy as np
 from jax import lax
 
 from vaecf.errors import VaecfError
-from vaecf.models import linear, sharding, sparse
+from vaecf.models import bag_of_items, linear
+from vaecf.parallel import memory
+from vaecf.parallel import mesh as mesh_lib
 
 # Directions beside those asked for, and turns, of the search for singular
 # vectors. They need not be exact: on MovieLens-1M and Yelp2018 twice as many
@@ -72,9 +74,9 @@ def fit(
         weights; or the factors do not fit memory, with the arithmetic.
     """
     if l2 <= 0:
-        raise VaecfError(f"the linear path's l2={l2} must be above 0")
+        raise VaecfError(f"the linear branch's l2={l2} must be above 0")
     if rank < 1:
-        raise VaecfError(f"the linear path's rank={rank} must be at least 1")
+        raise VaecfError(f"the linear branch's rank={rank} must be at least 1")
     n_items = train.n_items
     rank = min(rank, n_items)
     _check_memory(train, rank, mend, available_bytes)
@@ -102,9 +104,9 @@ def fit(
     diagonal_I = inner_I - length_I
     if (diagonal_I < 1e-3 * inner_I).any():
         raise VaecfError(
-            f"the linear path's l2={l2:g} is too small for float32: raise it"
+            f"the linear branch's l2={l2:g} is too small for float32: raise it"
         )
-    rows = sharding.padded_items(n_items)
+    rows = mesh_lib.padded_items(n_items)
     padded = np.zeros((rows, rank), np.float32)
     padded[:n_items] = factor_IK / root_I[:, None].astype(np.float32)
     return {
@@ -117,7 +119,7 @@ def fit(
 
 
 def scores(
-    params: dict[str, jax.Array], batch: sparse.SparseBatch
+    params: dict[str, jax.Array], batch: bag_of_items.SparseBatch
 ) -> jax.Array:
     """x · B of this shard's items, float32 [B, I].
 
@@ -125,9 +127,9 @@ def scores(
     history adds to itself is taken away again.
     """
     rows_IK, columns_KI = params["input_factors"], params["output_factors"]
-    is_sharded = sharding.ITEM in sparse.varying_axes(rows_IK, columns_KI)
-    axis = sharding.ITEM if is_sharded else None
-    code_BK = sparse.bag_of_items(
+    is_sharded = mesh_lib.ITEM in bag_of_items.varying_axes(rows_IK, columns_KI)
+    axis = mesh_lib.ITEM if is_sharded else None
+    code_BK = bag_of_items.bag_of_items(
         rows_IK,
         batch,
         lowering=linear.lowering(batch),
@@ -143,7 +145,7 @@ def scores(
     )
     own_I = params["own_weight"]
     n_local = own_I.shape[0]
-    item_N = batch.item_N - sparse.item_offset(n_local, axis)
+    item_N = batch.item_N - bag_of_items.item_offset(n_local, axis)
     # Items of other shards go where padding goes: out of bounds.
     is_here = (item_N >= 0) & (item_N < n_local)
     row_N = jnp.where(is_here, batch.row_N, score_BI.shape[0])
@@ -218,7 +220,7 @@ def _check_memory(
         and the interactions) do not fit.
     """
     if available_bytes is None:
-        available_bytes = linear.available_memory()
+        available_bytes = memory.host_free_bytes()
     n_users, n_items, nnz = train.n_users, train.n_items, train.nnz
     width = _width(rank, n_items)
     needed = (20 * n_items + 8 * n_users) * width + 16 * nnz

@@ -9,7 +9,7 @@ Contract of a model (RecVAE and later ones keep it):
   `loss_terms(batch, key, first_row)` -> (nll_B, kl_B);
   `scores(batch)` -> float32 [B, I], what items are ranked by;
   `encode(batch)` -> float32 [B, Z], the users' representations;
-  `GROUPS`, top-level parameters by what `config.train.alternate` trains in
+  `GROUPS`, top-level parameters by what `config.train.alternating_epochs` trains in
   turns ({} where it cannot).
 `PARTITION` names, for every parameter, the mesh axis of each dimension.
 """
@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaecf.models import likelihood, losses, sharding, sparse
+from vaecf.models import bag_of_items, likelihood, losses
+from vaecf.parallel import mesh as mesh_lib
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -53,7 +54,7 @@ def uniform_items(
     ) -> jax.Array:
         drawn = list(shape)
         drawn[item_dimension] = min(
-            shape[item_dimension], sharding.padded_items(n_items)
+            shape[item_dimension], mesh_lib.padded_items(n_items)
         )
         value = jax.random.uniform(key, drawn, dtype, -limit, limit)
         value = jnp.pad(
@@ -88,7 +89,7 @@ class MultDAE(nn.Module):
       latent: size of the bottleneck.
       activation: 'tanh' or 'relu'.
       dropout_rate: share of a user's items dropped from the input.
-      input_lowering: 'gather' or 'dense', see `sparse.normalised_bag`.
+      input_lowering: 'gather' or 'dense', see `bag_of_items.normalised_bag`.
       item_block: items a block of the likelihood, 0 for all at once.
       dtype: compute dtype of the matrix products.
       precision: precision of the matrix products.
@@ -144,11 +145,13 @@ class MultDAE(nn.Module):
         )
 
     def _encode(
-        self, batch: sparse.SparseBatch, dropout: sparse.Dropout | None
+        self,
+        batch: bag_of_items.SparseBatch,
+        dropout: bag_of_items.Dropout | None,
     ) -> jax.Array:
         """Last encoder layer before its activation, float32."""
         act = ACTIVATIONS[self.activation]
-        h_BH = sparse.normalised_bag(
+        h_BH = bag_of_items.normalised_bag(
             self.input_kernel,
             batch,
             dropout=dropout,
@@ -172,13 +175,13 @@ class MultDAE(nn.Module):
 
     def _dropout(
         self, key: jax.Array, first_row: jax.Array | int
-    ) -> sparse.Dropout:
-        return sparse.Dropout(
+    ) -> bag_of_items.Dropout:
+        return bag_of_items.Dropout(
             jax.random.key_data(key), self.dropout_rate, first_row
         )
 
     def _nll(
-        self, hidden_BH: jax.Array, batch: sparse.SparseBatch
+        self, hidden_BH: jax.Array, batch: bag_of_items.SparseBatch
     ) -> jax.Array:
         bias_I = likelihood.mask_padding_items(
             self.output_bias, self.n_items, self.item_axis
@@ -196,7 +199,7 @@ class MultDAE(nn.Module):
 
     def loss_terms(
         self,
-        batch: sparse.SparseBatch,
+        batch: bag_of_items.SparseBatch,
         key: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
@@ -212,11 +215,11 @@ class MultDAE(nn.Module):
         nll_B = self._nll(self._decode(z_BZ), batch)
         return nll_B, jnp.zeros_like(nll_B)
 
-    def encode(self, batch: sparse.SparseBatch) -> jax.Array:
+    def encode(self, batch: bag_of_items.SparseBatch) -> jax.Array:
         """Users' representations, float32 [B, Z]."""
         return ACTIVATIONS[self.activation](self._encode(batch, None))
 
-    def scores(self, batch: sparse.SparseBatch) -> jax.Array:
+    def scores(self, batch: bag_of_items.SparseBatch) -> jax.Array:
         """Logits of this shard's items, float32 [B, I]; -inf for padding."""
         bias_I = likelihood.mask_padding_items(
             self.output_bias, self.n_items, self.item_axis
@@ -229,7 +232,7 @@ class MultDAE(nn.Module):
             precision=self.precision,
         )
 
-    def __call__(self, batch: sparse.SparseBatch) -> jax.Array:
+    def __call__(self, batch: bag_of_items.SparseBatch) -> jax.Array:
         """As `scores`: what `init` traces."""
         return self.scores(batch)
 
@@ -242,7 +245,7 @@ class MultVAE(MultDAE):
 
     def loss_terms(
         self,
-        batch: sparse.SparseBatch,
+        batch: bag_of_items.SparseBatch,
         key: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
@@ -255,13 +258,13 @@ class MultVAE(MultDAE):
         code = self._encode(batch, self._dropout(dropout_key, first_row))
         mean_BZ, log_variance_BZ = jnp.split(code, 2, axis=-1)
         row_B = jnp.arange(code.shape[0], dtype=jnp.int32) + first_row
-        noise_BZ = sparse.counter_normal(
+        noise_BZ = bag_of_items.counter_normal(
             jax.random.key_data(noise_key), row_B, self.latent
         )
         z_BZ = mean_BZ + jnp.exp(0.5 * log_variance_BZ) * noise_BZ
         nll_B = self._nll(self._decode(z_BZ), batch)
         return nll_B, losses.gaussian_kl(mean_BZ, log_variance_BZ)
 
-    def encode(self, batch: sparse.SparseBatch) -> jax.Array:
+    def encode(self, batch: bag_of_items.SparseBatch) -> jax.Array:
         """Posterior means, float32 [B, Z]: scoring draws no sample."""
         return jnp.split(self._encode(batch, None), 2, axis=-1)[0]

@@ -7,7 +7,7 @@ A variational autoencoder with a multinomial likelihood like Mult-VAE, and
 - a weight of the KL term for each user, γ times the interactions of that user
   (section 3.3; `config.loss.gamma`);
 - encoder and decoder that are trained in turns (section 3.4;
-  `config.train.alternate`), the encoder with dropout, the decoder without;
+  `config.train.alternating_epochs`), the encoder with dropout, the decoder without;
 - an encoder of densely connected layers with layer normalisation (section
   3.1), and a decoder of one layer.
 
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from vaecf.errors import VaecfError
-from vaecf.models import losses, mult_vae, sparse
+from vaecf.models import bag_of_items, losses, mult_vae
 
 _DEPTH = 5  # layers of the encoder before mean and log-variance
 _EPSILON = 0.1  # of the layer normalisation
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
       item_rows: rows of this shard's input matrix.
       hidden: units of every layer.
       latent: units of the code.
-      lowering: of the input layer, see `sparse.normalised_bag`.
+      lowering: of the input layer, see `bag_of_items.normalised_bag`.
       dtype: compute dtype of the matrix products.
       precision: of the matrix products.
       item_axis: mesh axis of the items inside shard_map.
@@ -70,7 +70,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, batch: sparse.SparseBatch, dropout: sparse.Dropout | None
+        self,
+        batch: bag_of_items.SparseBatch,
+        dropout: bag_of_items.Dropout | None,
     ) -> tuple[jax.Array, jax.Array]:
         """(mean_BZ, log_variance_BZ), float32."""
         entry = self.n_items**-0.5
@@ -80,7 +82,7 @@ class Encoder(nn.Module):
             (self.item_rows, self.hidden),
         )
         bias_H = self.param("input_bias", _uniform(entry), (self.hidden,))
-        h_BH = sparse.normalised_bag(
+        h_BH = bag_of_items.normalised_bag(
             kernel_IH,
             batch,
             dropout=dropout,
@@ -174,7 +176,7 @@ class RecVAE(mult_vae.MultDAE):
 
     def loss_terms(
         self,
-        batch: sparse.SparseBatch,
+        batch: bag_of_items.SparseBatch,
         key: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
@@ -188,7 +190,7 @@ class RecVAE(mult_vae.MultDAE):
             batch, self._dropout(dropout_key, first_row)
         )
         row_B = jnp.arange(mean_BZ.shape[0], dtype=jnp.int32) + first_row
-        noise_BZ = sparse.counter_normal(
+        noise_BZ = bag_of_items.counter_normal(
             jax.random.key_data(noise_key), row_B, self.latent
         )
         z_BZ = mean_BZ + jnp.exp(0.5 * log_variance_BZ) * noise_BZ
@@ -199,11 +201,11 @@ class RecVAE(mult_vae.MultDAE):
         )
         return self._nll(z_BZ, batch), kl_B
 
-    def encode(self, batch: sparse.SparseBatch) -> jax.Array:
+    def encode(self, batch: bag_of_items.SparseBatch) -> jax.Array:
         """Posterior means, float32 [B, Z]: scoring draws no sample."""
         return self.posterior(batch, None)[0]
 
-    def __call__(self, batch: sparse.SparseBatch) -> jax.Array:
+    def __call__(self, batch: bag_of_items.SparseBatch) -> jax.Array:
         """As `scores`; touches all parameters: what `init` traces."""
         self.prior(batch, None)
         return self.scores(batch)

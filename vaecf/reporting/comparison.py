@@ -13,7 +13,7 @@ def comparison_text(compared: Mapping[str, Any]) -> str:
     """Three tables: metrics, paired differences, lengths of histories.
 
     Args:
-      compared: what `vaecf.compare.compare` returns.
+      compared: what `vaecf.evaluation.compare.compare` returns.
 
     Returns:
       Lines without a newline at the end.

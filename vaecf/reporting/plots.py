@@ -14,12 +14,7 @@ from vaecf.reporting.drawing import (
     epoch_axis,
     render,
 )
-from vaecf.reporting.tables import (
-    Rows,
-    cell_texts,
-    cell_values,
-    metric_names,
-)
+from vaecf.reporting.tables import Rows, cell_texts, cell_values, metric_names
 from vaecf.reporting.text import (
     finite,
     is_accuracy,

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vaecf import workdir as workdir_lib
 from vaecf.reporting import page, plots
-from vaecf.reporting.files import write_atomically
 from vaecf.reporting.tables import (
     cell_texts,
     cell_values,
@@ -91,7 +91,7 @@ def write_report(
         page.section("Configuration", page.definitions(flatten(config))),
         page.section("Environment", page.definitions(flatten(environment))),
     ]
-    write_atomically(path, _document(title, about, body).encode("utf-8"))
+    workdir_lib.write_bytes(path, _document(title, about, body).encode("utf-8"))
 
 
 def _facts(dataset: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
@@ -265,7 +265,7 @@ def _results(
                 parts.append(page.figure(plots.metrics_bars(rows)))
     if parts and (weights := results.get("linear")):
         parts.append(
-            f"<p>The linear path ranks with gain {weights['gain']:g} and prior "
+            f"<p>The linear branch ranks with gain {weights['gain']:g} and prior "
             f"{weights['prior']:g}; the learning curves have those to begin "
             "with.</p>\n"
         )

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Protocol, Self, TextIO
 
+from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
-from vaecf.reporting.files import write_atomically
 from vaecf.reporting.text import finite, printable
 
 Value = float | int | str | None
@@ -152,7 +152,7 @@ def keep_lines(
     ]
     rewritten = b"".join(line + b"\n" for line, _ in kept)
     if rewritten != data:
-        write_atomically(path, rewritten)
+        workdir_lib.write_bytes(path, rewritten)
     return [record for _, record in kept]
 
 

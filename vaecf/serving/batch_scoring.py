@@ -17,12 +17,12 @@ import numpy as np
 
 from vaecf.data import layouts, values
 from vaecf.data.batches import Batch, parquet_batches, text_batches
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.data.layouts import Columns
 from vaecf.errors import VaecfError
-from vaecf.serving.model import load
 from vaecf.serving.recommender import list_columns
+from vaecf.serving.trained_model import load
 
 if TYPE_CHECKING:
     import polars as pl

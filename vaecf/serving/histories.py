@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 

@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 
-from vaecf.serving.model import Model
+from vaecf.serving.trained_model import TrainedModel
 
 
 def measure(
-    model: Model,
+    model: TrainedModel,
     *,
     batch_size: int = 1,
     k: int = 100,

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vaecf import options as options_lib
+from vaecf import config as config_lib
+from vaecf import workdir as workdir_lib
+from vaecf.config import Config
 from vaecf.data import prepare
-from vaecf.data.ids import IdTable
+from vaecf.data.id_table import IdTable
 from vaecf.errors import VaecfError
-from vaecf.evaluation import ranking
-from vaecf.serving import blending
+from vaecf.evaluation import blend_tuning, ranking
 from vaecf.serving import histories as histories_lib
-from vaecf.serving.model import Model, load
+from vaecf.serving.trained_model import TrainedModel, load
 from vaecf.training import loop
-from vaecf.training import workdir as workdir_lib
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ class Recommender:
         precision: str = "fp32",
         seed: int = 0,
         gamma: float = 0.005,
-        alternate: Sequence[int] = (3, 1),
+        alternating_epochs: Sequence[int] = (3, 1),
         ema: float = 0.0,
         linear_l2: float = 0.0,
         linear_dropout: float = 0.5,
@@ -94,12 +94,12 @@ class Recommender:
           batch_size: users a step.
           patience: validations without gain before `fit` stops; None never
             stops early. There is one after every epoch; of rec_vae, which
-            trains a part of it at a time, after every round of `alternate`.
+            trains a part of it at a time, after every round of `alternating_epochs`.
           precision: 'fp32', 'tf32', 'bf16', 'fp16' or 'amp'.
           seed: makes `fit` repeatable.
           gamma: of rec_vae alone: the weight of its KL term is this times the
             user's interactions; 0 takes the annealed weight of mult_vae.
-          alternate: of rec_vae alone: epochs of the encoder and of the decoder
+          alternating_epochs: of rec_vae alone: epochs of the encoder and of the decoder
             in turns, a round; the other models are trained at once.
           ema: rank with an average of the epochs' parameters that forgets by
             this factor an epoch; 0 with the parameters as they are.
@@ -131,7 +131,7 @@ class Recommender:
             precision=precision,
             seed=seed,
             gamma=gamma,
-            alternate=alternate,
+            alternating_epochs=alternating_epochs,
             ema=ema,
             linear_l2=linear_l2,
             linear_dropout=linear_dropout,
@@ -139,11 +139,11 @@ class Recommender:
             linear_rank=linear_rank,
             init=init,
         )
-        self._model: Model | None = None
+        self._model: TrainedModel | None = None
 
     @classmethod
     def blend(cls, **changes: Any) -> Recommender:
-        """RecVAE and a linear path that rank together: where to begin.
+        """RecVAE and a linear branch that rank together: where to begin.
 
         The settings of configs/blend.py, for any dataset.
 
@@ -157,10 +157,10 @@ class Recommender:
         if self._model is None:
             path = "+linear" if self._settings["linear_l2"] else ""
             return f"Recommender({self._settings['model']}{path}, not fitted)"
-        options = self._model.options
+        config = self._model.config
         return (
-            f"Recommender({options.title}, {len(self.items):,} items, "
-            f"latent {options.model.latent})"
+            f"Recommender({config.title}, {len(self.items):,} items, "
+            f"latent {config.model.latent})"
         )
 
     # --- Where a model comes from -------------------------------------------
@@ -184,7 +184,7 @@ class Recommender:
           user_column: column of the user ids.
           item_column: column of the item ids.
           validation_users: users held out to choose the best epoch, and what
-            a linear path weighs, a number or a share; 0 keeps the last epoch
+            a linear branch weighs, a number or a share; 0 keeps the last epoch
             and the path's first weights.
           workdir: keep the run there; None trains in a temporary directory.
           show_progress: None shows a bar on a terminal.
@@ -202,24 +202,24 @@ class Recommender:
             validation_users=validation_users,
             seed=self._settings["seed"],
         )
-        options = _options(self._settings, dataset.train.n_users)
+        config = _config(self._settings, dataset.train.n_users)
         if workdir is None and dataset.validation.held_out.nnz == 0:
             # Nothing to choose an epoch by and nothing to resume: one
             # checkpoint, at the end.
             every = dataclasses.replace(
-                options.eval, every_epochs=max(1, options.train.epochs)
+                config.eval, every_epochs=max(1, config.train.epochs)
             )
-            options = dataclasses.replace(options, eval=every)
+            config = dataclasses.replace(config, eval=every)
         with tempfile.TemporaryDirectory() as temporary:
             directory = pathlib.Path(workdir or temporary)
             with workdir_lib.locked(directory):
-                workdir_lib.claim(directory, options, dataset)
+                workdir_lib.check_or_create(directory, config, dataset)
                 loop.train(
-                    options, dataset, directory, show_progress=show_progress
+                    config, dataset, directory, show_progress=show_progress
                 )
                 # Kept in the directory, so before anybody else may have it.
-                self._model = blending.choose(
-                    load(directory), dataset, say=logging.info
+                self._model = blend_tuning.choose(
+                    load(directory), dataset, log=logging.info
                 )
         return self
 
@@ -411,7 +411,7 @@ class Recommender:
         )
         return users, fitted.encode(matrix)
 
-    def _fitted(self) -> Model:
+    def _fitted(self) -> TrainedModel:
         if self._model is None:
             raise VaecfError(
                 "no model yet: call fit() or Recommender.load(workdir)"
@@ -419,105 +419,72 @@ class Recommender:
         return self._model
 
 
-def _options(settings: Mapping[str, Any], n_users: int) -> options_lib.Options:
+def _config(settings: Mapping[str, Any], n_users: int) -> Config:
     """The run's options that the constructor's settings describe.
 
     Raises:
       VaecfError: a setting is out of range, or not for this model.
     """
-    in_turns = settings["model"] == "rec_vae"
+    alternating = settings["model"] == "rec_vae"
     # A batch size that is refused below must not fail here.
     steps = -(-n_users // max(1, settings["batch_size"]))
     cap = settings["anneal_cap"]
     # The weight rises by 1 / total_steps a step and meets the cap after
     # anneal_epochs.
     total = round(settings["anneal_epochs"] * steps / cap) if cap else 0
-    options = options_lib.from_config(
+    config = config_lib.replace(
+        Config(),
         {
             "seed": settings["seed"],
-            "data": {"dir": "(in memory)", "feed": "auto"},
-            "model": {
-                "name": settings["model"],
-                "hidden": settings["hidden"],
-                "latent": settings["latent"],
-                "activation": settings["activation"],
-                "dropout_rate": settings["dropout_rate"],
-                "input": "auto",
-                "item_block": 0,
-                "init": settings["init"],
-            },
-            "linear": {
-                "l2": settings["linear_l2"],
-                "dropout": settings["linear_dropout"],
-                "user_exponent": settings["linear_user_exponent"],
-                "rank": settings["linear_rank"],
-            },
-            "loss": {
-                "anneal_cap": cap,
-                "total_anneal_steps": total,
-                "weight_decay": settings["weight_decay"],
-                "gamma": settings["gamma"] if in_turns else 0.0,
-            },
-            "optimizer": {
-                "learning_rate": settings["learning_rate"],
-                "beta1": 0.9,
-                "beta2": 0.999,
-                "epsilon": 1e-8,
-            },
-            "train": {
-                "epochs": settings["epochs"],
-                "alternate": settings["alternate"] if in_turns else (),
-                "ema": settings["ema"],
-                "batch_size": settings["batch_size"],
-                "microbatch": 0,
-                "drop_remainder": False,
-                "warm_up_epochs": 1,
-            },
-            "eval": {
-                "every_epochs": 1,
-                "batch_size": 2000,
-                "metrics": ("ndcg@100", "recall@20", "recall@50"),
-                "best_metric": "ndcg@100",
-                "patience": settings["patience"],
-            },
-            "precision": {
-                "policy": settings["precision"],
-                "initial_loss_scale": 2.0**15,
-                "loss_scale_growth_interval": 2000,
-                "max_skipped_in_a_row": 50,
-            },
-            "mesh": {
-                "data": -1,
-                "item": 1,
-                "zero": False,
-                "reduce": "fp32",
-                "peer_timeout": 300.0,
-            },
-        }
+            "data.dir": "(in memory)",
+            "model.name": settings["model"],
+            "model.hidden": settings["hidden"],
+            "model.latent": settings["latent"],
+            "model.activation": settings["activation"],
+            "model.dropout_rate": settings["dropout_rate"],
+            "model.init": settings["init"],
+            "linear.l2": settings["linear_l2"],
+            "linear.dropout": settings["linear_dropout"],
+            "linear.user_exponent": settings["linear_user_exponent"],
+            "linear.rank": settings["linear_rank"],
+            "loss.anneal_cap": cap,
+            "loss.total_anneal_steps": total,
+            "loss.weight_decay": settings["weight_decay"],
+            "loss.gamma": settings["gamma"] if alternating else 0.0,
+            "optimizer.learning_rate": settings["learning_rate"],
+            "train.epochs": settings["epochs"],
+            "train.alternating_epochs": (
+                settings["alternating_epochs"] if alternating else ()
+            ),
+            "train.ema": settings["ema"],
+            "train.batch_size": settings["batch_size"],
+            "eval.patience": settings["patience"],
+            "precision.policy": settings["precision"],
+        },
     )
-    return _by_rounds(options) if in_turns else options
+    return _by_rounds(config) if alternating else config
 
 
-def _by_rounds(options: options_lib.Options) -> options_lib.Options:
+def _by_rounds(config: Config) -> Config:
     """The same with a validation a round, for a model trained in turns.
 
     Raises:
       VaecfError: settings that are not for such a model.
     """
-    if not options.train.alternate:
+    if not config.train.alternating_epochs:
         raise VaecfError(
-            "alternate=(): rec_vae is trained in turns, give the epochs of its "
-            "encoder and of its decoder, such as alternate=(3, 1)"
+            "alternating_epochs=(): rec_vae is trained in turns, give the epochs of its "
+            "encoder and of its decoder, such as alternating_epochs=(3, 1)"
         )
-    if len(options.model.hidden) != 1:
+    if len(config.model.hidden) != 1:
         raise VaecfError(
-            f"hidden={options.model.hidden}: rec_vae takes one size, that of "
+            f"hidden={config.model.hidden}: rec_vae takes one size, that of "
             "all layers of its encoder, such as hidden=600"
         )
     every = dataclasses.replace(
-        options.eval, every_epochs=sum(options.train.alternate)
+        config.eval, every_epochs=sum(config.train.alternating_epochs)
     )
-    return dataclasses.replace(options, eval=every)
+    return dataclasses.replace(config, eval=every)
 
 
 def _check_length(k: int) -> None:

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from vaecf.errors import VaecfError
-from vaecf.models import sharding
+from vaecf.parallel import mesh as mesh_lib
 
 # Of a run whose checkpoint is restored onto another number of them.
 _MOST_ITEM_SHARDS = 64
@@ -117,7 +117,7 @@ class Checkpoints:
     ) -> bool:
         """Whether the saved arrays differ in nothing but items' padding."""
         paddings = {
-            sharding.padded_items(n_items, shards)
+            mesh_lib.padded_items(n_items, shards)
             for shards in range(1, _MOST_ITEM_SHARDS + 1)
         }
         # The manager's directory is of the only kind that the handler takes.
@@ -139,7 +139,7 @@ class Checkpoints:
             spec = tuple(getattr(x.sharding, "spec", ())) + (None,) * len(shape)
             for d, (old, new) in enumerate(zip(shape, x.shape, strict=True)):
                 axes = spec[d] if isinstance(spec[d], tuple) else (spec[d],)
-                of_items = sharding.ITEM in axes and old in paddings
+                of_items = mesh_lib.ITEM in axes and old in paddings
                 if old != new and not of_items:
                     return False
                 differing += old != new

@@ -14,27 +14,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from vaecf import distributed
+from vaecf.config import Config
 from vaecf.errors import VaecfError
-from vaecf.evaluation import evaluate as evaluate_lib
-from vaecf.evaluation import metrics, ranking, scorers
-from vaecf.models import losses, sharding
-from vaecf.options import Options
+from vaecf.evaluation import evaluator, metrics, ranking, scorers
+from vaecf.models import losses
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.parallel import processes
 from vaecf.reporting import writers
 from vaecf.reporting.progress import Progress
 from vaecf.training import (
     batches,
     checkpoints,
-    dispatch,
-    feeds,
-    linear_path,
+    input_pipeline,
+    linear_branch,
     loss_scale,
-    spectral,
+    signals,
+    spectral_init,
 )
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
-from vaecf.training.dispatch import Interrupted
-from vaecf.training.position import Position
+from vaecf.training.progress import TrainProgress
+from vaecf.training.signals import Interrupted
 
 CHECKPOINT_SECONDS = 600.0
 
@@ -44,20 +44,20 @@ class TrainResult:
     """What a training run leaves in memory.
 
     Attributes:
-      problem: static part, for scoring.
+      setup: static part, for scoring.
       params: parameters of the last step.
       position: end of the run.
       summary: {'users_per_second', 'seconds', 'epochs', ...}.
     """
 
-    problem: step_lib.Problem
+    setup: step_lib.TrainSetup
     params: Any
-    position: Position
+    position: TrainProgress
     summary: dict[str, Any]
 
 
 def train(
-    options: Options,
+    config: Config,
     dataset: Any,
     workdir: pathlib.Path,
     *,
@@ -72,7 +72,7 @@ def train(
     several processes all call it alike, on one shared file system.
 
     Args:
-      options: the run.
+      config: the run.
       dataset: `data.dataset.Dataset`.
       workdir: where checkpoints and metrics go.
       show_progress: None decides by whether stderr is a terminal.
@@ -86,49 +86,52 @@ def train(
       VaecfError: the loss is not finite, or float16 overflows for good.
     """
     # --- Mesh, model, data --------------------------------------------------
-    mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
-    problem = step_lib.make_problem(options, dataset.n_items, mesh)
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+    setup = step_lib.make_setup(config, dataset.n_items, mesh)
     n_users = dataset.train.n_users
     if n_users == 0:
         raise VaecfError(f"{dataset.name}: the dataset has no training users")
     # A batch beyond the users would be padding and change nothing.
-    batch_size = min(options.train.batch_size, n_users)
-    drop_remainder = options.train.drop_remainder
+    batch_size = min(config.train.batch_size, n_users)
+    drop_remainder = config.train.drop_remainder
     steps = batches.steps_per_epoch(n_users, batch_size, drop_remainder)
-    kind = options.data.feed
+    kind = config.data.feed
     if kind == "auto":
-        kind, why = feeds.choose(dataset.train)
+        kind, why = input_pipeline.choose(dataset.train)
         log(f"interactions: {kind} ({why})")
-    feed = feeds.make_feed(kind, problem, dataset.train, options.seed)
+    feed = input_pipeline.make_pipeline(kind, setup, dataset.train, config.seed)
 
     # --- State --------------------------------------------------------------
     saved = Checkpoints(workdir / "checkpoints")
     # Resume order: 1. the latest checkpoint of the workdir, 2. from scratch.
-    within = functools.partial(distributed.deadline, options.mesh.peer_timeout)
+    within = functools.partial(processes.deadline, config.mesh.peer_timeout)
     if saved.step(LATEST) is not None:
         with within("reading a checkpoint"):
-            position, state = resume(problem, saved, steps)
-        if position.epoch >= options.train.epochs:
+            position, state = resume(setup, saved, steps)
+        if position.epoch >= config.train.epochs:
             log(f"nothing left to train: {position.epoch} epochs are done")
         else:
             log(f"going on from epoch {position.epoch}, step {int(state.step)}")
     else:
-        position, state = Position(), step_lib.init_state(problem, options.seed)
-        if options.model.init == "spectral":
-            [state] = spectral.start(
-                [state], [options.seed], dataset.train, workdir, log=log
+        position, state = (
+            TrainProgress(),
+            step_lib.init_state(setup, config.seed),
+        )
+        if config.model.init == "spectral":
+            [state] = spectral_init.start(
+                [state], [config.seed], dataset.train, workdir, log=log
             )
     first_step = int(state.step)
 
     # --- Evaluator, writers -------------------------------------------------
-    path = linear_path.prepare(
-        options.linear, dataset.train, workdir, mesh, log=log
+    path = linear_branch.prepare(
+        config.linear, dataset.train, workdir, mesh, log=log
     )
     validate = make_validator(
-        options, dataset, problem, step_lib.scoring_params(state), path
+        config, dataset, setup, step_lib.scoring_params(state), path
     )
     writer = open_writers(workdir, first_step, extra_writer)
-    clock, tracer = dispatch.Clock(), dispatch.Tracer(trace_dir)
+    clock, tracer = signals.Clock(), signals.Tracer(trace_dir)
     last_saved = time.monotonic()
 
     def save(which: str = LATEST) -> None:
@@ -146,39 +149,37 @@ def train(
 
     # --- Epochs -------------------------------------------------------------
     with (
-        dispatch.interrupts() as interrupted,
+        signals.interrupts() as interrupted,
         contextlib.closing(writer),
         contextlib.closing(saved),
         Progress(
-            options.train.epochs,
+            config.train.epochs,
             steps,
             n_users,
             initial_epoch=position.epoch,
-            enabled=show_progress if distributed.is_lead() else False,
+            enabled=show_progress if processes.is_lead() else False,
         ) as progress,
     ):
-        while position.epoch < options.train.epochs:
-            if position.out_of_patience(options.eval.patience):
+        while position.epoch < config.train.epochs:
+            if position.out_of_patience(config.eval.patience):
                 progress.note(
-                    f"stopping early: no gain in {options.eval.patience} "
+                    f"stopping early: no gain in {config.eval.patience} "
                     f"validations, best at epoch {position.best_epoch}"
                 )
                 break
             order = batches.epoch_order(
-                options.seed,
+                config.seed,
                 position.epoch,
                 n_users,
                 batch_size,
                 drop_remainder=drop_remainder,
-                parts=problem.parts(batch_size),
+                parts=setup.parts(batch_size),
             )
-            now_trained = step_lib.in_turn(
-                problem, options.train, position.epoch
-            )
+            now_trained = step_lib.in_turn(setup, config.train, position.epoch)
             if position.step_in_epoch == 0 and step_lib.starts_decoder(
-                options.train, position.epoch
+                config.train, position.epoch
             ):
-                state = step_lib.renew_prior(problem, state)
+                state = step_lib.renew_prior(setup, state)
             epoch = feed.prepare(order, now_trained)
             while position.step_in_epoch < steps:
                 start = position.step_in_epoch
@@ -189,10 +190,10 @@ def train(
                     state, totals = feed.run(state, epoch, start, stop)
                     seconds = time.perf_counter() - began
                     seconds -= feed.compile_seconds - compiled_before
-                    now = dispatch.agree(seconds, interrupted(), overdue())
+                    now = signals.sync_status(seconds, interrupted(), overdue())
                 clock.ran(stop - start, now.seconds)
-                check_health(options, state.opt_state, totals, position)
-                position.add(totals, now.seconds, options.train)
+                check_health(config, state.opt_state, totals, position)
+                position.add(totals, now.seconds, config.train)
                 progress.update(
                     epoch=position.epoch + 1,
                     step_in_epoch=stop,
@@ -205,27 +206,27 @@ def train(
                     save()
                     if now.interrupted:
                         raise stopped(position, workdir)
-            record = training_record(options, state.opt_state, position, steps)
-            state = step_lib.average(state, options.train.ema, position.epoch)
+            record = training_record(config, state.opt_state, position, steps)
+            state = step_lib.average(state, config.train.ema, position.epoch)
             position.next_epoch()
             step_now = position.epoch * steps
             writer.write(record, step=step_now)
-            last = position.epoch == options.train.epochs
-            due = position.epoch % options.eval.every_epochs == 0 or last
+            last = position.epoch == config.train.epochs
+            due = position.epoch % config.eval.every_epochs == 0 or last
             record = {}
             if due:
                 with within("a validation"):
                     record = validate(step_lib.scoring_params(state))
             if record:
-                best_metric = f"validation/{options.eval.best_metric}"
+                best_metric = f"validation/{config.eval.best_metric}"
                 better = position.validated(record[best_metric])
                 writer.write({"epoch": position.epoch, **record}, step=step_now)
                 progress.note(
-                    _validation_line(options, position, record, better)
+                    _validation_line(config, position, record, better)
                 )
                 if better:
                     save(BEST)
-            now = dispatch.agree(now.seconds, interrupted(), overdue())
+            now = signals.sync_status(now.seconds, interrupted(), overdue())
             if due or now.interrupted or now.overdue:
                 save()
             if now.interrupted:
@@ -235,36 +236,36 @@ def train(
             save(BEST)
         if saved.step(LATEST) != int(state.step):
             save()
-        summary = summarise(position, feed, options, mesh)
+        summary = summarise(position, feed, config, mesh)
         if int(state.step) > first_step:
             writer.write(
                 {f"final/{k}": v for k, v in summary.items()},
                 step=int(state.step),
             )
     params = step_lib.scoring_params(state)
-    return TrainResult(problem, params, position, summary)
+    return TrainResult(setup, params, position, summary)
 
 
 def restore_state(
-    problem: step_lib.Problem, saved: Checkpoints
+    setup: step_lib.TrainSetup, saved: Checkpoints
 ) -> step_lib.TrainState:
     """The latest state, onto this problem's mesh."""
-    shapes = jax.eval_shape(lambda: step_lib.init_state(problem, 0))
-    places = step_lib.state_shardings(problem)
+    shapes = jax.eval_shape(lambda: step_lib.init_state(setup, 0))
+    places = step_lib.state_shardings(setup)
     restored = saved.restore(
         LATEST,
         checkpoints.abstract(step_lib.stored(shapes), step_lib.stored(places)),
-        problem.model.n_items,
+        setup.model.n_items,
     )
     return step_lib.TrainState(*restored)
 
 
 def resume(
-    problem: step_lib.Problem, saved: Checkpoints, steps: int
-) -> tuple[Position, step_lib.TrainState]:
+    setup: step_lib.TrainSetup, saved: Checkpoints, steps: int
+) -> tuple[TrainProgress, step_lib.TrainState]:
     """Where the workdir left off, with `steps` an epoch."""
-    position = Position(**saved.position(LATEST))
-    state = restore_state(problem, saved)
+    position = TrainProgress(**saved.position(LATEST))
+    state = restore_state(setup, saved)
     step = position.epoch * steps + position.step_in_epoch
     if step != int(state.step):
         raise VaecfError(
@@ -276,14 +277,14 @@ def resume(
     return position, state
 
 
-def restore_params(problem: step_lib.Problem, saved: Checkpoints) -> Any:
+def restore_params(setup: step_lib.TrainSetup, saved: Checkpoints) -> Any:
     """The best parameters, onto this problem's mesh."""
     shapes = step_lib.scoring_params(
-        jax.eval_shape(lambda: step_lib.init_state(problem, 0))
+        jax.eval_shape(lambda: step_lib.init_state(setup, 0))
     )
-    spec = step_lib.scoring_params(step_lib.state_shardings(problem))
+    spec = step_lib.scoring_params(step_lib.state_shardings(setup))
     return saved.restore(
-        BEST, checkpoints.abstract(shapes, spec), problem.model.n_items
+        BEST, checkpoints.abstract(shapes, spec), setup.model.n_items
     )
 
 
@@ -301,7 +302,7 @@ def open_writers(
     workdir: pathlib.Path, step: int, extra: Any | None
 ) -> writers.MultiWriter:
     """All writers; records after `step` are dropped. Only the lead writes."""
-    if not distributed.is_lead():
+    if not processes.is_lead():
         return writers.MultiWriter([])
     return writers.MultiWriter(
         [
@@ -316,7 +317,7 @@ def open_writers(
     )
 
 
-def stopped(position: Position, workdir: pathlib.Path) -> Interrupted:
+def stopped(position: TrainProgress, workdir: pathlib.Path) -> Interrupted:
     """What ends a run whose state is saved."""
     where = (
         f"in epoch {position.epoch + 1}"
@@ -329,60 +330,63 @@ def stopped(position: Position, workdir: pathlib.Path) -> Interrupted:
 
 
 def make_validator(
-    options: Options,
+    config: Config,
     dataset: Any,
-    problem: step_lib.Problem,
+    setup: step_lib.TrainSetup,
     params: Any,
     path: dict[str, Any] | None = None,
 ) -> Callable[[Any], dict[str, Any]]:
     """params -> record of validation metrics; {} without validation users.
 
     Args:
-      options: of the run.
+      config: of the run.
       dataset: whose validation users they are.
-      problem: of the run.
+      setup: of the run.
       params: of the kind that will be validated.
-      path: linear path beside the model; None for none.
+      path: linear branch beside the model; None for none.
     """
     held = dataset.split("validation")
     if held.held_out.nnz == 0:
         return lambda params: {}
-    names = (*options.eval.metrics,)
-    if options.eval.best_metric not in names:
-        names = (*names, options.eval.best_metric)
-    scorer = scorers.ranked(problem.model, params, path)
-    ranker = ranking.Ranker(scorer, problem.mesh, metrics.depth(names))
+    names = (*config.eval.metrics,)
+    if config.eval.best_metric not in names:
+        names = (*names, config.eval.best_metric)
+    scorer = scorers.ranked(setup.model, params, path)
+    ranker = ranking.Ranker(scorer, setup.mesh, metrics.depth(names))
     share_I = item_share(dataset.train, names)
 
     def validate(params: Any) -> dict[str, Any]:
         began = time.perf_counter()
-        result = evaluate_lib.evaluate(
+        result = evaluator.evaluate(
             ranker,
             scorers.ranked_params(params, path),
             held.fold_in,
             held.held_out,
             names=names,
-            batch_size=options.eval.batch_size,
+            batch_size=config.eval.batch_size,
             item_share_I=share_I,
         )
         record = {
-            **evaluate_lib.flat(result.summary, "validation"),
+            **evaluator.flat(result.summary, "validation"),
             "validation/seconds": time.perf_counter() - began,
         }
         # A last bit that differs must not part the processes.
-        return dict(zip(record, distributed.from_lead([*record.values()])))
+        return dict(zip(record, processes.from_lead([*record.values()])))
 
     return validate
 
 
 def _validation_line(
-    options: Options, position: Position, record: dict[str, Any], better: bool
+    config: Config,
+    position: TrainProgress,
+    record: dict[str, Any],
+    better: bool,
 ) -> str:
     """A validation for a person."""
     values = "  ".join(
         f"{name} {record[f'validation/{name}']:.4f}"
         for name in dict.fromkeys(
-            (options.eval.best_metric, *options.eval.metrics)
+            (config.eval.best_metric, *config.eval.metrics)
         )
     )
     mark = "  (best so far)" if better else ""
@@ -390,10 +394,10 @@ def _validation_line(
 
 
 def training_record(
-    options: Options, opt_state: Any, position: Position, steps: int
+    config: Config, opt_state: Any, position: TrainProgress, steps: int
 ) -> dict[str, Any]:
     """Means over the epoch that just ended."""
-    totals = step_lib.Totals(*position.epoch_sums)
+    totals = step_lib.StepMetrics(*position.epoch_sums)
     skipped, _ = loss_scale.skips_of(opt_state)
     last_step = (position.epoch + 1) * steps - 1
     return {
@@ -404,8 +408,8 @@ def training_record(
         "train/anneal": float(
             losses.anneal_weight(
                 last_step,
-                cap=options.loss.anneal_cap,
-                total_steps=options.loss.total_anneal_steps,
+                cap=config.loss.anneal_cap,
+                total_steps=config.loss.total_anneal_steps,
             )
         ),
         "train/users_per_second": totals.users / position.epoch_seconds,
@@ -416,10 +420,10 @@ def training_record(
 
 
 def check_health(
-    options: Options,
+    config: Config,
     opt_state: Any,
-    totals: step_lib.Totals,
-    position: Position,
+    totals: step_lib.StepMetrics,
+    position: TrainProgress,
 ) -> None:
     """Gives up on a loss that is lost.
 
@@ -429,7 +433,7 @@ def check_health(
     scaled = isinstance(opt_state, loss_scale.LossScaleState)
     if scaled:
         _, in_a_row = (int(x) for x in loss_scale.skips_of(opt_state))
-        if in_a_row >= options.precision.max_skipped_in_a_row:
+        if in_a_row >= config.precision.max_skipped_in_a_row:
             raise VaecfError(
                 f"float16 gradients overflowed {in_a_row} steps in a row in "
                 f"epoch {position.epoch + 1}, at loss scale "
@@ -450,7 +454,7 @@ def check_health(
 
 
 def summarise(
-    position: Position, feed: Any, options: Options, mesh: Any
+    position: TrainProgress, feed: Any, config: Config, mesh: Any
 ) -> dict[str, Any]:
     """What a run says of its training; of a feed the compilation."""
     timed = position.timed_seconds
@@ -463,7 +467,7 @@ def summarise(
             position.epoch if position.best is None else position.best_epoch
         ),
         "compile_seconds": feed.compile_seconds,
-        "precision": step_lib.precision.policy(options.precision.policy).name,
+        "precision": step_lib.precision.policy(config.precision.policy).name,
         "device": jax.devices()[0].device_kind,
         "devices": mesh.size,
     }

@@ -7,34 +7,34 @@ from typing import Any
 
 import optax
 
-from vaecf.options import OptimizerOptions, PrecisionOptions
+from vaecf.config import OptimizerConfig, PrecisionConfig
 from vaecf.training import loss_scale
 from vaecf.training.precision import Policy
 
 
 def make_optimizer(
-    options: OptimizerOptions,
-    precision: PrecisionOptions,
+    config: OptimizerConfig,
+    precision: PrecisionConfig,
     policy: Policy,
     groups: Mapping[str, tuple[str, ...]] | None = None,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) with float32 moments.
 
     Args:
-      options: learning rate, betas, epsilon.
+      config: learning rate, betas, epsilon.
       precision: settings of the loss scale.
       policy: decides whether the loss is scaled.
       groups: top-level parameters that are trained in turns; None or empty
         trains all of them together.
     """
     adam = optax.adam(
-        options.learning_rate,
-        b1=options.beta1,
-        b2=options.beta2,
-        eps=options.epsilon,
+        config.learning_rate,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
     )
     if groups:
-        adam = in_turns(adam, groups)
+        adam = alternating(adam, groups)
     if not policy.loss_scaled:
         return adam
     return loss_scale.dynamic_loss_scale(
@@ -44,7 +44,7 @@ def make_optimizer(
     )
 
 
-def in_turns(
+def alternating(
     inner: optax.GradientTransformation, groups: Mapping[str, tuple[str, ...]]
 ) -> optax.GradientTransformation:
     """An optimiser of its own for each group of top-level parameters.

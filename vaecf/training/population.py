@@ -34,13 +34,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from vaecf import distributed
+from vaecf.config import Config, flatten
 from vaecf.errors import VaecfError
-from vaecf.models import batching, sharding, sparse
-from vaecf.options import Options, flatten
-from vaecf.training import batches, feeds, loss_scale
+from vaecf.models import bag_of_items, sparse_batch
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.parallel import processes
+from vaecf.training import batches, input_pipeline, loss_scale
 from vaecf.training import step as step_lib
-from vaecf.training.step import Totals, TrainState
+from vaecf.training.step import StepMetrics, TrainState
 
 # What the program can take as arguments, as the step does in float32.
 NUMBERS = (
@@ -55,7 +56,7 @@ NUMBERS = (
 VARIED = ("seed", *NUMBERS)
 
 
-def check(members: Sequence[Options]) -> None:
+def check(members: Sequence[Config]) -> None:
     """Refuses runs that are not one program on one device.
 
     Raises:
@@ -64,7 +65,7 @@ def check(members: Sequence[Options]) -> None:
     """
     if not members:
         raise VaecfError("a population needs at least one member")
-    flats = [flatten(options.to_dict()) for options in members]
+    flats = [flatten(config.to_dict()) for config in members]
     for key in flats[0]:
         if key in VARIED:
             continue
@@ -76,63 +77,63 @@ def check(members: Sequence[Options]) -> None:
                     "its arrays, so train separate runs; members may differ "
                     f"in {', '.join(VARIED)}"
                 )
-    options = members[0]
-    if options.train.epochs < 1:
+    config = members[0]
+    if config.train.epochs < 1:
         raise VaecfError(
-            f"config.train.epochs={options.train.epochs} must be at least 1 "
+            f"config.train.epochs={config.train.epochs} must be at least 1 "
             "for a population"
         )
-    if not distributed.alone():
+    if not processes.alone():
         raise VaecfError(
             "a population is trained by one process: start it alone, with "
             "--num_processes=1"
         )
-    mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     if mesh.size > 1:
         raise VaecfError(
             f"a population is trained on one device, and this mesh has "
             f"{mesh.size}: give --config.mesh.data=1 --config.mesh.item=1"
         )
-    if options.data.feed == "streamed":
+    if config.data.feed == "streamed":
         raise VaecfError(
             "config.data.feed='streamed' is not for a population, whose "
             "interactions are on the device: give 'resident' or 'auto'"
         )
 
 
-def varied_numbers(members: Sequence[Options]) -> dict[str, Any]:
+def varied_numbers(members: Sequence[Config]) -> dict[str, Any]:
     """Those of `NUMBERS` in which members differ, arrays [M] of the host.
 
-    Of dropout rates a `sparse.TracedRate`. What all have in common stays part
+    Of dropout rates a `bag_of_items.TracedRate`. What all have in common stays part
     of the program, as in a separate run.
     """
     found: dict[str, Any] = {}
-    flats = [flatten(options.to_dict()) for options in members]
+    flats = [flatten(config.to_dict()) for config in members]
     for key in NUMBERS:
         values = [flat[key] for flat in flats]
         if len(set(values)) == 1:
             continue
         if key == "model.dropout_rate":
-            rates = [sparse.traced_rate(value) for value in values]
+            rates = [bag_of_items.traced_rate(value) for value in values]
             found[key] = jax.tree.map(lambda *x: np.stack(x), *rates)
         else:
             found[key] = np.array(values, np.float32)
     return found
 
 
-def with_numbers(options: Options, numbers: Mapping[str, Any]) -> Options:
+def with_numbers(config: Config, numbers: Mapping[str, Any]) -> Config:
     """Options with traced scalars in the place of some numbers.
 
-    They go to `step.make_problem`, inside a traced function only.
+    They go to `step.make_setup`, inside a traced function only.
     """
     sections: dict[str, dict[str, Any]] = {}
     for key, value in numbers.items():
         section, leaf = key.split(".")
         sections.setdefault(section, {})[leaf] = value
     return dataclasses.replace(
-        options,
+        config,
         **{
-            name: dataclasses.replace(getattr(options, name), **changes)
+            name: dataclasses.replace(getattr(config, name), **changes)
             for name, changes in sections.items()
         },
     )
@@ -169,7 +170,7 @@ class Population:
 
     Attributes:
       members: their options.
-      problem: static part of the first; for scoring, that of all.
+      setup: static part of the first; for scoring, that of all.
       n_users: training users.
       steps: an epoch.
       stacked: whether members are an axis of the arrays.
@@ -177,7 +178,7 @@ class Population:
 
     def __init__(
         self,
-        members: Sequence[Options],
+        members: Sequence[Config],
         n_items: int,
         train: Any,
         *,
@@ -198,21 +199,21 @@ class Population:
         if train.n_users == 0:
             raise VaecfError("the dataset has no training users")
         self.members = tuple(members)
-        options = self.members[0]
-        mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
-        self.problem = step_lib.make_problem(options, n_items, mesh)
+        config = self.members[0]
+        mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+        self.setup = step_lib.make_setup(config, n_items, mesh)
         # A batch beyond the users would be padding and change nothing.
         self.n_users = train.n_users
-        self._batch_size = min(options.train.batch_size, train.n_users)
+        self._batch_size = min(config.train.batch_size, train.n_users)
         self.steps = batches.steps_per_epoch(
-            train.n_users, self._batch_size, options.train.drop_remainder
+            train.n_users, self._batch_size, config.train.drop_remainder
         )
         if stacked is None:
             stacked = jax.default_backend() != "cpu"
         self.stacked = stacked
         self._counts = np.append(train.counts, 0)
-        self._place = sharding.shardings(mesh, P())
-        csr = batching.as_csr(train.indptr, train.indices)
+        self._place = mesh_lib.shardings(mesh, P())
+        csr = sparse_batch.as_csr(train.indptr, train.indices)
         self._csr = jax.device_put(csr, self._place)
         numbers = varied_numbers(self.members)
         self._numbers = [
@@ -245,10 +246,10 @@ class Population:
 
         def init(key_data: jax.Array) -> TrainState:
             key = jax.random.wrap_key_data(key_data)
-            return step_lib.first_state(self.problem, key)
+            return step_lib.first_state(self.setup, key)
 
         program = jax.jit(
-            init, out_shardings=step_lib.state_shardings(self.problem)
+            init, out_shardings=step_lib.state_shardings(self.setup)
         )
         return [
             program(np.asarray(jax.random.key_data(jax.random.key(m.seed))))
@@ -288,8 +289,8 @@ class Population:
     def renew_prior(self, states: Any) -> Any:
         """`step.renew_prior` of every member."""
         if self.stacked:
-            return step_lib.renew_prior(self.problem, states)
-        return [step_lib.renew_prior(self.problem, s) for s in states]
+            return step_lib.renew_prior(self.setup, states)
+        return [step_lib.renew_prior(self.setup, s) for s in states]
 
     def average(self, states: Any, decay: float, epochs: int) -> Any:
         """`step.average` of every member."""
@@ -301,7 +302,7 @@ class Population:
 
     def prepare(self, number: int) -> Epoch:
         """The epoch of that number, of each member as of a separate run."""
-        options = self.members[0].train
+        config = self.members[0].train
         seeds = [m.seed for m in self.members]
         orders = {
             seed: batches.epoch_order(
@@ -309,13 +310,13 @@ class Population:
                 number,
                 self.n_users,
                 self._batch_size,
-                drop_remainder=options.drop_remainder,
-                parts=self.problem.parts(self._batch_size),
+                drop_remainder=config.drop_remainder,
+                parts=self.setup.parts(self._batch_size),
             )
             for seed in seeds
         }
         n_slots = max(
-            feeds.slots(self._counts, order, self.problem)
+            input_pipeline.slots(self._counts, order, self.setup)
             for order in orders.values()
         )
         if self.stacked:
@@ -328,7 +329,7 @@ class Population:
 
     def run(
         self, states: Any, epoch: Epoch, start: int, stop: int
-    ) -> tuple[Any, Totals]:
+    ) -> tuple[Any, StepMetrics]:
         """Steps start .. stop-1 of all members; waits for the device.
 
         Args:
@@ -345,11 +346,11 @@ class Population:
             states, totals = self._run_stacked(states, epoch, bounds)
         else:
             states, totals = self._run_beside(states, epoch, bounds)
-        return states, Totals(*(x[:, start:stop] for x in totals))
+        return states, StepMetrics(*(x[:, start:stop] for x in totals))
 
     def _run_stacked(
         self, states: Any, epoch: Epoch, bounds: Any
-    ) -> tuple[Any, Totals]:
+    ) -> tuple[Any, StepMetrics]:
         # With one seed, batches and noise are the same for all, and are not
         # computed again for each.
         one_seed = epoch.orders.ndim == 2
@@ -368,7 +369,7 @@ class Population:
 
     def _run_beside(
         self, states: list[TrainState], epoch: Epoch, bounds: Any
-    ) -> tuple[list[TrainState], Totals]:
+    ) -> tuple[list[TrainState], StepMetrics]:
         arguments = [
             (numbers, state, order, key, self._csr, *bounds)
             for numbers, state, order, key in zip(
@@ -377,7 +378,7 @@ class Population:
         ]
         program = self._compiled(epoch, arguments[0], None)
 
-        def run(args: tuple) -> tuple[TrainState, Totals]:
+        def run(args: tuple) -> tuple[TrainState, StepMetrics]:
             state, totals = program(*args)
             return state, jax.device_get(totals)  # waits
 
@@ -386,13 +387,13 @@ class Population:
         totals = [totals for _, totals in done]
         return (
             [state for state, _ in done],
-            Totals(*(np.stack(x) for x in zip(*totals, strict=True))),
+            StepMetrics(*(np.stack(x) for x in zip(*totals, strict=True))),
         )
 
     def _compiled(self, epoch: Epoch, args: tuple, axes: Any) -> Any:
         """The program of such an epoch, `jax.vmap` over `axes` if given."""
         train = self.members[0].train
-        turn = step_lib.in_turn(self.problem, train, epoch.number)
+        turn = step_lib.in_turn(self.setup, train, epoch.number)
         shapes = tuple(x.shape for x in jax.tree.leaves(args[2:4]))
         key = (turn.trained, epoch.n_slots, args[1].step.shape, shapes)
         if key not in self._programs.compiled:
@@ -400,7 +401,7 @@ class Population:
             steps = functools.partial(
                 self._train_steps, epoch.number, epoch.n_slots
             )
-            place = step_lib.state_shardings(self.problem)
+            place = step_lib.state_shardings(self.setup)
             if axes is not None:
                 steps = jax.vmap(steps, in_axes=axes)
                 place = self._place
@@ -424,19 +425,19 @@ class Population:
         state: TrainState,
         order: jax.Array,
         key_data: jax.Array,
-        csr: batching.Csr,
+        csr: sparse_batch.Csr,
         start: jax.Array,
         stop: jax.Array,
-    ) -> tuple[TrainState, Totals]:
+    ) -> tuple[TrainState, StepMetrics]:
         """`step.train_steps` of one member, its numbers traced."""
-        options = self.members[0]
-        problem = step_lib.make_problem(
-            with_numbers(options, numbers),
-            self.problem.model.n_items,
-            self.problem.mesh,
+        config = self.members[0]
+        setup = step_lib.make_setup(
+            with_numbers(config, numbers),
+            self.setup.model.n_items,
+            self.setup.mesh,
         )
         return step_lib.train_steps(
-            step_lib.in_turn(problem, options.train, number),
+            step_lib.in_turn(setup, config.train, number),
             n_slots,
             P(),
             state,

@@ -16,14 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from vaecf.config import Config
 from vaecf.errors import VaecfError
-from vaecf.options import Options
 from vaecf.reporting.progress import Progress
-from vaecf.training import dispatch, feeds, linear_path, loop, spectral
+from vaecf.training import (
+    input_pipeline,
+    linear_branch,
+    loop,
+    signals,
+    spectral_init,
+)
 from vaecf.training import population as population_lib
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
-from vaecf.training.position import Position
+from vaecf.training.progress import TrainProgress
 
 
 @dataclasses.dataclass
@@ -32,7 +38,7 @@ class Member:
 
     Attributes:
       name: for messages.
-      options: its run.
+      config: its run.
       workdir: its directory, held and claimed by the caller.
       position: where it is.
       summary: of its training, as `loop.train` gives it, once it is over. Of
@@ -44,9 +50,9 @@ class Member:
     """
 
     name: str
-    options: Options
+    config: Config
     workdir: pathlib.Path
-    position: Position = dataclasses.field(default_factory=Position)
+    position: TrainProgress = dataclasses.field(default_factory=TrainProgress)
     summary: dict[str, Any] | None = None
     error: str | None = None
     goes_on: Callable[[Mapping[str, Any]], bool] | None = None
@@ -58,8 +64,8 @@ class Member:
         return (
             self.error is not None
             or self.stopped
-            or self.position.epoch >= self.options.train.epochs
-            or self.position.out_of_patience(self.options.eval.patience)
+            or self.position.epoch >= self.config.train.epochs
+            or self.position.out_of_patience(self.config.eval.patience)
         )
 
     def step(self, steps: int) -> int:
@@ -91,28 +97,28 @@ def train(
       Whether there was a SIGINT or SIGTERM so late that all were over.
 
     Raises:
-      dispatch.Interrupted: after SIGINT or SIGTERM, with all states saved.
+      signals.Interrupted: after SIGINT or SIGTERM, with all states saved.
       VaecfError: members that are no population, or a damaged checkpoint.
     """
-    population_lib.check([m.options for m in members])
-    options = members[0].options
-    if options.data.feed == "auto":
-        kind, why = feeds.choose(dataset.train)
+    population_lib.check([m.config for m in members])
+    config = members[0].config
+    if config.data.feed == "auto":
+        kind, why = input_pipeline.choose(dataset.train)
         if kind != "resident":
             raise VaecfError(
                 f"a population keeps the interactions on the device: {why}; "
                 "train separate runs"
             )
     whole = population_lib.Population(
-        [m.options for m in members],
+        [m.config for m in members],
         dataset.n_items,
         dataset.train,
         stacked=stacked,
     )
     with contextlib.ExitStack() as stack:
         runs = [_Run(member, whole.steps, stack) for member in members]
-        interrupted = stack.enter_context(dispatch.interrupts())
-        clock = dispatch.Clock()
+        interrupted = stack.enter_context(signals.interrupts())
+        clock = signals.Clock()
         validate: Any = None
         while waiting := [r for r in runs if not r.member.over]:
             steps_taken = [r.step for r in waiting]
@@ -122,9 +128,9 @@ def train(
             population = whole.only([runs.index(r) for r in together])
             if validate is None:
                 params = step_lib.scoring_params(states[0])
-                path = _linear_path(members, dataset, whole.problem.mesh, log)
+                path = _linear_path(members, dataset, whole.setup.mesh, log)
                 validate = loop.make_validator(
-                    options, dataset, whole.problem, params, path
+                    config, dataset, whole.setup, params, path
                 )
             if len(members) > 1 and len(together) < len(members):
                 log(
@@ -158,13 +164,13 @@ def _states(
     """Of the checkpoints, or the first ones."""
     if together[0].saved.step(LATEST) is None:
         states = whole.only([runs.index(r) for r in together]).first_states()
-        if together[0].member.options.model.init == "spectral":
-            seeds = [run.member.options.seed for run in together]
-            states = spectral.start(
+        if together[0].member.config.model.init == "spectral":
+            seeds = [run.member.config.seed for run in together]
+            states = spectral_init.start(
                 states, seeds, dataset.train, workdir, log=log
             )
         return states
-    return [loop.restore_state(whole.problem, run.saved) for run in together]
+    return [loop.restore_state(whole.setup, run.saved) for run in together]
 
 
 def _linear_path(
@@ -175,12 +181,12 @@ def _linear_path(
 ) -> dict[str, Any] | None:
     """One for all members, each of which has it in its directory."""
     first, *others = members
-    path = linear_path.prepare(
-        first.options.linear, dataset.train, first.workdir, mesh, log=log
+    path = linear_branch.prepare(
+        first.config.linear, dataset.train, first.workdir, mesh, log=log
     )
     if path is not None:
         for member in others:
-            linear_path.share(first.workdir, member.workdir)
+            linear_branch.share(first.workdir, member.workdir)
     return path
 
 
@@ -194,7 +200,7 @@ class _Run:
         self.saved = Checkpoints(member.workdir / "checkpoints")
         stack.callback(self.saved.close)
         if self.saved.step(LATEST) is not None:
-            member.position = Position(**self.saved.position(LATEST))
+            member.position = TrainProgress(**self.saved.position(LATEST))
             if self.saved.step(LATEST) != self.step:
                 raise VaecfError(
                     f"{member.workdir}: the checkpoint is of step "
@@ -224,7 +230,7 @@ class _Run:
             return
         member.summary = {
             **loop.summarise(
-                member.position, whole, member.options, whole.problem.mesh
+                member.position, whole, member.config, whole.setup.mesh
             ),
             "members": len(whole.members),
         }
@@ -244,11 +250,11 @@ class _Together:
         until: int | None,
         validate: Callable[[Any], dict[str, Any]],
         interrupted: Callable[[], bool],
-        clock: dispatch.Clock,
+        clock: signals.Clock,
         workdir: pathlib.Path,
     ) -> None:
         self._population, self._runs = population, list(runs)
-        self._options = runs[0].member.options
+        self._options = runs[0].member.config
         self._until = until
         self._validate, self._interrupted = validate, interrupted
         self._clock, self._workdir = clock, workdir
@@ -338,11 +344,11 @@ class _Together:
     def _book(self, joined: Any, totals: Any, seconds: float) -> None:
         """A stretch of all members."""
         for m, run in self._active:
-            own = step_lib.Totals(*(x[m] for x in totals))
+            own = step_lib.StepMetrics(*(x[m] for x in totals))
             member = run.member
             try:
                 loop.check_health(
-                    member.options,
+                    member.config,
                     self._population.loss_scale_of(joined, m),
                     own,
                     member.position,
@@ -356,25 +362,25 @@ class _Together:
 
     def _end_epoch(self, joined: Any, progress: Progress) -> None:
         """Records, validation and the best of every member."""
-        options, population = self._options, self._population
+        config, population = self._options, self._population
         values: dict[str, float] = {}
         for m, run in self._active:
             position = run.member.position
             record = loop.training_record(
-                run.member.options,
+                run.member.config,
                 population.loss_scale_of(joined, m),
                 position,
                 population.steps,
             )
             position.next_epoch()
             run.write(record)
-            last = position.epoch == options.train.epochs
-            if not last and position.epoch % options.eval.every_epochs:
+            last = position.epoch == config.train.epochs
+            if not last and position.epoch % config.eval.every_epochs:
                 continue
             params = population.params_of(joined, m)
             record = self._validate(params)
             if record:
-                value = record[f"validation/{options.eval.best_metric}"]
+                value = record[f"validation/{config.eval.best_metric}"]
                 values[run.member.name] = value
                 better = position.validated(value)
                 record = {"epoch": position.epoch, **record}
@@ -394,7 +400,7 @@ class _Together:
             best = max(values, key=values.__getitem__)
             progress.note(
                 f"epoch {position.epoch}  validation: "
-                f"{options.eval.best_metric} {min(values.values()):.4f} to "
+                f"{config.eval.best_metric} {min(values.values()):.4f} to "
                 f"{values[best]:.4f} ({best})"
             )
 
@@ -411,7 +417,7 @@ class _Together:
         self._runs = [run for _, run in active]
         return self._population.join(states)
 
-    def _save_if_due(self, joined: Any, position: Position) -> None:
+    def _save_if_due(self, joined: Any, position: TrainProgress) -> None:
         """After an epoch that is not the last."""
         due = position.epoch % self._options.eval.every_epochs == 0
         if due or self._interrupted() or self._overdue():
@@ -428,5 +434,5 @@ class _Together:
     def _overdue(self) -> bool:
         return time.monotonic() - self._last_saved > loop.CHECKPOINT_SECONDS
 
-    def _stopped(self) -> dispatch.Interrupted:
+    def _stopped(self) -> signals.Interrupted:
         return loop.stopped(self._active[0][1].member.position, self._workdir)

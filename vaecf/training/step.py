@@ -1,6 +1,6 @@
 """The step: where model, loss, optimiser, loss scale and mesh meet.
 
-Pure functions over arrays. `Problem` holds what is static; `TrainState` what
+Pure functions over arrays. `TrainSetup` holds what is static; `TrainState` what
 changes. On several devices the gradient is taken inside `jax.shard_map`: over
 the items it is completed by the transpose of what shard_map replicates, over
 the users it is each device's own and summed once, behind the microbatches.
@@ -22,10 +22,11 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vaecf.config import Config, LossConfig, ModelConfig, TrainConfig
 from vaecf.errors import VaecfError
-from vaecf.models import batching, losses, mult_vae, registry, sharding
-from vaecf.models.sparse import SparseBatch, vary, varying_axes
-from vaecf.options import LossOptions, ModelOptions, Options, TrainOptions
+from vaecf.models import losses, mult_vae, registry, sparse_batch
+from vaecf.models.bag_of_items import SparseBatch, vary, varying_axes
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import loss_scale, optimizers, precision
 
 
@@ -63,7 +64,7 @@ def stored(state: TrainState) -> Any:
     return _WithoutAverage(state.step, state.params, state.opt_state)
 
 
-class Totals(NamedTuple):
+class StepMetrics(NamedTuple):
     """Sums over users, float32: of a step, or one of each of several steps.
 
     Divide by `users` last, so that a small last batch counts as what it is.
@@ -76,7 +77,7 @@ class Totals(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class TrainSetup:
     """What a compiled step is specialised to; hashable.
 
     Attributes:
@@ -96,7 +97,7 @@ class Problem:
     model: mult_vae.MultDAE
     whole: mult_vae.MultDAE
     tx: optax.GradientTransformation
-    loss: LossOptions
+    loss: LossConfig
     mesh: Mesh
     microbatch: int
     reduce_dtype: Any = jnp.float32
@@ -107,7 +108,7 @@ class Problem:
     @property
     def data_shards(self) -> int:
         """Devices along the users."""
-        return self.mesh.shape[sharding.DATA]
+        return self.mesh.shape[mesh_lib.DATA]
 
     def parts(self, batch_size: int) -> int:
         """Pieces a batch of so many users is made of, over all devices.
@@ -125,40 +126,40 @@ class Problem:
         return {name: params[name] for name in self.model.GROUPS[self.trained]}
 
 
-def in_turn(problem: Problem, options: TrainOptions, epoch: int) -> Problem:
+def in_turn(setup: TrainSetup, config: TrainConfig, epoch: int) -> TrainSetup:
     """The problem of an epoch: what it trains, and how.
 
     Args:
-      problem: of the run.
-      options: `alternate` = (n, m) trains the encoder for n epochs, then the
+      setup: of the run.
+      config: `alternating_epochs` = (n, m) trains the encoder for n epochs, then the
         decoder for m, and so on; () everything at once.
       epoch: counted from 0.
     """
-    if not options.alternate:
-        return problem
-    encoder, decoder = options.alternate
+    if not config.alternating_epochs:
+        return setup
+    encoder, decoder = config.alternating_epochs
     if epoch % (encoder + decoder) < encoder:
-        return dataclasses.replace(problem, trained="encoder")
+        return dataclasses.replace(setup, trained="encoder")
     # Shenbin et al. 2020, section 3.4: the decoder sees whole histories.
     return dataclasses.replace(
-        problem,
-        model=problem.model.clone(dropout_rate=0.0),
+        setup,
+        model=setup.model.clone(dropout_rate=0.0),
         trained="decoder",
     )
 
 
-def starts_decoder(options: TrainOptions, epoch: int) -> bool:
+def starts_decoder(config: TrainConfig, epoch: int) -> bool:
     """Whether the encoder's turn ended with the epoch before."""
-    return bool(options.alternate) and (
-        epoch % sum(options.alternate) == options.alternate[0]
+    return bool(config.alternating_epochs) and (
+        epoch % sum(config.alternating_epochs) == config.alternating_epochs[0]
     )
 
 
-def renew_prior(problem: Problem, state: TrainState) -> TrainState:
+def renew_prior(setup: TrainSetup, state: TrainState) -> TrainState:
     """The encoder as it is becomes the one that the prior remembers."""
     copy = jax.jit(
         lambda tree: jax.tree.map(jnp.copy, tree),
-        out_shardings=state_shardings(problem).params["posterior"],
+        out_shardings=state_shardings(setup).params["posterior"],
     )
     prior = copy(state.params["posterior"])
     return state._replace(params={**state.params, "prior": prior})
@@ -200,27 +201,27 @@ def _mix(kept: jax.Array, before: Any, latest: Any) -> Any:
 
 
 def make_model(
-    options: ModelOptions,
+    config: ModelConfig,
     policy: precision.Policy,
     n_items: int,
     item_shards: int = 1,
 ) -> mult_vae.MultDAE:
     """The module over all items, unsharded; padded for so many shards."""
-    lowering = options.input
+    lowering = config.input
     if lowering == "auto":
         # Matrix units make the dense product cheap; a CPU gathers faster. A
         # catalogue that is looked at in blocks is too large for users x items.
-        gather = jax.default_backend() == "cpu" or options.item_block
+        gather = jax.default_backend() == "cpu" or config.item_block
         lowering = "gather" if gather else "dense"
-    return registry.MODELS[options.name](
+    return registry.MODELS[config.name](
         n_items=n_items,
-        item_rows=sharding.padded_items(n_items, item_shards),
-        hidden=options.hidden,
-        latent=options.latent,
-        activation=options.activation,
-        dropout_rate=options.dropout_rate,
+        item_rows=mesh_lib.padded_items(n_items, item_shards),
+        hidden=config.hidden,
+        latent=config.latent,
+        activation=config.activation,
+        dropout_rate=config.dropout_rate,
         input_lowering=lowering,
-        item_block=options.item_block,
+        item_block=config.item_block,
         dtype=policy.dtype,
         precision=policy.precision,
     )
@@ -228,66 +229,64 @@ def make_model(
 
 def shard_model(whole: mult_vae.MultDAE, mesh: Mesh) -> mult_vae.MultDAE:
     """The module as each item shard sees it; with one shard, the whole one."""
-    if not sharding.axis(mesh, sharding.ITEM):
+    if not mesh_lib.axis(mesh, mesh_lib.ITEM):
         return whole
     return whole.clone(
-        item_rows=whole.item_rows // mesh.shape[sharding.ITEM],
-        item_axis=sharding.ITEM,
+        item_rows=whole.item_rows // mesh.shape[mesh_lib.ITEM],
+        item_axis=mesh_lib.ITEM,
     )
 
 
-def make_problem(options: Options, n_items: int, mesh: Mesh) -> Problem:
+def make_setup(config: Config, n_items: int, mesh: Mesh) -> TrainSetup:
     """The problem that a run's options describe.
 
     Raises:
       VaecfError: options that do not fit the model.
     """
-    _check_turns(options)
-    policy = precision.policy(options.precision.policy)
-    whole = make_model(
-        options.model, policy, n_items, mesh.shape[sharding.ITEM]
-    )
-    in_fp32 = options.mesh.reduce == "fp32"
-    return Problem(
+    _check_turns(config)
+    policy = precision.policy(config.precision.policy)
+    whole = make_model(config.model, policy, n_items, mesh.shape[mesh_lib.ITEM])
+    in_fp32 = config.mesh.reduce == "fp32"
+    return TrainSetup(
         model=shard_model(whole, mesh),
         whole=whole,
         tx=optimizers.make_optimizer(
-            options.optimizer,
-            options.precision,
+            config.optimizer,
+            config.precision,
             policy,
-            whole.GROUPS if options.train.alternate else None,
+            whole.GROUPS if config.train.alternating_epochs else None,
         ),
-        loss=options.loss,
+        loss=config.loss,
         mesh=mesh,
-        microbatch=_microbatch(options.train),
+        microbatch=_microbatch(config.train),
         reduce_dtype=jnp.float32 if in_fp32 else policy.dtype,
-        zero=options.mesh.zero,
-        averaged=options.train.ema > 0,
+        zero=config.mesh.zero,
+        averaged=config.train.ema > 0,
     )
 
 
-def _check_turns(options: Options) -> None:
-    name, turns = options.model.name, options.train.alternate
+def _check_turns(config: Config) -> None:
+    name, turns = config.model.name, config.train.alternating_epochs
     groups = registry.MODELS[name].GROUPS
     if turns and not groups:
         raise VaecfError(
-            f"config.train.alternate={turns} is not for {name}, which is "
+            f"config.train.alternating_epochs={turns} is not for {name}, which is "
             "trained at once: leave it at ()"
         )
     if groups and not turns:
         raise VaecfError(
-            f"config.train.alternate=() is not for {name}: give the epochs of "
+            f"config.train.alternating_epochs=() is not for {name}: give the epochs of "
             "encoder and decoder, such as (3, 1)"
         )
 
 
-def _microbatch(options: TrainOptions) -> int:
+def _microbatch(config: TrainConfig) -> int:
     """What 0 means on this device."""
-    if options.microbatch:
-        return options.microbatch
+    if config.microbatch:
+        return config.microbatch
     # A CPU is faster with arrays users x items that are not too large: they
     # are allocated, and their memory mapped, anew in every dispatch.
-    return 1024 if jax.default_backend() == "cpu" else options.batch_size
+    return 1024 if jax.default_backend() == "cpu" else config.batch_size
 
 
 def init_params(whole: mult_vae.MultDAE, key: jax.Array) -> Any:
@@ -296,45 +295,45 @@ def init_params(whole: mult_vae.MultDAE, key: jax.Array) -> Any:
     return whole.init(key, empty)["params"]
 
 
-def first_state(problem: Problem, key: jax.Array) -> TrainState:
+def first_state(setup: TrainSetup, key: jax.Array) -> TrainState:
     """Parameters out of a key, and what the optimiser starts with."""
-    params = init_params(problem.whole, key)
-    state = TrainState(jnp.int32(0), params, problem.tx.init(params))
-    if not problem.averaged:
+    params = init_params(setup.whole, key)
+    state = TrainState(jnp.int32(0), params, setup.tx.init(params))
+    if not setup.averaged:
         return state
     start = jax.tree.map(jnp.copy, scoring_params(state))
     return state._replace(average=start)
 
 
-def state_shardings(problem: Problem) -> TrainState:
+def state_shardings(setup: TrainSetup) -> TrainState:
     """NamedSharding of every array of the state."""
     shapes = jax.eval_shape(
-        functools.partial(first_state, problem), jax.random.key(0)
+        functools.partial(first_state, setup), jax.random.key(0)
     )
-    specs = sharding.specs(shapes, mult_vae.PARTITION)
-    moments = _moment_specs(problem, shapes.opt_state, specs.opt_state)
-    return sharding.shardings(problem.mesh, specs._replace(opt_state=moments))
+    specs = mesh_lib.specs(shapes, mult_vae.PARTITION)
+    moments = _moment_specs(setup, shapes.opt_state, specs.opt_state)
+    return mesh_lib.shardings(setup.mesh, specs._replace(opt_state=moments))
 
 
-def _moment_specs(problem: Problem, shapes: Any, specs: Any) -> Any:
+def _moment_specs(setup: TrainSetup, shapes: Any, specs: Any) -> Any:
     """Of moments, and of the gradients that they are updated with."""
-    if not problem.zero:
+    if not setup.zero:
         return specs
-    return sharding.spread(
+    return mesh_lib.spread(
         shapes,
         specs,
-        problem.data_shards,
-        problem.mesh.shape[sharding.ITEM],
+        setup.data_shards,
+        setup.mesh.shape[mesh_lib.ITEM],
     )
 
 
-def init_state(problem: Problem, seed: int) -> TrainState:
+def init_state(setup: TrainSetup, seed: int) -> TrainState:
     """First state, initialised sharded: no unsharded copy ever exists."""
 
     def init(key_data: jax.Array) -> TrainState:
-        return first_state(problem, jax.random.wrap_key_data(key_data))
+        return first_state(setup, jax.random.wrap_key_data(key_data))
 
-    place = state_shardings(problem)
+    place = state_shardings(setup)
     return jax.jit(init, out_shardings=place)(_host_key(jax.random.key, seed))
 
 
@@ -358,24 +357,24 @@ def step_key(seed: int, place: NamedSharding | None = None) -> jax.Array:
 
 
 _REPLICATED = P()
-_BATCH_SPEC = SparseBatch(*(P(sharding.DATA),) * 3)
+_BATCH_SPEC = SparseBatch(*(P(mesh_lib.DATA),) * 3)
 
 
 def _sum_over_users(x: jax.Array, spec: P) -> jax.Array:
     """All of the sum, or this device's part where the spec divides it."""
     divided = [
-        d for d, axes in enumerate(spec) if sharding.DATA in (axes or ())
+        d for d, axes in enumerate(spec) if mesh_lib.DATA in (axes or ())
     ]
     if divided:
         [dimension] = divided
         return lax.psum_scatter(
-            x, sharding.DATA, scatter_dimension=dimension, tiled=True
+            x, mesh_lib.DATA, scatter_dimension=dimension, tiled=True
         )
-    return lax.psum(x, sharding.DATA)
+    return lax.psum(x, mesh_lib.DATA)
 
 
 def _local_gradients(
-    problem: Problem,
+    setup: TrainSetup,
     gradient_specs: Any,
     params: Any,
     batch: SparseBatch,
@@ -392,27 +391,27 @@ def _local_gradients(
       (gradients of `problem.trained_part`, (users, nll, kl) and, where γ
       weighs it, the weighted kl).
     """
-    axes = (sharding.DATA,) if problem.data_shards > 1 else ()
+    axes = (mesh_lib.DATA,) if setup.data_shards > 1 else ()
     n_local = batch.count_B.shape[0]
-    parts = problem.parts(n_local * problem.data_shards) // problem.data_shards
+    parts = setup.parts(n_local * setup.data_shards) // setup.data_shards
     if n_local % parts:
         raise ValueError(
             f"{n_local} users a device are not {parts} microbatches: pad them"
         )
     size = n_local // parts
-    first_row = lax.axis_index(sharding.DATA) * n_local if axes else 0
+    first_row = lax.axis_index(mesh_lib.DATA) * n_local if axes else 0
     users = jnp.sum((batch.count_B > 0).astype(jnp.float32))
     users = lax.psum(users, axes) if axes else users
     by_part = jax.tree.map(lambda x: x.reshape(parts, -1), batch)
     # Marked, the gradient is this device's share: summed below, not at once.
-    own_params = vary(problem.trained_part(params), axes)
-    gamma = problem.loss.gamma
+    own_params = vary(setup.trained_part(params), axes)
+    gamma = setup.loss.gamma
     by_items = not losses.is_left_out(gamma)
 
     def loss_of(
         trained: Any, part: SparseBatch, first_row: jax.Array | int
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        terms: Any = problem.model.apply(
+        terms: Any = setup.model.apply(
             {"params": {**params, **trained}},
             part,
             jax.random.wrap_key_data(key_data),
@@ -454,7 +453,7 @@ def _local_gradients(
         grads, terms = lax.fori_loop(0, parts, add, (zeros, none))
     if axes:
         dtypes = jax.tree.map(lambda g: g.dtype, grads)
-        grads = jax.tree.map(lambda g: g.astype(problem.reduce_dtype), grads)
+        grads = jax.tree.map(lambda g: g.astype(setup.reduce_dtype), grads)
         grads = jax.tree.map(_sum_over_users, grads, gradient_specs)
         grads = jax.tree.map(lambda g, dtype: g.astype(dtype), grads, dtypes)
         terms = lax.psum(terms, axes)
@@ -462,20 +461,20 @@ def _local_gradients(
 
 
 def gradients(
-    problem: Problem,
+    setup: TrainSetup,
     params: Any,
     batch: SparseBatch,
     key: jax.Array,
     step: jax.Array,
     scale: jax.Array | float = 1.0,
-) -> tuple[Any, Totals]:
+) -> tuple[Any, StepMetrics]:
     """Gradients of the annealed negative ELBO, mean over the real users.
 
     loss = 1/B Σ_u (nll_u + β_step KL_u) + weight_decay Σ |W|², Liang et al.
     2018, equation 7 with the weight β of section 2.2.2.
 
     Args:
-      problem: static.
+      setup: static.
       params: parameters.
       batch: global batch, the concatenation of `problem.parts` batches.
       key: of this step.
@@ -488,40 +487,38 @@ def gradients(
     """
     weight = losses.anneal_weight(
         step,
-        cap=problem.loss.anneal_cap,
-        total_steps=problem.loss.total_anneal_steps,
+        cap=setup.loss.anneal_cap,
+        total_steps=setup.loss.total_anneal_steps,
     )
-    specs = sharding.specs(params, mult_vae.PARTITION)
-    trained = problem.trained_part(params)
-    gradient_specs = _moment_specs(
-        problem, trained, problem.trained_part(specs)
-    )
-    by_items = not losses.is_left_out(problem.loss.gamma)
-    grads, (users, nll, kl, *by_gamma) = sharding.on_mesh(
-        problem.mesh,
-        functools.partial(_local_gradients, problem, gradient_specs),
+    specs = mesh_lib.specs(params, mult_vae.PARTITION)
+    trained = setup.trained_part(params)
+    gradient_specs = _moment_specs(setup, trained, setup.trained_part(specs))
+    by_items = not losses.is_left_out(setup.loss.gamma)
+    grads, (users, nll, kl, *by_gamma) = mesh_lib.on_mesh(
+        setup.mesh,
+        functools.partial(_local_gradients, setup, gradient_specs),
         in_specs=(specs, _BATCH_SPEC, P(), P(), P()),
         out_specs=(gradient_specs, (P(),) * (4 if by_items else 3)),
     )(params, batch, jax.random.key_data(key), weight, jnp.float32(scale))
     weighted = by_gamma[0] if by_gamma else weight * kl
     loss = (nll + weighted) / jnp.maximum(users, 1.0)
-    rate = problem.loss.weight_decay
+    rate = setup.loss.weight_decay
     if not losses.is_left_out(rate):
         norm, slope = jax.value_and_grad(losses.squared_norm_of_kernels)(
             trained
         )
         loss += rate * norm
         grads = jax.tree.map(lambda g, s: g + scale * rate * s, grads, slope)
-    return grads, Totals(loss * users, nll, kl, users)
+    return grads, StepMetrics(loss * users, nll, kl, users)
 
 
 def train_step(
-    problem: Problem, state: TrainState, batch: SparseBatch, key: jax.Array
-) -> tuple[TrainState, Totals]:
+    setup: TrainSetup, state: TrainState, batch: SparseBatch, key: jax.Array
+) -> tuple[TrainState, StepMetrics]:
     """One update.
 
     Args:
-      problem: static.
+      setup: static.
       state: before the step.
       batch: global batch, the concatenation of `problem.parts` batches.
       key: `step_key(seed)`; the step number is folded in here.
@@ -530,22 +527,22 @@ def train_step(
       (state after the step, the step's Totals).
     """
     grads, totals = gradients(
-        problem,
+        setup,
         state.params,
         batch,
         jax.random.fold_in(key, state.step),
         state.step,
         loss_scale.scale_of(state.opt_state),
     )
-    trained = problem.trained_part(state.params)
-    updates, opt_state = problem.tx.update(grads, state.opt_state, trained)
+    trained = setup.trained_part(state.params)
+    updates, opt_state = setup.tx.update(grads, state.opt_state, trained)
     params = {**state.params, **optax.apply_updates(trained, updates)}
     return TrainState(state.step + 1, params, opt_state, state.average), totals
 
 
 def assemble(
-    problem: Problem,
-    csr: batching.Csr,
+    setup: TrainSetup,
+    csr: sparse_batch.Csr,
     user_B: jax.Array,
     n_slots: int,
     csr_spec: P = _REPLICATED,
@@ -553,46 +550,46 @@ def assemble(
     """Global batch from interactions on the device.
 
     Args:
-      problem: static.
+      setup: static.
       csr: all training interactions; or, by data shard, those of its users.
       user_B: int32 [batch_size], users, numbered as in `csr`.
       n_slots: static slots of a microbatch.
       csr_spec: PartitionSpec of csr's arrays.
     """
-    parts = problem.parts(user_B.shape[0]) // problem.data_shards
+    parts = setup.parts(user_B.shape[0]) // setup.data_shards
 
-    def local(csr: batching.Csr, user_B: jax.Array) -> SparseBatch:
+    def local(csr: sparse_batch.Csr, user_B: jax.Array) -> SparseBatch:
         by_part = [
-            batching.assemble(csr, part_B, n_slots)
+            sparse_batch.assemble(csr, part_B, n_slots)
             for part_B in jnp.split(user_B, parts)
         ]
         return jax.tree.map(lambda *x: jnp.concatenate(x), *by_part)
 
-    return sharding.on_mesh(
-        problem.mesh,
+    return mesh_lib.on_mesh(
+        setup.mesh,
         local,
-        in_specs=(csr_spec, P(sharding.DATA)),
+        in_specs=(csr_spec, P(mesh_lib.DATA)),
         out_specs=_BATCH_SPEC,
     )(csr, user_B)
 
 
 def train_steps(
-    problem: Problem,
+    setup: TrainSetup,
     n_slots: int,
     csr_spec: P,
     state: TrainState,
-    csr: batching.Csr,
+    csr: sparse_batch.Csr,
     order_SB: jax.Array,
     key: jax.Array,
     start: jax.Array,
     stop: jax.Array,
-) -> tuple[TrainState, Totals]:
+) -> tuple[TrainState, StepMetrics]:
     """Steps start .. stop-1 in one dispatch.
 
     The bounds are traced, so every stretch of an epoch runs the same program.
 
     Args:
-      problem: static.
+      setup: static.
       n_slots: static slots of a microbatch.
       csr_spec: as `assemble`'s.
       state: before.
@@ -608,12 +605,14 @@ def train_steps(
     n_steps = order_SB.shape[0]
 
     def body(
-        i: jax.Array, carry: tuple[TrainState, Totals]
-    ) -> tuple[TrainState, Totals]:
+        i: jax.Array, carry: tuple[TrainState, StepMetrics]
+    ) -> tuple[TrainState, StepMetrics]:
         state, taken = carry
-        batch = assemble(problem, csr, order_SB[i], n_slots, csr_spec)
-        state, totals = train_step(problem, state, batch, key)
+        batch = assemble(setup, csr, order_SB[i], n_slots, csr_spec)
+        state, totals = train_step(setup, state, batch, key)
         return state, jax.tree.map(lambda x, v: x.at[i].set(v), taken, totals)
 
-    none = Totals(*(jnp.zeros(n_steps, jnp.float32) for _ in Totals._fields))
+    none = StepMetrics(
+        *(jnp.zeros(n_steps, jnp.float32) for _ in StepMetrics._fields)
+    )
     return lax.fori_loop(start, stop, body, (state, none))

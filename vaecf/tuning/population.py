@@ -12,24 +12,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vaecf import options as options_lib
+from vaecf import config as config_lib
+from vaecf import workdir as workdir_lib
+from vaecf.config import Config
 from vaecf.data.dataset import Dataset, find_dataset
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, did_you_mean
 from vaecf.evaluation import metrics
-from vaecf.options import Options
 from vaecf.reporting import tables
-from vaecf.reporting.files import write_atomically
-from vaecf.training import dispatch, population_loop, precision
 from vaecf.training import population as population_lib
-from vaecf.training import workdir as workdir_lib
+from vaecf.training import population_loop, precision, signals
 from vaecf.training.population_loop import Member
-from vaecf.tuning import space, weighing
+from vaecf.tuning import weighing
 
 MEMBERS = workdir_lib.MEMBERS
 _TYPES = {"seed": int, "loss.total_anneal_steps": int}
 
 
-def grid(flags: Sequence[str], base: Options) -> dict[str, Options]:
+def grid(flags: Sequence[str], base: Config) -> dict[str, Config]:
     """Members by name: every combination of the values of all keys.
 
     Args:
@@ -63,10 +62,10 @@ def grid(flags: Sequence[str], base: Options) -> dict[str, Options]:
     for combination in itertools.product(*values.values()):
         overrides = dict(zip(values, combination, strict=True))
         try:
-            options = space.apply(base, overrides)
+            config = config_lib.replace(base, overrides)
         except VaecfError as error:
             raise VaecfError(f"--members: {error}") from None
-        members[name(overrides)] = options
+        members[name(overrides)] = config
     return members
 
 
@@ -77,14 +76,14 @@ def name(overrides: Mapping[str, Any]) -> str:
     )
 
 
-def _parse(flag: str, base: Options) -> tuple[str, list[Any]]:
+def _parse(flag: str, base: Config) -> tuple[str, list[Any]]:
     key, equals, text = flag.partition("=")
     where = f"--members={flag}"
-    known = options_lib.flatten(base.to_dict())
+    known = config_lib.flatten(base.to_dict())
     if key not in known:
         raise VaecfError(
             f"{where}: {key!r} is not a key of the config"
-            f"{options_lib.nearest(key, known)}"
+            f"{did_you_mean(key, known)}"
         )
     if key not in population_lib.VARIED:
         raise VaecfError(
@@ -108,11 +107,11 @@ def _parse(flag: str, base: Options) -> tuple[str, list[Any]]:
 
 
 def train(
-    base: Options,
+    base: Config,
     flags: Sequence[str],
     workdir: pathlib.Path,
     *,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[Member]:
     """Trains a population, or goes on with it; writes and prints a table.
 
@@ -122,14 +121,14 @@ def train(
       workdir: gets a run directory for each member, and `members.csv`. Members
         of earlier calls stay; those of this call that are over are not
         trained again.
-      say: gets lines of text.
+      log: gets lines of text.
 
     Returns:
       The members, best first.
 
     Raises:
       VaecfError: bad input; or all members failed.
-      dispatch.Interrupted: stopped, with everything saved.
+      signals.Interrupted: stopped, with everything saved.
     """
     members = grid(flags, base)
     population_lib.check([*members.values()])
@@ -142,41 +141,41 @@ def train(
         stack.enter_context(workdir_lib.locked(workdir))
         workdir_lib.require_no_other(workdir, "population")
         runs = [
-            _claimed(name, options, workdir / name, dataset, stack)
-            for name, options in members.items()
+            _claimed(name, config, workdir / name, dataset, stack)
+            for name, config in members.items()
         ]
         if not (workdir / MEMBERS).exists():
             _write_table(workdir / MEMBERS, runs, {}, base)
-        say(
+        log(
             f"training {len(runs)} members of {base.title} on "
             f"{dataset.name}: {dataset.train.n_users:,} users, "
             f"{dataset.n_items:,} items, {dataset.train.nnz:,} interactions"
         )
-        interrupted = population_loop.train(runs, dataset, workdir, log=say)
+        interrupted = population_loop.train(runs, dataset, workdir, log=log)
         for member in runs:
             _write_results(member)
         if interrupted:
-            raise dispatch.Interrupted(
+            raise signals.Interrupted(
                 f"all members are trained; the same command sums up ({workdir})"
             )
         values = {m.name: _value_of(m, dataset) for m in runs}
         ranked = sorted(runs, key=lambda m: _place(m, values.get(m.name)))
         _write_table(workdir / MEMBERS, ranked, values, base)
     seconds = time.perf_counter() - began
-    _say_results(ranked, values, base, seconds, workdir, say)
+    _say_results(ranked, values, base, seconds, workdir, log)
     return ranked
 
 
 def _claimed(
     name: str,
-    options: Options,
+    config: Config,
     folder: pathlib.Path,
     dataset: Dataset,
     stack: contextlib.ExitStack,
 ) -> Member:
     stack.enter_context(workdir_lib.locked(folder))
-    workdir_lib.claim(folder, options, dataset)
-    return Member(name, options, folder)
+    workdir_lib.check_or_create(folder, config, dataset)
+    return Member(name, config, folder)
 
 
 def _value_of(member: Member, dataset: Dataset) -> float | None:
@@ -185,7 +184,7 @@ def _value_of(member: Member, dataset: Dataset) -> float | None:
         return None
     try:
         return weighing.value(
-            member.options, member.workdir, dataset, member.position
+            member.config, member.workdir, dataset, member.position
         )
     except VaecfError as error:
         member.error = str(error)
@@ -212,7 +211,7 @@ def _write_table(
     path: pathlib.Path,
     ranked: Sequence[Member],
     values: Mapping[str, float | None],
-    base: Options,
+    base: Config,
 ) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -240,25 +239,25 @@ def _write_table(
                 member.error,
             ]
         )
-    write_atomically(path, text.getvalue().encode())
+    workdir_lib.write_bytes(path, text.getvalue().encode())
 
 
 def _value(member: Member, key: str) -> Any:
-    return options_lib.flatten(member.options.to_dict())[key]
+    return config_lib.flatten(member.config.to_dict())[key]
 
 
 def _say_results(
     ranked: Sequence[Member],
     values: Mapping[str, float | None],
-    base: Options,
+    base: Config,
     seconds: float,
     workdir: pathlib.Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     sound = [m for m in ranked if m.error is None]
     for member in ranked:
         if member.error is not None:
-            say(f"{member.name} failed: {member.error}")
+            log(f"{member.name} failed: {member.error}")
     if not sound:
         raise VaecfError(
             "every member failed, see above: mend it, and choose another "
@@ -275,8 +274,8 @@ def _say_results(
         }
         for member in sound
     ]
-    say("")
-    say(
+    log("")
+    log(
         tables.trials_table(
             rows,
             metric=base.eval.best_metric,
@@ -287,7 +286,7 @@ def _say_results(
     )
     summary = sound[0].summary
     assert summary is not None
-    say(
+    log(
         f"\n{seconds:.1f} s in this call with validations, checkpoints and "
         f"{summary['compile_seconds']:.1f} s of compilation\n"
         f"table: {workdir / MEMBERS}\n\npython experiments/main.py "

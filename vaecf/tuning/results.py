@@ -12,10 +12,9 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
+from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
 from vaecf.reporting import sweep_plots, tables
-from vaecf.reporting.files import write_atomically
-from vaecf.training import workdir as workdir_lib
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
 from vaecf.tuning.study import Plan
@@ -34,7 +33,7 @@ _STATES = {
 }
 
 
-def write(plan: Plan, study: optuna.Study, say: Callable[[str], None]) -> None:
+def write(plan: Plan, study: optuna.Study, log: Callable[[str], None]) -> None:
     """Writes trials.csv, best.json and the pictures; prints the best."""
     trials = study_lib.counted(study)
     records = [_record(plan, trial) for trial in trials]
@@ -43,17 +42,17 @@ def write(plan: Plan, study: optuna.Study, say: Callable[[str], None]) -> None:
         columns=[*_columns(records), *plan.space],
     )
     path = plan.workdir / "trials.csv"
-    write_atomically(path, frame.to_csv(index=False).encode())
+    workdir_lib.write_bytes(path, frame.to_csv(index=False).encode())
     complete = sorted(
         (r for r in records if r["state"] == "complete"),
         key=lambda r: (-r["value"], r["number"]),
     )
     if not complete:
-        say(f"no trial is complete yet; trials: {path}")
+        log(f"no trial is complete yet; trials: {path}")
         return
     metric = plan.base.eval.best_metric
-    say("")
-    say(
+    log("")
+    log(
         tables.trials_table(
             complete[:_SHOWN],
             metric=metric,
@@ -63,11 +62,11 @@ def write(plan: Plan, study: optuna.Study, say: Callable[[str], None]) -> None:
     )
     best = complete[0]
     workdir_lib.write_json(plan.workdir / "best.json", _best(plan, best))
-    drawn = _draw(plan, study, records, say)
-    say(f"\ntrials: {path}\nbest: {plan.workdir / 'best.json'}")
+    drawn = _draw(plan, study, records, log)
+    log(f"\ntrials: {path}\nbest: {plan.workdir / 'best.json'}")
     for picture in drawn:
-        say(f"picture: {picture}")
-    say(f"\n{_command(plan, best)}")
+        log(f"picture: {picture}")
+    log(f"\n{_command(plan, best)}")
 
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -127,7 +126,7 @@ def _draw(
     plan: Plan,
     study: optuna.Study,
     records: Sequence[Mapping[str, Any]],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[pathlib.Path]:
     metric = plan.base.eval.best_metric
     logarithmic = {k for k, d in plan.space.items() if d.get("log")}
@@ -139,23 +138,23 @@ def _draw(
     }
     complete = sum(r["state"] == "complete" for r in records)
     if complete < _LEAST_FOR_IMPORTANCES:
-        say(
+        log(
             f"importances: not drawn, {complete} complete trials are too few "
             f"(at least {_LEAST_FOR_IMPORTANCES})"
         )
-    elif shares := _importances(study, say):
+    elif shares := _importances(study, log):
         pictures["importances.png"] = sweep_plots.importances(
             shares, metric=metric
         )
     written = []
     for name, data in pictures.items():
-        write_atomically(plan.workdir / name, data)
+        workdir_lib.write_bytes(plan.workdir / name, data)
         written.append(plan.workdir / name)
     return written
 
 
 def _importances(
-    study: optuna.Study, say: Callable[[str], None]
+    study: optuna.Study, log: Callable[[str], None]
 ) -> dict[str, float]:
     make: Any = optuna.importance.PedAnovaImportanceEvaluator
     known = inspect.signature(make).parameters
@@ -168,5 +167,5 @@ def _importances(
             study, evaluator=make(**{name: _QUANTILE})
         )
     except (ValueError, RuntimeError, VaecfError) as error:
-        say(f"importances: not drawn ({error})")
+        log(f"importances: not drawn ({error})")
         return {}

@@ -12,16 +12,15 @@ the config's value is no fraction, or choices.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from vaecf import options as options_lib
-from vaecf.errors import VaecfError
-from vaecf.options import Options
+from vaecf import config as config_lib
+from vaecf.config import Config
+from vaecf.errors import VaecfError, did_you_mean
 
 Space = Mapping[str, Mapping[str, Any]]
 
@@ -60,7 +59,7 @@ def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     return space
 
 
-def check(space: Space, base: Options) -> None:
+def check(space: Space, base: Config) -> None:
     """Tries every key, bound and choice on the base config.
 
     Raises:
@@ -71,12 +70,12 @@ def check(space: Space, base: Options) -> None:
         raise VaecfError(
             "--space: get_space() must return a dict with at least one key"
         )
-    known = options_lib.flatten(base.to_dict())
+    known = config_lib.flatten(base.to_dict())
     for key, description in space.items():
         if key not in known:
             raise VaecfError(
                 f"--space: {key!r} is not a key of the config"
-                f"{options_lib.nearest(str(key), known)}"
+                f"{did_you_mean(str(key), known)}"
             )
         if key in _FIXED:
             raise VaecfError(
@@ -85,7 +84,7 @@ def check(space: Space, base: Options) -> None:
             )
         for value in _extremes(key, description, known[key]):
             try:
-                apply(base, {key: value})
+                config_lib.replace(base, {key: value})
             except VaecfError as error:
                 raise VaecfError(f"--space: {error}") from None
 
@@ -169,23 +168,7 @@ def _is_whole(description: Mapping[str, Any], current: Any) -> bool:
     )
 
 
-def apply(base: Options, params: Mapping[str, Any]) -> Options:
-    """The base with other values of some keys.
-
-    Raises:
-      VaecfError: a value that the config refuses.
-    """
-    config = copy.deepcopy(base.to_dict())
-    for key, value in params.items():
-        section: Any = config
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            section = section[parent]
-        section[leaf] = value
-    return options_lib.from_config(config)
-
-
-def distributions(space: Space, base: Options) -> dict[str, Any]:
+def distributions(space: Space, base: Config) -> dict[str, Any]:
     """The space as optuna has it; of one that was checked."""
     from optuna.distributions import (
         CategoricalDistribution,
@@ -193,7 +176,7 @@ def distributions(space: Space, base: Options) -> dict[str, Any]:
         IntDistribution,
     )
 
-    current = options_lib.flatten(base.to_dict())
+    current = config_lib.flatten(base.to_dict())
     found: dict[str, Any] = {}
     for key, d in space.items():
         if "choices" in d:

@@ -28,13 +28,13 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from vaecf import options as options_lib
+from vaecf import config as config_lib
+from vaecf import workdir as workdir_lib
+from vaecf.config import Config
 from vaecf.errors import VaecfError
-from vaecf.options import Options
-from vaecf.training import workdir as workdir_lib
 from vaecf.tuning import space as space_lib
 
 try:
@@ -85,7 +85,7 @@ class Plan:
       config_file: file of the base config, for the command to paste.
     """
 
-    base: Options
+    base: Config
     space: dict[str, dict[str, Any]]
     workdir: pathlib.Path
     study: str = "sweep"
@@ -165,7 +165,6 @@ def open_study(plan: Plan, dataset: str) -> optuna.Study:
     if theirs is None:
         study.set_user_attr("identity", mine)
         return study
-    theirs = _with_later_keys(theirs, mine.keys())
     if keys := sorted(
         key
         for key in mine.keys() | theirs.keys()
@@ -179,28 +178,9 @@ def open_study(plan: Plan, dataset: str) -> optuna.Study:
     return study
 
 
-def _with_later_keys(
-    theirs: Mapping[str, Any], asked: Iterable[str]
-) -> dict[str, Any]:
-    """A study's identity with the keys of the config that it was begun before.
-
-    Only those asked for: a key of the space is not one of the config.
-    """
-    config: dict[str, Any] = {}
-    for name, value in theirs.items():
-        if name.startswith("config."):
-            section, _, key = name.removeprefix("config.").partition(".")
-            if key:
-                config.setdefault(section, {})[key] = value
-    filled = options_lib.flatten(
-        options_lib.with_later_keys(config), prefix="config."
-    )
-    return {key: filled[key] for key in asked if key in filled} | dict(theirs)
-
-
 def _identity(plan: Plan, dataset: str) -> dict[str, Any]:
     """What must be the same for trials to compare; plain JSON."""
-    base = options_lib.flatten(plan.base.to_dict())
+    base = config_lib.flatten(plan.base.to_dict())
     mine = {
         **{
             f"config.{key}": value

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import vaecf
+from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import metrics
-from vaecf.training import workdir as workdir_lib
 from vaecf.tuning import results, space
 from vaecf.tuning import study as study_lib
 from vaecf.tuning.study import Plan
@@ -29,7 +29,7 @@ _MAX_FAILED = 5
 _WORKER = "from vaecf.tuning import sweep; sweep.worker()"
 
 
-def sweep(plan: Plan, *, workers: int = 1, say: Say = print) -> None:
+def sweep(plan: Plan, *, workers: int = 1, log: Say = print) -> None:
     """Does the trials of the plan that are still to do, and sums up.
 
     Hyper-parameters are chosen on the validation users: the test users are
@@ -39,7 +39,7 @@ def sweep(plan: Plan, *, workers: int = 1, say: Say = print) -> None:
     Args:
       plan: what to do.
       workers: processes on this machine; one is this process.
-      say: gets lines of text.
+      log: gets lines of text.
 
     Raises:
       VaecfError: the plan cannot be carried out.
@@ -68,26 +68,26 @@ def sweep(plan: Plan, *, workers: int = 1, say: Say = print) -> None:
     dataset = _dataset(plan)
     study = study_lib.open_study(plan, dataset.manifest_hash)
     _claim(plan)
-    say(
+    log(
         f"study {plan.study}: {len(study_lib.ended(study))} of {plan.trials} "
         f"trials are over; {study_lib.public(plan.storage)}"
     )
     try:
         with _sigterm_interrupts():
             if workers == 1:
-                _work(plan, dataset, bars=True, say=say)
+                _work(plan, dataset, bars=True, log=log)
             else:
-                _work_in_processes(plan, workers, say)
+                _work_in_processes(plan, workers, log)
     except KeyboardInterrupt:
-        results.write(plan, study, say)
+        results.write(plan, study, log)
         raise KeyboardInterrupt(
             f"{len(study_lib.ended(study))} of {plan.trials} trials are over; "
             f"the same command goes on from here ({plan.workdir})"
         ) from None
-    results.write(plan, study, say)
+    results.write(plan, study, log)
     left = plan.trials - len(study_lib.ended(study))
     if left > 0:
-        say(
+        log(
             f"{left} of {plan.trials} trials are not over: other workers are "
             "at them, or the same command goes on with them"
         )
@@ -147,22 +147,22 @@ def _claim(plan: Plan) -> None:
             )
 
 
-def _work(plan: Plan, dataset: Dataset, *, bars: bool, say: Say) -> None:
+def _work(plan: Plan, dataset: Dataset, *, bars: bool, log: Say) -> None:
     """Takes trials until there is none to take."""
-    from vaecf.models import sharding
+    from vaecf.parallel import mesh as mesh_lib
     from vaecf.training import population, precision
     from vaecf.tuning import trial as trial_lib
 
     # What this machine cannot do would fail every trial.
     precision.policy(plan.base.precision.policy)
-    sharding.make_mesh(plan.base.mesh.data, plan.base.mesh.item)
+    mesh_lib.make_mesh(plan.base.mesh.data, plan.base.mesh.item)
     if plan.population > 1:
         population.check([plan.base])
     # A study of this process's own: storages do not survive a fork.
     study = study_lib.open_study(plan, dataset.manifest_hash)
     failed = 0
     while trials := study_lib.next_trials(study, plan):
-        how: dict[str, Any] = {"bars": bars, "say": say}
+        how: dict[str, Any] = {"bars": bars, "say": log}
         if plan.population > 1:
             done = trial_lib.run_together(plan, study, trials, dataset, **how)
         else:
@@ -183,7 +183,7 @@ def _work(plan: Plan, dataset: Dataset, *, bars: bool, say: Say) -> None:
 # --- Several processes ------------------------------------------------------
 
 
-def _work_in_processes(plan: Plan, workers: int, say: Say) -> None:
+def _work_in_processes(plan: Plan, workers: int, log: Say) -> None:
     """Starts workers, waits for them, passes an interrupt on.
 
     Raises:
@@ -229,7 +229,7 @@ def _work_in_processes(plan: Plan, workers: int, say: Say) -> None:
     for number, process in enumerate(processes):
         if process.returncode:
             failed += 1
-            say(
+            log(
                 f"worker {number} ended with status {process.returncode}; its "
                 "trial is gone on with by another worker, or by the same "
                 "command"
@@ -273,17 +273,17 @@ def worker() -> None:
     plan, cores = pickle.loads(sys.stdin.buffer.read())
     if cores:  # before XLA looks how many threads to start
         os.sched_setaffinity(0, cores)
-    from vaecf import compilation
+    from vaecf.training import compilation_cache
 
     try:
         with contextlib.suppress(OSError):  # the parent has warned of it
-            compilation.keep_programs()
+            compilation_cache.keep_programs()
         with _sigterm_interrupts():
             _work(
                 plan,
                 _dataset(plan),
                 bars=False,
-                say=lambda text: print(text, flush=True),
+                log=lambda text: print(text, flush=True),
             )
     except VaecfError as error:
         print(f"error: {error}", file=sys.stderr)

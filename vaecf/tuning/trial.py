@@ -19,13 +19,14 @@ import jax
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vaecf import config as config_lib
+from vaecf import workdir as workdir_lib
+from vaecf.config import Config
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
-from vaecf.options import Options
-from vaecf.training import linear_path, loop, population_loop
-from vaecf.training import workdir as workdir_lib
+from vaecf.training import linear_branch, loop, population_loop
 from vaecf.training.population_loop import Member
-from vaecf.training.position import Position
+from vaecf.training.progress import TrainProgress
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
 from vaecf.tuning import weighing
@@ -43,11 +44,11 @@ class _Pruned(Exception):
 class _Watch:
     """A writer that reports validations, and stops the run if it is told."""
 
-    def __init__(self, trial: Trial, options: Options) -> None:
+    def __init__(self, trial: Trial, config: Config) -> None:
         before = trial.study.get_trials(deepcopy=False)[trial.number]
         self._trial, self._reported = trial, set(before.intermediate_values)
-        self._metric = f"validation/{options.eval.best_metric}"
-        self._last = options.train.epochs
+        self._metric = f"validation/{config.eval.best_metric}"
+        self._last = config.train.epochs
         self.is_lost = False  # taken over by another worker
 
     def write(self, record: Mapping[str, Any], *, step: int) -> None:
@@ -85,7 +86,7 @@ def run(
     dataset: Dataset,
     *,
     bars: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> FrozenTrial | None:
     """Trains a trial and tells the study what came of it.
 
@@ -95,7 +96,7 @@ def run(
       trial: just handed out.
       dataset: what to train on.
       bars: show progress if stderr is a terminal.
-      say: gets one line.
+      log: gets one line.
 
     Returns:
       What came of it; None if another worker took it over.
@@ -107,17 +108,17 @@ def run(
     _move_here(trial.user_attrs.get(study_lib.FOLDER), folder)
     params = space_lib.values(plan.space, trial.params)
     try:
-        options = space_lib.apply(plan.base, params)
+        config = config_lib.replace(plan.base, params)
         with workdir_lib.locked(folder), study_lib.alive(trial, folder):
-            workdir_lib.claim(folder, options, dataset)
+            workdir_lib.check_or_create(folder, config, dataset)
             state, value = _train(
-                trial, options, dataset, folder, bars=bars and not _quiet()
+                trial, config, dataset, folder, bars=bars and not _quiet()
             )
             study.tell(trial, value, state)
             if not plan.keep_all:
                 _clear(folder, keep_best=state == TrialState.COMPLETE)
     except optuna.exceptions.UpdateFinishedTrialError:
-        return _taken_over(trial, say)
+        return _taken_over(trial, log)
     except BaseException:
         # Interrupted, or a defect: it is tried again when the sweep goes on.
         study_lib.enqueue_again(study, trial.number)
@@ -125,7 +126,7 @@ def run(
     finally:
         jax.clear_caches()  # every trial compiles programs of its own
     frozen = study.get_trials()[trial.number]
-    say(line(frozen, params, options.eval.best_metric))
+    log(line(frozen, params, config.eval.best_metric))
     return frozen
 
 
@@ -136,7 +137,7 @@ def run_together(
     dataset: Dataset,
     *,
     bars: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[FrozenTrial | None]:
     """Trains trials as one population and tells the study what came of them.
 
@@ -146,7 +147,7 @@ def run_together(
       trials: just handed out, at least one.
       dataset: what to train on.
       bars: show progress if stderr is a terminal.
-      say: gets a line a trial.
+      log: gets a line a trial.
 
     Returns:
       As of `run`, for each.
@@ -156,7 +157,7 @@ def run_together(
       VaecfError: the device's memory cannot hold so many.
     """
     told: dict[int, FrozenTrial | None] = {}
-    how: dict[str, Any] = {"bars": bars, "say": say}
+    how: dict[str, Any] = {"bars": bars, "say": log}
     try:
         try:
             _train_together(plan, study, trials, dataset, told, **how)
@@ -167,7 +168,7 @@ def run_together(
                     "train fewer at once"
                 ) from error
             # Whose fault it is shows when each is alone.
-            say(f"one after the other: {_first_line(error)}")
+            log(f"one after the other: {_first_line(error)}")
             for trial in trials:
                 if trial.number not in told:
                     told[trial.number] = run(plan, study, trial, dataset, **how)
@@ -191,7 +192,7 @@ def _train_together(
     told: dict[int, FrozenTrial | None],
     *,
     bars: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Fills `told` with the trials that are over, also before it raises."""
     began = time.perf_counter()
@@ -201,7 +202,7 @@ def _train_together(
             try:
                 entered.append(_enter(plan, trial, dataset, stack))
             except optuna.exceptions.UpdateFinishedTrialError:
-                told[trial.number] = _taken_over(trial, say)
+                told[trial.number] = _taken_over(trial, log)
         interrupted = True
         try:
             interrupted = bool(entered) and population_loop.train(
@@ -225,7 +226,7 @@ def _train_together(
                         _add_seconds(trial, seconds)
                 else:
                     told[trial.number] = _tell(
-                        plan, study, trial, dataset, member, watch, seconds, say
+                        plan, study, trial, dataset, member, watch, seconds, log
                     )
     if interrupted:
         raise KeyboardInterrupt
@@ -237,15 +238,15 @@ def _enter(
     """A trial as a member, its folder held until the stack is left."""
     folder = study_lib.folder_of(plan, trial.number)
     _move_here(trial.user_attrs.get(study_lib.FOLDER), folder)
-    options = space_lib.apply(
+    config = config_lib.replace(
         plan.base, space_lib.values(plan.space, trial.params)
     )
     stack.enter_context(workdir_lib.locked(folder))
     stack.enter_context(study_lib.alive(trial, folder))
-    workdir_lib.claim(folder, options, dataset)
-    watch = _Watch(trial, options)
+    workdir_lib.check_or_create(folder, config, dataset)
+    watch = _Watch(trial, config)
     name = f"trial {trial.number}"
-    return trial, Member(name, options, folder, goes_on=watch.goes_on), watch
+    return trial, Member(name, config, folder, goes_on=watch.goes_on), watch
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -254,8 +255,8 @@ def _is_memory(error: BaseException) -> bool:
     )
 
 
-def _taken_over(trial: Trial, say: Callable[[str], None]) -> FrozenTrial | None:
-    say(f"trial {trial.number}: taken over by another worker")
+def _taken_over(trial: Trial, log: Callable[[str], None]) -> FrozenTrial | None:
+    log(f"trial {trial.number}: taken over by another worker")
     return None
 
 
@@ -267,7 +268,7 @@ def _tell(
     member: Member,
     watch: _Watch,
     seconds: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> FrozenTrial | None:
     """What a member came to."""
     began = time.perf_counter()
@@ -280,35 +281,35 @@ def _tell(
             state, value = _pruned(trial)
         else:
             state, value = _weighed(
-                trial, member.options, member.workdir, dataset, member.position
+                trial, member.config, member.workdir, dataset, member.position
             )
         _add_seconds(trial, seconds + time.perf_counter() - began)
         study.tell(trial, value, state)
     except optuna.exceptions.UpdateFinishedTrialError:
-        return _taken_over(trial, say)
+        return _taken_over(trial, log)
     if not plan.keep_all:
         _clear(member.workdir, keep_best=state == TrialState.COMPLETE)
     frozen = study.get_trials()[trial.number]
     params = space_lib.values(plan.space, trial.params)
-    say(line(frozen, params, plan.base.eval.best_metric))
+    log(line(frozen, params, plan.base.eval.best_metric))
     return frozen
 
 
 def _is_to_weigh(member: Member) -> bool:
     is_sound = member.error is None and not member.stopped
-    return is_sound and member.options.linear.l2 > 0
+    return is_sound and member.config.linear.l2 > 0
 
 
 def _weighed(
     trial: Trial,
-    options: Options,
+    config: Config,
     folder: pathlib.Path,
     dataset: Dataset,
-    position: Position,
+    position: TrainProgress,
 ) -> tuple[TrialState, float | None]:
     """A trial that is over, with its value or what it failed of."""
     try:
-        value = weighing.value(options, folder, dataset, position)
+        value = weighing.value(config, folder, dataset, position)
     except _OWN_FAULTS as error:
         return _failed(trial, _first_line(error))
     trial.set_user_attr(study_lib.EPOCHS, position.epoch)
@@ -347,7 +348,7 @@ def _quiet() -> bool:
 
 def _train(
     trial: Trial,
-    options: Options,
+    config: Config,
     dataset: Dataset,
     folder: pathlib.Path,
     *,
@@ -357,14 +358,14 @@ def _train(
     began = time.perf_counter()
     try:
         position = loop.train(
-            options,
+            config,
             dataset,
             folder,
             show_progress=None if bars else False,
-            extra_writer=_Watch(trial, options),
+            extra_writer=_Watch(trial, config),
             log=lambda line: None,
         ).position
-        state, value = _weighed(trial, options, folder, dataset, position)
+        state, value = _weighed(trial, config, folder, dataset, position)
     except _Pruned:
         state, value = _pruned(trial)
     except _OWN_FAULTS as error:
@@ -391,7 +392,7 @@ def _clear(folder: pathlib.Path, *, keep_best: bool) -> None:
     """What nobody will ask for: states to go on from, events, no models."""
     unused = [folder / "tensorboard", folder / "checkpoints" / "latest"]
     if not keep_best:
-        unused += [folder / "checkpoints", folder / linear_path.FOLDER]
+        unused += [folder / "checkpoints", folder / linear_branch.FOLDER]
     for path in unused:
         shutil.rmtree(path, ignore_errors=True)
 

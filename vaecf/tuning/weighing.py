@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import pathlib
 
+from vaecf.config import Config
 from vaecf.data.dataset import Dataset
-from vaecf.models import sharding
-from vaecf.options import Options
-from vaecf.serving import blending
-from vaecf.serving.model import load
-from vaecf.training import linear_path
-from vaecf.training.position import Position
+from vaecf.evaluation import blend_tuning
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.serving.trained_model import load
+from vaecf.training import linear_branch
+from vaecf.training.progress import TrainProgress
 
 
 def value(
-    options: Options, folder: pathlib.Path, dataset: Dataset, position: Position
+    config: Config,
+    folder: pathlib.Path,
+    dataset: Dataset,
+    position: TrainProgress,
 ) -> float | None:
     """The best validation value of a finished run.
 
@@ -23,14 +26,14 @@ def value(
     `main.py` does: runs are compared by what they rank like in the end.
 
     Args:
-      options: of the run.
+      config: of the run.
       folder: its workdir, held by the caller.
       dataset: its validation users are ranked.
       position: where the run ended.
     """
-    if not options.linear.l2 or position.best is None:
+    if not config.linear.l2 or position.best is None:
         return position.best
-    mesh = sharding.make_mesh(options.mesh.data, options.mesh.item)
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     model = load(folder, mesh=mesh)
-    blending.choose(model, dataset, say=lambda line: None)
-    return float(linear_path.read_weights(folder)["value"])
+    blend_tuning.choose(model, dataset, log=lambda line: None)
+    return float(linear_branch.read_weights(folder)["value"])

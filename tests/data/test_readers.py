@@ -1,0 +1,422 @@
+"""Every layout, every kind of id, every bad row."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaecf.data import batches, layouts
+from vaecf.data.readers import collapse_duplicates, read_ratings
+from vaecf.errors import VaecfError
+
+SONG = ["SO" + c * 16 for c in "ABC"]
+LISTENER = [c * 40 for c in "ab"]
+
+
+def pairs_of(ratings):
+    return list(
+        zip(
+            ratings.user_ids[ratings.user].tolist(),
+            ratings.item_ids[ratings.item].tolist(),
+        )
+    )
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# name -> (files, layout, pairs with rating >= 4, all pairs)
+RELEASED = {
+    "ml-20m": (
+        {
+            "ratings.csv": "userId,movieId,rating,timestamp\n"
+            "2,9,4.0,11\n1,7,3.5,12\n1,9,5.0,13\n"
+        },
+        "movielens_csv",
+        [(2, 9), (1, 9)],
+        [(2, 9), (1, 7), (1, 9)],
+    ),
+    "ml-1m": (
+        {"ratings.dat": "2::9::4::11\n1::7::3::12\n1::9::5::13\n"},
+        "movielens_dat",
+        [(2, 9), (1, 9)],
+        [(2, 9), (1, 7), (1, 9)],
+    ),
+    "ml-100k": (
+        {"u.data": "2\t9\t4\t11\n1\t7\t3\t12\n1\t9\t5\t13\n"},
+        "movielens_tab",
+        [(2, 9), (1, 9)],
+        [(2, 9), (1, 7), (1, 9)],
+    ),
+    "netflix": (
+        {
+            "combined_data_1.txt": "9:\n2,4,2005-01-02\n1,5,2005-01-03\n7:\n"
+            "1,3,2005-01-04\n",
+            "combined_data_2.txt": "11:\n1,4,2005-01-05\n12:\n",
+        },
+        "netflix",
+        [(2, 9), (1, 9), (1, 11)],
+        [(2, 9), (1, 9), (1, 7), (1, 11)],
+    ),
+    "msd": (
+        {
+            "train_triplets.txt": f"{LISTENER[1]}\t{SONG[2]}\t1\n"
+            f"{LISTENER[0]}\t{SONG[0]}\t7\n{LISTENER[0]}\t{SONG[2]}\t2\n"
+        },
+        "msd",
+        [(LISTENER[0], SONG[0])],
+        [
+            (LISTENER[1], SONG[2]),
+            (LISTENER[0], SONG[0]),
+            (LISTENER[0], SONG[2]),
+        ],
+    ),
+    "gowalla": (
+        {"train.txt": "0 3 1\n1 2 \n2\n", "test.txt": "0 2\n1 0 1\n"},
+        "lightgcn_txt",
+        None,
+        [(0, 3), (0, 1), (1, 2), (0, 2), (1, 0), (1, 1)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_layouts(tmp_path, name):
+    files, layout, liked, everything = RELEASED[name]
+    for file, text in files.items():
+        write(tmp_path / file, text)
+    first = tmp_path / next(iter(files))
+    assert layouts.detect(tmp_path) == layouts.detect(first) == layout
+    assert pairs_of(read_ratings(tmp_path)) == everything
+    assert pairs_of(read_ratings(tmp_path, layout=layout)) == everything
+    if len(files) == 1:
+        assert pairs_of(read_ratings(first)) == everything
+    if liked is None:
+        with pytest.raises(VaecfError, match="holds no ratings"):
+            read_ratings(tmp_path, min_rating=4)
+        return
+    for count_all in (False, True):
+        ratings = read_ratings(tmp_path, min_rating=4, count_all=count_all)
+        assert pairs_of(ratings) == liked
+        report = ratings.report
+        assert report.rows == len(everything)
+        assert report.below_min_rating == len(everything) - len(liked)
+        users = len({u for u, _ in everything}) if count_all else None
+        items = len({i for _, i in everything}) if count_all else None
+        assert (report.users, report.items) == (users, items)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_batches_of_any_size_read_the_same(tmp_path, monkeypatch, name, size):
+    files, _, liked, everything = RELEASED[name]
+    for file, text in files.items():
+        write(tmp_path / file, text)
+    monkeypatch.setattr(batches, "BATCH_ROWS", size)
+    assert pairs_of(read_ratings(tmp_path)) == everything
+    if liked is not None:
+        assert pairs_of(read_ratings(tmp_path, min_rating=4)) == liked
+
+
+def test_detection_by_sight(tmp_path):
+    frame = pl.DataFrame({"user": [1], "item": [2], "is_test": [False]})
+    frame.write_parquet(tmp_path / "pairs.bin")
+    assert layouts.detect(tmp_path / "pairs.bin") == "interactions_parquet"
+    path = write(tmp_path / "mine.csv", "user,item\n1,2\n")
+    assert layouts.detect(path) is None
+    zipped = tmp_path / "ratings.csv.gz"
+    zipped.write_bytes(gzip.compress(b"userId,movieId,rating\n1,2,5\n"))
+    assert layouts.detect(zipped) == "movielens_csv"
+    assert pairs_of(read_ratings(zipped, min_rating=4)) == [(1, 2)]
+
+
+IDS = st.one_of(
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=30),
+    st.lists(
+        st.text(
+            st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]),
+            min_size=1,
+            max_size=5,
+        ).filter(lambda s: s not in ("nan", "NaN")),
+        min_size=1,
+        max_size=30,
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(IDS, st.data())
+def test_ids_of_every_kind_from_every_source(tmp_path_factory, users, data):
+    """Ints (negative, wide) and Unicode, from frames, CSV, gzip, Parquet."""
+    items = data.draw(
+        st.lists(
+            st.sampled_from(["007", "7", "a,b", 'q"q', "é", "-0"]),
+            min_size=len(users),
+            max_size=len(users),
+        )
+    )
+    folder = tmp_path_factory.mktemp("ids")
+    frame = pl.DataFrame({"who": users, "what": items})
+    frame.write_csv(folder / "a.csv", quote_style="always")
+    frame.write_csv(folder / "a.tsv", separator="\t", quote_style="always")
+    frame.write_parquet(folder / "a.parquet")
+    (folder / "b.csv.gz").write_bytes(
+        gzip.compress((folder / "a.csv").read_bytes())
+    )
+    pandas = pd.DataFrame({"who": users, "what": items}, index=users)
+    # The rule for integers, stated apart: all of them plain int64.
+    texts = [str(u) for u in users]
+    as_int = all(
+        t.lstrip("-").isascii()
+        and t.lstrip("-").isdigit()
+        and str(int(t)) == t
+        and -(2**63) <= int(t) < 2**63
+        for t in texts
+    )
+    expected = [int(t) if as_int else t for t in texts]
+    sources = [
+        frame,
+        frame.lazy(),
+        pandas,
+        pandas.astype("category"),
+        *(folder / f for f in ("a.csv", "a.tsv", "a.parquet", "b.csv.gz")),
+    ]
+    for source in sources:
+        got = read_ratings(source, user_column="who", item_column="what")
+        assert got.user_ids[got.user].tolist() == expected
+        wanted_items = items
+        if all(i == "7" for i in items):
+            wanted_items = [7] * len(items)
+        assert got.item_ids[got.item].tolist() == wanted_items
+        assert got.user_ids.tolist() == sorted(set(expected))
+        assert got.user_ids.dtype == (np.int64 if as_int else object)
+        assert got.user.dtype == got.item.dtype == np.int32
+
+
+def test_frames_with_floats_gaps_and_nullable_types():
+    """Integers that pandas made floats are integers again."""
+    frame = pd.DataFrame(
+        {
+            "user": [3.0, 1.0, 1.0],
+            "item": pd.array([10, 20, 10], dtype="Int64"),
+            "stars": pd.array([4, 5, 3], dtype="Int64"),
+            "score": ["4.0", "4.5", "1"],
+        }
+    )
+    for column in ("stars", "score"):
+        got = read_ratings(frame, rating_column=column, min_rating=4)
+        assert pairs_of(got) == [(3, 10), (1, 20)]
+    mixed = pd.DataFrame({"user": [1, "a", 2], "item": [True, False, True]})
+    got = read_ratings(mixed)
+    assert pairs_of(got) == [("1", "True"), ("a", "False"), ("2", "True")]
+
+
+def test_duplicates_keep_the_first_row():
+    frame = pd.DataFrame({"user": [2, 1, 2, 2, 1], "item": [5, 5, 5, 6, 5]})
+    ratings = read_ratings(frame)
+    assert ratings.n == 5
+    kept, dropped = collapse_duplicates(ratings)
+    assert dropped == 2
+    assert pairs_of(kept) == [(2, 5), (1, 5), (2, 6)]
+    again, dropped = collapse_duplicates(kept)
+    assert dropped == 0 and again is kept
+
+
+def test_timestamps(tmp_path):
+    path = write(tmp_path / "r.csv", "user,item,at\n1,2,978300760\n1,3,5\n")
+    got = read_ratings(path, timestamp_column="at")
+    assert got.timestamp.tolist() == [978300760, 5]
+    path = write(tmp_path / "d.csv", "user,item,at\n1,2,1970-01-02 00:00:01\n")
+    assert read_ratings(path, timestamp_column="at").timestamp.tolist() == [
+        86401
+    ]
+    frame = pd.DataFrame(
+        {"user": [1], "item": [2], "at": pd.to_datetime(["1970-01-01 01:00"])}
+    )
+    assert read_ratings(frame, timestamp_column="at").timestamp.tolist() == [
+        3600
+    ]
+    bad = write(tmp_path / "b.csv", "user,item,at\n1,2,5\n1,3,soon\n")
+    with pytest.raises(VaecfError, match=r"timestamp 'soon' is neither"):
+        read_ratings(bad, timestamp_column="at")
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.csv", "user,item"),
+        ("a.csv", "user;item"),
+        ("a.tsv", "user\titem"),
+        ("a.txt", "user|item"),
+        ("a.csv", "\ufeffuser,item"),
+        ("a.csv", '"user","item"'),
+    ],
+)
+def test_separators(tmp_path, name, header):
+    mark = next(m for m in ",;\t|" if m in header)
+    path = write(tmp_path / name, f"{header}\r\nu 1{mark}i 1\r\n")
+    assert pairs_of(read_ratings(path)) == [("u 1", "i 1")]
+
+
+def test_separator_by_hand(tmp_path):
+    path = write(tmp_path / "a.csv", "user:item,x\n1:2,3\n")
+    got = read_ratings(
+        path, user_column="user", item_column="item,x", separator=":"
+    )
+    assert pairs_of(got) == [(1, "2,3")]
+
+
+def test_empty_lines_are_skipped_and_counted(tmp_path):
+    path = write(
+        tmp_path / "r.csv", "user,item,stars\n1,2,5\n\n1,3,4\n\n\n1,4,x\n"
+    )
+    with pytest.raises(VaecfError, match=r"row 6 \(line 7\).*'x'"):
+        read_ratings(path, rating_column="stars", min_rating=4)
+    got = read_ratings(path)
+    assert pairs_of(got) == [(1, 2), (1, 3), (1, 4)]
+    assert (got.report.rows, got.report.blank_rows) == (3, 3)
+
+
+TABLE = "customer,sku,stars\nann,s1,5\nbob,s2,{}\n{},{},4\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            TABLE.format("good", "c", "s3"),
+            r"shop\.csv, row 2 \(line 3\): column 'stars' holds 'good'",
+        ),
+        (TABLE.format("", "c", "s3"), r"row 2 \(line 3\).*'stars' holds ''"),
+        (TABLE.format("nan", "c", "s3"), r"row 2 .*'stars' holds 'nan'"),
+        (TABLE.format("inf", "c", "s3"), r"row 2 .*'stars' holds 'inf'"),
+        (
+            TABLE.format(1, "", "s3"),
+            r"row 3 \(line 4\): column 'customer' has no user id",
+        ),
+        (TABLE.format(1, "c", ""), r"row 3 .*'sku' has no item id"),
+        (TABLE.format(1, "c", '""'), r"row 3 .*'sku' has no item id"),
+        (TABLE.format(1, "c", "NaN"), r"row 3 .*'sku' has no item id \(NaN"),
+        (
+            "customer,sku,stras\na,b,5\n",
+            r"no column 'stars'; did you mean 'stras'\? \(it has customer, "
+            r"sku, stras; choose with --rating_column\)",
+        ),
+        ("customer,sku,stars\n", r"shop\.csv holds no rows"),
+        ("", r"shop\.csv is empty"),
+        ("\n", r"shop\.csv"),
+        ("customer,sku,stars\na,b,5,6\n", "more fields than the first line"),
+        ("customer,sku,stars\na,b,1\n", "none of 1 rows.*lower --min_rating"),
+        ("customer,sku,stars\na,b\n", "row 1 .*'stars' holds ''"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, text, message):
+    path = write(tmp_path / "shop.csv", text)
+    with pytest.raises(VaecfError, match=message) as error:
+        read_ratings(
+            path,
+            user_column="customer",
+            item_column="sku",
+            rating_column="stars",
+            min_rating=4,
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_bad_rows_of_frames_and_parquet(tmp_path):
+    frame = pd.DataFrame({"user": [1, None, 3], "item": ["a", "b", None]})
+    pl.DataFrame({"user": [1, None], "item": ["a", "b"]}).write_parquet(
+        tmp_path / "x.parquet"
+    )
+    for source in (frame, tmp_path / "x.parquet"):
+        with pytest.raises(VaecfError, match="row 2: column 'user' has no"):
+            read_ratings(source)
+    with pytest.raises(VaecfError, match="row 3: column 'item'"):
+        read_ratings(frame.assign(user=1))
+    with pytest.raises(VaecfError, match=r"row 2: column 'r' holds 'x'"):
+        read_ratings(
+            pd.DataFrame({"user": [1, 2], "item": [1, 2], "r": [5, "x"]}),
+            rating_column="r",
+            min_rating=1,
+        )
+    with pytest.raises(VaecfError, match="DataFrame has no column 'item'"):
+        read_ratings(pd.DataFrame({"user": [1]}))
+    with pytest.raises(VaecfError, match="cannot read ratings from dict"):
+        read_ratings({"user": [1]})
+    with pytest.raises(VaecfError, match="type List"):
+        read_ratings(pl.DataFrame({"user": [[1]], "item": [1]}))
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(VaecfError, match=r"no such file: .*ratings\.csv"):
+        read_ratings(tmp_path / "ratings.csv")
+    write(tmp_path / "rating.csv", "x")
+    with pytest.raises(VaecfError, match=r"did you mean 'rating\.csv'"):
+        read_ratings(tmp_path / "ratings.csv")
+    (tmp_path / "x.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(VaecfError, match="unpack it"):
+        read_ratings(tmp_path / "x.zip")
+    (tmp_path / "latin.csv").write_bytes("user,item\né,1\n".encode("latin-1"))
+    with pytest.raises(VaecfError, match="not UTF-8"):
+        read_ratings(tmp_path / "latin.csv")
+    (tmp_path / "cut.csv.gz").write_bytes(
+        gzip.compress(b"user,item\n" + b"1,2\n" * 9999)[:40]
+    )
+    with pytest.raises(VaecfError, match=r"cut\.csv\.gz") as error:
+        read_ratings(tmp_path / "cut.csv.gz")
+    assert "\n" not in str(error.value)
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(VaecfError, match=r"cut\.parquet"):
+        read_ratings(tmp_path / "cut.parquet")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(VaecfError, match="name the ratings file"):
+        read_ratings(tmp_path / "folder")
+    with pytest.raises(VaecfError, match="did you mean 'netflix'"):
+        read_ratings(tmp_path / "rating.csv", layout="netflx")
+
+
+def test_flags_that_need_each_other(tmp_path):
+    path = write(tmp_path / "a.csv", "user,item,r\n1,2,3\n")
+    with pytest.raises(VaecfError, match="--min_rating needs --rating_column"):
+        read_ratings(path, min_rating=3)
+    with pytest.raises(VaecfError, match="needs --min_rating"):
+        read_ratings(path, rating_column="r")
+    with pytest.raises(VaecfError, match="cannot be two things"):
+        read_ratings(path, user_column="user", item_column="user")
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("file", "rows", "users", "items"),
+    [
+        ("ml-1m/ratings.csv.gz", 1_000_209, 6_040, 3_706),
+        ("ml-100k/u.data", 100_000, 943, 1_682),
+        ("ml-latest-small/ratings.csv", 100_836, 610, 9_724),
+        ("yelp2018/interactions.parquet", 1_561_406, 31_668, 38_048),
+    ],
+)
+def test_published_counts(realdata_dir, file, rows, users, items):
+    report = read_ratings(realdata_dir / file).report
+    assert (report.rows, report.users, report.items) == (rows, users, items)
+
+
+def test_a_tab_as_people_type_it(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("user\titem\n1\t2\n3\t4\n")
+    names = {"user_column": "user", "item_column": "item"}
+    found = read_ratings(path, **names, separator=r"\t")
+    assert (found.user_ids.tolist(), found.item_ids.tolist()) == (
+        [1, 3],
+        [2, 4],
+    )
+    with pytest.raises(VaecfError, match="--separator='::' must be one char"):
+        read_ratings(path, **names, separator="::")

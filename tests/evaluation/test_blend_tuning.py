@@ -1,0 +1,350 @@
+"""A run with a linear branch, from its training to its copy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import default
+from vaecf import config as config_lib
+from vaecf import experiment
+from vaecf.data import synthetic
+from vaecf.data.dataset import open_dataset, write_dataset
+from vaecf.errors import VaecfError
+from vaecf.evaluation import blend_tuning, held_out
+from vaecf.models import blend
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.serving import trained_model
+from vaecf.serving.recommender import Recommender
+from vaecf.training import linear_branch
+
+
+def made(directory, **changes):
+    config = default.get_config()
+    small = {
+        "data.dir": str(directory),
+        "model.hidden": (8,),
+        "model.latent": 4,
+        "linear.l2": 5.0,
+        "train.epochs": 2,
+        "train.batch_size": 32,
+        "train.ema": 0.9,
+        "eval.metrics": ("ndcg@10", "recall@5"),
+        "eval.best_metric": "ndcg@10",
+    }
+    with config.unlocked():
+        config.update_from_flattened_dict(small | changes)
+    return config_lib.from_mapping(config)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    dataset = synthetic.make(
+        "synthetic",
+        n_train_users=90,
+        n_held_out_users=40,
+        n_items=60,
+        n_groups=3,
+    )
+    return write_dataset(
+        tmp_path_factory.mktemp("blend") / "data", dataset
+    ).path
+
+
+@pytest.fixture(scope="module", params=[0, 5], ids=["whole", "low rank"])
+def done(request, data, tmp_path_factory):
+    """(workdir, what was said, results) of a run."""
+    workdir = tmp_path_factory.mktemp("blend") / "run"
+    lines: list[str] = []
+    results = experiment.run(
+        made(data, **{"linear.rank": request.param}),
+        workdir,
+        experiment.Actions(train=True, test=True),
+        log=lines.append,
+    )
+    return workdir, lines, results
+
+
+def arrays_of(model) -> list[str]:
+    """Names of the path's files."""
+    return list(blend.shapes(model.config.linear.rank, len(model.items)))
+
+
+def item_item(path, n_items: int) -> np.ndarray:
+    """The whole matrix, float64 [I, I]."""
+    if "item_item" in path:
+        return np.asarray(path["item_item"], np.float64)[:, :n_items]
+    rows = np.asarray(path["input_factors"], np.float64)[:n_items]
+    matrix = rows @ np.asarray(path["output_factors"])[:, :n_items]
+    np.fill_diagonal(matrix, 0)
+    return matrix
+
+
+def ndcg(model, dataset, gain, prior):
+    """Of the validation users, from scores written out in NumPy."""
+    held = dataset.validation
+    x = held.fold_in.to_scipy().toarray().astype(np.float64)
+    alone = dataclasses.replace(model, path=None)
+    depth = dataset.n_items
+    ranked = alone.ranker(depth, exclude_seen=False)(
+        alone.ranked_params,
+        held.fold_in.indptr,
+        held.fold_in.indices,
+        batch_size=64,
+    )
+    logits = np.empty_like(x)
+    np.put_along_axis(logits, ranked.item_UK, ranked.score_UK, axis=1)
+    weights = item_item(model.path, depth)
+    share = (dataset.train.item_counts() + 5) / (dataset.train.n_users + 5)
+    linear = np.log(np.maximum(x @ weights, 0) + 0.003)
+    scores = logits + gain * (linear - prior * np.log(share))
+    scores[x > 0] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    discount = 1 / np.log2(np.arange(2, 12))
+    values = []
+    for u in range(len(x)):
+        wanted = held.held_out.row(u)
+        hits = np.isin(order[u], wanted)
+        values.append(hits @ discount / discount[: len(wanted)].sum())
+    return np.mean(values)
+
+
+def test_the_weights_are_the_best_of_those_tried(data, done):
+    workdir, lines, results = done
+    kept = json.loads((workdir / "linear" / "weights.json").read_text())
+    dataset = open_dataset(data)
+    model = trained_model.load(workdir)
+    tried = {(t["gain"], t["prior"]): t["value"] for t in kept["tried"]}
+    assert len(tried) == len(kept["tried"]) >= 5
+    for (gain, prior), value in tried.items():
+        expected = ndcg(model, dataset, gain, prior)
+        assert value == pytest.approx(expected, abs=1e-4), (gain, prior)
+    best = max(tried.values())
+    assert tried[kept["gain"], kept["prior"]] == kept["value"] == best
+    assert kept["model_alone"] == tried[0.0, kept["prior"]]
+    # Its neighbours in the grids were looked at.
+    at = blend_tuning.GAINS.index(kept["gain"])
+    if kept["gain"]:
+        for neighbour in blend_tuning.GAINS[max(0, at - 1) : at + 2]:
+            assert (neighbour, kept["prior"]) in tried
+    validation = results["validation"]["ndcg@10"]["mean"]
+    assert validation == pytest.approx(kept["value"], abs=1e-6)
+    assert any("linear branch: gain" in line for line in lines)
+    assert any("mult_vae+linear" in line for line in lines)
+
+
+def test_they_are_chosen_once_for_an_epoch(data, done, monkeypatch):
+    workdir, _, _ = done
+    dataset, model = open_dataset(data), trained_model.load(workdir)
+    lines: list[str] = []
+    again = blend_tuning.choose(model, dataset, log=lines.append)
+    assert lines == []
+    assert float(again.path["gain"]) == float(model.path["gain"])
+    later = dataclasses.replace(model, position=model.position | {"epoch": 99})
+    monkeypatch.setattr(
+        linear_branch, "write_weights", lambda _, kept: lines.append(kept)
+    )
+    blend_tuning.choose(later, dataset, log=lines.append)
+    assert lines[0]["epoch"] == 99 and "linear branch" in lines[1]
+
+
+def test_the_metric_need_not_be_one_of_those_shown(data, done, monkeypatch):
+    workdir, _, _ = done
+    kept: list[dict] = []
+    monkeypatch.setattr(
+        linear_branch, "write_weights", lambda _, it: kept.append(it)
+    )
+    model = trained_model.load(workdir)
+    shown = dataclasses.replace(model.config.eval, metrics=("recall@5",))
+    model = dataclasses.replace(
+        model,
+        config=dataclasses.replace(model.config, eval=shown),
+        position=model.position | {"epoch": 99},
+    )
+    blend_tuning.choose(model, open_dataset(data), log=print)
+    before = linear_branch.read_weights(workdir)
+    for name in ("gain", "prior", "metric", "value"):
+        assert kept[0][name] == before[name]
+
+
+def test_a_path_that_only_harms_is_left_out(data, done, monkeypatch):
+    workdir, _, _ = done
+    monkeypatch.setattr(linear_branch, "read_weights", lambda _: {})
+    monkeypatch.setattr(linear_branch, "write_weights", lambda *_: None)
+
+    def worse_with_it(ranker, params, *users, names, **how):
+        value = 1 / (1 + float(params["linear"]["gain"]))
+        return SimpleNamespace(
+            summary={name: {"mean": value} for name in names}
+        )
+
+    monkeypatch.setattr(blend_tuning.evaluate_lib, "evaluate", worse_with_it)
+    model = trained_model.load(workdir)
+    chosen = blend_tuning.choose(model, open_dataset(data), log=print)
+    assert float(chosen.path["gain"]) == 0.0
+
+
+def test_without_validation_users_the_first_weights_stay(tmp_path):
+    dataset = synthetic.make(
+        "synthetic",
+        n_train_users=40,
+        n_held_out_users=0,
+        n_items=30,
+        n_groups=2,
+    )
+    data = write_dataset(tmp_path / "data", dataset).path
+    experiment.run(
+        made(data), tmp_path / "run", experiment.Actions(train=True), log=print
+    )
+    path = trained_model.load(tmp_path / "run").path
+    assert float(path["gain"]) == pytest.approx(blend.GAIN)
+    assert float(path["prior"]) == pytest.approx(blend.PRIOR)
+    assert not (tmp_path / "run" / "linear" / "weights.json").exists()
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)])
+def test_a_saved_path_is_the_file_it_was_read_from(done, tmp_path, mesh):
+    """Bit for bit from the devices, without their padding."""
+    workdir, _, _ = done
+    gone = tmp_path / "gone"
+    shutil.copytree(workdir, gone)
+    model = trained_model.load(gone, mesh=mesh_lib.make_mesh(*mesh))
+    shutil.rmtree(gone)
+    assert model.path["log_share"].shape[0] > len(model.items)
+    model.save(tmp_path / "copy")
+    for name in arrays_of(model):
+        mine, its = (
+            (folder / "linear" / f"{name}.npy").read_bytes()
+            for folder in (tmp_path / "copy", workdir)
+        )
+        assert mine == its, name
+    kept, before = map(linear_branch.read_weights, (tmp_path / "copy", workdir))
+    for name in ("gain", "prior"):
+        assert kept[name] == pytest.approx(before[name])
+
+
+def test_a_saved_copy_recommends_the_same(done, tmp_path):
+    workdir, _, _ = done
+    original = Recommender.load(workdir)
+    original.save(tmp_path / "copy")
+    shutil.move(tmp_path / "copy", tmp_path / "moved")
+    copy = Recommender.load(tmp_path / "moved")
+    items = original.items
+    histories = {"a": [items[0], items[7]], "b": [items[3]]}
+    expected = original.recommend(histories, k=10)
+    assert copy.recommend(histories, k=10).equals(expected)
+    # The same scores as the formula's, so not those of the model alone.
+    copy._model = dataclasses.replace(copy._model, path=None)
+    assert not copy.recommend(histories, k=10).equals(expected)
+    original.save(tmp_path / "moved", overwrite=True)
+    with pytest.raises(VaecfError, match="no saved model"):
+        original.save(workdir, overwrite=True)
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_on_item_shards(data, done, shards):
+    workdir, _, results = done
+    model = trained_model.load(workdir, mesh=mesh_lib.make_mesh(2, shards))
+    for name in arrays_of(model):
+        array = model.path[name]
+        part = array.addressable_shards[0].data
+        assert part.size == array.size // shards, name
+    entrant = held_out.model_entrant(model)
+    value = held_out.summary(model, open_dataset(data), "test", entrant)
+    for name, cell in results["test"].items():
+        assert value[name]["mean"] == pytest.approx(cell["mean"], abs=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "short"])
+def test_a_damaged_path_is_named(done, tmp_path, damage):
+    workdir, _, _ = done
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    rank = trained_model.load(workdir).config.linear.rank
+    name = "input_factors" if rank else "item_item"
+    file = copy / "linear" / f"{name}.npy"
+    if damage == "short":
+        np.save(file, np.zeros((3, 3), np.float32))
+    else:
+        file.unlink()
+        if damage == "empty":
+            file.write_bytes(b"")
+    with pytest.raises(VaecfError, match=rf"linear/{name}\.npy") as caught:
+        trained_model.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_for_several_runs_is_one_file(done, tmp_path):
+    workdir, _, _ = done
+    linear_branch.share(workdir, tmp_path)
+    for name in arrays_of(trained_model.load(workdir)):
+        mine, its = (d / "linear" / f"{name}.npy" for d in (tmp_path, workdir))
+        assert mine.samefile(its)
+    assert linear_branch.read_weights(tmp_path) == {}
+    linear_branch.share(workdir, tmp_path)  # there already
+
+
+def test_a_run_that_goes_on_compares_its_epochs_alike(data, tmp_path):
+    """Weights chosen in between do not reach the validations to come."""
+
+    def validations(workdir):
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        key = "validation/ndcg@10"
+        return [record[key] for record in records if key in record]
+
+    for epochs in (2, 4):
+        options_ = made(data, **{"train.epochs": epochs})
+        actions = experiment.Actions(train=True)
+        parts = experiment.run(options_, tmp_path / "parts", actions, log=print)
+        # Far from those to begin with.
+        linear_branch.write_weights(
+            tmp_path / "parts", {"gain": 64.0, "prior": 0.5, "epoch": 0}
+        )
+    whole = experiment.run(options_, tmp_path / "whole", actions, log=print)
+    ours, theirs = (validations(tmp_path / n) for n in ("parts", "whole"))
+    assert ours == pytest.approx(theirs, abs=1e-6) and len(ours) == 4
+    assert parts["train"]["best_epoch"] == whole["train"]["best_epoch"]
+    assert parts["validation"] == whole["validation"]
+
+
+def test_a_fit_is_kept_with_what_it_is_of(data, tmp_path):
+    train = open_dataset(data).train
+    mesh = mesh_lib.make_mesh(1, 1)
+    said: list[str] = []
+
+    def fit(l2, train=train):
+        linear = made(data, **{"linear.l2": l2}).linear
+        return linear_branch.prepare(
+            linear, train, tmp_path, mesh, log=said.append
+        )["item_item"]
+
+    first = fit(5.0)
+    np.testing.assert_array_equal(fit(5.0), first)
+    about = tmp_path / "linear" / "fit.json"
+    kept = json.loads(about.read_text())
+    assert kept.pop("rank") == 0
+    about.write_text(json.dumps(kept))  # as before there was a rank
+    np.testing.assert_array_equal(fit(5.0), first)
+    assert len(said) == 1
+    assert not np.array_equal(fit(6.0), first)
+    fit(6.0, open_dataset(data).validation.fold_in)
+    assert len(said) == 3
+    (tmp_path / "linear" / "fit.json").unlink()
+    (tmp_path / "linear" / "notes.txt").write_text("mine")
+    with pytest.raises(VaecfError, match="is in the way"):
+        fit(6.0)
+    assert (tmp_path / "linear" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"gain": 1}', '{"prior": "x"}'])
+def test_damaged_weights_are_named(done, tmp_path, content):
+    shutil.copytree(done[0], tmp_path / "copy")
+    (tmp_path / "copy" / "linear" / "weights.json").write_text(content)
+    with pytest.raises(VaecfError, match=r"weights\.json: not the weights"):
+        trained_model.load(tmp_path / "copy")

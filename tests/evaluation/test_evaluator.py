@@ -1,0 +1,329 @@
+"""Means, standard errors, who is left out, and published baselines."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaecf.data.interactions import Interactions
+from vaecf.evaluation import evaluator, scorers
+from vaecf.evaluation.evaluator import by_history_length, evaluate, from_ranked
+from vaecf.evaluation.ranking import Ranked, Ranker
+from vaecf.parallel import mesh as mesh_lib
+
+NAN = math.nan
+
+
+def interactions(rows, n_items):
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=indptr[1:])
+    flat = [i for row in rows for i in sorted(row)]
+    return Interactions(indptr, np.array(flat, np.int32), n_items)
+
+
+# --- By hand ----------------------------------------------------------------
+
+SHARE_I = np.array([0.5, 0.4, 0.3, 0.2, 0.1])
+
+
+@pytest.fixture
+def four_users():
+    """Lists of two; user 2 has nothing held out, user 3's list ended."""
+    item_UK = np.array([[0, 1], [2, 3], [4, 0], [1, -1]], np.int32)
+    score_UK = np.where(item_UK >= 0, 1.0, -np.inf).astype(np.float32)
+    ranked = Ranked(item_UK, score_UK, np.zeros(4, np.float32))
+    return ranked, interactions([[1, 4], [2], [], [0, 2, 3]], 5)
+
+
+def test_means_and_standard_errors_by_hand(four_users):
+    ranked, held_out = four_users
+    result = from_ranked(
+        ranked,
+        held_out,
+        names=("recall@2", "hit_rate@1", "popularity@2", "coverage@1"),
+        item_share_I=SHARE_I,
+    )
+    assert (result.users, result.left_out) == (3, 1)
+    assert result.ranked is ranked
+    per_user = {
+        "recall@2": [1 / 2, 1.0, NAN, 0.0],
+        "hit_rate@1": [0.0, 1.0, NAN, 0.0],
+        "popularity@2": [0.45, 0.25, NAN, 0.4],
+    }
+    assert result.per_user.keys() == per_user.keys()
+    for name, expected in per_user.items():
+        np.testing.assert_allclose(result.per_user[name], expected)
+    # Variances with n - 1: of (1/2, 1, 0) 1/4, of (0, 1, 0) 1/3.
+    recall, hit_rate = result.summary["recall@2"], result.summary["hit_rate@1"]
+    assert recall["mean"] == pytest.approx(1 / 2)
+    assert recall["stderr"] == pytest.approx(math.sqrt(1 / 4 / 3))
+    assert hit_rate["mean"] == pytest.approx(1 / 3)
+    assert hit_rate["stderr"] == pytest.approx(math.sqrt(1 / 3 / 3))
+    # Item 4 is shown to the user who is left out only.
+    assert result.summary["coverage@1"] == {
+        "mean": 3 / 5,
+        "stderr": None,
+        "users": 3,
+    }
+    assert {s["users"] for s in result.summary.values()} == {3}
+
+
+def test_nobody_has_anything_held_out(four_users):
+    result = from_ranked(
+        four_users[0],
+        interactions([[]] * 4, 5),
+        names=("ndcg@2", "coverage@2"),
+        item_share_I=SHARE_I,
+    )
+    assert (result.users, result.left_out) == (0, 4)
+    assert result.summary["ndcg@2"] == {
+        "mean": None,
+        "stderr": None,
+        "users": 0,
+    }
+    assert np.isnan(result.per_user["ndcg@2"]).all()
+    assert result.summary["coverage@2"]["mean"] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "stderr", "users"),
+    [
+        ([1.0, 0.5, NAN, 0.0], 0.5, 0.5 / math.sqrt(3), 3),
+        ([0.25], 0.25, None, 1),
+        ([NAN, 0.25], 0.25, None, 1),
+        ([NAN], None, None, 0),
+        ([], None, None, 0),
+    ],
+)
+def test_mean_and_stderr(values, mean, stderr, users):
+    got = evaluator.mean_and_stderr(np.array(values, float))
+    assert got["users"] == users
+    assert got["mean"] == (None if mean is None else pytest.approx(mean))
+    assert got["stderr"] == (None if stderr is None else pytest.approx(stderr))
+
+
+def test_lists_shorter_than_the_metric_are_refused(four_users):
+    ranked, held_out = four_users
+    with pytest.raises(ValueError, match=r"lists of 2 items, .* look at 3"):
+        from_ranked(ranked, held_out, names=("recall@3",), item_share_I=SHARE_I)
+    # But a list cannot be longer than the catalogue.
+    whole = Ranked(
+        np.tile(np.arange(5, dtype=np.int32), (4, 1)), ranked.score_UK, None
+    )
+    result = from_ranked(
+        whole, held_out, names=("recall@100",), item_share_I=SHARE_I
+    )
+    assert result.summary["recall@100"]["mean"] == 1
+
+
+def test_flat():
+    summary = {
+        "ndcg@5": {"mean": 0.5, "stderr": 0.1, "users": 3},
+        "coverage@5": {"mean": 0.2, "stderr": None, "users": 3},
+    }
+    assert evaluator.flat(summary, "test") == {
+        "test/ndcg@5": 0.5,
+        "test/ndcg@5_stderr": 0.1,
+        "test/coverage@5": 0.2,
+    }
+
+
+# --- By history length ------------------------------------------------------
+
+
+def test_by_history_length_by_hand():
+    values_U = np.array([0.1, 0.3, 0.5, NAN, 0.7, 0.9, 1.0, 0.0, 0.2])
+    length_U = np.array([1, 2, 3, 99, 4, 5, 6, 7, 8])
+    rows = by_history_length(values_U, length_U, buckets=4)
+    assert [row["bucket"] for row in rows] == ["1-2", "3-4", "5-6", "7-8"]
+    np.testing.assert_allclose([r["mean"] for r in rows], [0.2, 0.6, 0.95, 0.1])
+    np.testing.assert_allclose([r["stderr"] for r in rows], [0.1, 0.1, 0.05, 0.1])  # fmt: skip
+    assert [row["users"] for row in rows] == [2, 2, 2, 2]
+
+
+def test_by_history_length_of_users_who_are_alike():
+    rows = by_history_length(np.array([0.0, 1.0, 1.0]), np.array([7, 7, 7]))
+    assert [row["bucket"] for row in rows] == ["7"]
+    assert rows[0]["mean"] == pytest.approx(2 / 3)
+    assert by_history_length(np.array([NAN]), np.array([3])) == []
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.just(NAN), st.floats(0, 1)), st.integers(0, 500)
+        ),
+        max_size=30,
+    ),
+    st.integers(1, 6),
+)
+def test_every_user_is_in_one_bucket(users, buckets):
+    values_U = np.array([v for v, _ in users], float)
+    length_U = np.array([n for _, n in users], np.int64)
+    rows = by_history_length(values_U, length_U, buckets)
+    assert len(rows) <= buckets
+    left = {u for u in range(len(users)) if not np.isnan(values_U[u])}
+    above = -1
+    for row in rows:
+        low, *high = map(int, row["bucket"].split("-"))
+        high = high[0] if high else low
+        assert above < low <= high
+        inside = {u for u in left if low <= length_U[u] <= high}
+        assert row["users"] == len(inside)
+        assert row["mean"] == pytest.approx(
+            sum(values_U[u] for u in inside) / len(inside)
+        )
+        left -= inside
+        above = high
+    assert not left
+
+
+# --- Against dense NumPy ----------------------------------------------------
+
+
+def on_mesh(scorer, mesh):
+    import jax
+
+    specs = mesh_lib.specs(scorer.params, scorer.partition)
+    return jax.device_put(scorer.params, mesh_lib.shardings(mesh, specs))
+
+
+def dense_metrics(score_UI, fold_in, held_out, names):
+    """Liang et al.'s evaluation with dense float64 matrices."""
+    score_UI = np.where(fold_in > 0, -np.inf, score_UI)
+    order_UI = np.argsort(-score_UI, axis=1, kind="stable")
+    hit_UI = np.take_along_axis(held_out > 0, order_UI, axis=1)
+    n_U = (held_out > 0).sum(axis=1)
+    values = {}
+    for name in names:
+        kind, k = name.split("@")
+        k = int(k)
+        gain_K = 1 / np.log2(np.arange(2, k + 2))[: hit_UI.shape[1]]
+        with np.errstate(invalid="ignore"):
+            if kind == "ndcg":
+                ideal_U = [gain_K[: min(n, k)].sum() for n in n_U]
+                values[name] = (hit_UI[:, :k] * gain_K).sum(axis=1) / ideal_U
+            else:
+                values[name] = hit_UI[:, :k].sum(axis=1) / np.minimum(k, n_U)
+    return values
+
+
+def dense_ease(train, l2):
+    """Steck (2019), equations 8 and 9, with a plain inverse."""
+    train = train.astype(np.float64)
+    inverse = np.linalg.inv(
+        np.asarray((train.T @ train).todense()) + l2 * np.eye(train.shape[1])
+    )
+    weights = -inverse / np.diag(inverse)[None, :]
+    np.fill_diagonal(weights, 0)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def small():
+    """40 users of 30 items, a third of them seen, some held out."""
+    rng = np.random.default_rng(5)
+    train = scipy.sparse.csr_matrix(rng.random((200, 30)) < 0.3, dtype=float)
+    part = rng.random((40, 30))
+    fold_in = scipy.sparse.csr_matrix(part < 0.3, dtype=float)
+    held_out = (part > 0.85).astype(float)
+    held_out[7] = 0
+    return train, fold_in, scipy.sparse.csr_matrix(held_out)
+
+
+NAMES = ("ndcg@10", "recall@3", "recall@50")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch_size"),
+    [((1, 1), 3), ((1, 1), 64), ((4, 1), 16), ((2, 2), 64), ((1, 4), 7)],
+)
+@pytest.mark.parametrize("kind", ["popularity", "ease"])
+def test_small_data(small, kind, mesh, batch_size):
+    train, fold_in, held_out = small
+    matrix = Interactions.from_scipy(train)
+    if kind == "popularity":
+        scorer = scorers.popularity(matrix)
+        score_UI = np.tile(train.sum(axis=0), (40, 1))
+    else:
+        scorer = scorers.ease(matrix, 20.0)
+        score_UI = fold_in @ dense_ease(train, 20.0)
+    mesh = mesh_lib.make_mesh(*mesh)
+    result = evaluate(
+        Ranker(scorer, mesh, 50),
+        on_mesh(scorer, mesh),
+        Interactions.from_scipy(fold_in),
+        Interactions.from_scipy(held_out),
+        names=NAMES,
+        batch_size=batch_size,
+        item_share_I=np.full(30, 0.1),
+    )
+    expected = dense_metrics(
+        np.asarray(score_UI), fold_in.toarray(), held_out.toarray(), NAMES
+    )
+    assert (result.users, result.left_out) == (39, 1)
+    for name in NAMES:
+        assert result.per_user[name].shape == (40,)
+        np.testing.assert_allclose(
+            result.per_user[name], expected[name], rtol=1e-12
+        )
+        assert result.summary[name]["mean"] == pytest.approx(
+            np.nanmean(expected[name])
+        )
+        assert result.summary[name]["stderr"] == pytest.approx(
+            np.nanstd(expected[name], ddof=1) / math.sqrt(39)
+        )
+
+
+@pytest.fixture(scope="module")
+def ml_1m(realdata_dir):
+    folder = realdata_dir / "ml-1m" / "paper_split"
+    return [
+        scipy.sparse.csr_matrix(scipy.sparse.load_npz(folder / f"{name}.npz"))
+        for name in ("train", "test_fold_in", "test_held_out")
+    ]
+
+
+PUBLISHED = {
+    "popularity": {"ndcg@100": 0.2105, "recall@20": 0.1614, "recall@50": 0.2333},
+    "ease": {"ndcg@100": 0.4231, "recall@20": 0.3606, "recall@50": 0.4767},
+}  # fmt: skip
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    "kind", ["popularity", pytest.param("ease", marks=pytest.mark.slow)]
+)
+def test_baselines_on_movielens_1m(ml_1m, kind):
+    train, fold_in, held_out = ml_1m
+    names = tuple(PUBLISHED[kind])
+    matrix = Interactions.from_scipy(train)
+    if kind == "popularity":
+        scorer = scorers.popularity(matrix)
+        score_UI = np.tile(train.sum(axis=0), (fold_in.shape[0], 1))
+    else:
+        scorer = scorers.ease(matrix, 500.0)
+        score_UI = fold_in @ dense_ease(train, 500.0)
+    mesh = mesh_lib.make_mesh(1, 1)
+    result = evaluate(
+        Ranker(scorer, mesh, 100),
+        on_mesh(scorer, mesh),
+        Interactions.from_scipy(fold_in),
+        Interactions.from_scipy(held_out),
+        names=names,
+        batch_size=500,
+        item_share_I=matrix.item_counts() / matrix.n_users,
+    )
+    expected = dense_metrics(
+        np.asarray(score_UI), fold_in.toarray(), held_out.toarray(), names
+    )
+    for name, published in PUBLISHED[kind].items():
+        mean = result.summary[name]["mean"]
+        assert mean == pytest.approx(np.nanmean(expected[name]), abs=1e-6)
+        assert round(mean, 4) == published
+    assert result.users + result.left_out == 500

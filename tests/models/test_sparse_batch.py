@@ -1,0 +1,326 @@
+"""Batches against brute force, on the device and on the host."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from vaecf.errors import VaecfError
+from vaecf.models import sparse_batch
+from vaecf.parallel import mesh as mesh_lib
+
+USERS, BATCH, SLOTS = 9, 8, 48
+
+histories = st.lists(
+    st.lists(st.integers(0, 99), max_size=6), min_size=USERS, max_size=USERS
+)
+# The padding user, USERS, may come anywhere and often; users may repeat.
+drawn_users = st.lists(
+    st.integers(0, USERS), min_size=BATCH, max_size=BATCH
+).map(lambda users: np.array(users, np.int32))
+
+
+def csr_of(users) -> tuple[np.ndarray, np.ndarray]:
+    counts = [len(items) for items in users]
+    return (
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        np.array([i for items in users for i in items], np.int32),
+    )
+
+
+def brute_force(users, user_B, n_slots):
+    item, row = [], []
+    counts = []
+    for r, u in enumerate(user_B):
+        items = users[u] if u < len(users) else []
+        item += items
+        row += [r] * len(items)
+        counts.append(len(items))
+    padding = n_slots - len(item)
+    return item + [0] * padding, row + [len(user_B)] * padding, counts
+
+
+def assert_batch(batch, item, row, counts) -> None:
+    for got, want in zip(batch, (item, row, counts), strict=True):
+        assert got.dtype == np.int32
+        np.testing.assert_array_equal(got, want)
+
+
+assemble = jax.jit(sparse_batch.assemble, static_argnums=2)
+
+
+def device_csr(users) -> sparse_batch.Csr:
+    """As many items for every draw, so that one program serves them all."""
+    csr = sparse_batch.as_csr(*csr_of(users))
+    items = np.full(6 * USERS, 77, np.int32)
+    items[: len(csr.item_M)] = csr.item_M
+    return csr._replace(item_M=items)
+
+
+@settings(deadline=None)
+@given(histories, drawn_users)
+def test_both_assemblers_equal_brute_force(users, user_B):
+    expected = brute_force(users, user_B, SLOTS)
+    assert_batch(assemble(device_csr(users), user_B, SLOTS), *expected)
+    host = sparse_batch.assemble_on_host(*csr_of(users), user_B, SLOTS)
+    assert all(isinstance(x, np.ndarray) for x in host)
+    assert_batch(host, *expected)
+
+
+@settings(deadline=None)
+@given(histories, drawn_users, st.sampled_from([2, 4]))
+def test_a_batch_over_shards_is_the_concatenation_of_theirs(
+    users, user_B, shards
+):
+    parts = [
+        brute_force(users, part, SLOTS) for part in np.split(user_B, shards)
+    ]
+    expected = [np.concatenate(lists) for lists in zip(*parts)]
+    host = sparse_batch.assemble_on_host(*csr_of(users), user_B, SLOTS, shards)
+    assert_batch(host, *expected)
+    # Rows count from the shard's own first user.
+    assert host.row_N.max() <= BATCH // shards
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (4, 1), (1, 4)])
+def test_the_device_assembles_a_shard_as_the_host_does(shape):
+    mesh = mesh_lib.make_mesh(*shape)
+    rng = np.random.default_rng(0)
+    users = [
+        rng.integers(0, 99, size=n).tolist() for n in rng.integers(0, 7, USERS)
+    ]
+    user_B = np.array([4, 9, 0, 8, 2, 2, 9, 7], np.int32)
+    on_mesh = jax.shard_map(
+        functools.partial(sparse_batch.assemble, n_slots=SLOTS),
+        mesh=mesh,
+        in_specs=(P(), P("data")),
+        out_specs=P("data"),
+    )
+    device = jax.jit(on_mesh)(sparse_batch.as_csr(*csr_of(users)), user_B)
+    host = sparse_batch.assemble_on_host(
+        *csr_of(users), user_B, SLOTS, shape[0]
+    )
+    assert_batch(device, *host)
+    assert host.item_N.shape == (shape[0] * SLOTS,)
+    assert len(device.item_N.sharding.device_set) == 4
+
+
+def test_a_full_batch_and_one_slot_too_few():
+    users = [[3, 1], [], [4, 1, 5]]
+    user_B = np.array([2, 1, 0, 3], np.int32)
+    expected = [4, 1, 5, 3, 1], [0, 0, 0, 2, 2], [3, 0, 2, 0]
+    indptr, indices = csr_of(users)
+    csr = sparse_batch.as_csr(indptr, indices)
+    assert_batch(assemble(csr, user_B, 5), *expected)
+    assert_batch(
+        sparse_batch.assemble_on_host(indptr, indices, user_B, 5), *expected
+    )
+    with pytest.raises(ValueError, match="5 interactions do not fit 4 slots"):
+        sparse_batch.assemble_on_host(indptr, indices, user_B, 4)
+    # It is the fullest shard that counts: 3 of the first, 2 of the second.
+    sparse_batch.assemble_on_host(indptr, indices, user_B, 3, parts=2)
+    with pytest.raises(ValueError, match="3 interactions do not fit 2 slots"):
+        sparse_batch.assemble_on_host(indptr, indices, user_B, 2, parts=2)
+    with pytest.raises(ValueError, match="equal"):
+        sparse_batch.assemble_on_host(indptr, indices, user_B, 5, parts=3)
+
+
+@pytest.mark.parametrize("users", [[], [[]], [[], []]])
+def test_nobody_has_items(users):
+    indptr, indices = csr_of(users)
+    user_B = np.array([len(users), 0], np.int32)
+    expected = [0] * 4, [2] * 4, [0, 0]
+    csr = sparse_batch.as_csr(indptr, indices)
+    assert_batch(assemble(csr, user_B, 4), *expected)
+    assert_batch(
+        sparse_batch.assemble_on_host(indptr, indices, user_B, 4), *expected
+    )
+
+
+def test_the_host_assembles_from_a_memory_map(tmp_path):
+    indptr, indices = csr_of([[3, 1], [4, 1, 5]])
+    for name, array in (("indptr", indptr), ("indices", indices)):
+        np.save(tmp_path / f"{name}.npy", array)
+    opened = [
+        np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+        for name in ("indptr", "indices")
+    ]
+    batch = sparse_batch.assemble_on_host(*opened, np.array([1, 2]), 4)
+    assert_batch(batch, [4, 1, 5, 0], [0, 0, 0, 2], [3, 0])
+
+
+def test_positions_beyond_int32_reach_the_host_path():
+    """A stand-in for an array that we cannot hold: 2^31 items and more."""
+    start = 2**31 + 5
+    indptr = np.array([0, start, start + 2], np.int64)
+
+    class Items:
+        def __getitem__(self, positions):
+            return (positions - start + 40).astype(np.int32)
+
+    batch = sparse_batch.assemble_on_host(indptr, Items(), np.array([1, 2]), 3)
+    assert_batch(batch, [40, 41, 0], [0, 0, 2], [2, 0])
+
+
+@settings(deadline=None)
+@given(histories, drawn_users, st.sampled_from([1, 2, 4]))
+def test_a_window_holds_its_users_shard_by_shard(users, user_B, shards):
+    user_DU = user_B.reshape(shards, -1)
+    window = sparse_batch.window(*csr_of(users), user_DU, SLOTS)
+    assert [x.dtype for x in window] == [np.int32] * 3
+    assert window.item_M.shape == (shards * SLOTS,)
+    by_shard = [np.split(x, shards) for x in window]
+    for shard, (start_U, count_U, item_M) in enumerate(zip(*by_shard)):
+        for u, user in enumerate(user_DU[shard]):
+            start, count = start_U[u], count_U[u]
+            history = users[user] if user < len(users) else []
+            assert item_M[start : start + count].tolist() == history
+            assert 0 <= start <= SLOTS
+        assert item_M[count_U.sum() :].tolist() == [0] * (SLOTS - count_U.sum())
+
+
+def test_a_window_too_small_for_its_users():
+    indptr, indices = csr_of([[3, 1], [], [4, 1, 5]])
+    by_shard = np.array([[0, 1], [2, 3]])
+    sparse_batch.window(indptr, indices, by_shard, 3)
+    with pytest.raises(ValueError, match="3 interactions do not fit 2 places"):
+        sparse_batch.window(indptr, indices, by_shard, 2)
+
+
+def test_a_window_of_a_map_beyond_int32(tmp_path):
+    """A file with a hole: 2^31 items and more, 8 GiB of which none is held."""
+    size = 2**31 + 7
+    items = np.memmap(tmp_path / "items", np.int32, "w+", shape=size)
+    items[-2:] = 40, 41
+    indptr = np.array([0, size - 2, size], np.int64)
+    window = sparse_batch.window(indptr, items, np.array([[1, 2]]), 3)
+    assert [x.tolist() for x in window] == [[0, 2], [2, 0], [40, 41, 0]]
+
+
+def test_as_csr_appends_the_padding_user():
+    csr = sparse_batch.as_csr(*csr_of([[3, 1], [], [4]]))
+    for got, want in zip(csr, ([0, 2, 2, 3], [2, 0, 1, 0], [3, 1, 4])):
+        assert got.dtype == np.int32
+        np.testing.assert_array_equal(got, want)
+
+
+def test_as_csr_refuses_what_int32_cannot_reach():
+    nothing = np.zeros(0, np.int32)
+    for total in (2**31, 10**10):
+        with pytest.raises(VaecfError, match=r"feed='streamed'") as caught:
+            sparse_batch.as_csr(np.array([0, total]), nothing)
+        assert str(caught.value).startswith(f"{total} interactions")
+    csr = sparse_batch.as_csr(np.array([0, 5, 2**31 - 1]), nothing)
+    np.testing.assert_array_equal(csr.start_U, [0, 5, 2**31 - 1])
+    np.testing.assert_array_equal(csr.count_U, [5, 2**31 - 6, 0])
+
+
+def test_the_last_position_of_int32_is_reached():
+    """Slots behind the total overflow; they must not reach a real item."""
+    last = 2**31 - 1
+    csr = sparse_batch.Csr(
+        np.array([last - 1, last], np.int32),
+        np.array([1, 0], np.int32),
+        np.array([7, 8], np.int32),
+    )
+    batch = assemble(csr, jnp.array([0, 1]), 6)
+    # Clipped to the last item that there is here.
+    assert_batch(batch, [8] + [0] * 5, [0] + [2] * 5, [1, 0])
+
+
+def test_buckets_are_few_and_tight():
+    sizes = []
+    for n in range(1, 60_000):
+        size = sparse_batch.bucket(n)
+        least = -(-n // 256) * 256
+        assert n <= size <= 1.125 * least and size % 256 == 0
+        if not sizes or size != sizes[-1]:
+            sizes.append(size)
+    assert sizes == sorted(sizes)
+    # Six a doubling at most, over less than eight doublings.
+    assert len(sizes) <= 6 * 8
+    assert len({sparse_batch.bucket(2**k) for k in range(40)}) <= 33
+
+
+@given(st.integers(0, 2**40))
+def test_a_bucket_size_is_its_own_bucket(n):
+    size = sparse_batch.bucket(n)
+    least = max(256, -(-n // 256) * 256)
+    assert n <= size <= 1.125 * least
+    assert sparse_batch.bucket(size) == size
+    assert sparse_batch.bucket(size + 1) > size
+    assert sparse_batch.bucket(max(0, n - 1)) <= size
+
+
+@given(st.integers(0, 2**40))
+def test_bucket_users_is_the_next_power_of_two(n):
+    size = sparse_batch.bucket_users(n)
+    assert size >= max(n, 1) and size & (size - 1) == 0
+    assert size == 1 or size < 2 * n
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.lists(st.integers(0, 2000), min_size=4, max_size=4),
+        min_size=1,
+        max_size=5,
+    ),
+    st.sampled_from([1, 2, 4]),
+)
+def test_slots_hold_the_fullest_shard(counts, shards):
+    counts = np.array(counts, np.int32)
+    fullest = max(
+        int(part.sum()) for step in counts for part in np.split(step, shards)
+    )
+    assert sparse_batch.slots_for(counts, shards) == sparse_batch.bucket(
+        fullest
+    )
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 2000), min_size=1, max_size=200),
+    st.integers(1, 300),
+    st.integers(0, 2**32 - 1),
+)
+def test_expected_slots_hold_any_users(counts, users, seed):
+    counts = np.array(counts, np.int32)
+    slots = sparse_batch.slots_to_expect(counts, users)
+    fullest = int(np.sort(counts)[::-1][:users].sum())
+    assert slots <= sparse_batch.bucket(fullest)
+    if users >= len(counts):
+        assert slots == sparse_batch.bucket(int(counts.sum()))
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(counts)[:users].sum() for _ in range(20)]
+    mean, deviation = counts.mean(), counts.std()
+    usual = min(users, len(counts)) * mean
+    usual += 6 * np.sqrt(min(users, len(counts))) * deviation
+    assert slots >= min(max(drawn), int(usual))
+
+
+def test_expected_slots_of_movielens_20m():
+    """Little above the fullest of many batches, and never below."""
+    rng = np.random.default_rng(0)
+    counts = np.minimum(rng.lognormal(3.6, 1.1, 116_677), 3000).astype(int) + 3
+    for users in (500, 1024, 24_576):
+        slots = sparse_batch.slots_to_expect(counts, users)
+        drawn = max(
+            int(rng.choice(counts, users, replace=False).sum())
+            for _ in range(400)
+        )
+        assert drawn <= slots < 1.4 * drawn
+    assert sparse_batch.slots_to_expect(np.zeros(0, int), 9) == 256
+
+
+def test_slots_do_not_overflow_int32():
+    counts = np.full((1, 4), 2**30, np.int32)
+    assert sparse_batch.slots_for(counts) >= 2**32
+    assert sparse_batch.slots_for(np.zeros((0, 4), np.int32)) == 256

@@ -1,0 +1,214 @@
+"""The mesh, and where every array of a training state lives."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from vaecf.errors import VaecfError
+from vaecf.models import mult_vae
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import loss_scale
+
+
+@pytest.mark.parametrize(
+    ("data", "item", "shape"),
+    [
+        (-1, 1, (8, 1)),
+        (-1, 2, (4, 2)),
+        (-1, 8, (1, 8)),
+        (1, -1, (1, 8)),
+        (2, -1, (2, 4)),
+        (8, -1, (8, 1)),
+        (1, 1, (1, 1)),
+        (2, 1, (2, 1)),
+        (3, 1, (3, 1)),
+        (1, 3, (1, 3)),
+        (2, 3, (2, 3)),
+        (2, 2, (2, 2)),
+    ],
+)
+def test_make_mesh(data, item, shape):
+    mesh = mesh_lib.make_mesh(data, item)
+    assert mesh.axis_names == ("data", "item")
+    assert mesh.devices.shape == shape
+    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+    first = jax.devices()[: mesh.size]
+    assert {d.id for d in mesh.devices.flat} == {d.id for d in first}
+
+
+def test_make_mesh_takes_all_devices_unless_told():
+    assert mesh_lib.make_mesh().devices.shape == (8, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "item", "message"),
+    [
+        (-1, -1, "both -1: give one"),
+        (-1, 3, "does not fit the 8 devices"),
+        (3, -1, "does not fit the 8 devices"),
+        (-1, 16, "does not fit the 8 devices"),
+        (16, -1, "does not fit the 8 devices"),
+        (9, 1, "does not fit the 8 devices"),
+        (1, 9, "does not fit the 8 devices"),
+        (2, 5, "does not fit the 8 devices"),
+        (0, 1, "each is -1 or at least 1"),
+        (1, 0, "each is -1 or at least 1"),
+        (-1, 0, "each is -1 or at least 1"),
+        (0, -1, "each is -1 or at least 1"),
+        (-1, -2, "each is -1 or at least 1"),
+        (-2, -2, "each is -1 or at least 1"),
+        (-4, -1, "each is -1 or at least 1"),
+    ],
+)
+def test_impossible_meshes_are_refused_in_one_line(data, item, message):
+    with pytest.raises(VaecfError, match=message) as caught:
+        mesh_lib.make_mesh(data, item)
+    text = str(caught.value)
+    assert "config.mesh.item" in text and "\n" not in text
+    assert "config.mesh.data" in text
+
+
+@pytest.mark.parametrize(
+    ("n_items", "rows"),
+    [(1, 128), (127, 128), (128, 128), (129, 256), (20_108, 20_224)],
+)
+def test_padded_items(n_items, rows):
+    assert mesh_lib.padded_items(n_items) == rows
+
+
+@pytest.mark.parametrize(
+    ("n_items", "shards", "rows"),
+    [
+        *((20_108, 2**n, 20_224) for n in range(8)),
+        (20_108, 3, 20_352),  # 53 x 384
+        (20_108, 6, 20_352),
+        (1, 5, 640),
+        (640, 5, 640),
+    ],
+)
+def test_padded_items_over_shards(n_items, shards, rows):
+    assert mesh_lib.padded_items(n_items, shards) == rows
+    assert rows % shards == rows % 128 == 0
+
+
+def test_resized_items_keep_what_is_real():
+    tree = params()
+    grown = mesh_lib.resize_items(tree, mult_vae.PARTITION, 20)
+    assert grown["input_kernel"].shape == (20, 3)
+    assert grown["output_kernel"].shape == (3, 20)
+    assert grown["output_bias"].shape == (20,)
+    assert not grown["input_kernel"][16:].any()
+    assert not grown["output_kernel"][:, 16:].any()
+    back = mesh_lib.resize_items(grown, mult_vae.PARTITION, 16)
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+
+
+def test_moments_of_item_matrices_are_spread():
+    tree = {
+        "input_kernel": jnp.zeros((18, 6)),  # 9 items a shard: not for two
+        "output_kernel": jnp.zeros((40, 16)),
+        "output_bias": jnp.zeros(18),
+        "kernel": jnp.zeros((4, 8)),
+        "bias": jnp.zeros(7),
+        "count": jnp.zeros(()),
+        "empty": jnp.zeros((0, 2)),
+    }
+    specs = mesh_lib.specs(tree, mult_vae.PARTITION)
+    assert mesh_lib.spread(tree, specs, 1, 2) == specs
+    assert mesh_lib.spread(tree, specs, 2, 2) == {
+        "input_kernel": P("item", "data"),
+        "output_kernel": P(None, ("item", "data")),
+        "output_bias": P("item"),
+        "kernel": P(),
+        "bias": P(),
+        "count": P(),
+        "empty": P(),
+    }
+
+
+def params(rows: int = 16, units: int = 3) -> dict:
+    rng = np.random.default_rng(0)
+    shapes = {
+        "input_kernel": (rows, units),
+        "input_bias": (units,),
+        "encoder_0": {"kernel": (units, 4), "bias": (4,)},
+        "output_kernel": (units, rows),
+        "output_bias": (rows,),
+    }
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+PARAM_SPECS = {
+    "input_kernel": P("item", None),
+    "input_bias": P(),
+    "encoder_0": {"kernel": P(), "bias": P()},
+    "output_kernel": P(None, "item"),
+    "output_bias": P("item"),
+}
+
+
+def test_specs_of_parameters():
+    assert mesh_lib.specs(params(), mult_vae.PARTITION) == PARAM_SPECS
+    shapes = jax.eval_shape(params)
+    assert mesh_lib.specs(shapes, mult_vae.PARTITION) == PARAM_SPECS
+
+
+def test_moments_go_with_their_parameters_and_counts_are_replicated():
+    tx = loss_scale.dynamic_loss_scale(optax.adam(1e-3))
+    specs = mesh_lib.specs(tx.init(params()), mult_vae.PARTITION)
+    adam = specs.inner[0]
+    assert adam.mu == adam.nu == PARAM_SPECS
+    assert adam.count == P()
+    counters = ("scale", "finite_steps", "skipped", "skipped_in_a_row")
+    assert [getattr(specs, name) for name in counters] == [P()] * 4
+
+
+def test_a_name_alone_does_not_shard():
+    """A moment of another rank (a factored one), or a deeper namesake."""
+    tree = {
+        "input_kernel": jnp.zeros(16),
+        "output_bias": jnp.zeros(()),
+        "output_kernel": {"kernel": jnp.zeros((3, 16))},
+    }
+    specs = mesh_lib.specs(tree, mult_vae.PARTITION)
+    assert (
+        jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)) == [P()] * 3
+    )
+    assert mesh_lib.specs(jnp.zeros(3), mult_vae.PARTITION) == P()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 1), (2, 2), (1, 4)])
+def test_shardings_place_every_array(shape):
+    mesh = mesh_lib.make_mesh(*shape)
+    items = shape[1]
+    tree = params()
+    placed = jax.device_put(
+        tree,
+        mesh_lib.shardings(mesh, mesh_lib.specs(tree, mult_vae.PARTITION)),
+    )
+    jax.tree.map(np.testing.assert_array_equal, placed, tree)
+    for name, local in {
+        "input_kernel": (16 // items, 3),
+        "output_kernel": (3, 16 // items),
+        "output_bias": (16 // items,),
+        "input_bias": (3,),
+    }.items():
+        shards = placed[name].addressable_shards
+        assert len(shards) == mesh.size
+        assert {shard.data.shape for shard in shards} == {local}
+
+
+def test_shardings_of_one_spec():
+    mesh = mesh_lib.make_mesh(2, 2)
+    placed = jax.device_put(jnp.arange(6), mesh_lib.shardings(mesh, P("data")))
+    assert {s.data.shape for s in placed.addressable_shards} == {(3,)}

@@ -1,0 +1,209 @@
+"""A directory loads whole or says in one line why not."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+from vaecf.data.id_files import write_ids
+from vaecf.data.id_table import IdTable
+from vaecf.errors import VaecfError
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.serving import trained_model
+
+
+@pytest.fixture(scope="module")
+def saved(shop, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    return shop.recommender.save(folder)
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def same(model, shop):
+    other = shop.recommender._model
+    return jax.tree.all(
+        jax.tree.map(
+            lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)),
+            model.params,
+            other.params,
+        )
+    ) and np.array_equal(model.items.ids, other.items.ids)
+
+
+def test_save_keeps_everything(shop, saved):
+    model = trained_model.load(saved)
+    other = shop.recommender._model
+    assert same(model, shop)
+    assert model.config == other.config
+    assert model.manifest == other.manifest
+    assert model.position == other.position and model.position["epoch"] == 4
+    assert model.directory == saved
+
+
+def test_a_copy_may_be_moved(copy, shop, tmp_path):
+    assert same(trained_model.load(copy.rename(tmp_path / "elsewhere")), shop)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 1), (2, 2), (1, 4)])
+def test_it_loads_onto_any_mesh(shop, saved, mesh):
+    model = trained_model.load(saved, mesh=mesh_lib.make_mesh(*mesh))
+    kernel = model.params["output_kernel"]
+    assert len(kernel.sharding.device_set) == mesh[0] * mesh[1]
+    assert kernel.sharding.shard_shape(kernel.shape)[1] == 128 // mesh[1]
+    assert same(model, shop)
+
+
+def test_it_loads_in_another_precision(shop, saved):
+    model = trained_model.load(saved, policy="bf16")
+    assert model.config.precision.policy == "bf16"
+    assert shop.recommender._model.config.precision.policy == "fp32"
+    assert same(model, shop)
+    matrix = np.zeros((1, 30))
+    matrix[0, :5] = 1
+    lists = [
+        m.ranker(5)(
+            m.params,
+            np.array([0, 5]),
+            np.arange(5, dtype=np.int32),
+            batch_size=1,
+        )
+        for m in (model, shop.recommender._model)
+    ]
+    # bfloat16 has 8 bits: near, and not the same.
+    np.testing.assert_allclose(lists[0].score_UK, lists[1].score_UK, atol=0.05)
+    assert (lists[0].score_UK != lists[1].score_UK).any()
+
+
+def test_a_ranker_is_compiled_once(shop):
+    model = shop.recommender._model
+    assert model.ranker(3) is model.ranker(3)
+    assert model.ranker(3) is not model.ranker(3, False)
+
+
+# --- Damage -----------------------------------------------------------------
+
+
+def refused(folder):
+    with pytest.raises(VaecfError) as error:
+        trained_model.load(folder)
+    message = str(error.value)
+    assert "\n" not in message and str(folder) in message
+    return message
+
+
+def test_nothing_there(tmp_path):
+    assert "config.json: no such file; is its directory" in refused(tmp_path)
+    assert "config.json" in refused(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", "no such file"),
+        ("dataset.json", "no such file"),
+        ("items.parquet", "no such file"),
+        ("checkpoints", "no checkpoint there"),
+        ("checkpoints/best", "no checkpoint there"),
+    ],
+)
+def test_something_is_missing(copy, name, message):
+    path = copy / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert message in refused(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "dataset.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff\xfe{"])
+def test_json_is_damaged(copy, name, content):
+    (copy / name).write_bytes(content)
+    with pytest.raises(VaecfError) as error:
+        trained_model.load(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_items_are_damaged(copy):
+    path = copy / "items.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    assert "items.parquet: not an id table" in refused(copy)
+
+
+@pytest.mark.parametrize("change", ["order", "fewer", "more", "column"])
+def test_items_are_those_of_another_run(copy, change):
+    """Padding would hide it: 29 and 31 items have arrays of one shape."""
+    path = copy / "items.parquet"
+    ids = pl.read_parquet(path).sort("index")["item"].to_list()
+    ids = {
+        "order": ids[::-1],
+        "fewer": ids[:-1],
+        "more": [*ids, "sku-30"],
+        "column": ids,
+    }[change]
+    write_ids(path, "user" if change == "column" else "item", IdTable(ids))
+    assert "items.parquet: not" in refused(copy)
+
+
+def test_another_architecture(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["latent"] = 5
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "the checkpoint does not fit this model" in refused(copy)
+
+
+# What orbax had begun to read when it gave up.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::RuntimeWarning",
+)
+def test_any_file_of_the_checkpoint_is_damaged(shop, saved, tmp_path):
+    """Whatever is cut or lost: all is well, or one line. Never wrong arrays."""
+    files = [
+        p.relative_to(saved)
+        for p in sorted((saved / "checkpoints").rglob("*"))
+        if p.is_file()
+    ]
+    assert len(files) > 4
+    errors = 0
+    for number, file in enumerate(files):
+        for cut in (True, False):
+            folder = shutil.copytree(saved, tmp_path / f"{number}{cut}")
+            if cut:
+                content = (folder / file).read_bytes()
+                (folder / file).write_bytes(content[: len(content) // 2])
+            else:
+                (folder / file).unlink()
+            try:
+                model = trained_model.load(folder)
+            except VaecfError as error:
+                errors += 1
+                assert "\n" not in str(error) and str(folder) in str(error)
+            else:
+                assert same(model, shop), file
+    assert errors > 4
+    gc.collect()
+
+
+def test_a_model_that_is_gone_leaves_nothing() -> None:
+    """Rankers belong to their model: no cache of the class keeps it."""
+    import gc
+    import weakref
+
+    from experiments.benchmark import models
+
+    model = models.random_model(30, "bf16")
+    indptr, indices = np.array([0, 2]), np.array([3, 4], np.int32)
+    model.ranker(5)(model.params, indptr, indices, batch_size=1)
+    kernel = weakref.ref(model.params["output_kernel"])
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None and kernel() is None

@@ -1,0 +1,130 @@
+"""Where compiled programs are kept, and who decides. Loading them is tested
+with the entry points."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import platformdirs
+import pytest
+
+from vaecf import cli
+from vaecf.training import compilation_cache
+
+DIRECTORY = "jax_compilation_cache_dir"
+ENABLED = "jax_enable_compilation_cache"
+THRESHOLD = "jax_persistent_cache_min_compile_time_secs"
+
+
+@pytest.fixture
+def config() -> Iterator[Callable[[str], Any]]:
+    """config(name) is a setting of JAX; all start as those of a new process.
+
+    Afterwards they are as before.
+    """
+    names = (DIRECTORY, ENABLED, THRESHOLD)
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (None, True, 1.0), strict=True):
+        jax.config.update(name, value)
+    yield lambda name: getattr(jax.config, name)
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def user_cache(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> pathlib.Path:
+    """The user's cache directory, not there yet."""
+    path = tmp_path / "cache"
+    monkeypatch.setattr(
+        platformdirs, "user_cache_dir", lambda name: str(path / name)
+    )
+    monkeypatch.delenv(THRESHOLD.upper(), raising=False)
+    return path
+
+
+def test_the_users_cache_is_the_default(config, user_cache) -> None:
+    compilation_cache.keep_programs()
+    directory = user_cache / "vaecf" / "jax"
+    assert config(DIRECTORY) == str(directory)
+    assert config(THRESHOLD) == 0
+    assert list(directory.iterdir()) == []
+    if os.name == "posix":
+        # A program that is loaded is run: nobody else may write one.
+        assert directory.stat().st_mode & 0o077 == 0
+    compilation_cache.keep_programs()
+    assert config(DIRECTORY) == str(directory)
+
+
+@pytest.mark.parametrize("given", ["mine", ""])
+def test_a_directory_of_the_user_wins(config, user_cache, given) -> None:
+    jax.config.update(DIRECTORY, given)
+    compilation_cache.keep_programs()
+    assert config(DIRECTORY) == given and config(THRESHOLD) == 1
+    assert not user_cache.exists()
+
+
+def test_a_threshold_of_the_user_wins(config, user_cache, monkeypatch) -> None:
+    monkeypatch.setenv(THRESHOLD.upper(), "1")
+    compilation_cache.keep_programs()
+    assert config(DIRECTORY) is not None and config(THRESHOLD) == 1
+
+
+def test_a_cache_that_is_switched_off_stays_off(config, user_cache) -> None:
+    jax.config.update(ENABLED, False)
+    compilation_cache.keep_programs()
+    assert config(DIRECTORY) is None and not user_cache.exists()
+
+
+def test_a_directory_that_cannot_be_written_fails_nothing(
+    config, user_cache, monkeypatch, capsys
+) -> None:
+    user_cache.write_text("a file where the directory should be")
+    monkeypatch.setattr(sys, "argv", ["tool.py"])
+    with pytest.raises(SystemExit) as exit:
+        cli.run(lambda argv: print("done"), keep_programs=True)
+    out, err = capsys.readouterr()
+    assert exit.value.code in (None, 0) and out == "done\n"
+    assert err.startswith("warning: compiled programs are not kept: ")
+    assert str(user_cache) in err and err.count("\n") == 1
+    assert config(DIRECTORY) is None and config(THRESHOLD) == 1
+
+
+def test_what_was_used_longest_ago_goes_first(config, user_cache) -> None:
+    directory = user_cache / "vaecf" / "jax"
+    (directory / "autotuned").mkdir(parents=True)
+    names = ("new-cache", "autotuned/old", "read-cache", "middle-cache")
+    for name, used in zip(names, (400, 100, 300, 200), strict=True):
+        (directory / name).write_bytes(bytes(10))
+        os.utime(directory / name, (used, 50 if "read" in name else used))
+    compilation_cache.keep_programs(max_bytes=25)
+    left = {path.name for path in directory.iterdir() if path.is_file()}
+    assert left == {"new-cache", "read-cache"}
+    assert list((directory / "autotuned").iterdir()) == []
+
+
+def test_only_entry_points_that_ask_keep_programs(
+    config, user_cache, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tool.py"])
+    with pytest.raises(SystemExit):
+        cli.run(lambda argv: None)
+    assert config(DIRECTORY) is None and not user_cache.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners here")
+def test_a_directory_that_others_can_write_is_not_used(
+    config, user_cache
+) -> None:
+    directory = user_cache / "vaecf" / "jax"
+    directory.mkdir(parents=True)
+    directory.chmod(0o777)
+    with pytest.raises(OSError, match="others can write there"):
+        compilation_cache.keep_programs()
+    assert config(DIRECTORY) is None

@@ -1,0 +1,485 @@
+"""Every setting of a run: its default, its meaning, and what is allowed.
+
+This module is the only place where a setting is declared. `configs/default.py`
+turns the defaults into an ml_collections ConfigDict, the other config files
+change a few keys, and `from_mapping` turns the result back into the frozen
+dataclasses that the library uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_type_hints
+
+from vaecf.errors import VaecfError, did_you_mean
+
+
+class Rule(NamedTuple):
+    """A condition on a value, and the end of "the value must be ..."."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(f"one of {', '.join(choices)}", choices.__contains__)
+
+
+_POSITIVE = Rule("above 0", lambda x: x > 0)
+_NOT_NEGATIVE = Rule("at least 0", lambda x: x >= 0)
+_COUNT = Rule("at least 1", lambda x: x >= 1)
+_FRACTION = Rule("in [0, 1)", lambda x: 0 <= x < 1)
+_DEVICES = Rule("-1 or at least 1", lambda x: x == -1 or x >= 1)
+
+
+def _setting(
+    default: Any,
+    meaning: str,
+    rule: Rule | None = None,
+    *,
+    resumable: bool = False,
+) -> Any:
+    """Declares a setting.
+
+    A resumable setting may change between a run and its resumption: it changes
+    how long or where a run computes, not the numbers of a step.
+    """
+    about = {"meaning": meaning, "rule": rule, "resumable": resumable}
+    return dataclasses.field(default=default, metadata=about)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The dataset and how it reaches the device."""
+
+    dir: str = _setting(
+        "data/synthetic",
+        "Directory written by prepare_dataset.py, or the paper's pro_sg "
+        "directory, or the recipe's preprocessed directory.",
+        resumable=True,
+    )
+    feed: str = _setting(
+        "auto",
+        "Where training interactions are kept: 'resident' on the device, "
+        "'streamed' from disk, or 'auto' by size.",
+        _one_of("auto", "resident", "streamed"),
+        resumable=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture."""
+
+    name: str = _setting(
+        "mult_vae",
+        "Model: 'mult_vae', 'mult_dae' or 'rec_vae'.",
+        _one_of("mult_vae", "mult_dae", "rec_vae"),
+    )
+    hidden: tuple[int, ...] = _setting(
+        (600,),
+        "Units of the encoder's hidden layers, from the items inwards; the "
+        "decoder mirrors them.",
+        Rule("sizes of at least 1", lambda sizes: all(n >= 1 for n in sizes)),
+    )
+    latent: int = _setting(200, "Units of the latent layer.", _COUNT)
+    activation: str = _setting(
+        "tanh",
+        "Activation: 'tanh' or 'relu'. rec_vae always uses swish.",
+        _one_of("tanh", "relu"),
+    )
+    dropout_rate: float = _setting(
+        0.5,
+        "Share of a user's interactions dropped from the input in training.",
+        _FRACTION,
+    )
+    input: str = _setting(
+        "auto",
+        "Input layer: 'gather' or 'dense' (same numbers to rounding), or "
+        "'auto' by device.",
+        _one_of("auto", "gather", "dense"),
+    )
+    item_block: int = _setting(
+        0,
+        "Items per block of the likelihood. Bounds memory to batch_size x "
+        "block values for large catalogues; 0 computes all items at once.",
+        _NOT_NEGATIVE,
+    )
+    init: str = _setting(
+        "random",
+        "Initial output weights: 'random', or 'spectral' (from the singular "
+        "vectors of the interactions), which needs fewer epochs.",
+        _one_of("random", "spectral"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig:
+    """The linear item-item branch of a blend (`vaecf.models.blend`)."""
+
+    l2: float = _setting(
+        0.0,
+        "L2 regularisation λ of the linear branch, in squared interactions; "
+        "0 trains the model without a linear branch. 150 is a good start.",
+        _NOT_NEGATIVE,
+    )
+    dropout: float = _setting(
+        0.5,
+        "Share of the input that the linear branch learns to do without "
+        "(Steck 2020).",
+        _FRACTION,
+    )
+    user_exponent: float = _setting(
+        0.5,
+        "A user with n items has weight n ** -user_exponent in the fit; 0 "
+        "weights all users equally.",
+        _NOT_NEGATIVE,
+    )
+    rank: int | None = _setting(
+        None,
+        "Rank of the branch's factors; 0 keeps the full items x items matrix; "
+        "None keeps the full matrix up to 25,000 items and uses rank 512 "
+        "beyond.",
+        _NOT_NEGATIVE,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms of the loss."""
+
+    anneal_cap: float = _setting(
+        0.2,
+        "Largest weight of the KL term, which is "
+        "min(anneal_cap, step / total_anneal_steps).",
+        _NOT_NEGATIVE,
+    )
+    total_anneal_steps: int = _setting(
+        200_000, "Steps of KL annealing; 0 starts at the cap.", _NOT_NEGATIVE
+    )
+    weight_decay: float = _setting(
+        0.0,
+        "Factor of the sum of squared weights (without biases) in the loss.",
+        _NOT_NEGATIVE,
+    )
+    gamma: float = _setting(
+        0.0,
+        "If above 0, the KL weight is gamma times the user's number of "
+        "interactions (RecVAE) instead of the annealed weight.",
+        _NOT_NEGATIVE,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser, Adam."""
+
+    learning_rate: float = _setting(1e-3, "Learning rate.", _POSITIVE)
+    beta1: float = _setting(0.9, "Decay of the first moment.", _FRACTION)
+    beta2: float = _setting(0.999, "Decay of the second moment.", _FRACTION)
+    epsilon: float = _setting(1e-8, "Term in the denominator.", _POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    epochs: int = _setting(
+        200, "Passes over the training users.", _NOT_NEGATIVE, resumable=True
+    )
+    alternating_epochs: tuple[int, ...] = _setting(
+        (),
+        "rec_vae: epochs that train the encoder and epochs that train the "
+        "decoder, in alternation, such as (3, 1). () for the other models.",
+        Rule(
+            "() or two numbers of at least 1, the epochs of the encoder and "
+            "of the decoder",
+            lambda n: n == () or (len(n) == 2 and min(n) >= 1),
+        ),
+    )
+    ema: float = _setting(
+        0.0,
+        "Decay per epoch of an exponential moving average of the parameters, "
+        "which is then used for ranking, such as 0.95; 0 uses the parameters "
+        "themselves.",
+        _FRACTION,
+    )
+    batch_size: int = _setting(500, "Users per step, over all devices.", _COUNT)
+    microbatch: int = _setting(
+        0,
+        "Users whose activations a device holds at once. Gradients of a "
+        "larger batch are summed piece by piece: less memory, the same "
+        "numbers to rounding. 0 means 1024 on a CPU and the whole batch on an "
+        "accelerator.",
+        _NOT_NEGATIVE,
+        resumable=True,
+    )
+    drop_remainder: bool = _setting(
+        False, "Drop the users that do not fill the last batch of an epoch."
+    )
+    warm_up_epochs: int = _setting(
+        1,
+        "First epochs that the mean throughput leaves out.",
+        _NOT_NEGATIVE,
+        resumable=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Validation and test."""
+
+    every_epochs: int = _setting(
+        1, "Epochs between validations.", _COUNT, resumable=True
+    )
+    batch_size: int = _setting(
+        2000, "Users per evaluation batch.", _COUNT, resumable=True
+    )
+    metrics: tuple[str, ...] = _setting(
+        ("ndcg@100", "recall@20", "recall@50"),
+        "Metrics, each with its cut-off: ndcg, recall, precision, hit_rate, "
+        "mrr, map, coverage or popularity, then @k.",
+        Rule("not empty", bool),
+        resumable=True,
+    )
+    best_metric: str = _setting(
+        "ndcg@100", "Metric that decides which epoch is the best."
+    )
+    patience: int | None = _setting(
+        None,
+        "Validations without improvement before training stops; None never "
+        "stops early.",
+        _COUNT,
+        resumable=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionConfig:
+    """Numeric precision and dynamic loss scaling."""
+
+    policy: str = _setting(
+        "fp32",
+        "Precision of matrix products: 'fp32', 'tf32', 'bf16', 'fp16', or "
+        "'amp' (bf16 where the device supports it, else fp16).",
+        _one_of("amp", "fp32", "tf32", "bf16", "fp16"),
+    )
+    initial_loss_scale: float = _setting(
+        2.0**15, "First loss scale of fp16.", _POSITIVE
+    )
+    loss_scale_growth_interval: int = _setting(
+        2000, "Finite steps before the loss scale doubles.", _COUNT
+    )
+    max_skipped_in_a_row: int = _setting(
+        50,
+        "Consecutive steps with overflowing gradients before training stops "
+        "with an error.",
+        _COUNT,
+        resumable=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices, and the traffic between them."""
+
+    data: int = _setting(
+        -1,
+        "Devices along the users; -1 uses what mesh.item leaves.",
+        _DEVICES,
+        resumable=True,
+    )
+    item: int = _setting(
+        1,
+        "Devices along the items; -1 uses what mesh.data leaves.",
+        _DEVICES,
+        resumable=True,
+    )
+    zero: bool = _setting(
+        False,
+        "Shard the optimiser moments over the users' devices as well: less "
+        "memory.",
+        resumable=True,
+    )
+    reduce: str = _setting(
+        "fp32",
+        "Precision in which gradients are summed over devices: 'fp32', or "
+        "'compute' for that of the matrix products (half the traffic in bf16).",
+        _one_of("fp32", "compute"),
+    )
+    peer_timeout: float = _setting(
+        300.0,
+        "Seconds without progress before a run of several processes stops "
+        "with an error; must be longer than a compilation and a validation. "
+        "0 waits forever.",
+        _NOT_NEGATIVE,
+        resumable=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    seed: int = _setting(
+        0,
+        "Seed of initialisation, batch order, dropout and noise.",
+        Rule("in [0, 2**32)", lambda seed: 0 <= seed < 2**32),
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    linear: LinearConfig = LinearConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    @property
+    def title(self) -> str:
+        """Short name of the ranking model: 'rec_vae' or 'rec_vae+linear'."""
+        return self.model.name + ("+linear" if self.linear.l2 else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the nested dict of JSON values that config.json holds."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def settings(cls: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Returns the dataclass field of every setting by its dotted key."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.default):
+            section = type(field.default)
+            found |= settings(section, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = field
+    return found
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """Returns the Config of a nested mapping that holds every key.
+
+    Args:
+      values: an ml_collections ConfigDict, or the content of a config.json.
+
+    Raises:
+      VaecfError: a key is unknown, missing or of the wrong type, or a value
+        is not allowed; names the key as `config.section.key`.
+    """
+    return _build(Config, values, "config")
+
+
+def replace(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Returns the config with some settings changed.
+
+    Args:
+      config: the settings to start from.
+      changes: values by dotted key, such as {"train.epochs": 40}.
+
+    Raises:
+      VaecfError: as `from_mapping`.
+    """
+    values = config.to_dict()
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition(".")
+        target = values.get(section) if section else values
+        if not isinstance(target, dict):
+            known = [f"config.{name}" for name in settings()]
+            raise VaecfError(
+                f"config.{key} is not a known key"
+                f"{did_you_mean(f'config.{key}', known)}"
+            )
+        target[leaf] = value
+    return from_mapping(values)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {'model.latent': 200, ...} for a nested mapping."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns the keys whose change forbids resuming a run.
+
+    Args:
+      old: nested dict of the run, as in its config.json.
+      new: nested dict of the resumption.
+    """
+    a, b = flatten(old), flatten(new)
+    resumable = {
+        key for key, field in settings().items() if field.metadata["resumable"]
+    }
+    return sorted(
+        key
+        for key in (a.keys() | b.keys()) - resumable
+        if a.get(key, ...) != b.get(key, ...)
+    )
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    hints = get_type_hints(cls)
+    if not hasattr(values, "items"):
+        raise VaecfError(
+            f"{where}={values!r} must be a section with keys {', '.join(hints)}"
+        )
+    given = dict(values.items())
+    for key in given:
+        if key not in hints:
+            raise VaecfError(
+                f"{where}.{key} is not a known key{did_you_mean(key, hints)}"
+            )
+    built: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        key, name = field.name, f"{where}.{field.name}"
+        if key not in given:
+            raise VaecfError(f"{name} is missing: add it to the config")
+        built[key] = _convert(hints[key], given[key], name)
+        rule = field.metadata.get("rule")
+        # None stands outside the range of an optional number.
+        if rule and built[key] is not None and not rule.holds(built[key]):
+            raise VaecfError(
+                f"{name}={given[key]!r} must be {rule.text}"
+                + _suggestion(rule, built[key])
+            )
+    return cls(**built)
+
+
+def _suggestion(rule: Rule, value: Any) -> str:
+    """Returns a hint for a misspelt choice, or ''."""
+    if not isinstance(value, str):
+        return ""
+    return did_you_mean(value, rule.text.removeprefix("one of ").split(", "))
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Returns the value as the field's type; a bool is not an int."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)  # type: ignore[arg-type]
+    if hint == int | None:
+        return None if value is None else _convert(int, value, where)
+    if hint in (tuple[int, ...], tuple[str, ...]):
+        kind = hint.__args__[0]
+        items = (value,) if isinstance(value, kind) else value
+        if not isinstance(items, (tuple, list)):
+            raise VaecfError(
+                f"{where}={value!r} must be a tuple of {kind.__name__}"
+            )
+        return tuple(_convert(kind, item, where) for item in items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise VaecfError(f"{where}={value!r} must be of type {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise VaecfError(f"{where}={value!r} must be finite")
+    return value

@@ -1,0 +1,236 @@
+"""Fixed-shape sparse batches out of compressed rows, on device or host.
+
+A batch's shape is fixed by (users, slots): slots come from a few bucket
+sizes, chosen so that the fullest batch fits. Nothing is ever truncated.
+
+A batch in several parts (data shards, microbatches) is the concatenation of
+theirs: part k's slots are item_N[k·n : (k+1)·n] and its rows count from its own
+first user.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vaecf.errors import VaecfError
+from vaecf.models.bag_of_items import SparseBatch
+
+# Bucket sizes grow by an eighth, so that at most an eighth of the slots is
+# padding, and the number of compiled shapes stays logarithmic.
+_BUCKETS_PER_DOUBLING = 6
+_SLOT_MULTIPLE = 256
+
+
+class Csr(NamedTuple):
+    """Interactions as arrays for the device.
+
+    Attributes:
+      start_U: int32 [U], first interaction of each user, padding users (who
+        have none) among them.
+      count_U: int32 [U], interactions of each user.
+      item_M: int32 [interactions], items, user after user.
+    """
+
+    start_U: jax.Array | np.ndarray
+    count_U: jax.Array | np.ndarray
+    item_M: jax.Array | np.ndarray
+
+
+def as_csr(indptr: np.ndarray, indices: np.ndarray) -> Csr:
+    """Csr with the padding user appended.
+
+    Args:
+      indptr: int64 [n_users + 1].
+      indices: int32 [interactions].
+
+    Raises:
+      VaecfError: 2^31 interactions or more, which int32 positions on the
+        device cannot reach: stream them instead.
+    """
+    if indptr[-1] >= 2**31:
+        raise VaecfError(
+            f"{indptr[-1]} interactions do not fit a resident feed (2**31): "
+            "set config.data.feed='streamed'"
+        )
+    start = indptr.astype(np.int32)
+    count = np.append(np.diff(indptr), 0).astype(np.int32)
+    # An empty array cannot be gathered from.
+    items = indices if len(indices) else np.zeros(1, np.int32)
+    return Csr(start, count, np.ascontiguousarray(items, dtype=np.int32))
+
+
+def window(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    user_DU: np.ndarray,
+    n_items: int,
+) -> Csr:
+    """The interactions of some users, by data shard, for the device.
+
+    Args:
+      indptr: int64 [n_users + 1].
+      indices: int32 [interactions], as a rule a memory map.
+      user_DU: int32 [shards, users a shard], padding users marked by n_users.
+        In a shard's part they are numbered 0 .. users a shard - 1.
+      n_items: places for interactions of each shard.
+
+    Returns:
+      start_U and count_U int32 [shards * users a shard], item_M int32
+      [shards * n_items]; starts count from the shard's own first place.
+
+    Raises:
+      ValueError: a shard has more than `n_items` interactions.
+    """
+    n_users = len(indptr) - 1
+    real_DU = user_DU < n_users
+    safe_DU = np.where(real_DU, user_DU, 0)
+    start_DU = indptr[safe_DU]
+    count_DU = indptr[safe_DU + real_DU] - start_DU
+    end_DU = np.cumsum(count_DU, axis=1)
+    if end_DU.size and end_DU[:, -1].max() > n_items:
+        raise ValueError(
+            f"{end_DU[:, -1].max()} interactions do not fit {n_items} places"
+        )
+    item_DM = np.zeros((len(user_DU), n_items), np.int32)
+    # A view: slicing a memory map itself costs ten times more.
+    indices = np.asarray(indices)
+    for shard, starts in enumerate(start_DU.tolist()):
+        stops = (start_DU[shard] + count_DU[shard]).tolist()
+        histories = [indices[a:b] for a, b in zip(starts, stops, strict=True)]
+        np.concatenate(histories, out=item_DM[shard, : end_DU[shard, -1]])
+    return Csr(
+        (end_DU - count_DU).astype(np.int32).ravel(),
+        count_DU.astype(np.int32).ravel(),
+        item_DM.ravel(),
+    )
+
+
+def slots_for(count_SB: np.ndarray, parts: int = 1) -> int:
+    """Slots that hold the fullest part of any batch, as a bucket size.
+
+    Args:
+      count_SB: int [steps, batch_size], interactions of each user.
+      parts: parts that a batch is split into.
+    """
+    steps, batch_size = count_SB.shape
+    by_part = count_SB.reshape(steps, parts, batch_size // parts)
+    totals = by_part.sum(axis=2, dtype=np.int64)
+    return bucket(int(totals.max(initial=1)))
+
+
+def slots_to_expect(count_U: np.ndarray, users: int) -> int:
+    """Slots that hold that many users of these, whoever they are, in practice.
+
+    The same for every epoch, so that it is compiled once: no sum of users in a
+    random order is six standard deviations above its mean. (If one were, its
+    own `slots_for` counts.)
+
+    Args:
+      count_U: int [n_users], interactions of every user.
+      users: users of a part.
+    """
+    if not len(count_U):
+        return bucket(1)
+    users = min(users, len(count_U))
+    usual = users * count_U.mean() + 6.0 * np.sqrt(users) * count_U.std()
+    fullest = np.partition(count_U, len(count_U) - users)[-users:].sum()
+    return bucket(int(np.ceil(min(usual, fullest))))
+
+
+def bucket(n: int) -> int:
+    """Smallest bucket size that is at least n."""
+    size = _SLOT_MULTIPLE
+    exponent = 0
+    while size < n:
+        exponent += 1
+        exact = _SLOT_MULTIPLE * 2 ** (exponent / _BUCKETS_PER_DOUBLING)
+        size = -(-int(np.ceil(exact)) // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
+    return size
+
+
+def bucket_users(n: int) -> int:
+    """Smallest power of two that is at least n: few compiled batch sizes."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def assemble(csr: Csr, user_B: jax.Array, n_slots: int) -> SparseBatch:
+    """The batch of these users, gathered on the device.
+
+    Args:
+      csr: interactions of all users.
+      user_B: int32 [B], padding users marked by n_users.
+      n_slots: static number of slots, at least the users' interactions.
+    """
+    count_B = csr.count_U[user_B]
+    end_B = jnp.cumsum(count_B)
+    first_B = end_B - count_B
+    n_users = user_B.shape[0]
+    slot_N = jnp.arange(n_slots, dtype=jnp.int32)
+    # repeat() leaves the last user's row in the slots behind the total.
+    row_N = jnp.repeat(
+        jnp.arange(n_users, dtype=jnp.int32),
+        count_B,
+        total_repeat_length=n_slots,
+    )
+    real_N = slot_N < end_B[-1]
+    position_N = (csr.start_U[user_B] - first_B)[row_N] + slot_N
+    item_N = jnp.take(csr.item_M, position_N, mode="clip")
+    return SparseBatch(
+        item_N=jnp.where(real_N, item_N, 0),
+        row_N=jnp.where(real_N, row_N, n_users),
+        count_B=count_B,
+    )
+
+
+def assemble_on_host(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    user_B: np.ndarray,
+    n_slots: int,
+    parts: int = 1,
+) -> SparseBatch:
+    """The same batch, gathered on the host (from a memory map).
+
+    Args:
+      indptr: int64 [n_users + 1].
+      indices: int32 [interactions].
+      user_B: int32 [B], padding users marked by n_users.
+      n_slots: slots of one part.
+      parts: data shards times microbatches; the result has parts · n_slots
+        slots.
+    """
+    n_users = len(indptr) - 1
+    real_B = user_B < n_users
+    safe_B = np.where(real_B, user_B, 0)
+    start_B = indptr[safe_B]
+    count_B = indptr[safe_B + real_B] - start_B
+    packed = [
+        _pack(indices, starts, counts, n_slots)
+        for starts, counts in zip(
+            np.split(start_B, parts), np.split(count_B, parts), strict=True
+        )
+    ]
+    return SparseBatch(
+        item_N=np.concatenate([items for items, _ in packed]),
+        row_N=np.concatenate([rows for _, rows in packed]),
+        count_B=count_B.astype(np.int32),
+    )
+
+
+def _pack(
+    indices: np.ndarray, start_B: np.ndarray, count_B: np.ndarray, n_slots: int
+) -> tuple[np.ndarray, np.ndarray]:
+    total = int(count_B.sum())
+    if total > n_slots:
+        raise ValueError(f"{total} interactions do not fit {n_slots} slots")
+    row_N = np.full(n_slots, len(count_B), np.int32)
+    item_N = np.zeros(n_slots, np.int32)
+    first_B = np.cumsum(count_B) - count_B
+    row_N[:total] = np.repeat(np.arange(len(count_B), dtype=np.int32), count_B)
+    positions = np.repeat(start_B - first_B, count_B) + np.arange(total)
+    item_N[:total] = indices[positions]
+    return item_N, row_N

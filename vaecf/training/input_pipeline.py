@@ -1,0 +1,353 @@
+"""How training interactions reach the device: resident or streamed.
+
+Both give the same batches in the same order, so the same numbers; they are two
+programs, so the last bit may differ.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from vaecf.models import sparse_batch
+from vaecf.parallel import memory, processes
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import step as step_lib
+from vaecf.training.step import StepMetrics, TrainSetup, TrainState
+
+
+class Epoch(NamedTuple):
+    """An epoch, ready to be run in stretches: one window of steps or several.
+
+    Attributes:
+      steps: batches.
+      users: training users in it.
+      n_slots: slots of a microbatch.
+      order: int32 [steps a window, batch_size], on the device: the users of
+        each batch, numbered as in the window.
+      window: number -> interactions of a window, on the device.
+      csr_spec: PartitionSpec of a window's arrays.
+      setup: what is trained in it.
+    """
+
+    steps: int
+    users: int
+    n_slots: int
+    order: jax.Array
+    window: Callable[[int], sparse_batch.Csr]
+    csr_spec: P
+    setup: TrainSetup
+
+
+class InputPipeline:
+    """Runs stretches of an epoch."""
+
+    def __init__(self, setup: TrainSetup, train: Any, seed: int) -> None:
+        """Takes hold of the training data.
+
+        Args:
+          setup: static.
+          train: Interactions.
+          seed: of the run.
+        """
+        self._problem = setup
+        self._train = train
+        self._counts = np.append(train.counts, 0)
+        self._everywhere = mesh_lib.shardings(setup.mesh, P())
+        self._by_user = mesh_lib.shardings(setup.mesh, P(None, mesh_lib.DATA))
+        self._key = step_lib.step_key(seed, self._everywhere)
+        self._programs: dict[Any, Any] = {}
+        self.compile_seconds = 0.0
+
+    def prepare(
+        self, order: np.ndarray, setup: TrainSetup | None = None
+    ) -> Epoch:
+        """The epoch of `batches.epoch_order`, int32 [steps, batch_size].
+
+        Args:
+          order: of the users.
+          setup: what is trained in it (`step.in_turn`); None for the feed's.
+        """
+        raise NotImplementedError
+
+    def run(
+        self, state: TrainState, epoch: Epoch, start: int, stop: int
+    ) -> tuple[TrainState, StepMetrics]:
+        """Steps start .. stop-1 with their Totals on the host, float32 [n].
+
+        Waits for the device; `state` is donated.
+        """
+        length = epoch.order.shape[0]
+        taken: list[StepMetrics] = []
+        for w in range(start // length, -(-stop // length)):
+            window = epoch.window(w)
+            first, last = max(start - w * length, 0), stop - w * length
+            bounds = (np.int32(first), np.int32(min(last, length)))
+            state, totals = self._steps(state, epoch, window, bounds)
+            if taken:
+                # No more than two windows wait on the device.
+                jax.block_until_ready(taken[-1])
+            taken.append(totals)
+        columns = zip(*jax.device_get(taken), strict=True)
+        skipped = start % length
+        return state, StepMetrics(
+            *(
+                np.concatenate(x)[skipped : skipped + stop - start]
+                for x in columns
+            )
+        )
+
+    def _steps(
+        self,
+        state: TrainState,
+        epoch: Epoch,
+        window: sparse_batch.Csr,
+        bounds: tuple[np.int32, np.int32],
+    ) -> tuple[TrainState, StepMetrics]:
+        """`step_lib.train_steps` in one dispatch."""
+        args = (
+            state,
+            window,
+            epoch.order,
+            self._key,
+            *processes.put(bounds, self._everywhere),
+        )
+        key = (
+            epoch.setup.trained,
+            epoch.n_slots,
+            epoch.order.shape,
+            window.item_M.shape,
+        )
+        if key not in self._programs:
+            began = time.perf_counter()
+            self._programs[key] = (
+                jax.jit(
+                    functools.partial(
+                        step_lib.train_steps,
+                        epoch.setup,
+                        epoch.n_slots,
+                        epoch.csr_spec,
+                    ),
+                    donate_argnums=0,
+                    out_shardings=(
+                        step_lib.state_shardings(self._problem),
+                        self._everywhere,
+                    ),
+                )
+                .lower(*args)
+                .compile()
+            )
+            self.compile_seconds += time.perf_counter() - began
+        return self._programs[key](*args)
+
+    def program_bytes(self) -> int:
+        """Largest memory on a device that a compiled program needs.
+
+        Parameters, moments, batch and everything temporary.
+        """
+        return _program_bytes(self._programs.values())
+
+
+class ResidentPipeline(InputPipeline):
+    """All interactions on every device; a stretch of steps is one dispatch."""
+
+    def __init__(self, setup: TrainSetup, train: Any, seed: int) -> None:
+        """Places the interactions; arguments as `InputPipeline`'s."""
+        super().__init__(setup, train, seed)
+        self._csr = processes.put(
+            sparse_batch.as_csr(train.indptr, train.indices), self._everywhere
+        )
+
+    def prepare(
+        self, order: np.ndarray, setup: TrainSetup | None = None
+    ) -> Epoch:
+        """See `InputPipeline`: one window, of everything."""
+        return Epoch(
+            steps=len(order),
+            users=_users(self._counts, order),
+            n_slots=slots(self._counts, order, self._problem),
+            order=processes.put(order, self._by_user),
+            window=lambda _: self._csr,
+            csr_spec=P(),
+            setup=setup or self._problem,
+        )
+
+
+class StreamedPipeline(InputPipeline):
+    """Interactions come from the memory map, a window of steps at a time.
+
+    A window holds the users of the next few steps, each device's own; the one
+    after it is assembled and sent while the device trains.
+    """
+
+    def __init__(
+        self,
+        setup: TrainSetup,
+        train: Any,
+        seed: int,
+        window_bytes: int = 2**26,
+    ) -> None:
+        """Starts the thread that assembles.
+
+        Args:
+          setup: static.
+          train: Interactions.
+          seed: of the run.
+          window_bytes: about how large a window is; at least one step's.
+        """
+        super().__init__(setup, train, seed)
+        self._window_bytes = window_bytes
+        self._thread = futures.ThreadPoolExecutor(1, "vaecf-feed")
+
+    def prepare(
+        self, order: np.ndarray, setup: TrainSetup | None = None
+    ) -> Epoch:
+        """See `InputPipeline`."""
+        steps, batch_size = order.shape
+        shards = self._problem.data_shards
+        step_bytes = 4 * self._counts.mean() * batch_size
+        length = int(np.clip(self._window_bytes / max(step_bytes, 1), 1, steps))
+        order_WLB = np.pad(
+            order,
+            ((0, -steps % length), (0, 0)),
+            constant_values=self._train.n_users,
+        ).reshape(-1, length, batch_size)
+        # The users of a shard, in the order in which it takes them.
+        user_WDU = (
+            order_WLB.reshape(-1, length, shards, batch_size // shards)
+            .swapaxes(1, 2)
+            .reshape(len(order_WLB), shards, -1)
+        )
+        n_items = _usual_slots(
+            self._counts, user_WDU.reshape(len(user_WDU), -1), shards
+        )
+        place = mesh_lib.shardings(self._problem.mesh, P(mesh_lib.DATA))
+
+        own = mesh_lib.local_data_shards(self._problem.mesh)
+
+        def assemble(w: int) -> sparse_batch.Csr:
+            # Only what is this process's: the others' users are not read.
+            window = sparse_batch.window(
+                self._train.indptr,
+                self._train.indices,
+                user_WDU[w][own],
+                n_items,
+            )
+            if len(own) == shards:
+                return jax.device_put(window, place)
+            return sparse_batch.Csr(
+                *(
+                    processes.from_shards(
+                        dict(zip(own, np.split(x, len(own)))), shards, place
+                    )
+                    for x in window
+                )
+            )
+
+        in_window = np.arange(length * batch_size // shards, dtype=np.int32)
+        return Epoch(
+            steps=steps,
+            users=_users(self._counts, order),
+            n_slots=slots(self._counts, order, self._problem),
+            order=processes.put(
+                np.tile(in_window.reshape(length, -1), (1, shards)),
+                self._by_user,
+            ),
+            window=_Ahead(assemble, len(user_WDU), self._thread),
+            csr_spec=P(mesh_lib.DATA),
+            setup=setup or self._problem,
+        )
+
+
+class _Ahead:
+    """Windows in their order, the next made in a thread while one is used."""
+
+    def __init__(
+        self,
+        make: Callable[[int], sparse_batch.Csr],
+        n: int,
+        thread: futures.Executor,
+    ) -> None:
+        self._make, self._n, self._thread = make, n, thread
+        self._made: dict[int, futures.Future[sparse_batch.Csr]] = {}
+
+    def __call__(self, w: int) -> sparse_batch.Csr:
+        self._made = {
+            i: self._made.get(i) or self._thread.submit(self._make, i)
+            for i in range(w, min(w + 2, self._n))
+        }
+        return self._made[w].result()
+
+
+def _users(counts: np.ndarray, order: np.ndarray) -> int:
+    """Users who have items, of those in it."""
+    return int((counts[order] > 0).sum())
+
+
+def slots(counts: np.ndarray, order: np.ndarray, setup: TrainSetup) -> int:
+    """Slots of a microbatch.
+
+    Args:
+      counts: int [n_users + 1], interactions, 0 for the padding user.
+      order: int32 [steps, batch_size].
+      setup: static.
+    """
+    return _usual_slots(counts, order, setup.parts(order.shape[1]))
+
+
+def _usual_slots(counts: np.ndarray, order: np.ndarray, parts: int) -> int:
+    """Slots that hold each part of a row: as a rule the same in every epoch."""
+    return max(
+        sparse_batch.slots_to_expect(counts[:-1], order.shape[1] // parts),
+        sparse_batch.slots_for(counts[order], parts),
+    )
+
+
+def _program_bytes(programs: Iterable[Any]) -> int:
+    sizes = [program.memory_analysis() for program in programs]
+    return max(
+        (
+            # Donated arguments are the outputs.
+            x.argument_size_in_bytes
+            + x.output_size_in_bytes
+            - x.alias_size_in_bytes
+            + x.temp_size_in_bytes
+            for x in sizes
+            if x is not None  # not every backend says
+        ),
+        default=0,
+    )
+
+
+def make_pipeline(
+    kind: str, setup: TrainSetup, train: Any, seed: int
+) -> InputPipeline:
+    """The feed of `config.data.feed`; 'auto' as `choose` says."""
+    if kind == "auto":
+        kind, _ = choose(train)
+    feed = ResidentPipeline if kind == "resident" else StreamedPipeline
+    return feed(setup, train, seed)
+
+
+def choose(train: Any) -> tuple[str, str]:
+    """Feed for so many interactions on this device, and why.
+
+    Resident when they take less than a quarter of the free memory, so that
+    parameters, activations and evaluation have the rest.
+    """
+    if not processes.alone():
+        return "streamed", "every process reads its own users only"
+    needed, free = 4 * train.nnz, memory.device_free_bytes()
+    if train.nnz >= 2**31:
+        return "streamed", f"{train.nnz:,} interactions are 2**31 or more"
+    if free is None:
+        return "resident", f"{needed / 1e6:,.0f} MB; free memory is not known"
+    kind = "resident" if needed < free / 4 else "streamed"
+    return kind, f"{needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free"

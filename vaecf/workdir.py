@@ -1,0 +1,289 @@
+"""A run's directory: its layout, its lock, and atomic writes.
+
+config.json      settings of the run
+dataset.json     manifest of the dataset
+items.parquet    raw item ids, so that the directory is self-contained
+linear/          the linear branch of a blend
+checkpoints/     latest (to resume) and best (to use)
+metrics.jsonl    one record per line;  tensorboard/  the same as events
+results.json     metrics of the test users, and the speed of training
+per_user.parquet the same metrics per test user and model
+report.html      the run as a page
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vaecf import config as config_lib
+from vaecf.config import Config
+from vaecf.errors import VaecfError
+
+CONFIG, DATASET, ITEMS = "config.json", "dataset.json", "items.parquet"
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+RESULTS, PER_USER, REPORT = "results.json", "per_user.parquet", "report.html"
+LINEAR, WEIGHTS = "linear", "weights.json"
+MEMBERS, SWEEP = "members.csv", "sweep.json"
+
+# What a directory can hold, and the file that identifies it.
+_KINDS = {
+    "run": ("a run", CONFIG),
+    "population": ("a population", MEMBERS),
+    "sweep": ("a sweep", SWEEP),
+}
+
+
+# --- Atomic writes ----------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary path whose file replaces `path` at the end.
+
+    The temporary file is flushed to the disk and then renamed, so that a
+    reader, or a crash, sees the old file or the new one. Parent directories
+    are created. If the block raises, `path` stays as it is.
+
+    Raises:
+      VaecfError: the file cannot be written.
+    """
+    target = pathlib.Path(path)
+    temporary = target.with_name(f".{target.name}.tmp-{_unique()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_directory(target.parent)
+    except OSError as error:
+        raise VaecfError(
+            f"cannot write {target}: {error.strerror or error}; free space or "
+            "choose another path"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replaces a file atomically; see `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a new directory to fill, which replaces `directory` at the end.
+
+    If the block raises, `directory` stays as it is and the new directory is
+    removed. The caller decides whether an existing directory may be replaced.
+
+    Raises:
+      VaecfError: the disk or the permissions do not allow it.
+    """
+    target = pathlib.Path(os.path.realpath(directory))
+    mark = _unique()
+    fresh = target.parent / f".{target.name}.tmp-{mark}"
+    old = target.parent / f".{target.name}.old-{mark}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        yield fresh
+        _sync_directory(fresh)
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(fresh, target)
+        except OSError:
+            if old.exists():
+                os.rename(old, target)
+            raise
+        _sync_directory(target.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise VaecfError(f"cannot write {directory}: {reason}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if target.exists():  # otherwise the old directory is the only one
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file atomically; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises:
+      VaecfError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise VaecfError(
+            f"{path}: no such file; is its directory the workdir of a run?"
+        ) from None
+    except OSError as error:
+        raise VaecfError(
+            f"{path}: cannot be read ({error.strerror}); give the workdir of a "
+            "run"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VaecfError(f"{path}: not JSON ({error})") from None
+
+
+def _unique() -> str:
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _sync_directory(path: pathlib.Path) -> None:
+    """Makes renames within a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- Lock and identity ------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the workdir for this process; the lock dies with the process.
+
+    Raises:
+      VaecfError: another process holds it, or it cannot be created.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "a+")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise VaecfError(
+            f"workdir {workdir} cannot be written ({error.strerror}): choose "
+            "another workdir"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise VaecfError(
+                f"workdir {workdir} is in use by process {holder}: wait for "
+                "that process, or choose another workdir"
+            ) from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def require_no_other(workdir: pathlib.Path, kind: str) -> None:
+    """Raises if the directory holds another kind of content.
+
+    Args:
+      workdir: the directory that `kind` is to use.
+      kind: 'run', 'population' or 'sweep'.
+
+    Raises:
+      VaecfError: names what the directory holds.
+    """
+    if (workdir / _KINDS[kind][1]).exists():
+        return
+    for other, (name, file) in _KINDS.items():
+        if other != kind and (workdir / file).exists():
+            raise VaecfError(
+                f"workdir {workdir} holds {name} ({file}): {_KINDS[kind][0]} "
+                "needs a directory of its own"
+            )
+
+
+def read_config(workdir: pathlib.Path) -> Config:
+    """Returns the settings of the run in `workdir`.
+
+    Raises:
+      VaecfError: config.json is missing, damaged, or lacks a key.
+    """
+    return config_lib.from_mapping(read_json(workdir / CONFIG))
+
+
+def check_or_create(
+    workdir: pathlib.Path, config: Config, dataset: Any, *, train: bool = True
+) -> None:
+    """Records what the run is, or checks that it is still the same run.
+
+    Args:
+      workdir: a directory that the caller has `locked`.
+      config: settings of this call.
+      dataset: dataset of this call, with `manifest`, `name`, `path` and
+        `write_identity`.
+      train: False for a call that only scores: it may use another precision,
+        and nothing is written.
+
+    Raises:
+      VaecfError: the workdir holds a run with another config or dataset; names
+        the keys that differ.
+    """
+    require_no_other(workdir, "run")
+    values = config.to_dict()
+    # A run without a checkpoint has no results that a change could invalidate.
+    if (workdir / CHECKPOINTS).is_dir():
+        old = read_json(workdir / CONFIG)
+        if not train:
+            old["precision"] = values["precision"]
+        _check_config(workdir, old, values)
+        _check_dataset(workdir, read_json(workdir / DATASET), dataset)
+    elif train:
+        dataset.write_identity(workdir)
+        # Blend weights of an earlier model do not fit the new one.
+        (workdir / LINEAR / WEIGHTS).unlink(missing_ok=True)
+    if train:
+        write_json(workdir / CONFIG, values)
+
+
+def _check_config(
+    workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+    keys = config_lib.differing_keys(old, new)
+    if not keys:
+        return
+    flat_old, flat_new = config_lib.flatten(old), config_lib.flatten(new)
+    changes = "; ".join(
+        f"config.{key} was {flat_old.get(key)!r} and is {flat_new.get(key)!r}"
+        for key in keys
+    )
+    raise VaecfError(
+        f"workdir {workdir} holds a run with another config: {changes}. Use "
+        "the same values to resume it, or choose another workdir"
+    )
+
+
+def _check_dataset(
+    workdir: pathlib.Path, old: Mapping[str, Any], dataset: Any
+) -> None:
+    if old == dataset.manifest:
+        return
+    keys = sorted(
+        key
+        for key in old.keys() | dataset.manifest.keys()
+        if old.get(key) != dataset.manifest.get(key)
+    )
+    raise VaecfError(
+        f"workdir {workdir} holds a run on another dataset: "
+        f"{old.get('name')!r}, and {dataset.path} is {dataset.name!r} (they "
+        f"differ in {', '.join(keys)}). Use the dataset of the run, or choose "
+        "another workdir"
+    )
