@@ -2,8 +2,9 @@
 
 Test NDCG@100 .439, Recall@20 .427, Recall@50 .620 with seed 0 (standard error
 over the 400 test users .012, .014, .014), in 3 s on 2 cores. EASE (l2 500)
-reaches .448, popularity .125, and ranking by the truth .473: the data are a
-mixture of groups, which a linear model fits as well as any.
+reaches .448, popularity .125, and ranking by the generating distribution
+.473: the data are a mixture of groups, which a linear model fits as well as
+any.
 
     python experiments/prepare_dataset.py --dataset=synthetic \\
         --output=data/synthetic

@@ -123,7 +123,7 @@ def test_results_in_groups_for_the_report() -> None:
         **both,
         "users_left_out": 2,
         "ease": both,
-        "truth": both,
+        "oracle": both,
     }
     grouped = experiment.for_report(results)
     assert grouped == {
@@ -131,7 +131,7 @@ def test_results_in_groups_for_the_report() -> None:
         "validation": cell,
         "test": {**cell, "users_left_out": 2},
         "baselines": {"ease": both},
-        "references": {"truth": both},
+        "references": {"oracle": both},
     }
     assert "users_left_out" not in results["test"]
     assert experiment.for_report({}) == {"baselines": {}, "references": {}}

@@ -26,7 +26,7 @@ from vaecf.evaluation import (
     metrics,
 )
 from vaecf.evaluation.baselines import BASELINES, Settings
-from vaecf.evaluation.held_out import TRUTH
+from vaecf.evaluation.held_out import ORACLE
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import report, tables, writers
@@ -344,7 +344,7 @@ def _test(
     log: Callable[[str], None],
 ) -> None:
     """Fills results['test'] and the baselines; per_user.parquet; a table."""
-    for key in ("history_length", TRUTH):
+    for key in ("history_length", ORACLE):
         results.pop(key, None)  # of an earlier call's metrics
     evaluation = held_out.evaluate(model, dataset, "test", ranked_by)
     assert evaluation is not None  # `run` refuses a dataset without any
@@ -355,8 +355,8 @@ def _test(
         results["history_length"] = evaluator.by_history_length(
             evaluation.per_user[metric], dataset.test.fold_in.counts
         )
-    if dataset.truth is not None:
-        results[TRUTH] = held_out.truth(model, dataset)
+    if dataset.oracle is not None:
+        results[ORACLE] = held_out.oracle(model, dataset)
     title = model.config.title
     frames = {title: held_out.per_user(title, evaluation, dataset)}
     frames |= baselines.keep(
@@ -399,8 +399,8 @@ def _test(
             protocol=dataset.protocol,
             dataset=dataset.name,
             users_left_out=evaluation.left_out,
-            references=(TRUTH,),
-            footnote=held_out.truth_note(results),
+            references=(ORACLE,),
+            footnote=held_out.oracle_note(results),
         )
     )
 
@@ -476,7 +476,7 @@ def _records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
-    """results.json's content with baselines and truth in groups."""
+    """results.json's content with baselines and oracle in groups."""
     keys = ("train", "validation", "test", "history_length", "linear")
     grouped = {key: results[key] for key in keys if key in results}
     if "test" in grouped and "users_left_out" in results:
@@ -487,7 +487,9 @@ def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
         for n in BASELINES
         if n in results
     }
-    grouped["references"] = {TRUTH: results[TRUTH]} if TRUTH in results else {}
+    grouped["references"] = (
+        {ORACLE: results[ORACLE]} if ORACLE in results else {}
+    )
     return grouped
 
 

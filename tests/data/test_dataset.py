@@ -164,13 +164,13 @@ def test_indices_are_mapped_not_read(tmp_path):
     assert not written.train.indices.flags.writeable
 
 
-def test_truth_is_kept(tmp_path):
-    truth = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    made = example(truth=truth, truth_facts={"groups": 2})
+def test_oracle_is_kept(tmp_path):
+    oracle = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    made = example(oracle=oracle, oracle_facts={"groups": 2})
     written = write_dataset(tmp_path / "a", made)
-    np.testing.assert_array_equal(written.truth["weights"], truth["weights"])
-    assert written.manifest["truth"] == {"groups": 2}
-    assert write_dataset(tmp_path / "b", example()).truth is None
+    np.testing.assert_array_equal(written.oracle["weights"], oracle["weights"])
+    assert written.manifest["oracle"] == {"groups": 2}
+    assert write_dataset(tmp_path / "b", example()).oracle is None
 
 
 def test_the_hash_knows_every_part():

@@ -1,4 +1,4 @@
-"""Generated data: its law, its truth and its calibration."""
+"""Generated data: its law, its oracle and its calibration."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_every_item_is_seen_in_training_however_few_users() -> None:
         )
 
 
-# --- the truth ---------------------------------------------------------------
+# --- the oracle ---------------------------------------------------------------
 
 
 def ndcg(scores: np.ndarray, seen: set[int], wanted: set[int]) -> float:
@@ -225,16 +225,16 @@ def ndcg(scores: np.ndarray, seen: set[int], wanted: set[int]) -> float:
     return float(sum(gains) / ideal)
 
 
-def test_truth_describes_the_users_in_the_tables_order(
+def test_oracle_describes_the_users_in_the_tables_order(
     dataset: Dataset,
 ) -> None:
-    truth = synthetic.truth_of(dataset)
-    assert truth is not None
-    assert truth.user_group.shape == (4_800, 20)
-    assert truth.group_item.shape == (20, 1_000)
-    assert truth.user_group.dtype == truth.group_item.dtype == np.float32
-    np.testing.assert_allclose(truth.user_group.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(truth.group_item.sum(axis=1), 1, rtol=1e-5)
+    oracle = synthetic.oracle_of(dataset)
+    assert oracle is not None
+    assert oracle.user_group.shape == (4_800, 20)
+    assert oracle.group_item.shape == (20, 1_000)
+    assert oracle.user_group.dtype == oracle.group_item.dtype == np.float32
+    np.testing.assert_allclose(oracle.user_group.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(oracle.group_item.sum(axis=1), 1, rtol=1e-5)
     # The likelihood of each user's items is best under the user's own row.
     starts = {"train": 0, "validation": 4_000, "test": 4_400}
     matrices = {
@@ -244,41 +244,41 @@ def test_truth_describes_the_users_in_the_tables_order(
     }
     for split, matrix in matrices.items():
         rows = np.arange(400)
-        own = np.log(truth.scores(starts[split] + rows))
-        other = np.log(truth.scores(starts[split] + (rows + 1) % 400))
+        own = np.log(oracle.scores(starts[split] + rows))
+        other = np.log(oracle.scores(starts[split] + (rows + 1) % 400))
         x = matrix.rows(slice(0, 400)).to_scipy().toarray()
         assert ((x * own).sum(1) > (x * other).sum(1)).mean() > 0.8
 
 
-def test_truth_beats_popularity_by_far(dataset: Dataset) -> None:
-    truth = synthetic.truth_of(dataset)
-    assert truth is not None
+def test_oracle_beats_popularity_by_far(dataset: Dataset) -> None:
+    oracle = synthetic.oracle_of(dataset)
+    assert oracle is not None
     fold_in, held_out = dataset.test
     popular = dataset.train.item_counts().astype(np.float64)
-    of_truth, of_popularity = [], []
+    of_oracle, of_popularity = [], []
     for user in range(150):
         wanted = set(held_out.row(user).tolist())
         seen = set(fold_in.row(user).tolist())
-        scores = truth.scores(np.array([4_400 + user]))[0]
-        of_truth.append(ndcg(scores, seen, wanted))
+        scores = oracle.scores(np.array([4_400 + user]))[0]
+        of_oracle.append(ndcg(scores, seen, wanted))
         of_popularity.append(ndcg(popular, seen, wanted))
-    assert np.mean(of_truth) > 0.4
-    assert np.mean(of_popularity) < 0.5 * np.mean(of_truth)
+    assert np.mean(of_oracle) > 0.4
+    assert np.mean(of_popularity) < 0.5 * np.mean(of_oracle)
 
 
-def test_truth_survives_the_disk(tmp_path: pathlib.Path) -> None:
+def test_oracle_survives_the_disk(tmp_path: pathlib.Path) -> None:
     made = synthetic.make(
         "synthetic", n_train_users=60, n_held_out_users=6, n_items=100
     )
     write_dataset(tmp_path / "d", made)
     opened = open_dataset(tmp_path / "d", verify=True)
     assert opened.manifest_hash == made.manifest_hash
-    before, after = synthetic.truth_of(made), synthetic.truth_of(opened)
+    before, after = synthetic.oracle_of(made), synthetic.oracle_of(opened)
     assert before is not None
     assert after is not None
     np.testing.assert_array_equal(before.user_group, after.user_group)
     np.testing.assert_array_equal(before.group_item, after.group_item)
-    facts = opened.manifest["truth"]
+    facts = opened.manifest["oracle"]
     assert facts["seed"] == 0
     assert facts["generator"]["n_items"] == 100
 

@@ -107,7 +107,7 @@ def tiny() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def truth_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def oracle_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """120 + 20 + 20 users, 40 items, and what generated them."""
     made = synthetic.make(
         "synthetic",
@@ -116,28 +116,28 @@ def truth_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         n_items=40,
         n_groups=4,
     )
-    path = tmp_path_factory.mktemp("truth") / "data"
+    path = tmp_path_factory.mktemp("oracle") / "data"
     dataset.write_dataset(path, made)
     return path
 
 
 @pytest.fixture(scope="session")
 def data_dir(
-    truth_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+    oracle_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
-    """The same without the truth, as real data is."""
-    made = dataset.open_dataset(truth_dir)
+    """The same without the oracle, as real data is."""
+    made = dataset.open_dataset(oracle_dir)
     manifest = {
         **made.manifest,
         "arrays": {
             name: entry
             for name, entry in made.manifest["arrays"].items()
-            if not name.startswith("truth.")
+            if not name.startswith("oracle.")
         },
     }
     path = tmp_path_factory.mktemp("real") / "data"
     dataset.write_dataset(
-        path, dataclasses.replace(made, truth=None, manifest=manifest)
+        path, dataclasses.replace(made, oracle=None, manifest=manifest)
     )
     return path
 
@@ -158,14 +158,14 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(
     tiny: tuple[str, ...],
-    truth_dir: pathlib.Path,
+    oracle_dir: pathlib.Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:
     """Not to be written to: copy it."""
     folder = tmp_path_factory.mktemp("trained")
     arguments = (
         *tiny,
-        f"--data_dir={truth_dir}",
+        f"--data_dir={oracle_dir}",
         f"--workdir={folder / 'run'}",
         "--train",
         "--test",

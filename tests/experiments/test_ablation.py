@@ -11,14 +11,14 @@ from scipy import stats
 
 
 @pytest.fixture(scope="module")
-def blends(tiny, truth_dir, tmp_path_factory, command):
+def blends(tiny, oracle_dir, tmp_path_factory, command):
     """Two seeds, and EASE in the first."""
     folders = [tmp_path_factory.mktemp("blend") / str(seed) for seed in (0, 1)]
     for seed, folder in enumerate(folders):
         done = command(
             "main",
             *tiny,
-            f"--data_dir={truth_dir}",
+            f"--data_dir={oracle_dir}",
             f"--workdir={folder}",
             f"--config.seed={seed}",
             "--config.linear.l2=20",

@@ -79,9 +79,9 @@ def held_out(data: Dataset, split: str) -> list[set]:
 
 
 def test_the_models_metrics_are_those_of_its_recommendations(
-    trained, truth_dir
+    trained, oracle_dir
 ) -> None:
-    data = open_dataset(truth_dir)
+    data = open_dataset(oracle_dir)
     model = vaecf.Recommender.load(trained.workdir)
     for split in ("validation", "test"):
         fold_in = data.split(split).fold_in
@@ -102,9 +102,9 @@ def test_the_models_metrics_are_those_of_its_recommendations(
         check(results(trained.workdir)[split], ranked, held_out(data, split))
 
 
-def test_the_baselines_metrics(trained, truth_dir) -> None:
-    """Popularity, EASE in closed form, and the planted truth, in float64."""
-    data = open_dataset(truth_dir)
+def test_the_baselines_metrics(trained, oracle_dir) -> None:
+    """Popularity, EASE in closed form, and the oracle, in float64."""
+    data = open_dataset(oracle_dir)
     x_UI = data.train.to_scipy().toarray().astype(np.float64)
     gram_II = x_UI.T @ x_UI + 500.0 * np.eye(data.n_items)
     inverse_II = np.linalg.inv(gram_II)
@@ -119,16 +119,16 @@ def test_the_baselines_metrics(trained, truth_dir) -> None:
         scores = {
             "popularity": np.tile(x_UI.sum(axis=0), (fold_in.n_users, 1)),
             "ease": fold_in.to_scipy().toarray() @ weight_II,
-            "truth": data.truth["user_group"][users].astype(np.float64)
-            @ data.truth["group_item"],
+            "oracle": data.oracle["user_group"][users].astype(np.float64)
+            @ data.oracle["group_item"],
         }
         for name, score_UI in scores.items():
             ranked = rank(score_UI, data, split)
             check(left[name][split], ranked, held_out(data, split))
 
 
-def test_per_user_values_are_those_of_the_table(trained, truth_dir) -> None:
-    data = open_dataset(truth_dir)
+def test_per_user_values_are_those_of_the_table(trained, oracle_dir) -> None:
+    data = open_dataset(oracle_dir)
     frame = pl.read_parquet(trained.folder / "per_user.parquet")
     assert frame.equals(pl.read_parquet(trained.workdir / "per_user.parquet"))
     assert frame.columns == [
@@ -157,7 +157,7 @@ def test_per_user_values_are_those_of_the_table(trained, truth_dir) -> None:
 def test_results(trained) -> None:
     left = results(trained.workdir)
     baselines = {"popularity", "itemknn", "ials", "ease"}
-    assert {"train", "validation", "test", "truth", *baselines} < set(left)
+    assert {"train", "validation", "test", "oracle", *baselines} < set(left)
     train = left["train"]
     assert train["epochs"] == 3 and 1 <= train["best_epoch"] <= 3
     assert train["users_per_second"] > 0 and train["seconds"] > 0
@@ -193,18 +193,18 @@ def test_metrics_of_every_epoch_and_validation(trained) -> None:
     )
 
 
-def test_what_the_run_is(trained, truth_dir) -> None:
+def test_what_the_run_is(trained, oracle_dir) -> None:
     config = json.loads((trained.workdir / "config.json").read_text())
     assert config["model"]["hidden"] == [12] and config["model"]["latent"] == 6
     assert (
         config["train"]["batch_size"] == 50 and config["train"]["epochs"] == 3
     )
     assert config["eval"]["every_epochs"] == 1
-    assert config["data"]["dir"] == str(truth_dir)
+    assert config["data"]["dir"] == str(oracle_dir)
     manifest = json.loads((trained.workdir / "dataset.json").read_text())
-    assert manifest == open_dataset(truth_dir).manifest
+    assert manifest == open_dataset(oracle_dir).manifest
     items = pl.read_parquet(trained.workdir / "items.parquet")
-    assert items["item"].to_list() == list(open_dataset(truth_dir).items.ids)
+    assert items["item"].to_list() == list(open_dataset(oracle_dir).items.ids)
 
 
 def test_the_report_is_self_contained(trained) -> None:
@@ -215,7 +215,7 @@ def test_the_report_is_self_contained(trained) -> None:
         "mult_vae on synthetic",
         "popularity",
         "ease",
-        "truth",
+        "oracle",
         "item-",
     ):
         assert text in page
@@ -333,7 +333,7 @@ def test_the_same_command_again(trained, workdir, command) -> None:
     assert done.status == 0, done.err
     assert "nothing left to train: 3 epochs are done" in done.out
     after = results(workdir)
-    for key in ("validation", "test", "truth"):
+    for key in ("validation", "test", "oracle"):
         assert after[key] == before[key]
     for key in ("popularity", "itemknn", "ials", "ease"):
         assert after[key].pop("fit_seconds") > 0
@@ -492,7 +492,7 @@ def test_results_never_mix_two_models_or_two_settings(
     trained, workdir, command
 ) -> None:
     """What one call measured does not stand beside what another one did."""
-    assert {"test", "inference", "ease", "truth"} < set(results(workdir))
+    assert {"test", "inference", "ease", "oracle"} < set(results(workdir))
     assert results(workdir)["ease"]["l2"] == 500
     again = ("main", "--test", f"--workdir={workdir}")
     done = command(*again, "--config.eval.metrics=('ndcg@10',)")

@@ -206,11 +206,16 @@ def workdir(trained, here) -> pathlib.Path:
     ],
 )
 def test_another_config_in_the_workdir(
-    trained, workdir, tiny, truth_dir, command, flag, message
+    trained, workdir, tiny, oracle_dir, command, flag, message
 ) -> None:
     before = listing(workdir)
     done = command(
-        "main", *tiny, f"--data_dir={truth_dir}", "--workdir=w", "--train", flag
+        "main",
+        *tiny,
+        f"--data_dir={oracle_dir}",
+        "--workdir=w",
+        "--train",
+        flag,
     )
     refused(done, message, "--workdir=w", "another workdir")
     assert listing(workdir) == before
@@ -238,7 +243,7 @@ def test_another_dataset_in_the_workdir(
     assert listing(workdir) == before
 
 
-def test_a_workdir_in_use(workdir, tiny, truth_dir, command) -> None:
+def test_a_workdir_in_use(workdir, tiny, oracle_dir, command) -> None:
     hold = (
         "import fcntl, sys\n"
         "lock = open(sys.argv[1], 'a+')\n"

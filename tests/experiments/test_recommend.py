@@ -13,8 +13,8 @@ from vaecf.data.dataset import open_dataset
 
 
 @pytest.fixture(scope="module")
-def histories(truth_dir) -> pd.DataFrame:
-    data = open_dataset(truth_dir)
+def histories(oracle_dir) -> pd.DataFrame:
+    data = open_dataset(oracle_dir)
     rows = [
         (user, data.items.ids[i])
         for user in (9, 2, 5)

@@ -211,16 +211,16 @@ def cases(x):
             linear.fit_ease(interactions(x), 5.0),
             x @ ease(x, 5.0),
         ),
-        "truth": (
-            linear.truth_scores,
-            linear.fit_truth(mixture, group_item),
+        "oracle": (
+            linear.oracle_scores,
+            linear.fit_oracle(mixture, group_item),
             mixture @ group_item,
         ),
     }
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 4), (4, 1)])
-@pytest.mark.parametrize("name", ["popularity", "ease", "truth"])
+@pytest.mark.parametrize("name", ["popularity", "ease", "oracle"])
 def test_scores(x, name, shape):
     scores, params, expected = cases(x)[name]
     mesh = mesh_lib.make_mesh(*shape)

@@ -78,7 +78,7 @@ class Dataset:
       users: raw ids of the rows: train, then validation, then test.
       manifest: see ``make_dataset``.
       path: its directory, or None while only in memory.
-      truth: arrays that the generator of synthetic data knows, by name; None
+      oracle: arrays that the generator of synthetic data knows, by name; None
         for real data.
     """
 
@@ -91,7 +91,7 @@ class Dataset:
     users: IdTable
     manifest: dict[str, Any]
     path: pathlib.Path | None = None
-    truth: Mapping[str, np.ndarray] | None = None
+    oracle: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         """Checks that the parts fit each other."""
@@ -165,8 +165,8 @@ def _arrays(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
     for part, matrix in _matrices(dataset):
         yield f"{part}.indptr", matrix.indptr
         yield f"{part}.indices", matrix.indices
-    for name, array in (dataset.truth or {}).items():
-        yield f"truth.{name}", np.asarray(array)
+    for name, array in (dataset.oracle or {}).items():
+        yield f"oracle.{name}", np.asarray(array)
 
 
 def write_identity(
@@ -189,8 +189,8 @@ def make_dataset(
     constants: Mapping[str, Any] | None = None,
     counts: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
-    truth: Mapping[str, np.ndarray] | None = None,
-    truth_facts: Mapping[str, Any] | None = None,
+    oracle: Mapping[str, np.ndarray] | None = None,
+    oracle_facts: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """A dataset in memory, with its manifest.
 
@@ -206,8 +206,8 @@ def make_dataset(
       counts: what happened on the way here (rows read, dropped ...); the
         sizes of the result are added.
       source: ``{"file", "sha256", "bytes"}``, or None if there is no file.
-      truth: arrays that a generator knows, stored as ``truth.*.npy``.
-      truth_facts: figures that a generator knows, stored in the manifest.
+      oracle: arrays that a generator knows, stored as ``oracle.*.npy``.
+      oracle_facts: figures that a generator knows, stored in the manifest.
 
     Returns:
       The dataset; ``path`` is None. Equal input gives an equal manifest: it
@@ -227,7 +227,7 @@ def make_dataset(
         constants=constants or {},
         counts=counts or {},
         source=source,
-        truth_facts=truth_facts,
+        oracle_facts=oracle_facts,
     )
     dataset = Dataset(
         name,
@@ -238,7 +238,7 @@ def make_dataset(
         items,
         users,
         manifest,
-        truth=truth,
+        oracle=oracle,
     )
     manifest["arrays"] = {
         key: storage.describe_array(array) for key, array in _arrays(dataset)
@@ -354,10 +354,10 @@ def open_dataset(
             )
             for part in _PARTS
         )
-        truth = {
-            name.removeprefix("truth."): array
+        oracle = {
+            name.removeprefix("oracle."): array
             for name, array in arrays.items()
-            if name.startswith("truth.")
+            if name.startswith("oracle.")
         }
         dataset = Dataset(
             manifest["name"],
@@ -369,7 +369,7 @@ def open_dataset(
             users,
             manifest,
             path,
-            truth or None,
+            oracle or None,
         )
         if verify:
             for _, matrix in _matrices(dataset):

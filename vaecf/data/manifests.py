@@ -26,7 +26,7 @@ def build(
     constants: Mapping[str, Any],
     counts: Mapping[str, Any],
     source: Mapping[str, Any] | None,
-    truth_facts: Mapping[str, Any] | None,
+    oracle_facts: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """A manifest without its arrays' digests: see ``make_dataset``.
 
@@ -38,7 +38,7 @@ def build(
       constants: the protocol's.
       counts: added to the sizes of the matrices.
       source: of the ratings, or None.
-      truth_facts: of generated data, or None.
+      oracle_facts: of generated data, or None.
     """
     sizes: dict[str, Any] = {
         "users": len(tables["users"]),
@@ -69,8 +69,8 @@ def build(
             for which, table in tables.items()
         },
     }
-    if truth_facts is not None:
-        manifest["truth"] = _plain(truth_facts)
+    if oracle_facts is not None:
+        manifest["oracle"] = _plain(oracle_facts)
     return manifest
 
 

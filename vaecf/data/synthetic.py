@@ -115,7 +115,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-class Truth(NamedTuple):
+class Oracle(NamedTuple):
     """What the generator knows.
 
     Attributes:
@@ -205,7 +205,7 @@ def draw_mixtures(
 
 
 def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
-    """Generates a dataset with strong generalisation, truth included.
+    """Generates a dataset with strong generalisation, oracle included.
 
     Users are independent draws of one law, so the first `n_train_users` of
     them are as good a random choice of training users as any, and `splits`
@@ -235,7 +235,7 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
 
     Returns:
       A `Dataset` of protocol ``vaecf`` with integer user ids, string item
-      ids, and `truth` (see `truth_of`).
+      ids, and `oracle` (see `oracle_of`).
 
     Raises:
       VaecfError: unknown name or field, or sizes that do not fit.
@@ -273,16 +273,16 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
             "min_items_per_user": int(lengths.min()),
             "min_users_per_item": 0,
         },
-        truth=Truth(user_group, group_item.astype(np.float32))._asdict(),
-        truth_facts={"generator": dataclasses.asdict(recipe), "seed": seed},
+        oracle=Oracle(user_group, group_item.astype(np.float32))._asdict(),
+        oracle_facts={"generator": dataclasses.asdict(recipe), "seed": seed},
     )
 
 
-def truth_of(dataset: Dataset) -> Truth | None:
+def oracle_of(dataset: Dataset) -> Oracle | None:
     """What the generator knew of a dataset, or None if it is real."""
-    if dataset.truth is None:
+    if dataset.oracle is None:
         return None
-    return Truth(**dataset.truth)
+    return Oracle(**dataset.oracle)
 
 
 def _recipe(name: str, overrides: dict[str, Any]) -> Recipe:

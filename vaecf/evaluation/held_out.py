@@ -17,7 +17,7 @@ from vaecf.training import loop
 if TYPE_CHECKING:
     import polars as pl
 
-TRUTH = "truth"
+ORACLE = "oracle"
 SPLITS = ("validation", "test")
 
 
@@ -72,22 +72,22 @@ def summary(
     return {} if result is None else result.summary
 
 
-def truth(model: TrainedModel, dataset: Dataset) -> dict[str, Any]:
+def oracle(model: TrainedModel, dataset: Dataset) -> dict[str, Any]:
     """Summaries of both splits, ranked by what generated the data."""
-    assert dataset.truth is not None
-    user_group = dataset.truth["user_group"]
+    assert dataset.oracle is not None
+    user_group = dataset.oracle["user_group"]
     train, validation, _ = dataset.split_sizes
     rows = {
         "validation": user_group[train : train + validation],
         "test": user_group[train + validation :],
     }
-    group_item = dataset.truth["group_item"]
+    group_item = dataset.oracle["group_item"]
     return {
         split: summary(
             model,
             dataset,
             split,
-            entrant(model, scorers.truth(mixture, group_item)),
+            entrant(model, scorers.oracle(mixture, group_item)),
         )
         for split, mixture in rows.items()
     }
@@ -161,11 +161,11 @@ def write_per_user(path: pathlib.Path, frames: Iterable[pl.DataFrame]) -> None:
         ) from None
 
 
-def truth_note(results: Mapping[str, Any]) -> str | None:
-    """What the truth's row in a table means; None if there is none."""
-    if TRUTH not in results:
+def oracle_note(results: Mapping[str, Any]) -> str | None:
+    """What the oracle's row in a table means; None if there is none."""
+    if ORACLE not in results:
         return None
     return (
-        f"{TRUTH}: ranking by the probabilities that generated the data, the "
+        f"{ORACLE}: ranking by the probabilities that generated the data, the "
         "best that can be reached"
     )

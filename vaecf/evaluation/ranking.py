@@ -31,7 +31,7 @@ class Scorer(NamedTuple):
       apply: (params, batch, user_B) -> float32 [B, I], this item shard's
         scores inside shard_map, and all items' on one device, where there is
         no shard_map; -inf for padding items. `user_B` is the user's row in
-        the split, for those who know users (the planted truth).
+        the split, for scorers that depend on the user (the oracle).
       params: pytree of arrays, global.
       partition: mesh axis of each dimension of a parameter, by its name.
       n_items: items of the catalogue.

@@ -163,14 +163,14 @@ def ials(
     return Scorer(ials_lib.scores, params, ials_lib.PARTITION, train.n_items)
 
 
-def truth(user_group: np.ndarray, group_item: np.ndarray) -> Scorer:
+def oracle(user_group: np.ndarray, group_item: np.ndarray) -> Scorer:
     """The distribution that generated the users: the best any model can do.
 
     Args:
       user_group: float32 [U, G], mixture of each user of the split.
       group_item: float32 [G, I], item distribution of each group.
     """
-    params = linear.fit_truth(user_group, group_item)
+    params = linear.fit_oracle(user_group, group_item)
     return Scorer(
-        linear.truth_scores, params, linear.PARTITION, group_item.shape[1]
+        linear.oracle_scores, params, linear.PARTITION, group_item.shape[1]
     )

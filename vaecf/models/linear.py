@@ -1,4 +1,4 @@
-"""Baselines linear in the history: popularity, EASE, ItemKNN, known truth.
+"""Baselines linear in the history: popularity, EASE, ItemKNN, known oracle.
 
 Each is a function (params, batch, user_B) -> scores of this shard's items,
 and a fit on the host.
@@ -73,7 +73,7 @@ def lowering(batch: bag_of_items.SparseBatch) -> str:
     return "gather" if few else "dense"
 
 
-def truth_scores(
+def oracle_scores(
     params: dict[str, jax.Array],
     batch: bag_of_items.SparseBatch,
     user_B: jax.Array,
@@ -104,10 +104,10 @@ def fit_popularity(count_I: np.ndarray) -> dict[str, np.ndarray]:
     return {"item_score": pad_items(count_I)}
 
 
-def fit_truth(
+def fit_oracle(
     user_group: np.ndarray, group_item: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Parameters of `truth_scores`."""
+    """Parameters of `oracle_scores`."""
     return {
         "user_group": np.asarray(user_group, np.float32),
         "group_item": pad_items(group_item),
