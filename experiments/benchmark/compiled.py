@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from experiments.benchmark import collectives, memory, models
 from vaecf.errors import VaecfError
 from vaecf.models import sparse_batch
-from vaecf.models.bag_of_items import SparseBatch
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import step as step_lib
 from vaecf.training.step import TrainSetup

@@ -13,7 +13,7 @@ from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import ranking
 from vaecf.evaluation.ranking import Ranked, Ranker, Scorer, rank_local
-from vaecf.models import bag_of_items, sparse_batch
+from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 
 MESHES = [(1, 1), (4, 1), (2, 2), (1, 4)]
@@ -248,7 +248,7 @@ def test_an_axis_of_one_device_has_no_collectives(setup, mesh):
     axes = []
 
     def apply(params, batch, user_B):
-        axes.append(bag_of_items.varying_axes(batch.item_N))
+        axes.append(mesh_lib.varying_axes(batch.item_N))
         return scorer.apply(params, batch, user_B)
 
     ranker = Ranker(scorer._replace(apply=apply), mesh_lib.make_mesh(*mesh), 5)

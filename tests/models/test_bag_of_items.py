@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from vaecf.models import bag_of_items, likelihood
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
 USERS, ITEMS, UNITS, SLOTS = 6, 16, 3, 100
@@ -30,23 +31,23 @@ histories = st.lists(
 few = functools.partial(settings, deadline=None)
 
 
-def batch_of(users, n_slots=SLOTS) -> bag_of_items.SparseBatch:
+def batch_of(users, n_slots=SLOTS) -> SparseBatch:
     counts = [len(items) for items in users]
     item = np.zeros(n_slots, np.int32)
     row = np.full(n_slots, len(users), np.int32)
     item[: sum(counts)] = [i for items in users for i in items]
     row[: sum(counts)] = np.repeat(np.arange(len(users)), counts)
-    return bag_of_items.SparseBatch(item, row, np.array(counts, np.int32))
+    return SparseBatch(item, row, np.array(counts, np.int32))
 
 
-def sharded_batch(users, shards, n_slots=SLOTS) -> bag_of_items.SparseBatch:
+def sharded_batch(users, shards, n_slots=SLOTS) -> SparseBatch:
     """Each shard's rows count from its own first user."""
     size = len(users) // shards
     parts = [
         batch_of(users[k * size : (k + 1) * size], n_slots)
         for k in range(shards)
     ]
-    return bag_of_items.SparseBatch(*(np.concatenate(x) for x in zip(*parts)))
+    return SparseBatch(*(np.concatenate(x) for x in zip(*parts)))
 
 
 def dense(users, n_items=ITEMS) -> np.ndarray:

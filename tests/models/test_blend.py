@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vaecf.data.interactions import Interactions
-from vaecf.models import bag_of_items, blend, sparse_batch
+from vaecf.models import blend, sparse_batch
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
 ITEMS = 150  # 256 with padding
@@ -34,7 +35,7 @@ def path(train, request):
     return {**fitted, "gain": np.float32(1.7), "prior": np.float32(0.2)}
 
 
-def batch(users: int = len(HISTORIES)) -> bag_of_items.SparseBatch:
+def batch(users: int = len(HISTORIES)) -> SparseBatch:
     indptr = np.cumsum([0, *map(len, HISTORIES)])
     items = np.array([i for h in HISTORIES for i in h], np.int32)
     return jax.tree.map(

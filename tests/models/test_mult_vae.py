@@ -12,7 +12,8 @@ import scipy.special
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from vaecf.models import bag_of_items, mult_vae, registry
+from vaecf.models import mult_vae, registry
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
 USERS, ITEMS, ROWS, LATENT, SLOTS = 8, 10, 16, 3, 80
@@ -20,13 +21,13 @@ MODELS = ["mult_vae", "mult_dae"]
 HIDDEN = [(), (5,), (40, 20)]
 
 
-def batch_of(users, n_slots=SLOTS) -> bag_of_items.SparseBatch:
+def batch_of(users, n_slots=SLOTS) -> SparseBatch:
     counts = [len(items) for items in users]
     item = np.zeros(n_slots, np.int32)
     row = np.full(n_slots, len(users), np.int32)
     item[: sum(counts)] = [i for items in users for i in items]
     row[: sum(counts)] = np.repeat(np.arange(len(users)), counts)
-    return bag_of_items.SparseBatch(item, row, np.array(counts, np.int32))
+    return SparseBatch(item, row, np.array(counts, np.int32))
 
 
 def histories() -> list[list[int]]:
@@ -449,9 +450,7 @@ def test_a_mesh_equals_one_device(name, shape, lowering):
     mesh, size = mesh_lib.make_mesh(*shape), USERS // shape[0]
     weight = np.random.default_rng(2).normal(size=(2, USERS))
     parts = [batch_of(HISTORIES[k : k + size]) for k in range(0, USERS, size)]
-    sharded = bag_of_items.SparseBatch(
-        *(np.concatenate(x) for x in zip(*parts))
-    )
+    sharded = SparseBatch(*(np.concatenate(x) for x in zip(*parts)))
     specs = mesh_lib.specs(params, mult_vae.PARTITION)
 
     def local(params, batch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vaecf.models import likelihood
-from vaecf.models.bag_of_items import SparseBatch
+from vaecf.models.sparse_batch import SparseBatch
 
 USERS, UNITS, ITEMS = 48, 16, 384
 

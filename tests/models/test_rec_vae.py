@@ -12,6 +12,7 @@ from jax import lax
 from scipy import special, stats
 
 from vaecf.models import bag_of_items, losses, rec_vae, sparse_batch
+from vaecf.models.sparse_batch import SparseBatch
 
 ITEMS, ROWS, WIDTH, LATENT = 21, 128, 7, 3
 HISTORIES = [[0, 4, 20], [3], [], [1, 2, 5, 6, 7], [19, 20]]
@@ -30,7 +31,7 @@ def make(**config) -> rec_vae.RecVAE:
 
 
 @pytest.fixture(scope="module")
-def batch() -> bag_of_items.SparseBatch:
+def batch() -> SparseBatch:
     indptr = np.cumsum([0, *map(len, HISTORIES)])
     items = np.array([i for h in HISTORIES for i in h], np.int32)
     users = np.arange(len(HISTORIES) + 1, dtype=np.int32)  # one is padding
@@ -223,7 +224,7 @@ def test_fresh_parameters_are_what_the_authors_start_from():
     model = functools.partial(
         rec_vae.RecVAE, n_items=500, item_rows=512, hidden=(64,), latent=32
     )
-    empty = bag_of_items.SparseBatch(*(jnp.zeros(1, jnp.int32),) * 3)
+    empty = SparseBatch(*(jnp.zeros(1, jnp.int32),) * 3)
     p = model().init(jax.random.key(0), empty)["params"]
     for encoder in (p["posterior"], p["prior"]):
         for x, fan_in in (

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from vaecf.errors import VaecfError
 from vaecf.models import likelihood, sparse_batch
-from vaecf.models.bag_of_items import SparseBatch, item_offset
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 
@@ -90,7 +90,7 @@ def rank_local(
       Ranked with [B, k] arrays, the same on every item shard.
     """
     n_local = scores_BI.shape[1]
-    offset = item_offset(n_local, item_axis)
+    offset = mesh_lib.item_offset(n_local, item_axis)
     real_I = jnp.arange(n_local) + offset < n_items
     scores_BI = jnp.where(real_I[None, :], scores_BI, -jnp.inf)
     # top_k puts 0 before -0, whatever their indices.

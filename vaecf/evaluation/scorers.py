@@ -11,26 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaecf.evaluation.ranking import Scorer
-from vaecf.models import bag_of_items, linear, mult_vae
 from vaecf.models import blend as blend_lib
 from vaecf.models import ials as ials_lib
+from vaecf.models import linear, mult_vae
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
 
 def _model_scores(
     model: mult_vae.MultDAE,
     params: Any,
-    batch: bag_of_items.SparseBatch,
+    batch: SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
-    if mesh_lib.ITEM not in bag_of_items.varying_axes(*jax.tree.leaves(params)):
+    if mesh_lib.ITEM not in mesh_lib.varying_axes(*jax.tree.leaves(params)):
         # All items are here: there is no axis to sum over.
         model = model.clone(item_axis=None)
     n_users = batch.count_B.shape[0]
     if n_users == 1 and jnp.dtype(model.dtype).itemsize == 2 and _on_cpu():
         # XLA's CPU product of a single row converts the whole matrix first,
         # at ten times the cost of the product of two rows, which does not.
-        batch = bag_of_items.SparseBatch(
+        batch = SparseBatch(
             batch.item_N,
             jnp.where(batch.row_N < 1, batch.row_N, 2),
             jnp.pad(batch.count_B, (0, 1)),
@@ -78,7 +79,7 @@ def model(module: mult_vae.MultDAE, params: Any) -> Scorer:
 def _blend_scores(
     module: mult_vae.MultDAE,
     params: Any,
-    batch: bag_of_items.SparseBatch,
+    batch: SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
     model_BI = _model_scores(module, params["model"], batch, user_B)

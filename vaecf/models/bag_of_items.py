@@ -20,24 +20,10 @@ import numpy as np
 from jax import lax
 from jax.extend import random as extended_random
 
+from vaecf.models.sparse_batch import SparseBatch
+from vaecf.parallel.mesh import item_offset, vary, varying_axes
+
 INPUT_LOWERINGS = ("auto", "gather", "dense")
-
-
-class SparseBatch(NamedTuple):
-    """A batch of users as a flat list of interactions.
-
-    Attributes:
-      item_N: int32 [N], item index of each interaction; 0 in padding slots.
-      row_N: int32 [N], ascending row (user within the batch) of each
-        interaction; B in padding slots, so that scatters drop them.
-      count_B: int32 [B], interactions of each user; 0 marks a padding user or
-        a user with an empty history.
-    """
-
-    # Arrays of the device or the host, or what stands for them (specs).
-    item_N: Any
-    row_N: Any
-    count_B: Any
 
 
 class TracedRate(NamedTuple):
@@ -114,36 +100,6 @@ def counter_normal(
     cell = (bits >> 9).astype(jnp.float32)
     uniform = (cell + 0.5) * jnp.float32(2.0**-22) - 1.0
     return jnp.float32(2.0**0.5) * lax.erf_inv(uniform)
-
-
-def item_offset(n_local: int, item_axis: str | None) -> jax.Array | int:
-    """Global index of this shard's first item."""
-    return lax.axis_index(item_axis) * n_local if item_axis else 0
-
-
-def varying_axes(*arrays: jax.Array) -> tuple[str, ...]:
-    """Mesh axes over which any of the arrays varies; () outside shard_map."""
-    return tuple(
-        sorted(
-            set().union(
-                *(jax.typeof(x).manual_axis_type.varying for x in arrays)
-            )
-        )
-    )
-
-
-def vary(tree: Any, axes: tuple[str, ...]) -> Any:
-    """Marks arrays as varying over mesh axes (no-op outside `shard_map`).
-
-    Differentiating the mark sums the cotangents over the axes it added, which
-    is where the gradient's all-reduce comes from.
-    """
-
-    def mark(x: jax.Array) -> jax.Array:
-        missing = tuple(a for a in axes if a not in varying_axes(x))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(mark, tree)
 
 
 def keep_interactions(batch: SparseBatch, dropout: Dropout | None) -> jax.Array:

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaecf.models import bag_of_items, linear, low_rank
+from vaecf.models import linear, low_rank
+from vaecf.models.sparse_batch import SparseBatch
 
 # What a score of the linear branch is at least: of 0 there is no logarithm.
 _EPSILON = 0.003
@@ -109,7 +110,7 @@ def fit(
 def scores(
     model_BI: jax.Array,
     path: dict[str, Any],
-    batch: bag_of_items.SparseBatch,
+    batch: SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
     """Scores of this shard's items, float32 [B, I].
@@ -130,7 +131,7 @@ def scores(
 
 
 def path_scores(
-    path: dict[str, Any], batch: bag_of_items.SparseBatch, user_B: jax.Array
+    path: dict[str, Any], batch: SparseBatch, user_B: jax.Array
 ) -> jax.Array:
     """x · B of this shard's items, float32 [B, I], of a matrix or factors."""
     if "item_item" in path:

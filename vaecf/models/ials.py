@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 
 from vaecf.errors import VaecfError
-from vaecf.models import bag_of_items
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
 PARTITION: dict[str, tuple[str | None, ...]] = {"item_factor": ("item", None)}
@@ -42,7 +42,7 @@ _SYSTEM_BYTES, _TILE_BYTES = 2**26, 2**23
 
 def scores(
     params: dict[str, jax.Array],
-    batch: bag_of_items.SparseBatch,
+    batch: SparseBatch,
     user_B: jax.Array,
     *,
     item_axis: str | None = mesh_lib.ITEM,
@@ -56,7 +56,7 @@ def scores(
       item_axis: mesh axis of the items, if they vary over it.
     """
     factor_IF = params["item_factor"]
-    if item_axis not in bag_of_items.varying_axes(factor_IF):
+    if item_axis not in mesh_lib.varying_axes(factor_IF):
         item_axis = None  # all items are here
     user_BF = solve(
         factor_IF,
@@ -72,7 +72,7 @@ def solve(
     factor_IF: jax.Array,
     unobserved_FF: jax.Array,
     ridge: jax.Array,
-    batch: bag_of_items.SparseBatch,
+    batch: SparseBatch,
     *,
     item_axis: str | None = None,
 ) -> jax.Array:
@@ -89,8 +89,8 @@ def solve(
       float32 [B, F], the same on every item shard; 0 for an empty history.
     """
     n_users, n_factors = batch.count_B.shape[0], factor_IF.shape[1]
-    axes = bag_of_items.varying_axes(factor_IF, *batch)
-    offset = bag_of_items.item_offset(factor_IF.shape[0], item_axis)
+    axes = mesh_lib.varying_axes(factor_IF, *batch)
+    offset = mesh_lib.item_offset(factor_IF.shape[0], item_axis)
     start_B = jnp.cumsum(batch.count_B) - batch.count_B
     tiles_B = -(-batch.count_B // _TILE)
     last_B = jnp.cumsum(tiles_B)
@@ -141,7 +141,7 @@ def solve(
             jnp.zeros((size, n_factors), jnp.float32),
         )
         gram_SFF, sum_SF = lax.fori_loop(
-            0, -(-(end - begin) // step), add, bag_of_items.vary(zeros, axes)
+            0, -(-(end - begin) // step), add, mesh_lib.vary(zeros, axes)
         )
         if item_axis:
             gram_SFF, sum_SF = lax.psum((gram_SFF, sum_SF), item_axis)
@@ -178,7 +178,7 @@ def _solve_systems(system_SFF: jax.Array, right_SF: jax.Array) -> jax.Array:
 
 @jax.jit
 def _half_sweep(
-    factor_IF: jax.Array, weights: jax.Array, batch: bag_of_items.SparseBatch
+    factor_IF: jax.Array, weights: jax.Array, batch: SparseBatch
 ) -> jax.Array:
     """One side's factors from the other's; weights [4]: α, λ, α |I|, ν."""
     unobserved_FF = _unobserved(factor_IF, weights[0])
@@ -253,11 +253,11 @@ def fit(
     }
 
 
-def _batch(indptr: np.ndarray, indices: np.ndarray) -> bag_of_items.SparseBatch:
+def _batch(indptr: np.ndarray, indices: np.ndarray) -> SparseBatch:
     """A whole CSR as one batch on the device."""
     counts = np.diff(indptr).astype(np.int32)
     row_N = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return jax.tree.map(
         jnp.asarray,
-        bag_of_items.SparseBatch(indices.astype(np.int32), row_N, counts),
+        SparseBatch(indices.astype(np.int32), row_N, counts),
     )

@@ -14,14 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaecf.models.bag_of_items import (
-    Kept,
-    SparseBatch,
-    compact,
-    item_offset,
-    vary,
-    varying_axes,
-)
+from vaecf.models.bag_of_items import Kept, compact
+from vaecf.models.sparse_batch import SparseBatch
+from vaecf.parallel.mesh import item_offset, vary, varying_axes
 
 
 def logits(

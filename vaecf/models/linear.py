@@ -16,6 +16,7 @@ from jax import lax
 
 from vaecf.errors import VaecfError
 from vaecf.models import bag_of_items
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import memory
 from vaecf.parallel import mesh as mesh_lib
 
@@ -34,7 +35,7 @@ PARTITION: dict[str, tuple[str | None, ...]] = {
 
 def popularity_scores(
     params: dict[str, jax.Array],
-    batch: bag_of_items.SparseBatch,
+    batch: SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
     """The same scores for everyone, float32 [B, I]."""
@@ -45,7 +46,7 @@ def popularity_scores(
 
 def item_item_scores(
     params: dict[str, jax.Array],
-    batch: bag_of_items.SparseBatch,
+    batch: SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
     """x · B, Steck 2019, equation 1; float32 [B, I].
@@ -63,7 +64,7 @@ def item_item_scores(
     )
 
 
-def lowering(batch: bag_of_items.SparseBatch) -> str:
+def lowering(batch: SparseBatch) -> str:
     """How the histories' rows of a matrix are best summed here.
 
     A product with all items' rows pays where matrix units are fast, and for
@@ -75,7 +76,7 @@ def lowering(batch: bag_of_items.SparseBatch) -> str:
 
 def oracle_scores(
     params: dict[str, jax.Array],
-    batch: bag_of_items.SparseBatch,
+    batch: SparseBatch,
     user_B: jax.Array,
 ) -> jax.Array:
     """Generating probability of every item, float32 [B, I]."""

@@ -15,6 +15,7 @@ from jax import lax
 
 from vaecf.errors import VaecfError
 from vaecf.models import bag_of_items, linear
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import memory
 from vaecf.parallel import mesh as mesh_lib
 
@@ -118,16 +119,14 @@ def fit(
     }
 
 
-def scores(
-    params: dict[str, jax.Array], batch: bag_of_items.SparseBatch
-) -> jax.Array:
+def scores(params: dict[str, jax.Array], batch: SparseBatch) -> jax.Array:
     """x · B of this shard's items, float32 [B, I].
 
     The factors' product has a diagonal and B has none: what an item of the
     history adds to itself is taken away again.
     """
     rows_IK, columns_KI = params["input_factors"], params["output_factors"]
-    is_sharded = mesh_lib.ITEM in bag_of_items.varying_axes(rows_IK, columns_KI)
+    is_sharded = mesh_lib.ITEM in mesh_lib.varying_axes(rows_IK, columns_KI)
     axis = mesh_lib.ITEM if is_sharded else None
     code_BK = bag_of_items.bag_of_items(
         rows_IK,
@@ -145,7 +144,7 @@ def scores(
     )
     own_I = params["own_weight"]
     n_local = own_I.shape[0]
-    item_N = batch.item_N - bag_of_items.item_offset(n_local, axis)
+    item_N = batch.item_N - mesh_lib.item_offset(n_local, axis)
     # Items of other shards go where padding goes: out of bounds.
     is_here = (item_N >= 0) & (item_N < n_local)
     row_N = jnp.where(is_here, batch.row_N, score_BI.shape[0])

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vaecf.models import bag_of_items, likelihood, losses
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -146,7 +147,7 @@ class MultDAE(nn.Module):
 
     def _encode(
         self,
-        batch: bag_of_items.SparseBatch,
+        batch: SparseBatch,
         dropout: bag_of_items.Dropout | None,
     ) -> jax.Array:
         """Last encoder layer before its activation, float32."""
@@ -180,9 +181,7 @@ class MultDAE(nn.Module):
             jax.random.key_data(key), self.dropout_rate, first_row
         )
 
-    def _nll(
-        self, hidden_BH: jax.Array, batch: bag_of_items.SparseBatch
-    ) -> jax.Array:
+    def _nll(self, hidden_BH: jax.Array, batch: SparseBatch) -> jax.Array:
         bias_I = likelihood.mask_padding_items(
             self.output_bias, self.n_items, self.item_axis
         )
@@ -199,7 +198,7 @@ class MultDAE(nn.Module):
 
     def loss_terms(
         self,
-        batch: bag_of_items.SparseBatch,
+        batch: SparseBatch,
         key: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
@@ -215,11 +214,11 @@ class MultDAE(nn.Module):
         nll_B = self._nll(self._decode(z_BZ), batch)
         return nll_B, jnp.zeros_like(nll_B)
 
-    def encode(self, batch: bag_of_items.SparseBatch) -> jax.Array:
+    def encode(self, batch: SparseBatch) -> jax.Array:
         """Users' representations, float32 [B, Z]."""
         return ACTIVATIONS[self.activation](self._encode(batch, None))
 
-    def scores(self, batch: bag_of_items.SparseBatch) -> jax.Array:
+    def scores(self, batch: SparseBatch) -> jax.Array:
         """Logits of this shard's items, float32 [B, I]; -inf for padding."""
         bias_I = likelihood.mask_padding_items(
             self.output_bias, self.n_items, self.item_axis
@@ -232,7 +231,7 @@ class MultDAE(nn.Module):
             precision=self.precision,
         )
 
-    def __call__(self, batch: bag_of_items.SparseBatch) -> jax.Array:
+    def __call__(self, batch: SparseBatch) -> jax.Array:
         """As `scores`: what `init` traces."""
         return self.scores(batch)
 
@@ -245,7 +244,7 @@ class MultVAE(MultDAE):
 
     def loss_terms(
         self,
-        batch: bag_of_items.SparseBatch,
+        batch: SparseBatch,
         key: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
@@ -265,6 +264,6 @@ class MultVAE(MultDAE):
         nll_B = self._nll(self._decode(z_BZ), batch)
         return nll_B, losses.gaussian_kl(mean_BZ, log_variance_BZ)
 
-    def encode(self, batch: bag_of_items.SparseBatch) -> jax.Array:
+    def encode(self, batch: SparseBatch) -> jax.Array:
         """Posterior means, float32 [B, Z]: scoring draws no sample."""
         return jnp.split(self._encode(batch, None), 2, axis=-1)[0]

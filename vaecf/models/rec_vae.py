@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from vaecf.errors import VaecfError
 from vaecf.models import bag_of_items, losses, mult_vae
+from vaecf.models.sparse_batch import SparseBatch
 
 _DEPTH = 5  # layers of the encoder before mean and log-variance
 _EPSILON = 0.1  # of the layer normalisation
@@ -71,7 +72,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        batch: bag_of_items.SparseBatch,
+        batch: SparseBatch,
         dropout: bag_of_items.Dropout | None,
     ) -> tuple[jax.Array, jax.Array]:
         """(mean_BZ, log_variance_BZ), float32."""
@@ -176,7 +177,7 @@ class RecVAE(mult_vae.MultDAE):
 
     def loss_terms(
         self,
-        batch: bag_of_items.SparseBatch,
+        batch: SparseBatch,
         key: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
@@ -201,11 +202,11 @@ class RecVAE(mult_vae.MultDAE):
         )
         return self._nll(z_BZ, batch), kl_B
 
-    def encode(self, batch: bag_of_items.SparseBatch) -> jax.Array:
+    def encode(self, batch: SparseBatch) -> jax.Array:
         """Posterior means, float32 [B, Z]: scoring draws no sample."""
         return self.posterior(batch, None)[0]
 
-    def __call__(self, batch: bag_of_items.SparseBatch) -> jax.Array:
+    def __call__(self, batch: SparseBatch) -> jax.Array:
         """As `scores`; touches all parameters: what `init` traces."""
         self.prior(batch, None)
         return self.scores(batch)

@@ -10,19 +10,35 @@ first user.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vaecf.errors import VaecfError
-from vaecf.models.bag_of_items import SparseBatch
 
 # Bucket sizes grow by an eighth, so that at most an eighth of the slots is
 # padding, and the number of compiled shapes stays logarithmic.
 _BUCKETS_PER_DOUBLING = 6
 _SLOT_MULTIPLE = 256
+
+
+class SparseBatch(NamedTuple):
+    """A batch of users as a flat list of interactions.
+
+    Attributes:
+      item_N: int32 [N], item index of each interaction; 0 in padding slots.
+      row_N: int32 [N], ascending row (user within the batch) of each
+        interaction; B in padding slots, so that scatters drop them.
+      count_B: int32 [B], interactions of each user; 0 marks a padding user or
+        a user with an empty history.
+    """
+
+    # Arrays of the device or the host, or what stands for them (specs).
+    item_N: Any
+    row_N: Any
+    count_B: Any
 
 
 class Csr(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -169,6 +170,36 @@ def resize_items(
 def axis(mesh: Mesh, name: str) -> str | None:
     """The axis, or None if it has one device: then there is none to ask."""
     return name if mesh.shape[name] > 1 else None
+
+
+def item_offset(n_local: int, item_axis: str | None) -> jax.Array | int:
+    """Global index of this shard's first item."""
+    return lax.axis_index(item_axis) * n_local if item_axis else 0
+
+
+def varying_axes(*arrays: jax.Array) -> tuple[str, ...]:
+    """Mesh axes over which any of the arrays varies; () outside shard_map."""
+    return tuple(
+        sorted(
+            set().union(
+                *(jax.typeof(x).manual_axis_type.varying for x in arrays)
+            )
+        )
+    )
+
+
+def vary(tree: Any, axes: tuple[str, ...]) -> Any:
+    """Marks arrays as varying over mesh axes (no-op outside `shard_map`).
+
+    Differentiating the mark sums the cotangents over the axes it added, which
+    is where the gradient's all-reduce comes from.
+    """
+
+    def mark(x: jax.Array) -> jax.Array:
+        missing = tuple(a for a in axes if a not in varying_axes(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(mark, tree)
 
 
 def on_mesh(

@@ -25,8 +25,9 @@ from jax.sharding import PartitionSpec as P
 from vaecf.config import Config, LossConfig, ModelConfig, TrainConfig
 from vaecf.errors import VaecfError
 from vaecf.models import losses, mult_vae, registry, sparse_batch
-from vaecf.models.bag_of_items import SparseBatch, vary, varying_axes
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.parallel.mesh import vary, varying_axes
 from vaecf.training import loss_scale, optimizers, precision
 
 
