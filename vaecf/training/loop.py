@@ -155,7 +155,6 @@ def train(
         Progress(
             config.train.epochs,
             steps,
-            n_users,
             initial_epoch=position.epoch,
             enabled=show_progress if processes.is_lead() else False,
         ) as progress,

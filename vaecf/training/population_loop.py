@@ -279,7 +279,6 @@ class _Together:
         with Progress(
             train.epochs,
             steps,
-            len(self._runs) * self._population.n_users,
             initial_epoch=first.epoch,
             enabled=show_progress,
         ) as progress:
