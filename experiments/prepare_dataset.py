@@ -36,7 +36,6 @@ for _name, _define, _help in (
     ("user_column", _TEXT, "Name of the user column of a table (user)."),
     ("item_column", _TEXT, "Name of the item column of a table (item)."),
     ("rating_column", _TEXT, "Column that --min_rating looks at."),
-    ("timestamp_column", _TEXT, "Column of times: checked, range reported."),
     ("separator", _TEXT, "Separator of a text table (by name and header)."),
     ("protocol", _TEXT, "paper, recipe or vaecf (the dataset's, or vaecf)."),
     ("held_out_users", _INT, "Validation users, and as many test users."),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaecf.data import batches, layouts
+from vaecf.data import layouts, row_batches
 from vaecf.data.readers import collapse_duplicates, read_ratings
 from vaecf.errors import VaecfError
 
@@ -121,7 +121,7 @@ def test_batches_of_any_size_read_the_same(tmp_path, monkeypatch, name, size):
     files, _, liked, everything = RELEASED[name]
     for file, text in files.items():
         write(tmp_path / file, text)
-    monkeypatch.setattr(batches, "BATCH_ROWS", size)
+    monkeypatch.setattr(row_batches, "BATCH_ROWS", size)
     assert pairs_of(read_ratings(tmp_path)) == everything
     if liked is not None:
         assert pairs_of(read_ratings(tmp_path, min_rating=4)) == liked
@@ -231,25 +231,6 @@ def test_duplicates_keep_the_first_row():
     assert dropped == 0 and again is kept
 
 
-def test_timestamps(tmp_path):
-    path = write(tmp_path / "r.csv", "user,item,at\n1,2,978300760\n1,3,5\n")
-    got = read_ratings(path, timestamp_column="at")
-    assert got.timestamp.tolist() == [978300760, 5]
-    path = write(tmp_path / "d.csv", "user,item,at\n1,2,1970-01-02 00:00:01\n")
-    assert read_ratings(path, timestamp_column="at").timestamp.tolist() == [
-        86401
-    ]
-    frame = pd.DataFrame(
-        {"user": [1], "item": [2], "at": pd.to_datetime(["1970-01-01 01:00"])}
-    )
-    assert read_ratings(frame, timestamp_column="at").timestamp.tolist() == [
-        3600
-    ]
-    bad = write(tmp_path / "b.csv", "user,item,at\n1,2,5\n1,3,soon\n")
-    with pytest.raises(VaecfError, match=r"timestamp 'soon' is neither"):
-        read_ratings(bad, timestamp_column="at")
-
-
 @pytest.mark.parametrize(
     ("name", "header"),
     [
@@ -305,17 +286,17 @@ TABLE = "customer,sku,stars\nann,s1,5\nbob,s2,{}\n{},{},4\n"
         ),
         (TABLE.format(1, "c", ""), r"row 3 .*'sku' has no item id"),
         (TABLE.format(1, "c", '""'), r"row 3 .*'sku' has no item id"),
-        (TABLE.format(1, "c", "NaN"), r"row 3 .*'sku' has no item id \(NaN"),
+        (TABLE.format(1, "c", "NaN"), r"row 3 .*'sku' has no item id"),
         (
             "customer,sku,stras\na,b,5\n",
-            r"no column 'stars'; did you mean 'stras'\? \(it has customer, "
-            r"sku, stras; choose with --rating_column\)",
+            r"no column 'stars'; did you mean stras\? \(it has customer, "
+            r"sku, stras; choose with rating_column\)",
         ),
         ("customer,sku,stars\n", r"shop\.csv holds no rows"),
         ("", r"shop\.csv is empty"),
         ("\n", r"shop\.csv"),
         ("customer,sku,stars\na,b,5,6\n", "more fields than the first line"),
-        ("customer,sku,stars\na,b,1\n", "none of 1 rows.*lower --min_rating"),
+        ("customer,sku,stars\na,b,1\n", "none of 1 rows.*lower min_rating"),
         ("customer,sku,stars\na,b\n", "row 1 .*'stars' holds ''"),
     ],
 )
@@ -360,7 +341,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(VaecfError, match=r"no such file: .*ratings\.csv"):
         read_ratings(tmp_path / "ratings.csv")
     write(tmp_path / "rating.csv", "x")
-    with pytest.raises(VaecfError, match=r"did you mean 'rating\.csv'"):
+    with pytest.raises(VaecfError, match=r"did you mean rating\.csv"):
         read_ratings(tmp_path / "ratings.csv")
     (tmp_path / "x.zip").write_bytes(b"PK\x03\x04")
     with pytest.raises(VaecfError, match="unpack it"):
@@ -380,15 +361,15 @@ def test_bad_files(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(VaecfError, match="name the ratings file"):
         read_ratings(tmp_path / "folder")
-    with pytest.raises(VaecfError, match="did you mean 'netflix'"):
+    with pytest.raises(VaecfError, match="did you mean netflix"):
         read_ratings(tmp_path / "rating.csv", layout="netflx")
 
 
 def test_flags_that_need_each_other(tmp_path):
     path = write(tmp_path / "a.csv", "user,item,r\n1,2,3\n")
-    with pytest.raises(VaecfError, match="--min_rating needs --rating_column"):
+    with pytest.raises(VaecfError, match="min_rating=3 needs rating_column"):
         read_ratings(path, min_rating=3)
-    with pytest.raises(VaecfError, match="needs --min_rating"):
+    with pytest.raises(VaecfError, match="needs min_rating"):
         read_ratings(path, rating_column="r")
     with pytest.raises(VaecfError, match="cannot be two things"):
         read_ratings(path, user_column="user", item_column="user")
@@ -418,5 +399,5 @@ def test_a_tab_as_people_type_it(tmp_path):
         [1, 3],
         [2, 4],
     )
-    with pytest.raises(VaecfError, match="--separator='::' must be one char"):
+    with pytest.raises(VaecfError, match="separator='::' must be one char"):
         read_ratings(path, **names, separator="::")

@@ -187,7 +187,6 @@ def test_the_fold_in_is_that_of_the_protocol() -> None:
             item.astype(np.int32),
             np.arange(63),
             np.arange(60),
-            None,
             report,
         ),
         validation_users=62,

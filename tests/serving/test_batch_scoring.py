@@ -112,7 +112,7 @@ def test_one_partition_is_held_at_a_time(
 def test_many_reads_and_users_across_them(
     shop, scattered, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("vaecf.data.batches.BATCH_ROWS", 16)
+    monkeypatch.setattr("vaecf.data.row_batches.BATCH_ROWS", 16)
     monkeypatch.setattr(batch_scoring, "_USERS_A_PARTITION", 10)
     big = pd.concat([scattered] * 30, ignore_index=True)
     _, lists = score(shop, write(big, tmp_path / "h.parquet"), k=4)
@@ -242,8 +242,8 @@ def refused(shop, path, output=None, **settings):
     [
         ("user,item\nann,sku-01\n,sku-02\n", "row 2 (line 3): column 'user' has no user id"),
         ("user,item\nann,sku-01\nann,\n", "row 2 (line 3): column 'item' has no item id"),
-        ("usr,item\nann,sku-01\n", "has no column 'user'; did you mean 'usr'"),
-        ("user,itm\nann,sku-01\n", "has no column 'item'; did you mean 'itm'"),
+        ("usr,item\nann,sku-01\n", "has no column 'user'; did you mean usr"),
+        ("user,itm\nann,sku-01\n", "has no column 'item'; did you mean itm"),
         ("user,item\n", "holds no rows"),
         ("", "is empty"),
         ("user,item\nann,sku-01\nbob,sku-02,x,y\n", "more fields"),

@@ -1,4 +1,4 @@
-"""Released layouts of ratings, and how to know one by sight.
+"""Formats of rating files, and how a file's format is recognised.
 
 ==================== ==========================================================
 movielens_csv        ``userId,movieId,rating[,timestamp]`` with a header
@@ -7,7 +7,7 @@ movielens_tab        ``user<TAB>item<TAB>rating<TAB>timestamp`` (ml-100k u.data)
 netflix              ``item:`` lines followed by ``user,rating,date`` lines;
                      one file, or a folder of ``combined_data_*.txt``
 msd                  ``user<TAB>song<TAB>plays`` (train_triplets.txt)
-lightgcn_txt         ``user item item ...``, one user a line; one file, or a
+lightgcn_txt         ``user item item ...``, one user per line; one file, or a
                      folder with ``train.txt`` and ``test.txt``
 interactions_parquet Parquet with columns ``user`` and ``item``
 ==================== ==========================================================
@@ -16,28 +16,26 @@ interactions_parquet Parquet with columns ``user`` and ``item``
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gzip
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, did_you_mean
 
 
 class Columns(NamedTuple):
-    """Names (or, without a header, positions) of the columns of a table."""
+    """Names of a table's columns, or their positions from 0."""
 
     user: str | int
     item: str | int
     rating: str | int | None = None
-    timestamp: str | int | None = None
 
 
-class Text(NamedTuple):
-    """Shape of a released text file."""
+class Dialect(NamedTuple):
+    """How a delimited text file is split into columns."""
 
     separator: str
     header: bool
@@ -45,20 +43,13 @@ class Text(NamedTuple):
 
 
 TEXT_LAYOUTS = {
-    "movielens_csv": Text(
-        ",", True, Columns("userId", "movieId", "rating", "timestamp")
-    ),
-    # Two colons are one separator with an empty field in between.
-    "movielens_dat": Text(":", False, Columns(0, 2, 4, 6)),
-    "movielens_tab": Text("\t", False, Columns(0, 1, 2, 3)),
-    "msd": Text("\t", False, Columns(0, 1, 2)),
+    "movielens_csv": Dialect(",", True, Columns("userId", "movieId", "rating")),
+    # Two colons are one separator with an empty column in between.
+    "movielens_dat": Dialect(":", False, Columns(0, 2, 4)),
+    "movielens_tab": Dialect("\t", False, Columns(0, 1, 2)),
+    "msd": Dialect("\t", False, Columns(0, 1, 2)),
 }
-LAYOUTS = (
-    *TEXT_LAYOUTS,
-    "netflix",
-    "lightgcn_txt",
-    "interactions_parquet",
-)
+LAYOUTS = (*TEXT_LAYOUTS, "netflix", "lightgcn_txt", "interactions_parquet")
 _FIRST_LINES = (
     ("movielens_csv", r"\ufeff?userId,movieId,rating(,timestamp)?$"),
     ("netflix", r"\d+:$"),
@@ -67,68 +58,25 @@ _FIRST_LINES = (
     ("msd", r"[0-9a-f]{40}\tSO[0-9A-Z]{16}\t\d+$"),
     ("lightgcn_txt", r"\d+( \d+)+ ?$"),
 )
-_FOLDERS = (
-    ("netflix", "combined_data_*.txt"),
-    ("movielens_csv", "ratings.csv"),
-    ("movielens_dat", "ratings.dat"),
-    ("movielens_tab", "u.data"),
-    ("msd", "train_triplets.txt"),
-    ("lightgcn_txt", "train.txt"),
-)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or nothing if none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-@contextlib.contextmanager
-def polars_errors(path: pathlib.Path | str) -> Iterator[None]:
-    """Polars' errors as one line of ours."""
-    import polars as pl
-
-    try:
-        yield
-    except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "more fields" in text:
-            text = (
-                "a row has more fields than the first line; check the quotes, "
-                "or give the right --separator"
-            )
-        elif "utf-8" in text.lower() or "utf8" in text.lower():
-            text = "not UTF-8 text; save it as UTF-8 CSV or as Parquet"
-        elif isinstance(error, pl.exceptions.NoDataError):
-            text = "empty; give a file with ratings"
-        raise VaecfError(f"{path}: {text}") from None
-
-
-def existing(path: pathlib.Path) -> pathlib.Path:
-    """The path, if there is something to read.
-
-    Raises:
-      VaecfError: no such file (names a near one), or an empty one.
-    """
-    if not path.exists():
-        names = []
-        if path.parent.is_dir():
-            names = [entry.name for entry in path.parent.iterdir()]
-        raise VaecfError(f"no such file: {path}{nearest(path.name, names)}")
-    if path.is_file() and path.stat().st_size == 0:
-        raise VaecfError(f"{path} is empty; give a file with ratings")
-    return path
+_FILES_IN_FOLDER = {
+    "netflix": "combined_data_*.txt",
+    "movielens_csv": "ratings.csv",
+    "movielens_dat": "ratings.dat",
+    "movielens_tab": "u.data",
+    "msd": "train_triplets.txt",
+    "lightgcn_txt": "train.txt",
+}
 
 
 def detect(path: pathlib.Path) -> str | None:
-    """The layout of a file or folder by what is in it, or None.
+    """Returns the layout of a file or folder, or None for an unknown one.
 
     Raises:
-      VaecfError: missing, empty, or an archive that has to be unpacked.
+      VaecfError: the file is missing, empty, or a zip archive.
     """
-    existing(path)
+    require(path)
     if path.is_dir():
-        for layout, pattern in _FOLDERS:
+        for layout, pattern in _FILES_IN_FOLDER.items():
             if any(path.glob(pattern)):
                 return layout
         return None
@@ -137,8 +85,7 @@ def detect(path: pathlib.Path) -> str | None:
 
         with polars_errors(path):
             names = pl.scan_parquet(path, glob=False).collect_schema().names()
-        released = {"user", "item"} <= set(names)
-        return "interactions_parquet" if released else None
+        return "interactions_parquet" if {"user", "item"} <= {*names} else None
     line = first_line(path)
     for layout, pattern in _FIRST_LINES:
         if re.match(pattern, line):
@@ -146,40 +93,83 @@ def detect(path: pathlib.Path) -> str | None:
     return None
 
 
-def files_of(path: pathlib.Path, layout: str | None) -> list[pathlib.Path]:
-    """The files to read, in order, where ``path`` is a file or a folder.
+def text_dialect(
+    path: pathlib.Path, columns: Columns, separator: str | None = None
+) -> Dialect:
+    """Decides how to split a text table whose columns the caller names.
+
+    Args:
+      path: text file with a header.
+      columns: names of the columns.
+      separator: one character, or None to choose by the suffix of the file
+        and by what its first line contains.
 
     Raises:
-      VaecfError: if the folder has none of the layout.
+      VaecfError: the separator is not one character, or the file cannot be
+        read.
     """
-    existing(path)
+    if separator is None:
+        return Dialect(_guess_separator(path), True, columns)
+    # A shell passes backslash and t on as two characters.
+    mark = "\t" if separator == r"\t" else separator
+    if len(mark.encode()) != 1:
+        raise VaecfError(
+            f"separator={separator!r} must be one character, such as ';' or a "
+            "tab"
+        )
+    return Dialect(mark, True, columns)
+
+
+def files_of(path: pathlib.Path, layout: str | None) -> list[pathlib.Path]:
+    """Returns the files to read, in order, for a file or a folder.
+
+    Raises:
+      VaecfError: the folder has no file of this layout.
+    """
+    require(path)
     if path.is_file():
         return [path]
-    patterns = [name for kind, name in _FOLDERS if kind == layout]
-    files = sorted(path.glob(patterns[0])) if patterns else []
-    if layout == "lightgcn_txt":
-        # The known train and test parts together are all the interactions.
-        files += [path / "test.txt"] * (path / "test.txt").is_file()
+    pattern = _FILES_IN_FOLDER.get(layout or "")
+    files = sorted(path.glob(pattern)) if pattern else []
+    if layout == "lightgcn_txt" and (path / "test.txt").is_file():
+        files.append(path / "test.txt")  # all interactions: train and test
     if not files:
+        known = pattern or " or ".join(_FILES_IN_FOLDER.values())
         raise VaecfError(
-            f"{path} is a folder without "
-            f"{' or '.join(patterns or [n for _, n in _FOLDERS])}; name the "
-            "ratings file"
+            f"{path} is a folder without {known}; name the ratings file"
         )
-    return [existing(file) for file in files]
+    return [require(file) for file in files]
+
+
+def require(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path if it exists and is not an empty file.
+
+    Raises:
+      VaecfError: no such file (names a similar one), or an empty file.
+    """
+    if not path.exists():
+        names = []
+        if path.parent.is_dir():
+            names = [entry.name for entry in path.parent.iterdir()]
+        raise VaecfError(
+            f"no such file: {path}{did_you_mean(path.name, names)}"
+        )
+    if path.is_file() and path.stat().st_size == 0:
+        raise _empty(path)
+    return path
 
 
 def is_parquet(path: pathlib.Path) -> bool:
-    """Whether a file is Parquet, whatever it is called."""
+    """Returns whether a file is Parquet, whatever its name is."""
     with path.open("rb") as stream:
         return stream.read(4) == b"PAR1"
 
 
 def first_line(path: pathlib.Path) -> str:
-    """The first line of a text file, without its end.
+    """Returns the first line of a plain or gzipped text file, without its end.
 
     Raises:
-      VaecfError: if the file is an archive, or not text.
+      VaecfError: the file is a zip archive, damaged, or not UTF-8 text.
     """
     with path.open("rb") as stream:
         start = stream.read(4)
@@ -191,25 +181,48 @@ def first_line(path: pathlib.Path) -> str:
     try:
         with opener(path, "rb") as stream:
             line = stream.readline(1 << 16)
-        text = line.decode("utf-8").rstrip("\r\n")
+        if not line:
+            raise _empty(path)
+        return str(line.decode("utf-8").rstrip("\r\n"))
     except (OSError, EOFError, zlib.error) as error:
         raise VaecfError(f"{path} cannot be read: {error}") from None
     except UnicodeDecodeError:
-        raise VaecfError(
-            f"{path} is not UTF-8 text; save it as UTF-8 CSV or as Parquet"
-        ) from None
-    if not line:
-        raise VaecfError(f"{path} is empty; give a file with ratings")
-    return text
+        raise VaecfError(f"{path}: {_NOT_UTF8}") from None
 
 
-def guess_separator(path: pathlib.Path) -> str:
-    """Comma or tab after the file's name, else what its header uses."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
+@contextlib.contextmanager
+def polars_errors(path: pathlib.Path | str) -> Iterator[None]:
+    """Raises polars' errors as a `VaecfError` of one line."""
+    import polars as pl
+
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "more fields" in text:
+            text = (
+                "a row has more fields than the first line; check the quotes, "
+                "or pass the right separator"
+            )
+        elif "utf-8" in text.lower() or "utf8" in text.lower():
+            text = _NOT_UTF8
+        elif isinstance(error, pl.exceptions.NoDataError):
+            raise _empty(path) from None
+        raise VaecfError(f"{path}: {text}") from None
+
+
+_NOT_UTF8 = "not UTF-8 text; save it as UTF-8 CSV or as Parquet"
+
+
+def _empty(path: pathlib.Path | str) -> VaecfError:
+    return VaecfError(f"{path} is empty; give a file with ratings")
+
+
+def _guess_separator(path: pathlib.Path) -> str:
     line = first_line(path)
-    wanted = "\t" if {".tsv", ".tab"} & set(suffixes) else ","
-    if wanted in line:
-        return wanted
-    counts = {mark: line.count(mark) for mark in ("\t", ";", "|", ",")}
-    best = max(counts, key=lambda mark: counts[mark])
-    return best if counts[best] else wanted
+    suffixes = {suffix.lower() for suffix in path.suffixes}
+    usual = "\t" if suffixes & {".tsv", ".tab"} else ","
+    if usual in line:
+        return usual
+    best = max("\t;|,", key=line.count)
+    return best if best in line else usual

@@ -7,8 +7,8 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from vaecf.data import catalog, layouts, splits
-from vaecf.errors import VaecfError
+from vaecf.data import catalog, splits
+from vaecf.errors import VaecfError, did_you_mean
 
 _RECIPE_DATA_DIR = "/data"
 _MIN_ITEMS_PER_USER = 5  # by default: as in every paper under this protocol
@@ -28,7 +28,7 @@ class Settings:
         ``<data_dir>/<name>/preprocessed``.
       name: of the data; default the catalog's, or the file's stem.
       cache_dir: of downloads.
-      user_column, item_column, rating_column, timestamp_column: of tables.
+      user_column, item_column, rating_column: of tables.
       separator: of text tables.
       protocol: ``paper``, ``recipe`` or ``vaecf``; default the catalog's,
         ``recipe`` with ``data_dir`` alone, else ``vaecf``.
@@ -53,7 +53,6 @@ class Settings:
     user_column: str | None = None
     item_column: str | None = None
     rating_column: str | None = None
-    timestamp_column: str | None = None
     separator: str | None = None
     protocol: str | None = None
     held_out_users: int | None = None
@@ -105,7 +104,7 @@ def make_plan(settings: Settings) -> Plan:
     if protocol not in splits.PROTOCOLS:
         raise VaecfError(
             f"unknown --protocol={protocol}"
-            f"{layouts.nearest(protocol, splits.PROTOCOLS)} (there are "
+            f"{did_you_mean(protocol, splits.PROTOCOLS)} (there are "
             f"{', '.join(splits.PROTOCOLS)})"
         )
     for flag in ("min_items_per_user", "min_users_per_item"):

@@ -138,7 +138,6 @@ def _from_matrix(matrix: Any) -> Ratings:
         rows.indices,
         np.arange(rows.n_users, dtype=np.int64),
         np.arange(rows.n_items, dtype=np.int64),
-        None,
         report,
     )
 
@@ -210,7 +209,6 @@ def _from_source(plan: Plan, settings: Settings, source: Any) -> Dataset:
             item_column=settings.item_column,
             rating_column=settings.rating_column,
             min_rating=plan.min_rating,
-            timestamp_column=settings.timestamp_column,
             separator=settings.separator,
             count_all=plan.entry is not None and plan.entry.digest is None,
         )
@@ -289,9 +287,6 @@ def _filter_and_split(
         "held_out_users_without_items": split.held_out_users_without_items,
         "interactions_outside_vocabulary": split.left_out_interactions,
     }
-    if filtered.timestamp is not None:
-        counts["first_timestamp"] = int(filtered.timestamp.min())
-        counts["last_timestamp"] = int(filtered.timestamp.max())
     return split
 
 

@@ -1,34 +1,37 @@
-"""Anyone's ratings as implicit interactions, in file order, raw ids kept."""
+"""Reads ratings from files and frames as pairs of user and item."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vaecf.data import batches as batches_lib
-from vaecf.data import layouts, values
-from vaecf.data.batches import Batch
-from vaecf.data.layouts import Columns
-from vaecf.errors import VaecfError
+from vaecf.data import layouts
+from vaecf.data.interactions import Interactions
+from vaecf.data.layouts import Columns, Dialect
+from vaecf.data.row_batches import Batch, file_batches, frame_batches
+from vaecf.errors import VaecfError, did_you_mean
 
 if TYPE_CHECKING:
     import polars as pl
 
+# An integer as str() writes it: one text for one number.
+_CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
+
 
 class ReadReport(NamedTuple):
-    """What happened while reading.
+    """Counts of what was read.
 
     Attributes:
       rows: rows in the source.
-      below_min_rating: rows left out by the threshold.
-      blank_rows: empty lines, left out and not part of ``rows``.
+      below_min_rating: rows dropped by the threshold.
+      blank_rows: empty lines, skipped and not part of ``rows``.
       users: distinct users before the threshold, None if not counted.
       items: distinct items before the threshold, None if not counted.
-      layout: the known layout, or None for a table of one's own.
+      layout: the known layout, or None for a table.
     """
 
     rows: int
@@ -43,14 +46,13 @@ class Ratings(NamedTuple):
     """Interactions as pairs of codes, in the order of the source.
 
     Attributes:
-      user: int32 ``[n]``, places in ``user_ids``.
-      item: int32 ``[n]``, places in ``item_ids``.
+      user: int32 ``[n]``, indices into ``user_ids``.
+      item: int32 ``[n]``, indices into ``item_ids``.
       user_ids: raw ids in ascending order, int64 or object of ``str``
         (strings in the order of their code points). Int64 only if every id
-        reads as an integer written plainly: ``007`` keeps ids strings.
+        reads as an integer in its usual form: one ``007`` makes all ids
+        strings.
       item_ids: likewise.
-      timestamp: int64 ``[n]``, seconds since 1970 (or whatever unit the
-        source's integers have); None if not asked for.
       report: counts.
     """
 
@@ -58,252 +60,91 @@ class Ratings(NamedTuple):
     item: np.ndarray
     user_ids: np.ndarray
     item_ids: np.ndarray
-    timestamp: np.ndarray | None
     report: ReadReport
 
     @property
     def n(self) -> int:
-        """Number of rows (``len`` is that of the tuple)."""
+        """Number of rows; ``len`` is the length of the tuple."""
         return len(self.user)
 
     def where(self, keep: np.ndarray) -> Ratings:
-        """The rows chosen by a boolean mask or by positions; same codes."""
-        stamps = self.timestamp
-        return self._replace(
-            user=self.user[keep],
-            item=self.item[keep],
-            timestamp=stamps[keep] if stamps is not None else None,
-        )
+        """Returns the rows of a boolean mask or of positions; same codes."""
+        return self._replace(user=self.user[keep], item=self.item[keep])
 
 
 def read_ratings(
     source: Any,
     *,
-    layout: str | None = None,
+    layout: str | Dialect | None = None,
     user_column: str | None = None,
     item_column: str | None = None,
     rating_column: str | None = None,
     min_rating: float | None = None,
-    timestamp_column: str | None = None,
     separator: str | None = None,
     count_all: bool = False,
 ) -> Ratings:
     """Reads interactions from a file, a folder or a DataFrame.
 
-    A file is streamed: at most the pairs that remain are held, 8 bytes each,
-    besides a batch of a million rows.
+    A file is streamed: memory holds a batch of a million rows and 8 bytes for
+    each pair that remains.
 
     Args:
-      source: path of a CSV, TSV (both also gzipped) or Parquet file, of a
-        file or folder in one of ``layouts.LAYOUTS``, or a pandas or polars
+      source: path of a CSV, TSV (plain or gzipped) or Parquet file, of a file
+        or folder in one of ``layouts.LAYOUTS``, or a pandas or polars
         DataFrame.
-      layout: one of ``layouts.LAYOUTS``; None looks at the file.
-      user_column: name of the user column; naming it (or ``item_column``)
-        makes the source a table with a header, whatever it looks like.
+      layout: one of ``layouts.LAYOUTS``, or the dialect of a text file; None
+        detects the layout.
+      user_column: name of the user column. If this or ``item_column`` is
+        given, the source is read as a table with a header.
       item_column: name of the item column.
-      rating_column: name of the rating column, for tables.
+      rating_column: name of the rating column of a table.
       min_rating: keep rows with ``rating >= min_rating``; None keeps all.
-      timestamp_column: name of the time column, or None to do without.
-      separator: of a text table; None goes by the name and the header.
+      separator: separator of a text table; None guesses by name and header.
       count_all: also count users and items before the threshold.
 
     Returns:
-      All rows that remain, repeated pairs included: see
-      ``collapse_duplicates``.
+      All rows that remain, repeated pairs included (see
+      ``collapse_duplicates``).
 
     Raises:
-      VaecfError: one line with the file, and the row and column where there
-        is one: missing or empty file, missing column, a rating that is not a
-        number, a missing id, a threshold without ratings.
+      VaecfError: missing or empty file, missing column, a rating that is not
+        a number, a missing id, or a threshold without ratings. The message
+        names the file and, where there is one, the row and the column.
     """
-    named = user_column is not None or item_column is not None
-    is_frame = not isinstance(source, (str, os.PathLike))
-    path = None if is_frame else layouts.existing(pathlib.Path(source))
-    if named:
+    is_path = isinstance(source, (str, os.PathLike))
+    path = layouts.require(pathlib.Path(source)) if is_path else None
+    if user_column is not None or item_column is not None:
         layout = None
     elif path is not None and layout is None:
         layout = layouts.detect(path)
-    if layout is not None and layout not in layouts.LAYOUTS:
+    if isinstance(layout, str) and layout not in layouts.LAYOUTS:
         raise VaecfError(
             f"unknown layout {layout!r}"
-            f"{layouts.nearest(layout, layouts.LAYOUTS)} (there are "
+            f"{did_you_mean(layout, layouts.LAYOUTS)} (there are "
             f"{', '.join(layouts.LAYOUTS)})"
         )
-    wants_rating = min_rating is not None
-    if layout is None and wants_rating != (rating_column is not None):
-        raise VaecfError(
-            "--min_rating needs --rating_column to name the column it compares"
-            if wants_rating
-            else f"--rating_column={rating_column} needs --min_rating: rows "
-            "with at least that rating count as interactions"
-        )
+    _check_threshold(path, layout, rating_column, min_rating)
     columns = Columns(
         user_column or "user",
         item_column or "item",
-        (rating_column or "rating") if wants_rating else None,
-        timestamp_column,
+        None if min_rating is None else rating_column or "rating",
     )
-
-    def batches() -> Iterator[Batch]:
-        if path is None:
-            return batches_lib.frame_batches(source, columns)
-        return _file_batches(path, layout, columns, separator)
-
+    if path is None:
+        batches = frame_batches(source, columns)
+    else:
+        batches = file_batches(path, layout, columns, separator)
     name = "the DataFrame" if path is None else str(path)
-    if layout in ("lightgcn_txt", "interactions_parquet") and wants_rating:
-        raise VaecfError(
-            f"{path} ({layout}) holds no ratings: leave out --min_rating, or "
-            "name the columns with --user_column, --item_column and "
-            "--rating_column"
-        )
     return _collect(batches, name, min_rating, layout, count_all)
-
-
-def _file_batches(
-    path: pathlib.Path,
-    layout: str | None,
-    columns: Columns,
-    separator: str | None,
-) -> Iterator[Batch]:
-    """Rows of every file that ``path`` stands for."""
-    wants_time = columns.timestamp is not None
-    for file in layouts.files_of(path, layout):
-        if layout == "netflix":
-            yield from batches_lib.netflix_batches(file, wants_time)
-        elif layout == "lightgcn_txt":
-            yield from batches_lib.lightgcn_batches(file)
-        elif layout in layouts.TEXT_LAYOUTS:
-            shape = layouts.TEXT_LAYOUTS[layout]
-            picked = shape.columns._replace(
-                rating=None if columns.rating is None else shape.columns.rating,
-                timestamp=shape.columns.timestamp if wants_time else None,
-            )
-            yield from batches_lib.text_batches(
-                file, shape.separator, shape.header, picked
-            )
-        elif layouts.is_parquet(file):
-            yield from batches_lib.parquet_batches(file, columns)
-        else:
-            mark = _separator(separator) or layouts.guess_separator(file)
-            yield from batches_lib.text_batches(file, mark, True, columns)
-
-
-def _separator(text: str | None) -> str | None:
-    """The character that was meant; a shell leaves backslash-t as it is."""
-    mark = "\t" if text == r"\t" else text
-    if mark is not None and len(mark.encode()) != 1:
-        raise VaecfError(
-            f"--separator={text!r} must be one character, such as ';' or a tab"
-        )
-    return mark
-
-
-def _collect(
-    batches: Callable[[], Iterator[Batch]],
-    name: str,
-    min_rating: float | None,
-    layout: str | None,
-    count_all: bool,
-) -> Ratings:
-    """Checks, thresholds and encodes batch by batch."""
-    import polars as pl
-
-    # Dictionaries of our own, filled as ids turn up, freed with the columns.
-    kinds = {
-        role: pl.Categorical(pl.Categories.random())
-        for role in ("user", "item")
-    }
-    seen = {"user": _Distinct(), "item": _Distinct()}
-    kept: list[pl.DataFrame] = []
-    rows = blank = 0
-    for unchecked in batches():
-        batch = values.check_ids(unchecked)
-        ids = batch.frame
-        blank += unchecked.frame.height - ids.height
-        rows += ids.height
-        if min_rating is not None:
-            enough = values.numbers_of(batch) >= min_rating
-            if not count_all:
-                ids = ids.filter(enough)
-        coded = ids.with_columns(
-            pl.col(role).cast(kind) for role, kind in kinds.items()
-        )
-        if min_rating is not None and count_all:
-            for role, distinct in seen.items():
-                distinct.add(coded[role].to_physical().to_numpy())
-            coded = coded.filter(enough)
-        if "timestamp" in coded.columns:
-            coded = coded.with_columns(
-                timestamp=values.seconds_of(batch, coded)
-            )
-        kept.append(coded.drop("rating", strict=False))
-    if not rows:
-        raise VaecfError(f"{name} holds no rows; give a file with ratings")
-    frame = pl.concat(kept)
-    kept.clear()
-    if not frame.height:
-        raise VaecfError(
-            f"{name}: none of {rows:,} rows has a rating of at least "
-            f"{min_rating:g}; lower --min_rating"
-        )
-    user, user_ids = values.encode(frame["user"])
-    item, item_ids = values.encode(frame["item"])
-    for role, ids_of_role in (("user", user_ids), ("item", item_ids)):
-        values.refuse_nan(batches, role, ids_of_role)
-    counted = {
-        role: distinct.count() if min_rating is not None else len(ids)
-        for (role, distinct), ids in zip(
-            seen.items(), (user_ids, item_ids), strict=True
-        )
-    }
-    known = count_all or min_rating is None
-    stamps = frame["timestamp"] if "timestamp" in frame.columns else None
-    report = ReadReport(
-        rows,
-        rows - frame.height,
-        blank,
-        counted["user"] if known else None,
-        counted["item"] if known else None,
-        layout,
-    )
-    return Ratings(
-        user,
-        item,
-        user_ids,
-        item_ids,
-        stamps.to_numpy() if stamps is not None else None,
-        report,
-    )
-
-
-class _Distinct:
-    """How many different codes there were."""
-
-    def __init__(self) -> None:
-        self._seen = np.zeros(0, bool)
-
-    def add(self, codes: np.ndarray) -> None:
-        top = int(codes.max()) + 1 if len(codes) else 0
-        if top > len(self._seen):
-            grown = np.zeros(max(top, 2 * len(self._seen)), bool)
-            grown[: len(self._seen)] = self._seen
-            self._seen = grown
-        self._seen[codes] = True
-
-    def count(self) -> int:
-        return int(self._seen.sum())
 
 
 def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
     """Keeps the first row of every (user, item) pair.
 
     Returns:
-      The rows that remain, in their order, and how many were left out.
+      The remaining rows in their order, and the number of dropped rows.
     """
-    from vaecf.data.interactions import Interactions
-
     shape = len(ratings.user_ids), len(ratings.item_ids)
-    # Counting is linear; sorting is only paid for where there is something.
+    # Counting is linear; sort only if there is something to collapse.
     _, duplicates = Interactions.from_pairs(ratings.user, ratings.item, *shape)
     if not duplicates:
         return ratings, 0
@@ -311,3 +152,199 @@ def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
     _, first = np.unique(keys, return_index=True)
     first.sort()
     return ratings.where(first), duplicates
+
+
+def _check_threshold(
+    path: pathlib.Path | None,
+    layout: str | Dialect | None,
+    rating_column: str | None,
+    min_rating: float | None,
+) -> None:
+    if layout is None and min_rating is not None and rating_column is None:
+        raise VaecfError(
+            f"min_rating={min_rating:g} needs rating_column, the name of the "
+            "column that it is compared with"
+        )
+    if layout is None and min_rating is None and rating_column is not None:
+        raise VaecfError(
+            f"rating_column={rating_column!r} needs min_rating: rows with at "
+            "least that rating count as interactions"
+        )
+    if min_rating is not None and layout in (
+        "lightgcn_txt",
+        "interactions_parquet",
+    ):
+        raise VaecfError(
+            f"{path} ({layout}) holds no ratings: leave out min_rating, or "
+            "name the columns with user_column, item_column and rating_column"
+        )
+
+
+def _collect(
+    batches: Iterator[Batch],
+    name: str,
+    min_rating: float | None,
+    layout: str | Dialect | None,
+    count_all: bool,
+) -> Ratings:
+    """Converts, thresholds and encodes the rows batch by batch."""
+    import polars as pl
+
+    # Dictionaries of our own, which are freed together with the columns.
+    kinds = {
+        role: pl.Categorical(pl.Categories.random())
+        for role in ("user", "item")
+    }
+    seen = {role: pl.Series(dtype=kind) for role, kind in kinds.items()}
+    kept: list[pl.DataFrame] = []
+    rows = blank = 0
+    for batch in batches:
+        checked = convert_ids(batch)
+        ids = checked.frame.select("user", "item")
+        blank += batch.frame.height - ids.height
+        rows += ids.height
+        if min_rating is not None:
+            enough = convert_ratings(checked) >= min_rating
+            if not count_all:
+                ids = ids.filter(enough)
+        coded = ids.with_columns(
+            pl.col(role).cast(kind) for role, kind in kinds.items()
+        )
+        if min_rating is not None and count_all:
+            for role, ids_so_far in seen.items():
+                seen[role] = pl.concat([ids_so_far, coded[role]]).unique()
+            coded = coded.filter(enough)
+        kept.append(coded)
+    if not rows:
+        raise VaecfError(f"{name} holds no rows; give a file with ratings")
+    frame = pl.concat(kept)
+    kept.clear()
+    if not frame.height:
+        raise VaecfError(
+            f"{name}: none of {rows:,} rows has a rating of at least "
+            f"{min_rating:g}; lower min_rating"
+        )
+    user, user_ids = encode_ids(frame["user"])
+    item, item_ids = encode_ids(frame["item"])
+    n_users: int | None = len(user_ids)
+    n_items: int | None = len(item_ids)
+    if min_rating is not None:
+        n_users = len(seen["user"]) if count_all else None
+        n_items = len(seen["item"]) if count_all else None
+    report = ReadReport(
+        rows,
+        rows - frame.height,
+        blank,
+        n_users,
+        n_items,
+        layout if isinstance(layout, str) else None,
+    )
+    return Ratings(user, item, user_ids, item_ids, report)
+
+
+def convert_ids(batch: Batch) -> Batch:
+    """Converts users and items to strings and drops the blank lines of a text.
+
+    Raises:
+      VaecfError: an id is missing, or spelt ``nan`` or ``NaN``.
+    """
+    import polars as pl
+
+    frame = batch.frame.with_columns(
+        _as_text(batch.frame[role], batch, role) for role in ("user", "item")
+    )
+    missing = {role: _is_missing(frame[role]) for role in ("user", "item")}
+    batch = batch._replace(frame=frame)
+    if not (missing["user"].any() or missing["item"].any()):
+        return batch
+    blank = pl.repeat(False, frame.height, eager=True)
+    if batch.first_line is not None:  # only a text has blank lines
+        values = pl.all().exclude("row")
+        blank = frame.select(pl.all_horizontal(values.is_null())).to_series()
+    for role, mask in missing.items():
+        bad = mask & ~blank
+        if bad.any():
+            raise VaecfError(
+                f"{batch.place(int(bad.arg_true()[0]))}: "
+                f"{batch.names[role]} has no {role} id (empty or NaN); fill "
+                "it in, or drop such rows"
+            )
+    return batch._replace(frame=frame.filter(~blank))
+
+
+def convert_ratings(batch: Batch) -> pl.Series:
+    """Returns the ratings as float64 ``[rows]``.
+
+    Raises:
+      VaecfError: a rating is missing, not a number, or not finite.
+    """
+    import polars as pl
+
+    ratings = batch.frame["rating"]
+    numbers = ratings.cast(pl.Float64, strict=False)
+    good = numbers.is_finite().fill_null(False)
+    if not good.all():
+        row = int((~good).arg_true()[0])
+        value = "" if ratings[row] is None else ratings[row]
+        raise VaecfError(
+            f"{batch.place(row)}: {batch.names['rating']} holds {value!r}, "
+            "which is not a number; correct it, or drop such rows"
+        )
+    return numbers
+
+
+def encode_ids(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes ids as positions in the ascending list of distinct ids.
+
+    Args:
+      column: categorical ``[n]``.
+
+    Returns:
+      Codes int32 ``[n]`` and raw ids ``[distinct]``, which are int64 if every
+      id reads as an integer in its usual form, else object of ``str``.
+    """
+    import polars as pl
+
+    distinct = column.unique()
+    physical = distinct.to_physical().to_numpy()
+    texts = distinct.cast(pl.String)
+    numbers = texts.cast(pl.Int64, strict=False)
+    all_integers = (
+        texts.str.contains(_CANONICAL_INTEGER).all()
+        and not numbers.null_count()
+    )
+    ids: pl.Series = numbers if all_integers else texts
+    order = ids.arg_sort().to_numpy()
+    codes = np.empty(int(physical.max()) + 1, np.int32)
+    codes[physical[order]] = np.arange(len(order), dtype=np.int32)
+    ids = ids.gather(order)
+    if all_integers:
+        raw = ids.to_numpy()
+    else:
+        raw = np.empty(len(ids), object)
+        raw[:] = ids.to_list()
+    return codes[column.to_physical().to_numpy()], raw
+
+
+def _is_missing(ids: pl.Series) -> pl.Series:
+    spelt = (ids == "") | (ids == "nan") | (ids == "NaN")
+    return spelt.fill_null(True)
+
+
+def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
+    import polars as pl
+
+    if series.dtype == pl.String:
+        return series
+    if series.dtype.is_float():
+        series = series.fill_nan(None)
+        # A column of integers with gaps turns to floats in pandas.
+        whole = series.cast(pl.Int64, strict=False)
+        if (whole.cast(series.dtype) == series).all():
+            series = whole
+    if series.dtype.is_nested() or series.dtype == pl.Binary:
+        raise VaecfError(
+            f"{batch.source}: the {role} column has type {series.dtype}; ids "
+            "are integers or strings"
+        )
+    return series.cast(pl.String)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vaecf.data import layouts, values
-from vaecf.data.batches import Batch, parquet_batches, text_batches
+from vaecf.data import layouts, readers
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.data.layouts import Columns
+from vaecf.data.row_batches import Batch, file_batches
 from vaecf.errors import VaecfError
 from vaecf.serving.recommender import list_columns
 from vaecf.serving.trained_model import load
@@ -83,7 +83,9 @@ def score_file(
             f"--output={output}: what is written is Parquet or CSV: let it end "
             "in .parquet or .csv"
         )
-    batches = _read(histories, Columns(user_column, item_column, None, None))
+    batches = file_batches(
+        layouts.require(histories), None, Columns(user_column, item_column)
+    )
     model = load(workdir)
     ranker = model.ranker(min(k, len(model.items)), exclude_seen)
     try:
@@ -173,9 +175,9 @@ def _deal(
         return [number.setdefault(user, len(number)) for user in users]
 
     for batch in batches:
-        if batch.line is None:  # a text has no types
+        if batch.first_line is None:  # a text has no types
             user_type = batch.frame["user"].dtype
-        frame = values.check_ids(batch).frame
+        frame = readers.convert_ids(batch).frame
         if not frame.height:
             continue
         user = _by_value(frame["user"], numbers)
@@ -187,20 +189,6 @@ def _deal(
             with open(folder / f"{p}.pairs", "ab") as file:
                 pairs[part == p].tofile(file)
     return _Dealt(folder, _typed(list(number), user_type), unknown)
-
-
-def _read(path: pathlib.Path, columns: Columns) -> Iterator[Batch]:
-    """Rows of a table, ids of a text as they are written.
-
-    Raises:
-      VaecfError: missing, empty or damaged file, or missing column.
-    """
-    if not layouts.existing(path).is_file():
-        raise VaecfError(f"{path} is a folder: name a CSV or Parquet file")
-    if layouts.is_parquet(path):
-        return parquet_batches(path, columns)
-    separator = layouts.guess_separator(path)
-    return text_batches(path, separator, True, columns)
 
 
 def _by_value(
@@ -222,7 +210,7 @@ def _typed(ids: list[str], kind: Any) -> pl.Series:
     series = pl.Series(ids, dtype=pl.String)
     if kind is not None or not ids:
         return series.cast(kind or pl.String)
-    codes, raw = values.encode(
+    codes, raw = readers.encode_ids(
         series.cast(pl.Categorical(pl.Categories.random()))
     )
     return pl.Series(raw[codes].tolist())
