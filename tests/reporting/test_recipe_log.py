@@ -118,21 +118,6 @@ def test_every_unit_is_declared_once_and_before_its_values(
     assert units["batch_1_mean_latency"] == "s"
 
 
-def test_resume_keeps_the_history(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "vae_cf.log"
-    with RecipeLogWriter(path) as writer:
-        for epoch, speed in ((1, 10.0), (2, 20.0), (3, 999.0)):
-            _epoch(writer, epoch, speed)
-        writer.final()
-    path.write_bytes(path.read_bytes() + b'DLLL {"timestamp": "17')
-    with RecipeLogWriter(path, resume_from_epoch=2) as writer:
-        _epoch(writer, 3, 60.0)
-        writer.final()
-    logs = [line for line in _lines(path) if line["type"] == "LOG"]
-    assert [log["step"] for log in logs] == [[1], [2], [3], []]
-    assert logs[-1]["data"]["mean_training_throughput"] == 30.0
-
-
 def test_a_short_run_is_all_warm_up(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "vae_cf.log"
     with RecipeLogWriter(path) as writer:

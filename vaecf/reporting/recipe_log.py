@@ -1,9 +1,10 @@
-"""The log that users of NVIDIA's VAE-CF recipe parse (`--log_path`).
+"""Writes the log of NVIDIA's VAE-CF recipe, for programs that parse it.
 
-Lines are `DLLL {json}`, the JSON stream of the DLLogger package, with its
-keys: `timestamp`, `elapsedtime`, `datetime`, `type`, then `step` and `data`
-(LOG) or `metric` and `metadata` (METADATA). A step is the string PARAMETER,
-a list with the epoch, or an empty list for the whole run.
+The recipe logs with the DLLogger package. Each line is `DLLL ` and a JSON
+object with the keys `timestamp`, `elapsedtime`, `datetime` and `type`; then
+`step` and `data` (type LOG), or `metric` and `metadata` (type METADATA). The
+step is the string PARAMETER, a list that holds the epoch, or an empty list
+for the whole run.
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from typing import IO
 
-from vaecf.reporting.text import finite
 from vaecf.reporting.writers import (
     Record,
-    _Closing,
-    keep_lines,
+    Writer,
+    finite,
     open_for_append,
     plain,
 )
 
-_PREFIX = b"DLLL "
-# Our record's name: the recipe's name and its unit.
+# The recipe's name and unit for each of our names.
 _NAMES = {
     "train/epoch_seconds": ("train_epoch_time", "s"),
     "train/users_per_second": ("train_throughput", "users/s"),
@@ -37,15 +36,27 @@ _NAMES = {
 }
 
 
-def _builtin(value: object) -> object:
-    """JSON for parameters: sequences and mappings kept, the rest as text.
+def _rename(name: str) -> tuple[str, str] | None:
+    """Returns the recipe's name and unit, or None for a name it lacks."""
+    if name in _NAMES:
+        return _NAMES[name]
+    split, _, metric = name.partition("/")
+    if split == "validation" and metric:
+        return metric, "1"
+    if split == "test" and metric:
+        return f"test_{metric}", "1"
+    return None
 
-    NaN and infinities become text too, for the file is strict JSON.
+
+def _to_json(value: object) -> object:
+    """Keeps mappings and sequences; other values become scalars or text.
+
+    NaN and infinity become text, because JSON has neither.
     """
     if isinstance(value, Mapping):
-        return {str(k): _builtin(v) for k, v in value.items()}
+        return {str(k): _to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_builtin(v) for v in value]
+        return [_to_json(v) for v in value]
     try:
         scalar = plain("", value)
     except TypeError:
@@ -55,45 +66,37 @@ def _builtin(value: object) -> object:
     return scalar
 
 
-class RecipeLogWriter(_Closing):
-    """Parameters, epochs, validations and final figures in DLLogger's form.
+class RecipeLogWriter(Writer):
+    """Logs settings, epochs, validations and final figures as the recipe does.
 
-    As a writer it takes the training loop's records, keeps what the recipe
-    logs and renames it: `train/epoch_seconds` is `train_epoch_time`,
-    `train/users_per_second` is `train_throughput`, `validation/ndcg@100` is
-    `ndcg@100`, `test/ndcg@100` is `test_ndcg@100`.
+    Records of the training loop are renamed: `train/epoch_seconds` becomes
+    `train_epoch_time`, `validation/ndcg@100` becomes `ndcg@100`, and
+    `test/ndcg@100` becomes `test_ndcg@100`. Names that the recipe does not
+    have are skipped. Each metric's unit is logged before its first value.
 
     Args:
-      path: the file. It is started afresh, as the recipe does,
-      resume_from_epoch: unless this epoch is given: then the lines up to it
-        stay, and its epochs count in the final means.
+      path: the file; an existing file is replaced, as the recipe does.
+      clock: returns the time in seconds since 1970.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        resume_from_epoch: int | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = pathlib.Path(path)
-        self._resume = resume_from_epoch
         self._clock = clock
         self._start = clock()
         self._file: IO[str] | None = None
-        self._opened = False
+        self._is_new = True
         self._declared: set[str] = set()
+        # Values of each name by epoch, for the means over the run.
         self._history: dict[str, list[float]] = {}
-        self._metrics: list[str] = []  # validation metrics, in order
 
     def parameters(self, values: Mapping[str, object]) -> None:
-        """Logs the run's settings under the step PARAMETER."""
-        self.log(dict(values), step="PARAMETER")
-
-    def metadata(self, metric: str, **fields: str) -> None:
-        """Declares a metric's fields, `unit` above all. Once is enough."""
-        self._emit("METADATA", {"metric": metric, "metadata": fields})
-        self._declared.add(metric)
+        """Logs the run's settings, with the step PARAMETER."""
+        self.log(values, step="PARAMETER")
 
     def log(
         self,
@@ -102,51 +105,41 @@ class RecipeLogWriter(_Closing):
         step: str | Sequence[int] = (),
         units: Mapping[str, str] | None = None,
     ) -> None:
-        """Logs values, their units first where not yet declared.
+        """Logs values.
 
         Args:
-          data: names and values.
-          step: "PARAMETER", (epoch,) or () for the run as a whole.
-          units: unit of a name, e.g. {"batch_1_mean_latency": "s"}.
+          data: values by name.
+          step: 'PARAMETER', (epoch,), or () for the whole run.
+          units: units by name, e.g. {'batch_1_mean_latency': 's'}; each is
+            logged once.
         """
         for name, unit in (units or {}).items():
-            self._declare(name, unit)
-        self._emit(
-            "LOG",
-            {
-                "step": step if isinstance(step, str) else list(step),
-                "data": _builtin(data),
-            },
-        )
-        self._remember(data, step)
+            if name not in self._declared:
+                self._declared.add(name)
+                self._emit(
+                    "METADATA", {"metric": name, "metadata": {"unit": unit}}
+                )
+        where = step if isinstance(step, str) else list(step)
+        self._emit("LOG", {"step": where, "data": _to_json(data)})
 
-    def write(self, record: Record, *, step: int) -> None:
-        """Logs what the recipe knows of a training or validation record.
+    def write(self, record: Record, step: int) -> None:
+        """Logs the values of a record that the recipe has a name for.
 
-        The recipe's step is the record's `epoch`, or the training step
-        where the record has none.
+        The log's step is the record's `epoch`, or `step` without one.
         """
-        epoch = finite(record.get("epoch"))
         data: dict[str, object] = {}
         units: dict[str, str] = {}
         for name, value in record.items():
-            renamed = self._rename(name)
-            if renamed is not None:
-                data[renamed[0]] = value
-                units[renamed[0]] = renamed[1]
+            if (renamed := _rename(name)) is None:
+                continue
+            new_name, unit = renamed
+            data[new_name], units[new_name] = value, unit
+            if (number := finite(value)) is not None:
+                self._history.setdefault(new_name, []).append(number)
         if data:
+            epoch = finite(record.get("epoch"))
             where = step if epoch is None else int(epoch)
             self.log(data, step=(where,), units=units)
-
-    def _rename(self, name: str) -> tuple[str, str] | None:
-        if name in _NAMES:
-            return _NAMES[name]
-        split, _, metric = name.partition("/")
-        if split == "validation" and metric:
-            return metric, "1"
-        if split == "test" and metric:
-            return f"test_{metric}", "1"
-        return None
 
     def final(
         self,
@@ -157,56 +150,43 @@ class RecipeLogWriter(_Closing):
     ) -> None:
         """Logs the figures of the whole run, with their units.
 
-        `mean_training_throughput` and `max_training_throughput` leave out
-        the first `warm_up_epochs` (all epochs count where there are no
-        more); `final_ndcg@100` and its like are the last validation's.
+        `mean_training_throughput` and `max_training_throughput` leave out the
+        first `warm_up_epochs`, unless the run has no more epochs than that.
+        `final_ndcg@100` and the like are from the last validation.
 
         Args:
-          values: further figures, and ones that replace those.
-          warm_up_epochs: epochs that only warm up.
-          units: units of the further figures.
+          values: more figures; replaces figures of the same name.
+          warm_up_epochs: number of epochs without influence on throughput.
+          units: units of `values`, by name.
         """
-        speeds = self._history.get("train_throughput", [])
-        speeds = speeds[warm_up_epochs:] or speeds
-        times = self._history.get("train_epoch_time", [])
         data: dict[str, object] = {}
         declared = dict(units or {})
-        if times:
+        if times := self._history.get("train_epoch_time"):
             data["total_train_time"] = math.fsum(times)
             data["average_train_epoch_time"] = math.fsum(times) / len(times)
             declared |= dict.fromkeys(data, "s")
-        if speeds:
-            for name, speed in (
-                ("mean_training_throughput", math.fsum(speeds) / len(speeds)),
-                ("max_training_throughput", max(speeds)),
-            ):
-                data[name], declared[name] = speed, "users/s"
-        for metric in self._metrics:
-            data[f"final_{metric}"] = self._history[metric][-1]
-            declared[f"final_{metric}"] = "1"
+        if speeds := self._history.get("train_throughput"):
+            speeds = speeds[warm_up_epochs:] or speeds
+            mean = math.fsum(speeds) / len(speeds)
+            throughputs = {
+                "mean_training_throughput": mean,
+                "max_training_throughput": max(speeds),
+            }
+            data |= throughputs
+            declared |= dict.fromkeys(throughputs, "users/s")
+        for name, history in self._history.items():
+            is_metric = "@" in name and not name.endswith("_stderr")
+            if is_metric and not name.startswith("test_"):
+                data[f"final_{name}"] = history[-1]
+                declared[f"final_{name}"] = "1"
         self.log({**data, **(values or {})}, step=(), units=declared)
 
-    def _remember(
-        self, data: Mapping[str, object], step: str | Sequence[int]
-    ) -> None:
-        if isinstance(step, str) or not step:
-            return
-        for name, value in data.items():
-            number = finite(value)
-            if number is None:
-                continue
-            self._history.setdefault(name, []).append(number)
-            is_metric = "@" in name and not name.endswith("_stderr")
-            of_test = name.startswith("test_")
-            if is_metric and not of_test and name not in self._metrics:
-                self._metrics.append(name)
-
-    def _declare(self, metric: str, unit: str) -> None:
-        if metric not in self._declared:
-            self.metadata(metric, unit=unit)
-
     def _emit(self, kind: str, fields: Mapping[str, object]) -> None:
-        file = self._opened_file()
+        if self._file is None:
+            if self._is_new and self._path.is_file():
+                self._path.unlink()
+            self._is_new = False
+            self._file = open_for_append(self._path)
         now = self._clock()
         line = {
             "timestamp": str(now),
@@ -215,37 +195,8 @@ class RecipeLogWriter(_Closing):
             "type": kind,
             **fields,
         }
-        file.write(_PREFIX.decode() + json.dumps(line, allow_nan=False) + "\n")
-        file.flush()
-
-    def _opened_file(self) -> IO[str]:
-        if self._file is None:
-            if not self._opened:
-                self._opened = True
-                self._take_over()
-            self._file = open_for_append(self._path)
-        return self._file
-
-    def _take_over(self) -> None:
-        limit = self._resume
-
-        def keep(line: dict[str, Any]) -> bool:
-            if limit is None or line.get("type") != "LOG":
-                return limit is not None
-            step = line.get("step")
-            if isinstance(step, list):  # [] is an earlier run's summary.
-                return bool(step) and step[0] <= limit
-            return True
-
-        if limit is None:
-            if self._path.is_file():
-                self._path.unlink()
-            return
-        for line in keep_lines(self._path, keep, prefix=_PREFIX):
-            if line.get("type") == "METADATA":
-                self._declared.add(line["metric"])
-            elif line.get("type") == "LOG":
-                self._remember(line["data"], line["step"])
+        self._file.write(f"DLLL {json.dumps(line, allow_nan=False)}\n")
+        self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""

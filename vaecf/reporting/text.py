@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
+from vaecf.reporting.writers import finite
+
 MISSING = "–"
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
@@ -39,14 +41,6 @@ def metric_label(name: str) -> str:
 def is_accuracy(name: str) -> bool:
     """Whether a larger value of this metric is a better one."""
     return name.partition("@")[0] in _ACCURACY
-
-
-def finite(value: object) -> float | None:
-    """The value as a float, or None if it is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def decimals(value: float) -> int:

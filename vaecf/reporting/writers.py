@@ -1,69 +1,57 @@
-"""Where a run's numbers go: a JSON-lines file, TensorBoard, the console.
+"""Writers of a run's records: JSON lines and TensorBoard events.
 
-A writer has `write(record, step=...)` and `close()`. Files open at the first
-write and their folders are made then. On several hosts only process 0 makes
-writers; that is the caller's part.
+A record is a mapping of names to plain values. A new kind of writer derives
+from `Writer` and implements `write(record, step)` and `close()`. In a run of
+several processes only process 0 makes writers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import numbers
 import os
 import pathlib
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import IO, Any, Protocol, Self, TextIO
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
 
 from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
-from vaecf.reporting.text import finite, printable
 
 Value = float | int | str | None
 Record = Mapping[str, Value]
 
-_RESERVED = ("step", "time", "nonfinite")
 
+class Writer(contextlib.AbstractContextManager["Writer"]):
+    """Base class of writers; leaving its `with` block closes the writer."""
 
-class Writer(Protocol):
-    """Anything that takes records."""
+    def write(self, record: Record, step: int) -> None:
+        """Writes a record that belongs to a training step.
 
-    def write(self, record: Record, *, step: int) -> None:
-        """Takes one record of plain values that belongs to `step`."""
+        Args:
+          record: numbers, strings or None by name, e.g. 'train/loss'.
+          step: optimiser steps done so far.
+
+        Raises:
+          TypeError: a value is not a number, string or None.
+        """
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Writes what is left and lets go of files. May be called twice."""
+        """Writes what is buffered and closes files. May be called twice."""
 
-
-class _Closing:
-    """`with` for writers."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
 
 def plain(name: str, value: object) -> Value:
-    """The value as a builtin; NumPy scalars are converted.
+    """Returns the value as a Python scalar; converts NumPy scalars.
 
     Raises:
-      TypeError: the value is no number, string or None.
+      TypeError: the value is not a number, string or None.
     """
     if value is None or isinstance(value, str | bool):
         return value
@@ -77,87 +65,60 @@ def plain(name: str, value: object) -> Value:
     )
 
 
-def parse_lines(
-    data: bytes, where: str, *, prefix: bytes = b""
-) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(line, its JSON object) of JSON lines; a torn last line is left out.
+def finite(value: object) -> float | None:
+    """Returns the value as a float, or None if it is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
 
-    Args:
-      data: the file's bytes.
-      where: the file's name, for messages.
-      prefix: what every line starts with, before the JSON.
 
-    Raises:
-      VaecfError: a line other than the last one cannot be read.
-    """
-    lines = data.split(b"\n")
-    last = len(lines) - 1
-    while last >= 0 and not lines[last].strip():
-        last -= 1
-    for number, line in enumerate(lines[: last + 1]):
-        if not line.strip():
-            continue
-        try:
-            if not line.startswith(prefix):
-                raise ValueError("prefix missing")
-            record = json.loads(line[len(prefix) :].decode("utf-8"))
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            if number == last:  # The process died while it wrote this.
-                return
-            raise VaecfError(
-                f"{where}, line {number + 1}: not a JSON record; "
-                "delete that line"
-            ) from error
-        yield line, record
+# --- JSON lines -------------------------------------------------------------
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file in file order, without a torn last line.
+    """Returns the records of a JSON-lines file, in the order of the file.
+
+    An incomplete last line, written when the process died, is ignored.
 
     Raises:
-      VaecfError: there is no such file, or another line is damaged.
+      VaecfError: the file is missing, or another line is damaged.
     """
-    return [record for _, record in parse_lines(_read(path), str(path))]
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
     try:
-        return pathlib.Path(path).read_bytes()
+        data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise VaecfError(
             f"cannot read {path}: {error.strerror}; check the path"
         ) from error
+    return [record for _, record in _parse(data, path)]
 
 
-def keep_lines(
-    path: pathlib.Path,
-    keep: Callable[[dict[str, Any]], bool],
-    *,
-    prefix: bytes = b"",
-) -> list[dict[str, Any]]:
-    """Drops the records that are not to be kept, and a torn last line.
-
-    The file is replaced in one piece, and only if something changes.
-    Returns the records kept; none if there is no file.
-    """
-    if not path.exists():
-        return []
-    data = _read(path)
-    kept = [
-        (line, record)
-        for line, record in parse_lines(data, str(path), prefix=prefix)
-        if keep(record)
-    ]
-    rewritten = b"".join(line + b"\n" for line, _ in kept)
-    if rewritten != data:
-        workdir_lib.write_bytes(path, rewritten)
-    return [record for _, record in kept]
+def _parse(
+    data: bytes, path: str | os.PathLike[str]
+) -> list[tuple[bytes, dict[str, Any]]]:
+    lines = [(n, x) for n, x in enumerate(data.split(b"\n"), 1) if x.strip()]
+    parsed = []
+    for number, line in lines:
+        try:
+            record = json.loads(line.decode("utf-8"))
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == lines[-1][0]:
+                break
+            raise VaecfError(
+                f"{path}, line {number}: not a JSON record; delete that line"
+            ) from error
+        parsed.append((line, record))
+    return parsed
 
 
 def open_for_append(path: pathlib.Path) -> IO[str]:
-    """Opens a text file at its end, creating its parents."""
+    """Opens a text file at its end; creates its parent directories.
+
+    Raises:
+      VaecfError: the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return open(path, "a", encoding="utf-8", newline="\n")
@@ -167,68 +128,65 @@ def open_for_append(path: pathlib.Path) -> IO[str]:
         ) from error
 
 
-class JsonlWriter(_Closing):
-    """Appends one strict JSON object a line: `{"step": 28, "time": ...}`.
+class JsonlWriter(Writer):
+    """Appends one JSON object per line: `{"step": 28, "time": ...}`.
 
-    `time` is seconds since 1970. NaN and infinities, which JSON does not
-    know, become null and their names stand in the list `nonfinite`.
+    `time` is in seconds since 1970. JSON has no NaN and no infinity: such
+    values become null, and the list `nonfinite` holds their names. The file
+    is opened by the first `write`.
 
     Args:
       path: the file.
-      resume_from_step: the step of the checkpoint that the run goes on
-        from. Records of later steps, which will be written again, are
-        dropped when the file opens, as is a torn last line; 0 starts the
-        run over but keeps what was logged at step 0. None keeps all.
-      clock: gives the time; for tests.
+      resume_from_step: step of the checkpoint that the run resumes from.
+        Records of later steps are dropped when the file is opened, because
+        the run will write them again. None keeps all records.
 
     Raises:
-      VaecfError (at the first write): the file cannot be written, or a line
-        before the last one is damaged.
+      VaecfError: (by `write`) the file cannot be written, or a line other
+        than the last one is damaged.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        resume_from_step: int | None = None,
-        *,
-        clock: Callable[[], float] = time.time,
+        self, path: str | os.PathLike[str], resume_from_step: int | None = None
     ) -> None:
         self._path = pathlib.Path(path)
-        self._limit = resume_from_step
-        self._clock = clock
+        self._last_step = resume_from_step
         self._file: IO[str] | None = None
 
-    def write(self, record: Record, *, step: int) -> None:
-        """Appends a record and hands the line to the operating system."""
+    def write(self, record: Record, step: int) -> None:
+        """Appends a record; readers see the line at once."""
+        values = {name: plain(name, value) for name, value in record.items()}
+        nonfinite = [
+            name
+            for name, value in values.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        ]
         line: dict[str, Any] = {
             "step": int(step),
-            "time": round(self._clock(), 3),
+            "time": round(time.time(), 3),
         }
-        nonfinite = []
-        for name, value in record.items():
-            if name in _RESERVED:
-                continue
-            value = plain(name, value)
-            if isinstance(value, float) and not math.isfinite(value):
-                nonfinite.append(name)
-                value = None
-            line[name] = value
+        line |= values | dict.fromkeys(nonfinite)
         if nonfinite:
             line["nonfinite"] = nonfinite
         if self._file is None:
-            self._file = self._open()
+            self._drop_records_to_rewrite()
+            self._file = open_for_append(self._path)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
-    def _open(self) -> IO[str]:
-        limit = math.inf if self._limit is None else self._limit
-        keep_lines(
-            self._path,
-            lambda record: (finite(record.get("step")) or 0) <= limit,
+    def _drop_records_to_rewrite(self) -> None:
+        last = math.inf if self._last_step is None else self._last_step
+        self._last_step = None  # a file opened again only grows
+        if not self._path.exists():
+            return
+        data = self._path.read_bytes()
+        kept = b"".join(
+            line + b"\n"
+            for line, record in _parse(data, self._path)
+            if (finite(record.get("step")) or 0) <= last
         )
-        # Only the first opening resumes; a later one goes on at the end.
-        self._limit = None
-        return open_for_append(self._path)
+        if kept != data:
+            workdir_lib.write_bytes(self._path, kept)
 
     def close(self) -> None:
         """Closes the file."""
@@ -237,16 +195,19 @@ class JsonlWriter(_Closing):
             self._file = None
 
 
-class TensorBoardWriter(_Closing):
-    """Scalars as TensorBoard events, through tensorboardX.
+# --- TensorBoard ------------------------------------------------------------
 
-    Numbers become scalars, strings become texts, None is left out. TensorBoard
-    tags allow no `@`: `ndcg@100` is shown as `ndcg_100`.
+
+class TensorBoardWriter(Writer):
+    """Writes records as TensorBoard events, with tensorboardX.
+
+    Numbers become scalars and strings become texts; None is skipped. A tag
+    cannot contain `@`: `ndcg@100` becomes `ndcg_100`.
 
     Args:
-      directory: where the event files go; every writer makes a new one.
-      resume_from_step: TensorBoard hides earlier files' events of later
-        steps, which will be written again.
+      directory: directory of the event files; each writer adds a file.
+      resume_from_step: step of the checkpoint that the run resumes from.
+        TensorBoard hides the events of later steps in earlier files.
     """
 
     def __init__(
@@ -258,18 +219,16 @@ class TensorBoardWriter(_Closing):
         self._purge = None if resume_from_step is None else resume_from_step + 1
         self._events: Any = None
 
-    def write(self, record: Record, *, step: int) -> None:
-        """Adds an event for every value but `step` and `time`."""
+    def write(self, record: Record, step: int) -> None:
+        """Adds an event for each value."""
         if self._events is None:
             self._events = self._open()
         for name, value in record.items():
             value = plain(name, value)
-            if value is None or name in _RESERVED:
-                continue
             tag = re.sub(r"[^-/\w.]", "_", name).lstrip("/")
             if isinstance(value, str):
                 self._events.add_text(tag, value, step)
-            else:
+            elif value is not None:
                 self._events.add_scalar(tag, float(value), step)
 
     def _open(self) -> Any:
@@ -280,8 +239,8 @@ class TensorBoardWriter(_Closing):
                 f"TensorBoard events need tensorboardX ({error}); "
                 "pip install tensorboardX"
             ) from error
-        # File names hold whole seconds and an existing file is overwritten:
-        # the number keeps a quick restart from erasing its predecessor.
+        # A file's name holds the time in seconds. The suffix keeps a run that
+        # is restarted within a second from overwriting its first file.
         number = len(list(self._directory.glob("events.out.tfevents.*")))
         return SummaryWriter(
             str(self._directory),
@@ -297,68 +256,22 @@ class TensorBoardWriter(_Closing):
             self._events = None
 
 
-def format_record(record: Record, *, step: int) -> str:
-    """One line of `key=value`.
-
-    Numbers have six digits; strings that hold spaces, quotes or equal signs
-    are quoted.
-    """
-    parts = [f"step={step}"]
-    for name, value in record.items():
-        value = plain(name, value)
-        if name in _RESERVED or value is None:
-            continue
-        if isinstance(value, str):
-            text = printable(value)
-            if not text or re.search(r"[\s=\"]", text):
-                text = json.dumps(text, ensure_ascii=False)
-        elif isinstance(value, float):
-            text = f"{value:.6g}"
-        else:
-            text = str(value)
-        parts.append(f"{printable(name)}={text}")
-    return " ".join(parts)
+# --- Several writers --------------------------------------------------------
 
 
-class StdoutWriter(_Closing):
-    """One `key=value` line a record, for pipes and log files."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream
-
-    def write(self, record: Record, *, step: int) -> None:
-        """Prints the line at once."""
-        stream = self._stream or sys.stdout
-        print(format_record(record, step=step), file=stream, flush=True)
-
-
-class LoggingWriter(_Closing):
-    """One `key=value` message a record to a logger."""
-
-    def __init__(
-        self, logger: logging.Logger | None = None, level: int = logging.INFO
-    ) -> None:
-        self._logger = logger or logging.getLogger("vaecf")
-        self._level = level
-
-    def write(self, record: Record, *, step: int) -> None:
-        """Logs the line."""
-        self._logger.log(self._level, "%s", format_record(record, step=step))
-
-
-class MultiWriter(_Closing):
-    """Gives every record to several writers, in order."""
+class MultiWriter(Writer):
+    """Writes every record with each of several writers, in order."""
 
     def __init__(self, writers: Sequence[Writer]) -> None:
         self._writers = tuple(writers)
 
-    def write(self, record: Record, *, step: int) -> None:
-        """Writes to each."""
+    def write(self, record: Record, step: int) -> None:
+        """Writes the record with each writer."""
         for writer in self._writers:
             writer.write(record, step=step)
 
     def close(self) -> None:
-        """Closes each, also when closing another one fails."""
+        """Closes every writer, even if closing one of them raises."""
         with contextlib.ExitStack() as stack:
             for writer in reversed(self._writers):
                 stack.callback(writer.close)
