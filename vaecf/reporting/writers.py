@@ -16,7 +16,7 @@ import pathlib
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
@@ -25,7 +25,7 @@ Value = float | int | str | None
 Record = Mapping[str, Value]
 
 
-class Writer(contextlib.AbstractContextManager["Writer"]):
+class Writer:
     """Base class of writers; leaving its `with` block closes the writer."""
 
     def write(self, record: Record, step: int) -> None:
@@ -42,6 +42,9 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     def close(self) -> None:
         """Writes what is buffered and closes files. May be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
