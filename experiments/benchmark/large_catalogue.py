@@ -11,6 +11,7 @@ batch is taken again and again, so it falls.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -55,14 +56,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     import jax
 
-    from experiments.benchmark import virtual
-
-    virtual.ask_for_devices(_DEVICES.value)
+    with contextlib.suppress(RuntimeError):  # devices have started already
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", _DEVICES.value)
     import math
 
     import numpy as np
 
-    from experiments.benchmark import machine, memory, models
+    from experiments.benchmark import machine, models
     from vaecf import workdir as workdir_lib
     from vaecf.data.interactions import Interactions
     from vaecf.parallel import mesh as mesh_lib
@@ -131,9 +132,6 @@ def main(argv: Sequence[str]) -> None:
         "step_seconds": seconds,
         "compile_seconds": feed.compile_seconds,
         "state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
-        "formula_bytes_per_device": memory.step_bytes(
-            memory.shape_of(setup, _BATCH_SIZE.value, epoch.n_slots)
-        ).total,
         "program_bytes_per_device": feed.program_bytes(),
         "peak_rss_bytes_before": before,
         "peak_rss_bytes_initialised": initialised,

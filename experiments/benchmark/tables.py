@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import statistics
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).with_name("results")
@@ -102,6 +103,25 @@ def population(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def large_catalogue(result: dict[str, Any]) -> str:
+    """Row of one run of large_catalogue.py."""
+    losses, mesh = result["losses"], result["mesh"]
+    shown = (
+        f"{result['items']:,}",
+        f"{result['hidden']}-{result['latent']}-{result['hidden']}",
+        f"{mesh['data']} × {mesh['item']}",
+        f"{result['batch_size']:,}",
+        f"{result['log_items']:.4f}",
+        f"{losses[0]:.4f}",
+        f"{losses[-1]:.4f} ({len(losses)})",
+        f"{statistics.median(result['step_seconds'][1:]):.1f} s",
+        f"{result['program_bytes_per_device'] / 2**30:.2f}",
+        f"{result['peak_rss_bytes_initialised'] / 2**30:.2f}",
+        f"{result['peak_rss_bytes'] / 2**30:.2f}",
+    )
+    return f"| {' | '.join(shown)} |"
+
+
 def load(pattern: str) -> list[dict[str, Any]]:
     """Results whose file names match, in the order of their names."""
     return [json.loads(p.read_text()) for p in sorted(RESULTS.glob(pattern))]
@@ -175,6 +195,14 @@ def main() -> None:
             "checkpoints |\n|---|---|---|---|---|"
         )
         print("\n".join(population(run)))
+    print(
+        "\nLarge catalogues:\n\n| items | units | mesh | batch | log(items) "
+        "| first loss | last loss (step) | per step | GiB per device, compiled "
+        "| GiB of the process, initialised | peak |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for run in load("large-*.json"):
+        print(large_catalogue(run))
 
 
 if __name__ == "__main__":

@@ -185,9 +185,12 @@ def test_tables_of_the_results_here(capsys) -> None:
     results = path.with_name("results")
     assert out.count("Training, ") == bool(list(results.glob("training*")))
     assert out.count("Evaluation, ") == bool(list(results.glob("evaluation*")))
-    heads = ("|", "Tr", "Ev", "Qu", "Pr", "Po")
+    heads = ("|", "Tr", "Ev", "Qu", "Pr", "Po", "La")
     for line in out.splitlines():
         assert not line or line.startswith(heads), line
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    large = out[out.index("| items | units ") :].strip()
+    assert large in page and large.count("\n") == 3
 
 
 def test_a_run_of_all_is_recorded_whether_it_works_or_not(parsed) -> None:
@@ -222,6 +225,28 @@ def test_preparation(tmp_path, command) -> None:
     for name in ("vaecf", "pandas"):
         assert result[name]["peak_rss_bytes"] > 1e7
     assert [p.name for p in tmp_path.iterdir()] == ["preparation.json"]
+
+
+def test_large_catalogue(tmp_path, command) -> None:
+    path = tmp_path / "large.json"
+    done = command(
+        "benchmark/large_catalogue",
+        "--items=3000",
+        "--hidden=8",
+        "--latent=4",
+        "--batch_size=32",
+        "--item_block=256",
+        "--devices=4",
+        "--mesh_item=4",
+        "--steps=5",
+        f"--json={path}",
+    )
+    assert done.status == 0, done.err
+    result = json.loads(path.read_text())
+    assert result["mesh"] == {"data": 1, "item": 4}
+    assert result["losses"][0] == pytest.approx(result["log_items"], rel=0.01)
+    assert result["losses"][-1] < result["losses"][0]
+    assert result["peak_rss_bytes"] >= result["peak_rss_bytes_initialised"]
 
 
 @pytest.mark.slow

@@ -1,206 +1,357 @@
-"""What devices send each other in a compiled step, and hold, by hand.
+"""Holds the compiled training step to the formulas of docs/scaling.md.
 
-Eight devices are more than tests have, so the counting is a command of its
-own process, as anybody calls it.
+The programs are compiled for eight devices and read, not run: nothing of the
+step's size is allocated.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import functools
+import math
 import pathlib
-import subprocess
-import sys
+import re
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-ITEMS, ROWS, FIRST, LATENT, BATCH = 20_108, 20_224, 600, 200, 4096
+from vaecf import config as config_lib
+from vaecf.config import Config
+from vaecf.models import sparse_batch
+from vaecf.models.bag_of_items import SparseBatch
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import step as step_lib
+
+PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
+ITEMS, ROWS, FIRST, LATENT, HISTORY = 20_108, 20_224, 600, 200, 73
 INNER = FIRST + 600 * 400 + 400 + 200 * 600 + 600
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+BLOCKS = {"model.item_block": 1024, "train.batch_size": 4096}
 VARIANTS = {
-    "blocks": ("--precision=fp32", "--input=gather", "--item_block=1024"),
-    "microbatches": ("--precision=fp32", "--input=gather", "--microbatch=256"),
-    "dense": ("--precision=bf16", "--input=dense"),
+    "blocks": BLOCKS,
+    "microbatches": {"train.batch_size": 4096, "train.microbatch": 256},
+    "dense": {
+        "model.input": "dense",
+        "precision.policy": "bf16",
+        "train.batch_size": 24_576,
+    },
 }
 
 
-def counted(path: pathlib.Path, *flags: str) -> list[dict]:
-    """The steps that scaling.py counts."""
-    subprocess.run(
-        [
-            sys.executable,
-            ROOT / "experiments" / "benchmark" / "scaling.py",
-            f"--json={path}",
-            "--noweak",
-            *flags,
-        ],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=250,
+class Collective(NamedTuple):
+    """A collective of a program, as one device sees it.
+
+    `bytes` are those of the whole arrays, `largest` the elements of the
+    largest result, and `trips` is NaN in a loop whose length XLA does not know.
+    """
+
+    op: str
+    axis: str
+    bytes: int
+    largest: int
+    trips: float
+
+
+class Step(NamedTuple):
+    """A compiled training step; sizes are those of one device."""
+
+    data: int
+    item: int
+    users: int
+    microbatches: int
+    rows: int
+    collectives: list[Collective]
+    flop: float
+    parameters: int
+    formula_bytes: int
+    bytes: int
+
+    def over(self, axis: str) -> float:
+        return sum(
+            c.bytes * c.trips for c in self.collectives if c.axis == axis
+        )
+
+
+def count(text: str, data: int, item: int) -> tuple[list[Collective], float]:
+    """Returns the collectives and the FLOP of the matrix products in HLO."""
+    computations: dict[str, list[re.Match]] = {}
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
+            instructions = computations["" if head[1] else head[2]] = []
+        elif found := re.match(
+            r"\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)", line
+        ):
+            instructions.append(found)
+    place = np.arange(data * item).reshape(data, item)
+    axes = {"item": place.tolist(), "data": place.T.tolist()}
+    collectives, flop = [], 0.0
+
+    def walk(name: str, trips: float) -> None:
+        nonlocal flop
+        shapes = {}
+        for result, types, op, rest in (m.groups() for m in computations[name]):
+            arrays = [
+                (2 if dtype == "bf16" else 4, _numbers(shape))
+                for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types)
+            ]
+            shapes[result] = arrays[0][1] if arrays else []
+            if op == "dot":
+                left = shapes[re.findall(r"%([\w.\-]+)", rest)[0]]
+                [summed] = re.findall(r"lhs_contracting_dims=\{(\d+)\}", rest)
+                terms = left[int(summed)]
+                flop += trips * 2 * math.prod(shapes[result]) * terms
+            elif re.match("all-|reduce-scatter|collective-", op):
+                groups = _groups(rest)
+                [axis] = [name for name in axes if axes[name] == groups]
+                sizes = [math.prod(shape) for _, shape in arrays]
+                n_bytes = sum(n * b for n, (b, _) in zip(sizes, arrays))
+                n_bytes *= len(groups[0]) if op == "reduce-scatter" else 1
+                collectives.append(
+                    Collective(op, axis, n_bytes, max(sizes), trips)
+                )
+            # A matrix product in a library's custom call would be missed.
+            assert op != "custom-call" or not re.search("gemm|matmul", rest)
+            known = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
+            times = float(known[1] if known else "nan") if op == "while" else 1
+            for called in re.findall(r"(?:calls|body)=%([\w.\-]+)", rest):
+                walk(called, trips * times)
+
+    walk("", 1)
+    return collectives, flop
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",") if n]
+
+
+def _groups(attributes: str) -> list[list[int]]:
+    """Returns the replica groups, which HLO writes in one of three ways."""
+    if written := re.search(r"replica_groups=\{(.*?\})\}", attributes):
+        return [_numbers(g) for g in re.findall(r"[\d,]*\d", written[1])]
+    if moved := re.search(
+        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\]T\(([\d,]+)\)", attributes
+    ):
+        shape, source, order = map(_numbers, moved.groups())
+        devices = np.arange(math.prod(source)).reshape(source)
+        return devices.transpose(order).reshape(shape).tolist()
+    assert re.search(
+        r"replica_groups=mesh\['axis_\d'=\d,'axis_\d'=\d\]", attributes
     )
-    return json.loads(path.read_text())["strong"]
+    return [list(range(8))]
+
+
+def formula(config: Config, rows: int, users: int, parts: int, slots: int):
+    """Returns (parameters, bytes) of a step on one device of a CPU mesh.
+
+    The table "What a device holds" of docs/scaling.md, for one hidden layer.
+    """
+    [width], latent = config.model.hidden, config.model.latent
+    data = config.mesh.data
+    layers = [(width, 2 * latent), (latent, width)]
+    inner = width + sum(n * m + m for n, m in layers)
+    matrices = 2 * rows * width
+    parameters = matrices + rows + inner
+    divided = matrices if config.mesh.zero else 0
+    operand = 2 if config.precision.policy == "bf16" else 4
+    activations = 4 * users * (2 * (2 * width + 2 * latent) + 4 * latent)
+    if block := min(config.model.item_block, rows):
+        activations += users * block * (8 + operand) + 4 * rows
+    else:
+        casts = 4 if operand < 4 else 0
+        activations += users * rows * (4 + operand + casts)
+    if config.model.input == "dense":
+        activations += users * rows * operand
+    if config.model.input == "gather" or block:
+        activations += 8 * min(slots, 2048) * width
+    activations += 32 * slots
+    return parameters, (
+        4 * parameters
+        + 8 * (parameters - divided + divided // data)
+        + 4 * parameters * (2 if parts > 1 else 1)
+        + parts * (8 * slots + 4 * users)
+        + max(activations, 4 * parameters if data > 1 else 0)
+    )
+
+
+def compiled(mesh: tuple[int, int], changes: dict, items: int = ITEMS) -> Step:
+    data, item = mesh
+    defaults = {
+        "model.input": "gather",
+        "train.microbatch": 10**6,
+        "mesh.data": data,
+        "mesh.item": item,
+    }
+    config = config_lib.replace(Config(), defaults | changes)
+    device_mesh = mesh_lib.make_mesh(data, item)
+    setup = step_lib.make_setup(config, items, device_mesh)
+    batch_size = config.train.batch_size
+    parts = setup.parts(batch_size)
+    slots = sparse_batch.bucket(batch_size // parts * HISTORY)
+
+    def abstract(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    shardings = step_lib.state_shardings(setup)
+    everywhere = mesh_lib.shardings(device_mesh, P())
+    by_user = mesh_lib.shardings(device_mesh, P(mesh_lib.DATA))
+    state = jax.eval_shape(lambda: step_lib.init_state(setup, 0))
+    sizes = (slots * parts, slots * parts, batch_size)
+    batch = SparseBatch(
+        *(
+            jax.ShapeDtypeStruct((n,), jnp.int32, sharding=by_user)
+            for n in sizes
+        )
+    )
+    key = jax.eval_shape(lambda: step_lib.step_key(0))
+    program = (
+        jax.jit(
+            functools.partial(step_lib.train_step, setup),
+            donate_argnums=0,
+            out_shardings=(shardings, everywhere),
+        )
+        .lower(
+            jax.tree.map(abstract, state, shardings),
+            batch,
+            abstract(key, everywhere),
+        )
+        .compile()
+    )
+    memory = program.memory_analysis()
+    rows, users = setup.whole.item_rows // item, batch_size // data
+    return Step(
+        data,
+        item,
+        users,
+        parts // data,
+        rows,
+        *count(program.as_text(), data, item),
+        *formula(config, rows, batch_size // parts, parts // data, slots),
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
+    )
 
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
-def steps(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("counted") / "scaling.json"
-    meshes = ",".join(f"{data}x{item}" for data, item in MESHES)
-    found = counted(
-        path,
-        f"--meshes={meshes}",
-        f"--batch_size={BATCH}",
-        *VARIANTS[request.param],
-    )
-    assert [tuple(s["mesh"].values()) for s in found] == MESHES
-    return request.param, found
-
-
-def over(step: dict, axis: str) -> int:
-    return sum(
-        c["bytes"] * c["trips"]
-        for c in step["collectives"]
-        if c["axis"] == axis
-    )
+def steps(request) -> tuple[str, list[Step]]:
+    name = request.param
+    return name, [compiled(mesh, VARIANTS[name]) for mesh in MESHES]
 
 
 @pytest.mark.slow
 def test_nothing_large_is_gathered(steps):
     """Sums, and numbers of each user; nothing as large as users x items."""
-    _, found = steps
-    for step in found:
-        data, item = step["mesh"].values()
-        users = BATCH // data // step["microbatches"]
-        for c in step["collectives"]:
-            assert c["trips_known"], c
-            if c["op"] == "all-gather":
-                assert c["axis"] == "item", c
-                assert c["largest"] == item * 3 * users
+    for step in steps[1]:
+        users = step.users // step.microbatches
+        for c in step.collectives:
+            if c.op == "all-gather":
+                assert c.axis == "item", c
+                assert c.largest == step.item * 3 * users, c
                 continue
-            assert c["op"] == "all-reduce", c
-            if c["axis"] == "item":
-                assert c["largest"] == users * FIRST, c
-            elif c["axis"] == "data":
-                assert c["largest"] in (1, ROWS // item * FIRST), c
+            assert c.op == "all-reduce", c
+            expected = (
+                (users * FIRST,)
+                if c.axis == "item"
+                else (1, ROWS // step.item * FIRST)
+            )
+            assert c.largest in expected, c
 
 
 @pytest.mark.slow
 def test_gradients_are_summed_over_the_users_once(steps):
     """A shard's gradients in float32, two sums of the loss, and the users."""
-    _, found = steps
-    for step in found:
-        data, item = step["mesh"].values()
-        gradients = ROWS // item * (2 * FIRST + 1) + INNER
-        assert step["parameters"] == gradients
-        expected = 4 * (gradients + 2 + 1) if data > 1 else 0
-        assert over(step, "data") == expected, step["mesh"]
-        for c in step["collectives"]:
-            # Behind the microbatches, not once for each.
-            assert c["axis"] != "data" or c["trips"] == 1, c
+    for step in steps[1]:
+        gradients = ROWS // step.item * (2 * FIRST + 1) + INNER
+        assert step.parameters == gradients
+        expected = 4 * (gradients + 2 + 1) if step.data > 1 else 0
+        assert step.over("data") == expected, step[:2]
+        # After the microbatches, not once for each.
+        assert {c.trips for c in step.collectives if c.axis == "data"} <= {1}
 
 
 @pytest.mark.slow
-def test_over_the_items_go_hidden_layers_and_numbers_a_user(steps):
-    """Partial sums of both outer layers; three numbers a user and shard.
-
-    In float32, half precision too: that is how a CPU sums bfloat16.
-    """
-    _, found = steps
-    for step in found:
-        data, item = step["mesh"].values()
-        users = BATCH // data
-        numbers = 3 * item  # maximum, sum of exponentials, targets' logits
-        expected = 4 * users * (2 * FIRST + numbers) if item > 1 else 0
-        assert over(step, "item") == expected, step["mesh"]
-        for c in step["collectives"]:
-            if c["axis"] == "item":
-                assert c["trips"] == step["microbatches"], c
+def test_hidden_layers_and_three_numbers_a_user_go_over_the_items(steps):
+    """In float32 in half precision too: a CPU sums bfloat16 so."""
+    for step in steps[1]:
+        numbers = 3 * step.item  # maximum, sum of exponentials, targets' logits
+        expected = 4 * step.users * (2 * FIRST + numbers)
+        assert step.over("item") == (expected if step.item > 1 else 0)
+        for c in step.collectives:
+            assert c.axis == "data" or c.trips == step.microbatches, c
 
 
 @pytest.mark.slow
 def test_products_are_those_of_the_formula(steps):
-    """The decoder three times, four in blocks; nothing twice on two devices.
+    """Three products of the decoder, four in blocks; none on two devices.
 
-    A last block that is not whole is outside the loop: XLA keeps its logits.
+    XLA keeps the logits of a last, incomplete block, which is outside the loop.
     """
     name, found = steps
     for step in found:
-        assert step["flop"] == step["flop_formula"], step["mesh"]
-        data, item = step["mesh"].values()
-        users = BATCH // data
-        decoder = 3 * 2 * FIRST * (ROWS // item) * users
-        in_loop = 2 * FIRST * (ROWS // item // 1024 * 1024) * users
-        inner = 3 * 2 * users * (600 * 400 + 200 * 600)
-        bias = 2 * 8 * users * (ROWS // item)
+        decoder = 3 * 2 * FIRST * step.rows * step.users
+        in_loop = 2 * FIRST * (step.rows // 1024 * 1024) * step.users
+        inner = 3 * 2 * step.users * (600 * 400 + 200 * 600)
+        bias = 2 * 8 * step.users * step.rows
         expected = decoder + inner
         expected += in_loop if name == "blocks" else bias
-        if name == "dense":
-            expected += decoder // 3 * 2
-        assert step["flop"] == expected
+        expected += decoder // 3 * 2 if name == "dense" else 0
+        assert step.flop == expected, step[:2]
 
 
 @pytest.mark.slow
 def test_memory_is_about_the_formula(steps):
-    _, found = steps
-    for step in found:
-        formula = step["memory_formula"]["total"]
-        assert step["memory"]["total"] == pytest.approx(formula, rel=0.2)
+    for step in steps[1]:
+        assert step.bytes == pytest.approx(step.formula_bytes, rel=0.2)
 
 
 @pytest.mark.slow
-def test_zero_scatters_gradients_and_gathers_weights(tmp_path):
-    """Of the two item matrices only, over the users' axis only."""
-    found = counted(
-        tmp_path / "zero.json",
-        "--zero",
-        "--meshes=8x1,4x2",
-        f"--batch_size={BATCH}",
-        *VARIANTS["blocks"],
-    )
-    for step in found:
-        data, item = step["mesh"].values()
-        matrix = 4 * ROWS // item * FIRST
-        by_op: dict[str, list[int]] = {}
-        for c in step["collectives"]:
-            if c["axis"] == "data":
-                by_op.setdefault(c["op"], []).append(c["bytes"])
-        # What a ring's share is taken of: the whole, on either way.
-        assert by_op["reduce-scatter"] == [matrix] * 2
-        assert by_op["all-gather"] == [matrix] * 2
-        rest = 4 * (ROWS // item + INNER + 2 + 1)
-        assert sum(by_op["all-reduce"]) == rest
-        assert len(by_op) == 3
-        # Moments are divided, weights and gradients are not.
-        formula = step["memory_formula"]
-        own = step["parameters"]
-        assert formula["parameters"] == 4 * own
-        assert formula["moments"] == 8 * own - 4 * matrix // data * (data - 1)
-        assert step["memory"]["total"] == pytest.approx(
-            formula["total"], rel=0.2
+def test_the_page_has_the_counts(steps):
+    """The table of docs/scaling.md, row by row."""
+    name, found = steps
+    for step in found if name == "dense" else ():
+        row = (
+            f"| {step.data} × {step.item} | {step.flop / 1e9:,.1f} "
+            f"| {step.over('data') / 1e6:,.2f} | {step.over('item') / 1e6:,.2f} "
+            f"| {len(step.collectives)} | {step.bytes / 1e9:.2f} "
+            f"| {step.formula_bytes / 1e9:.2f} |"
         )
+        assert row in PAGE.read_text().splitlines(), row
 
 
 @pytest.mark.slow
-def test_ten_million_items_on_eight_devices(tmp_path):
-    """Nothing is allocated; within 15 % of the formula."""
-    found = counted(
-        tmp_path / "large.json",
-        "--meshes=1x8,2x4,8x1",
-        "--items=10000000",
-        "--hidden=16",
-        "--latent=16",
-        "--batch_size=512",
-        "--item_block=16384",
-        "--input=gather",
-        "--precision=fp32",
-    )
-    for step in found:
-        formula = step["memory_formula"]["total"]
-        assert step["memory"]["total"] == pytest.approx(formula, rel=0.15)
-        item = step["mesh"]["item"]
-        inner = 16 + 16 * 32 + 32 + 16 * 16 + 16
-        own = 10_000_000 // item * 33 + inner
-        assert step["parameters"] == own
-        # Weights, two moments, gradients: 16 bytes a parameter.
-        assert step["memory"]["total"] > 16 * own
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2)])
+def test_zero_scatters_gradients_and_gathers_weights(mesh):
+    """Of the two item matrices only, over the users' axis only."""
+    step = compiled(mesh, BLOCKS | {"mesh.zero": True})
+    matrix = 4 * step.rows * FIRST
+    by_op: dict[str, list[int]] = {}
+    for c in step.collectives:
+        if c.axis == "data":
+            by_op.setdefault(c.op, []).append(c.bytes)
+    assert by_op.pop("reduce-scatter") == [matrix] * 2
+    assert by_op.pop("all-gather") == [matrix] * 2
+    assert sum(by_op.pop("all-reduce")) == 4 * (step.rows + INNER + 2 + 1)
+    assert not by_op
+    # The formula divides the moments, not the weights and gradients.
+    assert step.bytes == pytest.approx(step.formula_bytes, rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (8, 1)])
+def test_ten_million_items_on_eight_devices(mesh):
+    changes = {
+        "model.hidden": (16,),
+        "model.latent": 16,
+        "model.item_block": 16_384,
+        "train.batch_size": 512,
+    }
+    step = compiled(mesh, changes, items=10_000_000)
+    assert step.bytes == pytest.approx(step.formula_bytes, rel=0.15)
+    inner = 16 + 16 * 32 + 32 + 16 * 16 + 16
+    assert step.parameters == 10_000_000 // step.item * 33 + inner
+    # Weights, two moments, gradients: 16 bytes a parameter.
+    assert step.bytes > 16 * step.parameters
