@@ -1,4 +1,4 @@
-"""Exit statuses, and one line for whatever goes wrong."""
+"""Exit statuses, and one line for every mistake of the user."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vaecf.errors import VaecfError
 def own_flags() -> Iterator[None]:
     saved = flagsaver.save_flag_values()
     flags.FLAGS.unparse_flags()
+    sys.modules.pop("config_config", None)
     yield
     flagsaver.restore_flag_values(saved)
     flags.FLAGS.mark_as_parsed()
@@ -31,9 +32,13 @@ Run = Callable[..., tuple[object, str, str]]
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    def run(main, *arguments: str) -> tuple[object, str, str]:
+    """run(main, *arguments) returns (status, stdout, stderr)."""
+
+    def run(main, *arguments: str, config: pathlib.Path | None = None):
         monkeypatch.setattr(sys, "argv", ["tool.py", *arguments])
         with pytest.raises(SystemExit) as exit:
+            if config is not None:
+                cli.define_config(config)
             cli.run(main)
         return exit.value.code, *capsys.readouterr()
 
@@ -47,17 +52,16 @@ def raising(error: BaseException):
     return main
 
 
+def unreachable(argv):
+    raise AssertionError("must not be reached")
+
+
 def test_statuses(run: Run) -> None:
     assert run(lambda argv: None)[0] in (None, 0)
     assert run(lambda argv: 3)[0] == 3
-    status, out, err = run(raising(VaecfError("a.csv has no column 'x'")))
-    assert (status, out) == (2, "")
-    assert err == "error: a.csv has no column 'x'\n"
-
-
-def test_one_line_whatever_the_message(run: Run) -> None:
-    _, _, err = run(raising(VaecfError("first\nsecond\r\nthird")))
-    assert err == "error: first second third\n"
+    error = VaecfError("a.csv has\nno column\r\n'x'")
+    line = "error: a.csv has no column 'x'\n"
+    assert run(raising(error)) == (2, "", line)
 
 
 def test_an_interrupt(run: Run) -> None:
@@ -78,6 +82,44 @@ def test_a_bug_keeps_its_traceback(
     assert raised.value is error
 
 
+# --- Messages of the library ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("user_column='x' is not in a.csv", "--user_column='x' is not in a.csv"),
+        ("k=0 must be at least 1", "--k=0 must be at least 1"),
+        ("baselines: 'x' is unknown", "--baselines: 'x' is unknown"),
+        ("config.seed=-1 must be in [0, 2**32)",
+         "--config.seed=-1 must be in [0, 2**32)"),
+        ("give config.eval.metrics.", "give --config.eval.metrics."),
+        ("w: use user_column or (k=1)", "w: use --user_column or (--k=1)"),
+        *((text, text) for text in (
+            "the baselines: k is not a flag here",
+            "a.user_column, 'user_column', d/user_column.csv, --user_column",
+            "another_k=3, min_user_column=3",
+            "holds a run (config.json), not runs/k=3",
+        )),
+    ],
+)  # fmt: skip
+def test_settings_become_flags(run: Run, message: str, expected: str) -> None:
+    config = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
+    for name in ("user_column", "k", "baselines"):
+        flags.DEFINE_string(name, None, "")
+    _, _, err = run(raising(VaecfError(message)), config=config)
+    assert err == f"error: {expected}\n"
+
+
+def test_settings_without_a_flag_stay_as_they_are(run: Run) -> None:
+    message = "user_column='x', config.seed=-1"
+    _, _, err = run(raising(VaecfError(message)))
+    assert err == f"error: {message}\n"
+
+
+# --- Flags ------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,11 +134,7 @@ def test_a_bug_keeps_its_traceback(
 def test_a_mistaken_flag(run: Run, arguments: list[str], message: str) -> None:
     flags.DEFINE_integer("spelling", 1, "n")
     cli.define_list_switch("methods", ("a", "b"), "Which")
-
-    def main(argv):
-        raise AssertionError("must not be reached")
-
-    status, out, err = run(main, *arguments)
+    status, out, err = run(unreachable, *arguments)
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1 and err.endswith("\n")
@@ -122,13 +160,30 @@ def test_list_switch(
     assert seen == [expected]
 
 
-CONFIG = """
-import ml_collections
+# --- Config files -----------------------------------------------------------
 
-def get_config():
-    config = ml_collections.ConfigDict({"size": 3, "part": {"rate": 0.5}})
-    return config
-"""
+
+@pytest.fixture
+def config(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "size.py"
+    path.write_text(
+        "import ml_collections\n"
+        "def get_config():\n"
+        "    values = {'size': 3, 'part': {'rate': 0.5}}\n"
+        "    return ml_collections.ConfigDict(values)\n"
+    )
+    return path
+
+
+def test_the_config_flag(run: Run, config: pathlib.Path) -> None:
+    seen = []
+    run(
+        lambda argv: seen.append(flags.FLAGS["config"].value),
+        "--config.size=9",
+        config=config,
+    )
+    assert seen[0].to_dict() == {"size": 9, "part": {"rate": 0.5}}
+    assert seen[0].is_locked
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["--config", "default"])
@@ -146,39 +201,13 @@ def get_config():
     ],
 )  # fmt: skip
 def test_a_mistaken_override(
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    named: bool,
-    override: str,
-    message: str,
+    run: Run, config: pathlib.Path, named: bool, override: str, message: str
 ) -> None:
     """Whether the config is named on the command line or is the default."""
-    path = tmp_path / "size.py"
-    path.write_text(CONFIG)
-    arguments = [f"--config={path}"] * named + [override]
-    monkeypatch.setattr(sys, "argv", ["tool.py", *arguments])
-
-    def define_and_run() -> None:
-        cli.define_config(path)
-        cli.run(lambda argv: 0)
-
-    with pytest.raises(SystemExit) as exit:
-        define_and_run()
-    out, err = capsys.readouterr()
-    assert (exit.value.code, out) == (2, "")
+    arguments = [f"--config={config}"] * named + [override]
+    status, out, err = run(lambda argv: 0, *arguments, config=config)
+    assert (status, out) == (2, "")
     assert err.startswith(f"error: {message}") and err.count("\n") == 1
-
-
-def test_the_config_flag(tmp_path: pathlib.Path, run: Run, monkeypatch) -> None:
-    path = tmp_path / "size.py"
-    path.write_text(CONFIG)
-    monkeypatch.setattr(sys, "argv", ["tool.py", "--config.size=9"])
-    holder = cli.define_config(path)
-    seen = []
-    run(lambda argv: seen.append(holder.value), "--config.size=9")
-    assert seen[0].to_dict() == {"size": 9, "part": {"rate": 0.5}}
-    assert seen[0].is_locked
 
 
 @pytest.mark.parametrize(
@@ -201,25 +230,20 @@ def test_the_config_flag(tmp_path: pathlib.Path, run: Run, monkeypatch) -> None:
     ],
 )
 @pytest.mark.parametrize("overrides", [(), ("--config.size=3",)])
-def test_a_config_that_is_none(
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_mistaken_config_file(
+    run: Run,
+    config: pathlib.Path,
     overrides: tuple[str, ...],
     text: str | None,
     message: str,
 ) -> None:
-    default, path = tmp_path / "size.py", tmp_path / "new.py"
-    default.write_text(CONFIG)
+    path = config.with_name("new.py")
     if text is not None:
         path.write_text(text)
-    sys.modules.pop("config_config", None)
-    arguments = [f"--config={path}", *overrides]
-    monkeypatch.setattr(sys, "argv", ["tool.py", *arguments])
-    with pytest.raises(SystemExit) as exit:
-        holder = cli.define_config(default)
-        sys.modules.pop("config_config", None)
-        cli.run(lambda argv: print(holder.value.size))
-    out, err = capsys.readouterr()
-    assert (exit.value.code, out) == (2, "")
+
+    def main(argv):
+        print(flags.FLAGS["config"].value.size)
+
+    status, out, err = run(main, f"--config={path}", *overrides, config=config)
+    assert (status, out) == (2, "")
     assert re.fullmatch(f"error: {message}.*\n", err)

@@ -45,19 +45,19 @@ def data(tmp_path: pathlib.Path):
         (
             {},
             {"train": True, "settings": Settings(ease_l2=float("nan"))},
-            "--ease_l2=nan must be above 0",
+            "ease_l2=nan must be above 0",
         ),
         (
             {},
             {"train": True, "settings": Settings(ials_factors=0)},
-            "--ials_factors=0 must be above 0",
+            "ials_factors=0 must be above 0",
         ),
         (
             {},
             {"train": True, "settings": Settings(itemknn_shrinkage=-1.0)},
-            "--itemknn_shrinkage=-1 must not be below 0",
+            "itemknn_shrinkage=-1 must not be below 0",
         ),
-        ({}, {"test": True}, "holds no trained model: give --train"),
+        ({}, {"test": True}, "holds no trained model"),
         (
             {"eval.best_metric": "ndcg"},
             {"train": True},
@@ -148,12 +148,12 @@ def test_environment_names_versions_and_devices() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_processes_must_see_one_workdir(monkeypatch, tmp_path, shared) -> None:
     """The second of two: the first has written its token, or elsewhere."""
-    monkeypatch.setattr(experiment.distributed, "alone", lambda: False)
-    monkeypatch.setattr(experiment.distributed, "is_lead", lambda: False)
+    monkeypatch.setattr(experiment.processes, "alone", lambda: False)
+    monkeypatch.setattr(experiment.processes, "is_lead", lambda: False)
     monkeypatch.setattr(experiment, "_SHARED_SECONDS", 0.2)
     token = np.array([7, 8], np.uint32)
     monkeypatch.setattr(
-        experiment.distributed, "gather", lambda own: np.stack([token, token])
+        experiment.processes, "gather", lambda own: np.stack([token, token])
     )
     where = tmp_path if shared else tmp_path / "of_another_host"
     where.mkdir(exist_ok=True)

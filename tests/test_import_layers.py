@@ -52,7 +52,7 @@ def modules(folder: str) -> list[pathlib.Path]:
 
 
 def part_of(path: pathlib.Path) -> str:
-    """'data' of vaecf/data/id_table.py, 'cli' of vaecf/cli.py."""
+    """'data' for vaecf/data/id_table.py, 'cli' for vaecf/cli.py."""
     return path.relative_to(ROOT).with_suffix("").parts[1]
 
 

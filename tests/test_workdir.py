@@ -1,4 +1,4 @@
-"""A workdir belongs to one process and one run."""
+"""The lock and identity of a run's directory, and atomic writes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import sys
 
 import pytest
 
+from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.data import synthetic
+from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 HOLDER = """
 import os, pathlib, sys
 from vaecf import workdir as workdir_lib
@@ -23,16 +26,44 @@ with workdir_lib.locked(pathlib.Path(sys.argv[1])):
 """
 
 
+def config(**changes: object) -> config_lib.Config:
+    """config(train__epochs=3) is the default but for train.epochs."""
+    keys = {key.replace("__", "."): value for key, value in changes.items()}
+    return config_lib.replace(config_lib.Config(), keys)
+
+
+def make(seed: int) -> Dataset:
+    return synthetic.make(
+        "synthetic",
+        seed=seed,
+        n_train_users=12,
+        n_held_out_users=2,
+        n_items=20,
+        n_groups=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return make(0)
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+# --- Lock -------------------------------------------------------------------
+
+
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the workdir until its input ends."""
-    root = pathlib.Path(workdir_lib.__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=root,
+        cwd=ROOT,
     )
     assert int(process.stdout.readline()) == process.pid
     yield process
@@ -42,17 +73,16 @@ def holder(tmp_path):
     process.stdout.close()
 
 
-@pytest.mark.parametrize("end", ["dies", "leaves"])
+@pytest.mark.parametrize("end", ["dies", "exits"])
 def test_second_process_is_refused(tmp_path, holder, end):
     for _ in range(2):
         with (
-            pytest.raises(VaecfError, match="is in use by process") as e,
+            pytest.raises(VaecfError, match="in use") as e,
             workdir_lib.locked(tmp_path),
         ):
             pytest.fail("two processes hold the workdir")
         assert f"process {holder.pid}:" in str(e.value)
-        assert f"--workdir={tmp_path}" in str(e.value)
-        assert "\n" not in str(e.value)
+        assert f"workdir {tmp_path}" in str(e.value)
     if end == "dies":
         holder.kill()
     else:
@@ -76,7 +106,7 @@ def test_lock_is_released_after_an_error_and_between_runs(tmp_path):
         pass
 
 
-def test_workdir_that_cannot_be(tmp_path):
+def test_workdir_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with (
@@ -86,125 +116,135 @@ def test_workdir_that_cannot_be(tmp_path):
             pass
 
 
-def begun(tmp_path, config, dataset):
-    """A claimed workdir with a checkpoint, and all of its other files."""
-    workdir_lib.check_or_create(tmp_path, config, dataset)
-    (tmp_path / "checkpoints").mkdir()
-    return {
-        path.name: path.read_bytes()
-        for path in tmp_path.iterdir()
-        if path.is_file()
-    }
+# --- Identity ---------------------------------------------------------------
 
 
-def files(tmp_path):
-    return {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+def begin(folder, dataset) -> dict[str, bytes]:
+    """Makes `folder` the workdir of a run with a checkpoint."""
+    workdir_lib.check_or_create(folder, config(), dataset)
+    (folder / "checkpoints").mkdir()
+    return files(folder)
 
 
-def test_same_run_is_welcome(tmp_path, small, dataset):
-    before = begun(tmp_path, small(), dataset)
+def test_same_run_resumes(tmp_path, dataset):
+    before = begin(tmp_path, dataset)
     assert set(before) == {"config.json", "dataset.json", "items.parquet"}
-    assert json.loads(before["config.json"]) == small().to_dict()
+    assert json.loads(before["config.json"]) == config().to_dict()
     assert json.loads(before["dataset.json"]) == dataset.manifest
-    workdir_lib.check_or_create(tmp_path, small(), dataset)
+    workdir_lib.check_or_create(tmp_path, config(), dataset)
     assert files(tmp_path) == before
 
 
-def test_another_config_is_refused(tmp_path, small, dataset):
-    before = begun(tmp_path, small(), dataset)
-    other = small(
-        seed=8,
-        model={"hidden": (6, 5)},
-        optimizer={"learning_rate": 0.5},
-        train={"epochs": 99},
-    )
+def test_message_names_all_differing_keys(tmp_path, dataset):
+    before = begin(tmp_path, dataset)
+    other = config(seed=8, model__hidden=(6, 5), train__epochs=99)
     with pytest.raises(VaecfError) as e:
         workdir_lib.check_or_create(tmp_path, other, dataset)
     message = str(e.value)
     for part in (
-        f"--workdir={tmp_path}",
-        "config.seed was 7 and is 8",
-        "config.model.hidden was [6] and is [6, 5]",
-        "config.optimizer.learning_rate was 0.01 and is 0.5",
+        f"workdir {tmp_path}",
+        "config.seed was 0 and is 8",
+        "config.model.hidden was [600] and is [6, 5]",
     ):
         assert part in message
     assert "epochs" not in message and "\n" not in message
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"train": {"epochs": 9, "warm_up_epochs": 0}},
-        {"data": {"dir": "elsewhere", "feed": "streamed"}},
-        {"mesh": {"data": 2, "item": 2}},
-        {
-            "eval": {
-                "every_epochs": 2,
-                "batch_size": 8,
-                "metrics": ("mrr@5",),
-                "patience": 3,
-            }
-        },
-        {"precision": {"max_skipped_in_a_row": 3}},
-    ],
-)
-def test_what_may_change_between_runs(tmp_path, small, dataset, changes):
-    before = begun(tmp_path, small(), dataset)
-    workdir_lib.check_or_create(tmp_path, small(**changes), dataset)
+def test_what_may_change_between_runs(tmp_path, dataset):
+    before = begin(tmp_path, dataset)
+    other = config(
+        data__dir="elsewhere",
+        data__feed="streamed",
+        train__epochs=9,
+        train__microbatch=7,
+        train__warm_up_epochs=0,
+        eval__every_epochs=2,
+        eval__batch_size=8,
+        eval__metrics=("mrr@5",),
+        eval__patience=3,
+        mesh__data=2,
+        mesh__item=2,
+        mesh__zero=True,
+        precision__max_skipped_in_a_row=3,
+    )
+    workdir_lib.check_or_create(tmp_path, other, dataset)
     after = files(tmp_path)
-    assert json.loads(after["config.json"]) == small(**changes).to_dict()
+    assert json.loads(after["config.json"]) == other.to_dict()
     assert after["dataset.json"] == before["dataset.json"]
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("key", "value"),
     [
-        {"train": {"batch_size": 17}},
-        {"train": {"drop_remainder": True}},
-        {"loss": {"weight_decay": 0.1}},
-        {"loss": {"total_anneal_steps": 21}},
-        {"eval": {"best_metric": "ndcg@5"}},
-        {"precision": {"policy": "bf16"}},
-        {"model": {"dropout_rate": 0.4}},
+        ("train.batch_size", 17),
+        ("train.drop_remainder", True),
+        ("loss.weight_decay", 0.1),
+        ("loss.total_anneal_steps", 21),
+        ("eval.best_metric", "ndcg@5"),
+        ("precision.policy", "bf16"),
+        ("model.dropout_rate", 0.4),
+        ("mesh.reduce", "compute"),
     ],
 )
-def test_what_may_not_change(tmp_path, small, dataset, changes):
-    begun(tmp_path, small(), dataset)
-    ((section, values),) = changes.items()
-    ((key, value),) = values.items()
-    with pytest.raises(VaecfError, match=rf"config\.{section}\.{key} was") as e:
-        workdir_lib.check_or_create(tmp_path, small(**changes), dataset)
-    assert f"and is {value!r}" in str(e.value)
+def test_what_may_not_change(tmp_path, dataset, key, value):
+    begin(tmp_path, dataset)
+    other = config_lib.replace(config(), {key: value})
+    with pytest.raises(VaecfError, match=f"config.{key} was .* is {value!r}"):
+        workdir_lib.check_or_create(tmp_path, other, dataset)
 
 
-def test_another_dataset_is_refused(tmp_path, small, dataset):
-    before = begun(tmp_path, small(), dataset)
-    other = synthetic.make(
-        "synthetic",
-        seed=1,
-        n_train_users=60,
-        n_held_out_users=16,
-        n_items=33,
-        n_groups=3,
-    )
-    with pytest.raises(VaecfError, match="run on another dataset") as e:
-        workdir_lib.check_or_create(tmp_path, small(), other)
-    assert f"--workdir={tmp_path}" in str(e.value)
-    assert "\n" not in str(e.value)
+def test_scoring_may_use_another_precision_and_writes_nothing(
+    tmp_path, dataset
+):
+    before = begin(tmp_path, dataset)
+    other = config(precision__policy="bf16")
+    workdir_lib.check_or_create(tmp_path, other, dataset, train=False)
     assert files(tmp_path) == before
 
 
-def test_before_the_first_checkpoint_anything_may_change(
-    tmp_path, small, dataset
-):
-    workdir_lib.check_or_create(tmp_path, small(), dataset)
-    workdir_lib.check_or_create(tmp_path, small(seed=8), dataset)
+def test_another_dataset_is_refused(tmp_path, dataset):
+    before = begin(tmp_path, dataset)
+    with pytest.raises(VaecfError, match="another dataset"):
+        workdir_lib.check_or_create(tmp_path, config(), make(1))
+    assert files(tmp_path) == before
+
+
+def test_before_the_first_checkpoint_anything_may_change(tmp_path, dataset):
+    begin(tmp_path, dataset)
+    weights = tmp_path / "linear" / "weights.json"
+    weights.parent.mkdir()
+    weights.touch()
+    workdir_lib.check_or_create(tmp_path, config(), dataset)
+    assert weights.exists()
+    (tmp_path / "checkpoints").rmdir()
+    workdir_lib.check_or_create(tmp_path, config(seed=8), dataset)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 8
+    # The blend weights were those of the earlier model.
+    assert not weights.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [("members.csv", "a population"), ("sweep.json", "a sweep")],
+)
+def test_directory_of_another_kind(tmp_path, dataset, file, kind):
+    (tmp_path / file).touch()
+    with pytest.raises(VaecfError, match=f"holds {kind} .{file}"):
+        workdir_lib.check_or_create(tmp_path, config(), dataset)
+    own = kind.split()[1]
+    workdir_lib.require_no_other(tmp_path, own)
+    (tmp_path / file).unlink()
+    begin(tmp_path, dataset)
+    with pytest.raises(VaecfError, match=r"holds a run .config\.json"):
+        workdir_lib.require_no_other(tmp_path, own)
+
+
+# --- Files ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"not json"])
-def test_damaged_json_is_one_line(tmp_path, content):
+def test_damaged_json(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(VaecfError, match="not JSON") as e:
@@ -215,10 +255,12 @@ def test_damaged_json_is_one_line(tmp_path, content):
 def test_missing_json(tmp_path):
     with pytest.raises(VaecfError, match="no such file"):
         workdir_lib.read_json(tmp_path / "config.json")
+    with pytest.raises(VaecfError, match="cannot be read"):
+        workdir_lib.read_json(tmp_path)
 
 
 def test_write_json_is_all_or_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
+    path = tmp_path / "new" / "a.json"
     workdir_lib.write_json(path, {"é": [1, None, 0.5]})
     assert json.loads(path.read_bytes()) == {"é": [1, None, 0.5]}
     before = path.read_bytes()
@@ -226,13 +268,11 @@ def test_write_json_is_all_or_nothing(tmp_path, monkeypatch):
         workdir_lib.write_json(path, {"x": float("nan")})
     with pytest.raises(TypeError):
         workdir_lib.write_json(path, {"x": object()})
-    assert path.read_bytes() == before
-
     replaced = []
 
     def replace(source, target):
-        # What is about to appear is whole, on the same disk, and the old one
-        # is still there.
+        # The new file is complete, in the same directory, and the old one is
+        # still there.
         assert json.loads(pathlib.Path(source).read_bytes()) == {"x": 2}
         assert pathlib.Path(source).parent == path.parent
         assert path.read_bytes() == before
@@ -240,33 +280,47 @@ def test_write_json_is_all_or_nothing(tmp_path, monkeypatch):
         raise OSError("killed here")
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError, match="killed here"):
+    with pytest.raises(VaecfError, match=f"{path}: killed here"):
         workdir_lib.write_json(path, {"x": 2})
-    assert replaced == [path] and path.read_bytes() == before
+    assert replaced == [path]
+    assert files(path.parent) == {"a.json": before}
 
 
-def test_a_run_from_before_a_key_was_goes_on(small, dataset, tmp_path):
-    """Its config.json lacks keys, and a whole section."""
-    config = small(linear={"dropout": 0.5, "user_exponent": 0.5})
-    assert config.linear.rank is None
-    workdir_lib.check_or_create(tmp_path, config, dataset)
-    (tmp_path / "checkpoints").mkdir()
-    config = config.to_dict()
-    del config["linear"], config["train"]["ema"], config["loss"]["gamma"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    workdir_lib.check_or_create(tmp_path, config, dataset)
-    written = json.loads((tmp_path / "config.json").read_text())
-    assert written == config.to_dict()
-    weights = tmp_path / "linear" / "weights.json"
-    weights.parent.mkdir()
-    weights.touch()
-    workdir_lib.check_or_create(tmp_path, config, dataset)
-    assert weights.exists()
-    with pytest.raises(VaecfError, match=r"config\.linear\.l2 was 0\.0"):
-        workdir_lib.check_or_create(
-            tmp_path, small(linear={"l2": 3.0}), dataset
-        )
-    # Of a model that is gone are no weights either.
-    (tmp_path / "checkpoints").rmdir()
-    workdir_lib.check_or_create(tmp_path, config, dataset)
-    assert not weights.exists()
+def test_atomic_directory(tmp_path):
+    target = tmp_path / "parent" / "made"
+    for content in ("first", "second"):
+        with workdir_lib.atomic_directory(target) as fresh:
+            (fresh / "a").write_text(content)
+            (fresh / content).touch()
+        assert (target / "a").read_text() == content
+        assert set(files(target)) == {"a", content}
+    with (
+        pytest.raises(RuntimeError),
+        workdir_lib.atomic_directory(target) as fresh,
+    ):
+        (fresh / "a").write_text("third")
+        raise RuntimeError
+    assert (target / "a").read_text() == "second"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_atomic_directory_restores_the_old_one(tmp_path, monkeypatch):
+    """The old directory comes back if the new one cannot take its place."""
+    target = tmp_path / "made"
+    target.mkdir()
+    (target / "a").write_text("old")
+    rename = os.rename
+
+    def fail_for_the_new(source, new):
+        if ".tmp-" in str(source):
+            raise OSError("disk full")
+        rename(source, new)
+
+    monkeypatch.setattr(os, "rename", fail_for_the_new)
+    with (
+        pytest.raises(VaecfError, match="disk full"),
+        workdir_lib.atomic_directory(target) as fresh,
+    ):
+        (fresh / "a").write_text("new")
+    assert (target / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,4 +1,4 @@
-"""What every entry point shares: errors in one line, and an exit status."""
+"""What every entry point shares: flags, errors in one line, exit statuses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from vaecf import config as config_lib
 from vaecf.errors import VaecfError
 
 # What ml_collections raises for keys, values and files that do not fit.
 _CONFIG_ERRORS = (KeyError, AttributeError, TypeError, ValueError, OSError)
 
-# What JAX's collectives say when the other end is gone.
+# What JAX's collectives raise when a process has died.
 _LOST_PEER = r"(?i)gloo|nccl|connection (closed|reset|refused)|unavailable"
 
 
@@ -29,18 +30,19 @@ def run(
     keep_programs: bool = False,
     takes_arguments: bool = False,
 ) -> None:
-    """Parses flags, calls `main` and exits.
+    """Parses the flags, calls `main` and exits.
 
-    Bad input (`VaecfError`, or a flag's value) is one line on stderr and exit
-    status 2; an interrupt is 130; anything else is a bug and keeps its
-    traceback.
+    Bad input (`VaecfError`, or a flag's value) prints one line on stderr and
+    exits with status 2; an interrupt exits with status 130; any other
+    exception is a bug and keeps its traceback.
 
     Args:
-      main: gets the arguments that are no flags.
-      keep_programs: load compiled programs of earlier calls, and keep those
-        of this one (`compilation_cache.keep_programs`). Benchmarks do without: what
-        they say of compilation is meant.
-      takes_arguments: arguments that are no flags are for `main`, not refused.
+      main: called with the arguments that are not flags.
+      keep_programs: use the cache of compiled programs on the disk
+        (`compilation_cache.keep_programs`). Benchmarks that time compilation
+        do not.
+      takes_arguments: pass arguments that are not flags to `main` instead of
+        refusing them.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -55,51 +57,53 @@ def run(
             _join_processes()
             return main(argv)
         except VaecfError as error:
-            return _leave(_fail(str(error)))
+            return _exit(_fail(with_flags(str(error))))
         except KeyboardInterrupt as error:
-            print(
-                f"interrupted: {error}" if str(error) else "interrupted",
-                file=sys.stderr,
-            )
+            reason = f": {error}" if str(error) else ""
+            print(f"interrupted{reason}", file=sys.stderr)
             status = 128 + signal.SIGINT
             # A subclass means that all processes have agreed to stop.
-            return (
-                _leave(status) if type(error) is KeyboardInterrupt else status
-            )
+            return _exit(status) if type(error) is KeyboardInterrupt else status
         except Exception as error:
-            if where := _in_config_file(error):
-                return _leave(_fail(where))
-            # ml_collections loads the config file when it is first asked for.
-            if "Failed loading config file" in str(error):
-                return _leave(_fail(_missing_config(str(error))))
+            # ml_collections loads the config file at its first use.
+            if mistake := _config_file_mistake(error):
+                return _exit(_fail(mistake))
             if not _several_processes():
                 raise
             if not re.search(_LOST_PEER, str(error)):
                 traceback.print_exc()
-                return _leave(1)
-            return _leave(
+                return _exit(1)
+            return _exit(
                 _fail(
-                    "another process of the run died or cannot be reached: "
-                    "its output says why; the same command goes on from the "
-                    f"last checkpoint ({str(error).splitlines()[0]})"
+                    "another process of the run died or cannot be reached: see "
+                    "its output; the same command resumes from the last "
+                    f"checkpoint ({str(error).splitlines()[0]})"
                 )
             )
 
     app.run(guarded, flags_parser=_parse)
 
 
+def log(message: str) -> None:
+    """Prints a line on stdout and flushes it."""
+    print(message, flush=True)
+
+
+# --- Several processes ------------------------------------------------------
+
+
 def define_processes() -> None:
-    """Defines the flags by which several processes become one run."""
+    """Defines the flags that join several processes into one run."""
     flags.DEFINE_string(
         "coordinator_address",
         None,
         "host:port of process 0, for a run of several processes. Slurm, Open "
-        "MPI and Kubernetes say this and the next two themselves.",
+        "MPI and Kubernetes provide this flag and the next two.",
     )
     flags.DEFINE_integer(
         "num_processes",
         None,
-        "Processes of the run; 1: alone, whatever started it.",
+        "Number of processes; 1 runs alone, whatever started it.",
     )
     flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 
@@ -121,10 +125,11 @@ def _several_processes() -> bool:
     return not processes.alone()
 
 
-def _leave(status: int) -> int:
-    """The status; of several processes one that fails leaves at once.
+def _exit(status: int) -> int:
+    """Returns the status, or exits at once if there are several processes.
 
-    In the usual way out it would wait for the others, who may wait for it.
+    JAX's shutdown would wait for the other processes, which may be waiting for
+    this one.
     """
     if _several_processes():
         sys.stdout.flush()
@@ -133,11 +138,81 @@ def _leave(status: int) -> int:
     return status
 
 
-def define_config(default: pathlib.Path) -> Any:
-    """Defines --config, a config file, and with it --config.<key>.
+# --- Messages ---------------------------------------------------------------
 
-    A default is parsed at once, and the overrides of the command line with
-    it: mistakes in them are one line here as in `run`.
+
+def with_flags(message: str) -> str:
+    """Returns the message with settings spelled as command-line flags.
+
+    The library does not know about flags: it says 'user_column=...' and
+    'config.train.epochs', which become '--user_column=...' and
+    '--config.train.epochs' if the entry point has these flags. A word that
+    could be plain English is left alone unless '=' follows it, or ':' at the
+    start of the message.
+    """
+
+    keys = config_lib.settings() if "config" in flags.FLAGS else ()
+
+    def spell(match: re.Match[str]) -> str:
+        name, following = match[0], message[match.end() :]
+        if "." in name:
+            is_flag = name.removeprefix("config.") in keys
+        else:
+            is_flag = name in flags.FLAGS and (
+                "_" in name
+                or following.startswith("=")
+                or (match.start() == 0 and following.startswith(":"))
+            )
+        return f"--{name}" if is_flag else name
+
+    # A whole word, neither quoted nor part of a path or of an option.
+    word = r"(?<![\w./'\"-])(?:config(?:\.\w+)+|[a-z]\w*)(?![\w/]|\.\w)"
+    return re.sub(word, spell, message)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return 2
+
+
+def _keep_programs() -> None:
+    from vaecf.training import compilation_cache
+
+    try:
+        compilation_cache.keep_programs()
+    except OSError as error:
+        print(
+            f"warning: compiled programs are not cached: {error}",
+            file=sys.stderr,
+        )
+
+
+def _quiet_libraries() -> None:
+    """Shows warnings of libraries, without absl's prefixes."""
+    logging.use_absl_handler()
+    logging.get_absl_handler().setFormatter(
+        python_logging.Formatter("%(message)s")
+    )
+    for name in ("jax", "orbax", "tensorboardX", "matplotlib"):
+        python_logging.getLogger(name).setLevel(python_logging.WARNING)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+
+
+# --- Config files -----------------------------------------------------------
+
+
+def define_config(default: pathlib.Path) -> Any:
+    """Defines --config, a config file, and --config.<key> for its keys.
+
+    ml_collections loads the default file and applies the overrides of the
+    command line here, so mistakes in them exit here as in `run`.
+
+    Args:
+      default: config file to use without --config.
+
+    Returns:
+      The flag's holder; `.value` is the locked ConfigDict.
     """
     from ml_collections import config_flags
 
@@ -153,30 +228,28 @@ def define_config(default: pathlib.Path) -> Any:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """absl's parser, with every mistake in one line."""
     return _in_one_line(argv, lambda: flags.FLAGS(list(argv)))
 
 
 def _in_one_line(argv: Sequence[str], parse: Callable[[], Any]) -> Any:
+    """Calls `parse`; a mistake of the user prints one line and exits."""
     try:
         return parse()
     except flags.Error as error:
         sys.exit(_fail(" ".join(str(error).split())))
     except Exception as error:
-        if where := _in_config_file(error):
-            sys.exit(_fail(where))
+        if mistake := _config_file_mistake(error):
+            sys.exit(_fail(mistake))
         if not isinstance(error, _CONFIG_ERRORS):
             raise
-        sys.exit(_fail(_config_mistake(str(error), argv)))
+        sys.exit(_fail(_override_mistake(str(error), argv)))
 
 
-def _in_config_file(error: Exception) -> str:
-    """One line for a mistake in the file of --config; '' for all others."""
+def _config_file_mistake(error: Exception) -> str:
+    """Returns one line if the file of --config caused the error, else ''."""
     files = [os.path.realpath(file) for file in _config_files()]
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    for cause in causes:
+    cause: BaseException | None = error
+    while cause is not None:
         places = [
             (frame.filename, frame.lineno)
             for frame in traceback.extract_tb(cause.__traceback__)
@@ -188,74 +261,45 @@ def _in_config_file(error: Exception) -> str:
                 reason = cause.msg if isinstance(cause, SyntaxError) else cause
                 kind = type(cause).__name__
                 return f"--config={path}, line {line}: {reason} ({kind})"
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
+    missing = re.search(r"No such file or directory: '([^']+)'", text)
+    if missing and missing[1] in _config_files():
+        return f"--config={missing[1]}: no such file"
+    if "Failed loading config file" in text:
+        return f"--config cannot be loaded: {text.splitlines()[-1].strip()}"
     return ""
 
 
 def _config_files() -> list[str]:
-    """What --config names on the command line, without a config's string."""
+    """Returns the paths that --config names on the command line."""
     files = []
     for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config" and argument.startswith("-"):
+            # A config file may be followed by ':' and a string for it.
             files.append((value if equals else following).partition(":")[0])
     return files
 
 
-def _missing_config(text: str) -> str:
-    """One line for a config file that is not there."""
-    missing = re.search(r"No such file or directory: '([^']+)'", text)
-    if missing and missing[1] in _config_files():
-        return f"--config={missing[1]}: no such file"
-    return f"--config cannot be loaded: {text.split(chr(10))[-1].strip()}"
-
-
-def _config_mistake(text: str, argv: Sequence[str]) -> str:
-    """One line for an override that the config does not take."""
-    if "No such file or directory" in text:
-        return _missing_config(text)
+def _override_mistake(text: str, argv: Sequence[str]) -> str:
+    """Returns one line for a --config.<key> that the config does not have."""
     if "'get_config'" in text:
         return "--config names a file without get_config()"
-    unknown = re.search(r"(\w+)\W+(?:n\W*)?Did you mean \"(\w+)\"", text)
-    overrides = [a.lstrip("-").partition("=")[0] for a in argv[1:]]
-    for name in overrides:
+    close = re.search(r"(\w+)\W+(?:n\W*)?Did you mean \"(\w+)\"", text)
+    for name in (a.lstrip("-").partition("=")[0] for a in argv[1:]):
         for part in name.split(".")[1:]:
             if re.search(rf"\b{re.escape(part)}\b", text.partition("Did")[0]):
-                hint = f"; did you mean {unknown[2]}?" if unknown else ""
+                hint = f"; did you mean {close[2]}?" if close else ""
                 return f"--{name}: the config has no key {part!r}{hint}"
     return " ".join(text.replace("\\n", " ").split())
 
 
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
-    return 2
-
-
-def _keep_programs() -> None:
-    """A cache that cannot be had costs time, and a line on stderr."""
-    from vaecf.training import compilation_cache
-
-    try:
-        compilation_cache.keep_programs()
-    except OSError as error:
-        print(
-            f"warning: compiled programs are not kept: {error}", file=sys.stderr
-        )
-
-
-def _quiet_libraries() -> None:
-    """Libraries speak up from warnings on; we speak from info on."""
-    logging.use_absl_handler()
-    logging.get_absl_handler().setFormatter(
-        python_logging.Formatter("%(message)s")
-    )
-    for name in ("jax", "orbax", "tensorboardX", "matplotlib"):
-        python_logging.getLogger(name).setLevel(python_logging.WARNING)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+# --- A flag for a list of choices -------------------------------------------
 
 
 class _ListSwitch(flags.ArgumentParser):
-    """'true' (the bare flag) is all, 'false' none, else a list of names."""
+    """Parses 'true' (the bare flag) as all names and 'false' as none."""
 
     def __init__(self, choices: tuple[str, ...]) -> None:
         self._choices = choices
@@ -265,16 +309,14 @@ class _ListSwitch(flags.ArgumentParser):
             return argument
         if argument in ("true", "false"):
             return self._choices if argument == "true" else ()
-        names = tuple(
-            name.strip() for name in argument.split(",") if name.strip()
-        )
-        for name in names:
+        names = [name.strip() for name in argument.split(",")]
+        for name in filter(None, names):
             if name not in self._choices:
                 raise ValueError(
                     f"{name!r} is unknown, use one of "
                     f"{', '.join(self._choices)}"
                 )
-        return names
+        return tuple(filter(None, names))
 
     def flag_type(self) -> str:
         return "list of names"
@@ -294,8 +336,3 @@ def define_list_switch(
             boolean=True,
         )
     )
-
-
-def log(message: str) -> None:
-    """A line for the person, on stdout, at once."""
-    print(message, flush=True)

@@ -22,10 +22,12 @@ class Rule(NamedTuple):
 
     text: str
     holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
 
 
 def _one_of(*choices: str) -> Rule:
-    return Rule(f"one of {', '.join(choices)}", choices.__contains__)
+    text = f"one of {', '.join(choices)}"
+    return Rule(text, choices.__contains__, choices)
 
 
 _POSITIVE = Rule("above 0", lambda x: x > 0)
@@ -128,21 +130,18 @@ class LinearConfig:
     )
     dropout: float = _setting(
         0.5,
-        "Share of the input that the linear branch learns to do without "
-        "(Steck 2020).",
+        "Dropout rate of the linear branch's input (Steck 2020).",
         _FRACTION,
     )
     user_exponent: float = _setting(
         0.5,
-        "A user with n items has weight n ** -user_exponent in the fit; 0 "
-        "weights all users equally.",
+        "Weighs a user with n items by n ** -user_exponent in the fit.",
         _NOT_NEGATIVE,
     )
     rank: int | None = _setting(
         None,
         "Rank of the branch's factors; 0 keeps the full items x items matrix; "
-        "None keeps the full matrix up to 25,000 items and uses rank 512 "
-        "beyond.",
+        "None means 0 up to 25,000 items and 512 beyond.",
         _NOT_NEGATIVE,
     )
 
@@ -195,16 +194,14 @@ class TrainConfig:
         "rec_vae: epochs that train the encoder and epochs that train the "
         "decoder, in alternation, such as (3, 1). () for the other models.",
         Rule(
-            "() or two numbers of at least 1, the epochs of the encoder and "
-            "of the decoder",
+            "() or two numbers of at least 1",
             lambda n: n == () or (len(n) == 2 and min(n) >= 1),
         ),
     )
     ema: float = _setting(
         0.0,
-        "Decay per epoch of an exponential moving average of the parameters, "
-        "which is then used for ranking, such as 0.95; 0 uses the parameters "
-        "themselves.",
+        "Decay per epoch of the moving average of the parameters that is used "
+        "for ranking, such as 0.95; 0 uses the parameters themselves.",
         _FRACTION,
     )
     batch_size: int = _setting(500, "Users per step, over all devices.", _COUNT)
@@ -240,8 +237,8 @@ class EvalConfig:
     )
     metrics: tuple[str, ...] = _setting(
         ("ndcg@100", "recall@20", "recall@50"),
-        "Metrics, each with its cut-off: ndcg, recall, precision, hit_rate, "
-        "mrr, map, coverage or popularity, then @k.",
+        "Metrics with cut-offs: ndcg, recall, precision, hit_rate, mrr, map, "
+        "coverage or popularity, then @k.",
         Rule("not empty", bool),
         resumable=True,
     )
@@ -250,8 +247,7 @@ class EvalConfig:
     )
     patience: int | None = _setting(
         None,
-        "Validations without improvement before training stops; None never "
-        "stops early.",
+        "Validations without improvement that stop training; None: never.",
         _COUNT,
         resumable=True,
     )
@@ -275,8 +271,7 @@ class PrecisionConfig:
     )
     max_skipped_in_a_row: int = _setting(
         50,
-        "Consecutive steps with overflowing gradients before training stops "
-        "with an error.",
+        "Consecutive steps with overflowing gradients that raise an error.",
         _COUNT,
         resumable=True,
     )
@@ -354,8 +349,7 @@ def settings(cls: type = Config, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.default):
-            section = type(field.default)
-            found |= settings(section, f"{prefix}{field.name}.")
+            found |= settings(type(field.default), f"{prefix}{field.name}.")
         else:
             found[prefix + field.name] = field
     return found
@@ -384,17 +378,14 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
       VaecfError: as `from_mapping`.
     """
-    values = config.to_dict()
+    values, known = config.to_dict(), settings()
     for key, value in changes.items():
-        section, _, leaf = key.rpartition(".")
-        target = values.get(section) if section else values
-        if not isinstance(target, dict):
-            known = [f"config.{name}" for name in settings()]
+        if key not in known:
             raise VaecfError(
-                f"config.{key} is not a known key"
-                f"{did_you_mean(f'config.{key}', known)}"
+                f"config.{key} is not a known key{did_you_mean(key, known)}"
             )
-        target[leaf] = value
+        section, _, leaf = key.rpartition(".")
+        (values[section] if section else values)[leaf] = value
     return from_mapping(values)
 
 
@@ -407,24 +398,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns the keys whose change forbids resuming a run.
-
-    Args:
-      old: nested dict of the run, as in its config.json.
-      new: nested dict of the resumption.
-    """
-    a, b = flatten(old), flatten(new)
-    resumable = {
-        key for key, field in settings().items() if field.metadata["resumable"]
-    }
-    return sorted(
-        key
-        for key in (a.keys() | b.keys()) - resumable
-        if a.get(key, ...) != b.get(key, ...)
-    )
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
@@ -441,25 +414,17 @@ def _build(cls: type, values: Any, where: str) -> Any:
             )
     built: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        key, name = field.name, f"{where}.{field.name}"
-        if key not in given:
+        name = f"{where}.{field.name}"
+        if field.name not in given:
             raise VaecfError(f"{name} is missing: add it to the config")
-        built[key] = _convert(hints[key], given[key], name)
+        value = _convert(hints[field.name], given[field.name], name)
         rule = field.metadata.get("rule")
         # None stands outside the range of an optional number.
-        if rule and built[key] is not None and not rule.holds(built[key]):
-            raise VaecfError(
-                f"{name}={given[key]!r} must be {rule.text}"
-                + _suggestion(rule, built[key])
-            )
+        if rule and value is not None and not rule.holds(value):
+            hint = did_you_mean(value, rule.choices) if rule.choices else ""
+            raise VaecfError(f"{name}={value!r} must be {rule.text}{hint}")
+        built[field.name] = value
     return cls(**built)
-
-
-def _suggestion(rule: Rule, value: Any) -> str:
-    """Returns a hint for a misspelt choice, or ''."""
-    if not isinstance(value, str):
-        return ""
-    return did_you_mean(value, rule.text.removeprefix("one of ").split(", "))
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -476,7 +441,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 f"{where}={value!r} must be a tuple of {kind.__name__}"
             )
         return tuple(_convert(kind, item, where) for item in items)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise VaecfError(f"{where}={value!r} must be of type {hint.__name__}")

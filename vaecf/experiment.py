@@ -101,10 +101,10 @@ def run(
             n_users = dataset.test.fold_in.n_users
             why = (
                 f"none of its {n_users:,} test users has a held-out item that "
-                "training users have; prepare it with more --held_out_users"
+                "training users have; prepare it with more held-out users"
                 if n_users
                 else "the dataset has no test users; prepare it with "
-                "--held_out_users above 0"
+                "held_out_users above 0"
             )
             raise VaecfError(f"{config.data.dir}: {why}")
     with within("starting"):
@@ -179,7 +179,7 @@ def _alike(
         **{f"config.{key}": value for key, value in flat.items()},
         "dataset": dataset.manifest,
         **{
-            f"--{name}": getattr(actions, name)
+            name: getattr(actions, name)
             for name in (
                 "train",
                 "test",
@@ -189,7 +189,7 @@ def _alike(
             )
         },
         **{
-            f"--{name}": value
+            name: value
             for name, value in dataclasses.asdict(actions.settings).items()
         },
     }
@@ -218,7 +218,7 @@ def _check_shared(workdir: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
     if not seen:
         raise VaecfError(
-            f"--workdir={workdir} is another directory here than that of "
+            f"workdir {workdir} is another directory here than that of "
             "process 0: give all processes the same one, on a file system "
             "that they share"
         )
@@ -239,19 +239,19 @@ def _check_actions(
     for name in actions.baselines:
         if name not in BASELINES:
             raise VaecfError(
-                f"--baselines: {name!r} is unknown: use {', '.join(BASELINES)}"
+                f"baselines: {name!r} is unknown: use {', '.join(BASELINES)}"
             )
     actions.settings.check()
     for name in (*config.eval.metrics, config.eval.best_metric):
         metrics.parse(name)
     if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
         raise VaecfError(
-            f"--workdir={workdir} holds no trained model: give --train"
+            f"workdir {workdir} holds no trained model: train first"
         )
     if actions.inference_batch_sizes and not processes.alone():
         raise VaecfError(
-            "--inference_benchmark measures one process: call it alone, with "
-            "--num_processes=1"
+            "the latency of inference is measured in one process: run it with "
+            "num_processes=1"
         )
 
 
@@ -281,7 +281,7 @@ def _train(
     results["train"] = summary
     log(_training_line(summary, time.perf_counter() - began))
     if actions.trace and not (workdir / "trace").exists():
-        log("--trace: training was too short to be profiled")
+        log("trace: training was too short to be profiled")
 
 
 def _make_folders(actions: Actions) -> None:
@@ -296,12 +296,12 @@ def _make_folders(actions: Actions) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise VaecfError(
-                f"--{flag}={getattr(actions, flag)} cannot be written "
+                f"{flag}={getattr(actions, flag)} cannot be written "
                 f"({error.strerror})"
             ) from error
         if folder is not None and not os.access(folder, os.W_OK):
             raise VaecfError(
-                f"--{flag}={getattr(actions, flag)} cannot be written "
+                f"{flag}={getattr(actions, flag)} cannot be written "
                 "(permission denied)"
             )
 

@@ -257,17 +257,35 @@ def check_or_create(
 def _check_config(
     workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-    keys = config_lib.differing_keys(old, new)
-    if not keys:
-        return
     flat_old, flat_new = config_lib.flatten(old), config_lib.flatten(new)
     changes = "; ".join(
         f"config.{key} was {flat_old.get(key)!r} and is {flat_new.get(key)!r}"
-        for key in keys
+        for key in differing_keys(old, new)
     )
-    raise VaecfError(
-        f"workdir {workdir} holds a run with another config: {changes}. Use "
-        "the same values to resume it, or choose another workdir"
+    if changes:
+        raise VaecfError(
+            f"workdir {workdir} holds a run with another config: {changes}. "
+            "Use the same values to resume it, or choose another workdir"
+        )
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns the keys whose change forbids resuming a run.
+
+    Args:
+      old: nested dict of the run, as in its config.json.
+      new: nested dict of this call.
+    """
+    a, b = config_lib.flatten(old), config_lib.flatten(new)
+    resumable = {
+        key
+        for key, field in config_lib.settings().items()
+        if field.metadata["resumable"]
+    }
+    return sorted(
+        key
+        for key in (a.keys() | b.keys()) - resumable
+        if a.get(key, ...) != b.get(key, ...)
     )
 
 
