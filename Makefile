@@ -1,12 +1,13 @@
-# Every target is one line that CI and people call alike. VENV may point at an
-# environment that exists already.
+# CI and people call the same targets. VENV may name an existing environment.
 PYTHON ?= python3
 VENV ?= .venv
+PYTHON_OLDEST ?= python3.11
+PYTHON_NEWEST ?= python3.13
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
-.PHONY: help setup tools fmt lint test test-fast demo bench bench-gpu clean
+.PHONY: help setup tools fmt lint test test-fast test-oldest test-newest demo bench bench-gpu clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,6 +40,18 @@ test: lint  ## everything, under 12 minutes on 2 cores
 test-fast: tools  ## without the slow tests
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
+# The lowest version of every direct dependency, on the oldest Python.
+test-oldest:  ## all tests with the oldest supported Python and packages
+	$(PYTHON_OLDEST) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[test]'
+	.venv-oldest/bin/python -m pytest -n 2
+
+test-newest:  ## all tests with the newest supported Python and packages
+	$(PYTHON_NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[test]'
+	.venv-newest/bin/python -m pytest -n 2
+
 demo: setup  ## generated data, a trained model, recommendations, a report
 	$(BIN)/python experiments/demo.py --workdir=runs/demo
 
@@ -49,4 +62,4 @@ bench-gpu:  ## all that is measured on a GPU; its own python3, no installation
 	python3 experiments/benchmark/gpu.py --json=$(or $(OUT),experiments/benchmark/results)/gpu.json
 
 clean:  ## what was built here; data/ and runs/ stay
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
