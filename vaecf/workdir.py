@@ -60,10 +60,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, target)
-        _sync_directory(target.parent)
+        _sync(target.parent)
     except OSError as error:
         raise VaecfError(
             f"cannot write {target}: {error.strerror or error}; free space or "
@@ -83,8 +82,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a new directory to fill, which replaces `directory` at the end.
 
-    If the block raises, `directory` stays as it is and the new directory is
-    removed. The caller decides whether an existing directory may be replaced.
+    The new files are flushed to the disk first. If the block raises,
+    `directory` stays as it is and the new directory is removed. The caller
+    decides whether an existing directory may be replaced.
 
     Raises:
       VaecfError: the disk or the permissions do not allow it.
@@ -97,7 +97,8 @@ def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir()
         yield fresh
-        _sync_directory(fresh)
+        for path in (*fresh.rglob("*"), fresh):
+            _sync(path)
         if target.exists():
             os.rename(target, old)
         try:
@@ -106,7 +107,7 @@ def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             if old.exists():
                 os.rename(old, target)
             raise
-        _sync_directory(target.parent)
+        _sync(target.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise VaecfError(f"cannot write {directory}: {reason}") from error
@@ -147,8 +148,8 @@ def _unique() -> str:
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _sync_directory(path: pathlib.Path) -> None:
-    """Makes renames within a directory durable."""
+def _sync(path: pathlib.Path) -> None:
+    """Makes a file's bytes, or renames within a directory, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

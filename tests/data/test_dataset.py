@@ -199,7 +199,7 @@ def test_truncated_arrays_are_refused(tmp_path, cut):
         assert "truncated" in str(error.value)
         assert "prepare the dataset again" in str(error.value)
         file.write_bytes(whole + b"x")
-        with pytest.raises(VaecfError, match="bytes too many"):
+        with pytest.raises(VaecfError, match="bytes instead of"):
             open_dataset(tmp_path / "a")
         file.unlink()
         with pytest.raises(VaecfError, match=f"{file.name} is missing"):
@@ -283,7 +283,7 @@ def test_a_failing_write_leaves_nothing(
         # The last rename, with the old dataset already moved aside.
         monkeypatch.setattr(os, "rename", failing_on_target(os.rename, target))
     elif fail_at == "manifest":
-        monkeypatch.setattr(json, "dump", failing(json.dump, 0))
+        monkeypatch.setattr(json, "dumps", failing(json.dumps, 0))
     else:
         monkeypatch.setattr(
             storage, "save_array", failing(storage.save_array, fail_at)
@@ -319,7 +319,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
 def test_existing_directories(tmp_path):
     (tmp_path / "empty").mkdir()
     write_dataset(tmp_path / "empty", example())
-    with pytest.raises(VaecfError, match="pass --overwrite"):
+    with pytest.raises(VaecfError, match="pass overwrite"):
         write_dataset(tmp_path / "empty", example(seed=1))
     opened = open_dataset(tmp_path / "empty")
     other = write_dataset(tmp_path / "empty", example(seed=1), overwrite=True)
@@ -391,7 +391,7 @@ def test_find_dataset(tmp_path):
     assert_equal(find_dataset(tmp_path), example())
     write_dataset(tmp_path / "direct", example(seed=2))
     assert_equal(find_dataset(tmp_path / "direct"), example(seed=2))
-    with pytest.raises(VaecfError, match=r"no dataset in .*--output="):
+    with pytest.raises(VaecfError, match=r"no dataset in .*prepare_dataset"):
         open_dataset(tmp_path / "nowhere")
 
 

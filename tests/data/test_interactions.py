@@ -148,7 +148,7 @@ def test_wrong_arrays_are_refused(indptr, indices, message):
         ([0, 2, 3], [0, 1, -1], "user 1 has item index -1"),
         ([0, 1, 3], [2, 1, 1], "user 1 are not ascending"),
         ([0, 2, 3], [2, 1, 0], "user 0 are not ascending"),
-        ([0, 2, 1, 3], [0, 1, 2], "falls after user 1"),
+        ([0, 2, 1, 3], [0, 1, 2], "decreases after user 1"),
     ],
 )
 def test_check_names_the_user(indptr, indices, message):

@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from vaecf.data.id_files import write_ids
 from vaecf.data.id_table import IdTable
 from vaecf.errors import VaecfError
 from vaecf.parallel import mesh as mesh_lib
@@ -148,7 +147,7 @@ def test_items_are_those_of_another_run(copy, change):
         "more": [*ids, "sku-30"],
         "column": ids,
     }[change]
-    write_ids(path, "user" if change == "column" else "item", IdTable(ids))
+    IdTable(ids).write(path, "user" if change == "column" else "item")
     assert "items.parquet: not" in refused(copy)
 
 

@@ -2,7 +2,7 @@
 
 A dataset is a directory::
 
-  manifest.json                    what it is, counts, digests
+  manifest.json                    name, protocol, counts, digests
   items.parquet                    item, index
   users.parquet                    user, index, split
   train.indptr.npy                 int64 [train users + 1]
@@ -10,7 +10,7 @@ A dataset is a directory::
   validation.fold_in.indptr.npy    and so on for validation.held_out,
   ...                              test.fold_in and test.held_out
 
-The arrays are memory-mapped. A directory appears whole or not at all.
+The indices are memory-mapped. A directory is written atomically.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from vaecf import workdir as workdir_lib
-from vaecf.data import id_files, manifests, storage
+from vaecf.data import external_formats, storage
 from vaecf.data.id_table import IdTable
-from vaecf.data.interactions import Interactions
+from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
 
 __all__ = [
@@ -40,28 +40,11 @@ __all__ = [
     "make_dataset",
     "open_dataset",
     "write_dataset",
+    "write_identity",
 ]
 
 MANIFEST = "manifest.json"
-_PARTS = (
-    "train",
-    "validation.fold_in",
-    "validation.held_out",
-    "test.fold_in",
-    "test.held_out",
-)
-
-
-class HeldOut(NamedTuple):
-    """Users that are never trained on, row for row in both matrices.
-
-    Attributes:
-      fold_in: what the model is shown of each user.
-      held_out: what it must then predict. A user may have nothing here.
-    """
-
-    fold_in: Interactions
-    held_out: Interactions
+_HELD_OUT_SPLITS = ("validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,16 +53,19 @@ class Dataset:
 
     Attributes:
       name: of the data, such as ``"ml-1m"``.
-      protocol: how it was split; printed beside every metric.
+      protocol: how the users were split; printed beside every metric.
       train: training users x items.
       validation: held-out users for choosing a model.
       test: held-out users for reporting.
       items: raw ids of the columns.
       users: raw ids of the rows: train, then validation, then test.
-      manifest: see ``make_dataset``.
-      path: its directory, or None while only in memory.
-      oracle: arrays that the generator of synthetic data knows, by name; None
-        for real data.
+      manifest: see `make_dataset`.
+      path: the dataset's directory, or None for a dataset in memory.
+      oracle: arrays of the distribution that generated synthetic data, by
+        name; None for real data.
+
+    Raises:
+      VaecfError: the sizes of the parts differ.
     """
 
     name: str
@@ -95,17 +81,17 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Checks that the parts fit each other."""
-        for part, matrix in _matrices(self):
+        for part, matrix in self.matrices.items():
             if matrix.n_items != len(self.items):
                 raise VaecfError(
                     f"{part} has {matrix.n_items} items, the item table has "
                     f"{len(self.items)}"
                 )
-        for split in ("validation", "test"):
-            fold_in, held_out = self.split(split)
+        for name in _HELD_OUT_SPLITS:
+            fold_in, held_out = self.split(name)
             if fold_in.n_users != held_out.n_users:
                 raise VaecfError(
-                    f"{split} has {fold_in.n_users} fold-in users and "
+                    f"{name} has {fold_in.n_users} fold-in users and "
                     f"{held_out.n_users} held-out users"
                 )
         if sum(self.split_sizes) != len(self.users):
@@ -128,6 +114,28 @@ class Dataset:
             self.test.fold_in.n_users,
         )
 
+    @property
+    def matrices(self) -> dict[str, Interactions]:
+        """The five matrices by their names on disk."""
+        return {
+            "train": self.train,
+            "validation.fold_in": self.validation.fold_in,
+            "validation.held_out": self.validation.held_out,
+            "test.fold_in": self.test.fold_in,
+            "test.held_out": self.test.held_out,
+        }
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by their file names without ``.npy``."""
+        arrays = {}
+        for part, matrix in self.matrices.items():
+            arrays[f"{part}.indptr"] = matrix.indptr
+            arrays[f"{part}.indices"] = matrix.indices
+        for name, array in (self.oracle or {}).items():
+            arrays[f"oracle.{name}"] = np.asarray(array)
+        return arrays
+
     @functools.cached_property
     def manifest_hash(self) -> str:
         """SHA-256 (hex) of the manifest as canonical JSON."""
@@ -135,45 +143,31 @@ class Dataset:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def write_identity(self, directory: pathlib.Path) -> None:
-        """Writes the manifest and the item ids, which scoring needs."""
+        """Writes the manifest and the item ids into a workdir."""
         write_identity(directory, self.manifest, self.items)
 
     def split(self, name: str) -> HeldOut:
-        """``"validation"`` or ``"test"``.
+        """Returns the ``"validation"`` or the ``"test"`` users.
 
         Raises:
-          VaecfError: for any other name.
+          VaecfError: any other name.
         """
-        if name not in ("validation", "test"):
+        if name not in _HELD_OUT_SPLITS:
             raise VaecfError(
                 f"unknown split {name!r}: it is 'validation' or 'test'"
             )
         return self.validation if name == "validation" else self.test
 
 
-def _matrices(dataset: Dataset) -> Iterator[tuple[str, Interactions]]:
-    """The five matrices with their names on disk."""
-    yield "train", dataset.train
-    for split in ("validation", "test"):
-        fold_in, held_out = dataset.split(split)
-        yield f"{split}.fold_in", fold_in
-        yield f"{split}.held_out", held_out
-
-
-def _arrays(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
-    """All arrays with their file names less ``.npy``."""
-    for part, matrix in _matrices(dataset):
-        yield f"{part}.indptr", matrix.indptr
-        yield f"{part}.indices", matrix.indices
-    for name, array in (dataset.oracle or {}).items():
-        yield f"oracle.{name}", np.asarray(array)
-
-
 def write_identity(
     directory: pathlib.Path, manifest: Mapping[str, Any], items: IdTable
 ) -> None:
-    """Writes the manifest of a dataset and its item ids into a workdir."""
-    id_files.write_ids(directory / workdir_lib.ITEMS, "item", items)
+    """Writes a dataset's manifest and item ids into a workdir.
+
+    With them a trained model can be used without the dataset.
+    """
+    with workdir_lib.atomic_file(directory / workdir_lib.ITEMS) as temporary:
+        items.write(temporary, "item")
     workdir_lib.write_json(directory / workdir_lib.DATASET, dict(manifest))
 
 
@@ -192,43 +186,26 @@ def make_dataset(
     oracle: Mapping[str, np.ndarray] | None = None,
     oracle_facts: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """A dataset in memory, with its manifest.
+    """Builds a dataset in memory, with its manifest.
 
     Args:
       name: of the data.
-      protocol: how it was split.
+      protocol: how the users were split.
       train: training matrix.
-      validation: see ``Dataset``.
-      test: see ``Dataset``.
+      validation: see `Dataset`.
+      test: see `Dataset`.
       items: raw ids in column order.
       users: raw ids in row order: train, validation, test.
-      constants: the protocol's (seed, thresholds, proportions).
-      counts: what happened on the way here (rows read, dropped ...); the
-        sizes of the result are added.
+      constants: the protocol's seed, thresholds and proportions.
+      counts: rows read, dropped and so on; sizes of the matrices are added.
       source: ``{"file", "sha256", "bytes"}``, or None if there is no file.
-      oracle: arrays that a generator knows, stored as ``oracle.*.npy``.
-      oracle_facts: figures that a generator knows, stored in the manifest.
+      oracle: arrays of a generator, stored as ``oracle.*.npy``.
+      oracle_facts: parameters of a generator, stored in the manifest.
 
     Returns:
-      The dataset; ``path`` is None. Equal input gives an equal manifest: it
-      holds no time and no path.
+      The dataset, whose ``path`` is None. Equal input gives an equal manifest,
+      because the manifest holds no time and no path.
     """
-    manifest = manifests.build(
-        name=name,
-        protocol=protocol,
-        matrices={
-            "train": train,
-            "validation_fold_in": validation.fold_in,
-            "validation_held_out": validation.held_out,
-            "test_fold_in": test.fold_in,
-            "test_held_out": test.held_out,
-        },
-        tables={"items": items, "users": users},
-        constants=constants or {},
-        counts=counts or {},
-        source=source,
-        oracle_facts=oracle_facts,
-    )
     dataset = Dataset(
         name,
         protocol,
@@ -237,38 +214,71 @@ def make_dataset(
         test,
         items,
         users,
-        manifest,
+        manifest={},
         oracle=oracle,
     )
-    manifest["arrays"] = {
-        key: storage.describe_array(array) for key, array in _arrays(dataset)
+    n_train, n_validation, n_test = dataset.split_sizes
+    sizes = {
+        "users": len(users),
+        "items": len(items),
+        "interactions": sum(m.nnz for m in dataset.matrices.values()),
+        "train_users": n_train,
+        "validation_users": n_validation,
+        "test_users": n_test,
+        "train_interactions": train.nnz,
+        "validation_fold_in": validation.fold_in.nnz,
+        "validation_held_out": validation.held_out.nnz,
+        "test_fold_in": test.fold_in.nnz,
+        "test_held_out": test.held_out.nnz,
+    }
+    dataset.manifest.update(
+        schema_version=storage.SCHEMA_VERSION,
+        vaecf_version=_version(),
+        name=name,
+        protocol=protocol,
+        protocol_constants=storage.as_json(constants or {}),
+        counts=storage.as_json({**sizes, **(counts or {})}),
+        source=storage.as_json(source),
+        ids={
+            which: {
+                "type": table.type,
+                "count": len(table),
+                "sha256": table.sha256(),
+            }
+            for which, table in (("items", items), ("users", users))
+        },
+    )
+    if oracle_facts is not None:
+        dataset.manifest["oracle"] = storage.as_json(oracle_facts)
+    dataset.manifest["arrays"] = {
+        key: storage.describe_array(array)
+        for key, array in dataset.arrays.items()
     }
     return dataset
 
 
 def check_output(directory: str | pathlib.Path, *, overwrite: bool) -> None:
-    """Asks whether a dataset may be written there; changes nothing.
+    """Checks that a dataset may be written to `directory`; writes nothing.
 
     Raises:
-      VaecfError: if it is a file, or a directory that is not empty, unless
-        that is a vaecf dataset and ``overwrite`` is given.
+      VaecfError: the directory is a file, or is not empty, unless it holds a
+        vaecf dataset and `overwrite` is true.
     """
     path = pathlib.Path(directory)
     if path.exists() and not path.is_dir():
         raise VaecfError(f"{path} is a file; name a directory to write to")
     if not path.exists() or not any(path.iterdir()):
         return
-    if (path / MANIFEST).is_file():
-        if not overwrite:
-            raise VaecfError(
-                f"{path} holds a dataset already; pass --overwrite to "
-                "replace it, or choose another --output"
-            )
-    else:
-        # Never delete what we have not written, whatever the flag says.
+    # Never delete files that another program has written.
+    if not (path / MANIFEST).is_file():
         raise VaecfError(
             f"{path} exists, is not empty and is no vaecf dataset; choose "
-            "another --output"
+            "another output"
+        )
+    if not overwrite:
+        raise VaecfError(
+            f"{path} holds a dataset already; pass overwrite to replace it, or "
+            "choose another output"
         )
 
 
@@ -278,33 +288,28 @@ def write_dataset(
     *,
     overwrite: bool = False,
 ) -> Dataset:
-    """Writes a dataset: all of it, or nothing.
+    """Writes a dataset atomically and opens it.
 
     Args:
-      directory: new, empty, or (with ``overwrite``) a vaecf dataset.
+      directory: new, empty, or (with `overwrite`) a vaecf dataset.
       dataset: what to write.
       overwrite: replace an existing dataset.
 
     Returns:
-      The dataset opened from ``directory``.
+      The dataset opened from `directory`.
 
     Raises:
-      VaecfError: if the directory is taken or cannot be written.
+      VaecfError: the directory is taken or cannot be written.
     """
     check_output(directory, overwrite=overwrite)
     target = pathlib.Path(directory)
     with workdir_lib.atomic_directory(target) as fresh:
-        for name, array in _arrays(dataset):
+        for name, array in dataset.arrays.items():
             storage.save_array(fresh / f"{name}.npy", array)
         splits = np.repeat(["train", "validation", "test"], dataset.split_sizes)
-        id_files.write_ids(fresh / "items.parquet", "item", dataset.items)
-        id_files.write_ids(
-            fresh / "users.parquet", "user", dataset.users, split=splits
-        )
-        with open(fresh / MANIFEST, "w", encoding="utf-8") as stream:
-            json.dump(dataset.manifest, stream, indent=2, ensure_ascii=False)
-            stream.write("\n")
-            storage.sync(stream)
+        dataset.items.write(fresh / "items.parquet", "item")
+        dataset.users.write(fresh / "users.parquet", "user", split=splits)
+        workdir_lib.write_json(fresh / MANIFEST, dataset.manifest)
     return open_dataset(target)
 
 
@@ -313,67 +318,67 @@ def open_dataset(
 ) -> Dataset:
     """Opens a dataset; the indices stay on disk, memory-mapped.
 
-    Besides our own layout it reads the directories that the paper's notebook
-    (``pro_sg``) and the recipe's preparation script leave behind.
+    Directories written by the paper's notebook (``pro_sg``) and by the
+    recipe's preparation script are read too.
 
     Args:
-      directory: where the dataset is.
-      verify: read everything and compare with the manifest's digests. Sizes,
-        dtypes and shapes are compared in any case.
+      directory: directory of the dataset.
+      verify: read everything and compare it with the manifest's digests.
+        Sizes, dtypes and shapes are always compared.
 
     Raises:
-      VaecfError: if there is no dataset, or it is damaged: the message names
-        the file.
+      VaecfError: no dataset, or a damaged one (names the file).
     """
-    from vaecf.data import external_formats
-
     path = pathlib.Path(directory)
     if not (path / MANIFEST).is_file():
-        opened = external_formats.open_foreign(path)
-        if opened is not None:
-            return opened
-        raise VaecfError(
-            f"no dataset in {path}; make one with: python "
-            f"experiments/prepare_dataset.py --output={path} ..."
+        return _open_external(path)
+    manifest = storage.read_manifest(path / MANIFEST)
+    tables = {
+        f"{column}s": storage.read_ids(
+            path / f"{column}s.parquet", column, manifest
         )
-    manifest = manifests.read(path / MANIFEST)
+        for column in ("item", "user")
+    }
     arrays = {
         name: storage.load_array(
             path / f"{name}.npy", entry, mmap=not name.endswith(".indptr")
         )
         for name, entry in manifest["arrays"].items()
     }
-    items = manifests.read_ids(path, "item", manifest)
-    users = manifests.read_ids(path, "user", manifest)
     if verify:
-        manifests.verify(path, manifest, {"items": items, "users": users})
-    try:
-        train, *rest = (
-            Interactions(
-                arrays[f"{part}.indptr"], arrays[f"{part}.indices"], len(items)
-            )
-            for part in _PARTS
+        storage.verify_digests(path, manifest, tables)
+
+    def matrix(part: str) -> Interactions:
+        return Interactions(
+            arrays[f"{part}.indptr"],
+            arrays[f"{part}.indices"],
+            len(tables["items"]),
         )
-        oracle = {
-            name.removeprefix("oracle."): array
-            for name, array in arrays.items()
-            if name.startswith("oracle.")
-        }
+
+    def held_out(split: str) -> HeldOut:
+        return HeldOut(matrix(f"{split}.fold_in"), matrix(f"{split}.held_out"))
+
+    oracle = {
+        name.removeprefix("oracle."): array
+        for name, array in arrays.items()
+        if name.startswith("oracle.")
+    }
+    try:
         dataset = Dataset(
             manifest["name"],
             manifest["protocol"],
-            train,
-            HeldOut(rest[0], rest[1]),
-            HeldOut(rest[2], rest[3]),
-            items,
-            users,
+            matrix("train"),
+            held_out("validation"),
+            held_out("test"),
+            tables["items"],
+            tables["users"],
             manifest,
             path,
             oracle or None,
         )
         if verify:
-            for _, matrix in _matrices(dataset):
-                matrix.check()
+            for part in dataset.matrices.values():
+                part.check()
     except KeyError as error:
         raise VaecfError(
             f"{path / MANIFEST} does not list {error}; prepare the dataset "
@@ -387,16 +392,14 @@ def open_dataset(
 
 
 def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
-    """The dataset of a ``--data_dir`` as the recipe's users know it.
+    """Opens the dataset of a data directory as the recipe's users know it.
 
-    Looks at ``data_dir`` itself, then at ``ml-20m/preprocessed`` and
-    ``ml-20m`` below it, in any layout that ``open_dataset`` reads.
+    Tries `data_dir` itself, then ``ml-20m/preprocessed`` and ``ml-20m`` below
+    it, in any layout that `open_dataset` reads.
 
     Raises:
-      VaecfError: if there is none; the message names the places.
+      VaecfError: there is no dataset; names the places.
     """
-    from vaecf.data import external_formats
-
     root = pathlib.Path(data_dir)
     places = (root, root / "ml-20m" / "preprocessed", root / "ml-20m")
     for place in places:
@@ -404,6 +407,38 @@ def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
             return open_dataset(place)
     raise VaecfError(
         f"no dataset in {root} (nor in its ml-20m/preprocessed and ml-20m); "
-        f"make one with: python experiments/prepare_dataset.py "
-        f"--output={root} ... (or, as the recipe does, --data_dir={root})"
+        "make one with experiments/prepare_dataset.py, or name the directory "
+        "of another"
     )
+
+
+def _open_external(path: pathlib.Path) -> Dataset:
+    parts = external_formats.read(path)
+    if parts is None:
+        raise VaecfError(
+            f"no dataset in {path}; make one with "
+            "experiments/prepare_dataset.py, or name the directory of another"
+        )
+    n_users = parts.train.n_users
+    n_users += parts.validation.fold_in.n_users + parts.test.fold_in.n_users
+    users = parts.users
+    known = users is not None and len(users) == n_users
+    if users is None or not known:
+        users = IdTable(np.arange(n_users))  # row numbers
+    made = make_dataset(
+        name=path.resolve().name,
+        protocol=parts.protocol,
+        train=parts.train,
+        validation=parts.validation,
+        test=parts.test,
+        items=parts.items,
+        users=users,
+        constants={"layout": parts.layout, "user_ids_known": known},
+    )
+    return dataclasses.replace(made, path=path)
+
+
+def _version() -> str:
+    import vaecf
+
+    return str(getattr(vaecf, "__version__", "unknown"))

@@ -1,10 +1,10 @@
-"""Datasets that others' scripts have left behind, read as they are.
+"""Reads datasets that other projects' scripts have written.
 
-``pro_sg``: what the notebook of Liang et al. (2018) writes: five CSV files
-of ``uid,sid`` index pairs and ``unique_sid.txt``.
+``pro_sg``: the notebook of Liang et al. (2018): five CSV files of ``uid,sid``
+index pairs and ``unique_sid.txt``.
 
-``recipe``: what NVIDIA's preparation writes: five ``.npz`` files and two
-JSON files of id maps. There ``*_true`` is folded in and ``*_test`` held out.
+``recipe``: NVIDIA's preparation script: five ``.npz`` files and two JSON files
+with id maps. There ``*_true`` is folded in and ``*_test`` is held out.
 """
 
 from __future__ import annotations
@@ -12,30 +12,29 @@ from __future__ import annotations
 import json
 import pathlib
 import zipfile
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
 from vaecf.data.id_table import IdTable
-from vaecf.data.interactions import Interactions
+from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
 
-if TYPE_CHECKING:
-    from vaecf.data.dataset import Dataset, HeldOut
 
-_PRO_SG = {
-    "validation": ("validation_tr.csv", "validation_te.csv"),
-    "test": ("test_tr.csv", "test_te.csv"),
-}
-_RECIPE = {
-    "validation": ("vad_data_true.npz", "vad_data_test.npz"),
-    "test": ("test_data_true.npz", "test_data_test.npz"),
-}
+class Parts(NamedTuple):
+    """Contents of such a directory; `users` is None without an id map."""
+
+    layout: str
+    protocol: str
+    train: Interactions
+    validation: HeldOut
+    test: HeldOut
+    items: IdTable
+    users: IdTable | None
 
 
 def layout_of(path: pathlib.Path) -> str | None:
-    """``"pro_sg"``, ``"recipe"`` or None, by the training file."""
+    """Returns ``"pro_sg"``, ``"recipe"`` or None."""
     if (path / "train.csv").is_file() and (path / "unique_sid.txt").is_file():
         return "pro_sg"
     if (path / "train_data.npz").is_file():
@@ -43,85 +42,59 @@ def layout_of(path: pathlib.Path) -> str | None:
     return None
 
 
-def open_foreign(path: pathlib.Path) -> Dataset | None:
-    """Reads such a directory into memory; None if it is neither kind.
+def read(path: pathlib.Path) -> Parts | None:
+    """Reads a directory of either layout into memory; None if it has neither.
 
     Raises:
-      VaecfError: if a file of it is missing or damaged.
+      VaecfError: a file is missing or damaged.
     """
     layout = layout_of(path)
     if layout == "pro_sg":
-        return _open_pro_sg(path)
+        return _read_pro_sg(path)
     if layout == "recipe":
-        return _open_recipe(path)
+        return _read_recipe(path)
     return None
 
 
-def _dataset(
-    path: pathlib.Path,
-    protocol: str,
-    layout: str,
-    train: Interactions,
-    splits: list[HeldOut],
-    items: IdTable,
-    users: IdTable | None,
-) -> Dataset:
-    from vaecf.data import dataset
-
-    n_users = train.n_users + sum(s.fold_in.n_users for s in splits)
-    known = users is not None and len(users) == n_users
-    made = dataset.make_dataset(
-        name=path.resolve().name,
-        protocol=protocol,
-        train=train,
-        validation=splits[0],
-        test=splits[1],
-        items=items,
-        # Without a complete map users go by their row numbers.
-        users=users
-        if known and users is not None
-        else IdTable(np.arange(n_users, dtype=np.int64)),
-        constants={"layout": layout, "user_ids_known": known},
-    )
-    import dataclasses
-
-    return dataclasses.replace(made, path=path)
-
-
-def _open_pro_sg(path: pathlib.Path) -> Dataset:
-    """The notebook's own reading of its files: see load_tr_te_data there."""
-    from vaecf.data.dataset import HeldOut
-
-    items = _read_ids(path / "unique_sid.txt")
-    uid, sid = _read_pairs(path / "train.csv", len(items))
+def _read_pro_sg(path: pathlib.Path) -> Parts:
+    """Reads as the notebook's load_train_data and load_tr_te_data do."""
+    items = _read_lines(path / "unique_sid.txt")
+    n_items = len(items)
+    uid, sid = _read_pairs(path / "train.csv", n_items)
     n_train = int(uid.max(initial=-1)) + 1
-    train, _ = Interactions.from_pairs(uid, sid, n_train, len(items))
-    splits = []
-    for names in _PRO_SG.values():
-        pairs = [_read_pairs(path / name, len(items)) for name in names]
-        uids = np.concatenate([pairs[0][0], pairs[1][0]])
-        first = int(uids.min()) if len(uids) else 0
-        n_users = int(uids.max()) + 1 - first if len(uids) else 0
-        splits.append(
-            HeldOut(
-                *(
-                    Interactions.from_pairs(u - first, s, n_users, len(items))[
-                        0
-                    ]
-                    for u, s in pairs
-                )
-            )
+    train, _ = Interactions.from_pairs(uid, sid, n_train, n_items)
+
+    def held_out(split: str) -> HeldOut:
+        pairs = [
+            _read_pairs(path / f"{split}_{part}.csv", n_items)
+            for part in ("tr", "te")
+        ]
+        uids = np.concatenate([uid for uid, _ in pairs])
+        first, n_users = 0, 0
+        if len(uids):
+            first = int(uids.min())
+            n_users = int(uids.max()) + 1 - first
+        fold_in, held = (
+            Interactions.from_pairs(uid - first, sid, n_users, n_items)[0]
+            for uid, sid in pairs
         )
-    users = None
-    if (path / "unique_uid.txt").is_file():
-        users = _read_ids(path / "unique_uid.txt")
-    return _dataset(path, "paper", "pro_sg", train, splits, items, users)
+        return HeldOut(fold_in, held)
+
+    users = path / "unique_uid.txt"
+    return Parts(
+        "pro_sg",
+        "paper",
+        train,
+        held_out("validation"),
+        held_out("test"),
+        items,
+        _read_lines(users) if users.is_file() else None,
+    )
 
 
 def _read_pairs(
     path: pathlib.Path, n_items: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Columns uid and sid of one CSV."""
     import polars as pl
 
     try:
@@ -139,54 +112,42 @@ def _read_pairs(
             f"{path}: {str(error).splitlines()[0]} (expected columns uid,sid "
             "of integers)"
         ) from None
-    uid, sid = frame["uid"], frame["sid"]
     if frame.null_count().sum_horizontal()[0]:
         raise VaecfError(f"{path}: a uid or sid is missing")
-    if frame.height and not 0 <= sid.min() <= sid.max() < n_items:  # type: ignore[operator]
+    uid, sid = frame["uid"].to_numpy(), frame["sid"].to_numpy()
+    if len(sid) and not 0 <= sid.min() <= sid.max() < n_items:
         raise VaecfError(
             f"{path}: a sid is outside the {n_items} lines of unique_sid.txt"
         )
-    return uid.to_numpy(), sid.to_numpy()
+    return uid, sid
 
 
-def _read_ids(path: pathlib.Path) -> IdTable:
-    """One id a line."""
-    return as_ids(path.read_text(encoding="utf-8").splitlines())
-
-
-def as_ids(texts: Iterable[str]) -> IdTable:
-    """Ids from text: integers if every one is written as one."""
-    names = list(texts)
-    try:
-        numbers = [int(name) for name in names]
-        if [str(number) for number in numbers] == names:
-            return IdTable(np.array(numbers, np.int64))
-    except (ValueError, OverflowError):
-        pass  # then they are strings, which is all that this asked
-    ids = np.empty(len(names), object)
-    ids[:] = names
-    return IdTable(ids)
-
-
-def _open_recipe(path: pathlib.Path) -> Dataset:
-    from vaecf.data.dataset import HeldOut
-
+def _read_recipe(path: pathlib.Path) -> Parts:
     train = _read_npz(path / "train_data.npz")
-    splits = []
-    for names in _RECIPE.values():
-        fold_in, held_out = (_read_npz(path / name) for name in names)
-        for name, matrix in zip(names, (fold_in, held_out), strict=True):
+
+    def held_out(split: str) -> HeldOut:
+        names = (f"{split}_data_true.npz", f"{split}_data_test.npz")
+        fold_in, held = (_read_npz(path / name) for name in names)
+        for name, matrix in zip(names, (fold_in, held), strict=True):
             if matrix.n_items != train.n_items:
                 raise VaecfError(
                     f"{path / name} has {matrix.n_items} items, "
                     f"train_data.npz has {train.n_items}"
                 )
-        splits.append(HeldOut(fold_in, held_out))
-    items = _read_map(path / "show2id.json")
+        return HeldOut(fold_in, held)
+
+    items = _read_id_map(path / "show2id.json")
     if items is None or len(items) != train.n_items:
-        items = IdTable(np.arange(train.n_items, dtype=np.int64))
-    users = _read_map(path / "profile2id.json")
-    return _dataset(path, "recipe", "recipe", train, splits, items, users)
+        items = IdTable(np.arange(train.n_items))
+    return Parts(
+        "recipe",
+        "recipe",
+        train,
+        held_out("vad"),
+        held_out("test"),
+        items,
+        _read_id_map(path / "profile2id.json"),
+    )
 
 
 def _read_npz(path: pathlib.Path) -> Interactions:
@@ -205,8 +166,8 @@ def _read_npz(path: pathlib.Path) -> Interactions:
         ) from None
 
 
-def _read_map(path: pathlib.Path) -> IdTable | None:
-    """Raw ids in the order of their indices, from ``{id: index}``."""
+def _read_id_map(path: pathlib.Path) -> IdTable | None:
+    """Reads ``{id: index}``; returns the ids in the order of their indices."""
     if not path.is_file():
         return None
     try:
@@ -216,4 +177,19 @@ def _read_map(path: pathlib.Path) -> IdTable | None:
         raise VaecfError(f"{path} is no map of ids ({error})") from None
     if sorted(places.values()) != list(range(len(names))):
         raise VaecfError(f"{path} does not number its ids 0, 1, 2 ...")
-    return as_ids(names)
+    return _as_ids(names)
+
+
+def _read_lines(path: pathlib.Path) -> IdTable:
+    return _as_ids(path.read_text(encoding="utf-8").splitlines())
+
+
+def _as_ids(texts: list[str]) -> IdTable:
+    """Returns integer ids if all texts are integers in their usual form."""
+    try:
+        numbers = np.array([int(text) for text in texts], np.int64)
+    except (ValueError, OverflowError):
+        return IdTable(np.array(texts, object))
+    if list(map(str, numbers.tolist())) == texts:
+        return IdTable(numbers)
+    return IdTable(np.array(texts, object))

@@ -1,9 +1,10 @@
-"""Raw ids, the only ones a person sees, and their places in the arrays."""
+"""Raw ids and their positions in the arrays."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +15,29 @@ from vaecf.errors import VaecfError
 if TYPE_CHECKING:
     import pandas as pd
 
-_INT64 = np.iinfo(np.int64)
+_INT64_MAX = np.iinfo(np.int64).max
 
 
 class IdTable:
-    """Raw ids in index order: the id of item (or user) ``i`` is ``ids[i]``.
+    """Raw ids in index order: ``ids[i]`` is the id of item (or user) ``i``.
 
     Attributes:
-      ids: int64 ``[n]``, or object ``[n]`` of ``str``. Not to be changed.
+      ids: int64 ``[n]``, or object ``[n]`` of ``str``. Read-only by contract.
 
     Raises:
-      VaecfError: if the ids are neither all integers within int64 nor all
+      VaecfError: the ids are neither all integers within int64 nor all
         strings.
     """
 
     def __init__(self, ids: np.ndarray | Sequence[Any]) -> None:
-        """Takes integers of any width, or strings."""
+        """Creates a table of integers of any width, or of strings."""
         array = np.asarray(ids)
         if array.ndim != 1:
             raise VaecfError(f"ids must be one-dimensional, got {array.ndim}-d")
         if array.size == 0 and array.dtype.kind == "f":
             array = array.astype(np.int64)  # np.asarray([]) is float64
         if array.dtype.kind in "iu":
-            if array.size and int(array.max()) > _INT64.max:
+            if array.size and int(array.max()) > _INT64_MAX:
                 raise VaecfError(
                     f"id {int(array.max())} does not fit into int64; "
                     "pass such ids as strings"
@@ -53,11 +54,11 @@ class IdTable:
         self.ids = array
 
     def __len__(self) -> int:
-        """Number of ids."""
+        """Returns the number of ids."""
         return len(self.ids)
 
     def __repr__(self) -> str:
-        """Length and type."""
+        """Returns length and type."""
         return f"IdTable({len(self):,} ids, {self.type})"
 
     @property
@@ -66,7 +67,7 @@ class IdTable:
         return "string" if self.ids.dtype == object else "int64"
 
     def sha256(self) -> str:
-        """Digest of the ids in order, the same wherever they are stored."""
+        """Returns the digest of the ids in order, independent of storage."""
         digest = hashlib.sha256(self.type.encode())
         if self.type == "int64":
             digest.update(self.ids.astype("<i8").tobytes())
@@ -79,19 +80,19 @@ class IdTable:
         return digest.hexdigest()
 
     def index_of(self, raw_ids: Any) -> np.ndarray:
-        """Indices of raw ids.
+        """Returns the indices of raw ids.
 
         Args:
-          raw_ids: a sequence, array or Series ``[n]`` of ids; types may
-            differ from the table's as long as they read the same: ``"12"``
-            finds 12, and 12 finds ``"12"``. 12.0 finds 12 too, since a
-            column with gaps turns to floats on its way through pandas.
+          raw_ids: a sequence, array or Series ``[n]`` of ids. Types may differ
+            from the table's if the ids read the same: ``"12"`` finds 12, and
+            12 finds ``"12"``. 12.0 finds 12 too, since pandas turns a column
+            of integers with gaps into floats.
 
         Returns:
-          int32 ``[n]``, -1 where the id is not known (or missing).
+          int32 ``[n]``, -1 where the id is unknown or missing.
 
         Raises:
-          VaecfError: if the table holds an id twice.
+          VaecfError: the table holds an id twice.
         """
         import pandas as pd
 
@@ -100,68 +101,100 @@ class IdTable:
             return np.zeros(0, np.int32)
         if self.type == "int64" and query.dtype.kind == "i":
             return self._index.get_indexer(pd.Index(query)).astype(np.int32)
-        missing = pd.isna(query)
-        # As strings only where the types differ. The ids of a table are
-        # canonical: str(int("12")) == "12", so that "012" finds nothing.
-        text = np.empty(len(query), object)
-        text[:] = [value if isinstance(value, str) else _as_text(value)
-                   for value in query]  # fmt: skip
-        found = self._text_index.get_indexer(pd.Index(text, dtype=object))
-        return np.where(missing, -1, found).astype(np.int32)
+        # str(int("12")) == "12" for every integer id of a table, so "012" is
+        # not found.
+        texts = np.empty(len(query), object)
+        texts[:] = [_as_text(value) for value in query]
+        found = self._text_index.get_indexer(pd.Index(texts, dtype=object))
+        return np.where(pd.isna(query), -1, found).astype(np.int32)
+
+    def write(self, path: pathlib.Path, column: str, **more: Any) -> None:
+        """Writes a Parquet file with the ids and their indices.
+
+        Args:
+          path: file to write.
+          column: name of the id column, 'item' or 'user'.
+          **more: further string columns ``[n]``, by name.
+        """
+        import polars as pl
+
+        kind = pl.Int64 if self.type == "int64" else pl.String
+        columns = [
+            pl.Series(column, self.ids.tolist(), dtype=kind),
+            pl.Series("index", np.arange(len(self), dtype=np.int64)),
+        ]
+        for name, values in more.items():
+            columns.append(pl.Series(name, list(values), dtype=pl.String))
+        pl.DataFrame(columns).write_parquet(path)
+
+    @classmethod
+    def read(cls, path: pathlib.Path, column: str) -> IdTable:
+        """Reads a file that `write` has written.
+
+        Raises:
+          VaecfError: the file is missing, damaged, or lacks the column.
+        """
+        import polars as pl
+
+        try:
+            frame = pl.read_parquet(path, columns=[column, "index"])
+        except FileNotFoundError:
+            raise VaecfError(f"{path}: no such file") from None
+        except (pl.exceptions.PolarsError, OSError) as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise VaecfError(
+                f"{path}: not an id table ({first_line})"
+            ) from None
+        if not frame.height:
+            return cls([])
+        return cls(frame.sort("index")[column].to_numpy())
 
     @functools.cached_property
     def _index(self) -> pd.Index:
-        """Hash table of the ids as they are."""
         import pandas as pd
 
         index = pd.Index(self.ids, dtype=self.ids.dtype)
         if not index.is_unique:
             twice = index[index.duplicated()][0]
-            raise VaecfError(f"id {twice!r} stands twice in the id table")
+            raise VaecfError(f"id {twice!r} occurs twice in the id table")
         return index
 
     @functools.cached_property
     def _text_index(self) -> pd.Index:
-        """Hash table of the ids as strings."""
         import pandas as pd
 
         if self.type == "string":
             return self._index
-        text = np.empty(len(self), object)
-        text[:] = list(map(str, self.ids.tolist()))
-        return pd.Index(text, dtype=object)
+        return pd.Index(list(map(str, self.ids.tolist())), dtype=object)
 
 
 def _as_query(raw_ids: Any) -> np.ndarray:
-    """Ids asked for as int64 or object ``[n]``."""
+    """Converts ids to int64 or object ``[n]``."""
     if isinstance(raw_ids, (str, bytes)) or not hasattr(raw_ids, "__len__"):
         raise VaecfError(
             f"expected a sequence of ids, got {type(raw_ids).__name__} "
             f"{raw_ids!r}; wrap a single id into a list"
         )
     if isinstance(raw_ids, (list, tuple)):
-        # np.asarray([1, "a"]) would make strings of everything.
+        # np.asarray([1, "a"]) would convert everything to strings.
         array = np.empty(len(raw_ids), object)
         array[:] = raw_ids
-        if all(type(value) is int for value in raw_ids):
-            kind = np.asarray(raw_ids, None if raw_ids else np.int64)
-            array = kind if kind.dtype.kind == "i" else array
+        if raw_ids and all(type(value) is int for value in raw_ids):
+            array = np.asarray(raw_ids)
     elif hasattr(raw_ids, "to_numpy"):
         array = raw_ids.to_numpy()
     else:
         array = np.asarray(raw_ids)
     if array.ndim != 1:
         raise VaecfError(f"ids must be one-dimensional, got {array.ndim}-d")
-    if array.dtype.kind == "u":
-        fits = array.size == 0 or int(array.max()) <= _INT64.max
-        return array.astype(np.int64 if fits else object)
-    if array.dtype.kind == "i":
-        return array.astype(np.int64, copy=False)
-    return array.astype(object)
+    fits = array.dtype.kind == "i" or (
+        array.dtype.kind == "u"
+        and (array.size == 0 or int(array.max()) <= _INT64_MAX)
+    )
+    return array.astype(np.int64 if fits else object, copy=False)
 
 
 def _as_text(value: Any) -> str:
-    """An id as a string; a whole float as the integer that it was."""
     if isinstance(value, (float, np.floating)) and value.is_integer():
         return str(int(value))
     return str(value)

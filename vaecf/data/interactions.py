@@ -1,15 +1,14 @@
-"""Who interacted with what: a binary users x items matrix without values.
+"""Interactions as a binary users x items matrix in compressed sparse rows.
 
-Compressed sparse rows: the items of user ``u`` are
-``indices[indptr[u]:indptr[u + 1]]``. ``indptr`` is int64, so the number of
-interactions may pass 2^31; ``indices`` is int32 and may be a memory map, so
-nothing here reads all of it unless its docstring says so.
+The items of user ``u`` are ``indices[indptr[u]:indptr[u + 1]]``. ``indptr`` is
+int64, so there may be more than 2^31 interactions. ``indices`` is int32 and
+may be a memory map: a method reads all of it only if its docstring says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,8 @@ from vaecf.errors import VaecfError
 if TYPE_CHECKING:
     import scipy.sparse
 
-# Entries looked at together where a pass over all interactions is needed, so
-# that temporary arrays stay small beside a memory-mapped matrix.
+# Entries per block in a pass over all interactions: temporary arrays stay
+# small compared with a memory-mapped matrix.
 _BLOCK = 1 << 24
 
 
@@ -28,14 +27,14 @@ class Interactions:
     """Binary interactions of ``n_users`` users with ``n_items`` items.
 
     Attributes:
-      indptr: int64 ``[n_users + 1]``, starts at 0 and never falls.
+      indptr: int64 ``[n_users + 1]``, starts at 0 and never decreases.
       indices: int32 ``[nnz]``, item indices, ascending and unique within a
         user. May be a ``np.memmap``.
       n_items: number of columns.
 
     Raises:
-      VaecfError: on wrong shapes or dtypes. The order of the indices is only
-        looked at by ``check``, which reads all of them.
+      VaecfError: wrong shapes or dtypes. Only `check`, which reads all
+        indices, verifies their order.
     """
 
     indptr: np.ndarray
@@ -43,7 +42,7 @@ class Interactions:
     n_items: int
 
     def __post_init__(self) -> None:
-        """Checks what costs nothing; see ``check`` for the rest."""
+        """Checks shapes and dtypes."""
         for name, dtype in (("indptr", np.int64), ("indices", np.int32)):
             array = getattr(self, name)
             if not isinstance(array, np.ndarray):
@@ -84,14 +83,14 @@ class Interactions:
         return np.diff(self.indptr)
 
     def __repr__(self) -> str:
-        """Shape and size, not the arrays."""
+        """Returns shape and size."""
         return (
             f"Interactions({self.n_users:,} users x {self.n_items:,} items, "
             f"{self.nnz:,} interactions)"
         )
 
     def row(self, user: int) -> np.ndarray:
-        """Items of one user: int32 view, ascending.
+        """Returns the items of one user, an int32 view in ascending order.
 
         Raises:
           IndexError: if ``user`` is outside ``[-n_users, n_users)``.
@@ -104,14 +103,14 @@ class Interactions:
         return self.indices[self.indptr[user] : self.indptr[user + 1]]
 
     def rows(self, users: slice | np.ndarray) -> Interactions:
-        """The matrix of some users, in the order asked for.
+        """Returns the matrix of some users, in the given order.
 
         Args:
           users: a slice (with step 1 the indices are a view, not a copy), or
             an integer array ``[n]`` of row numbers, repeats allowed.
 
         Raises:
-          IndexError: if a row number is out of range.
+          IndexError: a row number is out of range.
         """
         if isinstance(users, slice):
             start, stop, step = users.indices(self.n_users)
@@ -140,8 +139,8 @@ class Interactions:
             )
         rows = np.where(rows < 0, rows + self.n_users, rows)
         counts = self.indptr[rows + 1] - self.indptr[rows]
-        indptr = _indptr(counts)
-        # Position in the source of every entry wanted: the start of its row
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        # Position of every wanted entry in the source: the start of its row
         # plus its rank within the row.
         shift = np.repeat(self.indptr[rows] - indptr[:-1], counts)
         positions = np.arange(indptr[-1]) + shift
@@ -149,7 +148,7 @@ class Interactions:
         return Interactions(indptr, indices, self.n_items)
 
     def item_counts(self) -> np.ndarray:
-        """Users per item, int64 ``[n_items]``. Reads all the indices."""
+        """Returns users per item, int64 ``[n_items]``. Reads all indices."""
         counts = np.zeros(self.n_items, np.int64)
         for start in range(0, self.nnz, _BLOCK):
             block = self.indices[start : start + _BLOCK]
@@ -157,16 +156,15 @@ class Interactions:
         return counts
 
     def check(self) -> None:
-        """Reads every index and checks the promises of the class.
+        """Checks that rows are ascending, unique and in range. Reads all.
 
         Raises:
-          VaecfError: naming the first user whose items are out of range,
-            repeated or not ascending.
+          VaecfError: names the first user whose row is wrong.
         """
         falls = np.flatnonzero(self.counts < 0)
         if falls.size:
             raise VaecfError(
-                f"Interactions.indptr falls after user {int(falls[0])}"
+                f"Interactions.indptr decreases after user {int(falls[0])}"
             )
         starts = self.indptr[:-1][self.counts > 0]
         for start in range(0, self.nnz, _BLOCK):
@@ -191,11 +189,10 @@ class Interactions:
                 )
 
     def _user_of(self, position: int) -> int:
-        """The user whose row holds entry number ``position``."""
         return int(np.searchsorted(self.indptr, position, side="right")) - 1
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
-        """A float32 ``csr_matrix`` ``[n_users, n_items]`` of ones (a copy)."""
+        """Returns a float32 ``csr_matrix`` of ones (a copy)."""
         import scipy.sparse
 
         return scipy.sparse.csr_matrix(
@@ -209,15 +206,14 @@ class Interactions:
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Interactions:
-        """Takes any two-dimensional SciPy sparse matrix or array.
+        """Converts a two-dimensional SciPy sparse matrix or array.
 
         Args:
-          matrix: users x items, any format. Duplicate entries are summed and
-            every entry that is then not zero counts as one interaction. Not
-            changed.
+          matrix: users x items, any format, not modified. Duplicate entries
+            are summed; every nonzero sum is one interaction.
 
         Raises:
-          VaecfError: if it is not sparse and two-dimensional.
+          VaecfError: the matrix is not sparse and two-dimensional.
         """
         import scipy.sparse
 
@@ -244,7 +240,7 @@ class Interactions:
         n_users: int,
         n_items: int,
     ) -> tuple[Interactions, int]:
-        """Builds the matrix from pairs in any order, repeats collapsed.
+        """Builds the matrix from pairs in any order; repeats collapse.
 
         Args:
           user: integers ``[n]`` in ``[0, n_users)``.
@@ -256,7 +252,7 @@ class Interactions:
           The matrix, and the number of pairs that repeated an earlier one.
 
         Raises:
-          VaecfError: if the lengths differ or a value is out of range.
+          VaecfError: the lengths differ, or a value is out of range.
         """
         import scipy.sparse
 
@@ -277,8 +273,8 @@ class Interactions:
                     f"{name} indices must be in [0, {bound}), got "
                     f"{int(values.min())} to {int(values.max())}"
                 )
-        # A counting sort in C: linear, no key wider than an index. int8 keeps
-        # the values, which we never read, small.
+        # SciPy's conversion is a counting sort: linear, and without keys wider
+        # than an index. int8 keeps the values, which nobody reads, small.
         ones = np.ones(len(user), np.int8)
         csr = scipy.sparse.coo_matrix(
             (ones, (user, item)), shape=(n_users, n_items)
@@ -293,14 +289,19 @@ class Interactions:
 
     @classmethod
     def empty(cls, n_users: int, n_items: int) -> Interactions:
-        """``n_users`` users without any interaction."""
+        """Returns ``n_users`` users without any interaction."""
         return cls(
             np.zeros(n_users + 1, np.int64), np.zeros(0, np.int32), n_items
         )
 
 
-def _indptr(counts: np.ndarray) -> np.ndarray:
-    """Row starts, int64 ``[n + 1]``, of rows with these counts ``[n]``."""
-    indptr = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=indptr[1:])
-    return indptr
+class HeldOut(NamedTuple):
+    """Users that are never trained on, row for row in both matrices.
+
+    Attributes:
+      fold_in: the items that a model sees of each user.
+      held_out: the items that it must predict; possibly none for a user.
+    """
+
+    fold_in: Interactions
+    held_out: Interactions

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaecf.data.dataset import HeldOut
-from vaecf.data.interactions import Interactions
+from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.data.readers import Ratings
 from vaecf.errors import VaecfError
 

@@ -1,117 +1,171 @@
-"""Arrays and small files on disk, written whole or not at all."""
+"""Reads and writes the files of a dataset: arrays and the manifest."""
 
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import math
-import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from vaecf.data.id_table import IdTable
 from vaecf.errors import VaecfError
 
-_HASH_BLOCK = 1 << 20
+SCHEMA_VERSION = 1
+_AGAIN = "prepare the dataset again"
 
 
 def file_sha256(path: pathlib.Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Returns the hex digest of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _npy_header(array: np.ndarray) -> bytes:
-    """The header that ``np.save`` writes before the values."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, np.lib.format.header_data_from_array_1_0(array)
-    )
-    return stream.getvalue()
-
-
 def describe_array(array: np.ndarray) -> dict[str, Any]:
-    """The manifest's entry for an array: digest of its file, dtype, shape.
+    """Returns the manifest's entry of an array: digest, dtype and shape.
 
-    The digest is that of the ``.npy`` file which ``save_array`` writes, so
-    that ``sha256sum`` agrees with the manifest.
+    The digest is that of the ``.npy`` file which `save_array` writes, so that
+    ``sha256sum`` agrees with the manifest.
     """
-    flat = np.ascontiguousarray(array)
-    digest = hashlib.sha256(_npy_header(flat))
-    view = flat.reshape(-1).view(np.uint8).data
-    for start in range(0, len(view), _HASH_BLOCK):
-        digest.update(view[start : start + _HASH_BLOCK])
+    digest = _Digest()
+    np.lib.format.write_array(digest, np.ascontiguousarray(array))  # type: ignore[arg-type]
     return {
-        "sha256": digest.hexdigest(),
-        "dtype": flat.dtype.str,
-        "shape": list(flat.shape),
+        "sha256": digest.sha256.hexdigest(),
+        "dtype": array.dtype.str,
+        "shape": list(array.shape),
     }
 
 
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes a ``.npy`` file and waits until it is on the disk."""
-    flat = np.ascontiguousarray(array)
-    with open(path, "wb") as stream:
-        stream.write(_npy_header(flat))
-        stream.write(flat.reshape(-1).view(np.uint8).data)
-        sync(stream)
+    """Writes a ``.npy`` file."""
+    np.save(path, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def load_array(
     path: pathlib.Path, expected: dict[str, Any], *, mmap: bool
 ) -> np.ndarray:
-    """Opens a ``.npy`` file after comparing it with its manifest entry.
+    """Opens a ``.npy`` file and compares it with its manifest entry.
 
     Args:
       path: the file.
-      expected: ``{"dtype", "shape"}`` as ``describe_array`` gives them.
+      expected: ``{"dtype", "shape"}`` as `describe_array` returns them.
       mmap: map the values read-only instead of reading them.
 
     Raises:
-      VaecfError: if the file is missing, not an array, cut short, or of
-        another dtype or shape.
+      VaecfError: the file is missing, not an array, truncated, or of another
+        dtype or shape.
     """
-    mend = "prepare the dataset again"
+    mmap = mmap and math.prod(expected["shape"]) > 0
     try:
-        with open(path, "rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran, dtype = read_header(stream)
-            offset = stream.tell()
-            size = os.fstat(stream.fileno()).st_size
+        array = np.load(path, mmap_mode="r" if mmap else None)
     except FileNotFoundError:
-        raise VaecfError(f"{path} is missing; {mend}") from None
-    except (ValueError, KeyError, EOFError):
+        raise VaecfError(f"{path} is missing; {_AGAIN}") from None
+    except (ValueError, EOFError, OSError):
         raise VaecfError(
-            f"{path} is truncated or not a NumPy array; {mend}"
+            f"{path} is truncated or not a NumPy array; {_AGAIN}"
         ) from None
-    if list(shape) != list(expected["shape"]) or dtype != np.dtype(
-        expected["dtype"]
-    ):
+    dtype, shape = np.dtype(expected["dtype"]), tuple(expected["shape"])
+    if array.shape != shape or array.dtype != dtype:
         raise VaecfError(
-            f"{path} holds {dtype} {list(shape)}, its manifest says "
-            f"{np.dtype(expected['dtype'])} {expected['shape']}; {mend}"
+            f"{path} holds {array.dtype} {list(array.shape)}, its manifest "
+            f"says {dtype} {list(shape)}; {_AGAIN}"
         )
-    n_values = math.prod(map(int, shape))
-    wanted = offset + n_values * dtype.itemsize
-    if fortran or size != wanted:
-        what = "is truncated" if size < wanted else "has bytes too many"
-        raise VaecfError(
-            f"{path} {what}: {size:,} bytes where {wanted:,} are expected; "
-            f"{mend}"
-        )
-    if mmap and n_values:  # an empty array cannot be mapped
-        return np.memmap(path, dtype, "r", offset, shape)
     with open(path, "rb") as stream:
-        stream.seek(offset)
-        return np.fromfile(stream, dtype, n_values).reshape(shape)
+        np.lib.format.read_magic(stream)
+        np.lib.format.read_array_header_1_0(stream)
+        wanted = stream.tell() + array.nbytes
+    if (size := path.stat().st_size) != wanted:
+        raise VaecfError(
+            f"{path} has {size:,} bytes instead of {wanted:,}; {_AGAIN}"
+        )
+    return array
 
 
-def sync(stream: Any) -> None:
-    """Flushes a file object through to the disk."""
-    stream.flush()
-    os.fsync(stream.fileno())
+def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a manifest and checks the keys that opening a dataset needs.
+
+    Raises:
+      VaecfError: not JSON, a key is missing, or another schema version.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VaecfError(f"{path} is not JSON ({error}); {_AGAIN}") from None
+    needed = ("schema_version", "name", "protocol", "arrays", "ids")
+    found = manifest if isinstance(manifest, dict) else {}
+    missing = [key for key in needed if key not in found]
+    if missing:
+        raise VaecfError(f"{path} lacks {', '.join(missing)}; {_AGAIN}")
+    if found["schema_version"] != SCHEMA_VERSION:
+        raise VaecfError(
+            f"{path} has schema version {found['schema_version']}, this vaecf "
+            f"reads {SCHEMA_VERSION}; update vaecf or prepare again"
+        )
+    return found
+
+
+def read_ids(
+    path: pathlib.Path, column: str, manifest: dict[str, Any]
+) -> IdTable:
+    """Reads ``items.parquet`` or ``users.parquet`` and checks the count.
+
+    Raises:
+      VaecfError: the file is missing, damaged, or not the manifest's.
+    """
+    table = IdTable.read(path, column)
+    expected = manifest["ids"][f"{column}s"]
+    same_type = not len(table) or table.type == expected["type"]
+    if len(table) != expected["count"] or not same_type:
+        raise VaecfError(
+            f"{path} holds {len(table)} ids of type {table.type}, the "
+            f"manifest says {expected['count']} of type {expected['type']}; "
+            f"{_AGAIN}"
+        )
+    return table
+
+
+def verify_digests(
+    path: pathlib.Path,
+    manifest: dict[str, Any],
+    tables: Mapping[str, IdTable],
+) -> None:
+    """Compares every digest of the manifest with the files.
+
+    Raises:
+      VaecfError: names the first file that differs.
+    """
+    found = {}
+    for name, entry in manifest["arrays"].items():
+        file = path / f"{name}.npy"
+        found[file] = file_sha256(file), entry["sha256"]
+    for name, table in tables.items():
+        expected = manifest["ids"][name]["sha256"]
+        found[path / f"{name}.parquet"] = table.sha256(), expected
+    for file, (actual, expected) in found.items():
+        if actual != expected:
+            raise VaecfError(
+                f"{file} has SHA-256 {actual}, the manifest says {expected}; "
+                f"{_AGAIN}"
+            )
+
+
+def as_json(value: Any) -> Any:
+    """Converts NumPy scalars, at any depth, to Python's own."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class _Digest:
+    """A file that keeps the digest of what is written."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self.sha256.update(data)

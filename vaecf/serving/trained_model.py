@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data import dataset as dataset_lib
-from vaecf.data import id_files
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -184,7 +183,7 @@ def load(
             precision=dataclasses.replace(config.precision, policy=policy),
         )
     manifest = workdir_lib.read_json(directory / workdir_lib.DATASET)
-    items = id_files.read_ids(directory / workdir_lib.ITEMS, "item")
+    items = IdTable.read(directory / workdir_lib.ITEMS, "item")
     try:
         digest = manifest["ids"]["items"]["sha256"]
     except (KeyError, TypeError):
