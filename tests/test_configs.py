@@ -65,7 +65,7 @@ def test_its_docstring_is_the_way_to_run_it(name: str) -> None:
     assert f"--config=configs/{name}.py" in main.split()
     assert {"--train", "--test"} < set(main.split())
     (dataset,) = re.findall(r"--dataset=(\S+)", prepare)
-    assert dataset in catalog.names()
+    assert dataset in catalog.CATALOG
 
 
 def test_the_recipe() -> None:

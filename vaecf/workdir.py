@@ -161,11 +161,16 @@ def _sync(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
     """Holds the workdir for this process; the lock dies with the process.
 
+    Args:
+      workdir: directory to lock; created if necessary.
+      wait: wait until another process releases the lock.
+
     Raises:
-      VaecfError: another process holds it, or it cannot be created.
+      VaecfError: another process holds the lock and `wait` is false, or the
+        directory cannot be created.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -177,7 +182,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         ) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+            fcntl.flock(lock, how)
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"

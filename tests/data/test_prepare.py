@@ -272,7 +272,7 @@ def test_in_memory_refuses(interactions, settings, message):
     ("settings", "message"),
     [
         ({"ratings": "none.csv"}, "no such file: none.csv"),
-        ({"dataset": "ml-1n"}, "did you mean 'ml-1m'"),
+        ({"dataset": "ml-1n"}, "did you mean ml-1m"),
         ({"protocol": "papre"}, r"unknown --protocol=papre.*paper"),
         ({"held_out_users": 30}, "--held_out_users to at most 29"),
         ({"min_items_per_user": 99}, "lower --min_items_per_user"),
@@ -295,7 +295,7 @@ def test_bad_settings(tmp_path, monkeypatch, shop_csv, settings, message):
 
 def test_the_output_is_looked_at_before_the_work(tmp_path, shop_csv):
     run(tmp_path / "out", ratings=shop_csv, **OWN)
-    with pytest.raises(VaecfError, match="--overwrite"):
+    with pytest.raises(VaecfError, match="overwrite"):
         run(tmp_path / "out", ratings=tmp_path / "missing.csv", **OWN)
     run(tmp_path / "out", ratings=shop_csv, overwrite=True, seed=3, **OWN)
 

@@ -57,7 +57,7 @@ BAD = {
         table(),
         ["--min_items_per_user=-1 must not be negative"],
     ),
-    "unknown-dataset": ("--dataset=ml-1n", table(), ["did you mean 'ml-1m'"]),
+    "unknown-dataset": ("--dataset=ml-1n", table(), ["did you mean ml-1m"]),
     "unknown-protocol": ("--protocol=papre", table(), ["did you mean paper"]),
     "unknown-flag": ("--min_item_per_user=3", table(),
                      ["min_item_per_user", "Did you mean", "min_items_per_user"]),

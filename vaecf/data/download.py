@@ -1,34 +1,37 @@
-"""Downloads that survive a bad line: resumed, mirrored, checked, atomic.
+"""Downloads and unpacks files: resumable, mirrored, checked, atomic.
 
-Nothing here knows which datasets exist (`vaecf.data.catalog` does). A file
-is either absent or complete: bytes arrive in a ``.part`` file beside the
-destination, which is renamed only after its size and digest are right.
+A file is either absent or complete. Bytes arrive in a ``.part`` file beside
+the destination, which is renamed only after its size and digest are right.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import http.client
 import os
 import pathlib
 import re
+import shutil
 import ssl
+import tarfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
-from vaecf.data import storage
+from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
 
 Progress = Callable[[int, int | None], None]  # (bytes so far, total or None)
 
 _CHUNK_BYTES = 1 << 20
-_IDLE_ATTEMPTS = 3  # attempts in a row that bring no byte before we move on
+_IDLE_ATTEMPTS = 3  # consecutive attempts without a byte before giving up
 _ATTEMPTS = 100  # attempts at one source, however much they bring
-_PAUSE_SECONDS = 0.5  # doubled after each attempt that brought nothing
+_PAUSE_SECONDS = 0.5  # doubled after each attempt without a byte
 
 
 class Digest(NamedTuple):
@@ -38,24 +41,18 @@ class Digest(NamedTuple):
     value: str
 
 
-class _Failure(Exception):
+class _SourceError(Exception):
     """One source did not give the file; the text is the reason."""
 
 
 def user_cache_dir() -> pathlib.Path:
-    """Directory for downloads: ``$VAECF_CACHE``, else the platform's own."""
+    """Returns ``$VAECF_CACHE``, or the platform's directory for caches."""
     given = os.environ.get("VAECF_CACHE")
     if given:
         return pathlib.Path(given).expanduser()
     import platformdirs
 
     return pathlib.Path(platformdirs.user_cache_dir("vaecf"))
-
-
-def file_digest(path: pathlib.Path, algorithm: str) -> str:
-    """Hex digest of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def download(
@@ -67,28 +64,31 @@ def download(
     progress: Progress | None = None,
     timeout: float = 30.0,
 ) -> None:
-    """Brings one file to `destination`, from the first source that has it.
+    """Downloads one file from the first source that has it.
 
-    A download cut short continues where it stopped, in this call or in a
-    later one, as long as the server still offers the same file. A finished
-    download with the wrong digest is kept beside the destination under the
-    suffix ``.mismatch`` for inspection, and the next source is tried.
+    An interrupted download is resumed, in this call or in a later one, as long
+    as the server still offers the same file. A file with the wrong digest is
+    kept under the suffix ``.mismatch``, and the next source is tried.
 
     Args:
-      urls: the same file's addresses, tried in this order.
-      destination: path of the finished file; returned to at once if it
+      urls: addresses of the file, tried in this order.
+      destination: path of the finished file; nothing is downloaded if it
         exists and its digest is right.
-      digest: what the publisher says, or None if it says nothing.
-      n_bytes: expected size; only checked where there is no digest.
+      digest: the publisher's checksum, or None.
+      n_bytes: expected size; only checked without a digest.
       progress: called with (bytes so far, total bytes or None).
-      timeout: seconds of silence after which a connection is given up.
+      timeout: seconds of silence after which a connection is dropped.
 
     Raises:
-      VaecfError: no source gave the file (each is named with its reason),
-        or an existing `destination` has another digest.
+      VaecfError: no source gave the file (names each with its reason), or an
+        existing `destination` has another digest.
     """
     if destination.exists():
-        _check_existing(destination, digest)
+        if problem := _wrong_digest(destination, digest):
+            raise VaecfError(
+                f"{destination}: {problem}; move the file away and run again, "
+                "or pass ratings=FILE"
+            )
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
     reasons = []
@@ -96,80 +96,59 @@ def download(
         part = _part_path(destination, url)
         try:
             _download_one(url, part, digest is not None, progress, timeout)
-            _accept(part, destination, digest, n_bytes)
+            _finish(part, destination, digest, n_bytes)
             return
-        except _Failure as failure:
-            reasons.append(f"{url} ({failure})")
+        except _SourceError as error:
+            reasons.append(f"{url} ({error})")
     raise VaecfError(
         f"{destination.name} could not be downloaded from "
         + "; ".join(reasons or ["nowhere: no address is known"])
     )
 
 
-@contextlib.contextmanager
-def locked(directory: pathlib.Path) -> Iterator[None]:
-    """Waits until no other process downloads into `directory`.
-
-    Two writers would interleave their bytes in one ``.part`` file. Where the
-    platform has no `fcntl` (Windows) nothing is locked.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (directory / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _check_existing(path: pathlib.Path, digest: Digest | None) -> None:
+def _wrong_digest(path: pathlib.Path, digest: Digest | None) -> str | None:
     if digest is None:
-        return
-    found = file_digest(path, digest.algorithm)
-    if found != digest.value:
-        raise VaecfError(
-            f"{path}: {digest.algorithm} {found}, but the publisher gives "
-            f"{digest.value}; move the file away and run again, or pass "
-            "--ratings=FILE"
-        )
+        return None
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, digest.algorithm).hexdigest()
+    if found == digest.value:
+        return None
+    return f"{digest.algorithm} {found}, but the publisher gives {digest.value}"
 
 
-def _accept(
+def _finish(
     part: pathlib.Path,
     destination: pathlib.Path,
     digest: Digest | None,
     n_bytes: int | None,
 ) -> None:
-    """Renames a finished part to its destination, or sets it aside."""
-    problem = None
-    if digest is not None:
-        found = file_digest(part, digest.algorithm)
-        if found != digest.value:
-            problem = (
-                f"{digest.algorithm} {found}, but the publisher gives "
-                f"{digest.value}"
-            )
-    elif n_bytes is not None and part.stat().st_size != n_bytes:
-        problem = f"{part.stat().st_size} bytes, expected {n_bytes}"
+    """Renames a complete part to its destination, or to ``.mismatch``."""
+    problem = _wrong_digest(part, digest)
+    size = part.stat().st_size
+    if digest is None and n_bytes is not None and size != n_bytes:
+        problem = f"{size} bytes, expected {n_bytes}"
     _validator_path(part).unlink(missing_ok=True)
     if problem is None:
         os.replace(part, destination)
         return
     kept = destination.with_name(destination.name + ".mismatch")
     os.replace(part, kept)
-    raise _Failure(f"{problem}; kept as {kept}")
+    raise _SourceError(f"{problem}; kept as {kept}")
 
 
 def _part_path(destination: pathlib.Path, url: str) -> pathlib.Path:
-    # One part per address: bytes of two servers are never spliced.
+    # One part per address, so that bytes of two servers are never joined.
     tag = hashlib.sha256(url.encode()).hexdigest()[:8]
     return destination.with_name(f"{destination.name}.{tag}.part")
 
 
 def _validator_path(part: pathlib.Path) -> pathlib.Path:
+    """Path of the server's ETag or date, which tells if the file changed."""
     return part.with_name(part.name + ".validator")
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _download_one(
@@ -179,36 +158,37 @@ def _download_one(
     progress: Progress | None,
     timeout: float,
 ) -> None:
-    """Completes `part`, resuming as often as the line is cut."""
+    """Completes `part`; resumes as often as the connection is cut."""
     idle, pause = 0, _PAUSE_SECONDS
     for attempt in range(_ATTEMPTS):
         before = _size(part)
         try:
-            _transfer(url, part, checked, progress, timeout)
+            _request(url, part, checked, progress, timeout)
             return
         except (OSError, http.client.HTTPException, ValueError) as error:
-            if _is_final(error):
-                raise _Failure(_reason(error)) from error
             idle = 0 if _size(part) > before else idle + 1
-            if idle >= _IDLE_ATTEMPTS or attempt == _ATTEMPTS - 1:
-                raise _Failure(_reason(error)) from error
+            last = idle >= _IDLE_ATTEMPTS or attempt == _ATTEMPTS - 1
+            if last or _is_final(error):
+                raise _SourceError(_reason(error)) from error
             if idle:
                 time.sleep(pause)
                 pause *= 2
 
 
-def _transfer(
+def _request(
     url: str,
     part: pathlib.Path,
     checked: bool,
     progress: Progress | None,
     timeout: float,
 ) -> None:
-    """One request; appends what is missing to `part`."""
-    offset, validator = _size(part), _read_validator(part)
+    """Sends one request and appends the missing bytes to `part`."""
+    offset, validator = _size(part), ""
+    if _validator_path(part).exists():
+        validator = _validator_path(part).read_text()
     headers = {"User-Agent": "vaecf", "Accept-Encoding": "identity"}
-    # Without a validator only a checksum can tell a file that changed
-    # between the two halves.
+    # Without a validator only a checksum can tell that a file changed between
+    # its two halves.
     if offset and (validator or checked):
         headers["Range"] = f"bytes={offset}-"
         if validator:
@@ -223,51 +203,56 @@ def _transfer(
             raise
         total = _range_total(error.headers.get("Content-Range"))
         error.close()
-        if total is not None and total == offset:
-            return  # the earlier call had every byte
+        if total == offset:
+            return  # an earlier call had every byte
         part.unlink()
         raise OSError("the server's file is shorter than our part") from error
     with response:
-        _save(response, part, offset, progress)
+        _append(response, part, offset, progress)
 
 
-def _save(
+def _append(
     response: http.client.HTTPResponse,
     part: pathlib.Path,
     offset: int,
     progress: Progress | None,
 ) -> None:
-    resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
-    if resumed:
+    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         content_range = response.headers.get("Content-Range", "")
         total = _range_total(content_range)
         if not re.match(rf"bytes {offset}-", content_range):
             part.unlink(missing_ok=True)
-            raise OSError(f"unasked-for range {content_range!r}")
+            raise OSError(f"unexpected range {content_range!r}")
     else:
         offset = 0
         length = response.headers.get("Content-Length")
         total = int(length) if length else None
         part.unlink(missing_ok=True)
-        _write_validator(part, response)
+        etag = response.headers.get("ETag") or ""
+        if etag.startswith("W/"):  # If-Range takes no weak tags
+            etag = ""
+        _validator_path(part).write_text(
+            etag or response.headers.get("Last-Modified") or ""
+        )
     with part.open("ab") as file:
         while chunk := response.read(_CHUNK_BYTES):
             file.write(chunk)
             offset += len(chunk)
             if progress is not None:
                 progress(offset, total)
-        storage.sync(file)
+        file.flush()
+        os.fsync(file.fileno())
     if total is not None and offset != total:
         raise OSError(f"connection cut at {offset} of {total} bytes")
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking the same server again would be pointless."""
+    """Returns whether asking the same server again is pointless."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code < 500 and error.code not in (408, 416, 429)
     if isinstance(error, urllib.error.URLError):
         return not isinstance(error.reason, TimeoutError)
-    return isinstance(error, ValueError)  # not an address at all
+    return isinstance(error, ValueError)  # not an address
 
 
 def _reason(error: Exception) -> str:
@@ -295,20 +280,88 @@ def _range_total(content_range: str | None) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _size(path: pathlib.Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+# --- Archives ---------------------------------------------------------------
 
 
-def _read_validator(part: pathlib.Path) -> str:
-    path = _validator_path(part)
-    return path.read_text() if path.exists() else ""
+def extract(
+    archive: pathlib.Path, member: str, directory: pathlib.Path
+) -> list[pathlib.Path]:
+    """Unpacks the wanted files of a zip or tar archive, and nothing else.
+
+    Args:
+      archive: a ``.zip``, ``.tar`` or compressed tar file.
+      member: path inside the archive; its last component may be a glob
+        (``combined_data_*.txt``). If the exact path is missing, files with
+        that last component in any folder are taken.
+      directory: new directory for the files, written atomically. Only the
+        last components of the archive's paths are used as names, so that an
+        archive cannot write anywhere else.
+
+    Returns:
+      Paths of the unpacked files in order of name.
+
+    Raises:
+      VaecfError: not an archive, damaged, or without such a member.
+    """
+    try:
+        with (
+            workdir_lib.atomic_directory(directory) as fresh,
+            _open_archive(archive) as (names, opener),
+        ):
+            for name in _matching(names, member, archive):
+                with (
+                    opener(name) as source,
+                    (fresh / _basename(name)).open("wb") as sink,
+                ):
+                    shutil.copyfileobj(source, sink, _CHUNK_BYTES)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise VaecfError(
+            f"{archive}: damaged or not a zip or tar archive ({error}); move "
+            "it away and run again, or pass ratings=FILE"
+        ) from error
+    return sorted(directory.iterdir())
 
 
-def _write_validator(
-    part: pathlib.Path, response: http.client.HTTPResponse
-) -> None:
-    etag = response.headers.get("ETag") or ""
-    if etag.startswith("W/"):  # weak ones may not stand in If-Range
-        etag = ""
-    validator = etag or response.headers.get("Last-Modified") or ""
-    _validator_path(part).write_text(validator)
+def _basename(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+def _matching(
+    names: list[str], member: str, archive: pathlib.Path
+) -> list[str]:
+    if member in names:
+        return [member]
+    pattern = _basename(member)
+    found = [
+        name
+        for name in names
+        if "\\" not in name and fnmatch.fnmatch(_basename(name), pattern)
+    ]
+    if not found or len({_basename(name) for name in found}) < len(found):
+        problem = "several files" if found else "no file"
+        raise VaecfError(
+            f"{archive}: {problem} named {pattern} in the archive; unpack it "
+            "yourself and pass ratings=FILE"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _open_archive(
+    path: pathlib.Path,
+) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
+    """Yields the names of the regular files and a function to open one."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [i.filename for i in archive.infolist() if not i.is_dir()]
+            yield names, archive.open
+        return
+    with tarfile.open(path) as tar:
+        members = {m.name: m for m in tar.getmembers() if m.isfile()}
+
+        def opener(name: str) -> IO[bytes]:
+            file = tar.extractfile(members[name])
+            assert file is not None  # None only for what is no regular file
+            return file
+
+        yield list(members), opener

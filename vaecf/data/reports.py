@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
+from vaecf.data import catalog
 from vaecf.data.dataset import Dataset
-
-# The config of each known dataset; the recipe's is what main.py falls back to.
-_CONFIGS = {
-    "ml-100k": "ml100k",
-    "ml-1m": "ml1m",
-    "ml-20m": "ml20m_paper",
-    "msd": "msd",
-    "netflix": "netflix",
-    "synthetic": "synthetic",
-    "yelp2018": "yelp2018",
-}
 
 
 def describe(dataset: Dataset) -> list[str]:
@@ -75,8 +65,9 @@ def next_command(dataset: Dataset) -> str:
             "python experiments/main.py --train --test "
             f"--data_dir={root} --checkpoint_dir=./checkpoints"
         )
-    # Of one's own data most are small: settings for large ones overfit them.
-    config = _CONFIGS.get(dataset.name, "ml1m")
+    entry = catalog.CATALOG.get(dataset.name)
+    # Most data of one's own is small: settings for large data overfit it.
+    config = entry.config if entry else "ml1m"
     test = " --test" if dataset.test.held_out.nnz else ""
     return (
         f"python experiments/main.py --config=configs/{config}.py "
