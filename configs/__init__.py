@@ -1,1 +1,1 @@
-"""Configs: each changes a few keys of default.py."""
+"""Config files: each one changes a few keys of default.py."""

@@ -1,7 +1,7 @@
 """Every setting at its default: Mult-VAE of Liang et al. 2018.
 
 `vaecf/config.py` declares the settings, with their meaning and units. The
-other config files start from this one and change a few keys. So does the
+other config files start from this one and change a few keys, and so does the
 command line:
 
     python experiments/main.py --config=configs/ml1m.py \\

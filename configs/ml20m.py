@@ -1,16 +1,17 @@
 """Mult-VAE on MovieLens-20M with the settings of NVIDIA's VAE-CF recipe.
 
-Its README reports NDCG@100 .4303 to .4312 (split `recipe`), 400 epochs in
-109.4 s on one A100 and 25.9 s on eight. Not verified here: the dataset could
-not be had where this was written.
+The recipe's README reports NDCG@100 .4303 to .4312 (protocol `recipe`) and 400
+epochs in 109.4 s on one A100 or 25.9 s on eight. Not verified: the dataset was
+not available on our machines.
 
     python experiments/prepare_dataset.py --dataset=ml-20m \\
         --protocol=recipe --output=data/ml-20m
     python experiments/main.py --config=configs/ml20m.py \\
         --workdir=runs/ml20m --train --test
 
-Settings: the defaults of the recipe's main.py. Its l2 (`lam`) never reaches
-its loss, so that the published numbers are without; so is this config.
+The settings are the defaults of the recipe's main.py. The recipe computes its
+L2 term (`lam`) but never adds it to the loss, so the published numbers are
+without regularisation, and so is this config.
 """
 
 import ml_collections
@@ -25,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_size = 24_576
     config.train.epochs = 400
     config.train.warm_up_epochs = 5
-    # The recipe crops each epoch to whole batches.
+    # The recipe drops the users that do not fill a batch.
     config.train.drop_remainder = True
     config.eval.every_epochs = 50
     config.eval.batch_size = 10_000

@@ -1,8 +1,8 @@
 """Mult-VAE on MovieLens-20M as in Liang et al. 2018.
 
 The authors report NDCG@100 .426, Recall@20 .395, Recall@50 .537 (table 2; their
-notebook: .42592, .39535, .53540). Not verified here: the dataset could not be
-had where this was written.
+notebook: .42592, .39535, .53540). Not verified: the dataset was not available
+on our machines.
 
     python experiments/prepare_dataset.py --dataset=ml-20m \\
         --protocol=paper --output=data/ml-20m-paper

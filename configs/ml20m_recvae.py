@@ -1,12 +1,12 @@
 """RecVAE on MovieLens-20M as in Shenbin et al. 2020.
 
 The authors report NDCG@100 .442, Recall@20 .414, Recall@50 .553 (table 1). 200
-epochs are 50 rounds of three of the encoder and one of the decoder. Not
-verified here: the dataset could not be had where this was written.
+epochs are 50 rounds: three epochs train the encoder, then one trains the
+decoder. Not verified: the dataset was not available on our machines.
 
-    python experiments/prepare_dataset.py --dataset=ml-20m \
+    python experiments/prepare_dataset.py --dataset=ml-20m \\
         --protocol=paper --output=data/ml-20m-paper
-    python experiments/main.py --config=configs/ml20m_recvae.py \
+    python experiments/main.py --config=configs/ml20m_recvae.py \\
         --workdir=runs/ml20m_recvae --train --test
 """
 

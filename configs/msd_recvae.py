@@ -2,10 +2,10 @@
 
 Shenbin et al. 2020 report NDCG@100 .326, Recall@20 .276, Recall@50 .374 (table
 1), with γ .01; linear models do better here (EASE .389, Steck 2019). Not
-verified here: the dataset could not be had where this was written.
+verified: the dataset was not available on our machines.
 
     python experiments/prepare_dataset.py --dataset=msd --output=data/msd
-    python experiments/main.py --config=configs/msd_recvae.py \
+    python experiments/main.py --config=configs/msd_recvae.py \\
         --workdir=runs/msd_recvae --train --test
 """
 

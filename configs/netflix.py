@@ -1,9 +1,8 @@
 """Mult-VAE on the Netflix Prize data, paper protocol, 40,000 + 40,000 users.
 
-Liang et al. 2018 report NDCG@100 .386, Recall@20 .351, Recall@50 .444
-(table 2). Settings as theirs for MovieLens-20M; which they used here is not
-published in code. Not verified here: the dataset could not be had where this
-was written.
+Liang et al. 2018 report NDCG@100 .386, Recall@20 .351, Recall@50 .444 (table
+2). The settings are those of MovieLens-20M: the authors' code has none for this
+dataset. Not verified: the dataset was not available on our machines.
 
     python experiments/prepare_dataset.py --dataset=netflix \\
         --ratings=DIRECTORY_OF_combined_data --output=data/netflix

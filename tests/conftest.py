@@ -1,4 +1,4 @@
-"""Shared by all tests."""
+"""Settings that all tests share."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ import os
 import pathlib
 import tempfile
 
-# Tests compile the same small programs again and again: once is enough, for
-# all workers and the processes that tests start. Empty at every start.
+# One compilation cache for all workers and for the processes that tests start.
+# It is empty at the start of every session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="vaecf-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Many programs of a few steps: machine code that is quickly made, of the same
-# HLO. Asked otherwise, otherwise: XLA_FLAGS= compiles as a user's run does.
+# The tests compile many programs and run each for a few steps, so machine code
+# that compiles fast saves most of the time. `XLA_FLAGS= pytest ...` compiles as
+# a user's run does; tests/real_settings is collected only then.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true",
 )
+if "xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"]:
+    collect_ignore = ["real_settings"]
 
 import jax
 import pytest
 
-# Four devices out of one processor, before anything starts it: meshes are
-# tested everywhere. `make_mesh(1, 1)` still gives one device.
+# Eight devices on one CPU, so that all tests can use meshes. `make_mesh(1, 1)`
+# still uses one device.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# A forgotten axis must not broadcast in silence.
+# Broadcasting to a higher rank must be explicit.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 _BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -37,7 +40,7 @@ _BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def realdata_dir() -> pathlib.Path:
-    """Folder of the real ratings; tests that need it skip without it."""
+    """Returns the folder of the real ratings; skips the test without it."""
     path = pathlib.Path(os.environ.get("VAECF_REALDATA", _BESIDE))
     if not path.is_dir():
         pytest.skip(f"no real ratings in {path} (set VAECF_REALDATA)")

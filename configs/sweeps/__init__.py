@@ -1,1 +1,1 @@
-"""Search spaces of sweeps: each has a get_space()."""
+"""Search spaces of sweeps: each file has a get_space()."""

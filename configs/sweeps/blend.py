@@ -1,6 +1,7 @@
-"""What matters for the RecVAE of a blend, of keys that one program can take.
+"""Search space for the RecVAE of a blend.
 
-So that trials are trained together:
+All keys can differ between the members of a population, so trials can train
+together:
 
     python experiments/sweep.py --config=configs/blend.py \\
         --config.data.dir=data/ml-1m --space=configs/sweeps/blend.py \\

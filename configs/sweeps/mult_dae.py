@@ -1,7 +1,7 @@
-"""What matters for Mult-DAE: weight decay in place of a KL term.
+"""Search space for Mult-DAE, which has weight decay instead of a KL term.
 
-For datasets of the size of MovieLens-1M to 20M; the paper's model has no hidden
-layer (20,108 - 200 - 20,108). The model's name belongs to the base config.
+For datasets between MovieLens-1M and MovieLens-20M in size. The paper's model
+has no hidden layer (20,108 - 200 - 20,108). The base config names the model.
 
     python experiments/sweep.py --config=configs/ml1m_dae.py \\
         --space=configs/sweeps/mult_dae.py --workdir=runs/sweep-ml1m-dae \\

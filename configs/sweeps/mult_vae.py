@@ -1,8 +1,8 @@
-"""What matters for Mult-VAE: the KL term first, then step size and dropout.
+"""Search space for Mult-VAE: the KL term first, then step size and dropout.
 
-For datasets of the size of MovieLens-1M to 20M. The anneal cap decides most on
-small data; the length of the annealing is in steps, so that a base config with
-another batch size or number of epochs wants other bounds.
+For datasets between MovieLens-1M and MovieLens-20M in size. On small datasets
+the annealing cap matters most. The length of the annealing is in steps: a base
+config with another batch size or number of epochs needs other bounds.
 
     python experiments/sweep.py --config=configs/ml1m.py \\
         --space=configs/sweeps/mult_vae.py --workdir=runs/sweep-ml1m \\

@@ -1,9 +1,9 @@
-"""What matters for RecVAE: γ, the weight of the KL term, step size and dropout.
+"""Search space for RecVAE: γ (the weight of the KL term), step size, dropout.
 
-For datasets of the size of MovieLens-1M to 20M. The authors take γ = .005 for
-MovieLens-20M, .0035 for Netflix and .01 for MSD. `model.hidden` is one size,
-that of all layers of the encoder. The turns of encoder and decoder belong to
-the base config.
+For datasets between MovieLens-1M and MovieLens-20M in size. The authors use γ =
+.005 for MovieLens-20M, .0035 for Netflix and .01 for MSD. `model.hidden` is one
+size, used by all layers of the encoder. The base config sets
+`train.alternating_epochs`.
 
     python experiments/sweep.py --config=configs/ml1m_recvae.py \\
         --space=configs/sweeps/rec_vae.py --workdir=runs/sweep-ml1m-recvae \\

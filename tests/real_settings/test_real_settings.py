@@ -1,0 +1,151 @@
+"""Runs compiled as users' runs are, with XLA's optimisations.
+
+The other tests switch these optimisations off to compile faster (see
+tests/conftest.py). This folder is collected only without that switch:
+
+    XLA_FLAGS= python -m pytest tests/real_settings
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vaecf
+from vaecf import config as config_lib
+from vaecf import experiment
+from vaecf.data import synthetic
+from vaecf.data.dataset import Dataset, write_dataset
+
+SMALL = {
+    "model.hidden": (32,),
+    "model.latent": 16,
+    "loss.total_anneal_steps": 50,
+    "optimizer.learning_rate": 0.01,
+    "train.batch_size": 64,
+    "train.epochs": 6,
+    "eval.every_epochs": 2,
+    "eval.batch_size": 32,
+    "eval.metrics": ("ndcg@100", "recall@5"),
+    "mesh.data": 1,
+}
+REC_VAE = {
+    "model.name": "rec_vae",
+    "loss.gamma": 0.005,
+    "train.alternating_epochs": (2, 1),
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "mult_vae": {},
+    "rec_vae": REC_VAE,
+    "blend": {**REC_VAE, "linear.l2": 20.0, "model.init": "spectral"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    workdir: pathlib.Path
+    results: dict[str, Any]
+
+    @property
+    def losses(self) -> list[float]:
+        lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
+        records = map(json.loads, lines)
+        return [r["train/loss"] for r in records if "train/loss" in r]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Dataset:
+    made = synthetic.make(
+        "synthetic",
+        n_train_users=300,
+        n_held_out_users=40,
+        n_items=80,
+        n_groups=4,
+    )
+    return write_dataset(tmp_path_factory.mktemp("data") / "data", made)
+
+
+def train(data: Dataset, workdir: pathlib.Path, changes: dict[str, Any]) -> Run:
+    """Trains and tests with the settings `SMALL` and `changes`."""
+    config = config_lib.replace(
+        config_lib.Config(), {"data.dir": str(data.path), **SMALL, **changes}
+    )
+    actions = experiment.Actions(train=True, test=True)
+    results = experiment.run(config, workdir, actions, log=lambda line: None)
+    return Run(workdir, results)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def trained(request, data, tmp_path_factory) -> tuple[str, Run]:
+    """(name of the model, its run on one device)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, train(data, folder / "run", MODELS[request.param])
+
+
+def test_training_learns(trained, data) -> None:
+    _, run = trained
+    assert len(run.losses) == 6 and np.isfinite(run.losses).all()
+    counts_I = data.train.item_counts()
+    popular = np.argsort(-counts_I, kind="stable")
+    recalls = []
+    for u in range(data.test.fold_in.n_users):
+        seen = set(data.test.fold_in.row(u).tolist())
+        ranked = [i for i in popular.tolist() if i not in seen]
+        recalls.append(recall(ranked, set(data.test.held_out.row(u).tolist())))
+    assert run.results["test"]["recall@5"]["mean"] > np.mean(recalls) + 0.05
+
+
+def recall(ranked: list, wanted: set, k: int = 5) -> float:
+    return len(set(ranked[:k]) & wanted) / min(k, len(wanted))
+
+
+def test_resuming_gives_the_same_numbers(trained, data, tmp_path) -> None:
+    """Bit for bit, when interrupted within a phase of RecVAE."""
+    name, run = trained
+    for epochs in (4, 6):
+        changes = {**MODELS[name], "train.epochs": epochs}
+        again = train(data, tmp_path, changes)
+    assert again.losses == run.losses
+    for split in ("validation", "test"):
+        assert again.results[split] == run.results[split]
+
+
+def test_metrics_are_those_of_the_recommendations(trained, data) -> None:
+    """Against the definitions, user by user."""
+    _, run = trained
+    fold_in, held_out = data.test.fold_in, data.test.held_out
+    ids = data.items.ids
+    histories = [[ids[i] for i in fold_in.row(u)] for u in range(40)]
+    model = vaecf.Recommender.load(run.workdir)
+    frame = model.recommend(histories, k=data.n_items)
+    ndcgs, recalls = [], []
+    for u in range(40):
+        ranked = frame.loc[frame["user"] == u, "item"].tolist()
+        assert len(ranked) == data.n_items - len(histories[u])
+        assert not set(ranked) & set(histories[u])
+        wanted = {ids[i] for i in held_out.row(u)}
+        gains = [1 / math.log2(r + 2) for r in range(100)]
+        found = sum(g for g, i in zip(gains, ranked) if i in wanted)
+        ndcgs.append(found / sum(gains[: len(wanted)]))
+        recalls.append(recall(ranked, wanted))
+    for metric, values in (("ndcg@100", ndcgs), ("recall@5", recalls)):
+        mean = run.results["test"][metric]["mean"]
+        assert mean == pytest.approx(np.mean(values), abs=1e-12)
+
+
+def test_a_mesh_gives_the_same_numbers(trained, data, tmp_path) -> None:
+    """Eight devices, four along the users and two along the items."""
+    name, run = trained
+    mesh = {"mesh.data": 4, "mesh.item": 2, "mesh.zero": True}
+    sharded = train(data, tmp_path, {**MODELS[name], **mesh})
+    assert sharded.results["train"]["devices"] == 8
+    np.testing.assert_allclose(sharded.losses, run.losses, rtol=1e-4)
+    for metric, cell in run.results["test"].items():
+        mean = sharded.results["test"][metric]["mean"]
+        assert mean == pytest.approx(cell["mean"], abs=0.02)
