@@ -54,15 +54,11 @@ _OVERRIDES: dict[str, tuple[str, str, str]] = {
     "seed": ("integer", "seed", "Seed of everything random (0)."),
 }
 
-# Fields of `baselines.Settings`.
+# Flag -> (baseline, its setting).
 _SETTINGS = {
-    "ease_l2": "EASE's regularisation (lambda).",
-    "itemknn_neighbours": "Neighbours of an item that ItemKNN keeps.",
-    "itemknn_shrinkage": "ItemKNN's shrinkage of similarities, in users.",
-    "ials_factors": "Factors of implicit ALS.",
-    "ials_l2": "Its regularisation (lambda), growing with the interactions.",
-    "ials_alpha": "Its weight of what was not observed, beside 1.",
-    "ials_iterations": "Its sweeps over users and items.",
+    f"{name}_{key}": (name, key)
+    for name, baseline in baselines.BASELINES.items()
+    for key in baseline.settings
 }
 
 # Flag -> the one without which it would do nothing.
@@ -86,7 +82,7 @@ def define() -> None:
     )
     cli.define_list_switch(
         "baselines",
-        experiment.BASELINES,
+        tuple(baselines.BASELINES),
         "Evaluate baselines beside the model: bare for all, or a list.",
     )
     flags.DEFINE_bool(
@@ -95,11 +91,11 @@ def define() -> None:
         "Choose the baselines' settings on the validation users; begins with "
         "those given.",
     )
-    for name, text in _SETTINGS.items():
-        default = getattr(baselines.Settings(), name)
-        whole = isinstance(default, int)
+    for flag, (name, key) in _SETTINGS.items():
+        setting = baselines.BASELINES[name].settings[key]
+        whole = isinstance(setting.default, int)
         define_number = flags.DEFINE_integer if whole else flags.DEFINE_float
-        define_number(name, default, text)
+        define_number(flag, setting.default, setting.meaning)
     flags.DEFINE_string(
         "per_user",
         None,
@@ -187,10 +183,15 @@ def actions(values: flags.FlagValues) -> experiment.Actions:
         given = values[name].value and values[name].present
         if given and not values[other].value:
             raise VaecfError(f"--{name} does nothing without --{other}")
-    for name in _SETTINGS:
-        its = name.split("_")[0]
-        if values[name].present and its not in values["baselines"].value:
-            raise VaecfError(f"--{name} does nothing without --baselines={its}")
+    settings: dict[str, dict[str, float]] = {}
+    for flag, (name, key) in _SETTINGS.items():
+        if not values[flag].present:
+            continue
+        if name not in values["baselines"].value:
+            raise VaecfError(
+                f"--{flag} does nothing without --baselines={name}"
+            )
+        settings.setdefault(name, {})[key] = values[flag].value
     if values["xla"].value:
         cli.log("--xla: always on here")
     sizes: tuple[int, ...] = ()
@@ -215,9 +216,7 @@ def actions(values: flags.FlagValues) -> experiment.Actions:
         test=wanted["test"],
         inference_batch_sizes=sizes,
         baselines=values["baselines"].value,
-        settings=baselines.Settings(
-            **{name: values[name].value for name in _SETTINGS}
-        ),
+        settings=settings,
         baselines_tuned=values["baselines_tuned"].value,
         top_results=values["top_results"].value,
         trace=values["trace"].value,

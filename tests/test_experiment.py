@@ -14,8 +14,7 @@ from vaecf import experiment
 from vaecf.data import synthetic
 from vaecf.data.dataset import write_dataset
 from vaecf.errors import VaecfError
-from vaecf.evaluation import held_out
-from vaecf.evaluation.baselines import Settings
+from vaecf.evaluation import per_user
 from vaecf.evaluation.evaluator import Evaluation
 
 
@@ -44,17 +43,17 @@ def data(tmp_path: pathlib.Path):
         ({}, {"train": True, "baselines": ("esae",)}, "'esae' is unknown"),
         (
             {},
-            {"train": True, "settings": Settings(ease_l2=float("nan"))},
+            {"train": True, "settings": {"ease": {"l2": float("nan")}}},
             "ease_l2=nan must be above 0",
         ),
         (
             {},
-            {"train": True, "settings": Settings(ials_factors=0)},
+            {"train": True, "settings": {"ials": {"factors": 0}}},
             "ials_factors=0 must be above 0",
         ),
         (
             {},
-            {"train": True, "settings": Settings(itemknn_shrinkage=-1.0)},
+            {"train": True, "settings": {"itemknn": {"shrinkage": -1.0}}},
             "itemknn_shrinkage=-1 must not be below 0",
         ),
         ({}, {"test": True}, "holds no trained model"),
@@ -87,10 +86,9 @@ def test_per_user_file(tmp_path: pathlib.Path, data) -> None:
     evaluation = Evaluation({}, {"ndcg@10": values}, 3, 1, None)
     path = tmp_path / "users.parquet"
     both = [
-        held_out.per_user(name, evaluation, data)
-        for name in ("mult_vae", "ease")
+        per_user.frame(name, evaluation, data) for name in ("mult_vae", "ease")
     ]
-    held_out.write_per_user(path, both)
+    per_user.write(path, both)
     frame = pl.read_parquet(path)
     assert frame["model"].to_list() == ["mult_vae"] * 4 + ["ease"] * 4
     frame = frame.filter(pl.col("model") == "ease")
@@ -100,18 +98,19 @@ def test_per_user_file(tmp_path: pathlib.Path, data) -> None:
         frame["fold_in"], np.diff(data.test.fold_in.indptr)
     )
     assert {p.name for p in tmp_path.iterdir()} == {"data", "users.parquet"}
-    read = held_out.read_per_user(path)
+    read = per_user.read(path)
     assert list(read) == ["mult_vae", "ease"]
     assert read["ease"].equals(both[1], null_equal=True)
     path.write_text("no Parquet")
-    assert held_out.read_per_user(path) == {}
-    assert held_out.read_per_user(tmp_path / "nowhere.parquet") == {}
-    held_out.write_per_user(tmp_path / "users.csv", both)
+    assert per_user.read(path) == {}
+    assert per_user.read(tmp_path / "nowhere.parquet") == {}
+    per_user.write(tmp_path / "users.csv", both)
     text = (tmp_path / "users.csv").read_text().splitlines()
     assert text[0] == "model,user,fold_in,held_out,ndcg@10"
     assert len(text) == 9
-    with pytest.raises(VaecfError, match=r"--per_user=.* cannot be written"):
-        held_out.write_per_user(tmp_path / "no" / "u.csv", both)
+    (tmp_path / "file").touch()
+    with pytest.raises(VaecfError, match=r"cannot write .*u\.csv"):
+        per_user.write(tmp_path / "file" / "u.csv", both)
 
 
 def test_results_in_groups_for_the_report() -> None:

@@ -18,23 +18,19 @@ from vaecf import workdir as workdir_lib
 from vaecf.config import Config, flatten
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
-from vaecf.evaluation import (
-    baselines,
-    blend_tuning,
-    evaluator,
-    held_out,
-    metrics,
-)
-from vaecf.evaluation.baselines import BASELINES, Settings
-from vaecf.evaluation.held_out import ORACLE
+from vaecf.evaluation import baselines, evaluator, metrics, per_user
+from vaecf.evaluation.baselines import BASELINES
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import report, tables, writers
 from vaecf.reporting.recipe_log import RecipeLogWriter
 from vaecf.serving import latency
-from vaecf.serving.trained_model import TrainedModel, load
+from vaecf.serving.trained_model import TrainedModel, load, tune_blend
 from vaecf.training import loop, precision
 
+# The oracle's name in results.json and in tables.
+ORACLE = "oracle"
 # Shown in the report: few enough to read.
 _SHOWN_USERS, _SHOWN_ITEMS = 3, 10
 # For what one process writes to be seen by the others.
@@ -50,7 +46,8 @@ class Actions:
       test: evaluate the best checkpoint on the test users.
       inference_batch_sizes: measure the latency of these; () for none.
       baselines: names out of `BASELINES`, evaluated beside the model.
-      settings: what the baselines are fitted with.
+      settings: settings of baselines other than the defaults, such as
+        {'ease': {'l2': 200.0}}.
       baselines_tuned: choose their settings on the validation users.
       per_user: also write per-user metrics to this Parquet file.
       top_results: list length of the inference benchmark.
@@ -64,7 +61,9 @@ class Actions:
     test: bool = False
     inference_batch_sizes: tuple[int, ...] = ()
     baselines: tuple[str, ...] = ()
-    settings: Settings = dataclasses.field(default_factory=Settings)
+    settings: Mapping[str, Mapping[str, float]] = dataclasses.field(
+        default_factory=dict
+    )
     baselines_tuned: bool = False
     per_user: pathlib.Path | None = None
     top_results: int = 100
@@ -135,16 +134,19 @@ def run(
             model = load(workdir, policy=config.precision.policy, mesh=mesh)
         # How to evaluate is this call's choice, not that of the training.
         model = dataclasses.replace(model, config=config)
+        validation, test = (
+            Evaluator.for_split(dataset, split, config.eval, mesh)
+            for split in ("validation", "test")
+        )
         if actions.train or actions.test:
-            model = blend_tuning.choose(model, dataset, log=log)
+            model = tune_blend(model, validation, log=log)
             results.pop("linear", None)
             if model.path is not None:
                 weights = ("gain", "prior")
                 results["linear"] = {w: float(model.path[w]) for w in weights}
-            ranked_by = held_out.model_entrant(model)
             with within("a validation"):
-                results["validation"] = held_out.summary(
-                    model, dataset, "validation", ranked_by
+                results["validation"] = validation.summary(
+                    model.ranker(validation.depth), model.scorer_params
                 )
         if actions.test:
             # Fitting and tuning baselines takes what it takes.
@@ -154,7 +156,10 @@ def run(
                 else within("the test")
             )
             with patience:
-                _test(results, model, dataset, workdir, ranked_by, actions, log)
+                _test(
+                    *(results, model, dataset, workdir),
+                    *(validation, test, actions, log),
+                )
         if actions.inference_batch_sizes:
             results["inference"] = _measure_latency(model, actions, log)
         with within("the report"), processes.agreement():
@@ -188,10 +193,7 @@ def _alike(
                 "trace",
             )
         },
-        **{
-            name: value
-            for name, value in dataclasses.asdict(actions.settings).items()
-        },
+        "baseline settings": actions.settings,
     }
 
 
@@ -236,12 +238,8 @@ def _check_actions(
     Raises:
       VaecfError: see `run`.
     """
-    for name in actions.baselines:
-        if name not in BASELINES:
-            raise VaecfError(
-                f"baselines: {name!r} is unknown: use {', '.join(BASELINES)}"
-            )
-    actions.settings.check()
+    for name in (*actions.baselines, *actions.settings):
+        baselines.settings(name, actions.settings.get(name))
     for name in (*config.eval.metrics, config.eval.best_metric):
         metrics.parse(name)
     if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
@@ -339,14 +337,15 @@ def _test(
     model: TrainedModel,
     dataset: Dataset,
     workdir: pathlib.Path,
-    ranked_by: held_out.Entrant,
+    validation: Evaluator,
+    test: Evaluator,
     actions: Actions,
     log: Callable[[str], None],
 ) -> None:
     """Fills results['test'] and the baselines; per_user.parquet; a table."""
     for key in ("history_length", ORACLE):
         results.pop(key, None)  # of an earlier call's metrics
-    evaluation = held_out.evaluate(model, dataset, "test", ranked_by)
+    evaluation = test(model.ranker(test.depth), model.scorer_params)
     assert evaluation is not None  # `run` refuses a dataset without any
     results["test"] = evaluation.summary
     results["users_left_out"] = evaluation.left_out
@@ -356,10 +355,13 @@ def _test(
             evaluation.per_user[metric], dataset.test.fold_in.counts
         )
     if dataset.oracle is not None:
-        results[ORACLE] = held_out.oracle(model, dataset)
+        results[ORACLE] = {
+            split: baselines.evaluate_oracle(dataset, split, evaluator)
+            for split, evaluator in (("validation", validation), ("test", test))
+        }
     title = model.config.title
-    frames = {title: held_out.per_user(title, evaluation, dataset)}
-    frames |= baselines.keep(
+    frames = {title: per_user.frame(title, evaluation, dataset)}
+    frames |= baselines.keep_earlier(
         results, frames[title], workdir / workdir_lib.PER_USER, log=log
     )
 
@@ -370,15 +372,15 @@ def _test(
         workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
         for path in (workdir / workdir_lib.PER_USER, actions.per_user):
             if path is not None:
-                held_out.write_per_user(path, frames.values())
+                per_user.write(path, frames.values())
 
     leave()
     for name in actions.baselines:
         result, its = baselines.evaluate(
             name,
-            model,
-            dataset,
-            actions.settings,
+            validation,
+            test,
+            changes=actions.settings.get(name),
             tuned=actions.baselines_tuned,
             log=log,
         )
@@ -387,7 +389,7 @@ def _test(
         results[name] = result
         if its is not None:
             label = baselines.label(name, result)
-            frames[label] = held_out.per_user(label, its, dataset)
+            frames[label] = per_user.frame(label, its, dataset)
         leave()
         if (line := baselines.tuned_line(name, result)) is not None:
             log(line)
@@ -400,7 +402,12 @@ def _test(
             dataset=dataset.name,
             users_left_out=evaluation.left_out,
             references=(ORACLE,),
-            footnote=held_out.oracle_note(results),
+            footnote=(
+                f"{ORACLE}: ranking by the probabilities that generated the "
+                "data, the best that a model can reach"
+                if ORACLE in results
+                else None
+            ),
         )
     )
 
@@ -546,7 +553,7 @@ def sample_recommendations(
         return []
     fold_in = held.fold_in.rows(np.arange(n))
     ranked = model.ranker(min(_SHOWN_ITEMS, dataset.n_items))(
-        model.ranked_params, fold_in.indptr, fold_in.indices, batch_size=n
+        model.scorer_params, fold_in.indptr, fold_in.indices, batch_size=n
     )
     first = dataset.split_sizes[0] + dataset.split_sizes[1]
     log_probability = ranked.score_UK - ranked.log_total_U[:, None]

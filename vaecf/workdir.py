@@ -69,7 +69,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             "choose another path"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its parent may be a file
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

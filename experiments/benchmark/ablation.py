@@ -10,10 +10,9 @@ trained, and what remains is weighed anew on the validation users.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -119,7 +118,9 @@ def _table(metric: str, rows: Sequence[dict[str, Any]]) -> str:
 def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     """The metric of every test user, float64 [U], by what ranks."""
     from vaecf.data.dataset import find_dataset
-    from vaecf.evaluation import blend_tuning, held_out, scorers
+    from vaecf.evaluation import blend_tuning, scorers
+    from vaecf.evaluation.evaluator import Evaluator
+    from vaecf.evaluation.scorers import ModelParams
     from vaecf.models import blend
     from vaecf.serving.trained_model import load
     from vaecf.training import linear_branch
@@ -130,40 +131,45 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
             f"{workdir}: config.linear.l2 is 0: there is nothing to take away"
         )
     dataset = find_dataset(model.config.data.dir)
-    metric = model.config.eval.best_metric
-    train = dataset.train
+    n_items = dataset.n_items
+    validation, test = (
+        Evaluator.for_split(dataset, s, model.config.eval, model.setup.mesh)
+        for s in ("validation", "test")
+    )
+    ranker = model.ranker(test.depth)
 
-    def measured(entrant: Any) -> np.ndarray:
-        result = held_out.evaluate(model, dataset, "test", entrant)
+    def measured(ranker: Any, params: Any) -> np.ndarray:
+        result = test(ranker, params)
         assert result is not None
-        return np.asarray(result.per_user[metric], np.float64)
+        values = result.per_user[test.best_metric]
+        return np.asarray(values, np.float64)
 
-    def weighed(path: Any, **grids: Any) -> np.ndarray:
-        blended = dataclasses.replace(model, path=path)
-        chosen = blend_tuning.search(blended, dataset, **grids)
-        path = linear_branch.with_weights(
-            path, gain=chosen["gain"], prior=chosen["prior"]
+    def tuned(branch: Any, **grids: Any) -> np.ndarray:
+        params = ModelParams(model.params, branch)
+        chosen = blend_tuning.search(validation, ranker, params, **grids)
+        branch = linear_branch.with_weights(
+            branch, gain=chosen["gain"], prior=chosen["prior"]
         )
-        blended = dataclasses.replace(model, path=path)
-        return measured(held_out.model_entrant(blended))
+        return measured(ranker, ModelParams(model.params, branch))
 
-    def alone(scorer: Callable[..., Any]) -> np.ndarray:
-        return measured(held_out.entrant(model, scorer))
+    def alone(scorer: Any, params: Any) -> np.ndarray:
+        its_ranker = test.compile(scorer)
+        return measured(its_ranker, its_ranker.place(params))
 
-    ease = blend.fit(train, l2=ease_l2, dropout=0.0, user_exponent=0.0)
+    ease = blend.fit(dataset.train, l2=ease_l2, dropout=0.0, user_exponent=0.0)
     name = model.config.model.name
-    plain = dataclasses.replace(model, path=None)
     of_ease = linear_branch.with_weights(ease, gain=blend.GAIN, prior=0.0)
+    item_item = {"item_item": ease["item_item"]}
     return {
-        f"{name} alone": measured(held_out.model_entrant(plain)),
-        "EASE alone": alone(scorers.item_item(ease["item_item"])),
-        "linear branch alone": alone(
-            scorers.linear_path(model.path, train.n_items)
+        f"{name} alone": measured(ranker, ModelParams(model.params)),
+        "EASE alone": alone(scorers.item_item(n_items), item_item),
+        "linear branch alone": measured(
+            test.compile(scorers.linear_branch(n_items)), model.path
         ),
-        f"{name} and EASE": weighed(of_ease, priors=(0.0,)),
-        f"{name} and EASE, prior divided out": weighed(of_ease),
-        f"{name} and linear branch": weighed(model.path, priors=(0.0,)),
-        ALL: weighed(model.path),
+        f"{name} and EASE": tuned(of_ease, priors=(0.0,)),
+        f"{name} and EASE, prior divided out": tuned(of_ease),
+        f"{name} and linear branch": tuned(model.path, priors=(0.0,)),
+        ALL: tuned(model.path),
     }
 
 

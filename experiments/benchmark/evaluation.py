@@ -174,7 +174,8 @@ def table(result: dict[str, Any]) -> str:
 def _prepare(model: Any) -> tuple[Work, dict[str, Any]]:
     """Generates the users; facts about them are for the JSON."""
     from vaecf.data import synthetic
-    from vaecf.evaluation import evaluator, metrics, ranking, scorers
+    from vaecf.evaluation import ranking, scorers
+    from vaecf.evaluation.evaluator import Evaluator
 
     dataset = synthetic.make(
         "ml-20m-shape",
@@ -186,13 +187,20 @@ def _prepare(model: Any) -> tuple[Work, dict[str, Any]]:
     )
     held = dataset.validation
     names = tuple(_METRICS.value)
-    setup, params = model.setup, model.params
-    ranker = ranking.Ranker(
-        scorers.model(setup.model, params), setup.mesh, metrics.depth(names)
+    setup = model.setup
+    params = scorers.ModelParams(model.params)
+    validation = Evaluator(
+        held.fold_in,
+        held.held_out,
+        dataset.train,
+        names,
+        names[0],
+        _BATCH_SIZE.value,
+        setup.mesh,
     )
-    share_I = dataset.train.item_counts() / dataset.train.n_users
+    ranker = validation.compile(scorers.model(setup.model))
 
-    def rank() -> ranking.Ranked:
+    def rank() -> ranking.RankedLists:
         return ranker(
             params,
             held.fold_in.indptr,
@@ -200,25 +208,15 @@ def _prepare(model: Any) -> tuple[Work, dict[str, Any]]:
             batch_size=_BATCH_SIZE.value,
         )
 
-    def evaluate() -> evaluator.Evaluation:
-        return evaluator.evaluate(
-            ranker,
-            params,
-            held.fold_in,
-            held.held_out,
-            names=names,
-            batch_size=_BATCH_SIZE.value,
-            item_share_I=share_I,
-        )
+    def evaluate() -> Any:
+        return validation(ranker, params)
 
-    lists: list[ranking.Ranked] = []
+    lists: list[ranking.RankedLists] = []
 
-    def score() -> evaluator.Evaluation:
+    def score() -> Any:
         if not lists:
             lists.append(rank())
-        return evaluator.from_ranked(
-            lists[0], held.held_out, names=names, item_share_I=share_I
-        )
+        return validation.evaluate_lists(lists[0])
 
     return Work(evaluate, rank, score), {
         "interactions_per_user": held.fold_in.nnz / held.fold_in.n_users,

@@ -19,7 +19,8 @@ from vaecf.config import Config
 from vaecf.data import synthetic
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
-from vaecf.evaluation import evaluator, metrics, ranking, scorers
+from vaecf.evaluation import scorers
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import precision
 from vaecf.training import step as step_lib
@@ -308,30 +309,23 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Ranks and scores the validation users, as the loop does; timed warm."""
     held = dataset.validation
-    ranker = ranking.Ranker(
-        scorers.model(setup.model, params),
-        setup.mesh,
-        metrics.depth(models.METRICS),
+    evaluation = dataclasses.replace(
+        config.eval, metrics=models.METRICS, best_metric=models.METRICS[0]
     )
-    share_I = dataset.train.item_counts() / dataset.train.n_users
+    validation = Evaluator.for_split(
+        dataset, "validation", evaluation, setup.mesh
+    )
+    ranker = validation.compile(scorers.model(setup.model))
     for _ in range(2):
         began = time.perf_counter()
-        result = evaluator.evaluate(
-            ranker,
-            params,
-            held.fold_in,
-            held.held_out,
-            names=models.METRICS,
-            batch_size=config.eval.batch_size,
-            item_share_I=share_I,
-        )
+        summary = validation.summary(ranker, scorers.ModelParams(params))
         seconds = time.perf_counter() - began
     return {
         "users": held.fold_in.n_users,
         "seconds": seconds,
         "users_per_second": held.fold_in.n_users / seconds,
         "batch_size": config.eval.batch_size,
-        "ndcg@100": result.summary["ndcg@100"]["mean"],
+        "ndcg@100": summary["ndcg@100"]["mean"],
     }
 
 

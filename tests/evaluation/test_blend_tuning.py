@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,8 @@ from vaecf import experiment
 from vaecf.data import synthetic
 from vaecf.data.dataset import open_dataset, write_dataset
 from vaecf.errors import VaecfError
-from vaecf.evaluation import blend_tuning, held_out
+from vaecf.evaluation import blend_tuning
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import trained_model
@@ -85,6 +85,12 @@ def item_item(path, n_items: int) -> np.ndarray:
     return matrix
 
 
+def split_of(model, data, split="validation", **changes):
+    config = dataclasses.replace(model.config.eval, **changes)
+    mesh = model.setup.mesh
+    return Evaluator.for_split(open_dataset(data), split, config, mesh)
+
+
 def ndcg(model, dataset, gain, prior):
     """Of the validation users, from scores written out in NumPy."""
     held = dataset.validation
@@ -92,7 +98,7 @@ def ndcg(model, dataset, gain, prior):
     alone = dataclasses.replace(model, path=None)
     depth = dataset.n_items
     ranked = alone.ranker(depth, exclude_seen=False)(
-        alone.ranked_params,
+        alone.scorer_params,
         held.fold_in.indptr,
         held.fold_in.indices,
         batch_size=64,
@@ -140,16 +146,17 @@ def test_the_weights_are_the_best_of_those_tried(data, done):
 
 def test_they_are_chosen_once_for_an_epoch(data, done, monkeypatch):
     workdir, _, _ = done
-    dataset, model = open_dataset(data), trained_model.load(workdir)
+    model = trained_model.load(workdir)
+    validation = split_of(model, data)
     lines: list[str] = []
-    again = blend_tuning.choose(model, dataset, log=lines.append)
+    again = trained_model.tune_blend(model, validation, log=lines.append)
     assert lines == []
     assert float(again.path["gain"]) == float(model.path["gain"])
     later = dataclasses.replace(model, position=model.position | {"epoch": 99})
     monkeypatch.setattr(
         linear_branch, "write_weights", lambda _, kept: lines.append(kept)
     )
-    blend_tuning.choose(later, dataset, log=lines.append)
+    trained_model.tune_blend(later, validation, log=lines.append)
     assert lines[0]["epoch"] == 99 and "linear branch" in lines[1]
 
 
@@ -160,13 +167,10 @@ def test_the_metric_need_not_be_one_of_those_shown(data, done, monkeypatch):
         linear_branch, "write_weights", lambda _, it: kept.append(it)
     )
     model = trained_model.load(workdir)
-    shown = dataclasses.replace(model.config.eval, metrics=("recall@5",))
-    model = dataclasses.replace(
-        model,
-        config=dataclasses.replace(model.config, eval=shown),
-        position=model.position | {"epoch": 99},
+    model = dataclasses.replace(model, position=model.position | {"epoch": 99})
+    trained_model.tune_blend(
+        model, split_of(model, data, metrics=("recall@5",))
     )
-    blend_tuning.choose(model, open_dataset(data), log=print)
     before = linear_branch.read_weights(workdir)
     for name in ("gain", "prior", "metric", "value"):
         assert kept[0][name] == before[name]
@@ -177,15 +181,12 @@ def test_a_path_that_only_harms_is_left_out(data, done, monkeypatch):
     monkeypatch.setattr(linear_branch, "read_weights", lambda _: {})
     monkeypatch.setattr(linear_branch, "write_weights", lambda *_: None)
 
-    def worse_with_it(ranker, params, *users, names, **how):
-        value = 1 / (1 + float(params["linear"]["gain"]))
-        return SimpleNamespace(
-            summary={name: {"mean": value} for name in names}
-        )
+    def worse_with_it(self, ranker, params):
+        return 1 / (1 + float(params.linear["gain"]))
 
-    monkeypatch.setattr(blend_tuning.evaluate_lib, "evaluate", worse_with_it)
+    monkeypatch.setattr(Evaluator, "best_value", worse_with_it)
     model = trained_model.load(workdir)
-    chosen = blend_tuning.choose(model, open_dataset(data), log=print)
+    chosen = trained_model.tune_blend(model, split_of(model, data))
     assert float(chosen.path["gain"]) == 0.0
 
 
@@ -254,8 +255,8 @@ def test_on_item_shards(data, done, shards):
         array = model.path[name]
         part = array.addressable_shards[0].data
         assert part.size == array.size // shards, name
-    entrant = held_out.model_entrant(model)
-    value = held_out.summary(model, open_dataset(data), "test", entrant)
+    test = split_of(model, data, "test")
+    value = test.summary(model.ranker(test.depth), model.scorer_params)
     for name, cell in results["test"].items():
         assert value[name]["mean"] == pytest.approx(cell["mean"], abs=1e-6)
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaecf.data.interactions import Interactions
-from vaecf.evaluation import evaluator, scorers
-from vaecf.evaluation.evaluator import by_history_length, evaluate, from_ranked
-from vaecf.evaluation.ranking import Ranked, Ranker
+from vaecf.evaluation import baselines, evaluator
+from vaecf.evaluation.evaluator import Evaluator, by_history_length
+from vaecf.evaluation.ranking import RankedLists
 from vaecf.parallel import mesh as mesh_lib
 
 NAN = math.nan
@@ -28,7 +28,15 @@ def interactions(rows, n_items):
 
 # --- By hand ----------------------------------------------------------------
 
-SHARE_I = np.array([0.5, 0.4, 0.3, 0.2, 0.1])
+# Item i is in 5 - i of ten histories.
+TRAIN = interactions([range(5 - u) for u in range(5)] + [[]] * 5, 5)
+
+
+def evaluate_lists(lists, held_out, *metrics):
+    mesh = mesh_lib.make_mesh(1, 1)
+    return Evaluator(
+        held_out, held_out, TRAIN, metrics, metrics[0], 2, mesh
+    ).evaluate_lists(lists)
 
 
 @pytest.fixture
@@ -36,20 +44,19 @@ def four_users():
     """Lists of two; user 2 has nothing held out, user 3's list ended."""
     item_UK = np.array([[0, 1], [2, 3], [4, 0], [1, -1]], np.int32)
     score_UK = np.where(item_UK >= 0, 1.0, -np.inf).astype(np.float32)
-    ranked = Ranked(item_UK, score_UK, np.zeros(4, np.float32))
-    return ranked, interactions([[1, 4], [2], [], [0, 2, 3]], 5)
+    lists = RankedLists(item_UK, score_UK, np.zeros(4, np.float32))
+    return lists, interactions([[1, 4], [2], [], [0, 2, 3]], 5)
 
 
 def test_means_and_standard_errors_by_hand(four_users):
-    ranked, held_out = four_users
-    result = from_ranked(
-        ranked,
+    lists, held_out = four_users
+    result = evaluate_lists(
+        lists,
         held_out,
-        names=("recall@2", "hit_rate@1", "popularity@2", "coverage@1"),
-        item_share_I=SHARE_I,
+        *("recall@2", "hit_rate@1", "popularity@2", "coverage@1"),
     )
     assert (result.users, result.left_out) == (3, 1)
-    assert result.ranked is ranked
+    assert result.lists is lists
     per_user = {
         "recall@2": [1 / 2, 1.0, NAN, 0.0],
         "hit_rate@1": [0.0, 1.0, NAN, 0.0],
@@ -74,11 +81,8 @@ def test_means_and_standard_errors_by_hand(four_users):
 
 
 def test_nobody_has_anything_held_out(four_users):
-    result = from_ranked(
-        four_users[0],
-        interactions([[]] * 4, 5),
-        names=("ndcg@2", "coverage@2"),
-        item_share_I=SHARE_I,
+    result = evaluate_lists(
+        four_users[0], interactions([[]] * 4, 5), "ndcg@2", "coverage@2"
     )
     assert (result.users, result.left_out) == (0, 4)
     assert result.summary["ndcg@2"] == {
@@ -108,25 +112,24 @@ def test_mean_and_stderr(values, mean, stderr, users):
 
 
 def test_lists_shorter_than_the_metric_are_refused(four_users):
-    ranked, held_out = four_users
-    with pytest.raises(ValueError, match=r"lists of 2 items, .* look at 3"):
-        from_ranked(ranked, held_out, names=("recall@3",), item_share_I=SHARE_I)
+    lists, held_out = four_users
+    with pytest.raises(ValueError, match=r"lists of 2 items, .* need 3"):
+        evaluate_lists(lists, held_out, "recall@3")
     # But a list cannot be longer than the catalogue.
-    whole = Ranked(
-        np.tile(np.arange(5, dtype=np.int32), (4, 1)), ranked.score_UK, None
+    whole = lists._replace(
+        item_UK=np.tile(np.arange(5, dtype=np.int32), (4, 1))
     )
-    result = from_ranked(
-        whole, held_out, names=("recall@100",), item_share_I=SHARE_I
-    )
+    result = evaluate_lists(whole, held_out, "recall@100")
     assert result.summary["recall@100"]["mean"] == 1
 
 
-def test_flat():
+def test_record():
     summary = {
         "ndcg@5": {"mean": 0.5, "stderr": 0.1, "users": 3},
         "coverage@5": {"mean": 0.2, "stderr": None, "users": 3},
     }
-    assert evaluator.flat(summary, "test") == {
+    result = evaluator.Evaluation(summary, {}, 3, 0, None)
+    assert result.record("test") == {
         "test/ndcg@5": 0.5,
         "test/ndcg@5_stderr": 0.1,
         "test/coverage@5": 0.2,
@@ -186,11 +189,20 @@ def test_every_user_is_in_one_bucket(users, buckets):
 # --- Against dense NumPy ----------------------------------------------------
 
 
-def on_mesh(scorer, mesh):
-    import jax
-
-    specs = mesh_lib.specs(scorer.params, scorer.partition)
-    return jax.device_put(scorer.params, mesh_lib.shardings(mesh, specs))
+def evaluate_baseline(kind, settings, matrices, names, batch_size, mesh):
+    train, fold_in, held_out = map(Interactions.from_scipy, matrices)
+    evaluate = Evaluator(
+        fold_in, held_out, train, names, names[0], batch_size, mesh
+    )
+    scorer, params = baselines.fit(kind, train, settings)
+    ranker = evaluate.compile(scorer)
+    result = evaluate(ranker, ranker.place(params))
+    assert (
+        evaluate.best_value(ranker, ranker.place(params))
+        == (result.summary[names[0]]["mean"])
+    )
+    assert ranker.compilations == 1
+    return result
 
 
 def dense_metrics(score_UI, fold_in, held_out, names):
@@ -246,22 +258,14 @@ NAMES = ("ndcg@10", "recall@3", "recall@50")
 @pytest.mark.parametrize("kind", ["popularity", "ease"])
 def test_small_data(small, kind, mesh, batch_size):
     train, fold_in, held_out = small
-    matrix = Interactions.from_scipy(train)
     if kind == "popularity":
-        scorer = scorers.popularity(matrix)
+        settings = {}
         score_UI = np.tile(train.sum(axis=0), (40, 1))
     else:
-        scorer = scorers.ease(matrix, 20.0)
+        settings = {"l2": 20.0}
         score_UI = fold_in @ dense_ease(train, 20.0)
-    mesh = mesh_lib.make_mesh(*mesh)
-    result = evaluate(
-        Ranker(scorer, mesh, 50),
-        on_mesh(scorer, mesh),
-        Interactions.from_scipy(fold_in),
-        Interactions.from_scipy(held_out),
-        names=NAMES,
-        batch_size=batch_size,
-        item_share_I=np.full(30, 0.1),
+    result = evaluate_baseline(
+        kind, settings, small, NAMES, batch_size, mesh_lib.make_mesh(*mesh)
     )
     expected = dense_metrics(
         np.asarray(score_UI), fold_in.toarray(), held_out.toarray(), NAMES
@@ -302,22 +306,14 @@ PUBLISHED = {
 def test_baselines_on_movielens_1m(ml_1m, kind):
     train, fold_in, held_out = ml_1m
     names = tuple(PUBLISHED[kind])
-    matrix = Interactions.from_scipy(train)
     if kind == "popularity":
-        scorer = scorers.popularity(matrix)
+        settings = {}
         score_UI = np.tile(train.sum(axis=0), (fold_in.shape[0], 1))
     else:
-        scorer = scorers.ease(matrix, 500.0)
+        settings = {"l2": 500.0}
         score_UI = fold_in @ dense_ease(train, 500.0)
-    mesh = mesh_lib.make_mesh(1, 1)
-    result = evaluate(
-        Ranker(scorer, mesh, 100),
-        on_mesh(scorer, mesh),
-        Interactions.from_scipy(fold_in),
-        Interactions.from_scipy(held_out),
-        names=names,
-        batch_size=500,
-        item_share_I=matrix.item_counts() / matrix.n_users,
+    result = evaluate_baseline(
+        kind, settings, ml_1m, names, 500, mesh_lib.make_mesh(1, 1)
     )
     expected = dense_metrics(
         np.asarray(score_UI), fold_in.toarray(), held_out.toarray(), names

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import ranking
-from vaecf.evaluation.ranking import Ranked, Ranker, Scorer, rank_local
+from vaecf.evaluation.ranking import RankedLists, Ranker, Scorer, rank_local
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 
@@ -38,7 +38,7 @@ def reference(score_UI, seen, k, *, allowed=None, exclude_seen=True):
     exact = score_UI.astype(np.float64)
     top_U = exact.max(axis=1)
     log_total_U = top_U + np.log(np.exp(exact - top_U[:, None]).sum(axis=1))
-    return Ranked(item_UK, score_UK, log_total_U)
+    return RankedLists(item_UK, score_UK, log_total_U)
 
 
 def check(got, expected):
@@ -61,7 +61,7 @@ def interactions(seen, n_items):
 
 
 def table_scorer(score_UI, shapes=None):
-    """Scores from a table; padding items get the highest of all."""
+    """A scorer and its table; padding items have the best scores."""
     n_items = score_UI.shape[1]
     padded = np.full(
         (len(score_UI), mesh_lib.padded_items(n_items)), 1e9, np.float32
@@ -73,7 +73,8 @@ def table_scorer(score_UI, shapes=None):
             shapes.append((user_B.shape[0], params["score"].shape[1]))
         return jnp.take(params["score"], user_B, axis=0, mode="clip")
 
-    return Scorer(apply, {"score": padded}, {"score": (None, "item")}, n_items)
+    scorer = Scorer(apply, {"score": (None, "item")}, n_items)
+    return scorer, {"score": padded}
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +100,10 @@ def setup():
 def test_every_mesh_gives_the_stable_sort(setup, mesh, k):
     score_UI, seen = setup
     shapes = []
-    scorer = table_scorer(score_UI, shapes)
+    scorer, params = table_scorer(score_UI, shapes)
     ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), k)
     matrix = interactions(seen, N_ITEMS)
-    got = ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=8)
+    got = ranker(params, matrix.indptr, matrix.indices, batch_size=8)
     check(got, reference(score_UI, seen, k))
     # What one device saw: the meshes are not the same thing by other names.
     assert set(shapes) == {(8 // mesh[0], 384 // mesh[1])}
@@ -112,10 +113,10 @@ def test_every_mesh_gives_the_stable_sort(setup, mesh, k):
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
 def test_lists_do_not_change_with_the_batch_size(setup, mesh, batch_size):
     score_UI, seen = setup
-    scorer = table_scorer(score_UI)
+    scorer, params = table_scorer(score_UI)
     ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), 10)
     matrix = interactions(seen, N_ITEMS)
-    arguments = scorer.params, matrix.indptr, matrix.indices
+    arguments = params, matrix.indptr, matrix.indices
     check(
         ranker(*arguments, batch_size=batch_size),
         reference(score_UI, seen, 10),
@@ -133,7 +134,7 @@ def test_lists_do_not_change_with_the_batch_size(setup, mesh, batch_size):
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_only_what_is_allowed(setup, mesh, exclude_seen):
     score_UI, seen = setup
-    scorer = table_scorer(score_UI)
+    scorer, params = table_scorer(score_UI)
     ranker = Ranker(
         scorer, mesh_lib.make_mesh(*mesh), 20, exclude_seen=exclude_seen
     )
@@ -142,7 +143,7 @@ def test_only_what_is_allowed(setup, mesh, exclude_seen):
     allowed[[0, 5, 17, 100, 101, 102, 250, 299]] = True
     for mask in (allowed, ~allowed, np.zeros(N_ITEMS, bool)):
         got = ranker(
-            scorer.params,
+            params,
             matrix.indptr,
             matrix.indices,
             batch_size=16,
@@ -158,20 +159,20 @@ def test_only_what_is_allowed(setup, mesh, exclude_seen):
 
 def test_a_user_who_has_seen_all_gets_nothing(setup):
     score_UI, seen = setup
-    scorer = table_scorer(score_UI)
+    scorer, params = table_scorer(score_UI)
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
     matrix = interactions(seen, N_ITEMS)
-    got = ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=16)
+    got = ranker(params, matrix.indptr, matrix.indices, batch_size=16)
     assert (got.item_UK[2] == -1).all() and (got.score_UK[2] == -np.inf).all()
     assert set(got.item_UK[3]) == {17, 5, 299, -1}
     assert np.isfinite(got.log_total_U).all()
 
 
 def test_no_users(setup):
-    scorer = table_scorer(setup[0])
+    scorer, params = table_scorer(setup[0])
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
     got = ranker(
-        scorer.params, np.zeros(1, np.int64), np.zeros(0, np.int32),
+        params, np.zeros(1, np.int64), np.zeros(0, np.int32),
         batch_size=4,
     )  # fmt: skip
     assert [x.shape for x in got] == [(0, 5), (0, 5), (0,)]
@@ -179,24 +180,22 @@ def test_no_users(setup):
 
 @pytest.mark.parametrize("batch_size", [0, -3])
 def test_batch_size_is_checked(setup, batch_size):
-    scorer = table_scorer(setup[0])
+    scorer, params = table_scorer(setup[0])
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
     matrix = interactions(setup[1], N_ITEMS)
     with pytest.raises(VaecfError, match=f"batch_size={batch_size} must be"):
-        ranker(
-            scorer.params, matrix.indptr, matrix.indices, batch_size=batch_size
-        )
+        ranker(params, matrix.indptr, matrix.indices, batch_size=batch_size)
 
 
 def test_new_parameters_do_not_compile_again(setup):
     score_UI, seen = setup
     traces = []
-    scorer = table_scorer(score_UI, traces)
+    scorer, params = table_scorer(score_UI, traces)
     ranker = Ranker(scorer, mesh_lib.make_mesh(2, 2), 5)
     matrix = interactions(seen, N_ITEMS)
     for sign in (1, -1):
-        params = {"score": scorer.params["score"] * np.float32(sign)}
-        got = ranker(params, matrix.indptr, matrix.indices, batch_size=4)
+        signed = {"score": params["score"] * np.float32(sign)}
+        got = ranker(signed, matrix.indptr, matrix.indices, batch_size=4)
         check(got, reference(score_UI * sign, seen, 5))
         assert len(traces) == 1
 
@@ -205,15 +204,15 @@ def test_new_parameters_do_not_compile_again(setup):
 def test_a_program_serves_every_history_of_its_bucket(setup, mesh):
     score_UI = setup[0][:1]
     traces = []
-    scorer = table_scorer(score_UI, traces)
+    scorer, params = table_scorer(score_UI, traces)
     ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), 5)
     rng = np.random.default_rng(0)
 
     def ask(n, sign=1):
         seen = [set(rng.choice(N_ITEMS, n, replace=False).tolist())]
         matrix = interactions(seen, N_ITEMS)
-        params = {"score": scorer.params["score"] * np.float32(sign)}
-        got = ranker(params, matrix.indptr, matrix.indices, batch_size=1)
+        signed = {"score": params["score"] * np.float32(sign)}
+        got = ranker(signed, matrix.indptr, matrix.indices, batch_size=1)
         check(got, reference(score_UI * sign, seen, 5))
         return ranker.compilations
 
@@ -231,20 +230,20 @@ def test_a_program_serves_every_history_of_its_bucket(setup, mesh):
 def test_a_query_can_be_compiled_before_it_comes(setup):
     score_UI, seen = setup
     traces = []
-    scorer = table_scorer(score_UI, traces)
+    scorer, params = table_scorer(score_UI, traces)
     ranker = Ranker(scorer, mesh_lib.make_mesh(2, 1), 5)
     matrix = interactions(seen, N_ITEMS)
     # Four users a device; the first four have the most.
-    ranker.compile(scorer.params, 8, int(matrix.counts[:4].sum()))
+    ranker.compile(params, 8, int(matrix.counts[:4].sum()))
     assert (len(traces), ranker.compilations) == (1, 1)
-    ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=7)
+    ranker(params, matrix.indptr, matrix.indices, batch_size=7)
     assert (len(traces), ranker.compilations) == (1, 1)
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (4, 1), (1, 4)])
 def test_an_axis_of_one_device_has_no_collectives(setup, mesh):
     score_UI, seen = setup
-    scorer = table_scorer(score_UI)
+    scorer, params = table_scorer(score_UI)
     axes = []
 
     def apply(params, batch, user_B):
@@ -253,7 +252,7 @@ def test_an_axis_of_one_device_has_no_collectives(setup, mesh):
 
     ranker = Ranker(scorer._replace(apply=apply), mesh_lib.make_mesh(*mesh), 5)
     matrix = interactions(seen, N_ITEMS)
-    ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=16)
+    ranker(params, matrix.indptr, matrix.indices, batch_size=16)
     assert axes == [("data",) if mesh[0] > 1 else ()]
     text = next(iter(ranker._programs.values())).as_text()
     assert ("all-gather" in text) == (mesh[1] > 1)
@@ -267,7 +266,7 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
     casts = ranking._Casts()
     monkeypatch.setattr(ranking, "_casts", casts)
     score_UI, seen = setup
-    base = table_scorer(score_UI)
+    base, table = table_scorer(score_UI)
     dtypes = []
 
     def apply(params, batch, user_B):
@@ -285,7 +284,7 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
         mesh,
         mesh_lib.specs(
             params := {
-                "score": base.params["score"] + np.float32(1 / 3),
+                "score": table["score"] + np.float32(1 / 3),
                 "bias": np.zeros(384, np.float32),
             },
             scorer.partition,
@@ -318,13 +317,12 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
 def test_what_is_kept_is_not_cast(setup):
     score_UI, seen = setup
     score_UI = score_UI + np.float32(1 / 3)
-    scorer = table_scorer(score_UI)._replace(
-        casts=(jnp.bfloat16,), kept=frozenset({"score"})
-    )
+    scorer, params = table_scorer(score_UI)
+    scorer = scorer._replace(casts=(jnp.bfloat16,), kept=frozenset({"score"}))
     matrix = interactions(seen, N_ITEMS)
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
-    assert ranker._resident(scorer.params)[0]["score"].dtype == jnp.float32
-    got = ranker(scorer.params, matrix.indptr, matrix.indices, batch_size=4)
+    assert ranker._resident(params)[0]["score"].dtype == jnp.float32
+    got = ranker(params, matrix.indptr, matrix.indices, batch_size=4)
     check(got, reference(score_UI, seen, 5))
 
 
@@ -366,7 +364,7 @@ def test_rank_local(data, k, exclude_seen, some_allowed):
         exclude_seen=exclude_seen,
     )
     check(
-        Ranked(*map(np.asarray, got)),
+        RankedLists(*map(np.asarray, got)),
         reference(
             score_UI, seen, k, allowed=allowed, exclude_seen=exclude_seen
         ),

@@ -45,11 +45,13 @@ def test_scores_are_the_modules(dtype, batch_size, lowering):
     module, params = make(jnp.dtype(dtype), lowering)
     expected = module.apply({"params": params}, batch(), method="scores")
     expected = np.asarray(expected)[:, :N_ITEMS]
-    scorer = scorers.model(module, params)
+    scorer = scorers.model(module)
     ranker = Ranker(
         scorer, mesh_lib.make_mesh(1, 1), N_ITEMS, exclude_seen=False
     )
-    got = ranker(params, INDPTR, HISTORY, batch_size=batch_size)
+    got = ranker(
+        scorers.ModelParams(params), INDPTR, HISTORY, batch_size=batch_size
+    )
     scores = np.take_along_axis(expected, got.item_UK, axis=1)
     # The hidden layers may round once more or less.
     atol = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
@@ -65,8 +67,8 @@ def test_a_shards_module_on_one_device_and_on_several(dtype, mesh):
         item_rows=whole.item_rows // mesh[1], item_axis=mesh_lib.ITEM
     )
     got, expected = (
-        Ranker(scorers.model(module, params), mesh_lib.make_mesh(*size), 30)(
-            params, INDPTR, HISTORY, batch_size=4
+        Ranker(scorers.model(module), mesh_lib.make_mesh(*size), 30)(
+            scorers.ModelParams(params), INDPTR, HISTORY, batch_size=4
         )
         for module, size in ((shard, mesh), (whole, (1, 1)))
     )
@@ -80,9 +82,9 @@ def test_a_shards_module_on_one_device_and_on_several(dtype, mesh):
 def test_a_query_converts_no_item_matrix(dtype):
     """The product's operand is what lies in memory, in every half precision."""
     module, params = make(jnp.dtype(dtype))
-    scorer = scorers.model(module, params)
+    scorer = scorers.model(module)
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 10)
-    ranker.compile(params, 1, 8)
+    ranker.compile(scorers.ModelParams(params), 1, 8)
     (program,) = ranker._programs.values()
     rows = mesh_lib.padded_items(N_ITEMS)
     # Inside a fusion nothing is stored; what is, the entry computation names.

@@ -90,7 +90,7 @@ def here(tmp_path, monkeypatch) -> pathlib.Path:
         ("--inference_benchmark --workdir=w --inference_batch_sizes=²",
          ["--inference_batch_sizes=²"]),
         ("--train --test --workdir=w --baselines=eas", ["'eas' is unknown"]),
-        ("--train --test --workdir=w --baselines --ease_l2=0", ["--ease_l2=0"]),
+        ("--train --test --workdir=w --baselines --ease_l2=0", ["ease_l2=0"]),
         ("--train --workdir=w --baselines", ["--baselines", "without --test"]),
         ("--train --workdir=w --per_user=u", ["--per_user", "without --test"]),
         ("--test --workdir=w --trace", ["--trace", "without --train"]),

@@ -114,8 +114,7 @@ def test_every_half_sweep_lowers_the_objective(x, nu):
     np.testing.assert_allclose(slope, 0, atol=2e-4)
 
 
-def scorer(params: dict) -> ranking.Scorer:
-    return ranking.Scorer(ials.scores, params, ials.PARTITION, ITEMS)
+SCORER = ranking.Scorer(ials.scores, ials.PARTITION, ITEMS)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 4), (4, 1)])
@@ -152,7 +151,7 @@ def test_the_same_lists_on_every_mesh(x, shape):
     train = interactions(x)
     params = ials.fit(train, **KNOWN, iterations=2)
     one, several = (
-        ranking.Ranker(scorer(params), mesh_lib.make_mesh(*mesh), 10)(
+        ranking.Ranker(SCORER, mesh_lib.make_mesh(*mesh), 10)(
             params, train.indptr, train.indices, batch_size=16
         )
         for mesh in ((1, 1), shape)

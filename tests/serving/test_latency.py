@@ -61,7 +61,7 @@ def test_queries(shop, monkeypatch):
                 (batch_size, indptr.tolist(), indices)
             )
 
-        items, ranked_params = model.items, model.params
+        items, scorer_params = model.items, model.params
 
     for items_per_user, k in ((5, 10), (1000, 100)):
         calls.clear()

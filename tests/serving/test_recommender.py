@@ -23,8 +23,7 @@ from vaecf.data import prepare
 from vaecf.data.dataset import write_dataset
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.evaluation.evaluator import evaluate
-from vaecf.evaluation.ranking import Ranker
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import trained_model
 from vaecf.serving.recommender import Recommender, _config
@@ -355,20 +354,15 @@ def test_evaluation_and_recommend_give_the_same_lists(shop, expected, mesh):
     users, history_UI = expected[:2]
     fold_in = Interactions.from_scipy(scipy.sparse.csr_matrix(history_UI))
     held_out = Interactions.from_scipy(scipy.sparse.csr_matrix(1 - history_UI))
-    evaluation = evaluate(
-        Ranker(model.scorer(), mesh, 20),
-        model.params,
-        fold_in,
-        held_out,
-        names=("recall@20",),
-        batch_size=16,
-        item_share_I=np.ones(30),
+    evaluate = Evaluator(
+        *(fold_in, held_out, held_out, ("recall@20",), "recall@20", 16, mesh)
     )
+    evaluation = evaluate(evaluate.compile(model.scorer()), model.scorer_params)
     assert evaluation.left_out == 1
     lists = by_user(shop.recommender.recommend(shop.frame, 20))
     assert len(lists) == 60
     for u, user in enumerate(users):
-        ranked = [i for i in evaluation.ranked.item_UK[u] if i >= 0]
+        ranked = [i for i in evaluation.lists.item_UK[u] if i >= 0]
         assert model.items.ids[ranked].tolist() == lists.get(user, [])
 
 

@@ -71,7 +71,7 @@ def test_it_loads_in_another_precision(shop, saved):
     matrix[0, :5] = 1
     lists = [
         m.ranker(5)(
-            m.params,
+            m.scorer_params,
             np.array([0, 5]),
             np.arange(5, dtype=np.int32),
             batch_size=1,
@@ -200,7 +200,7 @@ def test_a_model_that_is_gone_leaves_nothing() -> None:
 
     model = models.random_model(30, "bf16")
     indptr, indices = np.array([0, 2]), np.array([3, 4], np.int32)
-    model.ranker(5)(model.params, indptr, indices, batch_size=1)
+    model.ranker(5)(model.scorer_params, indptr, indices, batch_size=1)
     kernel = weakref.ref(model.params["output_kernel"])
     gone = weakref.ref(model)
     del model

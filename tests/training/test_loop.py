@@ -17,7 +17,7 @@ import pytest
 
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.evaluation import evaluator, ranking, scorers
+from vaecf.evaluation import evaluator, scorers
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import input_pipeline, loop, signals
 from vaecf.training import step as step_lib
@@ -276,14 +276,15 @@ def script(monkeypatch, values):
     """Validations give these values, one after the other."""
     left = list(values)
 
-    def evaluated(ranker, params, *_, names, **__):
+    def evaluated(self, ranker, params):
         summary = {
-            n: {"mean": left[0], "stderr": 0.0, "users": 16} for n in names
+            name: {"mean": left[0], "stderr": 0.0, "users": 16}
+            for name in self.metrics
         }
         left.pop(0)
         return evaluator.Evaluation(summary, {}, 16, 0, None)
 
-    monkeypatch.setattr(evaluator, "evaluate", evaluated)
+    monkeypatch.setattr(evaluator.Evaluator, "__call__", evaluated)
     return left
 
 
@@ -323,17 +324,12 @@ def test_best_checkpoint_scores_what_was_recorded(whole, small, dataset):
     params, position = best_of(workdir, small(), dataset)
     assert position.epoch == max(values, key=values.__getitem__)
     setup = problem_of(small(), dataset)
-    ranker = ranking.Ranker(scorers.model(setup.model, params), setup.mesh, 10)
-    held = dataset.validation
-    result = evaluator.evaluate(
-        ranker,
-        params,
-        held.fold_in,
-        held.held_out,
-        names=("ndcg@10",),
-        batch_size=16,
-        item_share_I=dataset.train.item_counts() / 60,
+    validation = evaluator.Evaluator.for_split(
+        dataset, "validation", small().eval, setup.mesh
     )
+    validation = dataclasses.replace(validation, batch_size=16)
+    ranker = validation.compile(scorers.model(setup.model))
+    result = validation(ranker, scorers.ModelParams(params))
     found = result.summary["ndcg@10"]["mean"]
     assert found == pytest.approx(values[position.epoch], rel=1e-6)
     assert len(set(values.values())) == 3

@@ -79,8 +79,11 @@ def test_twenty_steps_do_not_depend_on_the_mesh(
     # And what was learned ranks alike.
     held = dataset.test.fold_in
     lists = [
-        Ranker(scorers.model(p.model, x.params), p.mesh, 10)(
-            x.params, held.indptr, held.indices, batch_size=8
+        Ranker(scorers.model(p.model), p.mesh, 10)(
+            scorers.ModelParams(x.params),
+            held.indptr,
+            held.indices,
+            batch_size=8,
         )
         for p, x in ((one, one_state), (many, state))
     ]

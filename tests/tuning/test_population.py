@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from vaecf import Recommender
@@ -14,7 +13,8 @@ from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
-from vaecf.evaluation import evaluator
+from vaecf.evaluation.evaluator import Evaluator
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.reporting.writers import read_records
 from vaecf.serving.trained_model import load
 from vaecf.tuning import population
@@ -121,20 +121,16 @@ def test_blends_are_ranked_by_what_they_are_weighed_to(base, tmp_path):
     assert [row["member"] for row in rows] == [m.name for m in ranked]
     values = [float(row["validation/ndcg@10"]) for row in rows]
     assert values == sorted(values, reverse=True)
-    held = find_dataset(base.data.dir).validation
+    validation = Evaluator.for_split(
+        find_dataset(base.data.dir),
+        "validation",
+        base.eval,
+        mesh_lib.make_mesh(),
+    )
     for row, member, value in zip(rows, ranked, values):
         # Ranked anew by what a user would load.
         model = load(tmp_path / row["member"])
-        lists = model.ranker(10)(
-            model.ranked_params,
-            held.fold_in.indptr,
-            held.fold_in.indices,
-            batch_size=16,
-        )
-        share = np.zeros(held.fold_in.n_items)
-        summary = evaluator.from_ranked(
-            lists, held.held_out, names=("ndcg@10",), item_share_I=share
-        ).summary
+        summary = validation.summary(model.ranker(10), model.scorer_params)
         assert value == pytest.approx(summary["ndcg@10"]["mean"])
         assert value >= member.position.best
     assert any(v > m.position.best for v, m in zip(values, ranked))

@@ -1,320 +1,401 @@
-"""Baselines of a run: fitted, tuned on the validation users, evaluated."""
+"""Baselines: fitted to the training users, tuned and evaluated.
+
+`BASELINES` declares each baseline with its settings; flags, checks and tuning
+are derived from this table.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vaecf.data.dataset import Dataset
-from vaecf.errors import VaecfError
-from vaecf.evaluation import coordinate_search, evaluator, held_out, scorers
+from vaecf.errors import VaecfError, did_you_mean
+from vaecf.evaluation import per_user, scorers
+from vaecf.evaluation.coordinate_search import coordinate_search
+from vaecf.evaluation.evaluator import Evaluation, Evaluator
 from vaecf.evaluation.ranking import Scorer
+from vaecf.models import ials, linear
 from vaecf.parallel import processes
-from vaecf.serving.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     import polars as pl
 
-BASELINES = ("popularity", "itemknn", "ials", "ease")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the baselines are fitted with, by the names of their flags.
-
-    Attributes:
-      ease_l2: λ of EASE.
-      itemknn_neighbours: neighbours kept of an item.
-      itemknn_shrinkage: in the denominator of the cosine.
-      ials_factors: factors of implicit ALS.
-      ials_l2: its λ.
-      ials_alpha: its weight of the unobserved.
-      ials_iterations: its sweeps.
-    """
-
-    ease_l2: float = 500.0
-    itemknn_neighbours: int = 100
-    itemknn_shrinkage: float = 0.0
-    ials_factors: int = 64
-    ials_l2: float = 0.003
-    ials_alpha: float = 0.3
-    ials_iterations: int = 16
-
-    def of(self, name: str) -> dict[str, Any]:
-        """Settings of one baseline, {'l2': 500.0} of EASE."""
-        return {
-            field.name.partition("_")[2]: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name.partition("_")[0] == name
-        }
-
-    def check(self) -> None:
-        """Refuses what is out of range.
-
-        Raises:
-          VaecfError: names the flag.
-        """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "itemknn_shrinkage":
-                if not value >= 0:
-                    raise VaecfError(
-                        f"--{field.name}={value:g} must not be below 0"
-                    )
-            elif not value > 0:
-                raise VaecfError(f"--{field.name}={value:g} must be above 0")
-
-
-# What --baselines_tuned chooses from: moved up and down for as long as the
-# validation users are ranked better (`_tune`).
-GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
-    "popularity": {},
-    "itemknn": {
-        "neighbours": (5, 10, 20, 50, 100, 200, 500, 1000),
-        "shrinkage": (0.0, 3.0, 10.0, 30.0, 100.0, 300.0),
-    },
-    "ials": {
-        "l2": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
-        "alpha": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-        "factors": (16, 32, 64, 128),
-    },
-    "ease": {
-        "l2": (
-            *(10.0, 20.0, 50.0, 100.0, 200.0, 300.0, 500.0),
-            *(700.0, 1000.0, 2000.0, 5000.0, 10000.0),
-        )
-    },
-}
-
 _SECONDS_BETWEEN_LINES = 5.0
 
-_FIT: dict[str, Callable[..., Scorer]] = {
-    "popularity": scorers.popularity,
-    "itemknn": scorers.itemknn,
-    "ials": scorers.ials,
-    "ease": scorers.ease,
+
+class Setting(NamedTuple):
+    """A setting of a baseline.
+
+    Attributes:
+      default: value without tuning; tuning starts from it.
+      meaning: one sentence.
+      grid: candidates for tuning, ascending; () is never tuned.
+      may_be_zero: whether 0 is allowed; the value must be above 0 otherwise.
+    """
+
+    default: float
+    meaning: str
+    grid: tuple[float, ...] = ()
+    may_be_zero: bool = False
+
+
+class Baseline(NamedTuple):
+    """A model that is fitted in one go.
+
+    Attributes:
+      fit: (train interactions, **settings) -> parameters.
+      scores: see `Scorer.apply`.
+      partition: see `Scorer.partition`.
+      settings: settings of `fit`, by name.
+      directions: see `coordinate_search`.
+      outer: see `coordinate_search`.
+    """
+
+    fit: Callable[..., dict[str, Any]]
+    scores: Callable[..., Any]
+    partition: Mapping[str, tuple[str | None, ...]]
+    settings: Mapping[str, Setting] = {}
+    directions: tuple[Mapping[str, int], ...] | None = None
+    outer: str | None = None
+
+    @property
+    def grids(self) -> dict[str, tuple[float, ...]]:
+        """Candidates of the settings that are tuned."""
+        return {k: s.grid for k, s in self.settings.items() if s.grid}
+
+
+def _fit_popularity(train: Any) -> dict[str, Any]:
+    return linear.fit_popularity(train.item_counts())
+
+
+BASELINES: dict[str, Baseline] = {
+    "popularity": Baseline(
+        _fit_popularity, linear.popularity_scores, linear.PARTITION
+    ),
+    "itemknn": Baseline(
+        linear.fit_itemknn,
+        linear.item_item_scores,
+        linear.PARTITION,
+        {
+            "neighbours": Setting(
+                100,
+                "Neighbours that ItemKNN keeps per item.",
+                (5, 10, 20, 50, 100, 200, 500, 1000),
+            ),
+            "shrinkage": Setting(
+                0.0,
+                "Shrinkage of ItemKNN's similarities, in users.",
+                (0.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+                may_be_zero=True,
+            ),
+        },
+    ),
+    "ials": Baseline(
+        ials.fit,
+        ials.scores,
+        ials.PARTITION,
+        {
+            "factors": Setting(
+                64, "Factors of implicit ALS.", (16, 32, 64, 128)
+            ),
+            "l2": Setting(
+                0.003,
+                "L2 regularisation λ of implicit ALS; grows with a user's or "
+                "item's interactions.",
+                (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+            ),
+            "alpha": Setting(
+                0.3,
+                "Weight of unobserved items in implicit ALS; observed items "
+                "add 1.",
+                (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+            ),
+            "iterations": Setting(
+                16, "Sweeps of implicit ALS over users and items."
+            ),
+        },
+        # The regularisation is about λ·α times the number of items, so alpha
+        # moves while that product stays. More factors need more of it.
+        directions=({"l2": 1}, {"alpha": 1, "l2": -1}),
+        outer="factors",
+    ),
+    "ease": Baseline(
+        linear.fit_ease,
+        linear.item_item_scores,
+        linear.PARTITION,
+        {
+            "l2": Setting(
+                500.0,
+                "L2 regularisation λ of EASE, in squared interactions.",
+                (
+                    *(10.0, 20.0, 50.0, 100.0, 200.0, 300.0, 500.0),
+                    *(700.0, 1000.0, 2000.0, 5000.0, 10000.0),
+                ),
+            )
+        },
+    ),
 }
 
 
-def fit(name: str, train: Any, settings: Mapping[str, Any]) -> Scorer:
-    """One of `BASELINES`, fitted to the training users."""
-    return _FIT[name](train, **settings)
+def settings(
+    name: str, changes: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Returns all settings of a baseline, the defaults with `changes`.
+
+    Raises:
+      VaecfError: the baseline or a setting is unknown, or a value is out of
+        range; names it as `ease_l2`.
+    """
+    if name not in BASELINES:
+        raise VaecfError(
+            f"baseline {name!r} is unknown: use {', '.join(BASELINES)}"
+            f"{did_you_mean(name, BASELINES)}"
+        )
+    known = BASELINES[name].settings
+    result = {key: setting.default for key, setting in known.items()}
+    for key, value in (changes or {}).items():
+        if key not in known:
+            raise VaecfError(
+                f"{name}_{key} is not a setting of a baseline: {name} has "
+                f"{', '.join(known) or 'none'}{did_you_mean(key, known)}"
+            )
+        if known[key].may_be_zero and not value >= 0:
+            raise VaecfError(f"{name}_{key}={value:g} must not be below 0")
+        if not known[key].may_be_zero and not value > 0:
+            raise VaecfError(f"{name}_{key}={value:g} must be above 0")
+        result[key] = value
+    return result
+
+
+def fit(
+    name: str, train: Any, settings: Mapping[str, Any]
+) -> tuple[Scorer, dict[str, Any]]:
+    """Returns (scorer, parameters) of a baseline fitted to interactions.
+
+    Args:
+      name: one of `BASELINES`.
+      train: `Interactions` of the training users.
+      settings: all settings of the baseline.
+    """
+    return scorer(name, train.n_items), BASELINES[name].fit(train, **settings)
+
+
+def scorer(name: str, n_items: int) -> Scorer:
+    """Returns the scorer for the parameters that `fit` returns."""
+    baseline = BASELINES[name]
+    return Scorer(baseline.scores, baseline.partition, n_items)
 
 
 def label(name: str, result: Mapping[str, Any]) -> str:
-    """'ease (l2 500)': a figure without its setting is half a figure."""
-    settings = [
-        f"{key} {result[key]:g}" for key in Settings().of(name) if key in result
+    """Returns the name with its settings, such as 'ease (l2 500)'."""
+    values = [
+        f"{key} {result[key]:g}"
+        for key in BASELINES[name].settings
+        if key in result
     ]
-    return f"{name} ({', '.join(settings)})" if settings else name
+    return f"{name} ({', '.join(values)})" if values else name
 
 
 def evaluate(
     name: str,
-    model: TrainedModel,
-    dataset: Dataset,
-    settings: Settings,
+    validation: Evaluator,
+    test: Evaluator,
     *,
+    changes: Mapping[str, float] | None = None,
     tuned: bool = False,
     log: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, Any], evaluator.Evaluation | None]:
-    """One of `BASELINES` on both splits.
+) -> tuple[dict[str, Any], Evaluation | None]:
+    """Fits a baseline to the training users and evaluates both splits.
 
     Args:
-      name: which.
-      model: its mesh, metrics and evaluation batch are used.
-      dataset: to fit to, and its held-out users.
-      settings: what to fit with; tuning begins with those of its `GRIDS`.
-      tuned: choose by the validation users' `eval.best_metric`; the test users
-        are ranked by the chosen one alone.
-      log: gets a line of a choice that was tried, while they take their time.
+      name: one of `BASELINES`.
+      validation: evaluator of the validation users.
+      test: evaluator of the test users.
+      changes: settings other than the defaults.
+      tuned: choose the settings by the validation users' `best_metric`,
+        starting from `changes`. The test users only see the chosen settings.
+      log: receives lines about the candidates of a search that takes long.
 
     Returns:
       ({'validation', 'test': summaries, 'fit_seconds', the settings, 'tuned':
-      {'metric', 'value', 'tried'}}, the test users' evaluation).
+      {'metric', 'value', 'tried'}}, evaluation of the test users).
 
     Raises:
-      VaecfError: it cannot be fitted; or nothing to tune by is held out.
+      VaecfError: the baseline cannot be fitted, or there are no validation
+        users to tune it by.
     """
-    fits = _Fits(name, model, dataset, log)
-    chosen = settings.of(name)
-    is_tuned = tuned and bool(GRIDS[name])
+    chosen = settings(name, changes)
+    baseline = BASELINES[name]
+    candidates = _Candidates(name, validation, log)
+    is_tuned = tuned and bool(baseline.grids)
     if is_tuned:
-        chosen = _tune(name, chosen, fits.value)
-    fit_seconds, validation = fits.validation(chosen)
-    test = held_out.evaluate(model, dataset, "test", fits.entrant(chosen))
-    result = {
-        "validation": validation,
+        if validation.is_empty:
+            raise VaecfError(
+                f"tuning baselines needs the {validation.best_metric} of "
+                "validation users, and there are none: prepare the dataset "
+                "with held_out_users above 0, or do not tune"
+            )
+        chosen = coordinate_search(
+            candidates.value,
+            baseline.grids,
+            chosen,
+            directions=baseline.directions,
+            outer=baseline.outer,
+        )
+    fit_seconds, summary = candidates.validation(chosen)
+    on_test = test(candidates.ranker, candidates.params(chosen))
+    result: dict[str, Any] = {
+        "validation": summary,
         "fit_seconds": fit_seconds,
-        "test": {} if test is None else test.summary,
+        "test": {} if on_test is None else on_test.summary,
         **chosen,
     }
     if is_tuned:
         result["tuned"] = {
-            "metric": model.config.eval.best_metric,
-            "value": fits.value(chosen),
-            "tried": fits.tried(),
+            "metric": validation.best_metric,
+            "value": candidates.value(chosen),
+            "tried": candidates.tried(),
         }
-    return result, test
+    return result, on_test
 
 
-def _tune(
-    name: str,
-    given: dict[str, Any],
-    value: Callable[[dict[str, Any]], float],
-) -> dict[str, Any]:
-    """The settings that no step in `GRIDS` makes better."""
-    grids = GRIDS[name]
-    start = {key: given[key] for key in grids}
+class _Candidates:
+    """Fits of one baseline with different settings, and their evaluations.
 
-    def of_choice(choice: dict[str, float]) -> float:
-        return value(given | choice)
-
-    if name == "ials":
-        # It is regularised by about λ·α (times the items): α is moved with
-        # that held. More factors want more of it.
-        turns: list[dict[str, int]] = [{"l2": 1}, {"alpha": 1, "l2": -1}]
-        return given | coordinate_search.climb_nested(
-            "factors", grids, turns, start, of_choice
-        )
-    turns = [{key: 1} for key in grids]
-    return given | coordinate_search.climb_in_turns(
-        grids, turns, start, of_choice
-    )
-
-
-class _Fits:
-    """A baseline with one choice of settings after another.
-
-    The last fit alone is held: two matrices of many items do not fit memory
-    together.
+    Only the last fit is kept: two item x item matrices may not fit in memory.
     """
 
     def __init__(
-        self,
-        name: str,
-        model: TrainedModel,
-        dataset: Dataset,
-        log: Callable[[str], None],
+        self, name: str, validation: Evaluator, log: Callable[[str], None]
     ) -> None:
-        self._name, self._model, self._dataset = name, model, dataset
-        self._say, self._said = log, time.monotonic()
-        self._held: tuple[dict[str, Any], held_out.Entrant] | None = None
-        self._seconds = 0.0
-        # Of (key, value) pairs of settings: seconds of the fit, and summary.
-        self._validations: dict[tuple, tuple[float, dict[str, Any]]] = {}
+        self._name, self._validation = name, validation
+        self._log, self._logged_at = log, time.monotonic()
+        self.ranker = validation.compile(scorer(name, validation.train.n_items))
+        self._last: tuple[dict[str, float], Any] | None = None
+        self._fit_seconds = 0.0
+        # (seconds of the fit, validation summary) by the settings' items.
+        self._evaluated: dict[tuple, tuple[float, dict[str, Any]]] = {}
 
-    def entrant(self, settings: dict[str, Any]) -> held_out.Entrant:
-        """What ranks with these; fitted unless it is the last."""
-        if self._held is not None and self._held[0] == settings:
-            return self._held[1]
-        self._held = None
-        # A host's array for which JAX has no more use goes with the garbage.
-        gc.collect()
-        began = time.perf_counter()
-        scorer = fit(self._name, self._dataset.train, settings)
-        self._seconds = time.perf_counter() - began
-        self._held = settings, held_out.entrant(self._model, scorer)
-        return self._held[1]
+    def params(self, settings: dict[str, float]) -> Any:
+        """Returns the fitted parameters, on the mesh."""
+        if self._last is None or self._last[0] != settings:
+            self._last = None
+            gc.collect()  # frees host arrays that JAX no longer uses
+            began = time.perf_counter()
+            _, params = fit(self._name, self._validation.train, settings)
+            self._fit_seconds = time.perf_counter() - began
+            self._last = settings, self.ranker.place(params)
+        return self._last[1]
 
     def validation(
-        self, settings: dict[str, Any]
+        self, settings: dict[str, float]
     ) -> tuple[float, dict[str, Any]]:
-        """(seconds of the fit, the validation users' summary)."""
+        """Returns (seconds of the fit, summary of the validation users)."""
         key = tuple(settings.items())
-        if key not in self._validations:
-            ranked_by = self.entrant(settings)
-            summary = held_out.summary(
-                self._model, self._dataset, "validation", ranked_by
-            )
-            self._validations[key] = self._seconds, summary
-        return self._validations[key]
+        if key not in self._evaluated:
+            params = self.params(settings)
+            summary = self._validation.summary(self.ranker, params)
+            self._evaluated[key] = self._fit_seconds, summary
+        return self._evaluated[key]
 
-    def value(self, settings: dict[str, Any]) -> float:
-        """What is to be large.
-
-        Raises:
-          VaecfError: no validation user has it.
-        """
-        metric = self._model.config.eval.best_metric
-        is_new = tuple(settings.items()) not in self._validations
+    def value(self, settings: dict[str, float]) -> float:
+        """Returns the objective of the tuning."""
+        metric = self._validation.best_metric
+        is_new = tuple(settings.items()) not in self._evaluated
         _, summary = self.validation(settings)
-        if metric not in summary:
-            raise VaecfError(
-                f"--baselines_tuned chooses by {metric} of the validation "
-                "users, and there is none: leave it out, prepare with "
-                "--held_out_users above 0, or add it to config.eval.metrics"
+        value = summary[metric]["mean"]
+        overdue = time.monotonic() - self._logged_at > _SECONDS_BETWEEN_LINES
+        if is_new and overdue:
+            self._logged_at = time.monotonic()
+            self._log(
+                f"tried {label(self._name, settings)}: validation {metric} "
+                f"{value:.4f}"
             )
-        # A last bit that differs must not part the processes.
-        [value] = processes.from_lead([summary[metric]["mean"]])
-        if is_new:
-            self._tell(f"{label(self._name, settings)}: {metric} {value:.4f}")
         return value
 
     def tried(self) -> list[dict[str, Any]]:
-        """Settings, value and seconds of the fit of all, in order."""
-        metric = self._model.config.eval.best_metric
+        """Returns settings, value and fit seconds of all candidates."""
+        metric = self._validation.best_metric
         return [
             {
                 **dict(key),
                 "value": summary[metric]["mean"],
                 "fit_seconds": seconds,
             }
-            for key, (seconds, summary) in self._validations.items()
+            for key, (seconds, summary) in self._evaluated.items()
         ]
 
-    def _tell(self, line: str) -> None:
-        if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
-            self._say(f"tried {line} of the validation users")
+
+def evaluate_oracle(
+    dataset: Any, split: str, evaluator: Evaluator
+) -> dict[str, Any]:
+    """Returns the summary of ranking by the probabilities that made the data.
+
+    Args:
+      dataset: a synthetic dataset that holds these probabilities.
+      split: 'validation' or 'test'.
+      evaluator: of that split.
+    """
+    n_train, n_validation, _ = dataset.split_sizes
+    rows = {
+        "validation": slice(n_train, n_train + n_validation),
+        "test": slice(n_train + n_validation, None),
+    }
+    params = linear.fit_oracle(
+        dataset.oracle["user_group"][rows[split]], dataset.oracle["group_item"]
+    )
+    ranker = evaluator.compile(scorers.oracle(dataset.n_items))
+    return evaluator.summary(ranker, ranker.place(params))
 
 
-def keep(
+def keep_earlier(
     results: dict[str, Any],
     frame: pl.DataFrame,
     path: pathlib.Path,
     *,
     log: Callable[[str], None],
 ) -> dict[str, pl.DataFrame]:
-    """Per-user rows of earlier calls' baselines that have today's metrics.
+    """Returns per-user metrics of baselines that an earlier call evaluated.
+
+    A baseline is kept if its metrics are those of the current test; all others
+    are removed from `results`. Processes other than the lead write nothing, and
+    keep none.
 
     Args:
-      results: of the run, with today's 'test'; the other baselines leave it.
-        Beside the lead, which alone writes, all do.
-      frame: `held_out.per_user` of today's test.
-      path: where `held_out.write_per_user` left the earlier ones.
-      log: gets a line of those that left.
+      results: content of results.json with the current 'test'; changed.
+      frame: `per_user.frame` of the current test.
+      path: per-user file of the earlier call.
+      log: receives a line that names the removed baselines.
 
     Returns:
       Frames by label.
     """
-    before = {name: results.pop(name) for name in BASELINES if name in results}
+    earlier = {name: results.pop(name) for name in BASELINES if name in results}
     if not processes.is_lead():
         return {}
-    frames = held_out.read_per_user(path)
+    frames = per_user.read(path)
     kept: dict[str, pl.DataFrame] = {}
-    gone: list[str] = []
-    for name, result in before.items():
+    removed: list[str] = []
+    for name, result in earlier.items():
         rows = frames.get(label(name, result))
-        is_alike = result["test"].keys() == results["test"].keys()
-        if is_alike and rows is not None and rows.schema == frame.schema:
+        has_metrics = result["test"].keys() == results["test"].keys()
+        if has_metrics and rows is not None and rows.schema == frame.schema:
             results[name], kept[label(name, result)] = result, rows
         else:
-            gone.append(name)
-    if gone:
+            removed.append(name)
+    if removed:
         log(
-            f"without the earlier {', '.join(gone)}, of which not all of these "
-            f"metrics are known: --baselines={','.join(gone)} evaluates again"
+            f"removed earlier results of {', '.join(removed)}, which lack some "
+            "of the current metrics; evaluate these baselines again"
         )
     return kept
 
 
 def tuned_line(name: str, result: Mapping[str, Any]) -> str | None:
-    """'ease (l2 500): best of 6 by validation ndcg@100 .4012, ...'."""
+    """Returns a line about the tuning of a baseline; None without tuning."""
     if "tuned" not in result:
         return None
     tuned = result["tuned"]

@@ -1,98 +1,83 @@
-"""Choosing numbers by a value that takes long to work out."""
+"""Search for the best point of a grid, for expensive objectives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 
-def climb(
-    grid: Sequence[float], start: float, value: Callable[[float], float]
-) -> float:
-    """Where a neighbour in the grid is no better any more.
-
-    Up first, then down; of equal ones the first tried stays.
-
-    Args:
-      grid: ascending.
-      start: where to begin; added if it is not among them.
-      value: the larger the better; asked again for what it was asked for.
-    """
-    found = climb_in_turns(
-        {"x": grid}, [{"x": 1}], {"x": start}, lambda at: value(at["x"])
-    )
-    return found["x"]
-
-
-def climb_in_turns(
-    grids: Mapping[str, Sequence[float]],
-    turns: Sequence[Mapping[str, int]],
-    start: Mapping[str, float],
+def coordinate_search(
     value: Callable[[dict[str, float]], float],
+    grids: Mapping[str, Sequence[float]],
+    start: Mapping[str, float],
+    *,
+    directions: Sequence[Mapping[str, int]] | None = None,
+    outer: str | None = None,
 ) -> dict[str, float]:
-    """Climbs in one direction after the other until none gets better.
+    """Returns a point at which no step in any direction gives a larger value.
+
+    Moves along each direction for as long as the value increases, first up,
+    then down, and repeats until no direction helps. Among points of equal value
+    the first one visited wins.
 
     Args:
-      grids: ascending values of each key. A start that is not among them is
-        added.
-      turns: directions, steps in the grids: {'a': 1, 'b': -1} moves a up while
-        it moves b down, and the other way round.
-      start: a value of each key.
-      value: of a whole choice; asked again for one that it was asked for.
-
-    Returns:
-      A choice that is no worse than its neighbours in all directions.
+      value: objective to maximise. The search asks for some points more than
+        once: cache the results.
+      grids: ascending candidates by key. A start value that is not among its
+        key's candidates is added to them.
+      start: the point to start from; keys without a grid stay fixed.
+      directions: steps in the grids: {'a': 1, 'b': -1} moves a up and b down
+        together. None moves one key at a time, in the order of `grids`.
+      outer: a key whose best value depends on the best values of all other
+        keys. Each candidate of `outer` is judged by a whole search over the
+        other keys, which starts where the previous search ended.
     """
+    if outer is not None:
+        return _nested_search(value, grids, start, directions, outer)
     axes = {key: sorted({*grid, start[key]}) for key, grid in grids.items()}
     at = {key: axis.index(start[key]) for key, axis in axes.items()}
 
-    def choice(place: Mapping[str, int]) -> dict[str, float]:
-        return {key: axes[key][i] for key, i in place.items()}
+    def point(place: Mapping[str, int]) -> dict[str, float]:
+        return {**start, **{key: axes[key][i] for key, i in place.items()}}
+
+    def climb(step: Mapping[str, int]) -> None:
+        nonlocal at
+        while True:
+            moved = at | {key: at[key] + n for key, n in step.items()}
+            if any(not 0 <= moved[key] < len(axes[key]) for key in step):
+                return
+            if value(point(at)) >= value(point(moved)):
+                return
+            at = moved
 
     before: dict[str, int] = {}
     while at != before:
         before = at
-        for turn in turns:
-            for sign in (1, -1):
-                while True:
-                    moved = at | {k: at[k] + sign * n for k, n in turn.items()}
-                    if any(not 0 <= moved[k] < len(axes[k]) for k in turn):
-                        break
-                    if value(choice(at)) >= value(choice(moved)):
-                        break
-                    at = moved
-    return choice(at)
+        for direction in directions or [{key: 1} for key in grids]:
+            climb(direction)
+            climb({key: -n for key, n in direction.items()})
+    return point(at)
 
 
-def climb_nested(
-    outer: str,
-    grids: Mapping[str, Sequence[float]],
-    turns: Sequence[Mapping[str, int]],
-    start: Mapping[str, float],
+def _nested_search(
     value: Callable[[dict[str, float]], float],
+    grids: Mapping[str, Sequence[float]],
+    start: Mapping[str, float],
+    directions: Sequence[Mapping[str, int]] | None,
+    outer: str,
 ) -> dict[str, float]:
-    """Climbs in one key by the best that the others come to with it.
-
-    For keys of which the best values hang together: each value of `outer`
-    begins where the one before ended.
-
-    Args:
-      outer: the key.
-      grids: as of `climb_in_turns`.
-      turns: directions of the other keys.
-      start: as of `climb_in_turns`.
-      value: as of `climb_in_turns`.
-    """
     inner = {key: grid for key, grid in grids.items() if key != outer}
-    found: dict[float, dict[str, float]] = {}
-    latest = {key: start[key] for key in inner}
+    best: dict[float, dict[str, float]] = {}
+    latest = dict(start)
 
-    def best(x: float) -> float:
+    def best_value(point: Mapping[str, float]) -> float:
         nonlocal latest
-        if x not in found:
-            latest = found[x] = climb_in_turns(
-                inner, turns, latest, lambda c: value({**c, outer: x})
+        x = point[outer]
+        if x not in best:
+            latest = best[x] = coordinate_search(
+                value, inner, {**latest, outer: x}, directions=directions
             )
-        return value({**found[x], outer: x})
+        return value(best[x])
 
-    chosen = climb(grids[outer], start[outer], best)
-    return {**found[chosen], outer: chosen}
+    chosen = coordinate_search(best_value, {outer: grids[outer]}, start)
+    best_value(chosen)  # not yet searched if the grid has a single point
+    return best[chosen[outer]]

@@ -1,116 +1,237 @@
-"""Held-out users → per-user values → means and standard errors."""
+"""Evaluates rankings on held-out users: per-user metrics and their means."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
-from vaecf.evaluation import metrics
-from vaecf.evaluation.ranking import Ranked, Ranker
+from vaecf.config import EvalConfig
+from vaecf.data.interactions import Interactions
+from vaecf.evaluation import metrics as metrics_lib
+from vaecf.evaluation.ranking import RankedLists, Ranker, Scorer
+from vaecf.parallel import processes
 
 
 class Evaluation(NamedTuple):
-    """Result of evaluating one scorer on one split.
+    """Metrics of one scorer on one split.
 
     Attributes:
-      summary: {'ndcg@100': {'mean', 'stderr', 'users'}, ...}; coverage has no
-        standard error (None), being one number of all lists.
-      per_user: {'ndcg@100': float64 [U], ...}, NaN for users left out.
-      users: users with at least one held-out item.
-      left_out: users with none.
-      ranked: the lists themselves.
+      summary: {'ndcg@100': {'mean', 'stderr', 'users'}, ...}. Mean and
+        standard error are None where they do not exist; coverage, a single
+        number of all lists, has no standard error.
+      per_user: {'ndcg@100': float64 [U], ...}; NaN for users without held-out
+        items. Coverage has no values per user.
+      users: number of users with at least one held-out item.
+      left_out: number of users without held-out items.
+      lists: the ranked lists of all users.
     """
 
     summary: dict[str, dict[str, Any]]
     per_user: dict[str, np.ndarray]
     users: int
     left_out: int
-    ranked: Ranked
+    lists: RankedLists
+
+    def record(self, prefix: str) -> dict[str, Any]:
+        """Returns {'<prefix>/ndcg@100': mean, '<prefix>/ndcg@100_stderr'}."""
+        record: dict[str, Any] = {}
+        for name, value in self.summary.items():
+            record[f"{prefix}/{name}"] = value["mean"]
+            if value["stderr"] is not None:
+                record[f"{prefix}/{name}_stderr"] = value["stderr"]
+        return record
 
 
-def evaluate(
-    ranker: Ranker,
-    params: Any,
-    fold_in: Any,
-    held_out: Any,
-    *,
-    names: Sequence[str],
-    batch_size: int,
-    item_share_I: np.ndarray,
-) -> Evaluation:
-    """Ranks the fold-in users and compares with what was held out.
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Ranks the users of one split and compares with their held-out items.
 
-    Args:
-      ranker: ranks at least as deep as the metrics look.
-      params: the scorer's parameters.
-      fold_in: `data.interactions.Interactions`, what the model sees.
-      held_out: Interactions of the same users, what it must find.
-      names: metrics, e.g. ('ndcg@100', 'recall@20').
-      batch_size: users a block.
-      item_share_I: float [I], share of training users who have the item.
-    """
-    ranked = ranker(
-        params, fold_in.indptr, fold_in.indices, batch_size=batch_size
-    )
-    return from_ranked(ranked, held_out, names=names, item_share_I=item_share_I)
+    The same evaluator serves every scorer. `compile` makes a ranker; calling
+    the evaluator with new parameters does not compile again:
 
-
-def from_ranked(
-    ranked: Ranked,
-    held_out: Any,
-    *,
-    names: Sequence[str],
-    item_share_I: np.ndarray,
-) -> Evaluation:
-    """Metrics of lists that are there already; arguments as in `evaluate`."""
-    # Ranks that the lists do not have would count as misses.
-    wanted = min(metrics.depth(names), len(item_share_I))
-    if ranked.item_UK.shape[1] < wanted:
-        raise ValueError(
-            f"lists of {ranked.item_UK.shape[1]} items, and the metrics look "
-            f"at {wanted}"
+        validation = Evaluator.for_split(
+            dataset, "validation", config.eval, mesh
         )
-    n_held_out_U = np.diff(held_out.indptr)
-    hits_UK = metrics.hits(ranked.item_UK, held_out.indptr, held_out.indices)
-    evaluated_U = n_held_out_U > 0
-    per_user: dict[str, np.ndarray] = {}
-    summary: dict[str, dict[str, Any]] = {}
-    for name in names:
-        metric = metrics.parse(name)
-        if metric.kind == "coverage":
-            value = metrics.coverage(
-                ranked.item_UK[evaluated_U], len(item_share_I), metric.k
+        ranker = validation.compile(scorer)
+        for params in epochs:
+            print(validation(ranker, params).summary)
+
+    Attributes:
+      fold_in: histories that the scorer sees.
+      held_out: interactions of the same users that the scorer should find.
+      train: interactions of the training users, for the popularity of items.
+      metrics: names such as 'ndcg@100'.
+      best_metric: the metric that epochs and settings are chosen by.
+      batch_size: users per batch, over all devices.
+      mesh: devices ('data', 'item') to rank on.
+    """
+
+    fold_in: Interactions
+    held_out: Interactions
+    train: Interactions
+    metrics: tuple[str, ...]
+    best_metric: str
+    batch_size: int
+    mesh: Mesh
+
+    @classmethod
+    def for_split(
+        cls, dataset: Any, split: str, config: EvalConfig, mesh: Mesh
+    ) -> Evaluator:
+        """Returns the evaluator of a dataset's 'validation' or 'test' split.
+
+        Its metrics are `config.metrics`, and `config.best_metric` if that is
+        not one of them.
+        """
+        held = dataset.split(split)
+        return cls(
+            held.fold_in,
+            held.held_out,
+            dataset.train,
+            tuple(dict.fromkeys((*config.metrics, config.best_metric))),
+            config.best_metric,
+            config.batch_size,
+            mesh,
+        )
+
+    @property
+    def depth(self) -> int:
+        """Length of the lists that the metrics need."""
+        return metrics_lib.depth(self.metrics)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no user of the split has a held-out item."""
+        return self.held_out.nnz == 0
+
+    def compile(self, scorer: Scorer) -> Ranker:
+        """Returns a ranker of the scorer, deep enough for the metrics."""
+        return Ranker(scorer, self.mesh, self.depth)
+
+    def __call__(self, ranker: Ranker, params: Any) -> Evaluation | None:
+        """Ranks all users of the split and evaluates the lists.
+
+        On several processes all must call this method. The means are those of
+        process 0: rounding differences would make the processes choose
+        different epochs or settings.
+
+        Args:
+          ranker: result of `compile`, or any other ranker of this depth.
+          params: parameters of its scorer.
+
+        Returns:
+          None if no user of the split has a held-out item.
+        """
+        if self.is_empty:
+            return None
+        lists = ranker(
+            params,
+            self.fold_in.indptr,
+            self.fold_in.indices,
+            batch_size=self.batch_size,
+        )
+        evaluation = self.evaluate_lists(lists)
+        return evaluation._replace(summary=_from_lead(evaluation.summary))
+
+    def summary(self, ranker: Ranker, params: Any) -> dict[str, Any]:
+        """Returns the summary of an evaluation; {} for an empty split."""
+        evaluation = self(ranker, params)
+        return {} if evaluation is None else evaluation.summary
+
+    def best_value(self, ranker: Ranker, params: Any) -> float:
+        """Returns the mean of `best_metric`, the only metric computed.
+
+        The split must not be empty.
+        """
+        metric = self.best_metric
+        only = dataclasses.replace(self, metrics=(metric,))
+        return only.summary(ranker, params)[metric]["mean"]
+
+    def evaluate_lists(self, lists: RankedLists) -> Evaluation:
+        """Returns the metrics of given lists, one list per user of the split.
+
+        Raises:
+          ValueError: the lists are shorter than the metrics need.
+        """
+        n_items = self.train.n_items
+        needed = min(self.depth, n_items)
+        if lists.item_UK.shape[1] < needed:
+            # Missing ranks would count as misses.
+            raise ValueError(
+                f"lists of {lists.item_UK.shape[1]} items, but the metrics "
+                f"need {needed}"
             )
-            users = int(evaluated_U.sum())
-            summary[name] = {"mean": value, "stderr": None, "users": users}
-            continue
-        if metric.kind == "popularity":
-            values = metrics.mean_popularity(
-                ranked.item_UK, item_share_I, metric.k
-            )
-            values = np.where(evaluated_U, values, np.nan)
-        else:
-            values = metrics.PER_USER[metric.kind](
-                hits_UK, n_held_out_U, metric.k
-            )
-        per_user[name] = values
-        summary[name] = mean_and_stderr(values)
-    return Evaluation(
-        summary,
-        per_user,
-        int(evaluated_U.sum()),
-        int((~evaluated_U).sum()),
-        ranked,
-    )
+        n_held_out_U = np.diff(self.held_out.indptr)
+        evaluated_U = n_held_out_U > 0
+        hits_UK = metrics_lib.hits(
+            lists.item_UK, self.held_out.indptr, self.held_out.indices
+        )
+        per_user: dict[str, np.ndarray] = {}
+        summary: dict[str, dict[str, Any]] = {}
+        for name in self.metrics:
+            metric = metrics_lib.parse(name)
+            if metric.kind == "coverage":
+                value = metrics_lib.coverage(
+                    lists.item_UK[evaluated_U], n_items, metric.k
+                )
+                users = int(evaluated_U.sum())
+                summary[name] = {"mean": value, "stderr": None, "users": users}
+                continue
+            if metric.kind == "popularity":
+                values = metrics_lib.mean_popularity(
+                    lists.item_UK, self._item_share_I, metric.k
+                )
+                values = np.where(evaluated_U, values, np.nan)
+            else:
+                values = metrics_lib.PER_USER[metric.kind](
+                    hits_UK, n_held_out_U, metric.k
+                )
+            per_user[name] = values
+            summary[name] = mean_and_stderr(values)
+        return Evaluation(
+            summary,
+            per_user,
+            int(evaluated_U.sum()),
+            int((~evaluated_U).sum()),
+            lists,
+        )
+
+    @functools.cached_property
+    def _item_share_I(self) -> np.ndarray:
+        """Share of the training users who have each item, float64 [I]."""
+        return self.train.item_counts() / max(1, self.train.n_users)
+
+
+def _from_lead(summary: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the means and standard errors of process 0."""
+    if processes.alone():
+        return summary
+    keys = ("mean", "stderr")
+    numbers = [
+        math.nan if cell[key] is None else cell[key]
+        for cell in summary.values()
+        for key in keys
+    ]
+    received = iter(processes.from_lead(numbers))
+    result = {}
+    for name, cell in summary.items():
+        values = {key: next(received) for key in keys}
+        result[name] = cell | {
+            key: None if math.isnan(x) else x for key, x in values.items()
+        }
+    return result
 
 
 def mean_and_stderr(values: np.ndarray) -> dict[str, Any]:
-    """Mean, standard error (n - 1) and count of the values that are numbers.
+    """Returns {'mean', 'stderr', 'users'} of the values that are not NaN.
 
-    Mean and standard error are None where they do not exist.
+    The standard error divides by n - 1. Mean and standard error are None where
+    they do not exist.
     """
     real = values[~np.isnan(values)]
     n = len(real)
@@ -122,22 +243,23 @@ def mean_and_stderr(values: np.ndarray) -> dict[str, Any]:
 def by_history_length(
     values_U: np.ndarray, length_U: np.ndarray, buckets: int = 4
 ) -> list[dict[str, Any]]:
-    """Mean of a metric for users with short and with long histories.
+    """Returns the mean of a metric by the length of the users' histories.
 
     Args:
-      values_U: float [U], NaN for users left out.
-      length_U: int [U], fold-in items of each user.
-      buckets: at most so many, with about as many users each.
+      values_U: float [U], the metric; NaN for users to leave out.
+      length_U: int [U], number of fold-in items of each user.
+      buckets: largest number of groups; each has about as many users.
 
     Returns:
-      [{'bucket': '5-12', 'mean', 'stderr', 'users'}, ...], shortest first.
+      [{'bucket': '5-12', 'mean', 'stderr', 'users'}, ...], shortest histories
+      first.
     """
     real_U = ~np.isnan(values_U)
     values_U, length_U = values_U[real_U], length_U[real_U]
     if not len(values_U):
         return []
     shares = np.linspace(0, 1, buckets + 1)[1:]
-    # Upper bounds, inclusive; equal ones (many users alike) are one bucket.
+    # Inclusive upper bounds. Many users with the same length share a bucket.
     upper = np.unique(np.quantile(length_U, shares, method="inverted_cdf"))
     bucket_U = np.searchsorted(upper, length_U)
     rows = []
@@ -148,13 +270,3 @@ def by_history_length(
             name = f"{low}" if low == high else f"{low}-{high}"
             rows.append({"bucket": name, **mean_and_stderr(values_U[inside])})
     return rows
-
-
-def flat(summary: Mapping[str, Mapping[str, Any]], prefix: str) -> dict:
-    """{'validation/ndcg@100': mean, 'validation/ndcg@100_stderr': ...}."""
-    record: dict[str, Any] = {}
-    for name, value in summary.items():
-        record[f"{prefix}/{name}"] = value["mean"]
-        if value["stderr"] is not None:
-            record[f"{prefix}/{name}_stderr"] = value["stderr"]
-    return record

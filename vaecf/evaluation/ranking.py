@@ -32,7 +32,6 @@ class Scorer(NamedTuple):
         scores inside shard_map, and all items' on one device, where there is
         no shard_map; -inf for padding items. `user_B` is the user's row in
         the split, for scorers that depend on the user (the oracle).
-      params: pytree of arrays, global.
       partition: mesh axis of each dimension of a parameter, by its name.
       n_items: items of the catalogue.
       casts: dtypes that the parameters' matrices are cast to, one after the
@@ -42,14 +41,13 @@ class Scorer(NamedTuple):
     """
 
     apply: Callable[[Any, SparseBatch, jax.Array], jax.Array]
-    params: Any
     partition: Mapping[str, tuple[str | None, ...]]
     n_items: int
     casts: tuple[Any, ...] = ()
     kept: frozenset[str] = frozenset()
 
 
-class Ranked(NamedTuple):
+class RankedLists(NamedTuple):
     """Lists, best first.
 
     Attributes:
@@ -74,7 +72,7 @@ def rank_local(
     n_items: int,
     exclude_seen: bool = True,
     item_axis: str | None = None,
-) -> Ranked:
+) -> RankedLists:
     """Exact top k of each user, ties broken by item index.
 
     Args:
@@ -87,7 +85,7 @@ def rank_local(
       item_axis: mesh axis of the items, None when they are not sharded.
 
     Returns:
-      Ranked with [B, k] arrays, the same on every item shard.
+      RankedLists with [B, k] arrays, the same on every item shard.
     """
     n_local = scores_BI.shape[1]
     offset = mesh_lib.item_offset(n_local, item_axis)
@@ -132,7 +130,7 @@ def rank_local(
         )
         item_BK = jnp.pad(item_BK, ((0, 0), (0, missing)), constant_values=-1)
     item_BK = jnp.where(score_BK == -jnp.inf, -1, item_BK)
-    return Ranked(item_BK, score_BK, log_total_B)
+    return RankedLists(item_BK, score_BK, log_total_B)
 
 
 def rank_batch(
@@ -147,7 +145,7 @@ def rank_batch(
     k: int,
     n_items: int,
     exclude_seen: bool = True,
-) -> Ranked:
+) -> RankedLists:
     """Scores and ranks a global batch over the mesh.
 
     An axis of one device has no collectives.
@@ -165,7 +163,7 @@ def rank_batch(
       exclude_seen: leave out the items of the history.
 
     Returns:
-      Ranked with global [B, k] arrays.
+      RankedLists with global [B, k] arrays.
     """
 
     def local(
@@ -173,7 +171,7 @@ def rank_batch(
         batch: SparseBatch,
         user_B: jax.Array,
         allowed_I: jax.Array | None,
-    ) -> Ranked:
+    ) -> RankedLists:
         return rank_local(
             apply(params, batch, user_B),
             batch,
@@ -194,7 +192,7 @@ def rank_batch(
             users,
             P(mesh_lib.ITEM),
         ),
-        out_specs=Ranked(users, users, users),
+        out_specs=RankedLists(users, users, users),
     )(params, batch, user_B, allowed_I)
 
 
@@ -308,8 +306,7 @@ class Ranker:
         self, scorer: Scorer, mesh: Mesh, k: int, *, exclude_seen: bool = True
     ) -> None:
         self.mesh, self.k, self.n_items = mesh, k, scorer.n_items
-        # Its parameters come with every call: they are not kept alive here.
-        self._scorer = scorer._replace(params=None)
+        self._scorer = scorer
         self._exclude_seen = exclude_seen
         self._shards = mesh.shape[mesh_lib.DATA]
         self._by_user = mesh_lib.shardings(mesh, P(mesh_lib.DATA))
@@ -321,6 +318,16 @@ class Ranker:
     def compilations(self) -> int:
         """Programs compiled so far."""
         return len(self._programs)
+
+    def place(self, params: Any) -> Any:
+        """Returns host parameters, padded for the mesh, on its devices."""
+        rows = mesh_lib.padded_items(
+            self.n_items, self.mesh.shape[mesh_lib.ITEM]
+        )
+        partition = self._scorer.partition
+        params = mesh_lib.resize_items(params, partition, rows)
+        specs = mesh_lib.specs(params, partition)
+        return processes.put(params, mesh_lib.shardings(self.mesh, specs))
 
     def allow(self, allowed: np.ndarray) -> jax.Array:
         """bool [items] as a device array over the padded items."""
@@ -353,8 +360,8 @@ class Ranker:
         *,
         batch_size: int,
         allowed_I: jax.Array | None = None,
-    ) -> Ranked:
-        """Ranked lists for all users of a CSR, as NumPy arrays [U, k]."""
+    ) -> RankedLists:
+        """RankedLists lists for all users of a CSR, as NumPy arrays [U, k]."""
         blocks = list(
             self.blocks(
                 params,
@@ -365,12 +372,12 @@ class Ranker:
             )
         )
         if not blocks:
-            return Ranked(
+            return RankedLists(
                 np.zeros((0, self.k), np.int32),
                 np.zeros((0, self.k), np.float32),
                 np.zeros(0, np.float32),
             )
-        return Ranked(*(np.concatenate(parts) for parts in zip(*blocks)))
+        return RankedLists(*(np.concatenate(parts) for parts in zip(*blocks)))
 
     def blocks(
         self,
@@ -380,8 +387,8 @@ class Ranker:
         *,
         batch_size: int,
         allowed_I: jax.Array | None = None,
-    ) -> Iterator[Ranked]:
-        """Ranked lists block by block; the next block is always under way.
+    ) -> Iterator[RankedLists]:
+        """RankedLists lists block by block; the next block is always under way.
 
         Args:
           params: parameters of the scorer.
@@ -391,7 +398,7 @@ class Ranker:
           allowed_I: result of `allow`; None allows every item.
 
         Yields:
-          Ranked of at most `batch_size` users, in order, as NumPy arrays.
+          RankedLists of at most `batch_size` users, in order, as NumPy arrays.
 
         Raises:
           VaecfError: `batch_size` is below 1.
@@ -517,8 +524,8 @@ def _lies_at(x: Any, place: jax.sharding.Sharding) -> bool:
     )
 
 
-def _fetch(ranked: jax.Array, n_users: int) -> Ranked:
+def _fetch(ranked: jax.Array, n_users: int) -> RankedLists:
     lists = np.asarray(ranked)[:n_users]
     k = lists.shape[1] // 2
     scores = lists[:, k:].view(np.float32)
-    return Ranked(lists[:, :k], scores[:, :k], scores[:, k])
+    return RankedLists(lists[:, :k], scores[:, :k], scores[:, k])

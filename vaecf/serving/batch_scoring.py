@@ -111,7 +111,7 @@ def score_file(
             done = 0
             for users, matrix in dealt.partitions(len(model.items)):
                 for ranked in ranker.blocks(
-                    model.ranked_params,
+                    model.scorer_params,
                     matrix.indptr,
                     matrix.indices,
                     batch_size=batch_size,

@@ -52,7 +52,7 @@ def measure(
             ]
         ).astype(np.int32)
         began = time.perf_counter()
-        ranker(model.ranked_params, indptr, indices, batch_size=batch_size)
+        ranker(model.scorer_params, indptr, indices, batch_size=batch_size)
         seconds.append(time.perf_counter() - began)
     measured = np.array(seconds[warm_up:])
     prefix = f"batch_{batch_size}"

@@ -17,9 +17,10 @@ from vaecf.config import Config
 from vaecf.data import prepare
 from vaecf.data.id_table import IdTable
 from vaecf.errors import VaecfError
-from vaecf.evaluation import blend_tuning, ranking
+from vaecf.evaluation import ranking
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.serving import histories as histories_lib
-from vaecf.serving.trained_model import TrainedModel, load
+from vaecf.serving.trained_model import TrainedModel, load, tune_blend
 from vaecf.training import loop
 
 if TYPE_CHECKING:
@@ -218,9 +219,11 @@ class Recommender:
                     config, dataset, directory, show_progress=show_progress
                 )
                 # Kept in the directory, so before anybody else may have it.
-                self._model = blend_tuning.choose(
-                    load(directory), dataset, log=logging.info
+                model = load(directory)
+                validation = Evaluator.for_split(
+                    dataset, "validation", config.eval, model.setup.mesh
                 )
+                self._model = tune_blend(model, validation, log=logging.info)
         return self
 
     @classmethod
@@ -346,13 +349,13 @@ class Recommender:
         allowed = _allowed(fitted.items, allow_items, deny_items)
         first = 0
         blocks = ranker.blocks(
-            fitted.ranked_params,
+            fitted.scorer_params,
             matrix.indptr,
             matrix.indices,
             batch_size=batch_size,
             allowed_I=None if allowed is None else ranker.allow(allowed),
         )
-        empty = ranking.Ranked(
+        empty = ranking.RankedLists(
             np.zeros((0, k), np.int32),
             np.zeros((0, k), np.float32),
             np.zeros(0, np.float32),
@@ -519,7 +522,7 @@ def _allowed(
 
 
 def _frame(
-    users: np.ndarray, ranked: ranking.Ranked, items: IdTable, score: str
+    users: np.ndarray, ranked: ranking.RankedLists, items: IdTable, score: str
 ) -> pd.DataFrame:
     """Long frame of a block's lists, without the ranks nobody fills."""
     import pandas as pd
@@ -530,7 +533,7 @@ def _frame(
 
 
 def list_columns(
-    ranked: ranking.Ranked, items: IdTable, score: str = "log_probability"
+    ranked: ranking.RankedLists, items: IdTable, score: str = "log_probability"
 ) -> dict[str, np.ndarray]:
     """Columns row (of the block's user), rank, item (raw id) and score."""
     row, rank = np.nonzero(ranked.item_UK >= 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,11 @@ from vaecf.data import dataset as dataset_lib
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.evaluation import ranking, scorers
+from vaecf.evaluation import blend_tuning, ranking, scorers
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.parallel import processes
 from vaecf.training import checkpoints, linear_branch, loop
 from vaecf.training import step as step_lib
 
@@ -75,12 +78,12 @@ class TrainedModel:
 
     def scorer(self) -> ranking.Scorer:
         """What `ranking` and `evaluation` take."""
-        return scorers.ranked(self.setup.model, self.params, self.path)
+        return scorers.model(self.setup.model)
 
     @property
-    def ranked_params(self) -> Any:
-        """What a ranker is called with."""
-        return scorers.ranked_params(self.params, self.path)
+    def scorer_params(self) -> scorers.ModelParams:
+        """Parameters of `scorer`, to call a ranker with."""
+        return scorers.ModelParams(self.params, self.path)
 
     def encode(self, matrix: Interactions) -> np.ndarray:
         """Users' representations, float32 [U, latent]."""
@@ -214,3 +217,48 @@ def load(
     return TrainedModel(
         config, manifest, items, setup, params, directory, position, path
     )
+
+
+def tune_blend(
+    model: TrainedModel,
+    validation: Evaluator,
+    *,
+    log: Callable[[str], None] = lambda line: None,
+) -> TrainedModel:
+    """Returns the model with the blend weights that rank validation users best.
+
+    The weights are saved in the model's directory, with all candidates that
+    were tried, and are chosen again when another epoch is the best.
+
+    Args:
+      model: a model loaded from a workdir that the caller has locked; returned
+        unchanged if it has no linear branch.
+      validation: evaluator of the validation users; if it is empty, the model
+        keeps its initial weights.
+      log: receives one line.
+    """
+    if model.path is None or validation.is_empty:
+        return model
+    epoch = model.position.get("epoch")
+    weights = linear_branch.read_weights(model.directory)
+    # Process 0 decides: another host may still see an older file.
+    [is_tuned] = processes.from_lead([weights.get("epoch", -1) == epoch])
+    if not is_tuned:
+        began = time.perf_counter()
+        ranker = model.ranker(validation.depth)
+        found = blend_tuning.search(validation, ranker, model.scorer_params)
+        weights = {"epoch": epoch, **found}
+        if processes.is_lead():
+            linear_branch.write_weights(model.directory, weights)
+        log(
+            f"linear branch: gain {weights['gain']:g}, prior "
+            f"{weights['prior']:g}: best of {len(weights['tried'])} by "
+            f"validation {weights['metric']} {weights['value']:.4f} "
+            f"({weights['model_alone']:.4f} without the branch), in "
+            f"{time.perf_counter() - began:.1f} s"
+        )
+    gain, prior = processes.from_lead(
+        [weights.get(name, 0.0) for name in ("gain", "prior")]
+    )
+    path = linear_branch.with_weights(model.path, gain=gain, prior=prior)
+    return dataclasses.replace(model, path=path)

@@ -8,7 +8,7 @@ import functools
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +16,8 @@ import numpy as np
 
 from vaecf.config import Config
 from vaecf.errors import VaecfError
-from vaecf.evaluation import evaluator, metrics, ranking, scorers
+from vaecf.evaluation import scorers
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import losses
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
@@ -127,9 +128,7 @@ def train(
     path = linear_branch.prepare(
         config.linear, dataset.train, workdir, mesh, log=log
     )
-    validate = make_validator(
-        config, dataset, setup, step_lib.scoring_params(state), path
-    )
+    validate = make_validator(config, dataset, setup, path)
     writer = open_writers(workdir, first_step, extra_writer)
     clock, tracer = signals.Clock(), signals.Tracer(trace_dir)
     last_saved = time.monotonic()
@@ -287,16 +286,6 @@ def restore_params(setup: step_lib.TrainSetup, saved: Checkpoints) -> Any:
     )
 
 
-def item_share(train: Any, names: Sequence[str]) -> np.ndarray:
-    """Share of training users who have each item, float64 [I].
-
-    Zeros when none of these metrics asks: it reads all interactions.
-    """
-    if all(metrics.parse(name).kind != "popularity" for name in names):
-        return np.zeros(train.n_items)
-    return train.item_counts() / max(1, train.n_users)
-
-
 def open_writers(
     workdir: pathlib.Path, step: int, extra: Any | None
 ) -> writers.MultiWriter:
@@ -332,45 +321,30 @@ def make_validator(
     config: Config,
     dataset: Any,
     setup: step_lib.TrainSetup,
-    params: Any,
-    path: dict[str, Any] | None = None,
+    linear: dict[str, Any] | None = None,
 ) -> Callable[[Any], dict[str, Any]]:
-    """params -> record of validation metrics; {} without validation users.
+    """Returns a function from parameters to a record of validation metrics.
+
+    The record is {} if there are no validation users.
 
     Args:
-      config: of the run.
-      dataset: whose validation users they are.
-      setup: of the run.
-      params: of the kind that will be validated.
-      path: linear branch beside the model; None for none.
+      config: settings of the run.
+      dataset: holds the validation users.
+      setup: static part of the run.
+      linear: linear branch of a blend; None for none.
     """
-    held = dataset.split("validation")
-    if held.held_out.nnz == 0:
-        return lambda params: {}
-    names = (*config.eval.metrics,)
-    if config.eval.best_metric not in names:
-        names = (*names, config.eval.best_metric)
-    scorer = scorers.ranked(setup.model, params, path)
-    ranker = ranking.Ranker(scorer, setup.mesh, metrics.depth(names))
-    share_I = item_share(dataset.train, names)
+    validation = Evaluator.for_split(
+        dataset, "validation", config.eval, setup.mesh
+    )
+    ranker = validation.compile(scorers.model(setup.model))
 
     def validate(params: Any) -> dict[str, Any]:
         began = time.perf_counter()
-        result = evaluator.evaluate(
-            ranker,
-            scorers.ranked_params(params, path),
-            held.fold_in,
-            held.held_out,
-            names=names,
-            batch_size=config.eval.batch_size,
-            item_share_I=share_I,
-        )
-        record = {
-            **evaluator.flat(result.summary, "validation"),
-            "validation/seconds": time.perf_counter() - began,
-        }
-        # A last bit that differs must not part the processes.
-        return dict(zip(record, processes.from_lead([*record.values()])))
+        result = validation(ranker, scorers.ModelParams(params, linear))
+        if result is None:
+            return {}
+        seconds = time.perf_counter() - began
+        return {**result.record("validation"), "validation/seconds": seconds}
 
     return validate
 

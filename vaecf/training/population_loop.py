@@ -127,10 +127,9 @@ def train(
             states = _states(whole, runs, together, dataset, workdir, log)
             population = whole.only([runs.index(r) for r in together])
             if validate is None:
-                params = step_lib.scoring_params(states[0])
                 path = _linear_path(members, dataset, whole.setup.mesh, log)
                 validate = loop.make_validator(
-                    config, dataset, whole.setup, params, path
+                    config, dataset, whole.setup, path
                 )
             if len(members) > 1 and len(together) < len(members):
                 log(

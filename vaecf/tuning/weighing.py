@@ -6,9 +6,9 @@ import pathlib
 
 from vaecf.config import Config
 from vaecf.data.dataset import Dataset
-from vaecf.evaluation import blend_tuning
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.serving.trained_model import load
+from vaecf.serving.trained_model import load, tune_blend
 from vaecf.training import linear_branch
 from vaecf.training.progress import TrainProgress
 
@@ -35,5 +35,6 @@ def value(
         return position.best
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     model = load(folder, mesh=mesh)
-    blend_tuning.choose(model, dataset, log=lambda line: None)
+    validation = Evaluator.for_split(dataset, "validation", config.eval, mesh)
+    tune_blend(model, validation)
     return float(linear_branch.read_weights(folder)["value"])
