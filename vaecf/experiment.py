@@ -141,9 +141,9 @@ def run(
         if actions.train or actions.test:
             model = tune_blend(model, validation, log=log)
             results.pop("linear", None)
-            if model.path is not None:
+            if model.branch is not None:
                 weights = ("gain", "prior")
-                results["linear"] = {w: float(model.path[w]) for w in weights}
+                results["linear"] = {w: float(model.branch[w]) for w in weights}
             with within("a validation"):
                 results["validation"] = validation.summary(
                     model.ranker(validation.depth), model.scorer_params

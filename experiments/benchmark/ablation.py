@@ -126,7 +126,7 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     from vaecf.training import linear_branch
 
     model = load(workdir)
-    if model.path is None:
+    if model.branch is None:
         raise VaecfError(
             f"{workdir}: config.linear.l2 is 0: there is nothing to take away"
         )
@@ -164,12 +164,12 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
         f"{name} alone": measured(ranker, ModelParams(model.params)),
         "EASE alone": alone(scorers.item_item(n_items), item_item),
         "linear branch alone": measured(
-            test.compile(scorers.linear_branch(n_items)), model.path
+            test.compile(scorers.linear_branch(n_items)), model.branch
         ),
         f"{name} and EASE": tuned(of_ease, priors=(0.0,)),
         f"{name} and EASE, prior divided out": tuned(of_ease),
-        f"{name} and linear branch": tuned(model.path, priors=(0.0,)),
-        ALL: tuned(model.path),
+        f"{name} and linear branch": tuned(model.branch, priors=(0.0,)),
+        ALL: tuned(model.branch),
     }
 
 

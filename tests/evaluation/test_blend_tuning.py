@@ -95,7 +95,7 @@ def ndcg(model, dataset, gain, prior):
     """Of the validation users, from scores written out in NumPy."""
     held = dataset.validation
     x = held.fold_in.to_scipy().toarray().astype(np.float64)
-    alone = dataclasses.replace(model, path=None)
+    alone = dataclasses.replace(model, branch=None)
     depth = dataset.n_items
     ranked = alone.ranker(depth, exclude_seen=False)(
         alone.scorer_params,
@@ -105,7 +105,7 @@ def ndcg(model, dataset, gain, prior):
     )
     logits = np.empty_like(x)
     np.put_along_axis(logits, ranked.item_UK, ranked.score_UK, axis=1)
-    weights = item_item(model.path, depth)
+    weights = item_item(model.branch, depth)
     share = (dataset.train.item_counts() + 5) / (dataset.train.n_users + 5)
     linear = np.log(np.maximum(x @ weights, 0) + 0.003)
     scores = logits + gain * (linear - prior * np.log(share))
@@ -151,7 +151,7 @@ def test_they_are_chosen_once_for_an_epoch(data, done, monkeypatch):
     lines: list[str] = []
     again = trained_model.tune_blend(model, validation, log=lines.append)
     assert lines == []
-    assert float(again.path["gain"]) == float(model.path["gain"])
+    assert float(again.branch["gain"]) == float(model.branch["gain"])
     later = dataclasses.replace(model, position=model.position | {"epoch": 99})
     monkeypatch.setattr(
         linear_branch, "write_weights", lambda _, kept: lines.append(kept)
@@ -187,7 +187,7 @@ def test_a_path_that_only_harms_is_left_out(data, done, monkeypatch):
     monkeypatch.setattr(Evaluator, "best_value", worse_with_it)
     model = trained_model.load(workdir)
     chosen = trained_model.tune_blend(model, split_of(model, data))
-    assert float(chosen.path["gain"]) == 0.0
+    assert float(chosen.branch["gain"]) == 0.0
 
 
 def test_without_validation_users_the_first_weights_stay(tmp_path):
@@ -202,7 +202,7 @@ def test_without_validation_users_the_first_weights_stay(tmp_path):
     experiment.run(
         made(data), tmp_path / "run", experiment.Actions(train=True), log=print
     )
-    path = trained_model.load(tmp_path / "run").path
+    path = trained_model.load(tmp_path / "run").branch
     assert float(path["gain"]) == pytest.approx(blend.GAIN)
     assert float(path["prior"]) == pytest.approx(blend.PRIOR)
     assert not (tmp_path / "run" / "linear" / "weights.json").exists()
@@ -216,7 +216,7 @@ def test_a_saved_path_is_the_file_it_was_read_from(done, tmp_path, mesh):
     shutil.copytree(workdir, gone)
     model = trained_model.load(gone, mesh=mesh_lib.make_mesh(*mesh))
     shutil.rmtree(gone)
-    assert model.path["log_share"].shape[0] > len(model.items)
+    assert model.branch["log_share"].shape[0] > len(model.items)
     model.save(tmp_path / "copy")
     for name in arrays_of(model):
         mine, its = (
@@ -240,7 +240,7 @@ def test_a_saved_copy_recommends_the_same(done, tmp_path):
     expected = original.recommend(histories, k=10)
     assert copy.recommend(histories, k=10).equals(expected)
     # The same scores as the formula's, so not those of the model alone.
-    copy._model = dataclasses.replace(copy._model, path=None)
+    copy._model = dataclasses.replace(copy._model, branch=None)
     assert not copy.recommend(histories, k=10).equals(expected)
     original.save(tmp_path / "moved", overwrite=True)
     with pytest.raises(VaecfError, match="no saved model"):
@@ -252,7 +252,7 @@ def test_on_item_shards(data, done, shards):
     workdir, _, results = done
     model = trained_model.load(workdir, mesh=mesh_lib.make_mesh(2, shards))
     for name in arrays_of(model):
-        array = model.path[name]
+        array = model.branch[name]
         part = array.addressable_shards[0].data
         assert part.size == array.size // shards, name
     test = split_of(model, data, "test")

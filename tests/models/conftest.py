@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from vaecf.data.interactions import Interactions
+
 
 def _threefry(key: np.ndarray, row: np.ndarray, column: np.ndarray):
     """First word of Threefry-2x32-20 (Salmon et al. 2011) at (row, column)."""
@@ -28,3 +30,13 @@ def _threefry(key: np.ndarray, row: np.ndarray, column: np.ndarray):
 @pytest.fixture(scope="session")
 def threefry() -> Callable:
     return _threefry
+
+
+@pytest.fixture(scope="session")
+def interactions() -> Callable[[np.ndarray], Interactions]:
+    """Makes Interactions from a dense 0/1 array [users, items]."""
+
+    def make(x: np.ndarray) -> Interactions:
+        return Interactions.from_pairs(*np.nonzero(x), *x.shape)[0]
+
+    return make

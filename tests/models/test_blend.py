@@ -62,7 +62,7 @@ def item_item(path) -> np.ndarray:
     ],
 )
 def test_the_rank_by_the_catalogue(rank, n_items, expected):
-    assert blend.rank_of(rank, n_items) == expected
+    assert blend.effective_rank(rank, n_items) == expected
 
 
 def test_shapes_are_those_of_a_fit_without_padding(train, path):

@@ -15,7 +15,7 @@ from vaecf.errors import VaecfError
 from vaecf.models import linear, low_rank, sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 
-fit = functools.partial(low_rank.fit, mend="mend it")
+fit = functools.partial(low_rank.fit, advice="try this")
 
 HISTORIES = [[0, 4, 149], [3], [], [1, 2, 5, 6, 7], [130, 140]]
 
@@ -37,7 +37,7 @@ def product(params: dict[str, np.ndarray], n_items: int) -> np.ndarray:
     """B, float64 [I, I]."""
     rows = params["input_factors"][:n_items].astype(float)
     b = rows @ params["output_factors"][:, :n_items]
-    own = params["own_weight"][:n_items]
+    own = params["self_weight"][:n_items]
     np.testing.assert_allclose(np.diag(b), own, rtol=1e-3, atol=1e-6)
     np.fill_diagonal(b, 0)
     return b
@@ -49,7 +49,7 @@ def product(params: dict[str, np.ndarray], n_items: int) -> np.ndarray:
 def test_at_full_rank_it_is_the_whole_matrix(shape, dropout, exponent):
     train = interactions(groups(*shape))
     how = {"dropout": dropout, "user_exponent": exponent}
-    expected = linear.fit_ease(train, 3.0, **how)["item_item"]
+    expected = linear.fit(train, 3.0, **how)["item_item"]
     for rank in (shape[1], 1000):
         params = fit(train, 3.0, rank, **how)
         assert params["output_factors"].shape == (shape[1], 128)
@@ -136,7 +136,7 @@ def test_scores_of_seen_items_too():
 def test_scores_over_item_shards(backend, monkeypatch):
     params, x, expected = sample()
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(linear, "_FEW", 0)
+    monkeypatch.setattr(linear, "_MAX_GATHERED_USERS", 0)
     score = jax.shard_map(
         low_rank.scores,
         mesh=mesh_lib.make_mesh(data=1, item=2),
@@ -157,10 +157,9 @@ def test_what_does_not_fit_shows_the_arithmetic():
     with pytest.raises(VaecfError) as caught:
         fit(train, 5.0, 7, available_bytes=needed - 1)
     assert (
-        f"the 7 largest directions of the interactions need (130 items x 20 + 60 users x 8) x 39 + {n:,} "
-        "interactions x 16 bytes"
+        f"(130 items x 20 + 60 users x 8) x 39 + {n:,} interactions x 16 bytes"
     ) in str(caught.value)
-    assert str(caught.value).endswith("are free: mend it")
+    assert str(caught.value).endswith("are free: try this")
 
 
 def test_the_memory_is_what_was_worked_out():

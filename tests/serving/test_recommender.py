@@ -587,7 +587,7 @@ def test_the_blend_gives_the_lists_of_a_run(tastes, blended):
     chosen = json.loads((workdir / "linear" / "weights.json").read_text())
     assert chosen["epoch"] == 4 and len(chosen["tried"]) >= 5
     assert chosen["gain"] > 0
-    path = recommender._model.path
+    path = recommender._model.branch
     for name in ("gain", "prior"):
         assert float(path[name]) == pytest.approx(chosen[name])
     asked = recommender.recommend(tastes, 12)
@@ -613,7 +613,7 @@ def test_a_blend_outlives_its_temporary_directory(tastes, blended, tmp_path):
     assert codes.shape == (60, 4)
     np.testing.assert_array_equal(codes, recommender.encode(tastes)[1])
     # And it ranks by both: without the path the lists are others.
-    again._model = dataclasses.replace(again._model, path=None)
+    again._model = dataclasses.replace(again._model, branch=None)
     assert not again.recommend(tastes, 12).equals(asked)
 
 

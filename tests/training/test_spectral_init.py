@@ -38,7 +38,7 @@ def test_items_lie_as_their_users_have_it(
 ):
     """Inner products of a full decomposition in float64, up to a factor."""
     # Of directions this close to each other, six turns find some per cent off.
-    monkeypatch.setattr(low_rank, "_TURNS", 300)
+    monkeypatch.setattr(low_rank, "_POWER_ITERATIONS", 300)
     before, state, after = begun(problem_of(), dataset, tmp_path)
     kernel = np.asarray(after.params["output_kernel"], np.float64)
     assert kernel.shape == before.shape == (N_UNITS, 128)
@@ -66,7 +66,7 @@ def test_items_lie_as_their_users_have_it(
 
 def test_no_unit_is_above_others(dataset):
     vectors = low_rank.item_vectors(
-        dataset.train, 8, l2=150.0, dropout=0.5, user_exponent=0.5, mend=""
+        dataset.train, 8, l2=150.0, dropout=0.5, user_exponent=0.5, advice=""
     )
     lengths = np.linalg.norm(vectors, axis=0)
     assert lengths[0] > 2 * lengths[-1]
@@ -106,7 +106,7 @@ def test_on_any_mesh_it_is_the_same(problem_of, dataset, tmp_path, mesh):
 
 def test_more_units_than_items(dataset):
     vectors = low_rank.item_vectors(
-        dataset.train, 50, l2=1.0, dropout=0.0, user_exponent=0.0, mend=""
+        dataset.train, 50, l2=1.0, dropout=0.0, user_exponent=0.0, advice=""
     )
     assert vectors.shape == (N_ITEMS, 50) and not vectors[:, N_ITEMS:].any()
     x = dataset.train.to_scipy().toarray().astype(float)
@@ -140,6 +140,6 @@ def test_it_counts_at_the_start_alone(small, train, dataset, tmp_path):
 def test_what_does_not_fit_names_the_key(
     problem_of, dataset, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(low_rank.linear, "available_memory", lambda: 1000)
+    monkeypatch.setattr(low_rank.memory, "host_free_bytes", lambda: 1000)
     with pytest.raises(VaecfError, match=r"set model\.init='random'"):
         begun(problem_of(), dataset, tmp_path)

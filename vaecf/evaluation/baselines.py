@@ -17,7 +17,7 @@ from vaecf.evaluation import per_user, scorers
 from vaecf.evaluation.coordinate_search import coordinate_search
 from vaecf.evaluation.evaluator import Evaluation, Evaluator
 from vaecf.evaluation.ranking import Scorer
-from vaecf.models import ials, linear
+from vaecf.models import ials, knn, linear, popularity
 from vaecf.parallel import processes
 
 if TYPE_CHECKING:
@@ -67,18 +67,14 @@ class Baseline(NamedTuple):
         return {k: s.grid for k, s in self.settings.items() if s.grid}
 
 
-def _fit_popularity(train: Any) -> dict[str, Any]:
-    return linear.fit_popularity(train.item_counts())
-
-
 BASELINES: dict[str, Baseline] = {
     "popularity": Baseline(
-        _fit_popularity, linear.popularity_scores, linear.PARTITION
+        popularity.fit, popularity.scores, popularity.PARTITION
     ),
     "itemknn": Baseline(
-        linear.fit_itemknn,
-        linear.item_item_scores,
-        linear.PARTITION,
+        knn.fit,
+        knn.scores,
+        knn.PARTITION,
         {
             "neighbours": Setting(
                 100,
@@ -123,8 +119,8 @@ BASELINES: dict[str, Baseline] = {
         outer="factors",
     ),
     "ease": Baseline(
-        linear.fit_ease,
-        linear.item_item_scores,
+        linear.fit,
+        linear.scores,
         linear.PARTITION,
         {
             "l2": Setting(
@@ -344,7 +340,7 @@ def evaluate_oracle(
         "validation": slice(n_train, n_train + n_validation),
         "test": slice(n_train + n_validation, None),
     }
-    params = linear.fit_oracle(
+    params = popularity.fit_oracle(
         dataset.oracle["user_group"][rows[split]], dataset.oracle["group_item"]
     )
     ranker = evaluator.compile(scorers.oracle(dataset.n_items))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vaecf.evaluation.ranking import Scorer
-from vaecf.models import blend, linear, mult_vae
+from vaecf.models import blend, linear, mult_vae, popularity
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
@@ -92,18 +92,18 @@ def item_item(n_items: int) -> Scorer:
 
     Its parameters are {'item_item': float32 [I, padded I]}.
     """
-    return Scorer(linear.item_item_scores, linear.PARTITION, n_items)
+    return Scorer(linear.scores, linear.PARTITION, n_items)
 
 
 def linear_branch(n_items: int) -> Scorer:
     """Returns the scorer of a blend's linear branch alone (`blend.fit`)."""
-    return Scorer(blend.path_scores, blend.PARTITION, n_items)
+    return Scorer(blend.branch_scores, blend.PARTITION, n_items)
 
 
 def oracle(n_items: int) -> Scorer:
     """Returns the scorer that ranks by the probabilities that made the data.
 
     It is the best that any model can reach on synthetic data. Its parameters
-    are those of `linear.fit_oracle`.
+    are those of `popularity.fit_oracle`.
     """
-    return Scorer(linear.oracle_scores, linear.PARTITION, n_items)
+    return Scorer(popularity.oracle_scores, popularity.PARTITION, n_items)

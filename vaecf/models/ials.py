@@ -240,9 +240,7 @@ def fit(
         user_UF = _half_sweep(item_IF, to_users, of_users)
         item_IF = _half_sweep(user_UF, to_items, of_items)
     if not jnp.isfinite(item_IF).all():
-        raise VaecfError(
-            f"iALS: factors that are no numbers; raise l2={l2} (--ials_l2)"
-        )
+        raise VaecfError(f"iALS: factors that are no numbers; increase l2={l2}")
     rows = mesh_lib.padded_items(n_items)
     return {
         "item_factor": np.pad(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 
+from vaecf.errors import VaecfError
+
 _MEMINFO = pathlib.Path("/proc/meminfo")
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
@@ -43,3 +45,32 @@ def device_free_bytes() -> int | None:
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return host_free_bytes() if device.platform == "cpu" else None
+
+
+def require_free(
+    needed: int,
+    what: str,
+    arithmetic: str,
+    advice: str,
+    available_bytes: int | None = None,
+) -> int:
+    """Returns the bytes available to a computation that fits into memory.
+
+    Args:
+      needed: bytes that the computation needs.
+      what: the computation, for the message.
+      arithmetic: how `needed` is calculated, for the message.
+      advice: what to do instead, for the message.
+      available_bytes: memory that may be used; None asks the system.
+
+    Raises:
+      VaecfError: the computation needs more than is available.
+    """
+    if available_bytes is None:
+        available_bytes = host_free_bytes()
+    if needed > available_bytes:
+        raise VaecfError(
+            f"{what} needs {arithmetic} = {needed / 2**30:.1f} GiB and "
+            f"{available_bytes / 2**30:.1f} GiB are free: {advice}"
+        )
+    return available_bytes

@@ -79,6 +79,19 @@ def padded_items(n_items: int, item_shards: int = 1) -> int:
     return -(-n_items // multiple) * multiple
 
 
+def pad_items(array: np.ndarray) -> np.ndarray:
+    """Returns a float32 copy whose last axis, the items, is padded with zeros.
+
+    Zeros keep products finite. Ranking masks padding items whatever their
+    scores are.
+    """
+    n_items = array.shape[-1]
+    shape = (*array.shape[:-1], padded_items(n_items))
+    padded = np.zeros(shape, np.float32)
+    padded[..., :n_items] = array
+    return padded
+
+
 def local_data_shards(mesh: Mesh) -> list[int]:
     """Data shards that this process has devices of."""
     mine = [

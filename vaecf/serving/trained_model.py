@@ -50,7 +50,7 @@ class TrainedModel:
       items: raw ids in the order of the item axis.
       setup: module and mesh.
       params: the model's parameters, on the mesh.
-      path: linear branch that ranks beside it, on the mesh; None for none.
+      branch: linear branch that ranks beside it, on the mesh; None for none.
       directory: where it was loaded from.
       position: where in the run the parameters were taken.
     """
@@ -62,7 +62,7 @@ class TrainedModel:
     params: Any
     directory: pathlib.Path
     position: dict[str, Any]
-    path: dict[str, Any] | None = None
+    branch: dict[str, Any] | None = None
 
     def ranker(self, k: int, exclude_seen: bool = True) -> ranking.Ranker:
         """Compiled ranking to depth k, kept for as long as the model is."""
@@ -83,7 +83,7 @@ class TrainedModel:
     @property
     def scorer_params(self) -> scorers.ModelParams:
         """Parameters of `scorer`, to call a ranker with."""
-        return scorers.ModelParams(self.params, self.path)
+        return scorers.ModelParams(self.params, self.branch)
 
     def encode(self, matrix: Interactions) -> np.ndarray:
         """Users' representations, float32 [U, latent]."""
@@ -151,9 +151,9 @@ class TrainedModel:
             step = self.position.get("epoch", 0)
             saved.save(checkpoints.BEST, step, self.params, self.position)
             saved.close()
-            if self.path is not None:
+            if self.branch is not None:
                 linear_branch.save(
-                    self.path, self.config.linear, len(self.items), fresh
+                    self.branch, self.config.linear, len(self.items), fresh
                 )
             workdir_lib.write_json(
                 fresh / workdir_lib.CONFIG, self.config.to_dict()
@@ -205,17 +205,17 @@ def load(
     params = loop.restore_params(setup, saved)
     position = saved.position(checkpoints.BEST)
     saved.close()
-    path = None
+    branch = None
     if config.linear.l2:
-        path = linear_branch.load(
+        branch = linear_branch.load(
             directory, setup.mesh, config.linear, len(items)
         )
         if kept := linear_branch.read_weights(directory):
-            path = linear_branch.with_weights(
-                path, gain=kept["gain"], prior=kept["prior"]
+            branch = linear_branch.with_weights(
+                branch, gain=kept["gain"], prior=kept["prior"]
             )
     return TrainedModel(
-        config, manifest, items, setup, params, directory, position, path
+        config, manifest, items, setup, params, directory, position, branch
     )
 
 
@@ -237,7 +237,7 @@ def tune_blend(
         keeps its initial weights.
       log: receives one line.
     """
-    if model.path is None or validation.is_empty:
+    if model.branch is None or validation.is_empty:
         return model
     epoch = model.position.get("epoch")
     weights = linear_branch.read_weights(model.directory)
@@ -260,5 +260,5 @@ def tune_blend(
     gain, prior = processes.from_lead(
         [weights.get(name, 0.0) for name in ("gain", "prior")]
     )
-    path = linear_branch.with_weights(model.path, gain=gain, prior=prior)
-    return dataclasses.replace(model, path=path)
+    branch = linear_branch.with_weights(model.branch, gain=gain, prior=prior)
+    return dataclasses.replace(model, branch=branch)

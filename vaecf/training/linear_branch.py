@@ -2,7 +2,7 @@
 
 linear/log_share.npy   float32 [items]
 linear/item_item.npy   float32 [items, items]; or, of a lower rank,
-linear/{input_factors,output_factors,own_weight}.npy
+linear/{input_factors,output_factors,self_weight}.npy
 linear/fit.json        what it was fitted with, and to
 linear/weights.json    {'gain', 'prior', ...}, once they are chosen
 """
@@ -75,7 +75,7 @@ def _fit_once(
     for array in (train.indptr, train.indices):
         digest.update(np.asarray(array).tobytes())
     about = {**dataclasses.asdict(config), "train_sha256": digest.hexdigest()}
-    about["rank"] = blend.rank_of(config.rank, train.n_items)
+    about["rank"] = blend.effective_rank(config.rank, train.n_items)
     if (folder / FIT).exists():
         # Those of before there was a rank are whole.
         if {"rank": 0, **workdir_lib.read_json(folder / FIT)} == about:

@@ -57,7 +57,7 @@ def start(
 
     def vectors() -> np.ndarray:
         return low_rank.item_vectors(
-            train, n_units, mend="set model.init='random'", **_PENALTY
+            train, n_units, advice="set model.init='random'", **_PENALTY
         )
 
     if processes.alone():

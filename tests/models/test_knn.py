@@ -1,0 +1,63 @@
+"""ItemKNN against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vaecf.data.interactions import Interactions
+from vaecf.errors import VaecfError
+from vaecf.models import knn
+
+
+def brute_force(x: np.ndarray, k: int, shrinkage: float) -> np.ndarray:
+    """Item by item: the k most similar others, ties to the lower index."""
+    n = x.shape[1]
+    similarity = np.zeros((n, n))
+    for j in range(n):
+        for i in range(n):
+            scale = np.sqrt(x[:, i].sum() * x[:, j].sum()) + shrinkage
+            if i != j and scale > 0:
+                similarity[i, j] = x[:, i] @ x[:, j] / scale
+    weights = np.zeros((n, n))
+    for j in range(n):
+        near = sorted(range(n), key=lambda i: (-similarity[i, j], i))[:k]
+        weights[near, j] = similarity[near, j]
+    return weights
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+@pytest.mark.parametrize("shrinkage", [0.0, 7.5])
+@pytest.mark.parametrize("k", [1, 4, 19, 20, 50])
+def test_itemknn_against_brute_force(
+    k, shrinkage, block, interactions, monkeypatch
+):
+    monkeypatch.setattr(knn, "_BLOCK", block)
+    x = (np.random.default_rng(0).random((60, 20)) < 0.3).astype(float)
+    x[:, 19] = 0
+    weights = knn.fit(interactions(x), k, shrinkage)["item_item"]
+    assert weights.dtype == np.float32 and weights.shape == (20, 128)
+    np.testing.assert_allclose(
+        weights[:, :20], brute_force(x, k, shrinkage), rtol=1e-6
+    )
+    assert not weights[:, 20:].any()
+
+
+def test_itemknn_breaks_ties_by_item_index(interactions):
+    """All of four items that everyone has are equally near."""
+    weights = knn.fit(interactions(np.ones((3, 4))), 2, 0.0)
+    expected = np.zeros((4, 4))
+    for j, kept in enumerate([(1, 2), (0, 2), (0, 1), (0, 1)]):
+        expected[kept, j] = 1
+    np.testing.assert_allclose(weights["item_item"][:, :4], expected, rtol=1e-6)
+
+
+def test_itemknn_errors(interactions):
+    train, _ = Interactions.from_pairs([0, 1], [7, 49_999], 2, 50_000)
+    with pytest.raises(VaecfError, match="leave out itemknn"):
+        knn.fit(train, 10, 0.0, available_bytes=2**30)
+    train = interactions(np.eye(3))
+    with pytest.raises(VaecfError, match="neighbours=0"):
+        knn.fit(train, 0, 0.0)
+    with pytest.raises(VaecfError, match="shrinkage=nan"):
+        knn.fit(train, 1, float("nan"))
