@@ -7,8 +7,8 @@
         --user_column=customer --item_column=sku --output=data/shop
     python experiments/prepare_dataset.py --data_dir=/data --seed=0
 
-The last is the recipe's: it reads ml-20m/extracted/ml-20m/ratings.csv there
-and writes ml-20m/preprocessed.
+The last command is the recipe's: it reads
+ml-20m/extracted/ml-20m/ratings.csv and writes ml-20m/preprocessed.
 """
 
 from __future__ import annotations
@@ -19,43 +19,48 @@ from collections.abc import Sequence
 from absl import flags
 
 from vaecf import cli
-from vaecf.data import prepare
+from vaecf.data import catalog, prepare
 
-_TEXT, _INT, _REAL = (
-    flags.DEFINE_string,
-    flags.DEFINE_integer,
-    flags.DEFINE_float,
-)
+_TEXT, _INT = flags.DEFINE_string, flags.DEFINE_integer
 for _name, _define, _help in (
     ("dataset", _TEXT, "Known dataset, such as ml-20m, or synthetic."),
     ("ratings", _TEXT, "Ratings: CSV, TSV, Parquet, or as released."),
     ("data_dir", _TEXT, "Folder laid out as the recipe's (its /data)."),
     ("output", _TEXT, "Directory to write (data/<name>)."),
     ("name", _TEXT, "Name of the data (the dataset's, or the file's)."),
-    ("cache_dir", _TEXT, "Where downloads are kept."),
+    ("cache_dir", _TEXT, "Directory for downloads."),
     ("user_column", _TEXT, "Name of the user column of a table (user)."),
     ("item_column", _TEXT, "Name of the item column of a table (item)."),
-    ("rating_column", _TEXT, "Column that --min_rating looks at."),
+    ("rating_column", _TEXT, "Column that --min_rating is compared with."),
     ("separator", _TEXT, "Separator of a text table (by name and header)."),
     ("protocol", _TEXT, "paper, recipe or vaecf (the dataset's, or vaecf)."),
     ("held_out_users", _INT, "Validation users, and as many test users."),
-    ("min_rating", _REAL, "Rows with at least this rating count."),
+    ("min_rating", flags.DEFINE_float, "Lowest rating that counts."),
     ("min_items_per_user", _INT, "Items that a user needs (5)."),
     ("min_users_per_item", _INT, "Users that an item needs (0)."),
     ("seed", _INT, "Seed of the split (98765 for paper, else 0)."),
 ):
     _define(_name, None, _help)
-_REAL("fold_in_proportion", 0.8, "Share of a held-out user's items shown.")
+flags.DEFINE_float("fold_in_proportion", 0.8, "Share of held-out items shown.")
 flags.DEFINE_bool("iterate_filters", False, "Filter until nothing changes.")
 flags.DEFINE_bool("overwrite", False, "Replace an existing dataset.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, calls `prepare.prepare`."""
+    """Parses the flags, prepares, and suggests the next command."""
     del argv
     fields = dataclasses.fields(prepare.Settings)
     values = {field.name: flags.FLAGS[field.name].value for field in fields}
-    prepare.prepare(prepare.Settings(**values), log=cli.log)
+    made = prepare.prepare(
+        prepare.Settings(**values),
+        log=lambda line: cli.log(cli.with_flags(line)),
+    )
+    rest = f"--config=configs/{catalog.config_of(made.name)}.py "
+    rest += f"--config.data.dir={made.path} --workdir=runs/{made.name}"
+    if made.name == "ml-20m" and made.protocol == "recipe":
+        rest = f"--data_dir={made.path} --checkpoint_dir=./checkpoints"
+    test = " --test" if made.test.held_out.nnz else ""
+    cli.log(f"next: python experiments/main.py --train{test} {rest}")
 
 
 if __name__ == "__main__":

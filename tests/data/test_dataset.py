@@ -319,7 +319,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
 def test_existing_directories(tmp_path):
     (tmp_path / "empty").mkdir()
     write_dataset(tmp_path / "empty", example())
-    with pytest.raises(VaecfError, match="pass overwrite"):
+    with pytest.raises(VaecfError, match="overwrite=True"):
         write_dataset(tmp_path / "empty", example(seed=1))
     opened = open_dataset(tmp_path / "empty")
     other = write_dataset(tmp_path / "empty", example(seed=1), overwrite=True)

@@ -165,8 +165,9 @@ def test_check_and_counts_do_not_depend_on_the_block(args, block):
 
     matrix, _ = Interactions.from_pairs(*args)
     expected = matrix.item_counts()
-    saved, interactions._BLOCK = interactions._BLOCK, block
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interactions, "_BLOCK", block)
+        patch.setattr(interactions, "_BLOCK_USERS", block)
         matrix.check()
         np.testing.assert_array_equal(matrix.item_counts(), expected)
         spoilt = matrix.indices.copy()
@@ -176,8 +177,6 @@ def test_check_and_counts_do_not_depend_on_the_block(args, block):
             with pytest.raises(VaecfError, match=f"user {u} "):
                 Interactions(matrix.indptr, spoilt, matrix.n_items).check()
             break
-    finally:
-        interactions._BLOCK = saved
 
 
 def test_out_of_range_pairs_are_refused():

@@ -107,12 +107,12 @@ def test_released_layouts(tmp_path, name):
     for count_all in (False, True):
         ratings = read_ratings(tmp_path, min_rating=4, count_all=count_all)
         assert pairs_of(ratings) == liked
-        report = ratings.report
-        assert report.rows == len(everything)
-        assert report.below_min_rating == len(everything) - len(liked)
+        counts = ratings.counts
+        assert counts["rows_read"] == len(everything)
+        assert counts["below_min_rating"] == len(everything) - len(liked)
         users = len({u for u, _ in everything}) if count_all else None
         items = len({i for _, i in everything}) if count_all else None
-        assert (report.users, report.items) == (users, items)
+        assert (counts["users_read"], counts["items_read"]) == (users, items)
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -264,7 +264,7 @@ def test_empty_lines_are_skipped_and_counted(tmp_path):
         read_ratings(path, rating_column="stars", min_rating=4)
     got = read_ratings(path)
     assert pairs_of(got) == [(1, 2), (1, 3), (1, 4)]
-    assert (got.report.rows, got.report.blank_rows) == (3, 3)
+    assert (got.counts["rows_read"], got.counts["blank_rows"]) == (3, 3)
 
 
 TABLE = "customer,sku,stars\nann,s1,5\nbob,s2,{}\n{},{},4\n"
@@ -386,8 +386,9 @@ def test_flags_that_need_each_other(tmp_path):
     ],
 )
 def test_published_counts(realdata_dir, file, rows, users, items):
-    report = read_ratings(realdata_dir / file).report
-    assert (report.rows, report.users, report.items) == (rows, users, items)
+    counts = read_ratings(realdata_dir / file).counts
+    assert counts["rows_read"] == rows
+    assert (counts["users_read"], counts["items_read"]) == (users, items)
 
 
 def test_a_tab_as_people_type_it(tmp_path):

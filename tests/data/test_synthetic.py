@@ -180,21 +180,22 @@ def test_the_fold_in_is_that_of_the_protocol() -> None:
     counts = np.concatenate([np.full(3, 60), np.arange(1, 61)])
     user = np.repeat(np.arange(63), counts)
     item = np.concatenate([np.arange(n) for n in counts])
-    report = readers.ReadReport(len(user), 0, 0, None, None, None)
     split = splits.vaecf(
         readers.Ratings(
             user.astype(np.int32),
             item.astype(np.int32),
             np.arange(63),
             np.arange(60),
-            report,
+            {},
         ),
         validation_users=62,
         test_users=0,
     )
     fold_in, held_out = split.validation
     both = fold_in.to_scipy() + held_out.to_scipy()
-    ours = synthetic._hold_out(Interactions.from_scipy(both), rng_of(0))
+    ours = splits.hold_out(
+        Interactions.from_scipy(both), 0.2, rng_of(0).random(both.nnz)
+    )
     np.testing.assert_array_equal(ours.held_out.counts, held_out.counts)
     np.testing.assert_array_equal(ours.fold_in.counts, fold_in.counts)
     ours_both = ours.fold_in.to_scipy() + ours.held_out.to_scipy()

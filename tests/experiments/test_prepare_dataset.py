@@ -49,7 +49,7 @@ BAD = {
     "all-items-filtered": ("--min_users_per_item=99", table(),
                            ["--min_users_per_item"]),
     "all-rows-below": ("--rating_column=stars --min_rating=9", table(),
-                       ["rating of at least 9", "lower min_rating"]),
+                       ["rating of at least 9", "lower --min_rating"]),
     "too-few-users": ("--held_out_users=20", table(), ["--held_out_users"]),
     "negative-users": ("--held_out_users=-1", table(), ["held_out_users"]),
     "negative-items": (

@@ -32,7 +32,6 @@ class Entry:
         `files`, addresses of the folder that holds these files.
       digest: checksum of the archive, published by its owner; None if there is
         none. Then `counts` are also checked for users and items.
-      archive_bytes: size of the archive, or None if unknown.
       ratings_member: path (or glob) of the ratings inside the archive.
       files: plain files below each of `urls`, for datasets without an archive.
       dialect: how to read a text file that `layouts.detect` does not
@@ -55,7 +54,6 @@ class Entry:
     held_out_users: int
     urls: tuple[str, ...] = ()
     digest: Digest | None = None
-    archive_bytes: int | None = None
     ratings_member: str = ""
     files: tuple[str, ...] = ()
     dialect: Dialect | None = None
@@ -164,7 +162,6 @@ ENTRIES = (
         {"ratings": 100_000, "users": 943, "items": 1_682},
         held_out_users=100,
         md5="0e33842e24a9c977be4e0107933c0723",
-        archive_bytes=4_924_029,
         mirrored=True,
         readme="ml-100k-README.txt",
         config="ml100k",
@@ -176,7 +173,6 @@ ENTRIES = (
         {"ratings": 1_000_209, "users": 6_040, "items": 3_706},
         held_out_users=500,
         md5="c4d9eecfca2ab87c1945afe126590906",
-        archive_bytes=5_917_549,
         mirrored=True,
         readme="ml-1m-README.txt",
     ),
@@ -187,7 +183,6 @@ ENTRIES = (
         {"ratings": 10_000_054, "users": 69_878, "items": 10_677},
         held_out_users=5_000,
         md5="ce571fd55effeba0271552578f2648bd",
-        archive_bytes=65_566_137,
         mirrored=True,
     ),
     _movielens(
@@ -197,7 +192,6 @@ ENTRIES = (
         {"ratings": 20_000_263, "users": 138_493, "items": 26_744},
         held_out_users=10_000,
         md5="cd245b17a1ae2cc31bb14903e1204af3",
-        archive_bytes=198_702_078,
         mirrored=True,
         config="ml20m_paper",
     ),
@@ -208,7 +202,6 @@ ENTRIES = (
         {"ratings": 25_000_095, "users": 162_541, "items": 59_047},
         held_out_users=10_000,
         md5="6b51fb2759a8657d3bfcbfc42b592ada",
-        archive_bytes=261_978_986,
     ),
     _movielens(
         "ml-32m",
@@ -218,7 +211,6 @@ ENTRIES = (
         {"ratings": 32_000_204, "users": 200_948},
         held_out_users=10_000,
         md5="d472be332d4daa821edc399621853b57",
-        archive_bytes=238_950_008,
     ),
     _movielens(
         # GroupLens replaces this archive from time to time, so no checksum is
@@ -361,7 +353,6 @@ def _download(
             urls,
             destination,
             digest=entry.digest,
-            n_bytes=entry.archive_bytes,
             progress=progress,
         )
     except VaecfError as error:
@@ -373,30 +364,34 @@ def _download(
         ) from error
 
 
-def check_counts(
-    name: str,
-    *,
-    ratings: int | None = None,
-    users: int | None = None,
-    items: int | None = None,
-) -> None:
+def check_counts(entry: Entry, **found: int | None) -> None:
     """Compares the counts of a ratings file with the published counts.
 
-    The counts are those before any threshold or filter. None, or a count that
-    is not published, is not compared.
+    Args:
+      entry: the dataset.
+      **found: `ratings`, `users` and `items` before any threshold or filter;
+        None is not compared.
 
     Raises:
       VaecfError: a count differs; names expected and found.
     """
-    found = {"ratings": ratings, "users": users, "items": items}
     wrong = [
         f"{found[key]:,} {key} instead of {expected:,}"
-        for key, expected in get(name).counts.items()
-        if found[key] is not None and found[key] != expected
+        for key, expected in entry.counts.items()
+        if found.get(key) not in (None, expected)
     ]
     if wrong:
         raise VaecfError(
-            f"{name}: read {', '.join(wrong)}: the file is truncated or of "
-            "another release; get it again, or prepare it as data of your "
+            f"{entry.name}: read {', '.join(wrong)}: the file is truncated or "
+            "of another release; get it again, or prepare it as data of your "
             "own, with ratings, user_column and item_column"
         )
+
+
+def config_of(name: str) -> str:
+    """Returns the name of the file in configs/ to train a dataset with.
+
+    Data that is not in the catalog is usually small, and settings for large
+    datasets overfit small ones: the default is MovieLens 1M's.
+    """
+    return CATALOG[name].config if name in CATALOG else "ml1m"

@@ -277,8 +277,8 @@ def check_output(directory: str | pathlib.Path, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise VaecfError(
-            f"{path} holds a dataset already; pass overwrite to replace it, or "
-            "choose another output"
+            f"{path} holds a dataset already; pass overwrite=True to replace "
+            "it, or choose another output"
         )
 
 

@@ -1,7 +1,7 @@
 """Downloads and unpacks files: resumable, mirrored, checked, atomic.
 
 A file is either absent or complete. Bytes arrive in a ``.part`` file beside
-the destination, which is renamed only after its size and digest are right.
+the destination, which is renamed only after its digest is right.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ def download(
     destination: pathlib.Path,
     *,
     digest: Digest | None = None,
-    n_bytes: int | None = None,
     progress: Progress | None = None,
     timeout: float = 30.0,
 ) -> None:
@@ -75,7 +74,6 @@ def download(
       destination: path of the finished file; nothing is downloaded if it
         exists and its digest is right.
       digest: the publisher's checksum, or None.
-      n_bytes: expected size; only checked without a digest.
       progress: called with (bytes so far, total bytes or None).
       timeout: seconds of silence after which a connection is dropped.
 
@@ -96,7 +94,7 @@ def download(
         part = _part_path(destination, url)
         try:
             _download_one(url, part, digest is not None, progress, timeout)
-            _finish(part, destination, digest, n_bytes)
+            _finish(part, destination, digest)
             return
         except _SourceError as error:
             reasons.append(f"{url} ({error})")
@@ -117,16 +115,10 @@ def _wrong_digest(path: pathlib.Path, digest: Digest | None) -> str | None:
 
 
 def _finish(
-    part: pathlib.Path,
-    destination: pathlib.Path,
-    digest: Digest | None,
-    n_bytes: int | None,
+    part: pathlib.Path, destination: pathlib.Path, digest: Digest | None
 ) -> None:
     """Renames a complete part to its destination, or to ``.mismatch``."""
     problem = _wrong_digest(part, digest)
-    size = part.stat().st_size
-    if digest is None and n_bytes is not None and size != n_bytes:
-        problem = f"{size} bytes, expected {n_bytes}"
     _validator_path(part).unlink(missing_ok=True)
     if problem is None:
         os.replace(part, destination)

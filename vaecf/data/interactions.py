@@ -17,9 +17,10 @@ from vaecf.errors import VaecfError
 if TYPE_CHECKING:
     import scipy.sparse
 
-# Entries per block in a pass over all interactions: temporary arrays stay
+# Interactions, or users, per block of a pass over all: temporary arrays stay
 # small compared with a memory-mapped matrix.
 _BLOCK = 1 << 24
+_BLOCK_USERS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,13 +132,7 @@ class Interactions:
                 "rows() takes a slice or a 1-d integer array, "
                 f"got {rows.ndim}-d {rows.dtype}"
             )
-        if rows.size and not (
-            -self.n_users <= rows.min() and rows.max() < self.n_users
-        ):
-            raise IndexError(
-                f"row numbers must be in [-{self.n_users}, {self.n_users})"
-            )
-        rows = np.where(rows < 0, rows + self.n_users, rows)
+        rows = np.arange(self.n_users)[rows]  # checks, and maps negative ones
         counts = self.indptr[rows + 1] - self.indptr[rows]
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         # Position of every wanted entry in the source: the start of its row
@@ -166,30 +161,22 @@ class Interactions:
             raise VaecfError(
                 f"Interactions.indptr decreases after user {int(falls[0])}"
             )
-        starts = self.indptr[:-1][self.counts > 0]
-        for start in range(0, self.nnz, _BLOCK):
-            stop = min(start + _BLOCK, self.nnz)
-            # One entry of overlap, so that no neighbouring pair is missed.
-            block = np.asarray(self.indices[max(start - 1, 0) : stop])
-            first = max(start - 1, 0)
-            outside = (block < 0) | (block >= self.n_items)
+        for first in range(0, self.n_users, _BLOCK_USERS):
+            part = self.rows(slice(first, first + _BLOCK_USERS))
+            user = np.repeat(np.arange(part.n_users), part.counts) + first
+            outside = (part.indices < 0) | (part.indices >= self.n_items)
             if outside.any():
                 at = int(np.argmax(outside))
                 raise VaecfError(
-                    f"user {self._user_of(first + at)} has item index "
-                    f"{int(block[at])}, outside [0, {self.n_items})"
+                    f"user {user[at]} has item index {part.indices[at]}, "
+                    f"outside [0, {self.n_items})"
                 )
-            bad = np.diff(block) <= 0
-            low, high = np.searchsorted(starts, [first + 1, stop])
-            bad[starts[low:high] - first - 1] = False
-            if bad.any():
-                user = self._user_of(first + 1 + int(np.argmax(bad)))
+            falls = (np.diff(part.indices) <= 0) & (np.diff(user) == 0)
+            if falls.any():
                 raise VaecfError(
-                    f"the items of user {user} are not ascending and unique"
+                    f"the items of user {user[np.argmax(falls)]} are not "
+                    "ascending and unique"
                 )
-
-    def _user_of(self, position: int) -> int:
-        return int(np.searchsorted(self.indptr, position, side="right")) - 1
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
         """Returns a float32 ``csr_matrix`` of ones (a copy)."""

@@ -120,7 +120,9 @@ def text_dialect(
     return Dialect(mark, True, columns)
 
 
-def files_of(path: pathlib.Path, layout: str | None) -> list[pathlib.Path]:
+def files_of(
+    path: pathlib.Path, layout: str | Dialect | None
+) -> list[pathlib.Path]:
     """Returns the files to read, in order, for a file or a folder.
 
     Raises:
@@ -129,7 +131,9 @@ def files_of(path: pathlib.Path, layout: str | None) -> list[pathlib.Path]:
     require(path)
     if path.is_file():
         return [path]
-    pattern = _FILES_IN_FOLDER.get(layout or "")
+    pattern = None
+    if isinstance(layout, str):
+        pattern = _FILES_IN_FOLDER.get(layout)
     files = sorted(path.glob(pattern)) if pattern else []
     if layout == "lightgcn_txt" and (path / "test.txt").is_file():
         files.append(path / "test.txt")  # all interactions: train and test

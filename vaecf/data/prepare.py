@@ -1,8 +1,9 @@
-"""From ratings to a dataset: read, threshold, filter, split, write, report."""
+"""Prepares datasets: reads, filters, splits and writes ratings."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -15,20 +16,74 @@ from vaecf.data import catalog, filters, layouts, reports, splits, synthetic
 from vaecf.data import dataset as datasets
 from vaecf.data.dataset import Dataset
 from vaecf.data.id_table import IdTable
-from vaecf.data.interactions import Interactions
-from vaecf.data.plan import Plan, Settings, first, make_plan, test_proportion
-from vaecf.data.readers import (
-    Ratings,
-    ReadReport,
-    collapse_duplicates,
-    read_ratings,
+from vaecf.data.interactions import HeldOut, Interactions
+from vaecf.data.readers import Ratings, collapse_duplicates, read_ratings
+from vaecf.errors import VaecfError, did_you_mean
+
+_RECIPE_DATA_DIR = "/data"
+_HELD_OUT_SHARE = 0.1  # default, for validation and test users each
+_MAX_HELD_OUT = 10_000  # limit of that default; the paper's for ML-20M
+# Defaults for data that is not in the catalog.
+_OWN_DATA = catalog.Entry(
+    name="",
+    title="",
+    licence="",
+    held_out_users=0,
+    default_protocol="vaecf",
 )
-from vaecf.errors import VaecfError
 
-__all__ = ["Settings", "in_memory", "prepare"]
 
-_MOST_HELD_OUT = 10_000  # by default: what the paper takes of ML-20M
-_HELD_OUT_SHARE = 0.1  # by default, for either of validation and test
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of `prepare`. None means the default.
+
+    Attributes:
+      dataset: name in the catalog; None for your own data.
+      ratings: file, folder or DataFrame; None downloads ``dataset``.
+      data_dir: folder laid out like the recipe's, instead of ``ratings``.
+        Without ``dataset`` and ``ratings``, prepares MovieLens 20M under the
+        recipe's protocol.
+      output: directory to write; default ``data/<name>``, with ``data_dir``
+        ``<data_dir>/<name>/preprocessed``.
+      name: name of the data; default the catalog's, or the file's stem.
+      cache_dir: directory for downloads.
+      user_column: user column of a table; default ``user``.
+      item_column: item column of a table; default ``item``.
+      rating_column: rating column of a table.
+      separator: separator of a text table.
+      protocol: ``paper``, ``recipe`` or ``vaecf``; default the catalog's,
+        ``recipe`` with ``data_dir`` alone, else ``vaecf``.
+      held_out_users: validation users, and as many test users; default the
+        catalog's, else a tenth of the users, at most 10,000.
+      fold_in_proportion: share of a held-out user's items that a model sees.
+      min_rating: rows with at least this rating are interactions; default the
+        catalog's, else all rows are.
+      min_items_per_user: default the catalog's, else 5.
+      min_users_per_item: default the catalog's, else 0.
+      iterate_filters: repeat both filters until nothing changes.
+      seed: seed of the split; default 98765 for ``paper``, else 0.
+      overwrite: replace an existing dataset at ``output``.
+    """
+
+    dataset: str | None = None
+    ratings: Any = None
+    data_dir: str | None = None
+    output: str | os.PathLike[str] | None = None
+    name: str | None = None
+    cache_dir: str | None = None
+    user_column: str | None = None
+    item_column: str | None = None
+    rating_column: str | None = None
+    separator: str | None = None
+    protocol: str | None = None
+    held_out_users: int | None = None
+    fold_in_proportion: float = 0.8
+    min_rating: float | None = None
+    min_items_per_user: int | None = None
+    min_users_per_item: int | None = None
+    iterate_filters: bool = False
+    seed: int | None = None
+    overwrite: bool = False
 
 
 def prepare(
@@ -37,31 +92,44 @@ def prepare(
     """Prepares a dataset and writes it.
 
     Args:
-      settings: what and how.
-      log: receives the report, a line at a time.
+      settings: what to prepare.
+      log: receives the report line by line.
 
     Returns:
-      The dataset, opened from the directory that was written; the counts of
-      the report are in its manifest.
+      The dataset, opened from the directory that was written. Its manifest
+      holds the counts of the report.
 
     Raises:
-      VaecfError: bad input, in one line. Nothing is then written.
+      VaecfError: bad input; nothing is written.
     """
-    plan = make_plan(settings)
-    datasets.check_output(plan.output, overwrite=settings.overwrite)
-    if plan.entry is not None and plan.entry.generated:
-        made = _generate(plan, settings)
+    if settings.ratings is not None and settings.data_dir is not None:
+        raise VaecfError("give ratings=FILE or data_dir=DIR, not both")
+    guessed = settings.data_dir is None
+    if settings.dataset is None and settings.ratings is None:
+        # The recipe's command: its data directory, its protocol.
+        settings = dataclasses.replace(
+            settings,
+            dataset="ml-20m",
+            data_dir=settings.data_dir or _RECIPE_DATA_DIR,
+            protocol=settings.protocol or "recipe",
+        )
+    entry = _resolve_entry(settings)
+    source, output = settings.ratings, settings.output
+    if settings.data_dir is not None:
+        root = pathlib.Path(settings.data_dir)
+        if not entry.generated:
+            source = _find_ratings(root, entry, guessed=guessed)
+        output = output or root / (settings.name or entry.name) / "preprocessed"
+    output = pathlib.Path(output or f"data/{settings.name or entry.name}")
+    datasets.check_output(output, overwrite=settings.overwrite)
+    if entry.generated:
+        made = _generate(settings, entry)
     else:
-        source = plan.source
         if source is None:
-            log(f"{plan.name}: fetching it, once")
-            source = catalog.fetch(
-                settings.dataset or plan.name, settings.cache_dir
-            )
-        made = _from_source(plan, settings, source)
-    written = datasets.write_dataset(
-        plan.output, made, overwrite=settings.overwrite
-    )
+            log(f"downloading {entry.title}; licence: {entry.licence}")
+            source = catalog.fetch(entry.name, settings.cache_dir)
+        made = _from_source(settings, entry, source)
+    written = datasets.write_dataset(output, made, overwrite=settings.overwrite)
     for line in reports.describe(written):
         log(line)
     return written
@@ -75,20 +143,19 @@ def in_memory(
     item_column: str = "item",
     seed: int = 0,
 ) -> Dataset:
-    """A dataset that is not written: ``vaecf`` protocol, no test users.
+    """Prepares a dataset in memory: ``vaecf`` protocol, no test users.
 
     Args:
       interactions: pandas or polars DataFrame, or a SciPy sparse matrix users
-        x items (ids are then the row and column numbers, and every column is
-        an item, seen or not).
-      validation_users: how many, or a share in [0, 1) of all users if a
-        float.
-      user_column: of a frame.
-      item_column: likewise.
-      seed: of the split.
+        x items. The ids of a matrix are its row and column numbers, and every
+        column is an item, seen or not.
+      validation_users: number of users, or (float) share in [0, 1) of them.
+      user_column: user column of a DataFrame.
+      item_column: item column of a DataFrame.
+      seed: seed of the split.
 
     Raises:
-      VaecfError: as ``read_ratings``, or no training user would be left.
+      VaecfError: see `read_ratings`; or no training user would remain.
     """
     is_matrix = hasattr(interactions, "tocsr")
     if is_matrix:
@@ -115,7 +182,7 @@ def in_memory(
     )
     split = splits.vaecf(ratings, n_held_out, 0, seed=seed)
     if is_matrix:
-        split = _all_columns(split, len(ratings.item_ids))
+        split = _with_all_columns(split, len(ratings.item_ids))
     return _dataset(
         "(in memory)",
         "vaecf",
@@ -123,27 +190,24 @@ def in_memory(
         split,
         constants={"seed": seed, "validation_users": n_held_out},
         counts={"duplicates_collapsed": split.duplicates},
-        source=None,
     )
 
 
 def _from_matrix(matrix: Any) -> Ratings:
-    """Ratings of a users x items matrix."""
     rows = Interactions.from_scipy(matrix)
     if not rows.nnz:
         raise VaecfError("the matrix has no interactions")
-    report = ReadReport(rows.nnz, 0, 0, rows.n_users, rows.n_items, None)
     return Ratings(
         np.repeat(np.arange(rows.n_users, dtype=np.int32), rows.counts),
         rows.indices,
-        np.arange(rows.n_users, dtype=np.int64),
-        np.arange(rows.n_items, dtype=np.int64),
-        report,
+        np.arange(rows.n_users),
+        np.arange(rows.n_items),
+        counts={},
     )
 
 
-def _all_columns(split: splits.Split, n_items: int) -> splits.Split:
-    """The split with every column of the source, in its order."""
+def _with_all_columns(split: splits.Split, n_items: int) -> splits.Split:
+    """Widens the vocabulary to all columns of the matrix, in their order."""
 
     def widen(matrix: Interactions) -> Interactions:
         return Interactions(
@@ -152,55 +216,126 @@ def _all_columns(split: splits.Split, n_items: int) -> splits.Split:
 
     return split._replace(
         train=widen(split.train),
-        validation=datasets.HeldOut(*map(widen, split.validation)),
-        test=datasets.HeldOut(*map(widen, split.test)),
+        validation=HeldOut(*map(widen, split.validation)),
+        test=HeldOut(*map(widen, split.test)),
         item_codes=np.arange(n_items, dtype=np.int32),
     )
 
 
-def _generate(plan: Plan, settings: Settings) -> Dataset:
-    """Generated data knows its own protocol; only seed and size are open."""
+# --- Defaults ---------------------------------------------------------------
+
+
+def _resolve_entry(settings: Settings) -> catalog.Entry:
+    """Returns the dataset's entry with the settings that differ from it."""
+    if settings.dataset is not None:
+        entry = catalog.get(settings.dataset)
+    else:
+        name = "interactions"
+        if isinstance(settings.ratings, (str, os.PathLike)):
+            file = pathlib.Path(settings.ratings).resolve().name
+            name = file.split(".")[0] or "ratings"
+        entry = dataclasses.replace(_OWN_DATA, name=name)
+    changes: dict[str, Any] = {
+        key: value
+        for key, value in (
+            ("default_protocol", settings.protocol),
+            ("held_out_users", settings.held_out_users),
+            ("min_rating", settings.min_rating),
+            ("min_items_per_user", settings.min_items_per_user),
+            ("min_users_per_item", settings.min_users_per_item),
+        )
+        if value is not None
+    }
+    entry = dataclasses.replace(entry, **changes)
+    protocol = entry.default_protocol
+    if protocol not in splits.PROTOCOLS:
+        raise VaecfError(
+            f"unknown protocol={protocol}"
+            f"{did_you_mean(protocol, splits.PROTOCOLS)} (there are "
+            f"{', '.join(splits.PROTOCOLS)})"
+        )
+    for key in ("min_items_per_user", "min_users_per_item"):
+        if getattr(entry, key) < 0:
+            raise VaecfError(
+                f"{key}={getattr(entry, key)} must not be negative"
+            )
+    if not 0 < settings.fold_in_proportion < 1:
+        raise VaecfError(
+            f"fold_in_proportion={settings.fold_in_proportion:g} must be above "
+            "0 and below 1"
+        )
+    splits.check_seed(_seed(settings, entry))
+    return entry
+
+
+def _seed(settings: Settings, entry: catalog.Entry) -> int:
+    if settings.seed is not None:
+        return settings.seed
+    return splits.PAPER_SEED if entry.default_protocol == "paper" else 0
+
+
+def _find_ratings(
+    data_dir: pathlib.Path, entry: catalog.Entry, *, guessed: bool
+) -> pathlib.Path:
+    """Returns the ratings of a known dataset below a data directory.
+
+    The recipe unpacks the archive into ``<data_dir>/<name>/extracted``.
+    """
+    member = pathlib.PurePosixPath(entry.ratings_member or entry.files[0])
+    folders = (
+        data_dir / entry.name / "extracted",
+        data_dir / entry.name,
+        data_dir,
+    )
+    for folder in folders:
+        for path in (folder / member, folder / member.name):
+            if any(path.parent.glob(member.name)):
+                several = entry.files or "*" in member.name
+                return path.parent if several else path
+    hint = "unpack it there, or name it with ratings=FILE"
+    if guessed:
+        hint = (
+            "name what to prepare with dataset=NAME, ratings=FILE or "
+            "data_dir=DIR"
+        )
+    raise VaecfError(f"no such file: {folders[0] / member}; {hint}")
+
+
+# --- Steps ------------------------------------------------------------------
+
+
+def _generate(settings: Settings, entry: catalog.Entry) -> Dataset:
+    """Generates a dataset, whose split and filters are fixed."""
+    protocol = settings.protocol if settings.protocol != "vaecf" else None
     fixed = {
         "ratings": settings.ratings,
-        "protocol": None if plan.protocol == "vaecf" else plan.protocol,
+        "protocol": protocol,
         "min_rating": settings.min_rating,
         "min_items_per_user": settings.min_items_per_user,
         "min_users_per_item": settings.min_users_per_item,
     }
-    for flag, value in fixed.items():
+    for key, value in fixed.items():
         if value is not None:
             raise VaecfError(
-                f"--{flag}={value} does not go with --dataset={plan.name}, "
-                "which is generated; leave it out"
+                f"{key}={value} does not go with dataset={entry.name}, which "
+                "is generated; leave it out"
             )
     sizes = {}
     if settings.held_out_users is not None:
         sizes["n_held_out_users"] = settings.held_out_users
-    assert plan.entry is not None
-    return synthetic.make(plan.entry.name, plan.seed, **sizes)
+    return synthetic.make(entry.name, _seed(settings, entry), **sizes)
 
 
-def _from_source(plan: Plan, settings: Settings, source: Any) -> Dataset:
-    """Reads, filters and splits."""
-    named = settings.user_column or settings.item_column
-    layout = None
-    is_path = isinstance(source, (str, os.PathLike))
-    if is_path and plan.entry is not None and not named:
-        # What the file is, not what the catalog's archive would hold.
-        layout = layouts.detect(pathlib.Path(source))
-        if layout is None:
-            raise VaecfError(
-                f"{source} has none of the known layouts ("
-                f"{', '.join(layouts.LAYOUTS)}); name its columns with "
-                "--user_column and --item_column"
-            )
-    if named and plan.min_rating is not None and not settings.rating_column:
-        raise VaecfError(
-            f"ratings of at least {plan.min_rating:g} count: name their column "
-            "with --rating_column"
-        )
+def _from_source(
+    settings: Settings, entry: catalog.Entry, source: Any
+) -> Dataset:
+    """Reads, filters and splits ratings."""
+    layout = _layout(settings, entry, source)
+    protocol, seed = entry.default_protocol, _seed(settings, entry)
+    # 1 - 0.8 is 0.19999999999999996
+    test_proportion = round(1 - settings.fold_in_proportion, 12)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        # Hashing takes a core for as long as a third of the reading.
+        # Hashing takes a third of the time of reading, on another core.
         origin = pool.submit(_describe_source, source, layout)
         ratings = read_ratings(
             source,
@@ -208,43 +343,54 @@ def _from_source(plan: Plan, settings: Settings, source: Any) -> Dataset:
             user_column=settings.user_column,
             item_column=settings.item_column,
             rating_column=settings.rating_column,
-            min_rating=plan.min_rating,
+            min_rating=entry.min_rating,
             separator=settings.separator,
-            count_all=plan.entry is not None and plan.entry.digest is None,
+            count_all=bool(entry.counts) and entry.digest is None,
         )
-        read = ratings.report
-        if plan.entry is not None:
-            catalog.check_counts(
-                plan.entry.name,
-                ratings=read.rows,
-                users=read.users,
-                items=read.items,
-            )
-        counts: dict[str, Any] = {
-            "rows_read": read.rows,
-            "blank_rows": read.blank_rows,
-            "below_min_rating": read.below_min_rating,
-            "users_read": read.users,
-            "items_read": read.items,
-        }
+        counts = dict(ratings.counts)
+        catalog.check_counts(
+            entry,
+            ratings=counts["rows_read"],
+            users=counts["users_read"],
+            items=counts["items_read"],
+        )
         repeated = 0
-        if plan.protocol == "vaecf":
+        if protocol == "vaecf":
             ratings, repeated = collapse_duplicates(ratings)
-        split = _filter_and_split(plan, settings, ratings, counts)
+        ratings, filtered = filters.filter_ratings(
+            ratings,
+            min_items_per_user=entry.min_items_per_user,
+            min_users_per_item=entry.min_users_per_item,
+            iterate=settings.iterate_filters,
+        )
+        held_out_users = entry.held_out_users
+        by_default = (
+            settings.dataset is None and settings.held_out_users is None
+        )
+        if by_default:
+            tenth = int(filtered["users_after_filters"] * _HELD_OUT_SHARE)
+            held_out_users = max(1, min(_MAX_HELD_OUT, tenth))
+        split: splits.Split = getattr(splits, protocol)(
+            ratings,
+            held_out_users,
+            seed=seed,
+            test_proportion=test_proportion,
+        )
+        counts |= filtered | split.counts
         counts["duplicates_collapsed"] = repeated + split.duplicates
         return _dataset(
-            plan.name,
-            plan.protocol,
+            settings.name or entry.name,
+            protocol,
             ratings,
             split,
             constants={
-                "seed": plan.seed,
-                "held_out_users": counts.pop("held_out_users"),
-                "held_out_users_by_default": counts.pop("by_default"),
-                "test_proportion": test_proportion(settings.fold_in_proportion),
-                "min_rating": plan.min_rating,
-                "min_items_per_user": plan.min_items_per_user,
-                "min_users_per_item": plan.min_users_per_item,
+                "seed": seed,
+                "held_out_users": held_out_users,
+                "held_out_users_by_default": by_default,
+                "test_proportion": test_proportion,
+                "min_rating": entry.min_rating,
+                "min_items_per_user": entry.min_items_per_user,
+                "min_users_per_item": entry.min_users_per_item,
                 "iterate_filters": settings.iterate_filters,
             },
             counts=counts,
@@ -252,42 +398,31 @@ def _from_source(plan: Plan, settings: Settings, source: Any) -> Dataset:
         )
 
 
-def _filter_and_split(
-    plan: Plan, settings: Settings, ratings: Ratings, counts: dict[str, Any]
-) -> splits.Split:
-    """Filters and splits; adds to ``counts``."""
-    filtered, report = filters.filter_ratings(
-        ratings,
-        min_items_per_user=plan.min_items_per_user,
-        min_users_per_item=plan.min_users_per_item,
-        iterate=settings.iterate_filters,
-    )
-    held_out_users = first(
-        settings.held_out_users,
-        plan.entry.held_out_users if plan.entry else None,
-    )
-    counts["by_default"] = held_out_users is None
-    if held_out_users is None:
-        tenth = int(report.users * _HELD_OUT_SHARE)
-        held_out_users = max(1, min(_MOST_HELD_OUT, tenth))
-    proportion = test_proportion(settings.fold_in_proportion)
-    split_ratings = getattr(splits, plan.protocol)
-    split: splits.Split = split_ratings(
-        filtered, held_out_users, seed=plan.seed, test_proportion=proportion
-    )
-    counts |= {
-        "held_out_users": held_out_users,
-        "filter_rounds": report.rounds,
-        "dropped_items": report.dropped_items,
-        "dropped_users": report.dropped_users,
-        "dropped_interactions": report.dropped_interactions,
-        "users_after_filters": report.users,
-        "items_after_filters": report.items,
-        "interactions_after_filters": report.interactions,
-        "held_out_users_without_items": split.held_out_users_without_items,
-        "interactions_outside_vocabulary": split.left_out_interactions,
-    }
-    return split
+def _layout(
+    settings: Settings, entry: catalog.Entry, source: Any
+) -> str | layouts.Dialect | None:
+    """Returns the layout of a known dataset's file, None for a table.
+
+    The file decides, not what the publisher's archive holds: many people have
+    the ratings as CSV.
+    """
+    if settings.user_column or settings.item_column:
+        if entry.min_rating is not None and not settings.rating_column:
+            raise VaecfError(
+                f"ratings of at least {entry.min_rating:g} are interactions: "
+                "name their column with rating_column"
+            )
+        return None
+    if settings.dataset is None or not isinstance(source, (str, os.PathLike)):
+        return None
+    layout = layouts.detect(pathlib.Path(source)) or entry.dialect
+    if layout is None:
+        raise VaecfError(
+            f"{source} has none of the known layouts ("
+            f"{', '.join(layouts.LAYOUTS)}); name its columns with user_column "
+            "and item_column"
+        )
+    return layout
 
 
 def _dataset(
@@ -298,9 +433,8 @@ def _dataset(
     *,
     constants: dict[str, Any],
     counts: dict[str, Any],
-    source: dict[str, Any] | None,
+    source: dict[str, Any] | None = None,
 ) -> Dataset:
-    """The dataset of a split."""
     return datasets.make_dataset(
         name=name,
         protocol=protocol,
@@ -315,8 +449,10 @@ def _dataset(
     )
 
 
-def _describe_source(source: Any, layout: str | None) -> dict[str, Any] | None:
-    """Name, digest and size; several files count as one after the other."""
+def _describe_source(
+    source: Any, layout: str | layouts.Dialect | None
+) -> dict[str, Any] | None:
+    """Returns names, joint digest and size of the files; None for a frame."""
     if not isinstance(source, (str, os.PathLike)):
         return None
     path = pathlib.Path(source)

@@ -22,26 +22,6 @@ if TYPE_CHECKING:
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
 
-class ReadReport(NamedTuple):
-    """Counts of what was read.
-
-    Attributes:
-      rows: rows in the source.
-      below_min_rating: rows dropped by the threshold.
-      blank_rows: empty lines, skipped and not part of ``rows``.
-      users: distinct users before the threshold, None if not counted.
-      items: distinct items before the threshold, None if not counted.
-      layout: the known layout, or None for a table.
-    """
-
-    rows: int
-    below_min_rating: int
-    blank_rows: int
-    users: int | None
-    items: int | None
-    layout: str | None
-
-
 class Ratings(NamedTuple):
     """Interactions as pairs of codes, in the order of the source.
 
@@ -53,14 +33,17 @@ class Ratings(NamedTuple):
         reads as an integer in its usual form: one ``007`` makes all ids
         strings.
       item_ids: likewise.
-      report: counts.
+      counts: what was read, under the names of the manifest: ``rows_read``,
+        ``blank_rows`` (not part of the rows), ``below_min_rating``, and the
+        distinct ``users_read`` and ``items_read`` before the threshold, None
+        if they were not counted.
     """
 
     user: np.ndarray
     item: np.ndarray
     user_ids: np.ndarray
     item_ids: np.ndarray
-    report: ReadReport
+    counts: dict[str, Any]
 
     @property
     def n(self) -> int:
@@ -134,7 +117,7 @@ def read_ratings(
     else:
         batches = file_batches(path, layout, columns, separator)
     name = "the DataFrame" if path is None else str(path)
-    return _collect(batches, name, min_rating, layout, count_all)
+    return _collect(batches, name, min_rating, count_all)
 
 
 def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
@@ -184,7 +167,6 @@ def _collect(
     batches: Iterator[Batch],
     name: str,
     min_rating: float | None,
-    layout: str | Dialect | None,
     count_all: bool,
 ) -> Ratings:
     """Converts, thresholds and encodes the rows batch by batch."""
@@ -226,20 +208,17 @@ def _collect(
         )
     user, user_ids = encode_ids(frame["user"])
     item, item_ids = encode_ids(frame["item"])
-    n_users: int | None = len(user_ids)
-    n_items: int | None = len(item_ids)
+    counts: dict[str, int | None] = {
+        "rows_read": rows,
+        "blank_rows": blank,
+        "below_min_rating": rows - frame.height,
+        "users_read": len(user_ids),
+        "items_read": len(item_ids),
+    }
     if min_rating is not None:
-        n_users = len(seen["user"]) if count_all else None
-        n_items = len(seen["item"]) if count_all else None
-    report = ReadReport(
-        rows,
-        rows - frame.height,
-        blank,
-        n_users,
-        n_items,
-        layout if isinstance(layout, str) else None,
-    )
-    return Ratings(user, item, user_ids, item_ids, report)
+        counts["users_read"] = len(seen["user"]) if count_all else None
+        counts["items_read"] = len(seen["item"]) if count_all else None
+    return Ratings(user, item, user_ids, item_ids, counts)
 
 
 def convert_ids(batch: Batch) -> Batch:

@@ -18,16 +18,16 @@ rest is taste that a model can learn from the histories. The generator keeps
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vaecf.data.dataset import Dataset, HeldOut, make_dataset
+from vaecf.data.dataset import Dataset, make_dataset
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.data.sampling import draw_histories
-from vaecf.errors import VaecfError
+from vaecf.data.splits import hold_out
+from vaecf.errors import VaecfError, did_you_mean
 
 TEST_PROPORTION = 0.2  # of a held-out user's items, rounded down
 
@@ -254,7 +254,8 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
     held_out = []
     for start in (at, at + recipe.n_held_out_users):
         users = slice(start, start + recipe.n_held_out_users)
-        held_out.append(_hold_out(histories.rows(users), rng))
+        part = histories.rows(users)
+        held_out.append(hold_out(part, TEST_PROPORTION, rng.random(part.nnz)))
     width = len(str(recipe.n_items))
     items = [f"item-{i:0{width}d}" for i in range(1, recipe.n_items + 1)]
     return make_dataset(
@@ -293,11 +294,9 @@ def _recipe(name: str, overrides: dict[str, Any]) -> Recipe:
     fields = [field.name for field in dataclasses.fields(Recipe)]
     for key in overrides:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise VaecfError(
-                f"{name} has no field {key!r}{hint} (fields are "
-                f"{', '.join(fields)})"
+                f"{name} has no field {key!r}{did_you_mean(key, fields)} "
+                f"(fields are {', '.join(fields)})"
             )
     recipe = dataclasses.replace(RECIPES[name], **overrides)
     for key, least in (
@@ -345,31 +344,3 @@ def _cover_items(train: Interactions, rng: np.random.Generator) -> Interactions:
     return Interactions(
         train.indptr, (keys % train.n_items).astype(np.int32), train.n_items
     )
-
-
-def _hold_out(histories: Interactions, rng: np.random.Generator) -> HeldOut:
-    """Holds out a random fifth of each user's items, as `splits.vaecf` does.
-
-    Rounded down, but at least one item of two or more.
-    """
-    counts = histories.counts
-    user = np.repeat(np.arange(histories.n_users), counts)
-    order = np.lexsort((rng.random(histories.nnz), user))
-    rank = np.arange(histories.nnz) - np.repeat(histories.indptr[:-1], counts)
-    n_held_out = np.maximum(
-        np.floor(counts * TEST_PROPORTION + 1e-9), np.minimum(counts // 2, 1)
-    ).astype(np.int64)
-    held_out = np.zeros(histories.nnz, bool)
-    held_out[order] = rank < np.repeat(n_held_out, counts)
-    parts = [
-        Interactions(
-            np.concatenate([[0], np.cumsum(size)]).astype(np.int64),
-            histories.indices[which],
-            histories.n_items,
-        )
-        for which, size in (
-            (~held_out, counts - n_held_out),
-            (held_out, n_held_out),
-        )
-    ]
-    return HeldOut(*parts)
