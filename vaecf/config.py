@@ -237,8 +237,8 @@ class EvalConfig:
     )
     metrics: tuple[str, ...] = _setting(
         ("ndcg@100", "recall@20", "recall@50"),
-        "Metrics with cut-offs: ndcg, recall, precision, hit_rate, mrr, map, "
-        "coverage or popularity, then @k.",
+        "Metrics with their cut-offs, such as ndcg@100; "
+        "vaecf.evaluation.metrics lists the known metrics.",
         Rule("not empty", bool),
         resumable=True,
     )

@@ -171,28 +171,27 @@ class Evaluator:
         hits_UK = metrics_lib.hits(
             lists.item_UK, self.held_out.indptr, self.held_out.indices
         )
+        # Lists of users without held-out items do not count.
+        ranked_UK = np.where(evaluated_U[:, None], lists.item_UK, -1)
         per_user: dict[str, np.ndarray] = {}
         summary: dict[str, dict[str, Any]] = {}
         for name in self.metrics:
-            metric = metrics_lib.parse(name)
-            if metric.kind == "coverage":
-                value = metrics_lib.coverage(
-                    lists.item_UK[evaluated_U], n_items, metric.k
-                )
-                users = int(evaluated_U.sum())
-                summary[name] = {"mean": value, "stderr": None, "users": users}
-                continue
-            if metric.kind == "popularity":
-                values = metrics_lib.mean_popularity(
-                    lists.item_UK, self._item_share_I, metric.k
-                )
-                values = np.where(evaluated_U, values, np.nan)
+            kind, k = metrics_lib.parse(name)
+            if kind in metrics_lib.HIT_METRICS:
+                values = metrics_lib.HIT_METRICS[kind](hits_UK, n_held_out_U, k)
             else:
-                values = metrics_lib.PER_USER[metric.kind](
-                    hits_UK, n_held_out_U, metric.k
+                values = metrics_lib.LIST_METRICS[kind](
+                    ranked_UK, self._item_share_I, k
                 )
-            per_user[name] = values
-            summary[name] = mean_and_stderr(values)
+            if values.ndim:
+                per_user[name] = values
+                summary[name] = mean_and_stderr(values)
+            else:
+                summary[name] = {
+                    "mean": float(values),
+                    "stderr": None,
+                    "users": int(evaluated_U.sum()),
+                }
         return Evaluation(
             summary,
             per_user,

@@ -1,8 +1,10 @@
-"""Ranking metrics per user, from ranked item indices. NumPy, float64.
+"""Ranking metrics, from ranked item indices. NumPy, float64.
 
-Shapes in names: U users, K ranks. Relevance is binary. A user with nothing
-held out has no value (NaN): callers leave such users out and say how many
-they were.
+Shapes in names: U users, K ranks, I items. Relevance is binary. The metrics of
+hits are NaN for users without held-out items: callers leave these users out of
+the mean and report their number.
+
+To add a metric, add its function to `HIT_METRICS` or `LIST_METRICS`.
 """
 
 from __future__ import annotations
@@ -12,31 +14,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, did_you_mean
 
 
 def hits(
     ranked_UK: np.ndarray, indptr: np.ndarray, indices: np.ndarray
 ) -> np.ndarray:
-    """Which ranked items are held out for the user.
+    """Returns which ranked items are held out for the user, bool [U, K].
 
     Args:
-      ranked_UK: int [U, K], item indices, best first; -1 where a list ended.
-      indptr: int64 [U + 1], held-out items of each user.
+      ranked_UK: int [U, K], item indices, best first; -1 after the end of a
+        list.
+      indptr: int64 [U + 1], row pointers of the held-out items.
       indices: int32 [held-out interactions], ascending within a user.
 
-    Returns:
-      bool [U, K].
+    Raises:
+      ValueError: the numbers of users differ.
     """
     n_users, depth = ranked_UK.shape
     if len(indptr) != n_users + 1:
         raise ValueError(
-            f"{n_users} ranked lists but {len(indptr) - 1} users held out"
+            f"{n_users} ranked lists for {len(indptr) - 1} held-out users"
         )
     if depth == 0 or len(indices) == 0:
         return np.zeros((n_users, depth), bool)
-    # One key a (user, item) pair makes membership one sorted search, with no
-    # users x items array. int64: 2^31 pairs are soon passed.
+    # One key per (user, item) pair: membership is a sorted search and needs no
+    # users x items array. The keys exceed 2^31, hence int64.
     width = int(max(ranked_UK.max(initial=0), np.max(indices))) + 1
     user_of = np.repeat(np.arange(n_users, dtype=np.int64), np.diff(indptr))
     held_keys = user_of * width + indices
@@ -48,13 +51,15 @@ def hits(
 
 
 def ndcg(hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k = DCG@k / IDCG over min(k, n), Liang et al. 2018, section 4.2.
+    """Returns NDCG@k of each user, float64 [U] (Liang et al. 2018, sec. 4.2).
 
-    DCG@k = sum over ranks r = 1..k of hit_r / log2(r + 1); the ideal list has
-    all n held-out items first.
+    DCG@k sums hit_r / log2(r + 1) over the ranks r = 1..k. NDCG@k divides it by
+    the DCG@k of a list that ranks all n held-out items first.
 
-    Returns:
-      float64 [U]; NaN for users with nothing held out.
+    Args:
+      hits_UK: bool [U, K], result of `hits`.
+      n_held_out_U: int [U], number n of held-out items.
+      k: length of the lists.
     """
     discount_K = 1.0 / np.log2(np.arange(2, k + 2))
     dcg_U = hits_UK[:, :k] @ discount_K[: hits_UK.shape[1]]
@@ -63,18 +68,14 @@ def ndcg(hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int) -> np.ndarray:
 
 
 def recall(hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int) -> np.ndarray:
-    """Calibrated Recall@k: hits over min(k, n), Liang et al. 2018, section 4.2.
-
-    Returns:
-      float64 [U]; NaN for users with nothing held out.
-    """
+    """Returns hits / min(k, n), float64 [U] (Liang et al. 2018, sec. 4.2)."""
     return _divide(hits_UK[:, :k].sum(axis=1), np.minimum(n_held_out_U, k))
 
 
 def precision(
     hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int
 ) -> np.ndarray:
-    """Precision@k: hits over k."""
+    """Returns hits / k, float64 [U]."""
     share_U = hits_UK[:, :k].sum(axis=1) / k
     return np.where(n_held_out_U > 0, share_U, np.nan)
 
@@ -82,7 +83,7 @@ def precision(
 def hit_rate(
     hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int
 ) -> np.ndarray:
-    """HitRate@k: 1 if any of the first k is held out, else 0."""
+    """Returns 1 for users with a hit among the first k, else 0, float64 [U]."""
     any_U = hits_UK[:, :k].any(axis=1).astype(np.float64)
     return np.where(n_held_out_U > 0, any_U, np.nan)
 
@@ -90,7 +91,7 @@ def hit_rate(
 def reciprocal_rank(
     hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int
 ) -> np.ndarray:
-    """MRR@k's term: 1 / rank of the first hit within k, 0 without one."""
+    """Returns 1 / rank of the first hit, 0 without a hit, float64 [U]."""
     top_UK = hits_UK[:, :k]
     if top_UK.shape[1] == 0:
         first_U = np.zeros(len(hits_UK))
@@ -103,7 +104,10 @@ def reciprocal_rank(
 def average_precision(
     hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int
 ) -> np.ndarray:
-    """MAP@k's term: mean over min(k, n) of the precision at each hit's rank."""
+    """Returns the average precision (the term of MAP@k), float64 [U].
+
+    It sums the precision at the rank of each hit and divides by min(k, n).
+    """
     top_UK = hits_UK[:, :k].astype(np.float64)
     rank_K = np.arange(1, top_UK.shape[1] + 1)
     precision_UK = np.cumsum(top_UK, axis=1) / rank_K
@@ -111,34 +115,37 @@ def average_precision(
     return _divide(total_U, np.minimum(n_held_out_U, k))
 
 
-def coverage(ranked_UK: np.ndarray, n_items: int, k: int) -> float:
-    """Share of the catalogue that appears in at least one list of length k."""
-    shown = ranked_UK[:, :k]
-    return len(np.unique(shown[shown >= 0])) / n_items
-
-
-def mean_popularity(
-    ranked_UK: np.ndarray, share_I: np.ndarray, k: int
+def coverage(
+    ranked_UK: np.ndarray, item_share_I: np.ndarray, k: int
 ) -> np.ndarray:
-    """Mean popularity of each user's first k recommendations.
+    """Returns the share of all items that appear in any list, float64 []."""
+    shown = ranked_UK[:, :k]
+    return np.array(len(np.unique(shown[shown >= 0])) / len(item_share_I))
+
+
+def popularity(
+    ranked_UK: np.ndarray, item_share_I: np.ndarray, k: int
+) -> np.ndarray:
+    """Returns the mean popularity of each list's items, float64 [U].
 
     Args:
-      ranked_UK: int [U, K]; -1 where a list ended.
-      share_I: float [I], share of training users who have the item.
-      k: list length.
+      ranked_UK: int [U, K]; -1 after the end of a list.
+      item_share_I: float [I], share of training users who have the item.
+      k: length of the lists.
 
     Returns:
-      float64 [U]; NaN for an empty list.
+      Means; NaN for an empty list.
     """
     shown = ranked_UK[:, :k]
     real = shown >= 0
-    total_U = np.where(real, share_I[np.maximum(shown, 0)], 0.0).sum(axis=1)
-    return _divide(total_U, real.sum(axis=1))
+    share_UK = np.where(real, item_share_I[np.maximum(shown, 0)], 0.0)
+    return _divide(share_UK.sum(axis=1), real.sum(axis=1))
 
 
-PerUser = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+_Function = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
-PER_USER: dict[str, PerUser] = {
+# (hits_UK, n_held_out_U, k) -> a value per user
+HIT_METRICS: dict[str, _Function] = {
     "ndcg": ndcg,
     "recall": recall,
     "precision": precision,
@@ -146,43 +153,43 @@ PER_USER: dict[str, PerUser] = {
     "mrr": reciprocal_rank,
     "map": average_precision,
 }
-
-# Of the lists, whatever was held out.
-OF_LISTS = ("coverage", "popularity")
+# (ranked_UK, item_share_I, k) -> a value per user, or one value of all lists
+LIST_METRICS: dict[str, _Function] = {
+    "coverage": coverage,
+    "popularity": popularity,
+}
+METRICS = (*HIT_METRICS, *LIST_METRICS)
 
 
 class Metric(NamedTuple):
-    """A metric and its cut-off, e.g. ndcg@100."""
+    """A metric and its cut-off, such as ndcg@100."""
 
     kind: str
     k: int
 
-    def __str__(self) -> str:
-        return f"{self.kind}@{self.k}"
-
 
 def parse(name: str) -> Metric:
-    """Metric of a name such as 'ndcg@100'.
+    """Returns the metric of a name such as 'ndcg@100'.
 
     Raises:
-      VaecfError: not `<metric>@<k>` with a known metric and k >= 1.
+      VaecfError: the name is not `<metric>@<k>` with a known metric and k >= 1.
     """
-    kind, at, k = name.partition("@")
-    known = (*PER_USER, *OF_LISTS)
-    if not at or not k.isdecimal() or int(k) < 1 or kind not in known:
+    kind, _, k = name.partition("@")
+    if kind not in METRICS or not k.isdecimal() or int(k) < 1:
         raise VaecfError(
-            f"config.eval.metrics: {name!r} is not a metric: write "
-            f"<metric>@<k> with one of {', '.join(known)}, e.g. ndcg@100"
+            f"config.eval.metrics: {name!r} is not a metric: use <metric>@<k>, "
+            f"such as ndcg@100, with one of {', '.join(METRICS)}"
+            f"{did_you_mean(kind, METRICS)}"
         )
     return Metric(kind, int(k))
 
 
 def depth(names: Sequence[str]) -> int:
-    """Longest list that the metrics look at."""
+    """Returns the length of the lists that the metrics need."""
     return max(parse(name).k for name in names)
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Quotient; NaN where the denominator is 0."""
+    """Returns the quotient; NaN where the denominator is 0."""
     safe = np.where(denominator > 0, denominator, 1)
     return np.where(denominator > 0, numerator / safe, np.nan)
