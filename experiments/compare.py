@@ -1,8 +1,8 @@
-"""Compares finished runs, user by user, on the same test users.
+"""Compares finished runs user by user, on the same test users.
 
     python experiments/compare.py runs/a runs/b --metric=ndcg@100
 
-Takes workdirs of main.py --test, or files that its --per_user wrote.
+The runs are workdirs of main.py --test, or files written by its --per_user.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ from absl import flags
 from vaecf import cli
 
 _METRIC = flags.DEFINE_string(
-    "metric", None, "Metric to compare by (the runs' config.eval.best_metric)."
+    "metric",
+    None,
+    "Metric to compare by; default: config.eval.best_metric of the first run.",
 )
 _REFERENCE = flags.DEFINE_string(
     "reference",
     None,
-    "Run or name to compare with (the best on the validation users).",
+    "Run or name to compare with; default: the best on the validation users.",
 )
 _BASELINES = flags.DEFINE_bool(
-    "baselines", True, "Compare the runs' baselines too."
+    "baselines", True, "Also compare the baselines of the runs."
 )
 _RESAMPLES = flags.DEFINE_integer(
-    "resamples", 10_000, "Resamples of the bootstrap.", lower_bound=100
+    "resamples", 10_000, "Number of bootstrap resamples.", lower_bound=100
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.")
-_JSON = flags.DEFINE_string("json", None, "Also write all numbers there.")
+_JSON = flags.DEFINE_string("json", None, "JSON file to write all numbers to.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """One call of `compare.compare`, one of `comparison_text`."""
+    """Compares the runs and prints the tables."""
+    from vaecf import workdir
     from vaecf.evaluation import compare
     from vaecf.reporting import comparison
 
@@ -46,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         seed=_SEED.value,
     )
     if _JSON.value:
-        compare.write(pathlib.Path(_JSON.value), compared)
+        workdir.write_json(pathlib.Path(_JSON.value), compared)
     cli.log(comparison.comparison_text(compared))
 
 

@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from vaecf import config as config_lib
+
 USERS = 12
 FOLD_IN = np.repeat([2, 5, 9], 4)
 METRICS = ("ndcg@10", "popularity@10")
@@ -51,15 +53,18 @@ def write_run(
     """A workdir; the first model is the run's."""
     path.mkdir()
     (own, *baselines) = models
-    name, _, path_beside = own.partition("+")
-    config = {
-        "model": {"name": name},
-        "linear": {"l2": 3.0 if path_beside else 0.0},
-        "optimizer": {"learning_rate": rate},
-        "data": {"dir": str(path)},
-        "eval": {"best_metric": "ndcg@10"},
-        "seed": seed,
-    }
+    name, _, branch = own.partition("+")
+    config = config_lib.replace(
+        config_lib.Config(),
+        {
+            "model.name": name,
+            "linear.l2": 3.0 if branch else 0.0,
+            "optimizer.learning_rate": rate,
+            "data.dir": str(path),
+            "eval.best_metric": "ndcg@10",
+            "seed": seed,
+        },
+    ).to_dict()
     cell = {"ndcg@10": {"mean": validation, "stderr": 0.1, "users": 9}}
     results = {"validation": cell, "test": {}}
     for name in baselines:
@@ -81,13 +86,17 @@ def runs(tmp_path) -> list[pathlib.Path]:
     """Two seeds of one config, one of another, EASE beside two of them."""
     ease = {"ease (l2 500)": scores(9)}
     return [
-        write_run(tmp_path / "a", {"vae": scores(1)} | ease, validation=0.4),
-        write_run(tmp_path / "b", {"vae": scores(2)}, seed=1),
-        write_run(tmp_path / "c", {"vae": scores(3, 0.2)} | ease, rate=0.01),
+        write_run(
+            tmp_path / "a", {"mult_vae": scores(1)} | ease, validation=0.4
+        ),
+        write_run(tmp_path / "b", {"mult_vae": scores(2)}, seed=1),
+        write_run(
+            tmp_path / "c", {"mult_vae": scores(3, 0.2)} | ease, rate=0.01
+        ),
     ]
 
 
-SLOW, FAST = (f"vae (optimizer.learning_rate={r})" for r in (0.001, 0.01))
+SLOW, FAST = (f"mult_vae (optimizer.learning_rate={r})" for r in (0.001, 0.01))
 EASE = "ease (l2 500)"
 
 
@@ -153,7 +162,7 @@ def test_seeds_of_a_blend_are_one_group(tmp_path, command):
     """Beside the seeds of its model alone."""
     runs = [
         write_run(tmp_path / f"{own}-{s}", {own: scores(s)}, seed=s)
-        for own in ("vae", "vae+linear")
+        for own in ("mult_vae", "mult_vae+linear")
         for s in (1, 2)
     ]
     made = tmp_path / "all.json"
@@ -161,16 +170,16 @@ def test_seeds_of_a_blend_are_one_group(tmp_path, command):
     assert done.status == 0, done.err
     groups = json.loads(made.read_text())["groups"]
     assert [group["seeds"] for group in groups.values()] == [2, 2]
-    assert list(groups) == ["vae", "vae+linear"]
+    assert list(groups) == ["mult_vae", "mult_vae+linear"]
 
 
 def test_namesakes_that_differ_in_much_are_called_by_their_run(runs, command):
     config = json.loads((runs[2] / "config.json").read_text())
-    config["train"] = {"epochs": 3, "batch_size": 5, "ema": 0.5}
+    config["train"] |= {"epochs": 3, "batch_size": 5, "ema": 0.5}
     (runs[2] / "config.json").write_text(json.dumps(config))
     done = command("compare", *runs, "--resamples=100")
     assert done.status == 0, done.err
-    assert f"vae ({runs[2]})" in done.out and "batch_size" not in done.out
+    assert f"mult_vae ({runs[2]})" in done.out and "batch_size" not in done.out
 
 
 def test_the_reference_asked_for(runs, tmp_path, command):
@@ -190,14 +199,20 @@ def test_the_reference_asked_for(runs, tmp_path, command):
 def test_files_of_per_user(runs, tmp_path, command):
     """CSV and Parquet; two models of one name are told apart."""
     text = tmp_path / "a.csv"
-    frame({"vae": scores(1)}).write_csv(text)
+    frame({"mult_vae": scores(1)}).write_csv(text)
     other = runs[2] / "per_user.parquet"
     made = tmp_path / "all.json"
     done = command("compare", text, other, f"--json={made}", "--resamples=100")
     assert done.status == 0, done.err
     left = json.loads(made.read_text())
-    assert list(left["groups"]) == [f"vae in {text}", f"vae in {other}", EASE]
-    assert left["reference"] == f"vae in {text}"  # nothing validated: the first
+    assert list(left["groups"]) == [
+        f"mult_vae in {text}",
+        f"mult_vae in {other}",
+        EASE,
+    ]
+    assert (
+        left["reference"] == f"mult_vae in {text}"
+    )  # nothing validated: the first
     assert left["dataset"] is None and "users" in done.out
 
 
@@ -210,25 +225,28 @@ def refused(done, *parts: str) -> None:
 
 def test_what_does_not_compare_is_refused(runs, tmp_path, command):
     a, b, c = runs
-    refused(command("compare"), "give the runs to compare")
+    refused(command("compare"), "no runs to compare")
     refused(command("compare", a, a), "same run: config and seed 0")
     refused(command("compare", a, tmp_path / "no"), "neither a workdir nor")
     refused(command("compare", a, tmp_path), "dataset.json", "a run?")
     refused(
         command("compare", a, b, "--metric=mrr@3"),
-        f"{a}: no per-user mrr@3 of vae; there is ndcg@10",
+        f"{a}: no per-user mrr@3 of mult_vae, which has ndcg@10",
     )
     refused(
         command("compare", a, b, "--reference=x"), "--reference=x: use", EASE
     )
-    refused(command("compare", a, b, "--json=no/x.json"), "--json=no/x.json")
+    refused(
+        command("compare", a, b, f"--json={a}/config.json/x"), "config.json/x"
+    )
     (b / "per_user.parquet").unlink()
     refused(
         command("compare", a, b),
-        f"{b}: no per-user metrics; make them with python "
-        f"experiments/main.py --workdir={b} --test",
+        f"{b}: no per-user metrics",
     )
-    other = frame({"vae": scores(2)}).with_columns(user=pl.col("user") + "x")
+    other = frame({"mult_vae": scores(2)}).with_columns(
+        user=pl.col("user") + "x"
+    )
     other.write_parquet(b / "per_user.parquet")
     refused(command("compare", a, b), "different test users (column user)")
     (c / "dataset.json").write_text(json.dumps({"name": "other"}))
