@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     """Compares the runs and prints the tables."""
     from vaecf import workdir
     from vaecf.evaluation import compare
-    from vaecf.reporting import comparison
+    from vaecf.reporting import tables
 
     compared = compare.compare(
         [pathlib.Path(run) for run in argv[1:]],
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if _JSON.value:
         workdir.write_json(pathlib.Path(_JSON.value), compared)
-    cli.log(comparison.comparison_text(compared))
+    cli.log(tables.comparison_table(compared))
 
 
 if __name__ == "__main__":

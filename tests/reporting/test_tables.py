@@ -1,4 +1,4 @@
-"""Tables against texts written by hand."""
+"""Tables: the numbers are there, columns line up, names stay in their cells."""
 
 from __future__ import annotations
 
@@ -6,44 +6,60 @@ from typing import Any
 
 import pytest
 
-from vaecf.reporting.tables import (
-    recommendations_table,
-    results_rows,
-    results_table,
-    to_markdown,
-    trials_table,
+from vaecf.reporting import tables
+
+ABOUT = {"title": "t", "protocol": "p", "dataset": "d"}
+
+
+def _cells(text: str) -> dict[str, list[str]]:
+    """Cells by the first cell of a line, split at two spaces."""
+    lines = [line.split("  ") for line in text.splitlines() if line.strip()]
+    return {
+        line[0].strip(): [cell.strip() for cell in line[1:] if cell.strip()]
+        for line in lines
+    }
+
+
+def test_format_table() -> None:
+    columns = {"name": ["a", "千尋", "c\x1b[2Jd\n"], "n": ["1", "20", "3"]}
+    assert tables.format_table(columns, right=["n"]).splitlines() == [
+        "name   n",
+        "----  --",
+        "a      1",
+        "千尋  20",
+        "cd\N{REPLACEMENT CHARACTER}    3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (1234567, "1,234,567"),
+        (0.40123, "0.4012"),
+        (0.00123456, "0.001235"),
+        ("a", "a"),
+        ((600, 200), "(600, 200)"),
+    ],
 )
+def test_quantity(value: object, text: str) -> None:
+    assert tables.quantity(value) == text
 
-TABLE = """\
-Test results
-dataset ml-1m, protocol paper, 500 users (3 left out: nothing of theirs is held out)
 
-model          NDCG@100           Recall@20          Coverage@100
--------------  -----------------  -----------------  ------------
-Mult-VAE       0.4012 ± 0.0061    0.3411 ± 0.0071 *  0.6100
-EASE           0.4207 ± 0.0061 *  0.3100 ± 0.0070         –
-popularity     0.2100 ± 0.0050         –                  –
-planted truth  0.4655 ± 0.0060         –                  –
-
-mean ± standard error over users; * largest mean
-planted truth knows the taste groups"""
-
-MARKDOWN = """\
-**Test results** (dataset ml-1m, protocol paper, 500 users)
-
-| model | NDCG@100 | Recall@20 | Coverage@100 |
-| --- | ---: | ---: | ---: |
-| Mult-VAE | 0.4012 ± 0.0061 | **0.3411 ± 0.0071** | 0.6100 |
-| EASE | **0.4207 ± 0.0061** | 0.3100 ± 0.0070 | – |
-| popularity | 0.2100 ± 0.0050 | – | – |
-| planted truth | 0.4655 ± 0.0060 | – | – |
-
-Mean ± standard error over users."""
+def test_names_and_durations() -> None:
+    names = ["ndcg@100", "hit_rate@5", "mrr@10"]
+    assert [*map(tables.metric_label, names)] == [
+        "NDCG@100",
+        "Hit rate@5",
+        "MRR@10",
+    ]
+    seconds = [0.4, 192.3, 3661.0]
+    assert [*map(tables.duration, seconds)] == ["0:00", "3:12", "1:01:01"]
 
 
 def test_results_table(results: dict[str, Any]) -> None:
-    text = results_table(
-        results_rows(results, name="Mult-VAE"),
+    text = tables.results_table(
+        tables.results_rows(results, name="Mult-VAE"),
         title="Test results",
         protocol="paper",
         dataset="ml-1m",
@@ -51,64 +67,37 @@ def test_results_table(results: dict[str, Any]) -> None:
         references=["planted truth"],
         footnote="planted truth knows the taste groups",
     )
-    assert text == TABLE
+    lines = text.splitlines()
+    assert lines[0] == "Test results"
+    assert lines[-1] == "planted truth knows the taste groups"
+    for fact in ("dataset ml-1m", "protocol paper", "500 users", "3 left out"):
+        assert fact in lines[1]
+    cells = _cells(text)
+    assert cells["model"] == ["NDCG@100", "Recall@20", "Coverage@100"]
+    # The reference has the largest NDCG and no star.
+    assert cells["Mult-VAE"] == [
+        "0.4012 ± 0.0061",
+        "0.3411 ± 0.0071 *",
+        "0.6100",
+    ]
+    assert cells["EASE"] == ["0.4207 ± 0.0061 *", "0.3100 ± 0.0070", "–"]
+    assert cells["planted truth"] == ["0.4655 ± 0.0060", "–", "–"]
 
 
-def test_markdown(results: dict[str, Any]) -> None:
-    text = to_markdown(
-        results_rows(results, name="Mult-VAE"),
-        title="Test results",
-        protocol="paper",
-        dataset="ml-1m",
-        references=["planted truth"],
-    )
-    assert text == MARKDOWN
-
-
-def test_users_get_a_column_where_they_differ() -> None:
+def test_different_numbers_of_users_are_a_range() -> None:
     rows = {
         "a": {"ndcg@100": {"mean": 0.5, "stderr": 0.1, "users": 1000}},
         "b": {"ndcg@100": {"mean": 0.4, "stderr": 0.1, "users": 999}},
     }
-    text = results_table(rows, title="t", protocol="p", dataset="d")
-    assert text.splitlines() == [
-        "t",
-        "dataset d, protocol p, 999 to 1,000 users",
-        "",
-        "model  NDCG@100           users",
-        "-----  -----------------  -----",
-        "a      0.5000 ± 0.1000 *  1,000",
-        "b      0.4000 ± 0.1000    999",
-        "",
-        "mean ± standard error over users; * largest mean",
-    ]
-
-
-def test_metrics_choose_and_order_the_columns(results: dict[str, Any]) -> None:
-    text = results_table(
-        results_rows(results),
-        title="t",
-        protocol="p",
-        dataset="d",
-        metrics=["recall@20", "ndcg@100", "unknown"],
-    )
-    assert text.splitlines()[3].split() == ["model", "Recall@20", "NDCG@100"]
+    assert "999 to 1,000 users" in tables.results_table(rows, **ABOUT)
 
 
 @pytest.mark.parametrize("mean", [float("nan"), None])
-def test_what_is_not_a_number_is_a_dash(mean: float | None) -> None:
+def test_a_mean_that_is_not_a_number_is_a_dash(mean: float | None) -> None:
     rows = {"a": {"ndcg@5": {"mean": mean, "stderr": 0.1, "users": 0}}}
-    text = results_table(rows, title="t", protocol="p", dataset="d")
-    assert "a      –" in text.splitlines()
+    text = tables.results_table(rows, **ABOUT)
+    assert _cells(text)["a"] == ["–"]
     assert "0 users" in text
-
-
-def test_hostile_names_stay_in_their_cells() -> None:
-    rows = {"\x1b[31m|a*\n": {"ndcg@5": {"mean": 0.1, "users": 1}}}
-    kinds: dict[str, Any] = {"title": "t", "protocol": "p", "dataset": "d"}
-    assert "\x1b" not in results_table(rows, **kinds)
-    line = to_markdown(rows, **kinds).splitlines()[4]
-    assert line == "| \\|a\\*\N{REPLACEMENT CHARACTER} | 0.1000 |"
 
 
 def test_recommendations_table() -> None:
@@ -127,50 +116,98 @@ def test_recommendations_table() -> None:
             "rows": [{"rank": 1, "item": "sku-1", "score": None}],
         },
     ]
-    assert recommendations_table(records, shown_history=2).splitlines() == [
-        "user 42, history: Heat; Alien; and 1 more",
-        "  rank  item  title     score",
-        "  ----  ----  -----  --------",
-        "     1  318   千尋    -4.2500",
-        "    10  7            -10.0000",
-        "",
-        "user u\N{REPLACEMENT CHARACTER}, history: empty",
-        "  rank  item   score",
-        "  ----  -----  -----",
-        "     1  sku-1      –",
-    ]
-    assert recommendations_table([]) == ""
+    text = tables.recommendations_table(records, shown_history=2)
+    first, second = text.split("\n\n")
+    assert "user 42, history: Heat; Alien; and 1 more" in first
+    assert first.splitlines()[3].split() == ["1", "318", "千尋", "-4.2500"]
+    assert first.splitlines()[4].split() == ["10", "7", "-10.0000"]
+    assert "user u\N{REPLACEMENT CHARACTER}, history: empty" in second
+    assert "title" not in second
+    assert second.splitlines()[-1].split() == ["1", "sku-1", "–"]
+    assert tables.recommendations_table([]) == ""
 
 
-TRIALS = """\
-Best of 2
-
-trial  NDCG@10  best epoch  seconds  optimizer.learning_rate  model.hidden
------  -------  ----------  -------  -----------------------  ------------
-   12   0.4012      8 of 9     61.3                 0.001235            ()
-    3   0.3900      1 of 2        –                   0.5000             –"""
-
-
-def test_trials() -> None:
+def test_trials_table() -> None:
     first = {
         "number": 12,
         "value": 0.40123,
         "epochs": 9,
         "best_epoch": 8,
         "seconds": 61.3,
-        "params": {
-            "optimizer.learning_rate": 0.00123456,
-            "model.hidden": (),
-        },
+        "params": {"optimizer.learning_rate": 0.00123456, "model.hidden": ()},
     }
-    second = {
-        **first,
-        "number": 3,
-        "value": 0.39,
-        "epochs": 2,
-        "best_epoch": 1,
-        "seconds": None,
-        "params": {"optimizer.learning_rate": 0.5},
-    }
-    text = trials_table([first, second], metric="ndcg@10", title="Best of 2")
-    assert text == TRIALS
+    second = {**first, "number": 3, "seconds": None, "params": {}}
+    text = tables.trials_table([first, second], metric="ndcg@10", title="Best")
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["Best"]
+    assert lines[4] == [
+        "12",
+        "0.4012",
+        "8",
+        "of",
+        "9",
+        "61.3",
+        "0.001235",
+        "()",
+    ]
+    assert lines[5] == ["3", "0.4012", "8", "of", "9", "–", "–", "–"]
+    assert {"trial", "NDCG@10", "seconds", "model.hidden"} <= set(lines[2])
+    # Right-aligned: all lines end in the same column.
+    assert len({len(line) for line in text.splitlines()[2:]}) == 1
+
+
+def test_comparison_table() -> None:
+    def cell(mean: float) -> dict[str, Any]:
+        return {"mean": mean, "stderr": 0.01, "users": 10}
+
+    def group(seeds: int, mean: float) -> dict[str, Any]:
+        buckets = [{"bucket": "1-9", **cell(mean)}]
+        return {
+            "seeds": seeds,
+            "metrics": {"ndcg@10": cell(mean)},
+            "history_length": buckets,
+        }
+
+    text = tables.comparison_table(
+        {
+            "dataset": "ml",
+            "protocol": None,
+            "metric": "ndcg@10",
+            "metrics": ["ndcg@10"],
+            "users": 1234,
+            "left_out": 1,
+            "reference": "ease",
+            "runs": [
+                {"group": "vae", "seed": s, "metrics": {"ndcg@10": cell(m)}}
+                for s, m in ((0, 0.3), (1, 0.4))
+            ]
+            + [
+                {
+                    "group": "ease",
+                    "seed": None,
+                    "metrics": {"ndcg@10": cell(0.5)},
+                }
+            ],
+            "groups": {"vae": group(2, 0.35), "ease": group(1, 0.5)},
+            "comparisons": {
+                "vae": {
+                    "difference": -0.15,
+                    "stderr": None,
+                    "low": -0.2,
+                    "high": -0.1,
+                    "p": 0.0123,
+                    "p_holm": 0.0246,
+                }
+            },
+        }
+    )
+    for fact in (
+        "dataset ml, 1,234 users (1 left out)",
+        "vae    0     0.3000 ± 0.0100",
+        "vae    mean  0.3500 ± 0.0100",
+        "NDCG@10 against ease, paired by user",
+        "vae    -0.1500     –     -0.2000 to -0.1000  0.012       0.025",
+        "NDCG@10 by history length (users)",
+        "1-9 (10)",
+    ):
+        assert fact in text, fact

@@ -1,332 +1,396 @@
-"""Learning curves and metric plots as SVG texts."""
+"""Plots of a run: learning curves, metrics by model, speed.
+
+Each `plot_*` function draws on the given Axes, or on new ones, and returns
+them; it follows matplotlib's current style. The functions that return figures
+use the style of the report. Nothing uses pyplot: no global state, no backend.
+"""
 
 from __future__ import annotations
 
+import functools
+import html
+import io
 import math
+import pathlib
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vaecf.reporting.drawing import (
-    COLOURS,
-    canvas,
-    curve,
-    end_labels,
-    epoch_axis,
-    render,
-)
-from vaecf.reporting.tables import Rows, cell_texts, cell_values, metric_names
-from vaecf.reporting.text import (
-    finite,
+from vaecf.reporting.tables import (
+    Rows,
+    cell_texts,
+    cell_values,
     is_accuracy,
     metric_label,
+    metric_names,
     printable,
-    series,
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Close to the Okabe-Ito palette, which colour-blind people can tell apart.
+COLOURS = {
+    "ink": "#1f2328",
+    "muted": "#59636e",
+    "grid": "#d8dee4",
+    "blue": "#0072b2",
+    "orange": "#c2500a",
+    "green": "#00785a",
+    "band": "#b9d9ec",
+    "bar": "#9aa4af",
+}
+_STYLE = pathlib.Path(__file__).with_name("vaecf.mplstyle")
+_MARKED_POINTS = 30  # a curve with more points has no markers
 
-def _axis_name(records: Sequence[Mapping[str, Any]]) -> str:
-    return "epoch" if any("epoch" in r for r in records) else "step"
+
+# --- Figures ----------------------------------------------------------------
 
 
-def learning_curves(
-    records: Sequence[Mapping[str, Any]],
+def grid(
+    panels: Sequence[Callable[[Axes], object]],
     *,
-    baselines: Mapping[str, float] | None = None,
-    metric: str = "ndcg@100",
-) -> str:
-    """Training loss and its parts, and the validation metric, by epoch.
+    columns: int = 1,
+    size: tuple[float, float] = (9.8, 2.6),
+    sharey: bool = False,
+) -> Figure:
+    """Returns a figure with one plot per panel.
 
     Args:
-      records: lines of metrics.jsonl; training ones hold "train/loss",
-        "train/nll", "train/kl", "train/anneal" (nats per user; anneal is
-        the weight of the KL term), validations "validation/<metric>" and
-        "validation/<metric>_stderr". "epoch" is the axis, else "step".
-      baselines: names and values of the metric for models to compare with,
-        drawn as horizontal lines.
-      metric: the validation metric.
-
-    Returns:
-      An `<svg>` element, or "" if there is nothing to draw. Curves have the
-      ids `learning-curves-nll`, `-loss`, `-kl`, `-anneal`, `-validation`,
-      the best epoch's mark `-best`, baselines `-baseline-0` and so on.
+      panels: functions that draw on the Axes they are given.
+      columns: largest number of plots side by side.
+      size: width and height of a plot in inches.
+      sharey: use the same y axis for all plots.
     """
-    axis = _axis_name(records)
-    panels: list[Callable[[Axes], None]] = []
-    if any("train/nll" in r or "train/loss" in r for r in records):
-        panels.append(lambda axes: _loss_panel(axes, records, axis))
-    if any(f"validation/{metric}" in r for r in records):
-        panels.append(
-            lambda axes: _validation_panel(
-                axes, records, axis, metric, baselines or {}
-            )
-        )
-    # A denoising autoencoder has no KL term: no empty panels for it.
-    if any(finite(r.get("train/kl")) for r in records):
-        panels.append(lambda axes: _kl_panel(axes, records, axis))
-        panels.append(lambda axes: _anneal_panel(axes, records, axis))
-    positions = [p for r in records if (p := finite(r.get(axis))) is not None]
-    if not panels or not positions:
-        return ""
+    from matplotlib import style
+    from matplotlib.figure import Figure
 
-    def draw() -> Figure:
-        columns = min(2, len(panels))
-        rows = -(-len(panels) // columns)
-        figure = canvas(rows, columns, 4.9 * columns, 2.75 * rows)
-        for axes, panel in zip(figure.axes, panels, strict=False):
-            panel(axes)
-            epoch_axis(axes, positions)
-            axes.set_xlabel(axis)
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    with style.context(_STYLE):
+        figure = Figure(
+            (columns * size[0], rows * size[1]), layout="constrained"
+        )
+        figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+        for axes, draw in zip(figure.axes, panels, strict=False):
+            draw(axes)
         for axes in figure.axes[len(panels) :]:
             axes.set_axis_off()
-        return figure
-
-    alt = f"Learning curves: loss and validation {metric_label(metric)}"
-    return render("learning-curves", alt, draw)
+    return figure
 
 
-def _loss_panel(
-    axes: Axes, records: Sequence[Mapping[str, Any]], axis: str
-) -> None:
-    labels = []
-    for name, label, colour, dashes in (
-        ("loss", "loss", COLOURS["muted"], (0, (4, 2))),
-        ("nll", "NLL", COLOURS["blue"], "solid"),
+def to_svg(figure: Figure, name: str) -> str:
+    """Returns an `<svg>` element; the same figure gives the same text.
+
+    Args:
+      figure: the figure to draw.
+      name: label of the element, and prefix of all ids, so that a page can
+        contain several figures.
+    """
+    from matplotlib import style
+
+    prefix = re.sub(r"\W+", "-", name.lower())
+    buffer = io.StringIO()
+    with (
+        style.context([_STYLE, {"svg.hashsalt": prefix}]),
+        warnings.catch_warnings(),
     ):
-        x, y = series(records, f"train/{name}", axis=axis)
-        known = [v for v in y if not math.isnan(v)]
-        if known:
-            curve(axes, x, y, name, color=colour, linestyle=dashes)
-            labels.append((known[-1], label, colour))
-    axes.set_title("Training: negative log-likelihood and loss")
-    axes.set_ylabel("nats per user")
-    end_labels(axes, labels)
-
-
-def _kl_panel(
-    axes: Axes, records: Sequence[Mapping[str, Any]], axis: str
-) -> None:
-    x, y = series(records, "train/kl", axis=axis)
-    curve(axes, x, y, "kl", color=COLOURS["blue"])
-    axes.set_title("Training: KL divergence")
-    axes.set_ylabel("nats per user")
-
-
-def _anneal_panel(
-    axes: Axes, records: Sequence[Mapping[str, Any]], axis: str
-) -> None:
-    x, y = series(records, "train/anneal", axis=axis)
-    curve(axes, x, y, "anneal", color=COLOURS["green"])
-    axes.set_ylim(bottom=0)
-    axes.set_title("Training: weight of the KL term")
-    axes.set_ylabel("weight")
-
-
-def _validation_panel(
-    axes: Axes,
-    records: Sequence[Mapping[str, Any]],
-    axis: str,
-    metric: str,
-    baselines: Mapping[str, float],
-) -> None:
-    name = f"validation/{metric}"
-    x, y = series(records, name, axis=axis)
-    errors = dict(
-        zip(*series(records, f"{name}_stderr", axis=axis), strict=True)
-    )
-    error = [errors.get(p, math.nan) for p in x]
-    low = [v - e for v, e in zip(y, error, strict=True)]
-    high = [v + e for v, e in zip(y, error, strict=True)]
-    if len(x) == 1 and not math.isnan(error[0]):
-        axes.errorbar(x, y, yerr=error, color=COLOURS["band"], linewidth=3)
-    elif any(not math.isnan(e) for e in error):
-        axes.fill_between(
-            x, low, high, color=COLOURS["band"], linewidth=0, gid="band"
+        # The browser has letters that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(
+            buffer,
+            format="svg",
+            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+            transparent=True,
+            bbox_inches="tight",
         )
-    curve(axes, x, y, "validation", color=COLOURS["blue"])
-    labels = []
-    for number, (model, value) in enumerate(baselines.items()):
-        if not math.isfinite(value):
-            continue
+    svg = buffer.getvalue()
+
+    def with_prefix(tag: re.Match[str]) -> str:
+        return re.sub(r'\bid="|href="#|url\(#', rf"\g<0>{prefix}-", tag[0])
+
+    svg = re.sub(r"<[^>]+>", with_prefix, svg[svg.index("<svg") :])
+    label = html.escape(name)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def to_png(figure: Figure) -> bytes:
+    """Returns a PNG file; the same figure gives the same bytes."""
+    from matplotlib import style
+
+    buffer = io.BytesIO()
+    with style.context(_STYLE):
+        figure.savefig(
+            buffer, dpi=150, metadata={"Software": None}, bbox_inches="tight"
+        )
+    return buffer.getvalue()
+
+
+def _new_axes() -> Axes:
+    from matplotlib.figure import Figure
+
+    return Figure(layout="constrained").subplots()
+
+
+def integer_ticks(axes: Axes) -> None:
+    """Restricts the ticks of the x axis to whole numbers."""
+    axes.locator_params("x", nbins=8, integer=True, min_n_ticks=1)
+
+
+# --- Curves over epochs -----------------------------------------------------
+
+
+def history_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Returns the records of metrics.jsonl with one row per epoch.
+
+    The index is the epoch and the columns are names, e.g. 'train/loss'. Values
+    that are missing or not finite are NaN. If an epoch has several values of a
+    name, the last one counts.
+    """
+    import pandas as pd
+
+    with_epoch = [r for r in records if r.get("epoch") is not None]
+    if not with_epoch:
+        return pd.DataFrame()
+    return pd.DataFrame(with_epoch).groupby("epoch").last()
+
+
+def best_epoch(history: pd.DataFrame, metric: str) -> int | None:
+    """Returns the epoch with the largest validation metric; the first of ties.
+
+    Returns None if the history has no validation.
+    """
+    values = history.get(f"validation/{metric}")
+    return None if values is None else int(values.idxmax())
+
+
+def plot_curve(
+    history: pd.DataFrame,
+    name: str,
+    axes: Axes | None = None,
+    *,
+    title: str = "",
+    unit: str = "",
+    **style: Any,
+) -> Axes:
+    """Plots a column of the history over the epochs.
+
+    Args:
+      history: see `history_frame`.
+      name: e.g. 'train/kl'.
+      axes: where to draw; None makes a figure.
+      title: title of the plot.
+      unit: label of the y axis.
+      **style: options of `Axes.plot`.
+    """
+    axes = axes or _new_axes()
+    values = history[name].dropna()
+    marker = "o" if len(values) <= _MARKED_POINTS else None
+    kind = {"color": COLOURS["blue"], "marker": marker, **style}
+    axes.plot(values.index, values, **kind)
+    axes.set(title=title, ylabel=unit, xlabel="epoch")
+    integer_ticks(axes)
+    return axes
+
+
+def plot_loss(history: pd.DataFrame, axes: Axes | None = None) -> Axes:
+    """Plots the training loss and its negative log-likelihood by epoch."""
+    dashed = {"color": COLOURS["muted"], "linestyle": "--"}
+    title = "Training: negative log-likelihood and loss"
+    axes = plot_curve(history, "train/loss", axes, label="loss", **dashed)
+    plot_curve(history, "train/nll", axes, label="NLL")
+    axes.set(title=title, ylabel="nats per user")
+    axes.legend()
+    return axes
+
+
+def plot_validation(
+    history: pd.DataFrame,
+    axes: Axes | None = None,
+    *,
+    metric: str = "ndcg@100",
+    baselines: Mapping[str, float] | None = None,
+) -> Axes:
+    """Plots the validation metric by epoch, with its standard error.
+
+    Args:
+      history: see `history_frame`.
+      axes: where to draw; None makes a figure.
+      metric: name of the metric.
+      baselines: values of other models by name, drawn as horizontal lines.
+    """
+    name, label = f"validation/{metric}", metric_label(metric)
+    axes = plot_curve(history, name, axes, unit=f"{label}, ± s.e.")
+    title = f"Validation {label}"
+    values = history[name].dropna()
+    if f"{name}_stderr" in history:
+        error = history[f"{name}_stderr"][values.index]
+        # An outline shows the error of a single point, too.
+        style: dict[str, Any] = {"color": COLOURS["band"], "linewidth": 2}
+        axes.fill_between(values.index, values - error, values + error, **style)
+    epoch = best_epoch(history, metric)
+    if epoch is not None:
+        best = values[epoch]
+        axes.plot(epoch, best, "o", markersize=6, color=COLOURS["orange"])
+        title += f", best {best:.4f} at epoch {epoch}"
+    axes.set_title(printable(title))
+    known = [(v, n) for n, v in (baselines or {}).items() if math.isfinite(v)]
+    for number, (value, model) in enumerate(sorted(known, reverse=True)):
         axes.axhline(
             value,
+            label=printable(model),
             color=COLOURS["muted"],
             linewidth=1,
             linestyle=(0, (1 + 2 * (number % 4), 2)),
-            gid=f"baseline-{number}",
         )
-        labels.append((value, printable(model), COLOURS["muted"]))
-    known = [(v, -p) for p, v in zip(x, y, strict=True) if not math.isnan(v)]
-    title = f"Validation {metric_label(metric)}"
     if known:
-        # The earliest of equals, as the best checkpoint is.
-        value, negative = max(known)
-        axes.plot(
-            [-negative],
-            [value],
-            gid="best",
-            marker="o",
-            markersize=6,
-            color=COLOURS["orange"],
-        )
-        title += f", best {value:.4f} at {axis} {-negative:.0f}"
-    axes.set_title(printable(title))
-    axes.set_ylabel(printable(metric_label(metric)) + ", ± s.e. shaded")
-    end_labels(axes, labels)
+        axes.legend()
+    return axes
 
 
-def metrics_bars(rows: Rows, *, metrics: Sequence[str] | None = None) -> str:
-    """Every model's accuracy, a small plot a metric, with standard errors.
+def plot_throughput(history: pd.DataFrame, axes: Axes | None = None) -> Axes:
+    """Plots the training speed by epoch, in users per second."""
+    name = "train/users_per_second"
+    title = f"Training speed, median {history[name].median():,.0f} users/s"
+    axes = plot_curve(history, name, axes, title=title, unit="users/s")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_ylim(bottom=0)
+    return axes
+
+
+def learning_curves(
+    history: pd.DataFrame,
+    *,
+    metric: str = "ndcg@100",
+    baselines: Mapping[str, float] | None = None,
+) -> Figure | None:
+    """Returns plots of loss, validation metric, KL divergence and KL weight.
+
+    Plots without data are left out: a denoising autoencoder has no KL term.
+    Returns None if no plot is left.
 
     Args:
-      rows: as `tables.results_table` takes them; the first is the run's
-        model and is coloured.
-      metrics: which ones; by default all where more is better.
-
-    Returns:
-      An `<svg>` element, or "" if there is nothing to draw. The bars of
-      metric number m have the ids `metrics-bars-m-0`, `-m-1`, ...
+      history: see `history_frame`.
+      metric: name of the validation metric.
+      baselines: see `plot_validation`.
     """
-    chosen = [
-        m for m in metric_names(rows, metrics) if metrics or is_accuracy(m)
-    ]
-    if not chosen:
-        return ""
-
-    def draw() -> Figure:
-        columns = min(3, len(chosen))
-        lines = -(-len(chosen) // columns)
-        height = 0.75 + 0.32 * len(rows)
-        figure = canvas(lines, columns, 9.8, height * lines)
-        for number, axes in enumerate(figure.axes):
-            if number < len(chosen):
-                _bar_panel(axes, rows, chosen[number], number)
-                if number % columns:
-                    axes.set_yticklabels([])
-            else:
-                axes.set_axis_off()
-        return figure
-
-    return render("metrics-bars", "Metrics by model", draw)
-
-
-def _bar_panel(axes: Axes, rows: Rows, metric: str, number: int) -> None:
-    reach = 0.0
-    texts = []
-    for place, cells in enumerate(rows.values()):
-        mean, error = cell_values(cells.get(metric))
-        if mean is None:
-            continue
-        axes.barh(
-            place,
-            mean,
-            height=0.62,
-            color=COLOURS["blue" if place == 0 else "bar"],
-            gid=f"{number}-{place}",
-        )[0].set_gid(f"{number}-{place}")
-        if error:
-            axes.errorbar(
-                mean, place, xerr=error, color=COLOURS["ink"], linewidth=1.2
+    panels: list[Callable[[Axes], object]] = []
+    if "train/loss" in history:
+        panels.append(functools.partial(plot_loss, history))
+    if f"validation/{metric}" in history:
+        panels.append(
+            functools.partial(
+                plot_validation, history, metric=metric, baselines=baselines
             )
-        end = mean + (error or 0.0)
-        texts.append((end, place, cell_texts(cells[metric])[0]))
-        reach = max(reach, end)
-    for end, place, text in texts:
-        axes.text(end + 0.02 * reach, place, text, va="center", fontsize=8)
-    axes.set_xlim(0, reach * 1.22 or 1.0)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(rows)), [printable(name) for name in rows])
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    axes.set_title(printable(metric_label(metric)))
+        )
+    if "train/kl" in history and history["train/kl"].any():
+        for name, title, unit in (
+            ("train/kl", "Training: KL divergence", "nats per user"),
+            ("train/anneal", "Training: weight of the KL term", "weight"),
+        ):
+            panels.append(
+                functools.partial(
+                    plot_curve, history, name, title=title, unit=unit
+                )
+            )
+    return grid(panels, columns=2, size=(4.9, 2.75)) if panels else None
 
 
-def throughput(records: Sequence[Mapping[str, Any]]) -> str:
-    """Training speed by epoch, in users per second, with its median.
+# --- Bars and points --------------------------------------------------------
 
-    Returns:
-      An `<svg>` element whose curve has the id `throughput-speed`, or "".
+
+def plot_bars(
+    values: Mapping[str, float],
+    texts: Sequence[str],
+    axes: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """Plots horizontal bars, the first on top.
+
+    Args:
+      values: lengths by name; NaN for no bar.
+      texts: text at the end of each bar.
+      axes: where to draw; None makes a figure.
+      **style: options of `Axes.barh`.
     """
-    axis = _axis_name(records)
-    x, y = series(records, "train/users_per_second", axis=axis)
-    known = sorted(v for v in y if not math.isnan(v))
-    if not known:
-        return ""
-    middle = len(known) // 2
-    median = (
-        known[middle]
-        if len(known) % 2
-        else (known[middle - 1] + known[middle]) / 2
+    axes = axes or _new_axes()
+    places = range(len(values))
+    bars = axes.barh(places, list(values.values()), height=0.62, **style)
+    axes.bar_label(bars, texts, padding=3, fontsize=8)
+    axes.margins(x=0.18)
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_yticks(places, [printable(name) for name in values])
+    axes.grid(visible=False, axis="y")
+    return axes
+
+
+def plot_metric(rows: Rows, metric: str, axes: Axes | None = None) -> Axes:
+    """Plots one metric of every model with its standard errors.
+
+    Args:
+      rows: see `tables.results_table`; the first row is highlighted.
+      metric: name of the metric.
+      axes: where to draw; None makes a figure.
+    """
+    cells = [row.get(metric) for row in rows.values()]
+    means, errors = zip(*map(_values_or_nan, cells), strict=True)
+    axes = plot_bars(
+        dict(zip(rows, means, strict=True)),
+        [cell_texts(cell)[0] for cell in cells],
+        axes,
+        xerr=errors,
+        color=[COLOURS["blue"], *[COLOURS["bar"]] * (len(cells) - 1)],
+        ecolor=COLOURS["ink"],
+    )
+    axes.set_title(printable(metric_label(metric)))
+    return axes
+
+
+def _values_or_nan(cell: object) -> list[float]:
+    return [math.nan if v is None else v for v in cell_values(cell)]
+
+
+def metrics_bars(rows: Rows) -> Figure | None:
+    """Returns a plot per accuracy metric, or None without such a metric."""
+    metrics = [name for name in metric_names(rows) if is_accuracy(name)]
+    if not metrics:
+        return None
+    return grid(
+        [functools.partial(plot_metric, rows, m) for m in metrics],
+        columns=3,
+        size=(9.8 / min(3, len(metrics)), 0.75 + 0.32 * len(rows)),
+        sharey=True,
     )
 
-    def draw() -> Figure:
-        from matplotlib.ticker import StrMethodFormatter
 
-        figure = canvas(1, 1, 9.8, 2.3)
-        axes = figure.axes[0]
-        curve(axes, x, y, "speed", color=COLOURS["blue"])
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.set_title(f"Training speed, median {median:,.0f} users/s")
-        axes.set_ylabel("users/s")
-        axes.set_xlabel(axis)
-        epoch_axis(axes, x)
-        return figure
-
-    return render("throughput", "Training speed by epoch", draw)
-
-
-def history_buckets(
-    buckets: Sequence[Mapping[str, Any]], *, metric: str = "ndcg@100"
-) -> str:
-    """A metric by the length of the users' histories.
+def plot_history_lengths(
+    buckets: Sequence[Mapping[str, Any]],
+    axes: Axes | None = None,
+    *,
+    metric: str = "ndcg@100",
+) -> Axes:
+    """Plots a metric by the length of the users' histories.
 
     Args:
-      buckets: in order; {"bucket": "5-9", "mean", "stderr", "users"}.
-      metric: its name.
-
-    Returns:
-      An `<svg>` element whose points have the ids `history-buckets-0` and
-      so on, or "" if there is nothing to draw.
+      buckets: mappings with "bucket" (e.g. "5-9"), "mean", "stderr" and
+        "users", in order.
+      axes: where to draw; None makes a figure.
+      metric: name of the metric.
     """
-    known = [b for b in buckets if finite(b.get("mean")) is not None]
-    if not known:
-        return ""
-
-    def draw() -> Figure:
-        figure = canvas(1, 1, 9.8, 2.6)
-        axes = figure.axes[0]
-        for place, bucket in enumerate(known):
-            mean, error = cell_values(bucket)
-            axes.errorbar(place, mean or 0.0, yerr=error, color=COLOURS["blue"])
-            axes.plot(
-                [place],
-                [mean or 0.0],
-                marker="o",
-                color=COLOURS["blue"],
-                gid=str(place),
-            )
-        sizes = [finite(b.get("users")) or 0 for b in known]
-        ticks = [
-            f"{printable(b['bucket'])}\n{users:,.0f} users"
-            for b, users in zip(known, sizes, strict=True)
-        ]
-        axes.set_xticks(
-            range(len(known)),
-            ticks,
-        )
-        axes.set_xlim(-0.5, len(known) - 0.5)
-        axes.margins(y=0.12)
-        axes.set_ylim(bottom=0)
-        axes.grid(visible=False, axis="x")
-        axes.set_xlabel("items in the history")
-        axes.set_ylabel(f"{printable(metric_label(metric))}, ± s.e.")
-        axes.set_title(
-            f"{printable(metric_label(metric))} by length of history"
-        )
-        return figure
-
-    return render("history-buckets", "Metric by length of history", draw)
+    axes = axes or _new_axes()
+    places, label = range(len(buckets)), metric_label(metric)
+    means, errors = zip(*map(_values_or_nan, buckets), strict=True)
+    axes.errorbar(places, means, errors, fmt="o", color=COLOURS["blue"])
+    texts = [f"{b['bucket']}\n{b['users']:,} users" for b in buckets]
+    axes.set_xticks(places, [printable(t, keep_newlines=True) for t in texts])
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=False, axis="x")
+    axes.set(
+        title=f"{label} by length of history",
+        xlabel="items in the history",
+        ylabel=f"{label}, ± s.e.",
+    )
+    return axes

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from vaecf.reporting.text import MISSING, printable
+from vaecf.reporting.tables import MISSING, printable
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -1,16 +1,19 @@
-"""Pictures of a sweep, as PNG: its history, importances, slices.
+"""Plots of a sweep: its history, the settings tried, their importances.
 
 A trial is a mapping with "number", "state" ("complete", "pruned", ...),
-"value" (of the metric, more is better) and "params" (key to value).
+"value" (of the metric, larger is better) and "params" ({setting: value}).
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vaecf.reporting.drawing import COLOURS, canvas, epoch_axis, render_png
-from vaecf.reporting.text import finite, metric_label, printable
+from vaecf.reporting import plots
+from vaecf.reporting.tables import metric_label, printable
+from vaecf.reporting.writers import finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,129 +21,89 @@ if TYPE_CHECKING:
 
 Trial = Mapping[str, Any]
 
-
-def _with_value(trials: Sequence[Trial], state: str) -> list[Trial]:
-    return [
-        t
-        for t in trials
-        if t["state"] == state and finite(t["value"]) is not None
-    ]
+_MARKERS: dict[str, dict[str, Any]] = {
+    "pruned": {"color": plots.COLOURS["bar"], "fillstyle": "none"},
+    "complete": {"color": plots.COLOURS["blue"]},
+    "best": {"color": plots.COLOURS["orange"], "markersize": 7},
+}
 
 
-def _best(trials: Sequence[Trial]) -> Trial | None:
-    complete = _with_value(trials, "complete")
-    return max(complete, key=lambda t: (t["value"], -t["number"]), default=None)
+def _groups(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Returns the pruned, the complete and the best trials with a value.
 
-
-def _points(axes: Axes, x: Sequence[Any], y: Sequence[Any], kind: str) -> None:
-    """Complete trials filled, pruned ones hollow, the best one orange."""
-    style: dict[str, dict[str, Any]] = {
-        "complete": {"color": COLOURS["blue"], "markersize": 4.5},
-        "pruned": {
-            "markerfacecolor": "none",
-            "markeredgecolor": COLOURS["bar"],
-            "markersize": 4.5,
-        },
-        "best": {"color": COLOURS["orange"], "markersize": 7},
+    Of equal trials, the first is the best.
+    """
+    known = [t for t in trials if finite(t["value"]) is not None]
+    groups = {
+        state: [t for t in known if t["state"] == state]
+        for state in ("pruned", "complete")
     }
-    axes.plot(x, y, linestyle="none", marker="o", label=kind, **style[kind])
+    best = max(
+        groups["complete"],
+        key=lambda t: (t["value"], -t["number"]),
+        default=None,
+    )
+    return {**groups, "best": [] if best is None else [best]}
 
 
-def history(trials: Sequence[Trial], *, metric: str) -> bytes:
-    """Every trial's value by its number, and the best so far.
+def _scatter(
+    axes: Axes, state: str, x: Sequence[Any], group: Sequence[Trial]
+) -> None:
+    y = [t["value"] for t in group]
+    axes.plot(x, y, "o", label=state, **{"markersize": 4.5, **_MARKERS[state]})
+
+
+def history(trials: Sequence[Trial], *, metric: str) -> Figure:
+    """Plots the value of every trial by its number, and the best so far.
 
     Args:
       trials: at least one is complete.
-      metric: name of what was maximised.
-
-    Returns:
-      A PNG file.
+      metric: name of the metric.
     """
+    label, groups = metric_label(metric), _groups(trials)
+    complete = sorted(groups["complete"], key=lambda t: t["number"])
+    best_so_far = list(
+        itertools.accumulate((t["value"] for t in complete), max)
+    )
+    numbers = [t["number"] for t in complete]
 
-    def draw() -> Figure:
-        figure = canvas(1, 1, 8.0, 3.4)
-        axes = figure.axes[0]
-        for state in ("pruned", "complete"):
-            some = _with_value(trials, state)
-            x = [t["number"] for t in some]
-            if some:
-                _points(axes, x, [t["value"] for t in some], state)
-        so_far: list[tuple[int, float]] = []
-        for trial in sorted(
-            _with_value(trials, "complete"), key=lambda t: t["number"]
-        ):
-            top = max(
-                trial["value"], so_far[-1][1] if so_far else -float("inf")
-            )
-            so_far.append((trial["number"], top))
-        last = max(t["number"] for t in trials)
-        so_far.append((last, so_far[-1][1]))
+    def draw(axes: Axes) -> None:
+        for state, group in groups.items():
+            x = [t["number"] for t in group]
+            _scatter(axes, state, x, group)
         axes.step(
-            *zip(*so_far, strict=True),
+            [*numbers, max(t["number"] for t in trials)],
+            [*best_so_far, best_so_far[-1]],
             where="post",
-            color=COLOURS["green"],
+            color=plots.COLOURS["green"],
             label="best so far",
         )
-        best = _best(trials)
-        assert best is not None
-        _points(axes, [best["number"]], [best["value"]], "best")
-        epoch_axis(axes, [t["number"] for t in trials])
-        axes.set_xlabel("trial")
-        axes.set_ylabel(printable(metric_label(metric)))
-        axes.set_title(
-            printable(
-                f"Validation {metric_label(metric)} by trial, best "
-                f"{best['value']:.4f} in trial {best['number']}"
-            )
-        )
-        _legend(axes)
-        return figure
+        [best] = groups["best"]
+        title = f"best {best['value']:.4f} in trial {best['number']}"
+        axes.set_title(f"Validation {label} by trial, {title}")
+        axes.set(xlabel="trial", ylabel=label)
+        plots.integer_ticks(axes)
+        axes.legend()
 
-    return render_png(draw)
+    return plots.grid([draw], size=(8.0, 3.4))
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
-
-
-def importances(shares: Mapping[str, float], *, metric: str) -> bytes:
-    """Share of each parameter in the differences between trials.
+def importances(shares: Mapping[str, float], *, metric: str) -> Figure:
+    """Plots the importance of each setting, the largest on top.
 
     Args:
-      shares: key to a number; they sum to 1.
-      metric: name of what was maximised.
-
-    Returns:
-      A PNG file.
+      shares: importance by setting; the sum is 1.
+      metric: name of the metric.
     """
-    ordered = sorted(shares.items(), key=lambda item: item[1])
+    ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
 
-    def draw() -> Figure:
-        figure = canvas(1, 1, 8.0, 1.1 + 0.3 * len(ordered))
-        axes = figure.axes[0]
-        places = range(len(ordered))
-        values = [value for _, value in ordered]
-        axes.barh(places, values, height=0.62, color=COLOURS["blue"])
-        reach = max(values) or 1.0
-        for place, value in zip(places, values, strict=True):
-            axes.text(
-                value + 0.01 * reach,
-                place,
-                f"{value:.2f}",
-                va="center",
-                fontsize=8,
-            )
-        axes.set_yticks(places, [printable(key) for key, _ in ordered])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlim(0, 1.1 * reach)
+    def draw(axes: Axes) -> None:
+        texts = [f"{share:.2f}" for share in ordered.values()]
+        plots.plot_bars(ordered, texts, axes, color=plots.COLOURS["blue"])
+        axes.set_title(f"Importance for validation {metric_label(metric)}")
         axes.set_xlabel("share in reaching the best quarter (PED-ANOVA)")
-        axes.set_title(
-            f"What decides validation {printable(metric_label(metric))}"
-        )
-        return figure
 
-    return render_png(draw)
+    return plots.grid([draw], size=(8.0, 1.1 + 0.3 * len(ordered)))
 
 
 def slices(
@@ -149,71 +112,38 @@ def slices(
     *,
     metric: str,
     logarithmic: Collection[str] = (),
-) -> bytes:
-    """The value by each parameter, a small plot each.
+) -> Figure:
+    """Plots the metric by the value of each setting.
 
     Args:
-      trials: at least one is complete.
-      keys: the parameters.
-      metric: name of what was maximised.
-      logarithmic: keys with a logarithmic axis.
-
-    Returns:
-      A PNG file.
+      trials: the trials of the sweep.
+      keys: settings, one plot each.
+      metric: name of the metric.
+      logarithmic: settings with a logarithmic axis.
     """
 
-    def draw() -> Figure:
-        columns = min(3, len(keys))
-        rows = -(-len(keys) // columns)
-        figure = canvas(rows, columns, 3.3 * columns + 0.9, 2.5 * rows)
-        for number, axes in enumerate(figure.axes):
-            if number >= len(keys):
-                axes.set_axis_off()
-                continue
-            _slice(axes, trials, keys[number], keys[number] in logarithmic)
-            axes.set_xlabel(printable(keys[number]))
-            if number % columns == 0:
-                axes.set_ylabel(printable(metric_label(metric)))
-            else:  # the same points, so the same heights
-                axes.set_yticklabels([])
-        _legend(figure.axes[columns - 1])
-        return figure
+    def draw(key: str, axes: Axes) -> None:
+        having = [t for t in trials if key in t["params"]]
+        values = [t["params"][key] for t in having]
+        # Layer sizes and names are categories, ordered by length and letter.
+        is_number = all(finite(v) is not None for v in values)
+        names = sorted({str(v) for v in values}, key=lambda s: (len(s), s))
+        for state, group in _groups(having).items():
+            x = [t["params"][key] for t in group]
+            if not is_number:
+                x = [names.index(str(value)) for value in x]
+            _scatter(axes, state, x, group)
+        if not is_number:
+            axes.set_xticks(range(len(names)), [printable(n) for n in names])
+            axes.set_xlim(-0.5, len(names) - 0.5)
+        elif key in logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        axes.set_xlabel(printable(key))
+        if key == keys[0]:
+            axes.set_ylabel(metric_label(metric))
+            axes.legend()
 
-    return render_png(draw)
-
-
-def _slice(
-    axes: Axes, trials: Sequence[Trial], key: str, logarithmic: bool
-) -> None:
-    having = [t for t in trials if key in t["params"]]
-    values = [t["params"][key] for t in having]
-    named = any(isinstance(v, bool) or finite(v) is None for v in values)
-    # Names and sizes of layers stand side by side, in an order of their own.
-    names = sorted({str(v) for v in values}, key=lambda s: (len(s), s))
-
-    def place(trial: Trial) -> Any:
-        value = trial["params"][key]
-        return names.index(str(value)) if named else value
-
-    for state in ("pruned", "complete"):
-        if some := _with_value(having, state):
-            _points(
-                axes, [*map(place, some)], [t["value"] for t in some], state
-            )
-    if (best := _best(having)) is not None:
-        _points(axes, [place(best)], [best["value"]], "best")
-    if named:
-        axes.set_xticks(range(len(names)), [printable(n) for n in names])
-        axes.set_xlim(-0.5, len(names) - 0.5)
-    elif logarithmic:
-        _log_axis(axes)
-
-
-def _log_axis(axes: Axes) -> None:
-    """Powers of ten as plain numbers; our style draws no mathematics."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    panels = [functools.partial(draw, key) for key in keys]
+    return plots.grid(panels, columns=3, size=(3.6, 2.5), sharey=True)

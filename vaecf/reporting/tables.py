@@ -1,40 +1,125 @@
-"""Results and recommendations as text for terminals and as Markdown."""
+"""Plain-text tables: results, recommendations, trials, comparisons.
+
+Ids and titles come from files of strangers, so every cell is stripped of
+control characters: they could move the cursor of a terminal.
+"""
 
 from __future__ import annotations
 
+import numbers
+import re
+import textwrap
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vaecf.reporting.text import (
-    MISSING,
-    decimals,
-    finite,
-    is_accuracy,
-    metric_label,
-    pad,
-    printable,
-    quantity,
-    width,
-)
+from vaecf.reporting.writers import finite
 
-# Model name to metric name to {"mean", "stderr", "users"}.
+# {model: {metric: {"mean", "stderr", "users"}}}; a model may lack metrics.
 Rows = Mapping[str, Mapping[str, Any]]
+
+MISSING = "–"
+_ACRONYMS = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
+# Metrics where more is not better.
+_PROPERTIES = frozenset({"coverage", "popularity"})
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
+
+
+# --- Text of names and numbers ----------------------------------------------
+
+
+def metric_label(name: str) -> str:
+    """Returns `NDCG@100` for `ndcg@100`."""
+    kind, at, k = name.partition("@")
+    return _ACRONYMS.get(kind, kind.replace("_", " ").capitalize()) + at + k
+
+
+def is_accuracy(name: str) -> bool:
+    """Returns whether a larger value of the metric is better."""
+    return name.partition("@")[0] not in _PROPERTIES
+
+
+def printable(text: object, *, keep_newlines: bool = False) -> str:
+    """Returns the text without escape sequences and control characters."""
+    clean = _ESCAPES.sub("", str(text))
+    if keep_newlines:
+        clean = clean.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(
+        c
+        if c.isprintable() or (keep_newlines and c == "\n")
+        else "\N{REPLACEMENT CHARACTER}"
+        for c in clean
+    )
+
+
+def quantity(value: object) -> str:
+    """Returns a number with thousands separators; other values as text."""
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: MISSING}[value]
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}"
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return f"{number:.4f}" if 0.1 <= abs(number) < 10 else f"{number:,.4g}"
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}"
+
+
+# --- The formatter ----------------------------------------------------------
+
+
+def format_table(
+    columns: Mapping[str, Sequence[str]], *, right: Collection[str] = ()
+) -> str:
+    """Returns a table: headings, a rule, and a line per row.
+
+    Args:
+      columns: cells by heading; all columns have the same length.
+      right: headings of the columns to align on the right.
+    """
+    blocks = []
+    for heading, cells in columns.items():
+        texts = [printable(text) for text in (heading, *cells)]
+        width = max(map(_width, texts))
+        padded = []
+        for text in texts:
+            fill = " " * (width - _width(text))
+            padded.append(fill + text if heading in right else text + fill)
+        blocks.append([padded[0], "-" * width, *padded[1:]])
+    rows = zip(*blocks, strict=True)
+    return "\n".join("  ".join(row).rstrip() for row in rows)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal; wide letters (Chinese, Japanese) take two."""
+    letters = [c for c in text if not unicodedata.combining(c)]
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in letters)
+    return len(letters) + wide
+
+
+# --- Results ----------------------------------------------------------------
 
 
 def results_rows(
     results: Mapping[str, Any], *, split: str = "test", name: str = "model"
 ) -> dict[str, dict[str, Any]]:
-    """The rows of a results table out of what results.json holds.
+    """Returns the rows of a results table: {model: {metric: cell}}.
 
     Args:
-      results: {"test": {metric: {"mean", "stderr", "users"}}, "baselines":
-        {name: {"test": ...}}, "references": {name: {"test": ...}}}. All but
-        the split are optional; references are bounds rather than rivals.
+      results: content of results.json, grouped: {"test": {metric: {"mean",
+        "stderr", "users"}}, "baselines": {name: {"test": ...}},
+        "references": {name: {"test": ...}}}. Each key is optional.
+        References are upper bounds, such as the oracle of generated data.
       split: "test" or "validation".
-      name: what to call the model of this run.
-
-    Returns:
-      Model name to metrics: the run's model, baselines, references.
+      name: name of the run's model, which comes first.
     """
     rows = {}
     if isinstance(results.get(split), Mapping):
@@ -46,92 +131,76 @@ def results_rows(
     return rows
 
 
-def metric_names(rows: Rows, metrics: Sequence[str] | None = None) -> list[str]:
-    """Metrics in order of first appearance, or those of `metrics`."""
-    seen: dict[str, None] = {}
-    for cells in rows.values():
-        for metric, cell in cells.items():
-            if isinstance(cell, Mapping) and "mean" in cell:
-                seen[metric] = None
-    return list(seen) if metrics is None else [m for m in metrics if m in seen]
+def metric_names(rows: Rows) -> list[str]:
+    """Returns the metrics of all models, in order of first appearance."""
+    return list(
+        dict.fromkeys(
+            metric
+            for cells in rows.values()
+            for metric, cell in cells.items()
+            if isinstance(cell, Mapping) and "mean" in cell
+        )
+    )
 
 
-def best_of(
+def best_models(
     rows: Rows, metric: str, references: Collection[str] = ()
-) -> frozenset[str]:
-    """The models with the largest mean, if there is a choice.
+) -> set[str]:
+    """Returns the models with the largest mean of an accuracy metric.
 
-    Empty for metrics where more is not better, and where fewer than two
-    models (references left aside) have the metric.
+    References are left out. The set is empty for other metrics, and if fewer
+    than two models have the metric.
     """
-    if not is_accuracy(metric):
-        return frozenset()
     means = {
         model: mean
         for model, cells in rows.items()
         if model not in references
         and (mean := cell_values(cells.get(metric))[0]) is not None
     }
-    if len(means) < 2:
-        return frozenset()
-    top = max(means.values())
-    return frozenset(m for m, mean in means.items() if mean == top)
+    if len(means) < 2 or not is_accuracy(metric):
+        return set()
+    return {m for m, mean in means.items() if mean == max(means.values())}
 
 
 def cell_values(cell: object) -> tuple[float | None, float | None]:
-    """(mean, standard error) of a cell, None for what it does not have."""
+    """Returns (mean, standard error) of a cell; None for missing values."""
     if not isinstance(cell, Mapping):
         return None, None
     return finite(cell.get("mean")), finite(cell.get("stderr"))
 
 
 def cell_texts(cell: object) -> tuple[str, str]:
-    """(mean, "± standard error" or nothing), rounded alike."""
+    """Returns (mean, "± standard error" or ""), with the same decimals."""
     mean, stderr = cell_values(cell)
     if mean is None:
         return MISSING, ""
-    digits = decimals(mean)
+    digits = 4 if abs(mean) < 10 else 2 if abs(mean) < 1000 else 0
     error = "" if stderr is None else f"± {stderr:,.{digits}f}"
     return f"{mean:,.{digits}f}", error
 
 
-def user_counts(rows: Rows) -> dict[str, list[int]]:
-    """Per model the different numbers of users behind its metrics."""
-    counts: dict[str, list[int]] = {}
-    for model, cells in rows.items():
-        users = {
-            int(number)
-            for cell in cells.values()
-            if isinstance(cell, Mapping)
-            and (number := finite(cell.get("users"))) is not None
-        }
-        counts[model] = sorted(users)
-    return counts
+def _cell(cell: object) -> str:
+    return " ".join(cell_texts(cell)).strip()
 
 
-def users_text(rows: Rows, users_left_out: int | None = None) -> str:
-    """`500 users (3 left out: nothing of theirs is held out)`."""
-    numbers = sorted({n for ns in user_counts(rows).values() for n in ns})
-    if not numbers:
-        text = "number of users not given"
-    elif len(numbers) == 1:
-        text = f"{numbers[0]:,} user" + ("s" if numbers[0] != 1 else "")
+def users_text(rows: Rows, left_out: int = 0) -> str:
+    """Returns the number of users behind the means of all models, as text."""
+    counts = {
+        int(users)
+        for cells in rows.values()
+        for cell in cells.values()
+        if isinstance(cell, Mapping)
+        and (users := finite(cell.get("users"))) is not None
+    }
+    if not counts:
+        text = "unknown number of users"
+    elif len(counts) == 1:
+        text = f"{min(counts):,} user" + "s" * (counts != {1})
     else:
-        text = f"{numbers[0]:,} to {numbers[-1]:,} users"
-    if users_left_out:
-        text += f" ({users_left_out:,} left out: nothing of theirs is held out)"
-    return text
-
-
-def _users_differ(rows: Rows) -> bool:
-    return len({tuple(n) for n in user_counts(rows).values() if n}) > 1
-
-
-def _heading(
-    title: str, dataset: str, protocol: str, users: str
-) -> tuple[str, str]:
-    parts = [f"dataset {dataset}", f"protocol {protocol}", users]
-    return printable(title), ", ".join(map(printable, parts))
+        text = f"{min(counts):,} to {max(counts):,} users"
+    return text + f" ({left_out:,} left out: no held-out items)" * (
+        left_out > 0
+    )
 
 
 def results_table(
@@ -140,168 +209,89 @@ def results_table(
     title: str,
     protocol: str,
     dataset: str,
-    metrics: Sequence[str] | None = None,
-    users_left_out: int | None = None,
+    users_left_out: int = 0,
     references: Collection[str] = (),
     footnote: str | None = None,
 ) -> str:
-    """Models by metrics, `0.4012 ± 0.0061`, aligned for a terminal.
+    """Returns a table of models by metrics with cells `0.4012 ± 0.0061`.
+
+    A star marks the largest mean of each accuracy metric.
 
     Args:
-      rows: model name to {metric: {"mean", "stderr", "users"}}; a model may
-        lack a metric, a metric its standard error (coverage has none).
+      rows: {model: {metric: {"mean", "stderr", "users"}}}.
       title: first line.
-      protocol: the evaluation protocol; printed beside the numbers, for
-        without it they compare with nothing.
-      dataset: the dataset's name.
-      metrics: which, in which order; all of them by default.
-      users_left_out: users that count in no mean, having nothing held out.
-      references: rows that are bounds rather than rivals: never marked.
-      footnote: a last line.
-
-    Returns:
-      Lines without a newline at the end. The largest mean of an accuracy
-      metric is marked by a star.
+      protocol: the evaluation protocol. Means under different protocols
+        cannot be compared.
+      dataset: name of the dataset.
+      users_left_out: number of users who are in no mean because they have no
+        held-out items.
+      references: rows that are never starred.
+      footnote: last line.
     """
-    columns = [
-        _metric_column(rows, metric, references)
-        for metric in metric_names(rows, metrics)
-    ]
-    names = ["model", *(printable(name) for name in rows)]
-    table = [names, *columns]
-    if _users_differ(rows):
-        counts = user_counts(rows)
-        users = [" / ".join(f"{n:,}" for n in counts[m]) for m in rows]
-        table.append(["users", *users])
-    users_line = users_text(rows, users_left_out)
-    lines = list(_heading(title, dataset, protocol, users_line))
-    lines += ["", *aligned(table)]
-    starred = any("*" in cell for column in columns for cell in column)
-    notes = ["mean ± standard error over users"]
-    if starred:
-        notes.append("* largest mean")
-    lines += ["", "; ".join(notes)]
+    columns = {"model": list(rows)}
+    for metric in metric_names(rows):
+        best = best_models(rows, metric, references)
+        columns[metric_label(metric)] = [
+            _cell(cells.get(metric)) + " *" * (model in best)
+            for model, cells in rows.items()
+        ]
+    note = "mean ± standard error over users"
+    if any(" *" in cell for cells in columns.values() for cell in cells):
+        note += "; * largest mean"
+    about = (
+        f"dataset {dataset}, protocol {protocol}, "
+        f"{users_text(rows, users_left_out)}"
+    )
+    lines = [printable(title), printable(about), "", format_table(columns)]
+    lines += ["", note]
     if footnote:
         lines.append(printable(footnote, keep_newlines=True))
     return "\n".join(lines)
 
 
-def _metric_column(
-    rows: Rows, metric: str, references: Collection[str]
-) -> list[str]:
-    """A metric's heading and cells, decimal points and ± in one line."""
-    best = best_of(rows, metric, references)
-    texts = [cell_texts(cells.get(metric)) for cells in rows.values()]
-    left = max((width(mean) for mean, _ in texts), default=0)
-    right = max((width(error) for _, error in texts), default=0)
-    cells = [printable(metric_label(metric))]
-    for model, (mean, error) in zip(rows, texts, strict=True):
-        star = " *" if model in best else ""
-        cell = pad(mean, left, right=True)
-        cell += f" {pad(error, right)}" if right else ""
-        cells.append((cell + star).rstrip())
-    return cells
+# --- Recommendations --------------------------------------------------------
 
 
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of texts (headings first) as lines, a rule below the heads."""
-    widths = [max(map(width, column)) for column in table]
-    lines = [
-        "  ".join(pad(c, w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in zip(*table, strict=True)
-    ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return lines
-
-
-def to_markdown(
-    rows: Rows,
-    *,
-    title: str,
-    protocol: str,
-    dataset: str,
-    metrics: Sequence[str] | None = None,
-    users_left_out: int | None = None,
-    references: Collection[str] = (),
-    footnote: str | None = None,
-) -> str:
-    """The same table in Markdown, the largest means in bold.
-
-    Arguments are those of `results_table`.
-    """
-    shown = metric_names(rows, metrics)
-    best = {metric: best_of(rows, metric, references) for metric in shown}
-    heading, details = _heading(
-        title, dataset, protocol, users_text(rows, users_left_out)
-    )
-    lines = [
-        f"**{_markdown(heading)}** ({_markdown(details)})",
-        "",
-        _markdown_row(["model", *map(metric_label, shown)]),
-        _markdown_row(["---"] + ["---:"] * len(shown), escape=False),
-    ]
-    for model, cells in rows.items():
-        line = [_markdown(model)]
-        for metric in shown:
-            text = " ".join(cell_texts(cells.get(metric))).strip()
-            line.append(f"**{text}**" if model in best[metric] else text)
-        lines.append(_markdown_row(line, escape=False))
-    lines += ["", "Mean ± standard error over users."]
-    if footnote:
-        lines[-1] += f" {_markdown(footnote)}"
-    return "\n".join(lines)
-
-
-def _markdown(text: object) -> str:
-    clean = printable(text)
-    for character in "\\`*_[]<>|":
-        clean = clean.replace(character, "\\" + character)
-    return clean
-
-
-def _markdown_row(cells: Sequence[str], *, escape: bool = True) -> str:
-    texts = [_markdown(cell) if escape else cell for cell in cells]
-    return "| " + " | ".join(texts) + " |"
+def history_text(history: Sequence[object], shown: int) -> str:
+    """Returns the first `shown` entries of a history and how many follow."""
+    text = "; ".join(map(str, history[:shown])) or "empty"
+    more = len(history) - shown
+    return text + (f"; and {more:,} more" if more > 0 else "")
 
 
 def recommendations_table(
     records: Sequence[Mapping[str, Any]], *, shown_history: int = 5
 ) -> str:
-    """Lists of recommended items for a few users, aligned for a terminal.
+    """Returns the recommended items of a few users, one table per user.
 
     Args:
-      records: one mapping a user: "user" (raw id), "history" (titles or
-        raw ids, the ones to show first), "rows" (mappings with "rank",
-        "item", "score" and, if known, "title").
-      shown_history: how many of the history's entries are named.
-
-    Returns:
-      Lines without a newline at the end; an empty text for no records.
+      records: for each user a mapping with "user" (raw id), "history" (titles
+        or raw ids) and "rows": mappings with "rank", "item", "score" and, if
+        known, "title".
+      shown_history: number of entries of the history to show.
     """
     blocks = []
     for record in records:
-        history = [printable(h) for h in record.get("history", ())]
-        named = "; ".join(history[:shown_history]) or "empty"
-        if len(history) > shown_history:
-            named += f"; and {len(history) - shown_history:,} more"
-        rows = list(record.get("rows", ()))
+        rows = record["rows"]
+        columns = {
+            "rank": [str(row["rank"]) for row in rows],
+            "item": [str(row["item"]) for row in rows],
+        }
+        titles = [row.get("title") for row in rows]
+        if any(title is not None for title in titles):
+            columns["title"] = ["" if t is None else str(t) for t in titles]
         scores = [finite(row.get("score")) for row in rows]
-        table = [
-            ["rank", *(pad(f"{r['rank']}", 4, right=True) for r in rows)],
-            ["item", *(printable(r["item"]) for r in rows)],
+        columns["score"] = [
+            MISSING if score is None else f"{score:.4f}" for score in scores
         ]
-        if any(row.get("title") is not None for row in rows):
-            titles = [row.get("title") for row in rows]
-            table.append(
-                ["title", *("" if t is None else printable(t) for t in titles)]
-            )
-        figures = [MISSING if s is None else f"{s:.4f}" for s in scores]
-        digits = max(map(width, ["score", *figures]))
-        table.append([pad(f, digits, right=True) for f in ("score", *figures)])
-        lines = [f"user {printable(record['user'])}, history: {named}"]
-        lines += [f"  {line}" for line in aligned(table)]
-        blocks.append("\n".join(lines))
+        history = history_text(record.get("history", ()), shown_history)
+        table = format_table(columns, right=("rank", "score"))
+        heading = printable(f"user {record['user']}, history: {history}")
+        blocks.append(f"{heading}\n{textwrap.indent(table, '  ')}")
     return "\n\n".join(blocks)
+
+
+# --- Sweeps -----------------------------------------------------------------
 
 
 def trials_table(
@@ -311,22 +301,19 @@ def trials_table(
     title: str,
     first: str = "trial",
 ) -> str:
-    """Trials of a sweep, a line each, aligned for a terminal.
+    """Returns a table of the trials of a sweep, one per line.
 
     Args:
-      trials: in order; mappings with "number", "value" (of the metric),
-        "epochs", "best_epoch", "seconds" and "params" (key to value).
-      metric: its name.
+      trials: mappings with "number", "value" (of the metric), "epochs",
+        "best_epoch", "seconds" and "params" ({setting: value}).
+      metric: name of the metric.
       title: first line.
-      first: what "number" is called.
-
-    Returns:
-      Lines without a newline at the end.
+      first: heading of the column with the trials' numbers.
     """
-    keys = list(dict.fromkeys(key for t in trials for key in t["params"]))
+    keys = dict.fromkeys(key for t in trials for key in t["params"])
     columns = {
         first: [str(t["number"]) for t in trials],
-        metric_label(metric): [_short(t["value"]) for t in trials],
+        metric_label(metric): [quantity(t["value"]) for t in trials],
         "best epoch": [
             f"{quantity(t['best_epoch'])} of {quantity(t['epochs'])}"
             for t in trials
@@ -335,17 +322,85 @@ def trials_table(
             MISSING if t["seconds"] is None else f"{t['seconds']:.1f}"
             for t in trials
         ],
-        **{key: [_short(t["params"].get(key)) for t in trials] for key in keys},
     }
-    table = []
-    for name, cells in columns.items():
-        heads = [printable(name), *map(printable, cells)]
-        wide = max(map(width, heads))
-        table.append([pad(text, wide, right=True) for text in heads])
-    return "\n".join([printable(title), "", *aligned(table)])
+    for key in keys:
+        columns[key] = [quantity(t["params"].get(key)) for t in trials]
+    table = format_table(columns, right=columns)
+    return f"{printable(title)}\n\n{table}"
 
 
-def _short(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}" if 0.1 <= abs(value) < 10 else f"{value:.4g}"
-    return MISSING if value is None else str(value)
+# --- Comparisons ------------------------------------------------------------
+
+
+def comparison_table(compared: Mapping[str, Any]) -> str:
+    """Returns three tables: metrics, paired differences, history lengths.
+
+    Args:
+      compared: the result of `vaecf.evaluation.compare.compare`.
+    """
+    metric = metric_label(compared["metric"])
+    about = [
+        f"{name} {compared[name]}"
+        for name in ("dataset", "protocol")
+        if compared[name]
+    ]
+    left_out = compared["left_out"]
+    about.append(
+        f"{compared['users']:,} users"
+        + (f" ({left_out:,} left out)" * bool(left_out))
+    )
+    lines = ["Test users", printable(", ".join(about)), ""]
+    lines.append(_metrics_by_run(compared))
+    if compared["comparisons"]:
+        reference = printable(compared["reference"])
+        lines += ["", f"{metric} against {reference}, paired by user", ""]
+        lines.append(_differences(compared["comparisons"]))
+    lines += ["", f"{metric} by history length (users)", ""]
+    groups = compared["groups"]
+    columns: dict[str, list[str]] = {"model": list(groups)}
+    lengths = [group["history_length"] for group in groups.values()]
+    for buckets in zip(*lengths, strict=True):
+        heading = f"{buckets[0]['bucket']} ({buckets[0]['users']:,})"
+        columns[heading] = [_cell(bucket) for bucket in buckets]
+    return "\n".join([*lines, format_table(columns)])
+
+
+def _metrics_by_run(compared: Mapping[str, Any]) -> str:
+    """A line per run, and a line for the mean of several seeds."""
+    rows: list[tuple[str, str, Mapping[str, Any]]] = []
+    for name, group in compared["groups"].items():
+        for run in compared["runs"]:
+            if run["group"] == name:
+                seed = "" if run["seed"] is None else str(run["seed"])
+                rows.append((name, seed, run["metrics"]))
+        if group["seeds"] > 1:
+            rows.append((name, "mean", group["metrics"]))
+    columns = {
+        "model": [name for name, _, _ in rows],
+        "seed": [seed for _, seed, _ in rows],
+    }
+    for m in compared["metrics"]:
+        columns[metric_label(m)] = [_cell(cells[m]) for _, _, cells in rows]
+    note = "mean ± standard error over users"
+    if "mean" in columns["seed"]:
+        note += "; where the seed is 'mean', over seeds"
+    return f"{format_table(columns)}\n\n{note}"
+
+
+def _differences(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
+    found = comparisons.values()
+    return format_table(
+        {
+            "model": list(comparisons),
+            "difference": [f"{c['difference']:+.4f}" for c in found],
+            "s.e.": [
+                MISSING if c["stderr"] is None else f"{c['stderr']:.4f}"
+                for c in found
+            ],
+            "95 % bootstrap": [
+                f"{c['low']:+.4f} to {c['high']:+.4f}" for c in found
+            ],
+            "p (t-test)": [f"{c['p']:.2g}" for c in found],
+            "p (Holm)": [f"{c['p_holm']:.2g}" for c in found],
+        }
+    )

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
-from vaecf.reporting import sweep_plots, tables
+from vaecf.reporting import plots, sweep_plots, tables
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
 from vaecf.tuning.study import Plan
@@ -147,8 +147,8 @@ def _draw(
             shares, metric=metric
         )
     written = []
-    for name, data in pictures.items():
-        workdir_lib.write_bytes(plan.workdir / name, data)
+    for name, figure in pictures.items():
+        workdir_lib.write_bytes(plan.workdir / name, plots.to_png(figure))
         written.append(plan.workdir / name)
     return written
 
