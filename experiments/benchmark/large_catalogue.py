@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> None:
     from vaecf import workdir as workdir_lib
     from vaecf.data.interactions import Interactions
     from vaecf.parallel import mesh as mesh_lib
-    from vaecf.training import batches, input_pipeline, precision
-    from vaecf.training import step as step_lib
+    from vaecf.training import input_pipeline, precision
+    from vaecf.training import state as state_lib
 
     n_users, history = _BATCH_SIZE.value, _HISTORY.value
     rng = np.random.default_rng(_SEED.value)
@@ -94,11 +94,11 @@ def main(argv: Sequence[str]) -> None:
         }
     )
     before = machine.peak_rss_bytes()
-    setup = step_lib.make_setup(config, _ITEMS.value, mesh)
-    state = jax.block_until_ready(step_lib.init_state(setup, _SEED.value))
+    setup = state_lib.make_setup(config, _ITEMS.value, mesh)
+    state = jax.block_until_ready(state_lib.init_state(setup, _SEED.value))
     initialised = machine.peak_rss_bytes()
     feed = input_pipeline.make_pipeline("resident", setup, train, _SEED.value)
-    order = batches.epoch_order(
+    order = input_pipeline.epoch_order(
         _SEED.value,
         0,
         n_users,

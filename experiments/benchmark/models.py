@@ -18,7 +18,7 @@ from vaecf.data.id_table import IdTable
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving.trained_model import TrainedModel
 from vaecf.training import precision
-from vaecf.training import step as step_lib
+from vaecf.training import state as state_lib
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 METRICS = ("ndcg@100", "recall@20", "recall@50")
@@ -42,13 +42,13 @@ def paper_config(changes: Mapping[str, Any]) -> Config:
 def random_model(n_items: int, policy: str) -> TrainedModel:
     """A model that was never trained, ready to rank."""
     config = paper_config({"precision.policy": policy})
-    setup = step_lib.make_setup(config, n_items, mesh_lib.make_mesh())
+    setup = state_lib.make_setup(config, n_items, mesh_lib.make_mesh())
     return TrainedModel(
         config,
         manifest={},
         items=IdTable(np.arange(n_items)),
         setup=setup,
-        params=step_lib.init_state(setup, 0).params,
+        params=state_lib.init_state(setup, 0).params,
         directory=pathlib.Path(),
         position={},
     )

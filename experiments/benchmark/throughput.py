@@ -23,7 +23,7 @@ from vaecf.evaluation import scorers
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import precision
-from vaecf.training import step as step_lib
+from vaecf.training import state as state_lib
 
 _SHAPES = {"ml-20m": "ml-20m-shape", "synthetic": "synthetic"}
 
@@ -95,7 +95,7 @@ def benchmark(settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
     product = ceilings.make_product(
         mesh, policy, settings.batch_size, settings.hidden[0], dataset.n_items
     )
-    setup = step_lib.make_setup(config, dataset.n_items, mesh)
+    setup = state_lib.make_setup(config, dataset.n_items, mesh)
     trainer = Trainer(config, setup, train)
     log(f"compiled in {trainer.compile_seconds:.1f} s")
     with contextlib.ExitStack() as stack:
@@ -305,7 +305,7 @@ def _optimizer_bytes(params: Any) -> int:
 
 
 def _evaluate(
-    config: Config, setup: step_lib.TrainSetup, params: Any, dataset: Dataset
+    config: Config, setup: state_lib.TrainSetup, params: Any, dataset: Dataset
 ) -> dict[str, Any]:
     """Ranks and scores the validation users, as the loop does; timed warm."""
     held = dataset.validation

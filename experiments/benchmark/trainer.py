@@ -11,8 +11,8 @@ from vaecf import __version__
 from vaecf.config import Config
 from vaecf.data.dataset import Dataset
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import batches, input_pipeline
-from vaecf.training import step as step_lib
+from vaecf.training import input_pipeline
+from vaecf.training import state as state_lib
 from vaecf.training.signals import STRETCH_SECONDS
 
 # A peer that is ourselves.
@@ -29,7 +29,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        setup: step_lib.TrainSetup,
+        setup: state_lib.TrainSetup,
         train: Any,
     ) -> None:
         """Places data and state on the device, compiles, takes two steps.
@@ -40,7 +40,7 @@ class Trainer:
           train: Interactions.
         """
         batch_size = config.train.batch_size
-        order = batches.epoch_order(
+        order = input_pipeline.epoch_order(
             config.seed,
             0,
             train.n_users,
@@ -52,7 +52,7 @@ class Trainer:
             config.data.feed, setup, train, config.seed
         )
         self._epoch = self._feed.prepare(order)
-        self._state = step_lib.init_state(setup, config.seed)
+        self._state = state_lib.init_state(setup, config.seed)
         self._next = 0
         self.steps_timed = 0
         self.losses: list[float] = []
@@ -118,7 +118,7 @@ class Own:
         fp32 = dataclasses.replace(config.precision, policy="fp32")
         config = dataclasses.replace(config, precision=fp32)
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
-        setup = step_lib.make_setup(config, dataset.n_items, mesh)
+        setup = state_lib.make_setup(config, dataset.n_items, mesh)
         self._trainer = Trainer(config, setup, dataset.train)
 
     def measure(self, seconds: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vaecf.config import Config
 from vaecf.data import synthetic
 from vaecf.data.dataset import Dataset
 from vaecf.training import loop
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 
 _SMALL = config_lib.replace(
@@ -63,7 +64,7 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def take() -> Callable[..., tuple[step_lib.TrainState, step_lib.StepMetrics]]:
+def take() -> Callable[..., tuple[state_lib.TrainState, step_lib.StepMetrics]]:
     """`train_step`, compiled quickly rather than well."""
     return jax.jit(
         step_lib.train_step,

@@ -9,7 +9,8 @@ import pytest
 
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import batches, input_pipeline, loop, optimizers
+from vaecf.training import checkpoints, input_pipeline, optimizers
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, Checkpoints
 
@@ -32,31 +33,30 @@ def config(small):
 
 
 def test_whose_turn_it_is(config):
-    train = config().train
-    setup = step_lib.make_setup(config(), 33, mesh_lib.make_mesh(1, 1))
-    turns = [step_lib.in_turn(setup, train, e) for e in range(7)]
+    setup = state_lib.make_setup(config(), 33, mesh_lib.make_mesh(1, 1))
+    turns = [setup.in_phase(setup.model.phase(e, (2, 1))) for e in range(7)]
     names = ["encoder", "encoder", "decoder"] * 2 + ["encoder"]
-    assert [p.trained for p in turns] == names
+    assert [p.phase.group for p in turns] == names
     assert [p.model.dropout_rate for p in turns] == [0.5, 0.5, 0, 0.5, 0.5, 0, 0.5]  # fmt: skip
-    starts = [step_lib.starts_decoder(train, e) for e in range(7)]
+    starts = [bool(p.phase.copies) for p in turns]
     assert starts == [False, False, True, False, False, True, False]
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
 def test_a_turn_changes_its_own_part_only(config, dataset, mesh, assert_same):
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         config(), dataset.n_items, mesh_lib.make_mesh(*mesh)
     )
     feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 7)
-    order = batches.epoch_order(7, 0, 60, 16)
-    state = step_lib.init_state(setup, 7)
+    order = input_pipeline.epoch_order(7, 0, 60, 16)
+    state = state_lib.init_state(setup, 7)
     own = {
         "encoder": {"posterior"},
         "decoder": {"output_kernel", "output_bias"},
     }
     for epoch in (0, 2):
         before = jax.tree.map(np.asarray, state)
-        turn = step_lib.in_turn(setup, config().train, epoch)
+        turn = setup.in_phase(setup.model.phase(epoch, (2, 1)))
         state, _ = feed.run(state, feed.prepare(order, turn), 0, 4)
         for name, value in state.params.items():
             same = all(
@@ -65,11 +65,11 @@ def test_a_turn_changes_its_own_part_only(config, dataset, mesh, assert_same):
                     jax.tree.leaves(value), jax.tree.leaves(before.params[name])
                 )
             )
-            assert same == (name not in own[turn.trained]), name
+            assert same == (name not in own[turn.phase.group]), name
         for group, inner in state.opt_state.items():
             count = int(inner[0].count) - int(before.opt_state[group][0].count)
-            assert count == (4 if group == turn.trained else 0)
-    state = step_lib.renew_prior(setup, state)
+            assert count == (4 if group == turn.phase.group else 0)
+    state = state_lib.begin_phase(setup, state, setup.model.phase(2, (2, 1)))
     assert_same(state.params["prior"], state.params["posterior"])
     kernels = [
         state.params[name]["input_kernel"] for name in ("prior", "posterior")
@@ -84,16 +84,16 @@ def test_a_turn_changes_its_own_part_only(config, dataset, mesh, assert_same):
 def test_losses_do_not_depend_on_the_mesh(config, dataset):
     losses = []
     for mesh in ((1, 1), (2, 2)):
-        setup = step_lib.make_setup(
+        setup = state_lib.make_setup(
             config(), dataset.n_items, mesh_lib.make_mesh(*mesh)
         )
         feed = input_pipeline.make_pipeline("streamed", setup, dataset.train, 7)
-        state, seen = step_lib.init_state(setup, 7), []
+        state, seen = state_lib.init_state(setup, 7), []
         for epoch in (1, 2):
-            if step_lib.starts_decoder(config().train, epoch):
-                state = step_lib.renew_prior(setup, state)
-            order = batches.epoch_order(7, epoch, 60, 16)
-            turn = step_lib.in_turn(setup, config().train, epoch)
+            phase = setup.model.phase(epoch, (2, 1))
+            state = state_lib.begin_phase(setup, state, phase)
+            order = input_pipeline.epoch_order(7, epoch, 60, 16)
+            turn = setup.in_phase(setup.model.phase(epoch, (2, 1)))
             state, totals = feed.run(state, feed.prepare(order, turn), 0, 4)
             seen.extend(totals.loss)
         losses.append(seen)
@@ -114,20 +114,20 @@ def test_microbatches_sum_to_the_whole_batch(
     )
 
     def take(mesh, microbatch):
-        setup = step_lib.make_setup(
+        setup = state_lib.make_setup(
             config(train={"microbatch": microbatch}),
             dataset.n_items,
             mesh_lib.make_mesh(*mesh),
         )
-        turn = step_lib.in_turn(setup, config().train, epoch)
+        turn = setup.in_phase(setup.model.phase(epoch, (2, 1)))
         parts = turn.parts(n_users)
         padding = [train.n_users] * (-n_users % parts)
         users = np.append(np.arange(7, 7 + n_users), padding).astype(np.int32)
         batch = sparse_batch.assemble_on_host(
             train.indptr, train.indices, users, 256, parts
         )
-        key = jax.random.fold_in(step_lib.step_key(7), 5)
-        state = step_lib.init_state(turn, 7)
+        key = jax.random.fold_in(state_lib.step_key(7), 5)
+        state = state_lib.init_state(turn, 7)
         grads, totals = gradients(turn, state.params, batch, key, state.step)
         return parts, grads, totals
 
@@ -151,26 +151,26 @@ def test_microbatches_sum_to_the_whole_batch(
 
 def test_the_kl_weighs_gamma_times_a_users_items(config, dataset):
     """By hand, of the terms of each user."""
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         config(loss={"gamma": 0.25}),
         dataset.n_items,
         mesh_lib.make_mesh(1, 1),
     )
-    state = step_lib.init_state(setup, 7)
-    order = batches.epoch_order(7, 0, 60, 16)
+    state = state_lib.init_state(setup, 7)
+    order = input_pipeline.epoch_order(7, 0, 60, 16)
     feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 7)
     epoch = feed.prepare(order, setup)
     batch = step_lib.assemble(
         setup, epoch.window(0), epoch.order[3], epoch.n_slots
     )
-    key = jax.random.fold_in(step_lib.step_key(7), 0)
+    key = jax.random.fold_in(state_lib.step_key(7), 0)
     terms = jax.jit(
         lambda params: setup.model.apply(
             {"params": params}, batch, key, method="loss_terms"
         )
     )
     nll_B, kl_B = terms(state.params)
-    turn = step_lib.in_turn(setup, config().train, 0)
+    turn = setup.in_phase(setup.model.phase(0, (2, 1)))
     _, totals = jax.jit(step_lib.gradients, static_argnums=0)(
         turn, state.params, batch, key, state.step
     )
@@ -192,22 +192,24 @@ def test_resumed_it_is_the_same_run(config, train, tmp_path, assert_same):
     assert_same(whole.params, halves.params)
     assert "prior" not in whole.params
     saved = Checkpoints(tmp_path / "whole" / "checkpoints")
-    best = loop.restore_params(whole.setup, saved)
+    best = checkpoints.restore_params(
+        saved, whole.setup.whole, whole.setup.mesh
+    )
     assert best.keys() == whole.params.keys()
     assert saved.step(BEST) is not None
     saved.close()
 
 
 def test_float16_skips_a_groups_step(config, dataset):
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         config(precision={"policy": "fp16", "initial_loss_scale": 2.0**24}),
         dataset.n_items,
         mesh_lib.make_mesh(1, 1),
     )
     feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 7)
-    state = step_lib.init_state(setup, 7)
-    order = batches.epoch_order(7, 0, 60, 16)
-    turn = step_lib.in_turn(setup, config().train, 0)
+    state = state_lib.init_state(setup, 7)
+    order = input_pipeline.epoch_order(7, 0, 60, 16)
+    turn = setup.in_phase(setup.model.phase(0, (2, 1)))
     state, totals = feed.run(state, feed.prepare(order, turn), 0, 4)
     taken = int(state.opt_state.inner["encoder"][0].count)
     assert taken + int(state.opt_state.skipped) == 4

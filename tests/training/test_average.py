@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import batches, input_pipeline, loop, population
-from vaecf.training import step as step_lib
+from vaecf.training import input_pipeline, loop, population
+from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 
 DECAY = 0.3  # met after three epochs: (1 + 3) / (10 + 3) is above it
@@ -36,7 +36,7 @@ def options_of(small, name: str, **train):
 def by_hand(setup, config, train) -> dict[str, np.ndarray]:
     """Epochs trained one by one, their ends averaged in NumPy."""
     feed = input_pipeline.make_pipeline("resident", setup, train, config.seed)
-    state = step_lib.init_state(setup, config.seed)
+    state = state_lib.init_state(setup, config.seed)
 
     def ends():
         return {
@@ -47,12 +47,12 @@ def by_hand(setup, config, train) -> dict[str, np.ndarray]:
 
     average = ends()
     for epoch in range(config.train.epochs):
-        if step_lib.starts_decoder(config.train, epoch):
-            state = step_lib.renew_prior(setup, state)
-        order = batches.epoch_order(
+        phase = setup.model.phase(epoch, config.train.alternating_epochs)
+        state = state_lib.begin_phase(setup, state, phase)
+        order = input_pipeline.epoch_order(
             config.seed, epoch, train.n_users, config.train.batch_size
         )
-        turn = step_lib.in_turn(setup, config.train, epoch)
+        turn = setup.in_phase(phase)
         state, _ = feed.run(state, feed.prepare(order, turn), 0, len(order))
         kept = min(DECAY, (1 + epoch) / (10 + epoch))
         now = ends()
@@ -65,7 +65,7 @@ def test_what_ranks_is_the_average(small, dataset, train, tmp_path):
     name = "rec_vae"
     config = options_of(small, name)
     result = train(tmp_path, config)
-    plain = step_lib.make_setup(
+    plain = state_lib.make_setup(
         options_of(small, name, ema=0.0), 33, mesh_lib.make_mesh(-1, 1)
     )
     expected = by_hand(plain, config, dataset.train)
@@ -103,7 +103,7 @@ def test_checkpoints_without_an_average_are_as_before_there_was_one(
     """A tree of three fields, as it was written then, goes on."""
     config = options_of(small, "mult_vae", ema=0.0)
     whole = train(tmp_path / "whole", config)
-    setup = step_lib.make_setup(config, dataset.n_items, mesh_lib.make_mesh())
+    setup = state_lib.make_setup(config, dataset.n_items, mesh_lib.make_mesh())
     half = options_of(small, "mult_vae", ema=0.0, epochs=2)
     train(tmp_path / "half", half)
     saved = Checkpoints(tmp_path / "half" / "checkpoints")
@@ -120,13 +120,13 @@ def test_checkpoints_without_an_average_are_as_before_there_was_one(
 
 def test_sharded_as_the_parameters_are(small):
     mesh = mesh_lib.make_mesh(2, 2)
-    setup = step_lib.make_setup(options_of(small, "mult_vae"), 33, mesh)
-    places = step_lib.state_shardings(setup)
+    setup = state_lib.make_setup(options_of(small, "mult_vae"), 33, mesh)
+    places = state_lib.state_shardings(setup)
     assert places.average == places.params
     plain = options_of(small, "mult_vae", ema=0.0)
-    state = step_lib.init_state(step_lib.make_setup(plain, 33, mesh), 7)
+    state = state_lib.init_state(state_lib.make_setup(plain, 33, mesh), 7)
     assert state.average is None
-    assert step_lib.average(state, 0.5, 3) is state
+    assert state_lib.update_average(state, 0.5, 3) is state
 
 
 @pytest.mark.parametrize("stacked", [False, True])

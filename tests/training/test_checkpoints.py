@@ -14,7 +14,7 @@ import pytest
 from vaecf.errors import VaecfError
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import checkpoints, loop
-from vaecf.training import step as step_lib
+from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 
 # Of orbax's readers, when what they read is damaged.
@@ -69,13 +69,13 @@ def test_every_dtype_comes_back(tmp_path, assert_same):
 def state_on(small, mesh, seed):
     """A float16 state with a number of its own everywhere."""
     options = small(precision={"policy": "fp16"})
-    setup = step_lib.make_setup(options, 21, mesh_lib.make_mesh(*mesh))
-    shapes = jax.eval_shape(lambda: step_lib.init_state(setup, 0))
+    setup = state_lib.make_setup(options, 21, mesh_lib.make_mesh(*mesh))
+    shapes = jax.eval_shape(lambda: state_lib.init_state(setup, 0))
     rng = np.random.default_rng(seed)
     values = jax.tree.map(
         lambda x: rng.normal(0, 100, x.shape).astype(x.dtype), shapes
     )
-    state = jax.device_put(values, step_lib.state_shardings(setup))
+    state = jax.device_put(values, state_lib.state_shardings(setup))
     return setup, state
 
 
@@ -83,12 +83,14 @@ def state_on(small, mesh, seed):
 def test_restores_onto_another_mesh(tmp_path, small, assert_same, mesh):
     _, state = state_on(small, (2, 2), 5)
     saved = Checkpoints(tmp_path)
-    saved.save(LATEST, 0, step_lib.stored(state), POSITION)
+    saved.save(LATEST, 0, state, POSITION)
     saved.save(BEST, 0, state.params, POSITION)
     setup, other = state_on(small, mesh, 6)
     back = loop.restore_state(setup, saved)
     assert_same(back, state)
-    assert_same(loop.restore_params(setup, saved), state.params)
+    assert_same(
+        checkpoints.restore_params(saved, setup.whole, setup.mesh), state.params
+    )
     for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(other)):
         assert x.sharding == y.sharding
         assert x.sharding.device_set == set(setup.mesh.devices.flat)
@@ -142,7 +144,7 @@ def written(tmp_path_factory, small):
     directory = tmp_path_factory.mktemp("written")
     saved = Checkpoints(directory)
     setup, state = state_on(small, (1, 1), 0)
-    saved.save(LATEST, 7, step_lib.stored(state), POSITION)
+    saved.save(LATEST, 7, state, POSITION)
     saved.close()
     return directory, setup
 
@@ -209,12 +211,12 @@ def test_damage_is_one_line(tmp_path, written, pattern, how):
 )
 def test_another_model_is_refused(written, small, changes):
     changes = {"precision": {"policy": "fp16"}, **changes}
-    setup = step_lib.make_setup(small(**changes), 21, mesh_lib.make_mesh(1, 1))
+    setup = state_lib.make_setup(small(**changes), 21, mesh_lib.make_mesh(1, 1))
     assert "does not fit this model" in one_line_error(written[0], setup)
 
 
 def test_another_catalogue_is_refused(written, small):
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         small(precision={"policy": "fp16"}), 129, mesh_lib.make_mesh(1, 1)
     )
     one_line_error(written[0], setup)

@@ -23,6 +23,7 @@ from vaecf.config import Config
 from vaecf.models import sparse_batch
 from vaecf.models.bag_of_items import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
@@ -186,7 +187,7 @@ def compiled(mesh: tuple[int, int], changes: dict, items: int = ITEMS) -> Step:
     }
     config = config_lib.replace(Config(), defaults | changes)
     device_mesh = mesh_lib.make_mesh(data, item)
-    setup = step_lib.make_setup(config, items, device_mesh)
+    setup = state_lib.make_setup(config, items, device_mesh)
     batch_size = config.train.batch_size
     parts = setup.parts(batch_size)
     slots = sparse_batch.bucket(batch_size // parts * HISTORY)
@@ -194,10 +195,10 @@ def compiled(mesh: tuple[int, int], changes: dict, items: int = ITEMS) -> Step:
     def abstract(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    shardings = step_lib.state_shardings(setup)
+    shardings = state_lib.state_shardings(setup)
     everywhere = mesh_lib.shardings(device_mesh, P())
     by_user = mesh_lib.shardings(device_mesh, P(mesh_lib.DATA))
-    state = jax.eval_shape(lambda: step_lib.init_state(setup, 0))
+    state = jax.eval_shape(lambda: state_lib.init_state(setup, 0))
     sizes = (slots * parts, slots * parts, batch_size)
     batch = SparseBatch(
         *(
@@ -205,7 +206,7 @@ def compiled(mesh: tuple[int, int], changes: dict, items: int = ITEMS) -> Step:
             for n in sizes
         )
     )
-    key = jax.eval_shape(lambda: step_lib.step_key(0))
+    key = jax.eval_shape(lambda: state_lib.step_key(0))
     program = (
         jax.jit(
             functools.partial(step_lib.train_step, setup),

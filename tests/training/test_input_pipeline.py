@@ -12,7 +12,8 @@ import pytest
 from vaecf.data.interactions import Interactions
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import batches, input_pipeline
+from vaecf.training import input_pipeline
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 
 KINDS = {
@@ -23,9 +24,9 @@ KINDS = {
 
 def train(feed, setup, epochs: int = 3, batch_size: int = 16):
     """(state, Totals of each stretch); the last step is partial."""
-    state, sums = step_lib.init_state(setup, 7), []
+    state, sums = state_lib.init_state(setup, 7), []
     for epoch in range(epochs):
-        order = batches.epoch_order(
+        order = input_pipeline.epoch_order(
             7, epoch, 60, batch_size, parts=setup.parts(batch_size)
         )
         ready = feed.prepare(order)
@@ -48,7 +49,7 @@ def test_resident_and_streamed_are_the_same(
     small, dataset, assert_close, mesh, microbatch, steps
 ):
     """In windows of so many steps, whatever stretches they are run in."""
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         small(train={"microbatch": microbatch}),
         dataset.n_items,
         mesh_lib.make_mesh(*mesh),
@@ -59,7 +60,7 @@ def test_resident_and_streamed_are_the_same(
     streamed = input_pipeline.StreamedPipeline(
         setup, dataset.train, 7, window_bytes=int(of_a_step * (steps + 0.5))
     )
-    order = batches.epoch_order(7, 0, 60, 8, parts=setup.parts(8))
+    order = input_pipeline.epoch_order(7, 0, 60, 8, parts=setup.parts(8))
     assert len(streamed.prepare(order).order) == min(steps, len(order))
     expected = train(resident, setup, batch_size=8)
     # Two programs: XLA may round the last bit of either another way.
@@ -68,7 +69,7 @@ def test_resident_and_streamed_are_the_same(
     )
     totals = [t.users.tolist() for t in expected[1]]
     assert totals == [[8], [8] * 2, [8] * 4 + [4]] * 3
-    fresh = step_lib.init_state(setup, 7).params["input_kernel"]
+    fresh = state_lib.init_state(setup, 7).params["input_kernel"]
     moved = np.asarray(expected[0].params["input_kernel"] - fresh)
     assert np.abs(moved).max() > 0.05
 
@@ -82,14 +83,14 @@ def test_the_next_window_is_made_ahead(small, dataset, monkeypatch):
         return real(indptr, indices, user_DU, n_items)
 
     monkeypatch.setattr(sparse_batch, "window", window)
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         small(), dataset.n_items, mesh_lib.make_mesh(1, 1)
     )
     feed = input_pipeline.StreamedPipeline(
         setup, dataset.train, 7, window_bytes=1
     )
-    order = batches.epoch_order(7, 0, 60, 16)
-    state, ready = step_lib.init_state(setup, 7), feed.prepare(order)
+    order = input_pipeline.epoch_order(7, 0, 60, 16)
+    state, ready = state_lib.init_state(setup, 7), feed.prepare(order)
     for stop in range(1, 5):
         state, _ = feed.run(state, ready, stop - 1, stop)
         ready.window(stop - 1)
@@ -103,7 +104,7 @@ def test_the_next_window_is_made_ahead(small, dataset, monkeypatch):
 def test_batches_are_those_of_the_host_bit_for_bit(
     small, dataset, assert_same, mesh, microbatch, kind
 ):
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         small(train={"microbatch": microbatch}),
         dataset.n_items,
         mesh_lib.make_mesh(*mesh),
@@ -112,7 +113,7 @@ def test_batches_are_those_of_the_host_bit_for_bit(
     assert parts == (8 if microbatch else mesh[0])
     train = dataset.train
     on_device = jax.jit(step_lib.assemble, static_argnums=(0, 3, 4))
-    order = batches.epoch_order(1, 0, 60, 16)
+    order = input_pipeline.epoch_order(1, 0, 60, 16)
     epoch = input_pipeline.make_pipeline(kind, setup, train, 7).prepare(order)
     for step, users in enumerate(order):
         batch = on_device(
@@ -138,13 +139,13 @@ def test_compiles_once_whatever_the_order(small, kind, caplog):
     pairs = [(u, i) for u in range(60) for i in rng.permutation(120)[: n[u]]]
     users, items = np.array(pairs).T
     history, _ = Interactions.from_pairs(users, items, 60, 120)
-    setup = step_lib.make_setup(small(), 120, mesh_lib.make_mesh(1, 1))
+    setup = state_lib.make_setup(small(), 120, mesh_lib.make_mesh(1, 1))
     feed = input_pipeline.make_pipeline(kind, setup, history, 7)
-    state = step_lib.init_state(setup, 7)
+    state = state_lib.init_state(setup, 7)
     slots, needed, compiled = set(), set(), []
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for epoch in range(6):
-            order = batches.epoch_order(7, epoch, 60, 16)
+            order = input_pipeline.epoch_order(7, epoch, 60, 16)
             needed.add(sparse_batch.slots_for(np.append(n, 0)[order]))
             ready = feed.prepare(order)
             slots.add(ready.n_slots)
@@ -172,7 +173,7 @@ def test_prepare_counts_real_users(small, kind):
     history, _ = Interactions.from_pairs(
         [0, 0, 2, 3, 4, 4, 4], [0, 1, 2, 3, 4, 5, 6], 6, 21
     )
-    setup = step_lib.make_setup(small(), 21, mesh_lib.make_mesh(2, 1))
+    setup = state_lib.make_setup(small(), 21, mesh_lib.make_mesh(2, 1))
     feed = input_pipeline.make_pipeline(kind, setup, history, 0)
     order = np.array([[5, 4, 3, 2], [1, 0, 6, 6]], np.int32)
     epoch = feed.prepare(order)
@@ -267,7 +268,7 @@ def test_the_choice_says_why(monkeypatch, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_program_bytes_holds_the_state_and_more(small, dataset, kind):
     """Parameters and two moments, float32, and the batch's logits at least."""
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         small(), dataset.n_items, mesh_lib.make_mesh(1, 1)
     )
     feed = input_pipeline.make_pipeline(kind, setup, dataset.train, 7)

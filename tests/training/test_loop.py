@@ -19,8 +19,8 @@ from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluator, scorers
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import input_pipeline, loop, signals
-from vaecf.training import step as step_lib
+from vaecf.training import checkpoints, input_pipeline, loop, signals
+from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, Checkpoints
 from vaecf.training.progress import TrainProgress
 
@@ -50,10 +50,10 @@ def finals(workdir: pathlib.Path) -> int:
 
 def problem_of(config, dataset):
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
-    return step_lib.make_setup(config, dataset.n_items, mesh)
+    return state_lib.make_setup(config, dataset.n_items, mesh)
 
 
-def state_of(workdir, config, dataset) -> step_lib.TrainState:
+def state_of(workdir, config, dataset) -> state_lib.TrainState:
     saved = Checkpoints(workdir / "checkpoints")
     state = loop.restore_state(problem_of(config, dataset), saved)
     saved.close()
@@ -62,7 +62,8 @@ def state_of(workdir, config, dataset) -> step_lib.TrainState:
 
 def best_of(workdir, config, dataset):
     saved = Checkpoints(workdir / "checkpoints")
-    params = loop.restore_params(problem_of(config, dataset), saved)
+    setup = problem_of(config, dataset)
+    params = checkpoints.restore_params(saved, setup.whole, setup.mesh)
     position = TrainProgress(**saved.position(BEST))
     saved.close()
     return params, position
@@ -133,7 +134,7 @@ def test_a_run_is_its_steps(whole, small, dataset, assert_same):
     """The loop adds nothing to the feed: epoch by epoch, order by order."""
     setup = problem_of(small(), dataset)
     feed = input_pipeline.ResidentPipeline(setup, dataset.train, 7)
-    state = step_lib.init_state(setup, 7)
+    state = state_lib.init_state(setup, 7)
     sums = []
     for epoch in range(3):
         order = np.random.Generator(np.random.PCG64([7, epoch])).permutation(60)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import loss_scale
-from vaecf.training import step as step_lib
+from vaecf.training import state as state_lib
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([0.25])}
 BAD = (np.nan, np.inf, -np.inf)
@@ -173,7 +173,7 @@ def test_float16_overflows_recovers_and_all_devices_agree(
 ):
     """A scale far too large: steps are skipped until it fits."""
     config = small(precision={"policy": "fp16", "initial_loss_scale": 2.0**24})
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         config, dataset.n_items, mesh_lib.make_mesh(2, 2)
     )
     users = np.arange(16, dtype=np.int32)
@@ -184,7 +184,7 @@ def test_float16_overflows_recovers_and_all_devices_agree(
         512,
         setup.data_shards,
     )
-    state, key = step_lib.init_state(setup, 0), step_lib.step_key(0)
+    state, key = state_lib.init_state(setup, 0), state_lib.step_key(0)
     first = state
     losses, skipped = [], []
     for _ in range(40):
@@ -215,8 +215,8 @@ def test_float16_overflows_recovers_and_all_devices_agree(
 def test_one_shards_overflow_makes_all_devices_skip(small, take, assert_same):
     """A weight of one item shard overflows float16; nobody may apply."""
     config = small(precision={"policy": "fp16", "initial_loss_scale": 8.0})
-    setup = step_lib.make_setup(config, 200, mesh_lib.make_mesh(2, 2))
-    state = step_lib.init_state(setup, 0)
+    setup = state_lib.make_setup(config, 200, mesh_lib.make_mesh(2, 2))
+    state = state_lib.init_state(setup, 0)
     kernel = np.array(state.params["output_kernel"])
     # Item 199 is on the second item shard, and in one user's history.
     kernel[:, 199] = 1e6
@@ -228,7 +228,7 @@ def test_one_shards_overflow_makes_all_devices_skip(small, take, assert_same):
     batch = sparse_batch.assemble_on_host(
         indptr, items, np.arange(4, dtype=np.int32), 16, 2
     )
-    after, _ = take(setup, state, batch, step_lib.step_key(0))
+    after, _ = take(setup, state, batch, state_lib.step_key(0))
     assert after.opt_state.skipped == 1 and after.opt_state.scale == 4
     assert_same(after.params, state.params)
     assert_same(after.opt_state.inner, state.opt_state.inner)

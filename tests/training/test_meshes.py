@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +14,16 @@ from jax.sharding import PartitionSpec as P
 from vaecf.evaluation import scorers
 from vaecf.evaluation.ranking import Ranker
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import batches, input_pipeline, loop
-from vaecf.training import step as step_lib
+from vaecf.training import input_pipeline, loop
+from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import LATEST, Checkpoints
 
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8), (2, 3)]
 EPOCHS = 5  # of 4 steps
 
 
-def problem_on(config, dataset, mesh=(1, 1)) -> step_lib.TrainSetup:
-    return step_lib.make_setup(
+def problem_on(config, dataset, mesh=(1, 1)) -> state_lib.TrainSetup:
+    return state_lib.make_setup(
         config, dataset.n_items, mesh_lib.make_mesh(*mesh)
     )
 
@@ -29,10 +31,12 @@ def problem_on(config, dataset, mesh=(1, 1)) -> step_lib.TrainSetup:
 def run(setup, dataset, kind="resident", state=None):
     """(state, loss of each step) of `EPOCHS` epochs."""
     feed = input_pipeline.make_pipeline(kind, setup, dataset.train, 7)
-    state = state or step_lib.init_state(setup, 7)
+    state = state or state_lib.init_state(setup, 7)
     losses = []
     for epoch in range(EPOCHS):
-        order = batches.epoch_order(7, epoch, 60, 16, parts=setup.parts(16))
+        order = input_pipeline.epoch_order(
+            7, epoch, 60, 16, parts=setup.parts(16)
+        )
         state, totals = feed.run(state, feed.prepare(order), 0, len(order))
         losses.extend(totals.loss / totals.users)
     return state, np.array(losses)
@@ -93,7 +97,9 @@ def test_twenty_steps_do_not_depend_on_the_mesh(
 def test_all_meshes_start_alike(small, dataset):
     """The numbers drawn do not depend on the padding of the item shards."""
     params = [
-        real(step_lib.init_state(problem_on(small(), dataset, m), 7).params, 33)
+        real(
+            state_lib.init_state(problem_on(small(), dataset, m), 7).params, 33
+        )
         for m in ((1, 1), (2, 3), (1, 5), (1, 8))
     ]
     for other in params[1:]:
@@ -103,7 +109,7 @@ def test_all_meshes_start_alike(small, dataset):
 def test_zero_divides_moments_and_nothing_else(small, dataset):
     config = small(mesh={"zero": True}, precision={"policy": "fp16"})
     setup = problem_on(config, dataset, (2, 2))
-    state = step_lib.init_state(setup, 7)
+    state = state_lib.init_state(setup, 7)
     adam = state.opt_state.inner[0]
     for name, spec, zero_spec in (
         ("input_kernel", P("item", None), P(("item", "data"), None)),
@@ -128,10 +134,10 @@ def test_gradients_are_summed_in_the_dtype_asked_for(small, dataset, reduce):
     for mesh in ((1, 1), (2, 1)):
         setup = problem_on(config, dataset, mesh)
         tx = optax.sgd(1.0)
-        setup = step_lib.dataclasses.replace(setup, tx=tx)
+        setup = dataclasses.replace(setup, tx=tx)
         feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 7)
-        order = batches.epoch_order(7, 0, 60, 16)
-        before = step_lib.init_state(setup, 7)
+        order = input_pipeline.epoch_order(7, 0, 60, 16)
+        before = state_lib.init_state(setup, 7)
         start = jax.tree.map(np.asarray, before.params)
         after, _ = feed.run(before, feed.prepare(order), 0, 1)
         gradients.append(
@@ -160,7 +166,7 @@ def test_a_checkpoint_moves_to_other_item_shards(
     source = problem_on(config, dataset, first)
     state, _ = run(source, dataset)
     saved = Checkpoints(tmp_path)
-    saved.save(LATEST, 20, step_lib.stored(state), {})
+    saved.save(LATEST, 20, state, {})
     target = problem_on(config, dataset, then)
     back = loop.restore_state(target, saved)
     saved.close()

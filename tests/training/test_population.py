@@ -13,9 +13,9 @@ import pytest
 from vaecf.errors import VaecfError
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.reporting.writers import read_records
-from vaecf.training import batches, input_pipeline, loop, population, signals
+from vaecf.training import input_pipeline, loop, population, signals
 from vaecf.training import population_loop as members_lib
-from vaecf.training import step as step_lib
+from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 from vaecf.training.population_loop import Member
 
@@ -166,11 +166,11 @@ def test_members_with_one_seed(make, dataset, stacked, policy):
     for number in range(2):
         states, ours = one.run(states, one.prepare(number), 0, 4)
     for m, own in enumerate(config):
-        setup = step_lib.make_setup(own, 33, mesh_lib.make_mesh(1, 1))
+        setup = state_lib.make_setup(own, 33, mesh_lib.make_mesh(1, 1))
         feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 7)
-        state = step_lib.init_state(setup, 7)
+        state = state_lib.init_state(setup, 7)
         for number in range(2):
-            order = batches.epoch_order(7, number, 60, 16)
+            order = input_pipeline.epoch_order(7, number, 60, 16)
             state, theirs = feed.run(state, feed.prepare(order), 0, 4)
         np.testing.assert_allclose(ours.loss[m], theirs.loss, rtol=2e-3)
         np.testing.assert_array_equal(ours.users[m], theirs.users)
@@ -186,7 +186,7 @@ def test_first_states_are_those_of_separate_runs(make, dataset, assert_same):
     config = [make(), make({"seed": 8})]
     one = population.Population(config, 33, dataset.train)
     for state, own in zip(one.first_states(), config):
-        assert_same(state, step_lib.init_state(one.setup, own.seed))
+        assert_same(state, state_lib.init_state(one.setup, own.seed))
 
 
 def test_members_that_are_not_equally_far(

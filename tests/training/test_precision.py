@@ -12,6 +12,7 @@ from vaecf.errors import VaecfError
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import loss_scale, precision
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 
 
@@ -76,7 +77,7 @@ def test_trains(small, dataset, take, name, lowering):
         loss={"anneal_cap": 0.0},
         optimizer={"learning_rate": 0.03},
     )
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         config, dataset.n_items, mesh_lib.make_mesh(1, 1)
     )
     batch = sparse_batch.assemble_on_host(
@@ -85,7 +86,7 @@ def test_trains(small, dataset, take, name, lowering):
         np.arange(60, dtype=np.int32),
         2048,
     )
-    state, key = step_lib.init_state(setup, 0), step_lib.step_key(0)
+    state, key = state_lib.init_state(setup, 0), state_lib.step_key(0)
     losses = []
     for _ in range(60):
         state, totals = take(setup, state, batch, key)
@@ -119,16 +120,16 @@ def test_policies_really_differ(small, dataset):
     )
     loss = {}
     for name in ("fp32", "bf16", "fp16"):
-        setup = step_lib.make_setup(
+        setup = state_lib.make_setup(
             small(precision={"policy": name}),
             dataset.n_items,
             mesh_lib.make_mesh(1, 1),
         )
         _, totals = jax.jit(step_lib.gradients, static_argnums=0)(
             setup,
-            step_lib.init_state(setup, 0).params,
+            state_lib.init_state(setup, 0).params,
             batch,
-            step_lib.step_key(0),
+            state_lib.step_key(0),
             jnp.int32(0),
         )
         assert totals.loss.dtype == jnp.float32

@@ -9,7 +9,7 @@ from vaecf.errors import VaecfError
 from vaecf.models import low_rank
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import spectral_init
-from vaecf.training import step as step_lib
+from vaecf.training import state as state_lib
 
 N_ITEMS, N_UNITS = 33, 6
 
@@ -18,14 +18,14 @@ N_ITEMS, N_UNITS = 33, 6
 def problem_of(small):
     def make(mesh=(1, 1), **train):
         config = small(train=train)
-        return step_lib.make_setup(config, N_ITEMS, mesh_lib.make_mesh(*mesh))
+        return state_lib.make_setup(config, N_ITEMS, mesh_lib.make_mesh(*mesh))
 
     return make
 
 
 def begun(setup, dataset, tmp_path, seed=7):
     """(the random state, the one that begins from vectors)."""
-    before = step_lib.init_state(setup, seed)
+    before = state_lib.init_state(setup, seed)
     kept = np.asarray(before.params["output_kernel"]).copy()
     (after,) = spectral_init.start(
         [before], [seed], dataset.train, tmp_path, log=lambda line: None

@@ -15,7 +15,8 @@ import scipy.special
 
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import batches, input_pipeline
+from vaecf.training import input_pipeline
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 
 N_ITEMS = 21
@@ -35,7 +36,9 @@ USERS = np.arange(len(HISTORIES), dtype=np.int32)
 
 
 def problem_on(config, data: int = 1, item: int = 1, **changes: Any):
-    setup = step_lib.make_setup(config, N_ITEMS, mesh_lib.make_mesh(data, item))
+    setup = state_lib.make_setup(
+        config, N_ITEMS, mesh_lib.make_mesh(data, item)
+    )
     return dataclasses.replace(setup, **changes)
 
 
@@ -45,17 +48,17 @@ def batch_of(users: np.ndarray, n_slots: int = 64, shards: int = 1):
     )
 
 
-def shuffled(setup, seed: int = 5) -> step_lib.TrainState:
+def shuffled(setup, seed: int = 5) -> state_lib.TrainState:
     """A state with weights and biases far from zero, padding items at zero."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: step_lib.init_state(setup, 0))
+    shapes = jax.eval_shape(lambda: state_lib.init_state(setup, 0))
     params = jax.tree.map(
         lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes.params
     )
     params["input_kernel"][N_ITEMS:] = 0
     params["output_kernel"][:, N_ITEMS:] = 0
-    state = step_lib.TrainState(np.int32(0), params, setup.tx.init(params))
-    return jax.device_put(state, step_lib.state_shardings(setup))
+    state = state_lib.TrainState(np.int32(0), params, setup.tx.init(params))
+    return jax.device_put(state, state_lib.state_shardings(setup))
 
 
 # --- The reference ----------------------------------------------------------
@@ -299,7 +302,7 @@ def test_golden_gradient(small, take, variant):
     config = golden_options(small, variant)
     setup = problem_on(config, tx=optax.sgd(1.0))
     state = shuffled(setup)._replace(step=jnp.int32(1))
-    after, totals = take(setup, state, batch_of(BATCH), step_lib.step_key(3))
+    after, totals = take(setup, state, batch_of(BATCH), state_lib.step_key(3))
     wanted, gradients = reference(
         config,
         by_layer(state.params),
@@ -337,7 +340,7 @@ def test_golden_gradient_in_microbatches(small, take, variant, microbatch):
         take,
         state,
         batch_of(users.astype(np.int32), 32, parts),
-        step_lib.step_key(3),
+        state_lib.step_key(3),
     )
     wanted, gradients = reference(
         config,
@@ -359,7 +362,7 @@ def test_a_batch_that_is_not_whole_microbatches_is_refused(small):
     with pytest.raises(ValueError, match="7 users a device are not 3"):
         jax.eval_shape(
             lambda state: step_lib.train_step(
-                setup, state, batch_of(BATCH), step_lib.step_key(0)
+                setup, state, batch_of(BATCH), state_lib.step_key(0)
             ),
             shuffled(setup),
         )
@@ -397,7 +400,7 @@ def test_golden_steps(small, take, variant):
     """Parameters after one and after three steps of Adam."""
     config = golden_options(small, variant)
     setup = problem_on(config)
-    state, key = shuffled(setup), step_lib.step_key(3)
+    state, key = shuffled(setup), state_lib.step_key(3)
     layers, adam = by_layer(state.params), Adam(config.optimizer)
     for step, users in enumerate((BATCH, BATCH[::-1].copy(), BATCH - 1)):
         users = np.where(users < 0, 1, users).astype(np.int32)
@@ -414,13 +417,13 @@ def test_another_key_draws_other_dropout_and_noise(small, take):
     """What the golden step fixes matters: the losses differ by far more."""
     setup = problem_on(golden_options(small, "vae"))
     state = shuffled(setup)
-    _, a = take(setup, state, batch_of(BATCH), step_lib.step_key(3))
-    _, b = take(setup, state, batch_of(BATCH), step_lib.step_key(4))
+    _, a = take(setup, state, batch_of(BATCH), state_lib.step_key(3))
+    _, b = take(setup, state, batch_of(BATCH), state_lib.step_key(4))
     _, c = take(
         setup,
         state._replace(step=jnp.int32(1)),
         batch_of(BATCH),
-        step_lib.step_key(3),
+        state_lib.step_key(3),
     )
     for other in (b, c):
         assert abs(a.nll / other.nll - 1) > 1e-3
@@ -439,7 +442,7 @@ def test_weight_decay_adds_its_term_and_is_off_by_default(small, take):
         problem_on(small(loss={"weight_decay": w}), tx=optax.sgd(1.0))
         for w in (0.0, rate)
     )
-    state, key = shuffled(off), step_lib.step_key(0)
+    state, key = shuffled(off), state_lib.step_key(0)
     without, plain = take(off, state, batch_of(USERS), key)
     with_it, decayed = take(on, state, batch_of(USERS), key)
     kernels = [x for x in jax.tree.leaves(state.params) if x.ndim == 2]
@@ -464,7 +467,7 @@ def test_kl_weight_is_a_function_of_the_global_step(
 ):
     setup = problem_on(small(loss={"total_anneal_steps": total}))
     state = shuffled(setup)._replace(step=jnp.int32(step))
-    after, totals = take(setup, state, batch_of(USERS), step_lib.step_key(0))
+    after, totals = take(setup, state, batch_of(USERS), state_lib.step_key(0))
     assert totals.kl > 1
     found = (totals.loss - totals.nll) / totals.kl
     assert found == pytest.approx(weight, abs=1e-5)
@@ -474,7 +477,7 @@ def test_kl_weight_is_a_function_of_the_global_step(
 def test_padding_weighs_nothing(small, take, assert_close):
     """A partial batch is the batch of its users, whatever is behind them."""
     setup = problem_on(small(loss={"total_anneal_steps": 0}), tx=optax.sgd(1.0))
-    state, key = shuffled(setup), step_lib.step_key(0)
+    state, key = shuffled(setup), state_lib.step_key(0)
     padded = np.append(USERS[:6], [len(HISTORIES)] * 4).astype(np.int32)
     alone = take(setup, state, batch_of(USERS[:6], 32), key)
     beside = take(setup, state, batch_of(padded, 64), key)
@@ -509,7 +512,7 @@ def test_gradients_do_not_depend_on_the_mesh(
     )
     one = problem_on(config, tx=optax.sgd(1.0))
     many = problem_on(config, *mesh, tx=optax.sgd(1.0), microbatch=microbatch)
-    key = step_lib.step_key(0)
+    key = state_lib.step_key(0)
     results, used = [], []
     for setup in (one, many):
         state = shuffled(setup)
@@ -532,7 +535,7 @@ def test_state_is_sharded_by_the_table_and_the_same_everywhere(
     small, assert_same, mesh
 ):
     setup = problem_on(small(), *mesh)
-    state = step_lib.init_state(setup, 11)
+    state = state_lib.init_state(setup, 11)
     item = mesh[1]
     parts = {"input_kernel": (0,), "output_kernel": (1,), "output_bias": (0,)}
     seen = []
@@ -548,8 +551,8 @@ def test_state_is_sharded_by_the_table_and_the_same_everywhere(
             assert shard.data.shape == tuple(shape), path
     # Parameter and both moments.
     assert sorted(seen) == sorted(3 * list(parts))
-    assert_same(state, step_lib.init_state(problem_on(small()), 11))
-    other = step_lib.init_state(setup, 12)
+    assert_same(state, state_lib.init_state(problem_on(small()), 11))
+    other = state_lib.init_state(setup, 12)
     assert np.any(
         np.asarray(other.params["input_kernel"])
         != np.asarray(state.params["input_kernel"])
@@ -558,7 +561,7 @@ def test_state_is_sharded_by_the_table_and_the_same_everywhere(
 
 def test_fresh_parameters_are_what_the_authors_start_from(small):
     """Glorot uniform over the real items; padding items are zero."""
-    params = step_lib.init_state(
+    params = state_lib.init_state(
         problem_on(small(model={"hidden": (64,)})), 0
     ).params
     for kernel in (params["input_kernel"], params["output_kernel"].T):
@@ -578,13 +581,13 @@ def test_fresh_parameters_are_what_the_authors_start_from(small):
 def test_many_steps_in_a_dispatch_are_single_steps(
     small, take, dataset, assert_same, assert_close
 ):
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         small(), dataset.n_items, mesh_lib.make_mesh(1, 1)
     )
-    order = batches.epoch_order(3, 0, 60, 16)
+    order = input_pipeline.epoch_order(3, 0, 60, 16)
     feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 3)
     epoch = feed.prepare(order)
-    fresh = step_lib.init_state(setup, 3)
+    fresh = state_lib.init_state(setup, 3)
     together, totals = feed.run(
         jax.tree.map(jnp.copy, fresh), epoch, 0, epoch.steps
     )
@@ -594,7 +597,7 @@ def test_many_steps_in_a_dispatch_are_single_steps(
         batch = sparse_batch.assemble_on_host(
             dataset.train.indptr, dataset.train.indices, users, epoch.n_slots
         )
-        fresh, alone = take(setup, fresh, batch, step_lib.step_key(3))
+        fresh, alone = take(setup, fresh, batch, state_lib.step_key(3))
         one_by_one, part = feed.run(one_by_one, epoch, step, step + 1)
         assert_close([x[0] for x in part], list(alone))
         parts.append(part)
@@ -608,12 +611,12 @@ def test_many_steps_in_a_dispatch_are_single_steps(
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
 def test_state_is_donated(small, dataset, kind):
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         small(), dataset.n_items, mesh_lib.make_mesh(1, 1)
     )
     feed = input_pipeline.make_pipeline(kind, setup, dataset.train, 0)
-    epoch = feed.prepare(batches.epoch_order(0, 0, 60, 16))
-    state = step_lib.init_state(setup, 0)
+    epoch = feed.prepare(input_pipeline.epoch_order(0, 0, 60, 16))
+    state = state_lib.init_state(setup, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         after, _ = feed.run(state, epoch, 0, 2)

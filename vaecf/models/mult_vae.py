@@ -4,20 +4,22 @@ Both are an autoencoder I - hidden - latent - hidden - I over a user's bag of
 items with a multinomial likelihood. The VAE's bottleneck is a Gaussian, the
 DAE's a plain layer.
 
-Contract of a model (RecVAE and later ones keep it):
-  init(key) -> params, by `model.init(key, example_batch)['params']`;
-  `loss_terms(batch, key, first_row)` -> (nll_B, kl_B);
-  `scores(batch)` -> float32 [B, I], what items are ranked by;
-  `encode(batch)` -> float32 [B, Z], the users' representations;
-  `GROUPS`, top-level parameters by what `config.train.alternating_epochs` trains in
-  turns ({} where it cannot).
-`PARTITION` names, for every parameter, the mesh axis of each dimension.
+Every model keeps this contract:
+  `init(key, batch)` returns {'params': ...};
+  `loss_terms(batch, key, first_row)` returns the per-user (nll_B, kl_B);
+  `scores(batch)` returns the ranking scores, float32 [B, I];
+  `encode(batch)` returns the users' representations, float32 [B, Z];
+  `phase(epoch, alternating_epochs)` returns what an epoch trains;
+  `GROUPS` names the top-level parameters of each group that a phase can train
+  alone ({} for a model that is always trained as a whole);
+  `TRAINING_ONLY` names the top-level parameters that scoring does not need.
+`PARTITION` gives, for every parameter, the mesh axis of each dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,6 +41,24 @@ PARTITION: dict[str, tuple[str | None, ...]] = {
     "output_kernel": (None, "item"),
     "output_bias": ("item",),
 }
+
+
+class Phase(NamedTuple):
+    """What the steps of an epoch train.
+
+    Attributes:
+      group: key of the model's `GROUPS`, or 'all' for every parameter.
+      dropout: whether the input is dropped out.
+      copies: (source, target) names of top-level parameters; each source is
+        copied into its target before the first step of the epoch.
+    """
+
+    group: str = "all"
+    dropout: bool = True
+    copies: tuple[tuple[str, str], ...] = ()
+
+
+ALL = Phase()
 
 
 def uniform_items(
@@ -98,6 +118,7 @@ class MultDAE(nn.Module):
     """
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
+    TRAINING_ONLY: ClassVar[tuple[str, ...]] = ()
 
     n_items: int
     item_rows: int
@@ -110,6 +131,17 @@ class MultDAE(nn.Module):
     dtype: Any = jnp.float32
     precision: Any = None
     item_axis: str | None = None
+
+    @classmethod
+    def phase(cls, epoch: int, alternating_epochs: tuple[int, ...]) -> Phase:
+        """Returns what an epoch trains: by default all parameters.
+
+        Args:
+          epoch: counted from 0.
+          alternating_epochs: `config.train.alternating_epochs`.
+        """
+        del epoch, alternating_epochs
+        return ALL
 
     def _encoder_sizes(self) -> tuple[int, ...]:
         return (*self.hidden, self.latent)

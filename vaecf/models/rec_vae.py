@@ -133,11 +133,38 @@ class RecVAE(mult_vae.MultDAE):
     is not asked for, it is swish.
     """
 
-    # What is trained when training alternates; 'prior' never is.
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
         "encoder": ("posterior",),
         "decoder": ("output_kernel", "output_bias"),
     }
+    # The encoder of the composite prior; no step trains it.
+    TRAINING_ONLY: ClassVar[tuple[str, ...]] = ("prior",)
+
+    @classmethod
+    def phase(
+        cls, epoch: int, alternating_epochs: tuple[int, ...]
+    ) -> mult_vae.Phase:
+        """Returns what an epoch trains: the encoder or the decoder.
+
+        Shenbin et al. 2020, section 3.4: only the encoder is trained with
+        dropout. The current encoder is copied into the composite prior
+        (section 3.2) before each series of decoder epochs.
+
+        Args:
+          epoch: counted from 0.
+          alternating_epochs: epochs that train the encoder, then epochs that
+            train the decoder, in alternation.
+        """
+        encoder_epochs, decoder_epochs = alternating_epochs
+        position = epoch % (encoder_epochs + decoder_epochs)
+        if position < encoder_epochs:
+            return mult_vae.Phase("encoder")
+        starts = position == encoder_epochs
+        return mult_vae.Phase(
+            "decoder",
+            dropout=False,
+            copies=(("posterior", "prior"),) if starts else (),
+        )
 
     def setup(self) -> None:
         """Parameters and layers (called by Flax)."""
@@ -158,7 +185,7 @@ class RecVAE(mult_vae.MultDAE):
             item_axis=self.item_axis,
         )
         self.posterior = Encoder(**settings)
-        # The encoder as it was, `step.renew_prior`; at first another one.
+        # A copy of an earlier encoder (see `phase`); at first a random one.
         self.prior = Encoder(**settings)
         limit = self.latent**-0.5
         self.output_kernel = self.param(

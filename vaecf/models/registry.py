@@ -1,11 +1,103 @@
-"""The models by their names in configs."""
+"""Creates the model that a config describes."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vaecf.config import ModelConfig
 from vaecf.models import mult_vae, rec_vae
+from vaecf.models.sparse_batch import SparseBatch
+from vaecf.parallel import mesh as mesh_lib
 
 MODELS: dict[str, type[mult_vae.MultDAE]] = {
     "mult_vae": mult_vae.MultVAE,
     "mult_dae": mult_vae.MultDAE,
     "rec_vae": rec_vae.RecVAE,
 }
+
+
+def make_model(
+    config: ModelConfig,
+    policy: Any,
+    n_items: int,
+    item_shards: int = 1,
+    backend: str | None = None,
+) -> mult_vae.MultDAE:
+    """Returns the module over all items, not yet sharded.
+
+    Args:
+      config: architecture.
+      policy: `dtype` and `precision` of the matrix products, such as a
+        `vaecf.training.precision.Policy`.
+      n_items: items of the catalogue.
+      item_shards: devices along the items; the item matrices are padded to a
+        multiple of them.
+      backend: platform to choose the input layer for, such as 'cpu'; None
+        takes the default platform of JAX.
+    """
+    return MODELS[config.name](
+        n_items=n_items,
+        item_rows=mesh_lib.padded_items(n_items, item_shards),
+        hidden=config.hidden,
+        latent=config.latent,
+        activation=config.activation,
+        dropout_rate=config.dropout_rate,
+        input_lowering=_input_lowering(
+            config, backend or jax.default_backend()
+        ),
+        item_block=config.item_block,
+        dtype=policy.dtype,
+        precision=policy.precision,
+    )
+
+
+def _input_lowering(config: ModelConfig, backend: str) -> str:
+    if config.input != "auto":
+        return config.input
+    # Matrix units make the dense product cheap; a CPU is faster at gathering
+    # rows. A catalogue that needs item blocks is too large for a dense array
+    # of users x items.
+    return "gather" if backend == "cpu" or config.item_block else "dense"
+
+
+def shard_model(model: mult_vae.MultDAE, mesh: Mesh) -> mult_vae.MultDAE:
+    """Returns the module of one item shard, for use inside `jax.shard_map`.
+
+    With one item shard this is the module over all items.
+    """
+    if not mesh_lib.axis(mesh, mesh_lib.ITEM):
+        return model
+    return model.clone(
+        item_rows=model.item_rows // mesh.shape[mesh_lib.ITEM],
+        item_axis=mesh_lib.ITEM,
+    )
+
+
+def init_params(model: mult_vae.MultDAE, key: jax.Array) -> dict[str, Any]:
+    """Returns initial parameters, float32.
+
+    Args:
+      model: module over all items.
+      key: typed PRNG key.
+    """
+    empty = SparseBatch(*(jnp.zeros((1,), jnp.int32) for _ in range(3)))
+    return model.init(key, empty)["params"]
+
+
+def scoring_params(model: mult_vae.MultDAE, params: Any) -> dict[str, Any]:
+    """Returns the parameters without those that only training needs."""
+    return {
+        name: value
+        for name, value in params.items()
+        if name not in model.TRAINING_ONLY
+    }
+
+
+def param_shardings(mesh: Mesh, params: Any) -> Any:
+    """Returns the NamedSharding of every parameter."""
+    specs = mesh_lib.specs(params, mult_vae.PARTITION)
+    return mesh_lib.shardings(mesh, specs)

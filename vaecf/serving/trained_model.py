@@ -25,8 +25,8 @@ from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.training import checkpoints, linear_branch, loop
-from vaecf.training import step as step_lib
+from vaecf.training import checkpoints, linear_branch
+from vaecf.training import state as state_lib
 
 _USERS_ENCODED = 2048  # at once
 
@@ -58,7 +58,7 @@ class TrainedModel:
     config: Config
     manifest: dict[str, Any]
     items: IdTable
-    setup: step_lib.TrainSetup
+    setup: state_lib.TrainSetup
     params: Any
     directory: pathlib.Path
     position: dict[str, Any]
@@ -198,11 +198,11 @@ def load(
             f"{directory / workdir_lib.ITEMS}: not the items of the dataset "
             f"that {workdir_lib.DATASET} beside it describes"
         )
-    setup = step_lib.make_setup(
+    setup = state_lib.make_setup(
         config, len(items), mesh_lib.make_mesh() if mesh is None else mesh
     )
     saved = checkpoints.Checkpoints(directory / "checkpoints")
-    params = loop.restore_params(setup, saved)
+    params = checkpoints.restore_params(saved, setup.whole, setup.mesh)
     position = saved.position(checkpoints.BEST)
     saved.close()
     branch = None

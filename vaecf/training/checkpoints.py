@@ -7,14 +7,17 @@ arrays are the live buffers, which the next step overwrites.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from vaecf.errors import VaecfError
+from vaecf.models import mult_vae, registry
 from vaecf.parallel import mesh as mesh_lib
 
 # Of a run whose checkpoint is restored onto another number of them.
@@ -186,6 +189,29 @@ def _names(path: Any) -> tuple[str, ...]:
 def copy(source: pathlib.Path, target: pathlib.Path, which: str) -> None:
     """Copies one kind of checkpoint to another directory."""
     shutil.copytree(source / which, target / which)
+
+
+def restore_params(
+    saved: Checkpoints, model: mult_vae.MultDAE, mesh: Mesh
+) -> Any:
+    """Returns the best scoring parameters, placed on a mesh.
+
+    Args:
+      saved: checkpoints of the run.
+      model: module over all items, padded for the mesh.
+      mesh: mesh with axes ('data', 'item').
+
+    Raises:
+      VaecfError: there is no such checkpoint, or it does not fit the model.
+    """
+    shapes = registry.scoring_params(
+        model,
+        jax.eval_shape(
+            functools.partial(registry.init_params, model), jax.random.key(0)
+        ),
+    )
+    places = registry.param_shardings(mesh, shapes)
+    return saved.restore(BEST, abstract(shapes, places), model.n_items)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

@@ -16,11 +16,72 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from vaecf.errors import VaecfError
 from vaecf.models import sparse_batch
 from vaecf.parallel import memory, processes
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
-from vaecf.training.step import StepMetrics, TrainSetup, TrainState
+from vaecf.training.state import TrainSetup, TrainState
+from vaecf.training.step import StepMetrics
+
+
+def epoch_order(
+    seed: int,
+    epoch: int,
+    n_users: int,
+    batch_size: int,
+    *,
+    drop_remainder: bool = False,
+    parts: int = 1,
+) -> np.ndarray:
+    """Users of every batch of an epoch, a function of (seed, epoch) alone.
+
+    Args:
+      seed: seed of the run.
+      epoch: counted from 0.
+      n_users: training users.
+      batch_size: users a batch, over all devices.
+      drop_remainder: leave out the users that do not fill the last batch (a
+        different set each epoch), instead of padding it.
+      parts: microbatches that a batch is split into, over all devices.
+        Padding users behind every batch bring it to a multiple of them, so
+        that the batches are the same however they are split.
+
+    Returns:
+      int32 [steps, batch_size, rounded up]; n_users marks a padding user.
+    """
+    order = (
+        np.random.Generator(np.random.PCG64([seed, epoch]))
+        .permutation(n_users)
+        .astype(np.int32)
+    )
+    steps = steps_per_epoch(n_users, batch_size, drop_remainder)
+    padded = np.full(steps * batch_size, n_users, np.int32)
+    used = min(n_users, len(padded))
+    padded[:used] = order[:used]
+    return np.pad(
+        padded.reshape(steps, batch_size),
+        ((0, 0), (0, -batch_size % parts)),
+        constant_values=n_users,
+    )
+
+
+def steps_per_epoch(n_users: int, batch_size: int, drop_remainder: bool) -> int:
+    """Batches of an epoch.
+
+    Raises:
+      VaecfError: there is none.
+    """
+    whole, rest = divmod(n_users, batch_size)
+    steps = whole if drop_remainder else whole + bool(rest)
+    if steps == 0:
+        raise VaecfError(
+            f"config.train.batch_size={batch_size} is larger than the "
+            f"{n_users} training users and config.train.drop_remainder is "
+            "set: no batch is left; lower the batch size"
+        )
+    return steps
 
 
 class Epoch(NamedTuple):
@@ -57,23 +118,23 @@ class InputPipeline:
           train: Interactions.
           seed: of the run.
         """
-        self._problem = setup
+        self._setup = setup
         self._train = train
         self._counts = np.append(train.counts, 0)
         self._everywhere = mesh_lib.shardings(setup.mesh, P())
         self._by_user = mesh_lib.shardings(setup.mesh, P(None, mesh_lib.DATA))
-        self._key = step_lib.step_key(seed, self._everywhere)
+        self._key = state_lib.step_key(seed, self._everywhere)
         self._programs: dict[Any, Any] = {}
         self.compile_seconds = 0.0
 
     def prepare(
         self, order: np.ndarray, setup: TrainSetup | None = None
     ) -> Epoch:
-        """The epoch of `batches.epoch_order`, int32 [steps, batch_size].
+        """The epoch of `epoch_order`, int32 [steps, batch_size].
 
         Args:
           order: of the users.
-          setup: what is trained in it (`step.in_turn`); None for the feed's.
+          setup: the setup of its phase; None for the pipeline's.
         """
         raise NotImplementedError
 
@@ -120,7 +181,7 @@ class InputPipeline:
             *processes.put(bounds, self._everywhere),
         )
         key = (
-            epoch.setup.trained,
+            epoch.setup.phase,
             epoch.n_slots,
             epoch.order.shape,
             window.item_M.shape,
@@ -137,7 +198,7 @@ class InputPipeline:
                     ),
                     donate_argnums=0,
                     out_shardings=(
-                        step_lib.state_shardings(self._problem),
+                        state_lib.state_shardings(self._setup),
                         self._everywhere,
                     ),
                 )
@@ -172,11 +233,11 @@ class ResidentPipeline(InputPipeline):
         return Epoch(
             steps=len(order),
             users=_users(self._counts, order),
-            n_slots=slots(self._counts, order, self._problem),
+            n_slots=slots(self._counts, order, self._setup),
             order=processes.put(order, self._by_user),
             window=lambda _: self._csr,
             csr_spec=P(),
-            setup=setup or self._problem,
+            setup=setup or self._setup,
         )
 
 
@@ -211,7 +272,7 @@ class StreamedPipeline(InputPipeline):
     ) -> Epoch:
         """See `InputPipeline`."""
         steps, batch_size = order.shape
-        shards = self._problem.data_shards
+        shards = self._setup.data_shards
         step_bytes = 4 * self._counts.mean() * batch_size
         length = int(np.clip(self._window_bytes / max(step_bytes, 1), 1, steps))
         order_WLB = np.pad(
@@ -228,9 +289,9 @@ class StreamedPipeline(InputPipeline):
         n_items = _usual_slots(
             self._counts, user_WDU.reshape(len(user_WDU), -1), shards
         )
-        place = mesh_lib.shardings(self._problem.mesh, P(mesh_lib.DATA))
+        place = mesh_lib.shardings(self._setup.mesh, P(mesh_lib.DATA))
 
-        own = mesh_lib.local_data_shards(self._problem.mesh)
+        own = mesh_lib.local_data_shards(self._setup.mesh)
 
         def assemble(w: int) -> sparse_batch.Csr:
             # Only what is this process's: the others' users are not read.
@@ -255,14 +316,14 @@ class StreamedPipeline(InputPipeline):
         return Epoch(
             steps=steps,
             users=_users(self._counts, order),
-            n_slots=slots(self._counts, order, self._problem),
+            n_slots=slots(self._counts, order, self._setup),
             order=processes.put(
                 np.tile(in_window.reshape(length, -1), (1, shards)),
                 self._by_user,
             ),
             window=_Ahead(assemble, len(user_WDU), self._thread),
             csr_spec=P(mesh_lib.DATA),
-            setup=setup or self._problem,
+            setup=setup or self._setup,
         )
 
 

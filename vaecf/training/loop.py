@@ -24,14 +24,15 @@ from vaecf.parallel import processes
 from vaecf.reporting import writers
 from vaecf.reporting.progress import Progress
 from vaecf.training import (
-    batches,
     checkpoints,
     input_pipeline,
     linear_branch,
     loss_scale,
+    precision,
     signals,
     spectral_init,
 )
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 from vaecf.training.progress import TrainProgress
@@ -51,7 +52,7 @@ class TrainResult:
       summary: {'users_per_second', 'seconds', 'epochs', ...}.
     """
 
-    setup: step_lib.TrainSetup
+    setup: state_lib.TrainSetup
     params: Any
     position: TrainProgress
     summary: dict[str, Any]
@@ -88,14 +89,14 @@ def train(
     """
     # --- Mesh, model, data --------------------------------------------------
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
-    setup = step_lib.make_setup(config, dataset.n_items, mesh)
+    setup = state_lib.make_setup(config, dataset.n_items, mesh)
     n_users = dataset.train.n_users
     if n_users == 0:
         raise VaecfError(f"{dataset.name}: the dataset has no training users")
     # A batch beyond the users would be padding and change nothing.
     batch_size = min(config.train.batch_size, n_users)
     drop_remainder = config.train.drop_remainder
-    steps = batches.steps_per_epoch(n_users, batch_size, drop_remainder)
+    steps = input_pipeline.steps_per_epoch(n_users, batch_size, drop_remainder)
     kind = config.data.feed
     if kind == "auto":
         kind, why = input_pipeline.choose(dataset.train)
@@ -116,7 +117,7 @@ def train(
     else:
         position, state = (
             TrainProgress(),
-            step_lib.init_state(setup, config.seed),
+            state_lib.init_state(setup, config.seed),
         )
         if config.model.init == "spectral":
             [state] = spectral_init.start(
@@ -135,9 +136,9 @@ def train(
 
     def save(which: str = LATEST) -> None:
         nonlocal last_saved
-        tree: Any = step_lib.stored(state)
+        tree: Any = state
         if which == BEST:
-            tree = step_lib.scoring_params(state)
+            tree = state_lib.scoring_params(setup, state)
         where = dataclasses.asdict(position)
         with within("a checkpoint"):
             saved.save(which, int(state.step), tree, where)
@@ -165,7 +166,7 @@ def train(
                     f"validations, best at epoch {position.best_epoch}"
                 )
                 break
-            order = batches.epoch_order(
+            order = input_pipeline.epoch_order(
                 config.seed,
                 position.epoch,
                 n_users,
@@ -173,12 +174,12 @@ def train(
                 drop_remainder=drop_remainder,
                 parts=setup.parts(batch_size),
             )
-            now_trained = step_lib.in_turn(setup, config.train, position.epoch)
-            if position.step_in_epoch == 0 and step_lib.starts_decoder(
-                config.train, position.epoch
-            ):
-                state = step_lib.renew_prior(setup, state)
-            epoch = feed.prepare(order, now_trained)
+            phase = setup.model.phase(
+                position.epoch, config.train.alternating_epochs
+            )
+            if position.step_in_epoch == 0:
+                state = state_lib.begin_phase(setup, state, phase)
+            epoch = feed.prepare(order, setup.in_phase(phase))
             while position.step_in_epoch < steps:
                 start = position.step_in_epoch
                 stop = clock.next_stop(start, steps)
@@ -205,7 +206,9 @@ def train(
                     if now.interrupted:
                         raise stopped(position, workdir)
             record = training_record(config, state.opt_state, position, steps)
-            state = step_lib.average(state, config.train.ema, position.epoch)
+            state = state_lib.update_average(
+                state, config.train.ema, position.epoch
+            )
             position.next_epoch()
             step_now = position.epoch * steps
             writer.write(record, step=step_now)
@@ -214,7 +217,7 @@ def train(
             record = {}
             if due:
                 with within("a validation"):
-                    record = validate(step_lib.scoring_params(state))
+                    record = validate(state_lib.scoring_params(setup, state))
             if record:
                 best_metric = f"validation/{config.eval.best_metric}"
                 better = position.validated(record[best_metric])
@@ -240,27 +243,24 @@ def train(
                 {f"final/{k}": v for k, v in summary.items()},
                 step=int(state.step),
             )
-    params = step_lib.scoring_params(state)
+    params = state_lib.scoring_params(setup, state)
     return TrainResult(setup, params, position, summary)
 
 
 def restore_state(
-    setup: step_lib.TrainSetup, saved: Checkpoints
-) -> step_lib.TrainState:
-    """The latest state, onto this problem's mesh."""
-    shapes = jax.eval_shape(lambda: step_lib.init_state(setup, 0))
-    places = step_lib.state_shardings(setup)
-    restored = saved.restore(
-        LATEST,
-        checkpoints.abstract(step_lib.stored(shapes), step_lib.stored(places)),
-        setup.model.n_items,
+    setup: state_lib.TrainSetup, saved: Checkpoints
+) -> state_lib.TrainState:
+    """Returns the latest state, placed on the mesh of `setup`."""
+    shapes = state_lib.abstract_state(setup)
+    places = state_lib.state_shardings(setup)
+    return saved.restore(
+        LATEST, checkpoints.abstract(shapes, places), setup.model.n_items
     )
-    return step_lib.TrainState(*restored)
 
 
 def resume(
-    setup: step_lib.TrainSetup, saved: Checkpoints, steps: int
-) -> tuple[TrainProgress, step_lib.TrainState]:
+    setup: state_lib.TrainSetup, saved: Checkpoints, steps: int
+) -> tuple[TrainProgress, state_lib.TrainState]:
     """Where the workdir left off, with `steps` an epoch."""
     position = TrainProgress(**saved.position(LATEST))
     state = restore_state(setup, saved)
@@ -273,17 +273,6 @@ def resume(
             "dataset"
         )
     return position, state
-
-
-def restore_params(setup: step_lib.TrainSetup, saved: Checkpoints) -> Any:
-    """The best parameters, onto this problem's mesh."""
-    shapes = step_lib.scoring_params(
-        jax.eval_shape(lambda: step_lib.init_state(setup, 0))
-    )
-    spec = step_lib.scoring_params(step_lib.state_shardings(setup))
-    return saved.restore(
-        BEST, checkpoints.abstract(shapes, spec), setup.model.n_items
-    )
 
 
 def open_writers(
@@ -320,7 +309,7 @@ def stopped(position: TrainProgress, workdir: pathlib.Path) -> Interrupted:
 def make_validator(
     config: Config,
     dataset: Any,
-    setup: step_lib.TrainSetup,
+    setup: state_lib.TrainSetup,
     linear: dict[str, Any] | None = None,
 ) -> Callable[[Any], dict[str, Any]]:
     """Returns a function from parameters to a record of validation metrics.
@@ -440,7 +429,7 @@ def summarise(
             position.epoch if position.best is None else position.best_epoch
         ),
         "compile_seconds": feed.compile_seconds,
-        "precision": step_lib.precision.policy(config.precision.policy).name,
+        "precision": precision.policy(config.precision.policy).name,
         "device": jax.devices()[0].device_kind,
         "devices": mesh.size,
     }

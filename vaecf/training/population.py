@@ -37,11 +37,14 @@ from jax.sharding import PartitionSpec as P
 from vaecf.config import Config, flatten
 from vaecf.errors import VaecfError
 from vaecf.models import bag_of_items, sparse_batch
+from vaecf.models.mult_vae import Phase
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.training import batches, input_pipeline, loss_scale
+from vaecf.training import input_pipeline, loss_scale
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
-from vaecf.training.step import StepMetrics, TrainState
+from vaecf.training.state import TrainState
+from vaecf.training.step import StepMetrics
 
 # What the program can take as arguments, as the step does in float32.
 NUMBERS = (
@@ -201,11 +204,11 @@ class Population:
         self.members = tuple(members)
         config = self.members[0]
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
-        self.setup = step_lib.make_setup(config, n_items, mesh)
+        self.setup = state_lib.make_setup(config, n_items, mesh)
         # A batch beyond the users would be padding and change nothing.
         self.n_users = train.n_users
         self._batch_size = min(config.train.batch_size, train.n_users)
-        self.steps = batches.steps_per_epoch(
+        self.steps = input_pipeline.steps_per_epoch(
             train.n_users, self._batch_size, config.train.drop_remainder
         )
         if stacked is None:
@@ -221,7 +224,7 @@ class Population:
             for m in range(len(self.members))
         ]
         self._keys = [
-            np.asarray(jax.random.key_data(step_lib.step_key(m.seed)))
+            np.asarray(jax.random.key_data(state_lib.step_key(m.seed)))
             for m in self.members
         ]
         self._programs = _Programs()
@@ -246,10 +249,10 @@ class Population:
 
         def init(key_data: jax.Array) -> TrainState:
             key = jax.random.wrap_key_data(key_data)
-            return step_lib.first_state(self.setup, key)
+            return state_lib.first_state(self.setup, key)
 
         program = jax.jit(
-            init, out_shardings=step_lib.state_shardings(self.setup)
+            init, out_shardings=state_lib.state_shardings(self.setup)
         )
         return [
             program(np.asarray(jax.random.key_data(jax.random.key(m.seed))))
@@ -272,7 +275,9 @@ class Population:
 
     def params_of(self, states: Any, m: int) -> Any:
         """One member's parameters, for scoring."""
-        params = step_lib.scoring_params(states if self.stacked else states[m])
+        params = state_lib.scoring_params(
+            self.setup, states if self.stacked else states[m]
+        )
         return self._part(params, m) if self.stacked else params
 
     def loss_scale_of(self, states: Any, m: int) -> Any:
@@ -286,26 +291,31 @@ class Population:
     def _part(self, tree: Any, m: int) -> Any:
         return jax.tree.map(lambda x: x[m], tree)
 
-    def renew_prior(self, states: Any) -> Any:
-        """`step.renew_prior` of every member."""
+    def begin_phase(self, states: Any, phase: Phase) -> Any:
+        """`state.begin_phase` of every member."""
         if self.stacked:
-            return step_lib.renew_prior(self.setup, states)
-        return [step_lib.renew_prior(self.setup, s) for s in states]
+            return state_lib.begin_phase(self.setup, states, phase)
+        return [state_lib.begin_phase(self.setup, s, phase) for s in states]
 
     def average(self, states: Any, decay: float, epochs: int) -> Any:
         """`step.average` of every member."""
         if self.stacked:
-            return step_lib.average(states, decay, epochs)
-        return [step_lib.average(s, decay, epochs) for s in states]
+            return state_lib.update_average(states, decay, epochs)
+        return [state_lib.update_average(s, decay, epochs) for s in states]
 
     # --- Training -----------------------------------------------------------
+
+    def phase(self, epoch: int) -> Phase:
+        """What an epoch trains."""
+        alternating = self.members[0].train.alternating_epochs
+        return self.setup.model.phase(epoch, alternating)
 
     def prepare(self, number: int) -> Epoch:
         """The epoch of that number, of each member as of a separate run."""
         config = self.members[0].train
         seeds = [m.seed for m in self.members]
         orders = {
-            seed: batches.epoch_order(
+            seed: input_pipeline.epoch_order(
                 seed,
                 number,
                 self.n_users,
@@ -392,16 +402,15 @@ class Population:
 
     def _compiled(self, epoch: Epoch, args: tuple, axes: Any) -> Any:
         """The program of such an epoch, `jax.vmap` over `axes` if given."""
-        train = self.members[0].train
-        turn = step_lib.in_turn(self.setup, train, epoch.number)
+        phase = self.phase(epoch.number)
         shapes = tuple(x.shape for x in jax.tree.leaves(args[2:4]))
-        key = (turn.trained, epoch.n_slots, args[1].step.shape, shapes)
+        key = (phase, epoch.n_slots, args[1].step.shape, shapes)
         if key not in self._programs.compiled:
             began = time.perf_counter()
             steps = functools.partial(
                 self._train_steps, epoch.number, epoch.n_slots
             )
-            place = step_lib.state_shardings(self.setup)
+            place = state_lib.state_shardings(self.setup)
             if axes is not None:
                 steps = jax.vmap(steps, in_axes=axes)
                 place = self._place
@@ -431,13 +440,13 @@ class Population:
     ) -> tuple[TrainState, StepMetrics]:
         """`step.train_steps` of one member, its numbers traced."""
         config = self.members[0]
-        setup = step_lib.make_setup(
+        setup = state_lib.make_setup(
             with_numbers(config, numbers),
             self.setup.model.n_items,
             self.setup.mesh,
         )
         return step_lib.train_steps(
-            step_lib.in_turn(setup, config.train, number),
+            setup.in_phase(self.phase(number)),
             n_slots,
             P(),
             state,

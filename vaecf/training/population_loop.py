@@ -27,6 +27,7 @@ from vaecf.training import (
     spectral_init,
 )
 from vaecf.training import population as population_lib
+from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 from vaecf.training.progress import TrainProgress
@@ -159,7 +160,7 @@ def _states(
     dataset: Any,
     workdir: pathlib.Path,
     log: Callable[[str], None],
-) -> list[step_lib.TrainState]:
+) -> list[state_lib.TrainState]:
     """Of the checkpoints, or the first ones."""
     if together[0].saved.step(LATEST) is None:
         states = whole.only([runs.index(r) for r in together]).first_states()
@@ -268,7 +269,7 @@ class _Together:
         return None if self._until is None else self._until - step
 
     def train(
-        self, states: list[step_lib.TrainState], show_progress: bool | None
+        self, states: list[state_lib.TrainState], show_progress: bool | None
     ) -> None:
         """Until all are over, or at `until`; they are saved then."""
         train, steps = self._options.train, self._population.steps
@@ -288,10 +289,9 @@ class _Together:
                     self._save(joined)
                     return
                 joined = self._drop(joined, active)
-                if position.step_in_epoch == 0 and step_lib.starts_decoder(
-                    train, position.epoch
-                ):
-                    joined = self._population.renew_prior(joined)
+                if position.step_in_epoch == 0:
+                    phase = self._population.phase(position.epoch)
+                    joined = self._population.begin_phase(joined, phase)
                 joined = self._epoch(joined, progress)
                 if not self._active:
                     return
@@ -391,9 +391,7 @@ class _Together:
                 # No validation users: the last parameters are the best.
                 run.save(BEST, params)
             if run.member.over:
-                run.save(
-                    LATEST, step_lib.stored(population.state_of(joined, m))
-                )
+                run.save(LATEST, population.state_of(joined, m))
         if values:
             best = max(values, key=values.__getitem__)
             progress.note(
@@ -425,8 +423,7 @@ class _Together:
 
     def _save(self, joined: Any) -> None:
         for m, run in self._active:
-            state = self._population.state_of(joined, m)
-            run.save(LATEST, step_lib.stored(state))
+            run.save(LATEST, self._population.state_of(joined, m))
         self._last_saved = time.monotonic()
 
     def _overdue(self) -> bool:

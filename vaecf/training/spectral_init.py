@@ -21,7 +21,7 @@ import numpy as np
 from vaecf.errors import VaecfError
 from vaecf.models import low_rank
 from vaecf.parallel import processes
-from vaecf.training.step import TrainState
+from vaecf.training.state import TrainState
 
 # Those of the path in configs/blend.py, which are not of one dataset.
 _PENALTY = {"l2": 150.0, "dropout": 0.5, "user_exponent": 0.5}
