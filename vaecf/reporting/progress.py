@@ -7,37 +7,33 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, Self
 
 from vaecf.reporting.tables import MISSING, printable
 
-_SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def _make_bar(**options: Any) -> Any:
     """Returns a tqdm bar, or None where a bar cannot be shown."""
     from tqdm.auto import tqdm
 
-    notebook = any(c.__name__ == "tqdm_notebook" for c in tqdm.__mro__)
-    if not (notebook or sys.stderr.isatty()):
+    if any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__):
+        return tqdm(**options)
+    if not sys.stderr.isatty():
         return None
-    if not notebook:
-        try:
-            has_size = min(os.get_terminal_size(sys.stderr.fileno())) > 0
-        except OSError:
-            has_size = False
-        # The terminals of some containers are 0 by 0: tqdm would hide the bar.
-        options |= {"dynamic_ncols": True} if has_size else {"ncols": 80}
-        options["nrows"] = None if has_size else 24
-    return tqdm(file=sys.stderr, **options)
+    # The terminals of some containers are 0 by 0: tqdm would hide the bar.
+    with contextlib.suppress(OSError):
+        if min(os.get_terminal_size(sys.stderr.fileno())) > 0:
+            return tqdm(dynamic_ncols=True, **options)
+    return tqdm(ncols=80, nrows=24, **options)
 
 
 class Progress:
     """Shows epoch, loss and speed of a training run. A context manager.
 
     A terminal or a notebook shows a bar with the time left. A pipe or a log
-    file gets a plain line when an epoch ends, at most every five seconds, and
+    file gets a plain line when an epoch ends, at most every ten seconds, and
     one line for the last epoch. Everything goes to standard error.
 
     Args:
@@ -58,32 +54,26 @@ class Progress:
         self._epochs, self._steps = epochs, steps
         self._enabled = enabled is not False
         self._bar: Any = None
-        self._position = initial_epoch * steps
-        self._loss: float | None = None
-        self._speed = 0.0
+        self._steps_done = initial_epoch * steps
+        self._loss = MISSING
+        self._line = ""  # the latest state, if it is not printed yet
         self._printed_epoch = initial_epoch
-        self._printed_at = -_SECONDS_BETWEEN_LINES
-        self._unprinted = False
+        self._printed_at = float("-inf")
 
     def __enter__(self) -> Self:
         if self._enabled:
             self._bar = _make_bar(
                 total=self._epochs * self._steps,
-                initial=self._position,
+                initial=self._steps_done,
                 bar_format="{desc} |{bar}| {remaining} left{postfix}",
             )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._unprinted:
-            self._print_line()
+        elif self._line:
+            self.note(self._line)
 
     def update(
         self,
@@ -101,22 +91,25 @@ class Progress:
           loss: the latest loss; None keeps the loss shown before.
           users_per_second: the current speed.
         """
-        steps_done = (epoch - 1) * self._steps + step_in_epoch - self._position
-        self._position += steps_done
-        self._loss = self._loss if loss is None else loss
-        self._speed = users_per_second
+        new_steps = (epoch - 1) * self._steps + step_in_epoch - self._steps_done
+        self._steps_done += new_steps
+        if loss is not None:
+            self._loss = f"{loss:.2f}"
+        where = f"epoch {epoch}/{self._epochs}"
+        figures = f"loss {self._loss}, {users_per_second:,.0f} users/s"
         if self._bar is not None:
-            self._bar.set_description_str(self._epoch_text(), refresh=False)
-            self._bar.set_postfix_str(self._figures(), refresh=False)
-            self._bar.update(steps_done)
-        elif self._enabled:
-            self._unprinted = True
-            ended = self._position // self._steps
-            waited = time.monotonic() - self._printed_at
-            if ended >= self._epochs or (
-                ended > self._printed_epoch and waited >= _SECONDS_BETWEEN_LINES
-            ):
-                self._print_line()
+            self._bar.set_description_str(where, refresh=False)
+            self._bar.set_postfix_str(figures, refresh=False)
+            self._bar.update(new_steps)
+            return
+        self._line = f"{where}  {figures}"
+        ended = self._steps_done // self._steps
+        waited = time.monotonic() - self._printed_at
+        is_due = ended > self._printed_epoch and waited >= _SECONDS_BETWEEN_LINES
+        if is_due or ended >= self._epochs:
+            self._printed_epoch, self._printed_at = ended, time.monotonic()
+            self.note(self._line)
+            self._line = ""
 
     def note(self, message: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -128,23 +121,6 @@ class Progress:
         else:
             self._bar.write(message, file=sys.stderr)
 
-    def _epoch_text(self) -> str:
-        return f"epoch {-(-self._position // self._steps)}/{self._epochs}"
-
-    def _figures(self) -> str:
-        loss = MISSING if self._loss is None else f"{self._loss:.2f}"
-        return f"loss {loss}, {self._speed:,.0f} users/s"
-
-    def _print_line(self) -> None:
-        self._printed_epoch = self._position // self._steps
-        self._printed_at = time.monotonic()
-        self._unprinted = False
-        print(
-            f"{self._epoch_text()}  {self._figures()}",
-            file=sys.stderr,
-            flush=True,
-        )
-
 
 @contextlib.contextmanager
 def counting(unit: str) -> Iterator[Callable[[int, int], None]]:
@@ -153,13 +129,11 @@ def counting(unit: str) -> Iterator[Callable[[int, int], None]]:
     Nothing is shown where standard error is no terminal or notebook.
     """
     bar = _make_bar(unit=f" {unit}", unit_scale=True)
-    if bar is None:
-        yield lambda done, total: None
-        return
-    with bar:
 
-        def show(done: int, total: int) -> None:
+    def show(done: int, total: int) -> None:
+        if bar is not None:
             bar.total = total
             bar.update(done - bar.n)
 
+    with contextlib.nullcontext() if bar is None else bar:
         yield show

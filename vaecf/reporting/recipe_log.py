@@ -16,13 +16,12 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
 
 from vaecf.reporting.writers import (
     Record,
     Writer,
     finite,
-    open_for_append,
+    open_text,
     plain,
 )
 
@@ -85,11 +84,9 @@ class RecipeLogWriter(Writer):
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._path = pathlib.Path(path)
+        self._file = open_text(pathlib.Path(path), "w")
         self._clock = clock
         self._start = clock()
-        self._file: IO[str] | None = None
-        self._is_new = True
         self._declared: set[str] = set()
         # Values of each name by epoch, for the means over the run.
         self._history: dict[str, list[float]] = {}
@@ -182,11 +179,6 @@ class RecipeLogWriter(Writer):
         self.log({**data, **(values or {})}, step=(), units=declared)
 
     def _emit(self, kind: str, fields: Mapping[str, object]) -> None:
-        if self._file is None:
-            if self._is_new and self._path.is_file():
-                self._path.unlink()
-            self._is_new = False
-            self._file = open_for_append(self._path)
         now = self._clock()
         line = {
             "timestamp": str(now),
@@ -200,6 +192,4 @@ class RecipeLogWriter(Writer):
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()

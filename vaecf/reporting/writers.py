@@ -31,10 +31,6 @@ class Writer:
     def write(self, record: Record, step: int) -> None:
         """Writes a record that belongs to a training step.
 
-        Args:
-          record: numbers, strings or None by name, e.g. 'train/loss'.
-          step: optimiser steps done so far.
-
         Raises:
           TypeError: a value is not a number, string or None.
         """
@@ -116,15 +112,15 @@ def _parse(
     return parsed
 
 
-def open_for_append(path: pathlib.Path) -> IO[str]:
-    """Opens a text file at its end; creates its parent directories.
+def open_text(path: pathlib.Path, mode: str) -> IO[str]:
+    """Opens a text file to write or append; creates its directories.
 
     Raises:
       VaecfError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a", encoding="utf-8", newline="\n")
+        return open(path, mode, encoding="utf-8", newline="\n")
     except OSError as error:
         raise VaecfError(
             f"cannot write {path}: {error.strerror}; choose another path"
@@ -135,67 +131,54 @@ class JsonlWriter(Writer):
     """Appends one JSON object per line: `{"step": 28, "time": ...}`.
 
     `time` is in seconds since 1970. JSON has no NaN and no infinity: such
-    values become null, and the list `nonfinite` holds their names. The file
-    is opened by the first `write`.
+    values become null, and the list `nonfinite` holds their names.
 
     Args:
-      path: the file.
+      path: the file. An incomplete last line is removed.
       resume_from_step: step of the checkpoint that the run resumes from.
-        Records of later steps are dropped when the file is opened, because
-        the run will write them again. None keeps all records.
+        Records of later steps are removed, because the run will write them
+        again. None keeps all records.
 
     Raises:
-      VaecfError: (by `write`) the file cannot be written, or a line other
-        than the last one is damaged.
+      VaecfError: the file cannot be written, or a line other than the last one
+        is damaged.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], resume_from_step: int | None = None
     ) -> None:
-        self._path = pathlib.Path(path)
-        self._last_step = resume_from_step
-        self._file: IO[str] | None = None
+        path = pathlib.Path(path)
+        last_step = math.inf if resume_from_step is None else resume_from_step
+        if path.exists():
+            data = path.read_bytes()
+            kept = b"".join(
+                line + b"\n"
+                for line, record in _parse(data, path)
+                if (finite(record.get("step")) or 0) <= last_step
+            )
+            if kept != data:
+                workdir_lib.write_bytes(path, kept)
+        self._file = open_text(path, "a")
 
     def write(self, record: Record, step: int) -> None:
-        """Appends a record; readers see the line at once."""
+        """Appends a record; readers of the file see the line at once."""
         values = {name: plain(name, value) for name, value in record.items()}
         nonfinite = [
             name
             for name, value in values.items()
             if isinstance(value, float) and not math.isfinite(value)
         ]
-        line: dict[str, Any] = {
-            "step": int(step),
-            "time": round(time.time(), 3),
-        }
-        line |= values | dict.fromkeys(nonfinite)
+        now = round(time.time(), 3)
+        line: dict[str, Any] = {"step": int(step), "time": now, **values}
+        line |= dict.fromkeys(nonfinite)
         if nonfinite:
             line["nonfinite"] = nonfinite
-        if self._file is None:
-            self._drop_records_to_rewrite()
-            self._file = open_for_append(self._path)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
-    def _drop_records_to_rewrite(self) -> None:
-        last = math.inf if self._last_step is None else self._last_step
-        self._last_step = None  # a file opened again only grows
-        if not self._path.exists():
-            return
-        data = self._path.read_bytes()
-        kept = b"".join(
-            line + b"\n"
-            for line, record in _parse(data, self._path)
-            if (finite(record.get("step")) or 0) <= last
-        )
-        if kept != data:
-            workdir_lib.write_bytes(self._path, kept)
-
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()
 
 
 # --- TensorBoard ------------------------------------------------------------
@@ -235,13 +218,8 @@ class TensorBoardWriter(Writer):
                 self._events.add_scalar(tag, float(value), step)
 
     def _open(self) -> Any:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise VaecfError(
-                f"TensorBoard events need tensorboardX ({error}); "
-                "pip install tensorboardX"
-            ) from error
+        from tensorboardX import SummaryWriter
+
         # A file's name holds the time in seconds. The suffix keeps a run that
         # is restarted within a second from overwriting its first file.
         number = len(list(self._directory.glob("events.out.tfevents.*")))
