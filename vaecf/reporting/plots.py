@@ -113,6 +113,7 @@ def to_svg(figure: Figure, name: str) -> str:
         return re.sub(r'\bid="|href="#|url\(#', rf"\g<0>{prefix}-", tag[0])
 
     svg = re.sub(r"<[^>]+>", with_prefix, svg[svg.index("<svg") :])
+    svg = printable(svg, keep_newlines=True)
     label = html.escape(name)
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
@@ -236,12 +237,12 @@ def plot_validation(
         best = values[epoch]
         axes.plot(epoch, best, "o", markersize=6, color=COLOURS["orange"])
         title += f", best {best:.4f} at epoch {epoch}"
-    axes.set_title(printable(title))
+    axes.set_title(title)
     known = [(v, n) for n, v in (baselines or {}).items() if math.isfinite(v)]
     for number, (value, model) in enumerate(sorted(known, reverse=True)):
         axes.axhline(
             value,
-            label=printable(model),
+            label=model,
             color=COLOURS["muted"],
             linewidth=1,
             linestyle=(0, (1 + 2 * (number % 4), 2)),
@@ -302,54 +303,36 @@ def learning_curves(
 # --- Bars and points --------------------------------------------------------
 
 
-def plot_bars(
-    values: Mapping[str, float],
-    texts: Sequence[str],
-    axes: Axes | None = None,
-    **style: Any,
-) -> Axes:
-    """Plots horizontal bars, the first on top.
-
-    Args:
-      values: lengths by name; NaN for no bar.
-      texts: text at the end of each bar.
-      axes: where to draw; None makes a figure.
-      **style: options of `Axes.barh`.
-    """
-    axes = axes or _new_axes()
-    places = range(len(values))
-    bars = axes.barh(places, list(values.values()), height=0.62, **style)
-    axes.bar_label(bars, texts, padding=3, fontsize=8)
-    axes.margins(x=0.18)
-    axes.set_ylim(len(values) - 0.5, -0.5)
-    axes.set_yticks(places, [printable(name) for name in values])
-    axes.grid(visible=False, axis="y")
-    return axes
-
-
 def plot_metric(rows: Rows, metric: str, axes: Axes | None = None) -> Axes:
-    """Plots one metric of every model with its standard errors.
+    """Plots one metric of every model as bars with standard errors.
 
     Args:
       rows: see `tables.results_table`; the first row is highlighted.
       metric: name of the metric.
       axes: where to draw; None makes a figure.
     """
-    cells = [row.get(metric) for row in rows.values()]
+    axes = axes or _new_axes()
+    cells, places = [row.get(metric) for row in rows.values()], range(len(rows))
     means, errors = zip(*map(_values_or_nan, cells), strict=True)
-    axes = plot_bars(
-        dict(zip(rows, means, strict=True)),
-        [cell_texts(cell)[0] for cell in cells],
-        axes,
+    bars = axes.barh(
+        places,
+        means,
         xerr=errors,
-        color=[COLOURS["blue"], *[COLOURS["bar"]] * (len(cells) - 1)],
+        height=0.62,
+        color=[COLOURS["blue"], *[COLOURS["bar"]] * (len(rows) - 1)],
         ecolor=COLOURS["ink"],
     )
-    axes.set_title(printable(metric_label(metric)))
+    texts = [cell_texts(cell)[0] for cell in cells]
+    axes.bar_label(bars, texts, padding=3, fontsize=8)
+    axes.margins(x=0.18)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(places, list(rows))
+    axes.grid(visible=False, axis="y")
+    axes.set_title(metric_label(metric))
     return axes
 
 
-def _values_or_nan(cell: object) -> list[float]:
+def _values_or_nan(cell: Mapping[str, Any] | None) -> list[float]:
     return [math.nan if v is None else v for v in cell_values(cell)]
 
 
@@ -385,7 +368,7 @@ def plot_history_lengths(
     means, errors = zip(*map(_values_or_nan, buckets), strict=True)
     axes.errorbar(places, means, errors, fmt="o", color=COLOURS["blue"])
     texts = [f"{b['bucket']}\n{b['users']:,} users" for b in buckets]
-    axes.set_xticks(places, [printable(t, keep_newlines=True) for t in texts])
+    axes.set_xticks(places, texts)
     axes.set_ylim(bottom=0)
     axes.grid(visible=False, axis="x")
     axes.set(

@@ -105,7 +105,9 @@ class Progress:
         self._line = f"{where}  {figures}"
         ended = self._steps_done // self._steps
         waited = time.monotonic() - self._printed_at
-        is_due = ended > self._printed_epoch and waited >= _SECONDS_BETWEEN_LINES
+        is_due = (
+            ended > self._printed_epoch and waited >= _SECONDS_BETWEEN_LINES
+        )
         if is_due or ended >= self._epochs:
             self._printed_epoch, self._printed_at = ended, time.monotonic()
             self.note(self._line)

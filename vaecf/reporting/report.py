@@ -82,23 +82,16 @@ def write_report(
         colours=plots.COLOURS,
         tables=tables,
     )
+    page = tables.printable(page, keep_newlines=True)
     workdir_lib.write_bytes(path, page.encode("utf-8"))
 
 
 def _template() -> Any:
     import jinja2
-    import markupsafe
-
-    def clean(value: object) -> object:
-        """Removes control characters from everything but finished HTML."""
-        if isinstance(value, markupsafe.Markup):
-            return value
-        return tables.printable(value)
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
-        finalize=clean,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vaecf.reporting import plots
-from vaecf.reporting.tables import metric_label, printable
+from vaecf.reporting.tables import metric_label
 from vaecf.reporting.writers import finite
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ def importances(shares: Mapping[str, float], *, metric: str) -> Figure:
       shares: importance by setting; the sum is 1.
       metric: name of the metric.
     """
-    ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    rows = {key: {"importance": {"mean": share}} for key, share in ordered}
 
     def draw(axes: Axes) -> None:
-        texts = [f"{share:.2f}" for share in ordered.values()]
-        plots.plot_bars(ordered, texts, axes, color=plots.COLOURS["blue"])
+        plots.plot_metric(rows, "importance", axes)
         axes.set_title(f"Importance for validation {metric_label(metric)}")
         axes.set_xlabel("share in reaching the best quarter (PED-ANOVA)")
 
@@ -134,13 +134,13 @@ def slices(
                 x = [names.index(str(value)) for value in x]
             _scatter(axes, state, x, group)
         if not is_number:
-            axes.set_xticks(range(len(names)), [printable(n) for n in names])
+            axes.set_xticks(range(len(names)), names)
             axes.set_xlim(-0.5, len(names) - 0.5)
         elif key in logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
-        axes.set_xlabel(printable(key))
+        axes.set_xlabel(key)
         if key == keys[0]:
             axes.set_ylabel(metric_label(metric))
             axes.legend()

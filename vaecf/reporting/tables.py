@@ -22,6 +22,7 @@ MISSING = "–"
 _ACRONYMS = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 # Metrics where more is not better.
 _PROPERTIES = frozenset({"coverage", "popularity"})
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]\d+)?|–")
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 
 
@@ -54,14 +55,18 @@ def printable(text: object, *, keep_newlines: bool = False) -> str:
 
 def quantity(value: object) -> str:
     """Returns a number with thousands separators; other values as text."""
-    if value is None or isinstance(value, bool):
-        return {True: "yes", False: "no", None: MISSING}[value]
+    if value is None:
+        return MISSING
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}"
     if isinstance(value, numbers.Real):
         number = float(value)
         return f"{number:.4f}" if 0.1 <= abs(number) < 10 else f"{number:,.4g}"
     return str(value)
+
+
+def _number(value: float | None, form: str) -> str:
+    return MISSING if value is None else format(value, form)
 
 
 def duration(seconds: float) -> str:
@@ -76,24 +81,23 @@ def duration(seconds: float) -> str:
 # --- The formatter ----------------------------------------------------------
 
 
-def format_table(
-    columns: Mapping[str, Sequence[str]], *, right: Collection[str] = ()
-) -> str:
+def format_table(columns: Mapping[str, Sequence[str]]) -> str:
     """Returns a table: headings, a rule, and a line per row.
+
+    Columns of numbers are aligned on the right.
 
     Args:
       columns: cells by heading; all columns have the same length.
-      right: headings of the columns to align on the right.
     """
     blocks = []
     for heading, cells in columns.items():
         texts = [printable(text) for text in (heading, *cells)]
+        is_numeric = all(map(_NUMBER.fullmatch, texts[1:]))
         width = max(map(_width, texts))
-        padded = []
-        for text in texts:
+        for n, text in enumerate(texts):
             fill = " " * (width - _width(text))
-            padded.append(fill + text if heading in right else text + fill)
-        blocks.append([padded[0], "-" * width, *padded[1:]])
+            texts[n] = fill + text if is_numeric else text + fill
+        blocks.append([texts[0], "-" * width, *texts[1:]])
     rows = zip(*blocks, strict=True)
     return "\n".join("  ".join(row).rstrip() for row in rows)
 
@@ -114,33 +118,25 @@ def results_rows(
     """Returns the rows of a results table: {model: {metric: cell}}.
 
     Args:
-      results: content of results.json, grouped: {"test": {metric: {"mean",
-        "stderr", "users"}}, "baselines": {name: {"test": ...}},
-        "references": {name: {"test": ...}}}. Each key is optional.
-        References are upper bounds, such as the oracle of generated data.
+      results: {"test": {metric: cell}, "validation": {metric: cell},
+        "baselines": {model: {split: {metric: cell}}}, "references": the
+        same for upper bounds, such as the oracle of generated data}. Each key
+        is optional.
       split: "test" or "validation".
       name: name of the run's model, which comes first.
     """
-    rows = {}
-    if isinstance(results.get(split), Mapping):
-        rows[name] = dict(results[split])
-    for group in ("baselines", "references"):
-        for other, splits in (results.get(group) or {}).items():
-            if isinstance(splits, Mapping) and split in splits:
-                rows[other] = dict(splits[split])
-    return rows
+    others = {
+        **(results.get("baselines") or {}),
+        **(results.get("references") or {}),
+    }
+    splits = {name: results, **others}
+    return {n: dict(s[split]) for n, s in splits.items() if s.get(split)}
 
 
 def metric_names(rows: Rows) -> list[str]:
     """Returns the metrics of all models, in order of first appearance."""
-    return list(
-        dict.fromkeys(
-            metric
-            for cells in rows.values()
-            for metric, cell in cells.items()
-            if isinstance(cell, Mapping) and "mean" in cell
-        )
-    )
+    pairs = [pair for cells in rows.values() for pair in cells.items()]
+    return list(dict.fromkeys(m for m, cell in pairs if _is_cell(cell)))
 
 
 def best_models(
@@ -162,14 +158,16 @@ def best_models(
     return {m for m, mean in means.items() if mean == max(means.values())}
 
 
-def cell_values(cell: object) -> tuple[float | None, float | None]:
-    """Returns (mean, standard error) of a cell; None for missing values."""
-    if not isinstance(cell, Mapping):
-        return None, None
-    return finite(cell.get("mean")), finite(cell.get("stderr"))
+def _is_cell(value: object) -> bool:
+    return isinstance(value, Mapping) and "mean" in value
 
 
-def cell_texts(cell: object) -> tuple[str, str]:
+def cell_values(cell: Mapping[str, Any] | None) -> list[float | None]:
+    """Returns [mean, standard error] of a cell; None for missing values."""
+    return [finite((cell or {}).get(key)) for key in ("mean", "stderr")]
+
+
+def cell_texts(cell: Mapping[str, Any] | None) -> tuple[str, str]:
     """Returns (mean, "± standard error" or ""), with the same decimals."""
     mean, stderr = cell_values(cell)
     if mean is None:
@@ -179,25 +177,17 @@ def cell_texts(cell: object) -> tuple[str, str]:
     return f"{mean:,.{digits}f}", error
 
 
-def _cell(cell: object) -> str:
+def _cell(cell: Mapping[str, Any] | None) -> str:
     return " ".join(cell_texts(cell)).strip()
 
 
 def users_text(rows: Rows, left_out: int = 0) -> str:
-    """Returns the number of users behind the means of all models, as text."""
-    counts = {
-        int(users)
-        for cells in rows.values()
-        for cell in cells.values()
-        if isinstance(cell, Mapping)
-        and (users := finite(cell.get("users"))) is not None
-    }
-    if not counts:
-        text = "unknown number of users"
-    elif len(counts) == 1:
-        text = f"{min(counts):,} user" + "s" * (counts != {1})
-    else:
-        text = f"{min(counts):,} to {max(counts):,} users"
+    """Returns the number of users behind the means, as text."""
+    cells = [c for row in rows.values() for c in row.values() if _is_cell(c)]
+    counts = {int(n) for cell in cells if (n := finite(cell.get("users")))}
+    counts = counts or {0}
+    text = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+    text += " user" if counts == {1} else " users"
     return text + f" ({left_out:,} left out: no held-out items)" * (
         left_out > 0
     )
@@ -220,11 +210,10 @@ def results_table(
     Args:
       rows: {model: {metric: {"mean", "stderr", "users"}}}.
       title: first line.
-      protocol: the evaluation protocol. Means under different protocols
+      protocol: protocol of the evaluation; means under different protocols
         cannot be compared.
       dataset: name of the dataset.
-      users_left_out: number of users who are in no mean because they have no
-        held-out items.
+      users_left_out: users in no mean because they have no held-out items.
       references: rows that are never starred.
       footnote: last line.
     """
@@ -280,12 +269,9 @@ def recommendations_table(
         titles = [row.get("title") for row in rows]
         if any(title is not None for title in titles):
             columns["title"] = ["" if t is None else str(t) for t in titles]
-        scores = [finite(row.get("score")) for row in rows]
-        columns["score"] = [
-            MISSING if score is None else f"{score:.4f}" for score in scores
-        ]
+        columns["score"] = [_number(row["score"], ".4f") for row in rows]
         history = history_text(record.get("history", ()), shown_history)
-        table = format_table(columns, right=("rank", "score"))
+        table = format_table(columns)
         heading = printable(f"user {record['user']}, history: {history}")
         blocks.append(f"{heading}\n{textwrap.indent(table, '  ')}")
     return "\n\n".join(blocks)
@@ -318,15 +304,11 @@ def trials_table(
             f"{quantity(t['best_epoch'])} of {quantity(t['epochs'])}"
             for t in trials
         ],
-        "seconds": [
-            MISSING if t["seconds"] is None else f"{t['seconds']:.1f}"
-            for t in trials
-        ],
+        "seconds": [_number(t["seconds"], ".1f") for t in trials],
     }
     for key in keys:
         columns[key] = [quantity(t["params"].get(key)) for t in trials]
-    table = format_table(columns, right=columns)
-    return f"{printable(title)}\n\n{table}"
+    return f"{printable(title)}\n\n{format_table(columns)}"
 
 
 # --- Comparisons ------------------------------------------------------------
@@ -366,7 +348,7 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
 
 
 def _metrics_by_run(compared: Mapping[str, Any]) -> str:
-    """A line per run, and a line for the mean of several seeds."""
+    """Returns a line per run, and a line per mean of several seeds."""
     rows: list[tuple[str, str, Mapping[str, Any]]] = []
     for name, group in compared["groups"].items():
         for run in compared["runs"]:
@@ -375,14 +357,12 @@ def _metrics_by_run(compared: Mapping[str, Any]) -> str:
                 rows.append((name, seed, run["metrics"]))
         if group["seeds"] > 1:
             rows.append((name, "mean", group["metrics"]))
-    columns = {
-        "model": [name for name, _, _ in rows],
-        "seed": [seed for _, seed, _ in rows],
-    }
+    models, seeds, metrics = zip(*rows, strict=True)
+    columns = {"model": models, "seed": seeds}
     for m in compared["metrics"]:
-        columns[metric_label(m)] = [_cell(cells[m]) for _, _, cells in rows]
+        columns[metric_label(m)] = [_cell(cells[m]) for cells in metrics]
     note = "mean ± standard error over users"
-    if "mean" in columns["seed"]:
+    if "mean" in seeds:
         note += "; where the seed is 'mean', over seeds"
     return f"{format_table(columns)}\n\n{note}"
 
@@ -393,10 +373,7 @@ def _differences(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
         {
             "model": list(comparisons),
             "difference": [f"{c['difference']:+.4f}" for c in found],
-            "s.e.": [
-                MISSING if c["stderr"] is None else f"{c['stderr']:.4f}"
-                for c in found
-            ],
+            "s.e.": [_number(c["stderr"], ".4f") for c in found],
             "95 % bootstrap": [
                 f"{c['low']:+.4f} to {c['high']:+.4f}" for c in found
             ],
