@@ -84,7 +84,7 @@ def test_a_query_converts_no_item_matrix(dtype):
     module, params = make(jnp.dtype(dtype))
     scorer = scorers.model(module)
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 10)
-    ranker.compile(scorers.ModelParams(params), 1, 8)
+    ranker(scorers.ModelParams(params), INDPTR[:2], HISTORY[:8], batch_size=1)
     (program,) = ranker._programs.values()
     rows = mesh_lib.padded_items(N_ITEMS)
     # Inside a fusion nothing is stored; what is, the entry computation names.

@@ -1,6 +1,9 @@
-"""The one scoring path: scores → seen items masked → top k, on the device.
+"""Ranks all items for batches of users: scores, masks, top k, on the device.
 
-Evaluation, recommendation and export all rank through `rank_batch`.
+Evaluation and recommendation both rank through `Ranker`.
+
+Shapes in names: U users, B users of a batch, I items (of one item shard inside
+`shard_map`), K ranks, N slots of interactions.
 """
 
 from __future__ import annotations
@@ -25,18 +28,17 @@ from vaecf.parallel import processes
 
 
 class Scorer(NamedTuple):
-    """Something that scores all items for a batch of users.
+    """A function that scores all items for a batch of users.
 
     Attributes:
-      apply: (params, batch, user_B) -> float32 [B, I], this item shard's
-        scores inside shard_map, and all items' on one device, where there is
-        no shard_map; -inf for padding items. `user_B` is the user's row in
-        the split, for scorers that depend on the user (the oracle).
+      apply: (params, batch, user_B) -> float32 [B, I]. With several devices it
+        is called inside `shard_map` and scores the items of one shard. Scores
+        of padding items are ignored. `user_B` is the user's row in the split,
+        for scorers that depend on the user (the oracle).
       partition: mesh axis of each dimension of a parameter, by its name.
-      n_items: items of the catalogue.
-      casts: dtypes that the parameters' matrices are cast to, one after the
-        other, before `apply` sees them: once a set of parameters, not once a
-        query. Empty leaves them as they are.
+      n_items: number of items, without padding.
+      casts: dtypes that matrices among the parameters are cast to in turn,
+        once per set of parameters rather than in every query.
       kept: names of parameters that are not cast.
     """
 
@@ -48,14 +50,13 @@ class Scorer(NamedTuple):
 
 
 class RankedLists(NamedTuple):
-    """Lists, best first.
+    """Ranked items of each user, best first.
 
     Attributes:
-      item_UK: int32 [U, K], item indices; -1 where no item was left.
-      score_UK: float32 [U, K]; -inf where no item was left.
-      log_total_U: float32 [U], logsumexp of the user's scores over the whole
-        catalogue: score - log_total is a log-probability for models whose
-        scores are logits.
+      item_UK: int32 [U, K], item indices; -1 after the end of a list.
+      score_UK: float32 [U, K]; -inf after the end of a list.
+      log_total_U: float32 [U], logsumexp of the user's scores over all items.
+        If the scores are logits, score - log_total is a log-probability.
     """
 
     item_UK: Any
@@ -73,25 +74,25 @@ def rank_local(
     exclude_seen: bool = True,
     item_axis: str | None = None,
 ) -> RankedLists:
-    """Exact top k of each user, ties broken by item index.
+    """Returns the exact top k of each user; ties are ranked by item index.
 
     Args:
-      scores_BI: float32 [B, I], this shard's items.
-      batch: the users' histories.
-      allowed_I: bool [I], items that may be recommended; None allows all.
-      k: list length.
-      n_items: items of the catalogue, over all shards.
-      exclude_seen: leave out the items of the history.
-      item_axis: mesh axis of the items, None when they are not sharded.
+      scores_BI: float32 [B, I], scores of this shard's items.
+      batch: histories of the users.
+      allowed_I: bool [I], items that may be ranked; None allows all.
+      k: length of the lists.
+      n_items: number of items over all shards, without padding.
+      exclude_seen: do not rank the items of the history.
+      item_axis: mesh axis of the items; None if they are not sharded.
 
     Returns:
-      RankedLists with [B, k] arrays, the same on every item shard.
+      Lists [B, k], the same on every item shard.
     """
     n_local = scores_BI.shape[1]
     offset = mesh_lib.item_offset(n_local, item_axis)
     real_I = jnp.arange(n_local) + offset < n_items
     scores_BI = jnp.where(real_I[None, :], scores_BI, -jnp.inf)
-    # top_k puts 0 before -0, whatever their indices.
+    # top_k ranks 0 before -0, regardless of their indices.
     scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
     max_B = jnp.max(scores_BI, axis=1)
     max_B = jnp.maximum(max_B, jnp.finfo(jnp.float32).min)  # all padding
@@ -99,20 +100,20 @@ def rank_local(
     log_total_B, _ = likelihood.over_shards(
         max_B, sum_B, jnp.zeros_like(sum_B), item_axis
     )
-    # What a mask overwrites is what the sum has read, no other array made from
-    # the product: for 2,000 users each costs a CPU 0.1 s to touch first.
+    # The masks come after the sum, so that XLA writes them into the same array.
+    # Another B x I array would cost a CPU 0.1 s per 2,000 users.
     if allowed_I is not None:
         scores_BI = jnp.where(allowed_I[None, :], scores_BI, -jnp.inf)
     if exclude_seen:
         item_N = batch.item_N - offset
-        # Another shard's item must not wrap around to the end of this one.
+        # Items of lower shards must not wrap around to the end of this one.
         item_N = jnp.where(item_N >= 0, item_N, n_local)
         scores_BI = scores_BI.at[batch.row_N, item_N].set(-jnp.inf, mode="drop")
     score_BK, item_BK = lax.top_k(scores_BI, min(k, n_local))
     item_BK += offset
     if item_axis:
-        # Shards come in item order and each list is sorted by (score, index),
-        # so the merged top k keeps the lower index first among equals.
+        # Shards are in item order and their lists are sorted by (score, index),
+        # so that the merged top k also ranks the lower index first.
         gather = functools.partial(
             lax.all_gather,
             axis_name=item_axis,
@@ -133,134 +134,62 @@ def rank_local(
     return RankedLists(item_BK, score_BK, log_total_B)
 
 
-def rank_batch(
-    apply: Callable[[Any, SparseBatch, jax.Array], jax.Array],
-    params: Any,
-    batch: SparseBatch,
-    user_B: jax.Array,
-    allowed_I: jax.Array | None,
-    *,
-    mesh: Mesh,
-    partition: Mapping[str, tuple[str | None, ...]],
-    k: int,
-    n_items: int,
-    exclude_seen: bool = True,
-) -> RankedLists:
-    """Scores and ranks a global batch over the mesh.
-
-    An axis of one device has no collectives.
-
-    Args:
-      apply: see `Scorer`.
-      params: its parameters.
-      batch: the concatenation of the data shards' batches.
-      user_B: int32 [B], rows of the users.
-      allowed_I: bool [padded items]; None allows all.
-      mesh: ('data', 'item').
-      partition: see `Scorer`.
-      k: list length.
-      n_items: items of the catalogue.
-      exclude_seen: leave out the items of the history.
-
-    Returns:
-      RankedLists with global [B, k] arrays.
-    """
-
-    def local(
-        params: Any,
-        batch: SparseBatch,
-        user_B: jax.Array,
-        allowed_I: jax.Array | None,
-    ) -> RankedLists:
-        return rank_local(
-            apply(params, batch, user_B),
-            batch,
-            allowed_I,
-            k=k,
-            n_items=n_items,
-            exclude_seen=exclude_seen,
-            item_axis=mesh_lib.axis(mesh, mesh_lib.ITEM),
-        )
-
-    users = P(mesh_lib.DATA)
-    return mesh_lib.on_mesh(
-        mesh,
-        local,
-        in_specs=(
-            mesh_lib.specs(params, partition),
-            SparseBatch(users, users, users),
-            users,
-            P(mesh_lib.ITEM),
-        ),
-        out_specs=RankedLists(users, users, users),
-    )(params, batch, user_B, allowed_I)
-
-
 class _Casts:
-    """Cast arrays, each made once and kept for as long as its original lives.
+    """Casts arrays once and keeps the results as long as the originals live.
 
-    All rankers share them: a model that is ranked to several depths is not
-    cast again, and a training loop that moves on leaves nothing behind.
+    All rankers share the casts: rankers of different depth do not cast the same
+    model again, and parameters of earlier epochs are not kept alive.
     """
 
     def __init__(self) -> None:
-        self._held: dict[tuple, tuple[weakref.ref, jax.Array]] = {}
+        self.held: dict[tuple, tuple[weakref.ref, jax.Array]] = {}
 
     def __call__(self, x: jax.Array, dtypes: tuple[Any, ...]) -> jax.Array:
-        """x in the first dtype, that in the second, and so on."""
         key = id(x), dtypes
-        held = self._held.get(key)
+        held = self.held.get(key)
         if held is not None and held[0]() is x:
             return held[1]
         cast = x
         for dtype in dtypes:
-            # Programs of their own: within one, XLA may leave out a rounding
-            # whose result it casts back.
+            # Separate programs: within one, XLA may skip a rounding whose
+            # result is cast back.
             cast = cast.astype(dtype)
         if cast is not x:
-            # A reference that did not die with x would keep it from being
-            # donated; `cast` is a copy, and holds none.
-            forget = functools.partial(_forget, self._held, key)
-            self._held[key] = weakref.ref(x, forget), cast
+            # A weak reference: a strong one would prevent the donation of x.
+            alive = weakref.ref(x, lambda _: self.held.pop(key, None))
+            self.held[key] = alive, cast
         return cast
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-
-def _forget(held: dict, key: tuple, _: weakref.ref) -> None:
-    held.pop(key, None)
 
 
 _casts = _Casts()
 
-# Histories shorter than the smallest bucket of a batch get buckets of powers
-# of two: a single query's slots are work that is seen.
+# Short histories get buckets of powers of two, from this size: in a query of a
+# single user, unused slots cost time.
 _MIN_SLOTS = 16
 _BATCH_SLOTS = sparse_batch.bucket(1)
 
 
 def _bucket(n: int) -> int:
-    """Slots for n interactions."""
+    """Returns the number of slots for n interactions."""
     if n > _BATCH_SLOTS // 2:
         return sparse_batch.bucket(n)
     return max(_MIN_SLOTS, sparse_batch.bucket_users(n))
 
 
 class _Shape(NamedTuple):
-    """What a program is compiled for, besides the parameters' types."""
+    """Sizes that a program is compiled for."""
 
     users: int  # over all data shards
-    slots: int  # of one data shard
+    slots: int  # per data shard
 
 
 def _pack(
     indptr: np.ndarray, indices: np.ndarray, first: int, shape: _Shape, n: int
 ) -> np.ndarray:
-    """Users first, first + 1, ... as one array, int32 [n shards, ...].
+    """Returns users first, first + 1, ... as one array, int32 [n shards, ...].
 
-    A row is a shard's item_N, row_N, count_B and user_B. Users behind the
-    last are padding users, marked by the number of users.
+    A row holds item_N, row_N, count_B and user_B of one data shard. Rows are
+    filled up with padding users, whose user_B is the number of users.
     """
     n_users = len(indptr) - 1
     size, slots = shape.users // n, shape.slots
@@ -284,7 +213,7 @@ def _pack(
 
 
 def _unpack(packed: jax.Array, shape: _Shape) -> tuple[SparseBatch, jax.Array]:
-    """(batch, user_B) of `_pack`, over all shards."""
+    """Returns (batch, user_B) over all shards, the inverse of `_pack`."""
     size = shape.users // packed.shape[0]
     ends = np.cumsum([shape.slots, shape.slots, size])
     item_N, row_N, count_B, user_B = (
@@ -294,63 +223,50 @@ def _unpack(packed: jax.Array, shape: _Shape) -> tuple[SparseBatch, jax.Array]:
 
 
 class Ranker:
-    """Compiled `rank_batch` for one scorer, mesh and list length.
+    """Compiled ranking of one scorer on one mesh, to one list length.
 
-    Programs are compiled ahead of time and kept per (users, slots); slots come
-    from a few bucket sizes, so that histories of about the same length share
-    one, and new parameters of the same shapes (a later epoch's) reuse it. A
-    block is one array to the device and one array back.
+    A program is compiled for each (users, slots) of a batch and kept. Slots
+    come from few bucket sizes, so that batches with about the same number of
+    interactions share a program; new parameters of the same shapes do not
+    compile again. Each batch is one transfer to the device and one back.
     """
 
     def __init__(
         self, scorer: Scorer, mesh: Mesh, k: int, *, exclude_seen: bool = True
     ) -> None:
+        """Initialises a ranker; nothing is compiled before the first call.
+
+        Args:
+          scorer: the scorer to rank by.
+          mesh: devices ('data', 'item').
+          k: length of the lists.
+          exclude_seen: do not rank the items of the history.
+        """
         self.mesh, self.k, self.n_items = mesh, k, scorer.n_items
         self._scorer = scorer
         self._exclude_seen = exclude_seen
         self._shards = mesh.shape[mesh_lib.DATA]
         self._by_user = mesh_lib.shardings(mesh, P(mesh_lib.DATA))
-        self._everywhere = mesh_lib.shardings(mesh, P())
         self._programs: dict[tuple, Callable[..., jax.Array]] = {}
         self._places: dict[tuple, list[Any]] = {}
 
-    @property
-    def compilations(self) -> int:
-        """Programs compiled so far."""
-        return len(self._programs)
-
     def place(self, params: Any) -> Any:
-        """Returns host parameters, padded for the mesh, on its devices."""
-        rows = mesh_lib.padded_items(
-            self.n_items, self.mesh.shape[mesh_lib.ITEM]
-        )
+        """Returns host parameters on the mesh, padded for its item shards."""
         partition = self._scorer.partition
-        params = mesh_lib.resize_items(params, partition, rows)
+        params = mesh_lib.resize_items(params, partition, self._padded_items())
         specs = mesh_lib.specs(params, partition)
         return processes.put(params, mesh_lib.shardings(self.mesh, specs))
 
     def allow(self, allowed: np.ndarray) -> jax.Array:
-        """bool [items] as a device array over the padded items."""
-        shards = self.mesh.shape[mesh_lib.ITEM]
-        padded = np.zeros(mesh_lib.padded_items(self.n_items, shards), bool)
+        """Returns bool [items] as the `allowed_I` that a call takes."""
+        padded = np.zeros(self._padded_items(), bool)
         padded[: self.n_items] = allowed
         spec = mesh_lib.shardings(self.mesh, P(mesh_lib.ITEM))
         return processes.put(padded, spec)
 
-    def compile(self, params: Any, users: int, interactions: int) -> None:
-        """Compiles what a query of such a size needs, ahead of the first.
-
-        Args:
-          params: parameters of the scorer.
-          users: users of the query; it must not be divided into blocks, nor
-            have allowed items.
-          interactions: items of the histories of a device's users together.
-        """
-        resident, types = self._resident(params)
-        size = self._round(sparse_batch.bucket_users(users))
-        self._program(
-            resident, types, _Shape(size, _bucket(interactions)), None
-        )
+    def _padded_items(self) -> int:
+        shards = self.mesh.shape[mesh_lib.ITEM]
+        return mesh_lib.padded_items(self.n_items, shards)
 
     def __call__(
         self,
@@ -361,22 +277,14 @@ class Ranker:
         batch_size: int,
         allowed_I: jax.Array | None = None,
     ) -> RankedLists:
-        """RankedLists lists for all users of a CSR, as NumPy arrays [U, k]."""
-        blocks = list(
-            self.blocks(
-                params,
-                indptr,
-                indices,
-                batch_size=batch_size,
-                allowed_I=allowed_I,
-            )
+        """Returns the lists of all users as NumPy arrays; see `blocks`."""
+        how: Any = {"batch_size": batch_size, "allowed_I": allowed_I}
+        empty = RankedLists(
+            np.zeros((0, self.k), np.int32),
+            np.zeros((0, self.k), np.float32),
+            np.zeros(0, np.float32),
         )
-        if not blocks:
-            return RankedLists(
-                np.zeros((0, self.k), np.int32),
-                np.zeros((0, self.k), np.float32),
-                np.zeros(0, np.float32),
-            )
+        blocks = [empty, *self.blocks(params, indptr, indices, **how)]
         return RankedLists(*(np.concatenate(parts) for parts in zip(*blocks)))
 
     def blocks(
@@ -388,17 +296,19 @@ class Ranker:
         batch_size: int,
         allowed_I: jax.Array | None = None,
     ) -> Iterator[RankedLists]:
-        """RankedLists lists block by block; the next block is always under way.
+        """Yields ranked lists batch by batch.
+
+        The device computes the next batch while the caller uses the last one.
 
         Args:
           params: parameters of the scorer.
-          indptr: int64 [U + 1].
-          indices: int32 [interactions], the histories.
-          batch_size: users a block, over all devices.
+          indptr: int64 [U + 1], row pointers of the histories.
+          indices: int32 [interactions], their items.
+          batch_size: users per batch, over all devices.
           allowed_I: result of `allow`; None allows every item.
 
         Yields:
-          RankedLists of at most `batch_size` users, in order, as NumPy arrays.
+          NumPy lists of at most `batch_size` users, in the order of the users.
 
         Raises:
           VaecfError: `batch_size` is below 1.
@@ -408,19 +318,19 @@ class Ranker:
         n_users = len(indptr) - 1
         if n_users == 0:
             return
-        size = self._round(min(batch_size, sparse_batch.bucket_users(n_users)))
+        size = min(batch_size, sparse_batch.bucket_users(n_users))
+        size = -(-size // self._shards) * self._shards
         first_B = range(0, n_users, size)
-        # Interactions of the fullest shard of any block.
+        # Interactions of the fullest shard of any batch.
         edge = np.arange(0, len(first_B) * size + 1, size // self._shards)
         fullest = int(np.diff(indptr[np.minimum(edge, n_users)]).max())
         shape = _Shape(size, _bucket(fullest))
         resident, types = self._resident(params)
         program = self._program(resident, types, shape, allowed_I)
         pending: tuple[jax.Array, int] | None = None
-        alone = processes.alone()
         for first in first_B:
             packed = _pack(indptr, indices, first, shape, self._shards)
-            if not alone:
+            if not processes.alone():
                 packed = processes.put(packed, self._by_user)
             ranked = program(resident, packed, allowed_I)
             if pending is not None:
@@ -429,15 +339,11 @@ class Ranker:
         if pending is not None:
             yield _fetch(*pending)
 
-    def _round(self, users: int) -> int:
-        """Whole users a shard."""
-        return -(-users // self._shards) * self._shards
-
     def _resident(self, params: Any) -> tuple[Any, tuple]:
-        """(parameters as the programs take them, their types).
+        """Returns (parameters as the programs take them, their types).
 
-        What lies where it should and as it should is used as it is, without
-        another reference to it.
+        Arrays that already have the right sharding and dtype are used without
+        a copy.
         """
         leaves, structure = jax.tree.flatten(params)
         types = structure, tuple((x.shape, x.dtype) for x in leaves)
@@ -464,20 +370,19 @@ class Ranker:
         shape: _Shape,
         allowed_I: jax.Array | None,
     ) -> Callable[..., jax.Array]:
-        """(resident, packed, allowed_I) -> packed lists, compiled once."""
+        """Returns the compiled `_rank` for these sizes."""
         key = types, shape, allowed_I is None
         if key not in self._programs:
+            size = 2 * (shape.slots + shape.users // self._shards)
             packed = jax.ShapeDtypeStruct(
-                (
-                    self._shards,
-                    2 * (shape.slots + shape.users // self._shards),
-                ),
-                jnp.int32,
-                sharding=self._by_user,
+                (self._shards, size), jnp.int32, sharding=self._by_user
             )
             rank = functools.partial(self._rank, shape)
-            # Every process gets all lists; alone, it fetches the shards.
-            lists = None if processes.alone() else self._everywhere
+            # Several processes each need all lists; a single one fetches the
+            # shards.
+            lists = None
+            if not processes.alone():
+                lists = mesh_lib.shardings(self.mesh, P())
             self._programs[key] = (
                 jax.jit(rank, out_shardings=lists)
                 .lower(resident, packed, allowed_I)
@@ -492,20 +397,37 @@ class Ranker:
         packed: jax.Array,
         allowed_I: jax.Array | None,
     ) -> jax.Array:
-        """int32 [B, 2 k + 1]: items, bits of the scores and of log_total."""
+        """Returns int32 [B, 2 k + 1]: items, bits of scores and log_total."""
+
+        def local(
+            params: Any,
+            batch: SparseBatch,
+            user_B: jax.Array,
+            allowed_I: jax.Array | None,
+        ) -> RankedLists:
+            return rank_local(
+                self._scorer.apply(params, batch, user_B),
+                batch,
+                allowed_I,
+                k=self.k,
+                n_items=self.n_items,
+                exclude_seen=self._exclude_seen,
+                item_axis=mesh_lib.axis(self.mesh, mesh_lib.ITEM),
+            )
+
         batch, user_B = _unpack(packed, shape)
-        ranked = rank_batch(
-            self._scorer.apply,
-            params,
-            batch,
-            user_B,
-            allowed_I,
-            mesh=self.mesh,
-            partition=self._scorer.partition,
-            k=self.k,
-            n_items=self.n_items,
-            exclude_seen=self._exclude_seen,
-        )
+        users = P(mesh_lib.DATA)
+        ranked = mesh_lib.on_mesh(
+            self.mesh,
+            local,
+            in_specs=(
+                mesh_lib.specs(params, self._scorer.partition),
+                SparseBatch(users, users, users),
+                users,
+                P(mesh_lib.ITEM),
+            ),
+            out_specs=RankedLists(users, users, users),
+        )(params, batch, user_B, allowed_I)
         bits = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.int32)
         return jnp.concatenate(
             [
@@ -519,7 +441,7 @@ class Ranker:
 
 def _lies_at(x: Any, place: jax.sharding.Sharding) -> bool:
     return isinstance(x, jax.Array) and (
-        # Of the two the cheaper, which mostly is enough.
+        # Equality is the cheaper test and usually enough.
         x.sharding == place or x.sharding.is_equivalent_to(place, x.ndim)
     )
 
