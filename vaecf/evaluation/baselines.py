@@ -224,56 +224,66 @@ def evaluate(
         users to tune it by.
     """
     chosen = settings(name, changes)
-    baseline = BASELINES[name]
-    candidates = _Candidates(name, validation, log)
+    baseline, metric = BASELINES[name], validation.best_metric
     is_tuned = tuned and bool(baseline.grids)
+    if is_tuned and validation.is_empty:
+        raise VaecfError(
+            f"tuning baselines needs the {metric} of validation users, and "
+            "there are none: prepare the dataset with held_out_users above 0, "
+            "or do not tune"
+        )
+    candidates = _Candidates(name, validation, log if is_tuned else None)
     if is_tuned:
-        if validation.is_empty:
-            raise VaecfError(
-                f"tuning baselines needs the {validation.best_metric} of "
-                "validation users, and there are none: prepare the dataset "
-                "with held_out_users above 0, or do not tune"
-            )
         chosen = coordinate_search(
-            candidates.value,
+            lambda s: candidates.validate(s)["validation"][metric]["mean"],
             baseline.grids,
             chosen,
             directions=baseline.directions,
             outer=baseline.outer,
         )
-    fit_seconds, summary = candidates.validation(chosen)
+    found = candidates.validate(chosen)
     on_test = test(candidates.ranker, candidates.params(chosen))
-    result: dict[str, Any] = {
-        "validation": summary,
-        "fit_seconds": fit_seconds,
-        "test": {} if on_test is None else on_test.summary,
-        **chosen,
-    }
+    test_summary = {} if on_test is None else on_test.summary
+    result = {**found, "test": test_summary, **chosen}
     if is_tuned:
         result["tuned"] = {
-            "metric": validation.best_metric,
-            "value": candidates.value(chosen),
-            "tried": candidates.tried(),
+            "metric": metric,
+            "value": found["validation"][metric]["mean"],
+            "tried": [
+                {
+                    **dict(key),
+                    "value": tried["validation"][metric]["mean"],
+                    "fit_seconds": tried["fit_seconds"],
+                }
+                for key, tried in candidates.tried.items()
+            ],
         }
     return result, on_test
 
 
 class _Candidates:
-    """Fits of one baseline with different settings, and their evaluations.
+    """Fits a baseline with different settings and validates each fit once.
 
     Only the last fit is kept: two item x item matrices may not fit in memory.
+
+    Attributes:
+      ranker: ranker of the baseline.
+      tried: results of `validate` by the settings' items.
     """
 
     def __init__(
-        self, name: str, validation: Evaluator, log: Callable[[str], None]
+        self,
+        name: str,
+        validation: Evaluator,
+        log: Callable[[str], None] | None,
     ) -> None:
         self._name, self._validation = name, validation
         self._log, self._logged_at = log, time.monotonic()
-        self.ranker = validation.compile(scorer(name, validation.train.n_items))
         self._last: tuple[dict[str, float], Any] | None = None
         self._fit_seconds = 0.0
-        # (seconds of the fit, validation summary) by the settings' items.
-        self._evaluated: dict[tuple, tuple[float, dict[str, Any]]] = {}
+        n_items = validation.train.n_items
+        self.ranker = validation.compile(scorer(name, n_items))
+        self.tried: dict[tuple, dict[str, Any]] = {}
 
     def params(self, settings: dict[str, float]) -> Any:
         """Returns the fitted parameters, on the mesh."""
@@ -286,43 +296,25 @@ class _Candidates:
             self._last = settings, self.ranker.place(params)
         return self._last[1]
 
-    def validation(
-        self, settings: dict[str, float]
-    ) -> tuple[float, dict[str, Any]]:
-        """Returns (seconds of the fit, summary of the validation users)."""
+    def validate(self, settings: dict[str, float]) -> dict[str, Any]:
+        """Returns {'validation': summary, 'fit_seconds'}."""
         key = tuple(settings.items())
-        if key not in self._evaluated:
+        if key not in self.tried:
             params = self.params(settings)
             summary = self._validation.summary(self.ranker, params)
-            self._evaluated[key] = self._fit_seconds, summary
-        return self._evaluated[key]
-
-    def value(self, settings: dict[str, float]) -> float:
-        """Returns the objective of the tuning."""
-        metric = self._validation.best_metric
-        is_new = tuple(settings.items()) not in self._evaluated
-        _, summary = self.validation(settings)
-        value = summary[metric]["mean"]
-        overdue = time.monotonic() - self._logged_at > _SECONDS_BETWEEN_LINES
-        if is_new and overdue:
-            self._logged_at = time.monotonic()
-            self._log(
-                f"tried {label(self._name, settings)}: validation {metric} "
-                f"{value:.4f}"
-            )
-        return value
-
-    def tried(self) -> list[dict[str, Any]]:
-        """Returns settings, value and fit seconds of all candidates."""
-        metric = self._validation.best_metric
-        return [
-            {
-                **dict(key),
-                "value": summary[metric]["mean"],
-                "fit_seconds": seconds,
+            self.tried[key] = {
+                "validation": summary,
+                "fit_seconds": self._fit_seconds,
             }
-            for key, (seconds, summary) in self._evaluated.items()
-        ]
+            waited = time.monotonic() - self._logged_at
+            if self._log is not None and waited > _SECONDS_BETWEEN_LINES:
+                self._logged_at = time.monotonic()
+                metric = self._validation.best_metric
+                self._log(
+                    f"tried {label(self._name, settings)}: validation {metric} "
+                    f"{summary[metric]['mean']:.4f}"
+                )
+        return self.tried[key]
 
 
 def evaluate_oracle(
