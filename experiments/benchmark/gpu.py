@@ -1,11 +1,11 @@
-"""Everything that is measured on a GPU, one process after the other.
+"""Runs every benchmark of a GPU and writes one JSON.
 
     python experiments/benchmark/gpu.py --json=gpu.json
 
-Runs under an interpreter that has jax, flax, optax, orbax-checkpoint and SciPy;
-vaecf itself need not be installed. The peer (torch.compile, bf16) is measured
-where PyTorch is there. A run that fails is recorded as such, and the others go
-on.
+Each benchmark runs in a process of its own. The interpreter needs jax, flax,
+optax, orbax-checkpoint and SciPy; vaecf itself need not be installed. Where
+PyTorch is installed, torch.compile in bf16 is measured too. If a benchmark
+fails, its error is recorded and the next one starts.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from experiments.benchmark import common
 from vaecf import cli
 
-_JSON = flags.DEFINE_string(
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
     "json", None, "File to write the results to.", required=True
 )
-_LIMIT = flags.DEFINE_float(
-    "limit", 440.0, "Seconds after which no further run starts."
+flags.DEFINE_float(
+    "limit", 440.0, "Seconds after which no further benchmark starts."
 )
 
 _BIG = "--batch_size=24576"
+_BF16 = ("training", "--precision=bf16", _BIG)
 RUNS: tuple[tuple[str, ...], ...] = (
-    ("training", "--precision=bf16", _BIG, "--evaluate", "--seconds=20"),
+    (*_BF16, "--evaluate", "--seconds=20"),
     ("inference", "--precision=bf16", "--batch_sizes=1,8,64,512,4096,10000"),
     ("evaluation", "--precision=bf16", "--batch_size=10000", "--seconds=10"),
     ("training", "--precision=tf32", _BIG, "--seconds=15"),
@@ -43,16 +46,19 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("training", "--precision=fp16", _BIG, "--seconds=15"),
     ("training", "--precision=bf16", "--batch_size=4096", "--seconds=15"),
     ("inference", "--precision=fp32", "--batch_sizes=1"),
-    # Is the choice of the input layer right here, and what does memory cost?
-    ("training", "--precision=bf16", _BIG, "--input=gather", "--seconds=10"),
-    ("training", "--precision=bf16", _BIG, "--microbatch=8192", "--seconds=10"),
+    # Checks the automatic choice of the input layer, and the cost of saving
+    # memory.
+    (*_BF16, "--set=model.input=gather", "--seconds=10"),
+    (*_BF16, "--set=train.microbatch=8192", "--seconds=10"),
 )
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """One benchmark in a process of its own: {'arguments', 'result'}.
+    """Runs one benchmark in a process of its own.
 
-    'error', its last line, instead of 'result' when it fails.
+    Returns:
+      {'arguments', 'result'}; if the benchmark fails, its last line as 'error'
+      instead of 'result'.
     """
     name, *rest = arguments
     script = pathlib.Path(__file__).with_name(f"{name}.py")
@@ -68,34 +74,29 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         if done.returncode == 0:
             result = json.loads(path.read_text())
             return {"arguments": list(arguments), "result": result}
-    lines = done.stdout.strip().splitlines() or ["it printed nothing"]
+    lines = done.stdout.strip().splitlines() or ["no output"]
     return {"arguments": list(arguments), "error": lines[-1]}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs all, writes the JSON; 1 if any failed or had no time left."""
+    """Runs all benchmarks; 1 if any of them failed or had no time left."""
     del argv
-    from vaecf import workdir as workdir_lib
-
-    peers = ["--peers=torch_compile_bf16"]
     has_torch = importlib.util.find_spec("torch") is not None
     began, records = time.monotonic(), []
     for arguments in RUNS:
-        if has_torch and arguments[:2] == ("training", "--precision=bf16"):
-            arguments = (*arguments, *peers)
-        cli.log(f"\n--- {' '.join(arguments)}")
-        if time.monotonic() - began > _LIMIT.value:
-            records.append(
-                {"arguments": list(arguments), "error": "no time left"}
-            )
+        if has_torch and arguments[:2] == _BF16[:2]:
+            arguments = (*arguments, "--peers=torch_compile_bf16")
+        if time.monotonic() - began > FLAGS.limit:
+            records.append({"arguments": arguments, "error": "no time left"})
             continue
+        cli.log(f"\n--- {' '.join(arguments)}")
         records.append(run(arguments))
-        # After every run, so that a machine that goes takes nothing with it.
-        text = json.dumps({"runs": records}, indent=2) + "\n"
-        workdir_lib.write_bytes(_JSON.value, text.encode())
+        # After every benchmark, in case the machine is lost.
+        common.write(FLAGS.json, {"runs": records})
     failed = [record for record in records if "error" in record]
     for record in failed:
         cli.log(f"failed: {' '.join(record['arguments'])}: {record['error']}")
+    common.write(FLAGS.json, {"runs": records})
     return int(bool(failed))
 
 

@@ -1,55 +1,69 @@
-"""Other implementations of the same work, each in a process of its own.
+"""Mult-VAE in PyTorch, in a process that trains while ours waits.
 
-Memory and threads do not mix with ours, and the processes wait while another
-one is measured, so that all of them see the same machine in turns. What they
-run is in `torch_peer.py`.
+A `Peer` starts this file with an interpreter that has PyTorch, NumPy and SciPy.
+The process reads 'SECONDS' from stdin, line by line, trains for that long, and
+answers each line with a line of JSON on stdout. Its memory and threads are
+separate from ours, and all peers see the same machine in turns.
+
+  torch_dense          the usual way: dense float32 rows from a SciPy matrix,
+                       F.normalize, log_softmax, Adam.
+  torch_sparse         the same mathematics by a careful author: EmbeddingBag as
+                       first layer, likelihood gathered from the logits.
+  torch_compile_bf16   for CUDA: interactions on the device, rows made dense
+                       there, bf16 autocast, torch.compile, fused Adam.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-import pathlib
+import os
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
+from experiments.benchmark import common
+from vaecf.config import Config
 from vaecf.errors import VaecfError
 
-NAMES = ("torch_dense", "torch_sparse", "torch_compile_bf16")
+WARM_UP_STEPS = 2
 
-_SCRIPT = pathlib.Path(__file__).with_name("torch_peer.py")
-_FIND_TORCH = (
-    "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
-)
+
+# --- In our process ---------------------------------------------------------
 
 
 def check(names: Sequence[str], python: str) -> None:
-    """Fails early where the peers could not run.
+    """Raises before anything is generated if a peer cannot run.
 
     Args:
       names: peers asked for.
       python: interpreter that has PyTorch.
 
     Raises:
-      VaecfError: an unknown peer, no such interpreter, or no PyTorch in it.
+      VaecfError: a name is unknown, or the interpreter lacks PyTorch.
     """
     for name in names:
-        if name not in NAMES:
+        if name not in STEPS:
             raise VaecfError(
-                f"--peers={name} is unknown: use some of {', '.join(NAMES)}"
+                f"--peers={name} is unknown: use some of {', '.join(STEPS)}"
             )
     if not names:
         return
+    has_torch = "import importlib.util as u; assert u.find_spec('torch')"
     try:
-        found = subprocess.run([python, "-c", _FIND_TORCH]).returncode == 0
+        found = subprocess.run([python, "-c", has_torch], capture_output=True)
     except OSError as error:
         raise VaecfError(
             f"--peer_python={python} cannot be run: {error.strerror}"
         ) from None
-    if not found:
+    if found.returncode:
         raise VaecfError(
             f"--peers={','.join(names)} needs PyTorch, which {python} does not "
             "have: pip install torch, or name another interpreter with "
@@ -57,120 +71,311 @@ def check(names: Sequence[str], python: str) -> None:
         )
 
 
-def write_data(directory: pathlib.Path, train: Any) -> None:
-    """Writes training interactions where the peers read them."""
-    np.save(directory / "indptr.npy", train.indptr)
-    np.save(directory / "indices.npy", train.indices)
-
-
 class Peer:
-    """A peer's process, warmed up and waiting.
+    """A process with a PyTorch model, warmed up and waiting.
 
     Attributes:
-      name: one of `NAMES`.
       facts: {'version', 'device', 'threads'}.
     """
 
     def __init__(
-        self,
-        name: str,
-        python: str,
-        data: pathlib.Path,
-        *,
-        n_items: int,
-        hidden: Sequence[int],
-        latent: int,
-        batch_size: int,
+        self, name: str, python: str, config: Config, train: Any, folder: str
     ) -> None:
         """Starts the process and waits until it has warmed up.
 
         Args:
-          name: one of `NAMES`.
+          name: a key of `STEPS`.
           python: interpreter that has PyTorch.
-          data: directory that `write_data` filled.
-          n_items: items of the catalogue.
-          hidden: widths from the items inwards.
-          latent: units of the bottleneck.
-          batch_size: users a step.
+          config: settings of the model.
+          train: Interactions of the training users.
+          folder: directory for the training data.
 
         Raises:
           VaecfError: the process fails; with the last line that it wrote.
         """
-        self.name = name
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (`close` closes it)
+        self._name = name
+        np.save(f"{folder}/indptr.npy", train.indptr)
+        np.save(f"{folder}/indices.npy", train.indices)
+        settings = json.dumps(config.to_dict())
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (`__exit__` closes it)
         self._process = subprocess.Popen(
-            [
-                python,
-                str(_SCRIPT),
-                f"--mode={name}",
-                f"--data={data}",
-                f"--n_items={n_items}",
-                "--hidden",
-                *(str(width) for width in hidden),
-                f"--latent={latent}",
-                f"--batch_size={batch_size}",
-            ],
+            [python, __file__, name, folder, str(train.n_items), settings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            env={**os.environ, "PYTHONPATH": str(common.ROOT)},
         )
         try:
             self.facts = self._answer()
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
 
     def measure(self, seconds: float) -> dict[str, Any]:
         """Trains for about `seconds`, at least one step.
 
         Returns:
-          {'users', 'steps', 'seconds', 'first_loss', 'loss',
-          'peak_rss_bytes', ...}.
+          {'users', 'seconds', 'loss', 'peak_rss_bytes', ...}.
 
         Raises:
           VaecfError: the process died.
         """
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(f"measure {seconds}\n")
+        with contextlib.suppress(BrokenPipeError):  # `_answer` says why
+            self._process.stdin.write(f"{seconds}\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._failure() from None
         return self._answer()
 
-    def close(self) -> None:
-        """Ends the process."""
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            stream.close()
-        self._process.terminate()
-        self._process.wait()
-        self._errors.close()
-
     def __enter__(self) -> Peer:
-        """The peer itself."""
+        """Returns the peer."""
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Ends the process."""
-        self.close()
+        self._process.terminate()
+        self._process.communicate()
+        self._errors.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._failure()
-        answer = json.loads(line)
-        if "error" in answer:
-            raise VaecfError(f"--peers={self.name}: {answer['error']}")
-        return answer
-
-    def _failure(self) -> VaecfError:
+        if line := self._process.stdout.readline():
+            return json.loads(line)
         status = self._process.wait()
         self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()
-        return VaecfError(
-            f"--peers={self.name}: the process ended with status {status}: "
-            f"{lines[-1] if lines else 'it wrote nothing'}"
+        lines = self._errors.read().strip().splitlines() or ["no output"]
+        raise VaecfError(
+            f"--peers={self._name}: the process ended with status {status}: "
+            f"{lines[-1]}"
         )
+
+
+# --- In the peer's process --------------------------------------------------
+
+
+def make_model(torch: Any, n_items: int, config: dict[str, Any]) -> Any:
+    """Returns layers items - hidden - 2 latent and latent - hidden - items.
+
+    `model(x)` is the mean loss of dense rows x. `model.loss(h, nll)` is the
+    mean loss of the first layer's output h, with `nll` a function from logits
+    to the negative log-likelihood.
+    """
+    nn, functional = torch.nn, torch.nn.functional
+    hidden, latent = config["model"]["hidden"], config["model"]["latent"]
+    dropout = config["model"]["dropout_rate"]
+    kl_weight = config["loss"]["anneal_cap"]
+
+    class MultVAE(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            inner = [*hidden, 2 * latent]
+            outer = [latent, *reversed(hidden), n_items]
+            self.first = nn.Linear(n_items, inner[0])
+            self.encoder = nn.ModuleList(
+                nn.Linear(a, b) for a, b in itertools.pairwise(inner)
+            )
+            self.decoder = nn.ModuleList(
+                nn.Linear(a, b) for a, b in itertools.pairwise(outer)
+            )
+
+        def loss(self, h: Any, nll: Callable[[Any], Any]) -> Any:
+            for layer in self.encoder:
+                h = layer(torch.tanh(h))
+            mean, log_variance = h.float().chunk(2, dim=1)
+            noise = torch.randn_like(mean)
+            h = mean + noise * torch.exp(0.5 * log_variance)
+            for layer in self.decoder[:-1]:
+                h = torch.tanh(layer(h))
+            kl = -0.5 * torch.sum(
+                1 + log_variance - mean.pow(2) - log_variance.exp(), dim=1
+            )
+            return (nll(self.decoder[-1](h)) + kl_weight * kl).mean()
+
+        def forward(self, x: Any) -> Any:
+            def nll(logits: Any) -> Any:
+                log_p = functional.log_softmax(logits, dim=1)
+                return -torch.sum(log_p * x, dim=1)
+
+            h = functional.dropout(functional.normalize(x), dropout)
+            return self.loss(self.first(h), nll)
+
+    return MultVAE()
+
+
+def dense_step(
+    torch: Any, model: Any, train: Any, device: Any, config: Any
+) -> Callable:
+    """Takes dense float32 rows from the host."""
+    adam = torch.optim.Adam(
+        model.parameters(), lr=config["optimizer"]["learning_rate"]
+    )
+
+    def step(users: np.ndarray) -> Any:
+        x = torch.from_numpy(train[users].toarray()).to(device)
+        adam.zero_grad()
+        loss = model(x)
+        loss.backward()
+        adam.step()
+        return loss
+
+    return step
+
+
+def sparse_step(
+    torch: Any, model: Any, train: Any, device: Any, config: Any
+) -> Callable:
+    """Sums rows of the input weights instead of a dense product, in float32.
+
+    The input weights are transposed, one row per item, in an EmbeddingBag. The
+    dropout and the norm are the weights of a user's items.
+    """
+    dropout = config["model"]["dropout_rate"]
+    n_items, width = model.first.in_features, model.first.out_features
+    bag = torch.nn.EmbeddingBag(n_items, width, mode="sum").to(device)
+    with torch.no_grad():
+        bag.weight.copy_(model.first.weight.T)
+    bias = model.first.bias
+    # The transposed copy replaces the weights of the dense layer.
+    model.first.weight = None
+    adam = torch.optim.Adam(
+        [*model.parameters(), *bag.parameters()],
+        lr=config["optimizer"]["learning_rate"],
+    )
+
+    def step(users: np.ndarray) -> Any:
+        rows = train[users]
+        counts = np.diff(rows.indptr)
+        item = torch.from_numpy(rows.indices.astype(np.int64)).to(device)
+        start = torch.from_numpy(rows.indptr[:-1].astype(np.int64)).to(device)
+        count = torch.from_numpy(counts.astype(np.int64)).to(device)
+        user = torch.repeat_interleave(count)
+        keep = (torch.rand(len(item), device=device) >= dropout).float()
+        norm = count.clamp(min=1).float().sqrt()[user] * (1 - dropout)
+
+        def nll(logits: Any) -> Any:
+            picked = torch.gather(logits.view(-1), 0, user * n_items + item)
+            target = torch.zeros(len(users), device=device).index_add(
+                0, user, picked
+            )
+            return count * torch.logsumexp(logits, dim=1) - target
+
+        adam.zero_grad()
+        h = bag(item, start, per_sample_weights=keep / norm) + bias
+        loss = model.loss(h, nll)
+        loss.backward()
+        adam.step()
+        return loss
+
+    return step
+
+
+def compiled_step(
+    torch: Any, model: Any, train: Any, device: Any, config: Any
+) -> Callable:
+    """Keeps everything on the device, in bf16 where autocast allows it."""
+    adam = torch.optim.Adam(
+        model.parameters(), lr=config["optimizer"]["learning_rate"], fused=True
+    )
+    start = torch.from_numpy(train.indptr.astype(np.int64)).to(device)
+    items = torch.from_numpy(train.indices.astype(np.int64)).to(device)
+    n_items = train.shape[1]
+    program = torch.compile(model)
+
+    def step(users: np.ndarray) -> Any:
+        user = torch.from_numpy(users.astype(np.int64)).to(device)
+        count = start[user + 1] - start[user]
+        row = torch.repeat_interleave(count)
+        first = torch.cumsum(count, 0) - count
+        position = torch.arange(len(row), device=device)
+        item = items[position + (start[user] - first)[row]]
+        # 0 and 1 are exact in bf16.
+        x = torch.zeros(
+            (len(users), n_items), dtype=torch.bfloat16, device=device
+        )
+        x[row, item] = 1
+        adam.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = program(x)
+        loss.backward()
+        adam.step()
+        return loss
+
+    return step
+
+
+STEPS = {
+    "torch_dense": dense_step,
+    "torch_sparse": sparse_step,
+    "torch_compile_bf16": compiled_step,
+}
+
+
+def batches(n_users: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields the full batches of one shuffled epoch after the other."""
+    rng = np.random.default_rng(0)
+    while True:
+        order = rng.permutation(n_users)
+        for start in range(0, n_users - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def load(folder: str, n_items: int) -> scipy.sparse.csr_matrix:
+    """Returns the training matrix, float32 [users, items]."""
+    indptr = np.load(f"{folder}/indptr.npy")
+    indices = np.load(f"{folder}/indices.npy")
+    ones = np.ones(len(indices), np.float32)
+    return scipy.sparse.csr_matrix(
+        (ones, indices, indptr), shape=(len(indptr) - 1, n_items)
+    )
+
+
+def main(name: str, folder: str, n_items: str, settings: str) -> None:
+    """Warms up, then trains whenever a line on stdin asks for it."""
+    import torch
+
+    config = json.loads(settings)
+    torch.manual_seed(0)
+    torch.set_num_threads(common.cores())
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    if name == "torch_compile_bf16" and not cuda:
+        sys.exit("PyTorch finds no CUDA device; leave out torch_compile_bf16")
+    train = load(folder, int(n_items))
+    model = make_model(torch, train.shape[1], config).to(device)
+    step = STEPS[name](torch, model, train, device, config)
+    order = batches(train.shape[0], config["train"]["batch_size"])
+
+    def run(seconds: float, at_least: int = 1) -> dict[str, Any]:
+        users = steps = 0
+        began = time.perf_counter()
+        while steps < at_least or time.perf_counter() - began < seconds:
+            batch = next(order)
+            loss = step(batch).detach()
+            users += len(batch)
+            steps += 1
+            if cuda and steps % 16 == 0:
+                torch.cuda.synchronize()
+        last_loss = float(loss)  # waits for the device
+        return {
+            "users": users,
+            "seconds": time.perf_counter() - began,
+            "loss": last_loss,
+            "peak_rss_bytes": common.peak_rss_bytes(),
+            "peak_device_bytes": torch.cuda.max_memory_allocated()
+            if cuda
+            else None,
+        }
+
+    run(0.0, WARM_UP_STEPS)
+    facts = {
+        "version": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else common.processor(),
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(run(float(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,10 +1,11 @@
-"""Preparation as NVIDIA's VAE-CF recipe goes about it, in plain pandas.
+"""Generates ratings, and prepares them as NVIDIA's VAE-CF recipe does.
 
-The whole file in one DataFrame, one group of it per held-out user, ids
-mapped row by row through dictionaries, matrices by SciPy. Written from the
-description of its steps for comparison; `preparation.py` runs it.
+    python preparation_pandas.py generate RATINGS_CSV ROWS SEED
+    python preparation_pandas.py prepare RATINGS_CSV OUTPUT_DIR HELD_OUT SEED
 
-    python preparation_pandas.py RATINGS_CSV OUTPUT_DIR HELD_OUT_USERS SEED
+The recipe's way in plain pandas: the whole file in one DataFrame, one group per
+held-out user, ids mapped row by row through dictionaries, matrices by SciPy.
+Written from the description of the recipe's steps; `preparation.py` runs it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,52 @@ MIN_RATING = 4
 MIN_ITEMS_PER_USER = 5
 TEST_PROPORTION = 0.2
 
+# Of MovieLens 20M (its README): 20,000,263 ratings of 26,744 movies by
+# 138,493 users with at least 20 ratings each, ordered by user and movie.
+RATINGS_PER_USER = 20_000_263 / 138_493
+ITEMS = 26_744
+LEAST = 20
+# Shares of 0.5, 1.0 ... 5.0 stars, rounded: half of the ratings are 4 or more.
+STARS = (0.012, 0.034, 0.014, 0.072, 0.044, 0.214, 0.110, 0.278, 0.077, 0.145)
 
-def prepare(
-    source: pathlib.Path, output: pathlib.Path, held_out_users: int, seed: int
-) -> None:
-    """Reads the ratings, writes five `.npz` files and two id maps."""
-    np.random.seed(seed)
+
+def generate(path: str, rows: str, seed: str) -> None:
+    """Writes ``userId,movieId,rating,timestamp`` without repeated pairs."""
+    import polars as pl
+
+    n_rows, rng = int(rows), np.random.Generator(np.random.PCG64(int(seed)))
+    n_users = max(round(n_rows / RATINGS_PER_USER), 1)
+    n_items = min(ITEMS, max(n_rows // 20, 100))
+    # A log-normal tail above the least; median near 68 as in the original.
+    counts = LEAST + rng.lognormal(3.85, 1.25, n_users)
+    counts *= n_rows / counts.sum()
+    # Repeats are dropped below: draw more than is wanted.
+    user = np.repeat(np.arange(n_users), np.ceil(counts * 1.5).astype(int))
+    weights = (np.arange(n_items) + 30.0) ** -1.1
+    weights[n_items // 2 :] *= 0.1
+    cumulative = np.cumsum(weights / weights.sum())
+    item = np.searchsorted(cumulative, rng.random(len(user)))
+    # Popularity must not show in the ids, which have gaps as the real ones.
+    raw = rng.permutation(n_items * 5)[:n_items] + 1
+    keys = np.unique(user * n_items + np.minimum(item, n_items - 1))
+    if len(keys) > n_rows:
+        keys = np.sort(rng.permutation(keys)[:n_rows])
+    n = len(keys)
+    frame = pl.DataFrame(
+        {
+            "userId": keys // n_items + 1,
+            "movieId": raw[keys % n_items],
+            "rating": rng.choice(10, n, p=STARS) / 2 + 0.5,
+            "timestamp": rng.integers(789_652_009, 1_427_784_002, n),
+        }
+    ).sort("userId", "movieId")
+    frame.write_csv(path)
+
+
+def prepare(source: str, output_dir: str, held_out: str, random: str) -> None:
+    """Reads the ratings, and writes five `.npz` files and two id maps."""
+    output, held_out_users = pathlib.Path(output_dir), int(held_out)
+    np.random.seed(int(random))
     rows = pd.read_csv(source).drop("timestamp", axis=1)
     rows = rows[rows["rating"] >= MIN_RATING]
     per_user = rows.groupby("userId").size()
@@ -86,7 +127,7 @@ def prepare(
 
 
 def _split(plays: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Holds out a fifth of each user's rows, a user at a time."""
+    """Holds out a fifth of the rows of each user, one user at a time."""
     fold_in, held_out = [], []
     for _, group in plays.groupby("userId"):
         size = len(group)
@@ -102,9 +143,4 @@ def _split(plays: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 if __name__ == "__main__":
-    prepare(
-        pathlib.Path(sys.argv[1]),
-        pathlib.Path(sys.argv[2]),
-        int(sys.argv[3]),
-        int(sys.argv[4]),
-    )
+    {"generate": generate, "prepare": prepare}[sys.argv[1]](*sys.argv[2:])

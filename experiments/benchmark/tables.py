@@ -1,8 +1,9 @@
-"""README's tables out of experiments/benchmark/results/*.json.
+"""Prints the tables of docs/speed.md and docs/scaling.md.
 
     python experiments/benchmark/tables.py
 
-Every figure is that of one run, peers and ceiling measured in turns with it.
+Reads experiments/benchmark/results/*.json. Peers and ceilings were measured in
+turns within the run that a row belongs to.
 """
 
 from __future__ import annotations
@@ -10,199 +11,191 @@ from __future__ import annotations
 import json
 import pathlib
 import statistics
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-RESULTS = pathlib.Path(__file__).with_name("results")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from experiments.benchmark import common
+
+Result = dict[str, Any]
 
 
-def training(result: dict[str, Any]) -> list[str]:
-    """Rows of one run of training.py: ours, then its peers."""
-    shown = (
-        f"{result['batch_size']:,}",
-        result["precision"],
-        f"{result['users_per_second']:,.0f}",
-        f"{result['fraction_of_ceiling']:.0%} of "
-        f"{result['ceiling_gflops']:,.0f} GFLOP/s",
-        "",
-        f"{result['peak_rss_bytes'] / 1e9:.1f} GB",
+def training(runs: Sequence[Result]) -> str:
+    """Returns the table of runs of training.py and their peers."""
+    rows = []
+    for run in runs:
+        batch_size = f"{run['batch_size']:,}"
+        rows.append(
+            (
+                "vaecf",
+                batch_size,
+                run["precision"],
+                f"{run['users_per_second']:,.0f}",
+                _of_ceiling(run),
+                "",
+                f"{run['peak_rss_bytes'] / 1e9:.1f} GB",
+            )
+        )
+        for name, peer in run["peers"].items():
+            library, _, variant = name.partition("_")
+            version = peer["version"].partition("+")[0]
+            rows.append(
+                (
+                    f"PyTorch {version}, {variant}"
+                    if library == "torch"
+                    else "vaecf, in turns with it",
+                    batch_size,
+                    "bf16" if "bf16" in name else "fp32",
+                    f"{peer['users_per_second']:,.0f}",
+                    "",
+                    f"{peer['ratio']:.2f} ×",
+                    f"{peer['peak_rss_bytes'] / 1e9:.1f} GB",
+                )
+            )
+    return common.markdown(
+        "| | batch | precision | users/s | decoder products | vaecf is | peak "
+        "memory |",
+        rows,
     )
-    rows = [f"| vaecf | {' | '.join(shown)} |"]
-    for name, peer in result["peers"].items():
-        shown = (
-            f"{result['batch_size']:,}",
-            "bf16" if "bf16" in name else "fp32",
-            f"{peer['users_per_second']:,.0f}",
-            "",
-            f"{peer['ratio']:.2f} ×",
-            f"{peer['peak_rss_bytes'] / 1e9:.1f} GB",
-        )
-        own = name.startswith("vaecf")
-        title = (
-            "vaecf"
-            if own
-            else f"PyTorch {peer['version'].split('+')[0]}, {name[6:]}"
-        )
-        rows.append(f"| {title} | {' | '.join(shown)} |")
-    return rows
 
 
-def evaluation(result: dict[str, Any]) -> str:
-    """Row of one run of evaluation.py."""
-    shown = (
-        f"{result['batch_size']:,}",
-        result["precision"],
-        f"{result['users_per_second']:,.0f}",
-        f"{result['fraction_of_ceiling']:.0%} of "
-        f"{result['ceiling_gflops']:,.0f} GFLOP/s",
-        f"{result['ranking_seconds']:.2f} s",
-        f"{result['metrics_seconds']:.2f} s",
-        f"{result['peak_rss_bytes'] / 1e9:.1f} GB",
+def _of_ceiling(run: Result) -> str:
+    return (
+        f"{run['fraction_of_ceiling']:.0%} of "
+        f"{run['ceiling_gflops']:,.0f} GFLOP/s"
     )
-    return f"| {' | '.join(shown)} |"
 
 
-def inference(result: dict[str, Any]) -> list[str]:
-    """Rows of one run of inference.py."""
-    return [
-        f"| {int(size):,} | {result['precision']} | "
-        f"{figures['mean_throughput']:,.0f} | "
-        + " | ".join(
-            f"{1e3 * figures[f'{name}_latency']:.2f} ms"
-            for name in ("mean", "p50", "p99")
-        )
-        + " |"
-        for size, figures in result["batches"].items()
-    ]
-
-
-def preparation(result: dict[str, Any]) -> list[str]:
-    """Rows of one run of preparation.py."""
-    return [
-        f"| {title} | {result[name]['seconds']:.1f} s | "
-        f"{result[name]['peak_rss_bytes'] / 2**30:.2f} GiB |"
-        for name, title in (
-            ("vaecf", "vaecf"),
-            ("pandas", f"pandas {result['versions']['pandas']}"),
-        )
-    ]
-
-
-def population(result: dict[str, Any]) -> list[str]:
-    """Rows of one run of population.py."""
-    keys = ("seconds", "training_seconds", "compile_seconds", "other_seconds")
-    titles = {
-        "processes": f"{result['members']} times `main.py --train`",
-        "one_process": f"{result['members']} runs in one process",
-        "population": "one population",
-    }
-    return [
-        f"| {title} | "
-        + " | ".join(f"{result['ways'][way][key]:.1f} s" for key in keys)
-        + " |"
-        for way, title in titles.items()
-    ]
-
-
-def large_catalogue(result: dict[str, Any]) -> str:
-    """Row of one run of large_catalogue.py."""
-    losses, mesh = result["losses"], result["mesh"]
-    shown = (
-        f"{result['items']:,}",
-        f"{result['hidden']}-{result['latent']}-{result['hidden']}",
-        f"{mesh['data']} × {mesh['item']}",
-        f"{result['batch_size']:,}",
-        f"{result['log_items']:.4f}",
-        f"{losses[0]:.4f}",
-        f"{losses[-1]:.4f} ({len(losses)})",
-        f"{statistics.median(result['step_seconds'][1:]):.1f} s",
-        f"{result['program_bytes_per_device'] / 2**30:.2f}",
-        f"{result['peak_rss_bytes_initialised'] / 2**30:.2f}",
-        f"{result['peak_rss_bytes'] / 2**30:.2f}",
+def evaluation(runs: Sequence[Result]) -> str:
+    """Returns the table of runs of evaluation.py."""
+    return common.markdown(
+        "| batch | precision | users/s | decoder product | ranking | metrics | "
+        "peak memory |",
+        [
+            (
+                f"{run['batch_size']:,}",
+                run["precision"],
+                f"{run['users_per_second']:,.0f}",
+                _of_ceiling(run),
+                f"{run['ranking_seconds']:.2f} s",
+                f"{run['metrics_seconds']:.2f} s",
+                f"{run['peak_rss_bytes'] / 1e9:.1f} GB",
+            )
+            for run in runs
+        ],
     )
-    return f"| {' | '.join(shown)} |"
 
 
-def load(pattern: str) -> list[dict[str, Any]]:
-    """Results whose file names match, in the order of their names."""
-    return [json.loads(p.read_text()) for p in sorted(RESULTS.glob(pattern))]
+def inference(run: Result) -> str:
+    """Returns the table of a run of inference.py."""
+    return common.markdown(
+        "| users | precision | users/s | mean | p50 | p99 |",
+        [
+            (
+                f"{int(size):,}",
+                run["precision"],
+                f"{figures['mean_throughput']:,.0f}",
+                *(
+                    f"{1e3 * figures[f'{name}_latency']:.2f} ms"
+                    for name in ("mean", "p50", "p99")
+                ),
+            )
+            for size, figures in run["batches"].items()
+        ],
+    )
 
 
-def results(name: str) -> list[dict[str, Any]]:
-    """Runs of one benchmark, those on a GPU too."""
-    runs = load(f"{name}*.json")
-    for whole in load("gpu.json"):
+def preparation(run: Result) -> str:
+    """Returns the table of a run of preparation.py."""
+    titles = {"vaecf": "vaecf", "pandas": f"pandas {run['versions']['pandas']}"}
+    return common.markdown(
+        "| | time | peak memory |",
+        [
+            (
+                title,
+                f"{run[name]['seconds']:.1f} s",
+                f"{run[name]['peak_rss_bytes'] / 2**30:.2f} GiB",
+            )
+            for name, title in titles.items()
+        ],
+    )
+
+
+def large_catalogue(runs: Sequence[Result]) -> str:
+    """Returns the table of runs of large_catalogue.py."""
+    rows = []
+    for run in runs:
+        losses, mesh = run["losses"], run["mesh"]
+        per_step = statistics.median(run["step_seconds"][1:] or [float("nan")])
+        rows.append(
+            (
+                f"{run['items']:,}",
+                f"{run['hidden']}-{run['latent']}-{run['hidden']}",
+                f"{mesh['data']} × {mesh['item']}",
+                f"{run['batch_size']:,}",
+                f"{run['log_items']:.4f}",
+                f"{losses[0]:.4f}",
+                f"{losses[-1]:.4f} ({len(losses)})",
+                f"{per_step:.1f} s",
+                f"{run['program_bytes_per_device'] / 2**30:.2f}",
+                f"{run['peak_rss_bytes_initialised'] / 2**30:.2f}",
+                f"{run['peak_rss_bytes'] / 2**30:.2f}",
+            )
+        )
+    return common.markdown(
+        "| items | units | mesh | batch | log(items) | first loss | last loss "
+        "(step) | per step | GiB per device, compiled | GiB of the process, "
+        "initialised | peak |",
+        rows,
+    )
+
+
+def results(name: str) -> list[Result]:
+    """Returns the runs of a benchmark, those of gpu.py included."""
+    runs = [
+        json.loads(path.read_text())
+        for path in sorted(common.RESULTS.glob(f"{name}*.json"))
+    ]
+    gpu = common.RESULTS / "gpu.json"
+    if gpu.exists():
         runs += [
             run["result"]
-            for run in whole["runs"]
+            for run in json.loads(gpu.read_text())["runs"]
             if run["arguments"][0] == name and "result" in run
         ]
     return runs
 
 
-def by_device(name: str) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Runs of one benchmark, large batches first.
-
-    Returns:
-      [('AMD EPYC, 2 cores, python 3.11.7, jax 0.10.2', runs), ...].
-    """
-    runs = results(name)
-    runs.sort(key=lambda run: -run["batch_size"])
-    devices: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        devices.setdefault(run["device"], []).append(run)
-    return [
-        (", ".join((device, *_versions(here[0]))), here)
-        for device, here in devices.items()
-    ]
+def by_device(runs: Sequence[Result]) -> dict[str, list[Result]]:
+    """Returns runs by device and versions, the largest batches first."""
+    found: dict[str, list[Result]] = {}
+    for run in sorted(runs, key=lambda run: -run["batch_size"]):
+        found.setdefault(_where(run), []).append(run)
+    return found
 
 
-def _versions(run: dict[str, Any]) -> list[str]:
-    return [f"{name} {run['versions'][name]}" for name in ("python", "jax")]
+def _where(run: Result) -> str:
+    versions = run["versions"]
+    return (
+        f"{run['device']}, Python {versions['python']}, jax {versions['jax']}"
+    )
 
 
 def main() -> None:
-    """Prints Markdown."""
-    for where, here in by_device("training"):
-        print(f"\nTraining, {here[0]['shape']} shape, {where}:\n")
-        print(
-            "| | batch | precision | users/s | decoder products | vaecf is | "
-            "peak memory |\n|---|---|---|---|---|---|---|"
-        )
-        for run in here:
-            print("\n".join(training(run)))
-    for where, here in by_device("evaluation"):
-        counts = f"{here[0]['users']:,} users, {here[0]['items']:,} items"
-        print(f"\nEvaluation, {counts}, {where}:\n")
-        print(
-            "| batch | precision | users/s | decoder product | ranking | "
-            "metrics | peak memory |\n|---|---|---|---|---|---|---|"
-        )
-        print("\n".join(evaluation(run) for run in here))
+    """Prints every table as Markdown."""
+    for where, runs in by_device(results("training")).items():
+        print(f"\nTraining, {where}:\n\n{training(runs)}")
+    for where, runs in by_device(results("evaluation")).items():
+        print(f"\nEvaluation, {where}:\n\n{evaluation(runs)}")
     for run in results("inference"):
-        where = ", ".join((run["device"], *_versions(run)))
-        print(f"\nQueries, top {run['k']} of {run['items']:,}, {where}:\n")
-        print("| users | precision | users/s | mean | p50 | p99 |")
-        print("|---|---|---|---|---|---|")
-        print("\n".join(inference(run)))
-    for run in load("preparation*.json"):
-        print(f"\nPreparation, {run['rows']:,} rows, {run['processor']}:\n")
-        print("| | time | peak memory |\n|---|---|---|")
-        print("\n".join(preparation(run)))
-    for run in load("population*.json"):
-        print(f"\nPopulation, {run['users']:,} users, {run['host']}:\n")
-        print(
-            "| | all | steps | compilation of steps | start, validations, "
-            "checkpoints |\n|---|---|---|---|---|"
-        )
-        print("\n".join(population(run)))
-    print(
-        "\nLarge catalogues:\n\n| items | units | mesh | batch | log(items) "
-        "| first loss | last loss (step) | per step | GiB per device, compiled "
-        "| GiB of the process, initialised | peak |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for run in load("large-*.json"):
-        print(large_catalogue(run))
+        print(f"\nQueries, {_where(run)}:\n\n{inference(run)}")
+    for run in results("preparation"):
+        where = f"{run['rows']:,} rows, {run['processor']}"
+        print(f"\nPreparation, {where}:\n\n{preparation(run)}")
+    if runs := sorted(results("large"), key=lambda run: -run["items"]):
+        print(f"\nLarge catalogues:\n\n{large_catalogue(runs)}")
 
 
 if __name__ == "__main__":

@@ -1,148 +1,232 @@
-"""Training throughput, measured against the machine's own ceiling.
+"""Training throughput, in turns with PyTorch and the machine's own ceiling.
 
     python experiments/benchmark/training.py --json=out.json
     python experiments/benchmark/training.py --json=out.json --evaluate \\
         --peers=torch_dense,torch_sparse --peer_python=~/torch/bin/python
 
-Generated interactions of MovieLens-20M's shape go the way that training
-takes: a resident feed, many steps a dispatch. The ceiling, the training and
-the peers are measured in turns, because a shared machine drifts.
+Trains on generated interactions with the shape of MovieLens-20M, with the data
+on the device and many steps per dispatch, as the training loop does.
 
-Needs jax, flax, optax, absl, numpy and scipy; nothing has to be installed of
-vaecf itself.
+Needs jax, flax, optax, orbax-checkpoint and SciPy; vaecf itself need not be
+installed.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import dataclasses
 import os
 import pathlib
+import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from experiments.benchmark import common
 from vaecf import cli
 
-_JSON = flags.DEFINE_string("json", None, "File to write the results to.")
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 4096, "Users a step, over all devices.", lower_bound=1
+# Our own step in fp32, as a peer of another precision.
+OWN = "vaecf_fp32"
+
+FLAGS = flags.FLAGS
+common.define_flags(batch_size=4096)
+flags.DEFINE_enum(
+    "shape",
+    "ml-20m-shape",
+    ("ml-20m-shape", "synthetic"),
+    "Generated dataset.",
 )
-_PRECISION = flags.DEFINE_enum(
-    "precision", "fp32", ("fp32", "bf16", "fp16", "tf32", "amp"), "Policy."
+flags.DEFINE_integer(
+    "users", None, "Training users; None: those of the shape.", lower_bound=1
 )
-_INPUT = flags.DEFINE_enum(
-    "input", "auto", ("auto", "gather", "dense"), "Lowering of the input layer."
+flags.DEFINE_integer(
+    "items", None, "Items; None: those of the shape.", lower_bound=1
 )
-_ITEM_BLOCK = flags.DEFINE_integer(
-    "item_block",
-    0,
-    "Items a block of the likelihood; 0: all at once.",
-    lower_bound=0,
-)
-_SHAPE = flags.DEFINE_enum(
-    "shape", "ml-20m", ("ml-20m", "synthetic"), "Shape of the generated data."
-)
-_USERS = flags.DEFINE_integer(
-    "users", None, "Training users; None: the shape's.", lower_bound=1
-)
-_ITEMS = flags.DEFINE_integer(
-    "items", None, "Items; None: the shape's.", lower_bound=1
-)
-_HIDDEN = flags.DEFINE_list(
-    "hidden", ["600"], "Widths of the hidden layers, from the items inwards."
-)
-_LATENT = flags.DEFINE_integer(
-    "latent", 200, "Units of the bottleneck.", lower_bound=1
-)
-_MICROBATCH = flags.DEFINE_integer(
-    "microbatch",
-    0,
-    "Users whose activations a device holds at once; 0: as config.train says.",
-    lower_bound=0,
-)
-_FEED = flags.DEFINE_enum(
-    "feed", "resident", ("resident", "streamed"), "Where interactions lie."
-)
-_MESH_DATA = flags.DEFINE_integer(
-    "mesh_data", -1, "Devices along the users; -1: the rest."
-)
-_MESH_ITEM = flags.DEFINE_integer("mesh_item", 1, "Devices along the items.")
-_SECONDS = flags.DEFINE_float(
-    "seconds", 30.0, "Time for each thing measured.", lower_bound=0.0
-)
-_REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "Turns that this time is divided into.", lower_bound=1
-)
-_PEERS = flags.DEFINE_list(
+flags.DEFINE_list(
     "peers",
     [],
-    "Also measure torch_dense, torch_sparse, torch_compile_bf16 (CUDA), or "
-    "vaecf_fp32, beside another precision.",
+    "Also measure torch_dense, torch_sparse, torch_compile_bf16 (needs CUDA) "
+    f"or {OWN}.",
 )
-_PEER_PYTHON = flags.DEFINE_string(
+flags.DEFINE_string(
     "peer_python",
     os.environ.get("VAECF_PEER_PYTHON", sys.executable),
     "Interpreter that has PyTorch; also $VAECF_PEER_PYTHON.",
 )
-_EVALUATE = flags.DEFINE_bool(
+flags.DEFINE_bool(
     "evaluate",
     False,
-    "Also rank and score 10,000 held-out users, so that the peak memory is "
-    "that of training with validation.",
+    "Also evaluate 10,000 held-out users, so that the peak memory is that of "
+    "training with validation.",
 )
-_EVALUATED_USERS = flags.DEFINE_integer(
-    "evaluated_users", 10_000, "How many with --evaluate.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of data and training.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table and writes the JSON."""
     del argv
-    if _PEERS.value:
-        # Peers may share the GPU: JAX takes three quarters of it otherwise.
+    if FLAGS.peers:
+        # Peers may share the GPU, of which JAX would reserve three quarters.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from experiments.benchmark import throughput
-    from vaecf import workdir as workdir_lib
-    from vaecf.errors import VaecfError
+    from experiments.benchmark import tables
 
-    try:
-        hidden = tuple(int(width) for width in _HIDDEN.value)
-    except ValueError:
-        raise VaecfError(
-            f"--hidden={','.join(_HIDDEN.value)} must be whole numbers"
-        ) from None
-    result = throughput.benchmark(
-        throughput.Settings(
-            shape=_SHAPE.value,
-            users=_USERS.value,
-            items=_ITEMS.value,
-            hidden=hidden,
-            latent=_LATENT.value,
-            batch_size=_BATCH_SIZE.value,
-            precision=_PRECISION.value,
-            input=_INPUT.value,
-            item_block=_ITEM_BLOCK.value,
-            feed=_FEED.value,
-            microbatch=_MICROBATCH.value,
-            mesh_data=_MESH_DATA.value,
-            mesh_item=_MESH_ITEM.value,
-            seconds=_SECONDS.value,
-            repeats=_REPEATS.value,
-            peers=tuple(_PEERS.value),
-            peer_python=os.path.expanduser(_PEER_PYTHON.value),
-            evaluated_users=_EVALUATED_USERS.value if _EVALUATE.value else 0,
-            seed=_SEED.value,
-        ),
-        log=cli.log,
+    result = benchmark()
+    cli.log(f"\n{result['device']}\n\n{tables.training([result])}")
+    common.write(FLAGS.json, result)
+
+
+def benchmark() -> dict[str, Any]:
+    """Generates the data, compiles, and measures in turns.
+
+    Raises:
+      VaecfError: a setting does not fit, or a peer cannot run.
+    """
+    from experiments.benchmark import ceilings, peers, workloads
+    from vaecf.data import synthetic
+    from vaecf.errors import VaecfError
+    from vaecf.training import precision
+
+    # Settings that cannot be measured fail before the data are generated.
+    config = common.config_from_flags({"eval.batch_size": 2000})
+    policy = precision.policy(config.precision.policy)
+    peers.check([p for p in FLAGS.peers if p != OWN], FLAGS.peer_python)
+    sizes = {"n_train_users": FLAGS.users, "n_items": FLAGS.items}
+    dataset = synthetic.make(
+        FLAGS.shape,
+        seed=FLAGS.seed,
+        n_held_out_users=10_000 if FLAGS.evaluate else 0,
+        **{name: size for name, size in sizes.items() if size is not None},
     )
-    cli.log(throughput.table(result))
-    if _JSON.value is not None:
-        text = json.dumps(result, indent=2) + "\n"
-        workdir_lib.write_bytes(_JSON.value, text.encode())
+    train, batch_size = dataset.train, config.train.batch_size
+    if train.n_users < batch_size:
+        raise VaecfError(
+            f"--batch_size={batch_size} is larger than the {train.n_users} "
+            "training users: lower it or raise --users"
+        )
+    trainer = workloads.Trainer(config, train)
+    hidden, n_items = config.model.hidden[0], dataset.n_items
+    product = ceilings.DecoderProduct(
+        trainer.setup.mesh, policy, batch_size, hidden, n_items
+    )
+    flop = ceilings.training_flop(hidden, n_items)
+    with contextlib.ExitStack() as stack:
+        others: dict[str, Any] = _start_peers(config, train, stack)
+        if OWN in FLAGS.peers:
+            fp32 = dataclasses.replace(config.precision, policy="fp32")
+            own = dataclasses.replace(config, precision=fp32)
+            others[OWN] = workloads.Trainer(own, train)
+        rounds = [
+            _turn(product, {"vaecf": trainer, **others}, flop)
+            for _ in range(FLAGS.repeats)
+        ]
+    middle = common.medians(
+        [{k: v for k, v in turn.items() if k != "peers"} for turn in rounds]
+    )
+    evaluation = _evaluate(config, trainer, dataset) if FLAGS.evaluate else None
+    return {
+        **middle,
+        "flop_per_user": flop,
+        "ceiling_shape": list(product.shape),
+        "batch_size": batch_size,
+        "shape": FLAGS.shape,
+        "users": train.n_users,
+        "items": n_items,
+        "interactions": train.nnz,
+        "input": trainer.setup.model.input_lowering,
+        "microbatch": trainer.setup.microbatch,
+        "compile_seconds": trainer.pipeline.compile_seconds,
+        "program_bytes": trainer.pipeline.program_bytes(),
+        "steps": trainer.steps,
+        "loss_first": trainer.losses[0],
+        "loss_last": trainer.losses[-1],
+        "evaluation": evaluation,
+        "peers": _summarise(rounds, others),
+        **common.describe(config, trainer.setup.mesh),
+        "rounds": rounds,
+    }
+
+
+def _start_peers(
+    config: Any, train: Any, stack: contextlib.ExitStack
+) -> dict[str, Any]:
+    """Starts the PyTorch peers, which `stack` ends."""
+    from experiments.benchmark import peers
+
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    started = {}
+    for name in FLAGS.peers:
+        if name != OWN:
+            peer = peers.Peer(name, FLAGS.peer_python, config, train, folder)
+            started[name] = stack.enter_context(peer)
+            cli.log(f"{name} is ready")
+    return started
+
+
+def _turn(
+    product: Any, contestants: dict[str, Any], flop: int
+) -> dict[str, Any]:
+    """Measures the ceiling, ours, the ceiling again, and the peers."""
+    seconds = FLAGS.seconds / FLAGS.repeats
+    ceiling = product.gflops(seconds / 2)
+    answers = {}
+    for name, contestant in contestants.items():
+        answer = contestant.measure(seconds)
+        answer["users_per_second"] = answer["users"] / answer["seconds"]
+        answers[name] = answer
+        if name == "vaecf":
+            ceiling += product.gflops(seconds / 2)
+        cli.log(f"{name}: {answer['users_per_second']:,.0f} users/s")
+    rate = answers.pop("vaecf")["users_per_second"]
+    gflops = statistics.median(ceiling)
+    cli.log(f"ceiling: {gflops:,.1f} GFLOP/s")
+    return {
+        "users_per_second": rate,
+        "ceiling_gflops": gflops,
+        "fraction_of_ceiling": rate * flop / (1e9 * gflops),
+        "peers": answers,
+    }
+
+
+def _summarise(
+    rounds: list[dict[str, Any]], others: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns medians over the turns; a ratio is taken within a turn."""
+    result = {}
+    for name, peer in others.items():
+        answers = [turn["peers"][name] for turn in rounds]
+        rates = [answer["users_per_second"] for answer in answers]
+        result[name] = {
+            **peer.facts,
+            **answers[-1],
+            "users_per_second": statistics.median(rates),
+            "ratio": statistics.median(
+                turn["users_per_second"] / rate
+                for turn, rate in zip(rounds, rates)
+            ),
+        }
+    return result
+
+
+def _evaluate(config: Any, trainer: Any, dataset: Any) -> dict[str, Any]:
+    """Evaluates the validation users as the loop does; the second time counts."""
+    from experiments.benchmark import workloads
+
+    evaluate = workloads.validation(
+        config, trainer.setup, trainer.state.params, dataset
+    ).evaluate
+    evaluate()
+    began = time.perf_counter()
+    result = evaluate()
+    return {
+        "users": dataset.validation.fold_in.n_users,
+        "seconds": time.perf_counter() - began,
+        "ndcg@100": result.summary["ndcg@100"]["mean"],
+    }
 
 
 if __name__ == "__main__":

@@ -196,9 +196,13 @@ def test_a_model_that_is_gone_leaves_nothing() -> None:
     import gc
     import weakref
 
-    from experiments.benchmark import models
+    from experiments.benchmark import workloads
+    from vaecf import config as config_lib
 
-    model = models.random_model(30, "bf16")
+    config = config_lib.replace(
+        config_lib.Config(), {"precision.policy": "bf16"}
+    )
+    model = workloads.random_model(config, 30)
     indptr, indices = np.array([0, 2]), np.array([3, 4], np.int32)
     model.ranker(5)(model.scorer_params, indptr, indices, batch_size=1)
     kernel = weakref.ref(model.params["output_kernel"])

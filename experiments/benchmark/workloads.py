@@ -1,0 +1,179 @@
+"""What is timed: training steps, an evaluation, and a model to query.
+
+The benchmarks use the library through this module alone.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.benchmark import common
+from vaecf import __version__
+from vaecf.config import Config
+from vaecf.data.id_table import IdTable
+from vaecf.evaluation import evaluator, metrics, ranking, scorers
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.serving.trained_model import TrainedModel
+from vaecf.training import batches, input_pipeline
+from vaecf.training import step as step_lib
+from vaecf.training.signals import STRETCH_SECONDS
+
+
+class Trainer:
+    """Runs the full batches of one epoch, again and again.
+
+    A last partial batch is left out, because it would count fewer users for the
+    same work.
+
+    Attributes:
+      setup: static part of the step.
+      state: parameters and optimiser state.
+      losses: mean loss per user of every stretch of steps.
+      facts: about the implementation, as `peers.Peer` has them.
+      steps: steps taken.
+    """
+
+    def __init__(self, config: Config, train: Any) -> None:
+        """Initialises the state and places the data on the devices.
+
+        Args:
+          config: settings of the run.
+          train: Interactions of the training users.
+        """
+        mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+        self.setup = step_lib.make_setup(config, train.n_items, mesh)
+        self.state = step_lib.init_state(self.setup, config.seed)
+        batch_size = config.train.batch_size
+        order = batches.epoch_order(
+            config.seed,
+            0,
+            train.n_users,
+            batch_size,
+            drop_remainder=True,
+            parts=self.setup.parts(batch_size),
+        )
+        self.pipeline = input_pipeline.make_pipeline(
+            config.data.feed, self.setup, train, config.seed
+        )
+        self._epoch = self.pipeline.prepare(order)
+        self._next = 0
+        self._stretch = 0
+        self.steps = 0
+        self.losses: list[float] = []
+        self.facts = {"version": __version__}
+
+    def measure(self, seconds: float) -> dict[str, Any]:
+        """Trains for about `seconds`, compilation excluded.
+
+        Returns:
+          {'users', 'seconds', 'loss', 'peak_rss_bytes'}, as `peers.Peer` does.
+        """
+        if not self._stretch:
+            self.run(1)
+            _, one = self.run(1)
+            self._stretch = max(1, round(STRETCH_SECONDS / max(one, 1e-9)))
+        users, spent = 0.0, 0.0
+        while not users or spent < seconds:
+            totals, took = self.run(self._stretch)
+            users += float(totals.users.sum())
+            spent += took
+        return {
+            "users": users,
+            "seconds": spent,
+            "loss": self.losses[-1],
+            "peak_rss_bytes": common.peak_rss_bytes(),
+        }
+
+    def run(self, steps: int) -> tuple[step_lib.StepMetrics, float]:
+        """Takes up to `steps` steps, but not beyond the end of the epoch.
+
+        Returns:
+          (metrics of every step, seconds without compilation).
+        """
+        start = self._next
+        stop = min(start + steps, self._epoch.steps)
+        compiled = self.pipeline.compile_seconds
+        began = time.perf_counter()
+        self.state, totals = self.pipeline.run(
+            self.state, self._epoch, start, stop
+        )
+        seconds = time.perf_counter() - began
+        seconds -= self.pipeline.compile_seconds - compiled
+        self._next = stop % self._epoch.steps
+        self.steps += stop - start
+        self.losses.append(float(totals.loss.sum() / totals.users.sum()))
+        return totals, seconds
+
+
+class Work(NamedTuple):
+    """The calls that are timed.
+
+    Attributes:
+      evaluate: computes the metrics of the validation users, as the training
+        loop does.
+      rank: the first part of it: scores and ranks on the device.
+      score: the second part: computes the metrics of the lists on the host.
+    """
+
+    evaluate: Callable[[], Any]
+    rank: Callable[[], Any]
+    score: Callable[[], Any]
+
+
+def validation(config: Any, setup: Any, params: Any, dataset: Any) -> Work:
+    """Returns the evaluation of the validation users and its two parts."""
+    held, names = dataset.validation, config.eval.metrics
+    ranker = ranking.Ranker(
+        scorers.model(setup.model, params), setup.mesh, metrics.depth(names)
+    )
+    share_I = dataset.train.item_counts() / dataset.train.n_users
+
+    def rank() -> Any:
+        return ranker(
+            params,
+            held.fold_in.indptr,
+            held.fold_in.indices,
+            batch_size=config.eval.batch_size,
+        )
+
+    def evaluate() -> Any:
+        return evaluator.evaluate(
+            ranker,
+            params,
+            held.fold_in,
+            held.held_out,
+            names=names,
+            batch_size=config.eval.batch_size,
+            item_share_I=share_I,
+        )
+
+    lists: list[Any] = []
+
+    def score() -> Any:
+        if not lists:
+            lists.append(rank())
+        return evaluator.from_ranked(
+            lists[0], held.held_out, names=names, item_share_I=share_I
+        )
+
+    return Work(evaluate, rank, score)
+
+
+def random_model(config: Config, n_items: int) -> TrainedModel:
+    """Returns a model with random parameters, ready to rank."""
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+    setup = step_lib.make_setup(config, n_items, mesh)
+    return TrainedModel(
+        config,
+        manifest={},
+        items=IdTable(np.arange(n_items)),
+        setup=setup,
+        params=step_lib.init_state(setup, config.seed).params,
+        directory=pathlib.Path(),
+        position={},
+    )
