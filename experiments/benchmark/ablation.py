@@ -1,11 +1,11 @@
-"""What each part of a blend brings, on the test users of finished runs.
+"""What each part of a blend contributes, on the test users of finished runs.
 
     python experiments/benchmark/ablation.py runs/blend runs/blend-1 \\
         --json=ablation.json
 
-The runs differ in their seed alone and have a linear branch, as of
-configs/blend.py. Nothing is trained again: parts are taken away from what was
-trained, and what remains is weighed anew on the validation users.
+The runs differ only in their seed and have a linear branch, as configs/blend.py
+does. Nothing is trained again: parts are removed from the trained blends, and
+the weights of the remaining parts are tuned again on the validation users.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from experiments.benchmark import common
 from vaecf import cli
 from vaecf.errors import VaecfError
 
-_L2 = flags.DEFINE_float("ease_l2", 500.0, "λ of EASE in its place.")
-_JSON = flags.DEFINE_string("json", None, "Also write all numbers there.")
+FLAGS = flags.FLAGS
+flags.DEFINE_float("ease_l2", 500.0, "λ of the EASE that replaces the branch.")
+common.define_json()
 
-ALL = "all of it"
+WHOLE = "the whole blend"
 
 
 def main(argv: Sequence[str]) -> None:
-    """One table, and the numbers as JSON."""
-    from vaecf import workdir as workdir_lib
+    """Evaluates the variants, prints a table and writes the JSON."""
+    from vaecf import workdir
     from vaecf.evaluation import significance
+    from vaecf.evaluation.evaluator import mean_and_stderr
 
     paths = [pathlib.Path(run) for run in argv[1:]]
     if not paths:
@@ -40,53 +43,37 @@ def main(argv: Sequence[str]) -> None:
     _check(paths)
     values: dict[str, list[np.ndarray]] = {}
     for path in paths:
-        for name, value_U in _variants(path, _L2.value).items():
+        for name, value_U in _variants(path, FLAGS.ease_l2).items():
             values.setdefault(name, []).append(value_U)
             cli.log(f"{path}: {name} {np.nanmean(value_U):.4f}")
-    real_U = ~np.isnan(values[ALL][0])
+    real_U = ~np.isnan(values[WHOLE][0])
     mean_U = {k: np.mean(v, axis=0)[real_U] for k, v in values.items()}
     paired = significance.paired(
-        {k: v for k, v in mean_U.items() if k != ALL}, mean_U[ALL]
+        {k: v for k, v in mean_U.items() if k != WHOLE}, mean_U[WHOLE]
     )
-    rows = []
-    for name, seeds in values.items():
-        means = [float(np.nanmean(v)) for v in seeds]
-        spread = (
-            float(np.std(means, ddof=1) / len(means) ** 0.5)
-            if len(means) > 1
-            else None
-        )
-        row: dict[str, Any] = {
+    rows = [
+        {
             "variant": name,
-            "mean": float(np.mean(means)),
-            "stderr": spread,
-            "seeds": means,
+            **mean_and_stderr(np.array([np.nanmean(v) for v in per_seed])),
+            "seeds": [float(np.nanmean(value_U)) for value_U in per_seed],
+            "against": paired[name]._asdict() if name in paired else None,
         }
-        if name in paired:
-            row["against_all"] = paired[name]._asdict()
-        rows.append(row)
-    metric = workdir_lib.read_config(paths[0]).eval.best_metric
+        for name, per_seed in values.items()
+    ]
+    metric = workdir.read_config(paths[0]).eval.best_metric
     cli.log("\n" + _table(metric, rows))
-    if _JSON.value:
-        runs = [str(path) for path in paths]
-        workdir_lib.write_json(
-            pathlib.Path(_JSON.value), {"runs": runs, "variants": rows}
-        )
+    common.write({"runs": [str(path) for path in paths], "variants": rows})
 
 
 def _check(paths: Sequence[pathlib.Path]) -> None:
-    """Refuses runs that differ in more than their seed.
-
-    Raises:
-      VaecfError: names what differs.
-    """
+    """Raises VaecfError if the runs differ in more than their seed."""
     from vaecf import config as config_lib
-    from vaecf import workdir as workdir_lib
+    from vaecf import workdir
 
     first, *others = (
         {
-            **config_lib.flatten(workdir_lib.read_config(path).to_dict()),
-            "the dataset": workdir_lib.read_json(path / workdir_lib.DATASET),
+            **config_lib.flatten(workdir.read_config(path).to_dict()),
+            "the dataset": workdir.read_json(path / workdir.DATASET),
         }
         for path in paths
     )
@@ -95,28 +82,29 @@ def _check(paths: Sequence[pathlib.Path]) -> None:
             if other[key] != first[key]:
                 raise VaecfError(
                     f"{path} and {paths[0]} differ in {key}: give runs that "
-                    "differ in their seed alone"
+                    "differ only in their seed"
                 )
 
 
 def _table(metric: str, rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        f"| | {metric} | against all of it | p (Holm) |",
-        "|---|---|---|---|",
-    ]
+    def spread(value: float | None) -> str:
+        return "" if value is None else f" ± {value:.4f}"
+
+    cells = []
     for row in rows:
-        spread = "" if row["stderr"] is None else f" ± {row['stderr']:.4f}"
+        mean = f"{row['mean']:.4f}{spread(row['stderr'])}"
         against = p = ""
-        if (other := row.get("against_all")) is not None:
-            against = f"{other['difference']:+.4f} ± {other['stderr']:.4f}"
+        if other := row["against"]:
+            against = f"{other['difference']:+.4f}{spread(other['stderr'])}"
             p = f"{other['p_holm']:.1e}"
-        mean = f"{row['mean']:.4f}{spread}"
-        lines.append(f"| {row['variant']} | {mean} | {against} | {p} |")
-    return "\n".join(lines)
+        cells.append((row["variant"], mean, against, p))
+    return common.markdown(
+        f"| | {metric} | against {WHOLE} | p (Holm) |", cells
+    )
 
 
 def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
-    """The metric of every test user, float64 [U], by what ranks."""
+    """Returns the metric of every test user, float64 [U], by variant."""
     from vaecf.data.dataset import find_dataset
     from vaecf.evaluation import blend_tuning, scorers
     from vaecf.evaluation.evaluator import Evaluator
@@ -128,7 +116,8 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     model = load(workdir)
     if model.branch is None:
         raise VaecfError(
-            f"{workdir}: config.linear.l2 is 0: there is nothing to take away"
+            f"{workdir}: config.linear.l2 is 0, so that there is no linear "
+            "branch to remove"
         )
     dataset = find_dataset(model.config.data.dir)
     n_items = dataset.n_items
@@ -169,7 +158,7 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
         f"{name} and EASE": tuned(of_ease, priors=(0.0,)),
         f"{name} and EASE, prior divided out": tuned(of_ease),
         f"{name} and linear branch": tuned(model.branch, priors=(0.0,)),
-        ALL: tuned(model.branch),
+        WHOLE: tuned(model.branch),
     }
 
 

@@ -36,7 +36,7 @@ def define_flags(
     """Defines the flags of every benchmark of a model."""
     from absl import flags
 
-    flags.DEFINE_string("json", None, "File to write the results to.")
+    define_json()
     flags.DEFINE_string("precision", "fp32", "config.precision.policy.")
     flags.DEFINE_integer(
         "batch_size", batch_size, "Users per batch.", lower_bound=1
@@ -51,6 +51,13 @@ def define_flags(
     flags.DEFINE_multi_string(
         "set", [], "Another setting, such as --set=model.input=gather."
     )
+
+
+def define_json() -> None:
+    """Defines --json."""
+    from absl import flags
+
+    flags.DEFINE_string("json", None, "File to write the results to.")
 
 
 def config_from_flags(defaults: Mapping[str, Any] | None = None) -> Config:
@@ -210,9 +217,27 @@ def markdown(head: str, rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def write(path: str | None, result: Mapping[str, Any]) -> None:
-    """Writes a result as JSON, if there is a path."""
+def write(result: Mapping[str, Any]) -> None:
+    """Writes a result to the file of --json, if there is one."""
+    from absl import flags
+
     from vaecf import workdir
 
-    if path is not None:
-        workdir.write_json(pathlib.Path(path), result)
+    if flags.FLAGS.json is not None:
+        workdir.write_json(pathlib.Path(flags.FLAGS.json), result)
+
+
+def main_of(
+    benchmark: Callable[[], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+) -> Callable[[Sequence[str]], None]:
+    """Returns the main function of a script: measure, print a table, write."""
+
+    def main(argv: Sequence[str]) -> None:
+        del argv
+        result = benchmark()
+        where = result.get("device") or result["processor"]
+        print(f"\n{where}\n\n{table(result)}", flush=True)
+        write(result)
+
+    return main

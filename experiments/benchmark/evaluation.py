@@ -14,30 +14,19 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common
+from experiments.benchmark import common, tables
 from vaecf import cli
 
 FLAGS = flags.FLAGS
 common.define_flags(batch_size=2000)
 flags.DEFINE_integer("users", 10_000, "Held-out users.", lower_bound=1)
 flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=20)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Measures, prints a table and writes the JSON."""
-    del argv
-    from experiments.benchmark import tables
-
-    result = benchmark()
-    cli.log(f"\n{result['device']}\n\n{tables.evaluation([result])}")
-    common.write(FLAGS.json, result)
 
 
 def benchmark() -> dict[str, Any]:
@@ -93,7 +82,7 @@ def benchmark() -> dict[str, Any]:
 
 
 def _turn(product: Any, work: Any, flop: int) -> dict[str, float]:
-    """Measures the ceiling, the evaluation, its parts, and the ceiling again."""
+    """Measures the ceiling, the evaluation and its parts, and the ceiling."""
     turn = FLAGS.seconds / FLAGS.repeats
     ceiling = product.gflops(turn / 2)
     seconds = statistics.mean(common.timings(work.evaluate, turn))
@@ -112,6 +101,8 @@ def _turn(product: Any, work: Any, flop: int) -> dict[str, float]:
         "fraction_of_ceiling": rate * flop / (1e9 * gflops),
     }
 
+
+main = common.main_of(benchmark, tables.evaluation)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -28,9 +28,8 @@ from experiments.benchmark import common
 from vaecf import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "json", None, "File to write the results to.", required=True
-)
+common.define_json()
+flags.mark_flag_as_required("json")
 flags.DEFINE_float(
     "limit", 440.0, "Seconds after which no further benchmark starts."
 )
@@ -92,11 +91,11 @@ def main(argv: Sequence[str]) -> int:
         cli.log(f"\n--- {' '.join(arguments)}")
         records.append(run(arguments))
         # After every benchmark, in case the machine is lost.
-        common.write(FLAGS.json, {"runs": records})
+        common.write({"runs": records})
     failed = [record for record in records if "error" in record]
     for record in failed:
         cli.log(f"failed: {' '.join(record['arguments'])}: {record['error']}")
-    common.write(FLAGS.json, {"runs": records})
+    common.write({"runs": records})
     return int(bool(failed))
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common
+from experiments.benchmark import common, tables
 from vaecf import cli
 
 FLAGS = flags.FLAGS
@@ -29,20 +28,6 @@ flags.DEFINE_list("batch_sizes", ["1", "8", "64", "512"], "Users per query.")
 flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=1)
 flags.DEFINE_integer("k", 100, "List length.", lower_bound=1)
 flags.DEFINE_integer("items_per_user", 10, "Items of a history.", lower_bound=1)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Measures, prints a table and writes the JSON."""
-    del argv
-    from experiments.benchmark import tables
-
-    result = benchmark()
-    cli.log(
-        f"{result['device']}: reading the output weights takes "
-        f"{1e3 * result['floor_seconds']:.3f} ms, "
-        f"{result['read_gb_per_second']:.1f} GB/s\n\n{tables.inference(result)}"
-    )
-    common.write(FLAGS.json, result)
 
 
 def benchmark() -> dict[str, Any]:
@@ -111,6 +96,8 @@ def _read_seconds(n_bytes: int) -> float:
     times = common.timings(lambda: program(x), 0.1, group_seconds=0.0)
     return statistics.mean(times)
 
+
+main = common.main_of(benchmark, tables.inference)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -18,14 +18,13 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common
+from experiments.benchmark import common, tables
 from vaecf import cli
 
 FLAGS = flags.FLAGS
@@ -40,20 +39,6 @@ _DEFAULTS = {
     "model.latent": 16,
     "model.item_block": 16_384,
 }
-
-
-def main(argv: Sequence[str]) -> None:
-    """Trains, prints a table and writes the JSON."""
-    del argv
-    from experiments.benchmark import tables
-
-    result = benchmark()
-    cli.log(
-        f"\n{tables.large_catalogue([result])}\n\nThe input pipeline's thread "
-        f"assembles {result['assembled_users_per_second']:,.0f} users/s with "
-        f"{FLAGS.history} interactions each."
-    )
-    common.write(FLAGS.json, result)
 
 
 def benchmark() -> dict[str, Any]:
@@ -139,6 +124,8 @@ def _assembled() -> float:
         rates.append(users / (time.perf_counter() - began))
     return statistics.median(rates)
 
+
+main = common.main_of(benchmark, tables.large_catalogue)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,38 +37,6 @@ WARM_UP_STEPS = 2
 
 
 # --- In our process ---------------------------------------------------------
-
-
-def check(names: Sequence[str], python: str) -> None:
-    """Raises before anything is generated if a peer cannot run.
-
-    Args:
-      names: peers asked for.
-      python: interpreter that has PyTorch.
-
-    Raises:
-      VaecfError: a name is unknown, or the interpreter lacks PyTorch.
-    """
-    for name in names:
-        if name not in STEPS:
-            raise VaecfError(
-                f"--peers={name} is unknown: use some of {', '.join(STEPS)}"
-            )
-    if not names:
-        return
-    has_torch = "import importlib.util as u; assert u.find_spec('torch')"
-    try:
-        found = subprocess.run([python, "-c", has_torch], capture_output=True)
-    except OSError as error:
-        raise VaecfError(
-            f"--peer_python={python} cannot be run: {error.strerror}"
-        ) from None
-    if found.returncode:
-        raise VaecfError(
-            f"--peers={','.join(names)} needs PyTorch, which {python} does not "
-            "have: pip install torch, or name another interpreter with "
-            "--peer_python"
-        )
 
 
 class Peer:
@@ -98,14 +66,19 @@ class Peer:
         np.save(f"{folder}/indices.npy", train.indices)
         settings = json.dumps(config.to_dict())
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (`__exit__` closes it)
-        self._process = subprocess.Popen(
-            [python, __file__, name, folder, str(train.n_items), settings],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(common.ROOT)},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [python, __file__, name, folder, str(train.n_items), settings],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(common.ROOT)},
+            )
+        except OSError as error:
+            raise VaecfError(
+                f"--peer_python={python} cannot be run: {error.strerror}"
+            ) from None
         try:
             self.facts = self._answer()
         except BaseException:

@@ -23,11 +23,12 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common
+from experiments.benchmark import common, tables
 from vaecf import cli
+from vaecf.errors import VaecfError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("json", None, "File to write the results to.")
+common.define_json()
 flags.DEFINE_integer(
     "rows", 20_000_263, "Rows to generate.", lower_bound=20_000
 )
@@ -41,24 +42,17 @@ _USERS_PER_ROW = 138_493 / 20_000_263
 _HELD_OUT_SHARE = 10_000 / 138_493
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measures, prints a table and writes the JSON; 1 if the results differ."""
-    del argv
-    from experiments.benchmark import tables
+def benchmark() -> dict[str, Any]:
+    """Generates the rows, runs both ways in turns, and compares the results.
 
+    Raises:
+      VaecfError: a process failed, or the results differ.
+    """
     with tempfile.TemporaryDirectory(dir=FLAGS.dir) as folder:
-        result = benchmark(pathlib.Path(folder))
-    same = "identical" if result["identical"] else "DIFFERENT"
-    cli.log(
-        f"\n{result['processor']}\n\n{tables.preparation(result)}\n\n"
-        f"vaecf is {result['ratio']:.1f} times as fast; matrices {same}"
-    )
-    common.write(FLAGS.json, result)
-    return 0 if result["identical"] else 1
+        return _benchmark(pathlib.Path(folder))
 
 
-def benchmark(folder: pathlib.Path) -> dict[str, Any]:
-    """Generates the rows, runs both ways in turns, and compares the results."""
+def _benchmark(folder: pathlib.Path) -> dict[str, Any]:
     ratings, seed = folder / "ratings.csv", str(FLAGS.seed)
     cli.log(f"generating {FLAGS.rows:,} rows")
     # In another process, so that our memory does not count for the children.
@@ -92,11 +86,12 @@ def benchmark(folder: pathlib.Path) -> dict[str, Any]:
         for name, command in commands.items():
             turns[name].append(run_measured(command))
             cli.log(f"{name}: {turns[name][-1]['seconds']:.2f} s")
+    if not same(folder / "vaecf-0", folder / "pandas-0"):
+        raise VaecfError("vaecf and pandas prepared different matrices")
     medians = {name: common.medians(runs) for name, runs in turns.items()}
     return {
         **medians,
         "ratio": medians["pandas"]["seconds"] / medians["vaecf"]["seconds"],
-        "identical": same(folder / "vaecf-0", folder / "pandas-0"),
         "rows": FLAGS.rows,
         "file_bytes": ratings.stat().st_size,
         "held_out_users": held_out,
@@ -115,8 +110,6 @@ def run_measured(command: Sequence[str]) -> dict[str, float]:
     Raises:
       VaecfError: the script failed; with its last line.
     """
-    from vaecf.errors import VaecfError
-
     environment = {**os.environ, "PYTHONPATH": str(common.ROOT)}
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
@@ -161,6 +154,8 @@ def same(ours: pathlib.Path, theirs: pathlib.Path) -> bool:
         pairs += [(p.indptr, q.indptr), (p.indices, q.indices)]
     return all(np.array_equal(x, y) for x, y in pairs)
 
+
+main = common.main_of(benchmark, tables.preparation)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -1,4 +1,4 @@
-"""Prints the tables of docs/speed.md and docs/scaling.md.
+"""Prints the tables of docs/speed.md, docs/scaling.md and docs/sweeps.md.
 
     python experiments/benchmark/tables.py
 
@@ -22,7 +22,7 @@ from experiments.benchmark import common
 Result = dict[str, Any]
 
 
-def training(runs: Sequence[Result]) -> str:
+def training(*runs: Result) -> str:
     """Returns the table of runs of training.py and their peers."""
     rows = []
     for run in runs:
@@ -68,7 +68,7 @@ def _of_ceiling(run: Result) -> str:
     )
 
 
-def evaluation(runs: Sequence[Result]) -> str:
+def evaluation(*runs: Result) -> str:
     """Returns the table of runs of evaluation.py."""
     return common.markdown(
         "| batch | precision | users/s | decoder product | ranking | metrics | "
@@ -123,7 +123,24 @@ def preparation(run: Result) -> str:
     )
 
 
-def large_catalogue(runs: Sequence[Result]) -> str:
+def population(run: Result) -> str:
+    """Returns the table of a run of population.py."""
+    titles = {
+        "processes": f"{run['members']} times `main.py --train`",
+        "population": "one population",
+    }
+    keys = ("seconds", "training_seconds", "compile_seconds", "other_seconds")
+    return common.markdown(
+        "| | total | steps | compilation of steps | start, validations, "
+        "checkpoints |",
+        [
+            (title, *(f"{run['ways'][way][key]:.1f} s" for key in keys))
+            for way, title in titles.items()
+        ],
+    )
+
+
+def large_catalogue(*runs: Result) -> str:
     """Returns the table of runs of large_catalogue.py."""
     rows = []
     for run in runs:
@@ -186,16 +203,18 @@ def _where(run: Result) -> str:
 def main() -> None:
     """Prints every table as Markdown."""
     for where, runs in by_device(results("training")).items():
-        print(f"\nTraining, {where}:\n\n{training(runs)}")
+        print(f"\nTraining, {where}:\n\n{training(*runs)}")
     for where, runs in by_device(results("evaluation")).items():
-        print(f"\nEvaluation, {where}:\n\n{evaluation(runs)}")
+        print(f"\nEvaluation, {where}:\n\n{evaluation(*runs)}")
     for run in results("inference"):
         print(f"\nQueries, {_where(run)}:\n\n{inference(run)}")
     for run in results("preparation"):
         where = f"{run['rows']:,} rows, {run['processor']}"
         print(f"\nPreparation, {where}:\n\n{preparation(run)}")
+    for run in results("population"):
+        print(f"\nPopulation, {run['processor']}:\n\n{population(run)}")
     if runs := sorted(results("large"), key=lambda run: -run["items"]):
-        print(f"\nLarge catalogues:\n\n{large_catalogue(runs)}")
+        print(f"\nLarge catalogues:\n\n{large_catalogue(*runs)}")
 
 
 if __name__ == "__main__":

@@ -21,14 +21,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common
+from experiments.benchmark import common, tables
 from vaecf import cli
 
 # Our own step in fp32, as a peer of another precision.
@@ -67,19 +66,6 @@ flags.DEFINE_bool(
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measures, prints a table and writes the JSON."""
-    del argv
-    if FLAGS.peers:
-        # Peers may share the GPU, of which JAX would reserve three quarters.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from experiments.benchmark import tables
-
-    result = benchmark()
-    cli.log(f"\n{result['device']}\n\n{tables.training([result])}")
-    common.write(FLAGS.json, result)
-
-
 def benchmark() -> dict[str, Any]:
     """Generates the data, compiles, and measures in turns.
 
@@ -91,10 +77,18 @@ def benchmark() -> dict[str, Any]:
     from vaecf.errors import VaecfError
     from vaecf.training import precision
 
+    if FLAGS.peers:
+        # Peers may share the GPU, of which JAX would reserve three quarters.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Settings that cannot be measured fail before the data are generated.
     config = common.config_from_flags({"eval.batch_size": 2000})
     policy = precision.policy(config.precision.policy)
-    peers.check([p for p in FLAGS.peers if p != OWN], FLAGS.peer_python)
+    for name in FLAGS.peers:
+        if name not in (OWN, *peers.STEPS):
+            raise VaecfError(
+                f"--peers={name} is unknown: use some of {OWN}, "
+                f"{', '.join(peers.STEPS)}"
+            )
     sizes = {"n_train_users": FLAGS.users, "n_items": FLAGS.items}
     dataset = synthetic.make(
         FLAGS.shape,
@@ -103,11 +97,6 @@ def benchmark() -> dict[str, Any]:
         **{name: size for name, size in sizes.items() if size is not None},
     )
     train, batch_size = dataset.train, config.train.batch_size
-    if train.n_users < batch_size:
-        raise VaecfError(
-            f"--batch_size={batch_size} is larger than the {train.n_users} "
-            "training users: lower it or raise --users"
-        )
     trainer = workloads.Trainer(config, train)
     hidden, n_items = config.model.hidden[0], dataset.n_items
     product = ceilings.DecoderProduct(
@@ -213,7 +202,7 @@ def _summarise(
 
 
 def _evaluate(config: Any, trainer: Any, dataset: Any) -> dict[str, Any]:
-    """Evaluates the validation users as the loop does; the second time counts."""
+    """Evaluates the validation users as the loop does, once compiled."""
     from experiments.benchmark import workloads
 
     evaluate = workloads.validation(
@@ -228,6 +217,8 @@ def _evaluate(config: Any, trainer: Any, dataset: Any) -> dict[str, Any]:
         "ndcg@100": result.summary["ndcg@100"]["mean"],
     }
 
+
+main = common.main_of(benchmark, tables.training)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -16,12 +16,14 @@ from experiments.benchmark import common
 from vaecf import __version__
 from vaecf.config import Config
 from vaecf.data.id_table import IdTable
-from vaecf.evaluation import evaluator, metrics, ranking, scorers
+from vaecf.evaluation import scorers
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving.trained_model import TrainedModel
-from vaecf.training import batches, input_pipeline
-from vaecf.training import step as step_lib
+from vaecf.training import input_pipeline
+from vaecf.training import state as state_lib
 from vaecf.training.signals import STRETCH_SECONDS
+from vaecf.training.step import StepMetrics
 
 
 class Trainer:
@@ -46,10 +48,10 @@ class Trainer:
           train: Interactions of the training users.
         """
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
-        self.setup = step_lib.make_setup(config, train.n_items, mesh)
-        self.state = step_lib.init_state(self.setup, config.seed)
+        self.setup = state_lib.make_setup(config, train.n_items, mesh)
+        self.state = state_lib.init_state(self.setup, config.seed)
         batch_size = config.train.batch_size
-        order = batches.epoch_order(
+        order = input_pipeline.epoch_order(
             config.seed,
             0,
             train.n_users,
@@ -89,7 +91,7 @@ class Trainer:
             "peak_rss_bytes": common.peak_rss_bytes(),
         }
 
-    def run(self, steps: int) -> tuple[step_lib.StepMetrics, float]:
+    def run(self, steps: int) -> tuple[StepMetrics, float]:
         """Takes up to `steps` steps, but not beyond the end of the epoch.
 
         Returns:
@@ -125,31 +127,21 @@ class Work(NamedTuple):
     score: Callable[[], Any]
 
 
-def validation(config: Any, setup: Any, params: Any, dataset: Any) -> Work:
+def validation(config: Config, setup: Any, params: Any, dataset: Any) -> Work:
     """Returns the evaluation of the validation users and its two parts."""
-    held, names = dataset.validation, config.eval.metrics
-    ranker = ranking.Ranker(
-        scorers.model(setup.model, params), setup.mesh, metrics.depth(names)
+    evaluator = Evaluator.for_split(
+        dataset, "validation", config.eval, setup.mesh
     )
-    share_I = dataset.train.item_counts() / dataset.train.n_users
+    ranker = evaluator.compile(scorers.model(setup.model))
+    model_params = scorers.ModelParams(params)
+    fold_in = evaluator.fold_in
 
     def rank() -> Any:
         return ranker(
-            params,
-            held.fold_in.indptr,
-            held.fold_in.indices,
+            model_params,
+            fold_in.indptr,
+            fold_in.indices,
             batch_size=config.eval.batch_size,
-        )
-
-    def evaluate() -> Any:
-        return evaluator.evaluate(
-            ranker,
-            params,
-            held.fold_in,
-            held.held_out,
-            names=names,
-            batch_size=config.eval.batch_size,
-            item_share_I=share_I,
         )
 
     lists: list[Any] = []
@@ -157,23 +149,21 @@ def validation(config: Any, setup: Any, params: Any, dataset: Any) -> Work:
     def score() -> Any:
         if not lists:
             lists.append(rank())
-        return evaluator.from_ranked(
-            lists[0], held.held_out, names=names, item_share_I=share_I
-        )
+        return evaluator.evaluate_lists(lists[0])
 
-    return Work(evaluate, rank, score)
+    return Work(lambda: evaluator(ranker, model_params), rank, score)
 
 
 def random_model(config: Config, n_items: int) -> TrainedModel:
     """Returns a model with random parameters, ready to rank."""
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
-    setup = step_lib.make_setup(config, n_items, mesh)
+    setup = state_lib.make_setup(config, n_items, mesh)
     return TrainedModel(
         config,
         manifest={},
         items=IdTable(np.arange(n_items)),
         setup=setup,
-        params=step_lib.init_state(setup, config.seed).params,
+        params=state_lib.init_state(setup, config.seed).params,
         directory=pathlib.Path(),
         position={},
     )
