@@ -49,12 +49,10 @@ flags.DEFINE_bool("overwrite", False, "Replace an existing dataset.")
 def main(argv: Sequence[str]) -> None:
     """Parses the flags, prepares, and suggests the next command."""
     del argv
-    fields = dataclasses.fields(prepare.Settings)
-    values = {field.name: flags.FLAGS[field.name].value for field in fields}
-    made = prepare.prepare(
-        prepare.Settings(**values),
-        log=lambda line: cli.log(cli.with_flags(line)),
-    )
+    names = [field.name for field in dataclasses.fields(prepare.Settings)]
+    settings = prepare.Settings(**{n: flags.FLAGS[n].value for n in names})
+    log = lambda line: cli.log(cli.with_flags(line))  # noqa: E731
+    made = prepare.prepare(settings, log=log)
     rest = f"--config=configs/{catalog.config_of(made.name)}.py "
     rest += f"--config.data.dir={made.path} --workdir=runs/{made.name}"
     if made.name == "ml-20m" and made.protocol == "recipe":
