@@ -206,7 +206,7 @@ def test_generated_data(tmp_path):
     made = run(tmp_path / "s", dataset="synthetic", held_out_users=50)
     direct = synthetic.make("synthetic", 0, n_held_out_users=50)
     assert made.manifest_hash == direct.manifest_hash
-    assert synthetic.oracle_of(made) is not None
+    assert made.oracle is not None
     with pytest.raises(VaecfError, match="min_rating=4 does not go with"):
         run(tmp_path / "t", dataset="synthetic", min_rating=4)
 

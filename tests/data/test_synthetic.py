@@ -1,4 +1,4 @@
-"""Generated data: its law, its oracle and its calibration."""
+"""Generated data: its distributions, its oracle and its calibration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from vaecf.data import readers, sampling, splits, synthetic
+from vaecf.data import readers, splits, synthetic
 from vaecf.data.dataset import Dataset, open_dataset, write_dataset
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -62,8 +62,8 @@ def test_draws_follow_successive_sampling(
     n = 40_000
     # No rounds, one round, all rounds: the Gumbel finish has the same law.
     for rounds in (1, 4):
-        monkeypatch.setattr(sampling, "_ROUNDS", rounds)
-        drawn = sampling.draw_histories(
+        monkeypatch.setattr(synthetic, "_ROUNDS", rounds)
+        drawn = synthetic.draw_histories(
             np.tile(theta, (n, 1)), phi, np.full(n, 2), rng_of(rounds)
         )
         pairs = drawn.indices.reshape(n, 2)
@@ -78,7 +78,7 @@ def test_the_gumbel_finish_has_the_same_law() -> None:
     rng, n = rng_of(0), 20_000
     # One item is there already: the next one is p restricted to the others.
     found = np.array([0])
-    drawn = [sampling._draw_rest(p, found, 1, rng)[0] for _ in range(n)]
+    drawn = [synthetic._draw_rest(p, found, 1, rng)[0] for _ in range(n)]
     share = np.bincount(drawn, minlength=4) / n
     assert np.abs(share - np.array([0, 0.6, 0.3, 0.1])).max() < 0.015
 
@@ -97,8 +97,8 @@ def test_drawn_histories_are_what_was_asked_for(data: st.DataObject) -> None:
     theta = rng.random((len(lengths), n_groups)) ** 4
     chunk = data.draw(st.integers(1, 100))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "_CHUNK", chunk)
-        drawn = sampling.draw_histories(
+        patch.setattr(synthetic, "_CHUNK", chunk)
+        drawn = synthetic.draw_histories(
             theta / theta.sum(axis=1, keepdims=True),
             phi / phi.sum(axis=1, keepdims=True),
             lengths,
@@ -111,7 +111,7 @@ def test_drawn_histories_are_what_was_asked_for(data: st.DataObject) -> None:
 
 def test_too_few_possible_items_is_an_error() -> None:
     with pytest.raises(VaecfError, match=r"3 items, but only 2 of 4 items"):
-        sampling.draw_histories(
+        synthetic.draw_histories(
             np.ones((1, 1)),
             np.array([[0.5, 0.5, 0, 0]]),
             np.array([3]),
@@ -228,38 +228,33 @@ def ndcg(scores: np.ndarray, seen: set[int], wanted: set[int]) -> float:
 def test_oracle_describes_the_users_in_the_tables_order(
     dataset: Dataset,
 ) -> None:
-    oracle = synthetic.oracle_of(dataset)
-    assert oracle is not None
-    assert oracle.user_group.shape == (4_800, 20)
-    assert oracle.group_item.shape == (20, 1_000)
-    assert oracle.user_group.dtype == oracle.group_item.dtype == np.float32
-    np.testing.assert_allclose(oracle.user_group.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(oracle.group_item.sum(axis=1), 1, rtol=1e-5)
-    # The likelihood of each user's items is best under the user's own row.
-    starts = {"train": 0, "validation": 4_000, "test": 4_400}
-    matrices = {
-        "train": dataset.train,
-        "validation": dataset.validation.fold_in,
-        "test": dataset.test.held_out,
-    }
-    for split, matrix in matrices.items():
-        rows = np.arange(400)
-        own = np.log(oracle.scores(starts[split] + rows))
-        other = np.log(oracle.scores(starts[split] + (rows + 1) % 400))
+    """The likelihood of a user's items is best under the user's own row."""
+    user_group = dataset.oracle["user_group"]
+    group_item = dataset.oracle["group_item"]
+    assert (user_group.shape, group_item.shape) == ((4_800, 20), (20, 1_000))
+    for array in (user_group, group_item):
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array.sum(axis=1), 1, rtol=1e-5)
+    for start, matrix in (
+        (0, dataset.train),
+        (4_000, dataset.validation.fold_in),
+        (4_400, dataset.test.held_out),
+    ):
+        log_p = np.log(user_group[start : start + 400] @ group_item)
         x = matrix.rows(slice(0, 400)).to_scipy().toarray()
-        assert ((x * own).sum(1) > (x * other).sum(1)).mean() > 0.8
+        other = np.roll(log_p, 1, axis=0)
+        assert ((x * log_p).sum(1) > (x * other).sum(1)).mean() > 0.8
 
 
 def test_oracle_beats_popularity_by_far(dataset: Dataset) -> None:
-    oracle = synthetic.oracle_of(dataset)
-    assert oracle is not None
     fold_in, held_out = dataset.test
     popular = dataset.train.item_counts().astype(np.float64)
     of_oracle, of_popularity = [], []
     for user in range(150):
         wanted = set(held_out.row(user).tolist())
         seen = set(fold_in.row(user).tolist())
-        scores = oracle.scores(np.array([4_400 + user]))[0]
+        mixture = dataset.oracle["user_group"][4_400 + user]
+        scores = mixture @ dataset.oracle["group_item"]
         of_oracle.append(ndcg(scores, seen, wanted))
         of_popularity.append(ndcg(popular, seen, wanted))
     assert np.mean(of_oracle) > 0.4
@@ -270,17 +265,13 @@ def test_oracle_survives_the_disk(tmp_path: pathlib.Path) -> None:
     made = synthetic.make(
         "synthetic", n_train_users=60, n_held_out_users=6, n_items=100
     )
-    write_dataset(tmp_path / "d", made)
-    opened = open_dataset(tmp_path / "d", verify=True)
-    assert opened.manifest_hash == made.manifest_hash
-    before, after = synthetic.oracle_of(made), synthetic.oracle_of(opened)
-    assert before is not None
-    assert after is not None
-    np.testing.assert_array_equal(before.user_group, after.user_group)
-    np.testing.assert_array_equal(before.group_item, after.group_item)
+    opened = write_dataset(tmp_path / "d", made)
+    assert open_dataset(tmp_path / "d", verify=True).manifest == made.manifest
+    assert made.oracle.keys() == opened.oracle.keys()
+    for name, array in made.oracle.items():
+        np.testing.assert_array_equal(opened.oracle[name], array)
     facts = opened.manifest["oracle"]
-    assert facts["seed"] == 0
-    assert facts["generator"]["n_items"] == 100
+    assert (facts["seed"], facts["generator"]["n_items"]) == (0, 100)
 
 
 # --- calibration -------------------------------------------------------------
@@ -330,5 +321,5 @@ def test_bad_arguments_are_named() -> None:
         synthetic.make("synthetic", n_item=3)
     with pytest.raises(VaecfError, match="n_items must be an integer of at l"):
         synthetic.make("synthetic", n_items=3)
-    with pytest.raises(VaecfError, match=r"focus must be in \[0, 1\)"):
+    with pytest.raises(VaecfError, match=r"focus=1 must be in \[0, 1\)"):
         synthetic.make("synthetic", focus=1)

@@ -1,4 +1,4 @@
-"""Generated interactions with planted taste groups.
+"""Generates interactions with planted taste groups.
 
 The model, for user u, group g and item i::
 
@@ -8,45 +8,49 @@ The model, for user u, group g and item i::
   user            theta_ug      a mixture of at most three groups
   next item       p_ui          = sum_g theta_ug Phi_gi
 
-A user's history is ``n_u`` items drawn from ``p_u`` one after the other
-without replacement. As groups are picked with probability ``m_g``, the mean
-of ``p_u`` over users is ``w``: popularity alone explains what it may, and the
-rest is taste that a model can learn from the histories. The generator keeps
-``theta`` and ``Phi``, so that the best possible ranking is known.
+A user's history is ``n_u`` items drawn from ``p_u`` successively without
+replacement. Groups are picked with probability ``m_g``, so the mean of ``p_u``
+over users is ``w``: popularity explains a part, and the rest is taste that a
+model can learn. The generator keeps ``theta`` and ``Phi`` as the dataset's
+oracle, so that the best possible ranking is known.
+
+Only `numpy.random.Generator.random` is used; all distributions are our own
+transforms of it, because NumPy may change its own between releases.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vaecf.data.dataset import Dataset, make_dataset
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
-from vaecf.data.sampling import draw_histories
 from vaecf.data.splits import hold_out
 from vaecf.errors import VaecfError, did_you_mean
 
 TEST_PROPORTION = 0.2  # of a held-out user's items, rounded down
+_CHUNK = 500_000  # interactions drawn together; bounds the memory
+_ROUNDS = 4  # of draws with replacement before single users are completed
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What `make` generates; each field may be overridden by its name.
+    """Sizes and distributions of generated data.
 
     Attributes:
-      n_train_users: users to train on.
+      n_train_users: training users.
       n_held_out_users: validation users; as many again are test users.
       n_items: size of the catalogue.
       n_groups: taste groups.
-      focus: in [0, 1); how much of an item's audience belongs to its own
-        groups rather than to everybody.
+      focus: in [0, 1); the share of an item's audience that belongs to its own
+        groups rather than to all.
       popularity: knots (rank, weight) of the popularity curve, interpolated
         linearly in the logarithms of both.
       lengths: knots (quantile, items) of the history length, rising.
-      bend: within two knots at distance t in [0, 1] the logarithm of the
+      bend: between two knots, at distance t in [0, 1], the logarithm of the
         length rises as t ** bend.
     """
 
@@ -61,7 +65,7 @@ class Recipe:
 
     @property
     def n_users(self) -> int:
-        """Training, validation and test users together."""
+        """Training, validation and test users."""
         return self.n_train_users + 2 * self.n_held_out_users
 
 
@@ -115,30 +119,8 @@ RECIPES = {
 }  # fmt: skip
 
 
-class Oracle(NamedTuple):
-    """What the generator knows.
-
-    Attributes:
-      user_group: float32 [n_users, n_groups], each user's mixture, in the
-        order of the users table (train, validation, test); rows sum to 1.
-      group_item: float32 [n_groups, n_items], each group's distribution
-        over the items; rows sum to 1.
-    """
-
-    user_group: np.ndarray
-    group_item: np.ndarray
-
-    def scores(self, users: np.ndarray) -> np.ndarray:
-        """True probabilities float32 [len(users), n_items] of the next item.
-
-        `users` are rows of the users table. Ranking the items that a user
-        does not have yet by these numbers is the best that anyone can do.
-        """
-        return np.asarray(self.user_group[users]) @ np.asarray(self.group_item)
-
-
 def popularity(recipe: Recipe) -> np.ndarray:
-    """Weights of the items by falling popularity: float64 [n_items], sum 1."""
+    """Returns item weights, float64 [n_items], falling, with sum 1."""
     rank, weight = np.log(np.array(recipe.popularity).T)
     curve = np.exp(
         np.interp(np.log(np.arange(1, recipe.n_items + 1)), rank, weight)
@@ -147,10 +129,11 @@ def popularity(recipe: Recipe) -> np.ndarray:
 
 
 def history_lengths(recipe: Recipe, n_users: int) -> np.ndarray:
-    """Items per user, int64 [n_users] ascending: the curve's own quantiles.
+    """Returns items per user, int64 [n_users] ascending.
 
-    Taking them at (k + 1/2) / n_users leaves no sampling error, so that the
-    total is the same for every seed. No user gets more than half the items.
+    These are the curve's quantiles at (k + 1/2) / n_users, without sampling
+    error, so that the total is the same for every seed. No user gets more than
+    half of the items.
     """
     quantile, length = np.array(recipe.lengths).T
     at = (np.arange(n_users) + 0.5) / n_users
@@ -166,14 +149,11 @@ def history_lengths(recipe: Recipe, n_users: int) -> np.ndarray:
 def plant_groups(
     weights: np.ndarray, recipe: Recipe, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gives every item its groups.
-
-    An item belongs by 0.7 to one group and by 0.3 to another, both picked at
-    random; `1 - focus` of it belongs to everybody.
+    """Assigns each item to groups: 0.7 to one, 0.3 to another, at random.
 
     Returns:
       Distributions over items float64 [n_groups, n_items], and the groups'
-      masses float64 [n_groups], so that masses @ distributions = weights.
+      masses float64 [n_groups]; masses @ distributions = weights.
     """
     n_items, n_groups = len(weights), recipe.n_groups
     affinity = np.full((n_groups, n_items), (1 - recipe.focus) / n_groups)
@@ -188,10 +168,10 @@ def plant_groups(
 def draw_mixtures(
     mass: np.ndarray, n_users: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Mixtures float32 [n_users, n_groups] of one to three groups each.
+    """Draws mixtures, float32 [n_users, n_groups], of one to three groups.
 
-    Groups are picked with probability `mass`; how many and how much of each
-    is random: 40 % of the users have one, 40 % two, 20 % three.
+    40 % of the users have one group, 40 % two, 20 % three. Groups are picked
+    with probability `mass`, with exponential shares.
     """
     n_picks = 1 + np.searchsorted([0.4, 0.8], rng.random(n_users), "right")
     share = -np.log1p(-rng.random((n_users, 3)))  # exponential variates
@@ -205,37 +185,32 @@ def draw_mixtures(
 
 
 def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
-    """Generates a dataset with strong generalisation, oracle included.
+    """Generates a dataset split for strong generalisation, with its oracle.
 
-    Users are independent draws of one law, so the first `n_train_users` of
-    them are as good a random choice of training users as any, and `splits`
-    is not asked for another. Every item is seen in training, so that the
-    vocabulary is `n_items` for every seed: an item that no training user
-    drew takes the place of a random draw.
+    Users are independent draws from one distribution, so the first
+    `n_train_users` are a random choice of training users. Every item occurs in
+    training: an item that no training user drew replaces a random draw.
 
     ``synthetic``: 4,000 + 400 + 400 users, 1,000 items, 30 items per user.
 
     ``ml-20m-shape``: MovieLens 20M under the paper's split: 116,677 + 10,000
-    + 10,000 users, 20,108 items, 9,990,725 interactions (real: 9,990,682).
-    Held-out part of seed 0 against the real one, share of the k most popular
-    items::
+    + 10,000 users, 20,108 items, 9,990,725 interactions (real: 9,990,682). In
+    the held-out part of seed 0, the share of the k most popular items is::
 
       k           10    30   100   300  1000  2000  5000  8000
       generated .044  .106  .235  .436  .718  .861  .971  .994
       real      .044  .105  .234  .436  .719  .861  .971  .994
 
-    Distinct items 9,661 (9,617), items per user mean 14.14 (14.11), median 7
-    (7), 99th percentile 94 (94), maximum 470 (475). Heavy users flatten the
-    shares, as nobody takes an item twice; the popularity knots allow for it.
-
     Args:
       name: ``synthetic`` or ``ml-20m-shape``.
-      seed: of everything random; the same seed gives the same arrays.
+      seed: seed of all draws; the same seed gives the same arrays.
       **overrides: fields of `Recipe`, such as ``n_train_users=500``.
 
     Returns:
-      A `Dataset` of protocol ``vaecf`` with integer user ids, string item
-      ids, and `oracle` (see `oracle_of`).
+      A `Dataset` of protocol ``vaecf`` with integer user ids, string item ids
+      and the oracle ``user_group`` (theta, float32 [n_users, n_groups], in the
+      order of the users table) and ``group_item`` (Phi, float32 [n_groups,
+      n_items]). ``user_group[u] @ group_item`` ranks best.
 
     Raises:
       VaecfError: unknown name or field, or sizes that do not fit.
@@ -274,16 +249,12 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
             "min_items_per_user": int(lengths.min()),
             "min_users_per_item": 0,
         },
-        oracle=Oracle(user_group, group_item.astype(np.float32))._asdict(),
+        oracle={
+            "user_group": user_group,
+            "group_item": group_item.astype(np.float32),
+        },
         oracle_facts={"generator": dataclasses.asdict(recipe), "seed": seed},
     )
-
-
-def oracle_of(dataset: Dataset) -> Oracle | None:
-    """What the generator knew of a dataset, or None if it is real."""
-    if dataset.oracle is None:
-        return None
-    return Oracle(**dataset.oracle)
 
 
 def _recipe(name: str, overrides: dict[str, Any]) -> Recipe:
@@ -299,22 +270,16 @@ def _recipe(name: str, overrides: dict[str, Any]) -> Recipe:
                 f"(fields are {', '.join(fields)})"
             )
     recipe = dataclasses.replace(RECIPES[name], **overrides)
-    for key, least in (
-        ("n_train_users", 1),
-        ("n_held_out_users", 0),
-        ("n_items", 20),
-        ("n_groups", 1),
-    ):
+    least = {"n_train_users": 1, "n_held_out_users": 0, "n_items": 20}
+    for key, minimum in {**least, "n_groups": 1}.items():
         value = getattr(recipe, key)
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or value < minimum:
             raise VaecfError(
-                f"{name}: {key} must be an integer of at least {least}, "
+                f"{name}: {key} must be an integer of at least {minimum}, "
                 f"got {value!r}"
             )
     if not 0 <= recipe.focus < 1:
-        raise VaecfError(
-            f"{name}: focus must be in [0, 1), got {recipe.focus!r}"
-        )
+        raise VaecfError(f"{name}: focus={recipe.focus!r} must be in [0, 1)")
     return recipe
 
 
@@ -323,11 +288,11 @@ def _permutation(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _cover_items(train: Interactions, rng: np.random.Generator) -> Interactions:
-    """Replaces as many random draws as there are items that nobody drew."""
+    """Replaces random draws by the items that nobody drew."""
     unseen = np.flatnonzero(train.item_counts() == 0)
     if not len(unseen):
         return train
-    # The first draw of every seen item is kept, so that it stays seen.
+    # Keep the first draw of every seen item, so that it stays seen.
     spare = np.ones(train.nnz, bool)
     spare[np.unique(train.indices, return_index=True)[1]] = False
     positions = np.flatnonzero(spare)
@@ -344,3 +309,137 @@ def _cover_items(train: Interactions, rng: np.random.Generator) -> Interactions:
     return Interactions(
         train.indptr, (keys % train.n_items).astype(np.int32), train.n_items
     )
+
+
+# --- Drawing without replacement ---------------------------------------------
+
+
+def draw_histories(
+    user_group: np.ndarray,
+    group_item: np.ndarray,
+    lengths: np.ndarray,
+    rng: np.random.Generator,
+) -> Interactions:
+    """Draws each user's items without replacement, in bounded memory.
+
+    Items are drawn from the user's mixture, and repeated ones are discarded.
+    This is successive sampling without replacement, the distribution of a
+    Gumbel top-k over ``log p_u``, without users x items work.
+
+    Args:
+      user_group: float [n_users, n_groups], rows sum to 1.
+      group_item: float [n_groups, n_items], rows sum to 1.
+      lengths: items per user, int64 [n_users], at most n_items.
+      rng: source of the draws.
+
+    Raises:
+      VaecfError: a user's mixture has fewer items than the user's length.
+    """
+    group_cdf = _flat_cdf(group_item)
+    n_items = group_item.shape[1]
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    indices = np.empty(indptr[-1], np.int32)
+    start = 0
+    while start < len(lengths):
+        stop = int(np.searchsorted(indptr, indptr[start] + _CHUNK, "right")) - 1
+        stop = min(max(stop, start + 1), len(lengths))
+        keys = _draw_chunk(
+            user_group[start:stop],
+            group_item,
+            group_cdf,
+            lengths[start:stop],
+            rng,
+        )
+        indices[indptr[start] : indptr[stop]] = keys % n_items
+        start = stop
+    return Interactions(indptr, indices, n_items)
+
+
+def _flat_cdf(rows: np.ndarray) -> np.ndarray:
+    """Returns row r's cumulative sums plus r: one sorted float64 array.
+
+    `np.searchsorted(flat, r + u, "right")` draws from row r for u in [0, 1).
+    """
+    cdf = np.cumsum(rows, axis=1, dtype=np.float64)
+    cdf /= cdf[:, -1:]
+    return (cdf + np.arange(len(rows))[:, None]).ravel()
+
+
+def _draw(
+    flat: np.ndarray, row: np.ndarray, n_columns: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws a column for each of `row` from the distributions `flat`."""
+    at = np.searchsorted(flat, row + rng.random(len(row)), "right")
+    # Rounding can carry row + u beyond the end of the row.
+    return np.minimum(at - row * n_columns, n_columns - 1)
+
+
+def _draw_chunk(
+    user_group: np.ndarray,
+    group_item: np.ndarray,
+    group_cdf: np.ndarray,
+    lengths: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Returns ascending keys user * n_items + item, `lengths` per user."""
+    n_groups, n_items = group_item.shape
+    user_cdf = _flat_cdf(user_group)
+    keys = np.empty(0, np.int64)  # distinct, in the order drawn
+    missing, factor = lengths, 1.25
+    for _ in range(_ROUNDS):
+        n_draws = np.where(
+            missing > 0, np.ceil(missing * factor) + 2, 0
+        ).astype(np.int64)
+        user = np.repeat(np.arange(len(lengths)), n_draws)
+        group = _draw(user_cdf, user, n_groups, rng)
+        item = _draw(group_cdf, group, n_items, rng)
+        keys = np.concatenate([keys, user * n_items + item])
+        _, first = np.unique(keys, return_index=True)
+        keys = keys[np.sort(first)]
+        found = np.bincount(keys // n_items, minlength=len(lengths))
+        missing = np.maximum(lengths - found, 0)
+        factor *= 2
+        if not missing.any():
+            break
+    # Keep each user's earliest draws: order by user, then by time.
+    keys = keys[np.argsort(keys // n_items, kind="stable")]
+    rank = np.arange(len(keys)) - np.repeat(np.cumsum(found) - found, found)
+    keys = np.sort(keys[rank < np.repeat(lengths, found)])
+    rest = [keys]
+    for slow in np.flatnonzero(missing):
+        base = slow * n_items
+        low, high = np.searchsorted(keys, [base, base + n_items])
+        items = _draw_rest(
+            user_group[slow] @ group_item,
+            keys[low:high] - base,
+            int(missing[slow]),
+            rng,
+        )
+        rest.append(base + items)
+    return np.sort(np.concatenate(rest)) if len(rest) > 1 else keys
+
+
+def _draw_rest(
+    probability: np.ndarray,
+    found: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Draws the next `n` items of a user who has `found`, by a Gumbel top-k.
+
+    After some draws without replacement, the rest is again such a draw from
+    the remaining items, so this may follow any number of rounds.
+    """
+    with np.errstate(divide="ignore"):  # log 0 = -inf: never drawn
+        score = np.log(probability) - np.log(
+            -np.log1p(-rng.random(len(probability)))
+        )
+    score[found] = -np.inf
+    best = np.argsort(-score, kind="stable")[:n]
+    if len(best) < n or score[best[-1]] == -np.inf:
+        raise VaecfError(
+            f"a user needs {len(found) + n} items, but only "
+            f"{np.count_nonzero(probability)} of {len(probability)} items "
+            "have a probability above 0"
+        )
+    return best
