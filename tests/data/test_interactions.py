@@ -187,8 +187,8 @@ def test_out_of_range_pairs_are_refused():
     with pytest.raises(VaecfError, match="one length"):
         Interactions.from_pairs([0, 0], [0], 1, 3)
     with pytest.raises(IndexError):
-        Interactions.empty(2, 3).row(2)
+        Interactions.from_pairs([], [], 2, 3)[0].row(2)
     with pytest.raises(IndexError):
-        Interactions.empty(2, 3).rows(np.array([2]))
+        Interactions.from_pairs([], [], 2, 3)[0].rows(np.array([2]))
     with pytest.raises(VaecfError, match="scipy"):
         Interactions.from_scipy(np.zeros((2, 2)))

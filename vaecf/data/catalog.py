@@ -10,7 +10,6 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from vaecf import workdir as workdir_lib
 from vaecf.data import download
@@ -89,7 +88,7 @@ def _movielens(
     md5: str | None = None,
     mirrored: bool = False,
     readme: str | None = None,
-    **more: Any,
+    config: str = "ml1m",
 ) -> Entry:
     """Returns an entry with the MD5 that GroupLens publishes beside the zip."""
     archive = f"{name}.zip"
@@ -107,14 +106,14 @@ def _movielens(
         digest=Digest("md5", md5) if md5 else None,
         ratings_member=member,
         min_rating=4.0,  # Liang et al. (2018): more than 3.5 stars
-        **more,
+        config=config,
     )
 
 
 def _lightgcn(
-    name: str, title: str, counts: Mapping[str, int], **more: Any
+    name: str, title: str, counts: Mapping[str, int], config: str = "ml1m"
 ) -> Entry:
-    """Returns an entry of files without a published checksum."""
+    """Returns an entry of files for which no checksum is published."""
     return Entry(
         name=name,
         title=title,
@@ -127,12 +126,12 @@ def _lightgcn(
         urls=(_LIGHTGCN + name,),
         files=("train.txt", "test.txt"),
         default_protocol="vaecf",
-        **more,
+        config=config,
     )
 
 
 def _generated(
-    name: str, title: str, held_out_users: int, **more: Any
+    name: str, title: str, held_out_users: int, config: str = "ml1m"
 ) -> Entry:
     return Entry(
         name=name,
@@ -141,83 +140,53 @@ def _generated(
         held_out_users=held_out_users,
         default_protocol="vaecf",
         generated=True,
-        **more,
+        config=config,
     )
 
 
 ENTRIES = (
-    _generated(
-        "synthetic",
-        "Generated users with planted taste groups",
-        400,
-        config="synthetic",
-    ),
-    _generated(
-        "ml-20m-shape", "Generated data of MovieLens 20M's shape", 10_000
-    ),
+    _generated("synthetic", "Generated taste groups", 400, "synthetic"),
+    _generated("ml-20m-shape", "Generated, shaped as MovieLens 20M", 10_000),
     _movielens(
-        "ml-100k",
-        "MovieLens 100K (1998)",
-        "ml-100k/u.data",
+        "ml-100k", "MovieLens 100K (1998)", "ml-100k/u.data",
         {"ratings": 100_000, "users": 943, "items": 1_682},
-        held_out_users=100,
-        md5="0e33842e24a9c977be4e0107933c0723",
-        mirrored=True,
-        readme="ml-100k-README.txt",
-        config="ml100k",
+        held_out_users=100, md5="0e33842e24a9c977be4e0107933c0723",
+        mirrored=True, readme="ml-100k-README.txt", config="ml100k",
     ),
     _movielens(
-        "ml-1m",
-        "MovieLens 1M (2003)",
-        "ml-1m/ratings.dat",
+        "ml-1m", "MovieLens 1M (2003)", "ml-1m/ratings.dat",
         {"ratings": 1_000_209, "users": 6_040, "items": 3_706},
-        held_out_users=500,
-        md5="c4d9eecfca2ab87c1945afe126590906",
-        mirrored=True,
-        readme="ml-1m-README.txt",
+        held_out_users=500, md5="c4d9eecfca2ab87c1945afe126590906",
+        mirrored=True, readme="ml-1m-README.txt",
     ),
     _movielens(
-        "ml-10m",
-        "MovieLens 10M (2009)",
-        "ml-10M100K/ratings.dat",
+        "ml-10m", "MovieLens 10M (2009)", "ml-10M100K/ratings.dat",
         {"ratings": 10_000_054, "users": 69_878, "items": 10_677},
-        held_out_users=5_000,
-        md5="ce571fd55effeba0271552578f2648bd",
+        held_out_users=5_000, md5="ce571fd55effeba0271552578f2648bd",
         mirrored=True,
     ),
     _movielens(
-        "ml-20m",
-        "MovieLens 20M (2015)",
-        "ml-20m/ratings.csv",
+        "ml-20m", "MovieLens 20M (2015)", "ml-20m/ratings.csv",
         {"ratings": 20_000_263, "users": 138_493, "items": 26_744},
-        held_out_users=10_000,
-        md5="cd245b17a1ae2cc31bb14903e1204af3",
-        mirrored=True,
-        config="ml20m_paper",
+        held_out_users=10_000, md5="cd245b17a1ae2cc31bb14903e1204af3",
+        mirrored=True, config="ml20m_paper",
     ),
     _movielens(
-        "ml-25m",
-        "MovieLens 25M (2019)",
-        "ml-25m/ratings.csv",
+        "ml-25m", "MovieLens 25M (2019)", "ml-25m/ratings.csv",
         {"ratings": 25_000_095, "users": 162_541, "items": 59_047},
-        held_out_users=10_000,
-        md5="6b51fb2759a8657d3bfcbfc42b592ada",
+        held_out_users=10_000, md5="6b51fb2759a8657d3bfcbfc42b592ada",
     ),
     _movielens(
-        "ml-32m",
-        "MovieLens 32M (2023)",
-        "ml-32m/ratings.csv",
+        "ml-32m", "MovieLens 32M (2023)", "ml-32m/ratings.csv",
         # The README counts all movies, not the movies that have a rating.
         {"ratings": 32_000_204, "users": 200_948},
-        held_out_users=10_000,
-        md5="d472be332d4daa821edc399621853b57",
+        held_out_users=10_000, md5="d472be332d4daa821edc399621853b57",
     ),
     _movielens(
         # GroupLens replaces this archive from time to time, so no checksum is
         # pinned. TensorFlow Datasets records 978,202 bytes and sha256 696d65a3
         # dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436 for 2018.
-        "ml-latest-small",
-        "MovieLens latest-small (2018)",
+        "ml-latest-small", "MovieLens latest-small (2018)",
         "ml-latest-small/ratings.csv",
         {"ratings": 100_836, "users": 610, "items": 9_724},
         held_out_users=60,
@@ -261,17 +230,14 @@ ENTRIES = (
         config="msd",
     ),
     _lightgcn(
-        "yelp2018",
-        "Yelp 2018, 10-core, as released with LightGCN",
-        {"ratings": 1_561_406, "users": 31_668, "items": 38_048},
-        config="yelp2018",
+        "yelp2018", "Yelp 2018, 10-core, as released with LightGCN",
+        {"ratings": 1_561_406, "users": 31_668, "items": 38_048}, "yelp2018",
     ),
     _lightgcn(
-        "gowalla",
-        "Gowalla check-ins, 10-core, as released with LightGCN",
+        "gowalla", "Gowalla check-ins, 10-core, as released with LightGCN",
         {"ratings": 1_027_370, "users": 29_858, "items": 40_981},
     ),
-)
+)  # fmt: skip
 CATALOG: Mapping[str, Entry] = MappingProxyType({e.name: e for e in ENTRIES})
 
 
@@ -293,7 +259,6 @@ def fetch(
     name: str,
     cache_dir: str | os.PathLike[str] | None = None,
     urls: Sequence[str] | None = None,
-    progress: download.Progress | None = None,
 ) -> pathlib.Path:
     """Downloads a known dataset once and returns the path of its ratings.
 
@@ -305,7 +270,6 @@ def fetch(
       cache_dir: directory of the cache; the default is ``$VAECF_CACHE`` or the
         platform's directory for caches.
       urls: addresses to try instead of the entry's, in order.
-      progress: called with (bytes so far, total bytes or None).
 
     Returns:
       The ratings file; or its folder if there are several files
@@ -331,11 +295,11 @@ def fetch(
         if entry.files:
             for file in entry.files:
                 addresses = [f"{url.rstrip('/')}/{file}" for url in sources]
-                _download(entry, addresses, ratings / file, progress)
+                _download(entry, addresses, ratings / file)
             return ratings
         if not ratings.exists():
             packed = root / sources[0].rsplit("/", 1)[-1]
-            _download(entry, sources, packed, progress)
+            _download(entry, sources, packed)
             download.extract(packed, entry.ratings_member, ratings)
     if "*" in entry.ratings_member:
         return ratings
@@ -343,18 +307,10 @@ def fetch(
 
 
 def _download(
-    entry: Entry,
-    urls: Sequence[str],
-    destination: pathlib.Path,
-    progress: download.Progress | None,
+    entry: Entry, urls: Sequence[str], destination: pathlib.Path
 ) -> None:
     try:
-        download.download(
-            urls,
-            destination,
-            digest=entry.digest,
-            progress=progress,
-        )
+        download.download(urls, destination, digest=entry.digest)
     except VaecfError as error:
         if destination.exists():  # the cached file itself is at fault
             raise

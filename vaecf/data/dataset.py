@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-_HELD_OUT_SPLITS = ("validation", "test")
+_TABLES = ("items", "users")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,17 +87,17 @@ class Dataset:
                     f"{part} has {matrix.n_items} items, the item table has "
                     f"{len(self.items)}"
                 )
-        for name in _HELD_OUT_SPLITS:
+        for name in ("validation", "test"):
             fold_in, held_out = self.split(name)
             if fold_in.n_users != held_out.n_users:
                 raise VaecfError(
                     f"{name} has {fold_in.n_users} fold-in users and "
                     f"{held_out.n_users} held-out users"
                 )
-        if sum(self.split_sizes) != len(self.users):
+        if (n_users := sum(self.split_sizes)) != len(self.users):
             raise VaecfError(
-                f"the splits have {sum(self.split_sizes)} users, the user "
-                f"table has {len(self.users)}"
+                f"the splits have {n_users} users, the user table has "
+                f"{len(self.users)}"
             )
 
     @property
@@ -152,7 +152,7 @@ class Dataset:
         Raises:
           VaecfError: any other name.
         """
-        if name not in _HELD_OUT_SPLITS:
+        if name not in ("validation", "test"):
             raise VaecfError(
                 f"unknown split {name!r}: it is 'validation' or 'test'"
             )
@@ -189,11 +189,11 @@ def make_dataset(
     """Builds a dataset in memory, with its manifest.
 
     Args:
-      name: of the data.
+      name: see `Dataset`, like the next six arguments.
       protocol: how the users were split.
-      train: training matrix.
-      validation: see `Dataset`.
-      test: see `Dataset`.
+      train: training users x items.
+      validation: held-out users for choosing a model.
+      test: held-out users for reporting.
       items: raw ids in column order.
       users: raw ids in row order: train, validation, test.
       constants: the protocol's seed, thresholds and proportions.
@@ -206,17 +206,8 @@ def make_dataset(
       The dataset, whose ``path`` is None. Equal input gives an equal manifest,
       because the manifest holds no time and no path.
     """
-    dataset = Dataset(
-        name,
-        protocol,
-        train,
-        validation,
-        test,
-        items,
-        users,
-        manifest={},
-        oracle=oracle,
-    )
+    parts = (train, validation, test, items, users)
+    dataset = Dataset(name, protocol, *parts, manifest={}, oracle=oracle)
     n_train, n_validation, n_test = dataset.split_sizes
     sizes = {
         "users": len(users),
@@ -245,7 +236,7 @@ def make_dataset(
                 "count": len(table),
                 "sha256": table.sha256(),
             }
-            for which, table in (("items", items), ("users", users))
+            for which, table in zip(_TABLES, (items, users))
         },
     )
     if oracle_facts is not None:
@@ -333,27 +324,17 @@ def open_dataset(
     if not (path / MANIFEST).is_file():
         return _open_external(path)
     manifest = storage.read_manifest(path / MANIFEST)
-    tables = {
-        f"{column}s": storage.read_ids(
-            path / f"{column}s.parquet", column, manifest
-        )
-        for column in ("item", "user")
-    }
+    items, users = (storage.read_ids(path, n, manifest) for n in _TABLES)
     arrays = {
         name: storage.load_array(
             path / f"{name}.npy", entry, mmap=not name.endswith(".indptr")
         )
         for name, entry in manifest["arrays"].items()
     }
-    if verify:
-        storage.verify_digests(path, manifest, tables)
 
     def matrix(part: str) -> Interactions:
-        return Interactions(
-            arrays[f"{part}.indptr"],
-            arrays[f"{part}.indices"],
-            len(tables["items"]),
-        )
+        indptr, indices = arrays[f"{part}.indptr"], arrays[f"{part}.indices"]
+        return Interactions(indptr, indices, len(items))
 
     def held_out(split: str) -> HeldOut:
         return HeldOut(matrix(f"{split}.fold_in"), matrix(f"{split}.held_out"))
@@ -370,15 +351,14 @@ def open_dataset(
             matrix("train"),
             held_out("validation"),
             held_out("test"),
-            tables["items"],
-            tables["users"],
+            items,
+            users,
             manifest,
             path,
             oracle or None,
         )
         if verify:
-            for part in dataset.matrices.values():
-                part.check()
+            _verify(dataset)
     except KeyError as error:
         raise VaecfError(
             f"{path / MANIFEST} does not list {error}; prepare the dataset "
@@ -389,6 +369,19 @@ def open_dataset(
             f"the dataset in {path} is damaged: {error}; prepare it again"
         ) from None
     return dataset
+
+
+def _verify(dataset: Dataset) -> None:
+    """Compares the digests, which covers every value, and the order of ids."""
+    expected = dataset.manifest["arrays"]
+    for name, array in dataset.arrays.items():
+        if storage.describe_array(array) != expected[name]:
+            raise VaecfError(f"{name}.npy has another SHA-256 than listed")
+    for name, table in zip(_TABLES, (dataset.items, dataset.users)):
+        if table.sha256() != dataset.manifest["ids"][name]["sha256"]:
+            raise VaecfError(f"{name}.parquet has another SHA-256 than listed")
+    for matrix in dataset.matrices.values():
+        matrix.check()
 
 
 def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
@@ -405,26 +398,25 @@ def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
     for place in places:
         if (place / MANIFEST).is_file() or external_formats.layout_of(place):
             return open_dataset(place)
-    raise VaecfError(
-        f"no dataset in {root} (nor in its ml-20m/preprocessed and ml-20m); "
-        "make one with experiments/prepare_dataset.py, or name the directory "
-        "of another"
+    raise _no_dataset(f"{root} (nor in its ml-20m/preprocessed and ml-20m)")
+
+
+def _no_dataset(place: object) -> VaecfError:
+    return VaecfError(
+        f"no dataset in {place}; make one with experiments/prepare_dataset.py, "
+        "or name the directory of another"
     )
 
 
 def _open_external(path: pathlib.Path) -> Dataset:
     parts = external_formats.read(path)
     if parts is None:
-        raise VaecfError(
-            f"no dataset in {path}; make one with "
-            "experiments/prepare_dataset.py, or name the directory of another"
-        )
-    n_users = parts.train.n_users
-    n_users += parts.validation.fold_in.n_users + parts.test.fold_in.n_users
-    users = parts.users
-    known = users is not None and len(users) == n_users
-    if users is None or not known:
-        users = IdTable(np.arange(n_users))  # row numbers
+        raise _no_dataset(path)
+    splits = parts.train, parts.validation.fold_in, parts.test.fold_in
+    n_users = sum(split.n_users for split in splits)
+    users, known = parts.users, True
+    if users is None or len(users) != n_users:
+        users, known = IdTable(np.arange(n_users)), False  # row numbers
     made = make_dataset(
         name=path.resolve().name,
         protocol=parts.protocol,

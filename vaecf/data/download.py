@@ -26,12 +26,11 @@ from typing import IO, NamedTuple
 from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
 
-Progress = Callable[[int, int | None], None]  # (bytes so far, total or None)
-
 _CHUNK_BYTES = 1 << 20
 _IDLE_ATTEMPTS = 3  # consecutive attempts without a byte before giving up
 _ATTEMPTS = 100  # attempts at one source, however much they bring
 _PAUSE_SECONDS = 0.5  # doubled after each attempt without a byte
+_TIMEOUT_SECONDS = 30.0  # of silence, after which a connection is dropped
 
 
 class Digest(NamedTuple):
@@ -60,8 +59,6 @@ def download(
     destination: pathlib.Path,
     *,
     digest: Digest | None = None,
-    progress: Progress | None = None,
-    timeout: float = 30.0,
 ) -> None:
     """Downloads one file from the first source that has it.
 
@@ -74,8 +71,6 @@ def download(
       destination: path of the finished file; nothing is downloaded if it
         exists and its digest is right.
       digest: the publisher's checksum, or None.
-      progress: called with (bytes so far, total bytes or None).
-      timeout: seconds of silence after which a connection is dropped.
 
     Raises:
       VaecfError: no source gave the file (names each with its reason), or an
@@ -93,7 +88,7 @@ def download(
     for url in urls:
         part = _part_path(destination, url)
         try:
-            _download_one(url, part, digest is not None, progress, timeout)
+            _download_one(url, part, digest is not None)
             _finish(part, destination, digest)
             return
         except _SourceError as error:
@@ -128,6 +123,10 @@ def _finish(
     raise _SourceError(f"{problem}; kept as {kept}")
 
 
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _part_path(destination: pathlib.Path, url: str) -> pathlib.Path:
     # One part per address, so that bytes of two servers are never joined.
     tag = hashlib.sha256(url.encode()).hexdigest()[:8]
@@ -139,23 +138,13 @@ def _validator_path(part: pathlib.Path) -> pathlib.Path:
     return part.with_name(part.name + ".validator")
 
 
-def _size(path: pathlib.Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _download_one(
-    url: str,
-    part: pathlib.Path,
-    checked: bool,
-    progress: Progress | None,
-    timeout: float,
-) -> None:
+def _download_one(url: str, part: pathlib.Path, checked: bool) -> None:
     """Completes `part`; resumes as often as the connection is cut."""
     idle, pause = 0, _PAUSE_SECONDS
     for attempt in range(_ATTEMPTS):
         before = _size(part)
         try:
-            _request(url, part, checked, progress, timeout)
+            _request(url, part, checked)
             return
         except (OSError, http.client.HTTPException, ValueError) as error:
             idle = 0 if _size(part) > before else idle + 1
@@ -167,13 +156,7 @@ def _download_one(
                 pause *= 2
 
 
-def _request(
-    url: str,
-    part: pathlib.Path,
-    checked: bool,
-    progress: Progress | None,
-    timeout: float,
-) -> None:
+def _request(url: str, part: pathlib.Path, checked: bool) -> None:
     """Sends one request and appends the missing bytes to `part`."""
     offset, validator = _size(part), ""
     if _validator_path(part).exists():
@@ -188,7 +171,7 @@ def _request(
     request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(
-            request, timeout=timeout, context=_tls_context()
+            request, timeout=_TIMEOUT_SECONDS, context=_tls_context()
         )
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -200,14 +183,11 @@ def _request(
         part.unlink()
         raise OSError("the server's file is shorter than our part") from error
     with response:
-        _append(response, part, offset, progress)
+        _append(response, part, offset)
 
 
 def _append(
-    response: http.client.HTTPResponse,
-    part: pathlib.Path,
-    offset: int,
-    progress: Progress | None,
+    response: http.client.HTTPResponse, part: pathlib.Path, offset: int
 ) -> None:
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         content_range = response.headers.get("Content-Range", "")
@@ -230,8 +210,6 @@ def _append(
         while chunk := response.read(_CHUNK_BYTES):
             file.write(chunk)
             offset += len(chunk)
-            if progress is not None:
-                progress(offset, total)
         file.flush()
         os.fsync(file.fileno())
     if total is not None and offset != total:

@@ -37,9 +37,7 @@ def layout_of(path: pathlib.Path) -> str | None:
     """Returns ``"pro_sg"``, ``"recipe"`` or None."""
     if (path / "train.csv").is_file() and (path / "unique_sid.txt").is_file():
         return "pro_sg"
-    if (path / "train_data.npz").is_file():
-        return "recipe"
-    return None
+    return "recipe" if (path / "train_data.npz").is_file() else None
 
 
 def read(path: pathlib.Path) -> Parts | None:
@@ -48,12 +46,9 @@ def read(path: pathlib.Path) -> Parts | None:
     Raises:
       VaecfError: a file is missing or damaged.
     """
-    layout = layout_of(path)
-    if layout == "pro_sg":
-        return _read_pro_sg(path)
-    if layout == "recipe":
-        return _read_recipe(path)
-    return None
+    readers = {"pro_sg": _read_pro_sg, "recipe": _read_recipe, None: None}
+    reader = readers[layout_of(path)]
+    return None if reader is None else reader(path)
 
 
 def _read_pro_sg(path: pathlib.Path) -> Parts:
@@ -81,15 +76,9 @@ def _read_pro_sg(path: pathlib.Path) -> Parts:
         return HeldOut(fold_in, held)
 
     users = path / "unique_uid.txt"
-    return Parts(
-        "pro_sg",
-        "paper",
-        train,
-        held_out("validation"),
-        held_out("test"),
-        items,
-        _read_lines(users) if users.is_file() else None,
-    )
+    user_ids = _read_lines(users) if users.is_file() else None
+    splits = held_out("validation"), held_out("test")
+    return Parts("pro_sg", "paper", train, *splits, items, user_ids)
 
 
 def _read_pairs(
@@ -139,15 +128,9 @@ def _read_recipe(path: pathlib.Path) -> Parts:
     items = _read_id_map(path / "show2id.json")
     if items is None or len(items) != train.n_items:
         items = IdTable(np.arange(train.n_items))
-    return Parts(
-        "recipe",
-        "recipe",
-        train,
-        held_out("vad"),
-        held_out("test"),
-        items,
-        _read_id_map(path / "profile2id.json"),
-    )
+    users = _read_id_map(path / "profile2id.json")
+    splits = held_out("vad"), held_out("test")
+    return Parts("recipe", "recipe", train, *splits, items, users)
 
 
 def _read_npz(path: pathlib.Path) -> Interactions:

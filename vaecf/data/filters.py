@@ -45,8 +45,14 @@ def filter_ratings(
         if not iterate or ratings.n == start:
             break
     if not ratings.n:
+        most_items = int(np.bincount(before.user).max(initial=0))
+        most_users = int(np.bincount(before.item).max(initial=0))
         raise VaecfError(
-            _nothing_left(before, min_items_per_user, min_users_per_item)
+            f"the filters drop all of {_distinct(before.user):,} users and "
+            f"{before.n:,} interactions (a user has at most {most_items} "
+            f"items, an item at most {most_users} users); lower "
+            f"min_items_per_user={min_items_per_user} or "
+            f"min_users_per_item={min_users_per_item}"
         )
     users, items = _distinct(ratings.user), _distinct(ratings.item)
     return ratings, {
@@ -72,30 +78,3 @@ def _keep(
 
 def _distinct(codes: np.ndarray) -> int:
     return int(np.count_nonzero(np.bincount(codes)))
-
-
-def _nothing_left(
-    ratings: Ratings, min_items_per_user: int, min_users_per_item: int
-) -> str:
-    most_items = int(np.bincount(ratings.user).max(initial=0))
-    most_users = int(np.bincount(ratings.item).max(initial=0))
-    if most_users < min_users_per_item:
-        why = (
-            f"no item has {min_users_per_item} users (the most is "
-            f"{most_users}); lower min_users_per_item"
-        )
-    elif most_items < min_items_per_user:
-        why = (
-            f"no user has {min_items_per_user} items (the most is "
-            f"{most_items}); lower min_items_per_user"
-        )
-    else:
-        why = (
-            f"no user has {min_items_per_user} items that "
-            f"{min_users_per_item} users have; lower min_items_per_user or "
-            "min_users_per_item"
-        )
-    return (
-        f"the filters drop all of {_distinct(ratings.user):,} users and "
-        f"{ratings.n:,} interactions: {why}"
-    )

@@ -46,17 +46,17 @@ class Interactions:
         """Checks shapes and dtypes."""
         for name, dtype in (("indptr", np.int64), ("indices", np.int32)):
             array = getattr(self, name)
-            if not isinstance(array, np.ndarray):
+            found = f"{type(array).__name__} {getattr(array, 'dtype', '')}"
+            if (
+                not isinstance(array, np.ndarray)
+                or array.ndim != 1
+                or array.dtype != dtype
+            ):
                 raise VaecfError(
-                    f"Interactions.{name} must be a NumPy array, "
-                    f"got {type(array).__name__}"
+                    f"Interactions.{name} must be a 1-d NumPy array of "
+                    f"{np.dtype(dtype)}, got {found}"
                 )
-            if array.ndim != 1 or array.dtype != dtype:
-                raise VaecfError(
-                    f"Interactions.{name} must be 1-d {np.dtype(dtype)}, "
-                    f"got {array.ndim}-d {array.dtype}"
-                )
-        if self.n_items < 0 or self.n_items > np.iinfo(np.int32).max:
+        if not 0 <= self.n_items <= np.iinfo(np.int32).max:
             raise VaecfError(
                 f"Interactions.n_items must be in [0, 2^31), got {self.n_items}"
             )
@@ -182,12 +182,9 @@ class Interactions:
         """Returns a float32 ``csr_matrix`` of ones (a copy)."""
         import scipy.sparse
 
+        values = np.ones(self.nnz, np.float32)
         return scipy.sparse.csr_matrix(
-            (
-                np.ones(self.nnz, np.float32),
-                np.array(self.indices),
-                self.indptr.copy(),
-            ),
+            (values, np.array(self.indices), self.indptr.copy()),
             shape=(self.n_users, self.n_items),
         )
 
@@ -213,11 +210,7 @@ class Interactions:
         csr.sum_duplicates()
         csr.eliminate_zeros()
         csr.sort_indices()
-        return cls(
-            csr.indptr.astype(np.int64, copy=False),
-            csr.indices.astype(np.int32, copy=False),
-            int(csr.shape[1]),
-        )
+        return cls._from_csr(csr)
 
     @classmethod
     def from_pairs(
@@ -253,32 +246,27 @@ class Interactions:
             ("user", user, n_users),
             ("item", item, n_items),
         ):
-            if values.size and not (
-                int(values.min()) >= 0 and int(values.max()) < bound
-            ):
+            low, high = values.min(initial=0), values.max(initial=-1)
+            if low < 0 or high >= bound:
                 raise VaecfError(
-                    f"{name} indices must be in [0, {bound}), got "
-                    f"{int(values.min())} to {int(values.max())}"
+                    f"{name} indices must be in [0, {bound}), got {low} to "
+                    f"{high}"
                 )
         # SciPy's conversion is a counting sort: linear, and without keys wider
         # than an index. int8 keeps the values, which nobody reads, small.
-        ones = np.ones(len(user), np.int8)
         csr = scipy.sparse.coo_matrix(
-            (ones, (user, item)), shape=(n_users, n_items)
+            (np.ones(len(user), np.int8), (user, item)),
+            shape=(n_users, n_items),
         ).tocsr()
         csr.sum_duplicates()
-        matrix = cls(
-            csr.indptr.astype(np.int64, copy=False),
-            csr.indices.astype(np.int32, copy=False),
-            n_items,
-        )
-        return matrix, len(user) - matrix.nnz
+        return cls._from_csr(csr), len(user) - csr.nnz
 
     @classmethod
-    def empty(cls, n_users: int, n_items: int) -> Interactions:
-        """Returns ``n_users`` users without any interaction."""
+    def _from_csr(cls, csr: Any) -> Interactions:
         return cls(
-            np.zeros(n_users + 1, np.int64), np.zeros(0, np.int32), n_items
+            csr.indptr.astype(np.int64, copy=False),
+            csr.indices.astype(np.int32, copy=False),
+            int(csr.shape[1]),
         )
 
 

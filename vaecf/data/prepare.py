@@ -23,14 +23,7 @@ from vaecf.errors import VaecfError, did_you_mean
 _RECIPE_DATA_DIR = "/data"
 _HELD_OUT_SHARE = 0.1  # default, for validation and test users each
 _MAX_HELD_OUT = 10_000  # limit of that default; the paper's for ML-20M
-# Defaults for data that is not in the catalog.
-_OWN_DATA = catalog.Entry(
-    name="",
-    title="",
-    licence="",
-    held_out_users=0,
-    default_protocol="vaecf",
-)
+_OWN_DATA = catalog.Entry("", "", "", 0, default_protocol="vaecf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,16 +229,13 @@ def _resolve_entry(settings: Settings) -> catalog.Entry:
             name = file.split(".")[0] or "ratings"
         entry = dataclasses.replace(_OWN_DATA, name=name)
     changes: dict[str, Any] = {
-        key: value
-        for key, value in (
-            ("default_protocol", settings.protocol),
-            ("held_out_users", settings.held_out_users),
-            ("min_rating", settings.min_rating),
-            ("min_items_per_user", settings.min_items_per_user),
-            ("min_users_per_item", settings.min_users_per_item),
-        )
-        if value is not None
+        "default_protocol": settings.protocol,
+        "held_out_users": settings.held_out_users,
+        "min_rating": settings.min_rating,
+        "min_items_per_user": settings.min_items_per_user,
+        "min_users_per_item": settings.min_users_per_item,
     }
+    changes = {k: v for k, v in changes.items() if v is not None}
     entry = dataclasses.replace(entry, **changes)
     protocol = entry.default_protocol
     if protocol not in splits.PROTOCOLS:
@@ -306,24 +296,25 @@ def _find_ratings(
 
 def _generate(settings: Settings, entry: catalog.Entry) -> Dataset:
     """Generates a dataset, whose split and filters are fixed."""
-    protocol = settings.protocol if settings.protocol != "vaecf" else None
-    fixed = {
-        "ratings": settings.ratings,
-        "protocol": protocol,
-        "min_rating": settings.min_rating,
-        "min_items_per_user": settings.min_items_per_user,
-        "min_users_per_item": settings.min_users_per_item,
-    }
-    for key, value in fixed.items():
-        if value is not None:
+    for key in (
+        "ratings",
+        "protocol",
+        "min_rating",
+        "min_items_per_user",
+        "min_users_per_item",
+    ):
+        value = getattr(settings, key)
+        own = key == "protocol" and value == entry.default_protocol == "vaecf"
+        if value is not None and not own:
             raise VaecfError(
                 f"{key}={value} does not go with dataset={entry.name}, which "
                 "is generated; leave it out"
             )
-    sizes = {}
-    if settings.held_out_users is not None:
-        sizes["n_held_out_users"] = settings.held_out_users
-    return synthetic.make(entry.name, _seed(settings, entry), **sizes)
+    return synthetic.make(
+        entry.name,
+        _seed(settings, entry),
+        n_held_out_users=entry.held_out_users,
+    )
 
 
 def _from_source(
@@ -430,10 +421,7 @@ def _dataset(
     protocol: str,
     ratings: Ratings,
     split: splits.Split,
-    *,
-    constants: dict[str, Any],
-    counts: dict[str, Any],
-    source: dict[str, Any] | None = None,
+    **facts: Any,
 ) -> Dataset:
     return datasets.make_dataset(
         name=name,
@@ -443,9 +431,7 @@ def _dataset(
         test=split.test,
         items=IdTable(ratings.item_ids[split.item_codes]),
         users=IdTable(ratings.user_ids[split.user_codes]),
-        constants=constants,
-        counts=counts,
-        source=source,
+        **facts,
     )
 
 

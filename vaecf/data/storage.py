@@ -18,12 +18,6 @@ SCHEMA_VERSION = 1
 _AGAIN = "prepare the dataset again"
 
 
-def file_sha256(path: pathlib.Path) -> str:
-    """Returns the hex digest of a file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def describe_array(array: np.ndarray) -> dict[str, Any]:
     """Returns the manifest's entry of an array: digest, dtype and shape.
 
@@ -108,15 +102,15 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_ids(
-    path: pathlib.Path, column: str, manifest: dict[str, Any]
+    directory: pathlib.Path, name: str, manifest: dict[str, Any]
 ) -> IdTable:
     """Reads ``items.parquet`` or ``users.parquet`` and checks the count.
 
     Raises:
       VaecfError: the file is missing, damaged, or not the manifest's.
     """
-    table = IdTable.read(path, column)
-    expected = manifest["ids"][f"{column}s"]
+    path, expected = directory / f"{name}.parquet", manifest["ids"][name]
+    table = IdTable.read(path, name.removesuffix("s"))
     same_type = not len(table) or table.type == expected["type"]
     if len(table) != expected["count"] or not same_type:
         raise VaecfError(
@@ -125,31 +119,6 @@ def read_ids(
             f"{_AGAIN}"
         )
     return table
-
-
-def verify_digests(
-    path: pathlib.Path,
-    manifest: dict[str, Any],
-    tables: Mapping[str, IdTable],
-) -> None:
-    """Compares every digest of the manifest with the files.
-
-    Raises:
-      VaecfError: names the first file that differs.
-    """
-    found = {}
-    for name, entry in manifest["arrays"].items():
-        file = path / f"{name}.npy"
-        found[file] = file_sha256(file), entry["sha256"]
-    for name, table in tables.items():
-        expected = manifest["ids"][name]["sha256"]
-        found[path / f"{name}.parquet"] = table.sha256(), expected
-    for file, (actual, expected) in found.items():
-        if actual != expected:
-            raise VaecfError(
-                f"{file} has SHA-256 {actual}, the manifest says {expected}; "
-                f"{_AGAIN}"
-            )
 
 
 def as_json(value: Any) -> Any:
