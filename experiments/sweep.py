@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -42,8 +44,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     from vaecf.tuning import space, study, sweep
 
-    config = flags.FLAGS["config"]
-    plan = study.Plan(
+    plan = study.SweepPlan(
         base=config_lib.from_mapping(_CONFIG.value),
         space=space.load(pathlib.Path(_SPACE.value)),
         workdir=pathlib.Path(_WORKDIR.value),
@@ -55,10 +56,39 @@ def main(argv: Sequence[str]) -> None:
         population=_AT_ONCE.value,
         seed=_SEED.value,
         keep_all=_KEEP.value,
-        overrides=dict(config.override_values),
-        config_file=config.config_filename,
     )
-    sweep.sweep(plan, workers=_WORKERS.value, log=cli.log)
+    try:
+        sweep.sweep(plan, workers=_WORKERS.value, log=cli.log)
+    finally:
+        _log_best_command(plan.workdir / "best.json")
+
+
+def _log_best_command(path: pathlib.Path) -> None:
+    """Adds the command that trains the best trial to best.json and logs it."""
+    if not path.exists():
+        return
+    from vaecf import workdir as workdir_lib
+
+    config = flags.FLAGS["config"]
+    best = workdir_lib.read_json(path)
+    changed = {**config.override_values, **best["params"]}
+    words = [
+        f"--config={config.config_filename}",
+        *(f"--config.{key}={_text(value)}" for key, value in changed.items()),
+    ]
+    command = " \\\n    ".join(
+        [
+            "python experiments/main.py",
+            *map(shlex.quote, words),
+            "--workdir=runs/best --train --test",
+        ]
+    )
+    workdir_lib.write_json(path, {**best, "command": command})
+    cli.log(f"\n{command}")
+
+
+def _text(value: Any) -> str:
+    return str(tuple(value) if isinstance(value, list) else value)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
+import pandas as pd
 import pytest
+
+from vaecf import workdir as workdir_lib
+from vaecf.errors import VaecfError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -48,7 +48,7 @@ def test_members_are_tested_and_compared(flags, tmp_path, command) -> None:
     ("changed", "message"),
     [
         ("--members=model.latent=3,4", "model.latent changes the program"),
-        ("--config.mesh.data=2", "--config.mesh.data=1 --config.mesh.item=1"),
+        ("--config.mesh.data=2", "config.mesh.data=1 and config.mesh.item=1"),
         ("--config.seeed=1", "seeed"),
         ("--data_dir=nosuch", "nosuch"),
         ("--workdir=/proc/nosuch", "cannot be written"),
@@ -61,36 +61,37 @@ def test_mistakes_are_one_line(changed, message, flags, command) -> None:
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_an_interrupt_saves(flags, tmp_path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "experiments" / "population.py"),
-        *flags,
-        "--members=seed=0,1",
-    ]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-    }
-    process = subprocess.Popen(
-        [*command, "--config.train.epochs=100000"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    saved = tmp_path / "pop" / "seed=1" / "checkpoints" / "latest"
-    end = time.monotonic() + 100
-    while not saved.exists() and time.monotonic() < end:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert "the same command goes on from here" in err
-    steps = [
-        {int(p.name) for p in (folder / "checkpoints" / "latest").iterdir()}
-        for folder in (tmp_path / "pop").glob("seed=*")
-    ]
-    assert len(steps) == 2 and steps[0] == steps[1] and len(steps[0]) == 1
+def test_failed_members_and_a_directory_in_use(
+    flags, tmp_path, command
+) -> None:
+    """One of two members fails; the table ranks blends as they are tuned."""
+    flags = [*flags, "--config.linear.l2=5", "--config.train.epochs=3"]
+    rates = "--members=optimizer.learning_rate=0.01,1e30,0.001"
+    done = command("population", *flags, rates)
+    assert done.status == 0, done.err
+    assert "learning_rate=1e+30 failed: the loss is" in done.out
+    rows = pd.read_csv(tmp_path / "pop" / "members.csv").to_dict("records")
+    assert len(rows) == 3 and rows[2]["member"] == "learning_rate=1e+30"
+    values = [row["validation/ndcg@100"] for row in rows]
+    assert values[0] >= values[1] and math.isnan(values[2])
+    for row, value in zip(rows[:2], values):
+        folder = tmp_path / "pop" / row["member"]
+        chosen = json.loads((folder / "linear" / "weights.json").read_text())
+        assert value == pytest.approx(chosen["value"])
+        results = json.loads((folder / "results.json").read_text())
+        assert results["train"]["members"] == 3
+        assert results["train"]["epochs"] == row["epochs"] == 3
+    best = f"--workdir={tmp_path / 'pop' / rows[0]['member']} --test"
+    assert best in done.out
+    done = command("population", *flags, rates)
+    assert done.status == 2
+    assert "holds a trained population" in done.err
+    with pytest.raises(VaecfError, match="holds a population"):
+        workdir_lib.require_no_other(tmp_path / "pop", "run")
+
+
+def test_all_members_fail(flags, command) -> None:
+    rates = "--members=optimizer.learning_rate=1e30"
+    done = command("population", *flags, rates)
+    assert done.status == 2
+    assert "every member failed" in done.err

@@ -87,7 +87,7 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
         assert value in (max(values), values[-1])
     done = command("sweep", *flags)
     assert done.status == 0, done.err
-    assert "3 of 3 trials are over" in done.out
+    assert "3 of 3 trials are finished" in done.out
 
     best = json.loads((workdir / "best.json").read_text())
     script, *words = shlex.split(
@@ -110,10 +110,10 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ("--space=nosuch.py", "--space=nosuch.py: no such file"),
-        ("--trials=0", "--trials=0 must be at least 1"),
-        ("--pruner=mean", "--pruner=mean is unknown: use median"),
-        ("--storage=here", "--storage=here must be a file ending in .journal"),
+        ("--space=nosuch.py", "space nosuch.py: no such file"),
+        ("--trials=0", "trials=0 must be at least 1"),
+        ("--pruner=mean", "pruner 'mean' must be one of median"),
+        ("--storage=here", "storage here must be a file ending in .journal"),
         ("--config.model.laten=3", "latent"),
         ("--config.model.latent=0", "config.model.latent=0 must be at least 1"),
         ("--workdir=/proc/nosuch", "cannot be written"),

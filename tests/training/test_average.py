@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import input_pipeline, loop, population
+from vaecf.training import input_pipeline, loop
 from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 
@@ -127,24 +127,3 @@ def test_sharded_as_the_parameters_are(small):
     state = state_lib.init_state(state_lib.make_setup(plain, 33, mesh), 7)
     assert state.average is None
     assert state_lib.update_average(state, 0.5, 3) is state
-
-
-@pytest.mark.parametrize("stacked", [False, True])
-def test_of_a_population(small, dataset, stacked):
-    """A member's is what its state would have alone."""
-    members = [options_of(small, "mult_vae"), options_of(small, "mult_vae")]
-    whole = population.Population(
-        members, dataset.n_items, dataset.train, stacked=stacked
-    )
-    states = whole.join(whole.first_states())
-    moved = jax.tree.map(lambda x: x + 1, states)
-    if stacked:
-        moved = moved._replace(average=states.average)
-    else:
-        moved = [m._replace(average=s.average) for m, s in zip(moved, states)]
-    averaged = whole.average(moved, DECAY, 0)
-    for m in range(2):
-        before = whole.state_of(states, m).average
-        own = whole.params_of(averaged, m)
-        for name in ("output_kernel", "input_bias"):
-            np.testing.assert_allclose(own[name], before[name] + 0.9, rtol=1e-6)

@@ -15,7 +15,7 @@ from vaecf import config as config_lib
 from vaecf.config import Config
 from vaecf.data import dataset, synthetic
 from vaecf.reporting.writers import read_records
-from vaecf.tuning.study import Plan, open_study
+from vaecf.tuning.study import SweepPlan, open_study
 
 SPACE: dict[str, dict[str, Any]] = {
     "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
@@ -62,10 +62,10 @@ def base(data_dir: pathlib.Path) -> Config:
 
 
 @pytest.fixture
-def plan(base: Config, tmp_path: pathlib.Path) -> Callable[..., Plan]:
+def plan(base: Config, tmp_path: pathlib.Path) -> Callable[..., SweepPlan]:
     """plan(trials=2): a sweep in a folder of its own, 'sweep'."""
 
-    def make(**changes: Any) -> Plan:
+    def make(**changes: Any) -> SweepPlan:
         folder = tmp_path / "sweep"
         settings: dict[str, Any] = {
             "base": base,
@@ -73,16 +73,16 @@ def plan(base: Config, tmp_path: pathlib.Path) -> Callable[..., Plan]:
             "workdir": folder,
             "storage": str(folder / "study.journal"),
         }
-        return Plan(**(settings | changes))
+        return SweepPlan(**(settings | changes))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def opened() -> Callable[[Plan], optuna.Study]:
+def opened() -> Callable[[SweepPlan], optuna.Study]:
     """The study of a plan."""
 
-    def of(plan: Plan) -> optuna.Study:
+    def of(plan: SweepPlan) -> optuna.Study:
         made = dataset.find_dataset(plan.base.data.dir)
         return open_study(plan, made.manifest_hash)
 

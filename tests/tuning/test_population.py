@@ -1,27 +1,183 @@
-"""Members out of flags, and what a population leaves behind."""
+"""Members of a population, compared with separate runs."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 
+import jax
+import numpy as np
 import pytest
 
-from vaecf import Recommender
 from vaecf import config as config_lib
-from vaecf import workdir as workdir_lib
-from vaecf.data.dataset import find_dataset
+from vaecf.data import dataset as dataset_lib
 from vaecf.errors import VaecfError
-from vaecf.evaluation.evaluator import Evaluator
-from vaecf.parallel import mesh as mesh_lib
 from vaecf.reporting.writers import read_records
 from vaecf.serving.trained_model import load
+from vaecf.training import loop
 from vaecf.tuning import population
+from vaecf.tuning import space as space_lib
+
+MODELS = {
+    # With everything that a run may have beside its parameters.
+    "mult_vae": {"train.ema": 0.5, "linear.l2": 5.0},
+    "rec_vae": {
+        "model.name": "rec_vae",
+        "model.init": "spectral",
+        "loss.gamma": 0.01,
+        "train.alternating_epochs": (2, 1),
+    },
+    "fp16": {
+        "precision.policy": "fp16",
+        "precision.initial_loss_scale": 2.0**24,
+    },
+}
+# All settings that may differ, including values that a separate run leaves
+# out of its program.
+OTHER = {
+    "seed": 8,
+    "model.dropout_rate": 0.0,
+    "loss.anneal_cap": 0.1,
+    "loss.total_anneal_steps": 0,
+    "loss.weight_decay": 1e-3,
+    "loss.gamma": 0.02,
+    "optimizer.learning_rate": 0.02,
+}
+assert set(OTHER) == set(population.VARIED)
 
 
-def test_every_combination_is_a_member(base):
-    members = population.grid(
+@pytest.fixture(scope="module")
+def dataset(data_dir):
+    return dataset_lib.find_dataset(str(data_dir))
+
+
+@pytest.fixture(scope="module")
+def small(base):
+    return config_lib.replace(
+        base, {"model.hidden": (6,), "loss.total_anneal_steps": 20}
+    )
+
+
+def without_times(records):
+    ignored = ("seconds", "_second", "time")
+    return [
+        {k: v for k, v in record.items() if not k.endswith(ignored)}
+        for record in records
+        if not any(k.startswith("final/") for k in record)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "stacked"),
+    [
+        ("mult_vae", False),
+        ("mult_vae", True),
+        ("fp16", True),
+        pytest.param("rec_vae", True, marks=pytest.mark.slow),
+    ],
+)
+def test_members_equal_separate_runs(model, stacked, small, dataset, tmp_path):
+    config = config_lib.replace(small, MODELS[model])
+    configs = [config, config_lib.replace(config, OTHER)]
+    directories = [tmp_path / f"member {m}" for m in range(2)]
+    for directory in directories:
+        directory.mkdir()
+    results = population.train_runs(
+        configs, directories, dataset, stacked=stacked, show_progress=False
+    )
+    for own, directory, result in zip(configs, directories, results):
+        alone = tmp_path / f"alone {directory.name}"
+        run = loop.train(own, dataset, alone, show_progress=False)
+        expected = without_times(read_records(alone / "metrics.jsonl"))
+        records = without_times(read_records(directory / "metrics.jsonl"))
+        assert len(records) == len(expected) == 2 * config.train.epochs
+        for ours, theirs in zip(records, expected):
+            assert ours.keys() == theirs.keys()
+            tolerance = 2e-3 if model == "fp16" else 2e-5
+            assert ours == pytest.approx(theirs, rel=tolerance, abs=1e-6)
+        assert result.progress.best == pytest.approx(
+            run.position.best, rel=1e-4
+        )
+        assert result.progress.best_epoch == run.position.best_epoch
+        assert result.progress.timed_users == run.position.timed_users
+        if result.progress.best_epoch == own.train.epochs:
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(
+                    a, np.asarray(b), rtol=1e-2, atol=1e-3
+                ),
+                result.params,
+                run.params,
+            )
+        model_ = load(directory)
+        assert model_.position["epoch"] == run.position.best_epoch
+        for path in (directory, alone):
+            assert (path / "linear").exists() == bool(config.linear.l2)
+    assert results[0].records != results[1].records
+
+
+def test_members_fail_and_stop_without_the_others(small, dataset, tmp_path):
+    """Stacked, so that the remaining members are another program."""
+    changes = {"train.epochs": 4, "eval.patience": 2, "seed": 7}
+    config = config_lib.replace(small, changes)
+    configs = [
+        config_lib.replace(config, {"optimizer.learning_rate": rate})
+        for rate in (1e-12, 1e30, 0.01, 0.02)
+    ]
+    asked = []
+
+    def on_validation(m, record):
+        asked.append((m, record["epoch"]))
+        return m != 3
+
+    idle, lost, sound, stopped = population.train_members(
+        configs, dataset, stacked=True, on_validation=on_validation
+    )
+    assert lost.error is not None and lost.error.startswith("the loss is nan")
+    assert lost.params is None and not lost.summary
+    # Nothing is learned: no gain after the first validation.
+    assert (idle.error, idle.progress.epoch, idle.progress.best_epoch) == (
+        *(None, 3, 1),
+    )
+    assert (stopped.stopped, stopped.progress.epoch) == (True, 1)
+    alone = loop.train(configs[2], dataset, tmp_path, show_progress=False)
+    assert sound.progress.best == pytest.approx(alone.position.best)
+    assert sound.progress.epoch == alone.position.epoch
+    assert [e for m, e in asked if m == 0] == [1, 2, 3]
+    assert [e for m, e in asked if m == 3] == [1]
+
+
+def test_without_validation_users_the_last_epoch_is_the_best(small, dataset):
+    held = dataset.validation
+    nothing = dataclasses.replace(
+        held.held_out,
+        indptr=held.held_out.indptr * 0,
+        indices=held.held_out.indices[:0],
+    )
+    empty = dataclasses.replace(
+        dataset, validation=held._replace(held_out=nothing)
+    )
+    (result,) = population.train_members([small], empty)
+    assert result.progress.best is None and result.params is not None
+    assert result.best_progress["epoch"] == small.train.epochs
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{}, {"model.latent": 5}], "model.latent changes the program"),
+        ([{}, {"optimizer.beta1": 0.8}], "optimizer.beta1 changes"),
+        ([{"mesh.data": 2}] * 2, "on one device, and the mesh has 2"),
+        ([{"data.feed": "streamed"}], "config.data.feed='streamed'"),
+        ([{"train.epochs": 0}], "config.train.epochs=0 must be"),
+        ([], "needs at least one member"),
+    ],
+)
+def test_runs_that_are_not_a_population(small, changes, message):
+    with pytest.raises(VaecfError, match=message):
+        population.check([config_lib.replace(small, c) for c in changes])
+
+
+def test_a_grid_has_every_combination(base):
+    members = space_lib.grid(
         ["seed=3,4", "optimizer.learning_rate=1e-3,1"], base
     )
     assert [*members] == [
@@ -38,104 +194,20 @@ def test_every_combination_is_a_member(base):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--members is missing"),
-        (["sed=1"], "'sed' is not a key of the config; did you mean seed"),
-        (["model.latent=3,4"], "model.latent changes the program or the sha"),
-        (["seed=1", "seed=2"], "--members=seed=2: seed is there twice"),
-        (["seed=1,2,1"], "--members=seed=1,2,1: '1' is there twice"),
-        (["seed=1.5"], "'1.5' must be a whole number"),
-        (["loss.gamma=1,x"], "'x' must be a number"),
-        (["seed"], "--members=seed: give values, such as seed=0"),
-        (["seed=1,"], "'' must be a whole number"),
-        (["model.dropout_rate=1"], "config.model.dropout_rate=1.0 must be in"),
-        (["loss.gamma=nan"], "config.loss.gamma=nan must be finite"),
+        ([], "members is empty"),
+        (["sed=1"], "config.sed is not a known key; did you mean seed"),
+        (["seed=1", "seed=2"], "seed is given twice"),
+        (["seed=1,2,1"], "seed=1 is there twice"),
+        (["seed=1.5"], "config.seed=1.5"),
+        (["loss.gamma=1,x"], "'loss.gamma=1,x' must be a setting"),
+        (["seed"], "'seed' must be a setting and its values"),
+        (
+            ["model.dropout_rate=1"],
+            r"config.model.dropout_rate=1\.0 must be in",
+        ),
     ],
-)  # fmt: skip
-def test_mistakes(flags, message, base):
-    with pytest.raises(VaecfError) as error:
-        population.grid(flags, base)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_members_are_runs(base, tmp_path):
-    """Two that learn, one that is lost; a fourth is added, the best loaded."""
-    said = []
-    flags = ["optimizer.learning_rate=0.001,0.05,1e30"]
-    folder = tmp_path / "pop"
-    ranked = population.train(base, flags, folder, log=said.append)
-    names = [f"learning_rate={rate}" for rate in ("0.05", "0.001", "1e+30")]
-    assert [m.name for m in ranked] == names
-    with open(folder / "members.csv") as file:
-        rows = [*csv.DictReader(file)]
-    assert [r["member"] for r in rows] == names
-    assert [r["optimizer.learning_rate"] for r in rows] == ["0.05", "0.001", "1e+30"]  # fmt: skip
-    values = [float(r["validation/ndcg@10"]) for r in rows[:2]]
-    assert values[0] > values[1] and rows[2]["validation/ndcg@10"] == ""
-    assert rows[2]["error"].startswith("the loss is nan")
-    for name, value in zip(names, values):
-        records = read_records(folder / name / "metrics.jsonl")
-        curve = [r["validation/ndcg@10"] for r in records if "validation/ndcg@10" in r]  # fmt: skip
-        assert max(curve) == value
-        results = json.loads((folder / name / "results.json").read_text())
-        assert results["train"]["epochs"] == base.train.epochs
-        assert results["train"]["members"] == 3
-    text = "\n".join(said)
-    assert "learning_rate=1e+30 failed: the loss is nan" in text
-    assert text.index("learning_rate=0.05 ") < text.index("learning_rate=0.001 ")  # fmt: skip
-    assert f"--workdir={folder / names[0]} --test" in text
-    assert len(Recommender.load(folder / names[0]).recommend({"u": []}, k=3))
-
-    more = ["optimizer.learning_rate=0.001,0.02"]
-    again = {m.name: m for m in population.train(base, more, folder)}
-    assert again[names[1]].position.best == values[1]
-    assert again["learning_rate=0.02"].position.epoch == base.train.epochs
-    with (
-        workdir_lib.locked(folder / names[1]),
-        pytest.raises(VaecfError, match="is in use by process"),
-    ):
-        population.train(base, more, folder)
-
-
-def test_a_runs_own_directory_is_refused(base, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(VaecfError, match=r"holds a run .*: a population needs"):
-        population.train(base, ["seed=1"], tmp_path)
-    assert not (tmp_path / "seed=1").exists()
-    (tmp_path / "config.json").rename(tmp_path / "sweep.json")
-    with pytest.raises(VaecfError, match=r"holds a sweep .*: a population"):
-        population.train(base, ["seed=1"], tmp_path)
-    (tmp_path / "sweep.json").rename(tmp_path / "members.csv")
-    with pytest.raises(VaecfError, match=r"holds a population .*: a run needs"):
-        workdir_lib.check_or_create(tmp_path, base, None)
-
-
-def test_blends_are_ranked_by_what_they_are_weighed_to(base, tmp_path):
-    path = config_lib.LinearConfig(
-        l2=5.0, dropout=0.3, user_exponent=0.0, rank=0
-    )
-    blend = dataclasses.replace(base, linear=path)
-    ranked = population.train(blend, ["seed=1,2,3"], tmp_path)
-    with open(tmp_path / "members.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["member"] for row in rows] == [m.name for m in ranked]
-    values = [float(row["validation/ndcg@10"]) for row in rows]
-    assert values == sorted(values, reverse=True)
-    validation = Evaluator.for_split(
-        find_dataset(base.data.dir),
-        "validation",
-        base.eval,
-        mesh_lib.make_mesh(),
-    )
-    for row, member, value in zip(rows, ranked, values):
-        # Ranked anew by what a user would load.
-        model = load(tmp_path / row["member"])
-        summary = validation.summary(model.ranker(10), model.scorer_params)
-        assert value == pytest.approx(summary["ndcg@10"]["mean"])
-        assert value >= member.position.best
-    assert any(v > m.position.best for v, m in zip(values, ranked))
-
-
-def test_all_fail(base, tmp_path):
-    with pytest.raises(VaecfError, match="every member failed, see above"):
-        population.train(base, ["optimizer.learning_rate=1e30"], tmp_path)
+)
+def test_grids_that_are_refused(flags, message, base):
+    with pytest.raises(VaecfError, match=message) as caught:
+        space_lib.grid(flags, base)
+    assert "\n" not in str(caught.value)

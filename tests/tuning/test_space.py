@@ -1,4 +1,4 @@
-"""Search spaces: what is refused, and what reaches the config."""
+"""Search spaces: checks, and the values that reach the config."""
 
 from __future__ import annotations
 
@@ -19,45 +19,43 @@ LR = "optimizer.learning_rate"
 BAD = {
     "unknown key": (
         {"optimizer.learning_rat": {"low": 0.1, "high": 1.0}},
-        r"'optimizer.learning_rat' is not a key .*mean optimizer.learning_rate",
+        r"'optimizer.learning_rat' is not a known key; did you mean optimizer",
     ),
-    "section": ({"model": {"choices": [1]}}, "'model' is not a key"),
-    "fixed": ({"data.dir": {"choices": ["a"]}}, "set --config.data.dir"),
-    "metric": ({"eval.best_metric": {"choices": ["ndcg@5"]}}, "compare"),
-    "order": ({LR: {"low": 2.0, "high": 1.0}}, "low=2.0 is above high=1.0"),
-    "no high": ({LR: {"low": 2.0}}, "must have low and high, or choices"),
-    "no dict": ({LR: [1, 2]}, "must have low and high, or choices"),
-    "text": ({LR: {"low": "a", "high": 1}}, "low='a' must be a finite number"),
-    "nan": ({LR: {"low": float("nan"), "high": 1.0}}, "low=nan"),
-    "bool": ({LR: {"low": False, "high": 1.0}}, "low=False"),
-    "log of 0": ({LR: {"low": 0, "high": 1, "log": True}}, "above 0"),
+    "section": ({"model": {"choices": [1]}}, "'model' is not a known key"),
+    "fixed": ({"data.dir": {"choices": ["a"]}}, "set config.data.dir"),
+    "metric": ({"eval.best_metric": {"choices": ["ndcg@5"]}}, "compared"),
+    "order": ({LR: {"low": 2.0, "high": 1.0}}, "low=2.0, high=1.0"),
+    "no high": ({LR: {"low": 2.0}}, "must have low and high"),
+    "no dict": ({LR: [1, 2]}, "must have low and high"),
+    "text": ({LR: {"low": "a", "high": 1}}, "'low': 'a'"),
+    "nan": ({LR: {"low": float("nan"), "high": 1.0}}, "=nan must be finite"),
+    "log of 0": ({LR: {"low": 0, "high": 1, "log": True}}, "low > 0"),
     "log step": (
         {LR: {"low": 0.1, "high": 1.0, "log": True, "step": 0.1}},
-        "step=0.1",
+        "'step': 0.1",
     ),
-    "step": ({"model.latent": {"low": 1, "high": 9, "step": 0.5}}, "whole"),
-    "word": ({LR: {"low": 0.1, "high": 1.0, "lgo": True}}, "'lgo' is unknown"),
+    "step": ({"model.latent": {"low": 1, "high": 9, "step": 0.5}}, "int"),
+    "word": ({LR: {"low": 0.1, "high": 1.0, "lgo": True}}, "may have log"),
     "no choice": ({"model.latent": {"choices": []}}, "must be a list"),
-    "twice": ({"model.latent": {"choices": [4, 4]}}, "repeats"),
-    "both": ({"model.latent": {"choices": [4], "low": 1}}, "one or the other"),
+    "twice": ({"model.latent": {"choices": [4, 4]}}, "repeat"),
+    "both": ({"model.latent": {"choices": [4], "low": 1}}, "choices alone"),
     "range": (
         {"model.dropout_rate": {"low": 0.0, "high": 1.0}},
         r"config.model.dropout_rate=1.0 must be in \[0, 1\)",
     ),
     "type": ({"model.latent": {"low": 0.5, "high": 4}}, "of type int"),
     "value": ({"model.activation": {"choices": ["tahn"]}}, "mean tanh"),
-    "layers": ({"model.hidden": {"choices": [(0,)]}}, "sizes >= 1"),
+    "layers": ({"model.hidden": {"choices": [(0,)]}}, "model.hidden"),
     "empty": ({}, "at least one key"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_refused(name, base) -> None:
+def test_spaces_that_are_refused(name, base) -> None:
     space, message = BAD[name]
     with pytest.raises(VaecfError, match=message) as caught:
         space_lib.check(space, base)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("--space: ")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +67,7 @@ def test_what_is_refused(name, base) -> None:
         ("def get_space(): return 1 / 0", "ZeroDivisionError"),
     ],
 )
-def test_a_file_that_is_no_space(text, message, tmp_path) -> None:
+def test_files_without_a_space(text, message, tmp_path) -> None:
     path = tmp_path / "space.py"
     if text is not None:
         path.write_text(text)
@@ -80,7 +78,7 @@ def test_a_file_that_is_no_space(text, message, tmp_path) -> None:
 def test_kinds_of_intervals(base) -> None:
     space = {
         "model.latent": {"low": 2, "high": 9},
-        # The config's value is a fraction: so are those between 0 and 1.
+        # Integer bounds of a float setting.
         "loss.anneal_cap": {"low": 0, "high": 1},
         "train.batch_size": {"low": 8, "high": 64, "log": True},
         "model.hidden": {"choices": [(), (8,), (8, 4)]},
@@ -93,24 +91,15 @@ def test_kinds_of_intervals(base) -> None:
         0, 1
     )
     assert got["train.batch_size"].log
-    # What a study stores comes back as it was meant.
+    # A study's stored choices are turned back into the original values.
     for key, distribution in got.items():
         if not isinstance(
             distribution, optuna.distributions.CategoricalDistribution
         ):
             continue
         stored = json.loads(json.dumps(distribution.choices))
-        meant = [space_lib.values(space, {key: s})[key] for s in stored]
-        assert meant == space[key]["choices"]
-
-
-def test_apply_changes_these_keys_only(base) -> None:
-    changed = config_lib.replace(base, {"model.hidden": (5, 3), LR: 0.25})
-    assert changed.model.hidden == (5, 3)
-    assert changed.optimizer.learning_rate == 0.25
-    old = config_lib.flatten(base.to_dict())
-    new = config_lib.flatten(changed.to_dict())
-    assert {key for key in old if old[key] != new[key]} == {"model.hidden", LR}
+        values = [space_lib.values(space, {key: s})[key] for s in stored]
+        assert values == space[key]["choices"]
 
 
 SPACES = {
@@ -122,7 +111,7 @@ SPACES = {
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_the_spaces_that_are_there(name) -> None:
+def test_the_spaces_of_the_repository(name) -> None:
     space = space_lib.load(ROOT / "configs" / "sweeps" / f"{name}.py")
     for config in SPACES[name]:
         module = importlib.import_module(f"configs.{config}")
@@ -138,7 +127,7 @@ def test_the_spaces_that_are_there(name) -> None:
             ):
                 if "low" in d:
                     assert d["low"] <= current[key] <= d["high"], key
-                else:  # as JSON, in which a tuple is a list
+                else:  # as JSON, where a tuple is a list
                     assert current[key] in json.loads(json.dumps(d["choices"]))
     files = {p.stem for p in (ROOT / "configs" / "sweeps").glob("*.py")}
     assert files == {"__init__", *SPACES}

@@ -1,4 +1,4 @@
-"""Sweeps that train, against what their trials wrote down themselves."""
+"""Sweeps that train, compared with the files that their trials write."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optuna
@@ -27,6 +29,38 @@ from vaecf.tuning import trial as trial_lib
 
 METRIC = "validation/ndcg@10"
 RATES = (0.01, 1e30, 0.03)
+# Settings that the trials of a population may vary.
+NUMBERS: dict[str, dict[str, Any]] = {
+    "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+    "model.dropout_rate": {"low": 0.0, "high": 0.6},
+    "seed": {"low": 0, "high": 9},
+}
+
+
+def quiet(line: str) -> None:
+    """Drops a line of the log."""
+
+
+def directory(plan, number: int) -> pathlib.Path:
+    return study_lib.trial_directory(plan, number)
+
+
+@pytest.fixture
+def on_report(monkeypatch) -> Callable[[Callable[..., None]], None]:
+    """on_report(f) calls f(run, record) after each report of a validation."""
+
+    def patch(after: Callable[..., None]) -> None:
+        report = trial_lib.TrialRun.report
+
+        def watched(self, record):
+            go_on = report(self, record)
+            if METRIC in record:
+                after(self, record)
+            return go_on
+
+        monkeypatch.setattr(trial_lib.TrialRun, "report", watched)
+
+    return patch
 
 
 def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
@@ -34,8 +68,6 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
     made = plan(
         trials=3,
         pruner="none",
-        overrides={"train.epochs": 4},
-        config_file="configs/synthetic.py",
         # Only this key, so that the trial that fails can be asked for.
         space={"optimizer.learning_rate": {"low": 1e-3, "high": 1e30}},
     )
@@ -50,16 +82,18 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
 
     monkeypatch.setattr(sweep_lib, "find_dataset", without_test_users)
     said: list[str] = []
-    sweep_lib.sweep(made, log=said.append)
+    rows = sweep_lib.sweep(made, log=said.append)
 
     trials = study.get_trials()
+    assert [row["number"] for row in rows] == [0, 1, 2]
+    assert [row["value"] for row in rows] == [t.value for t in trials]
     assert [t.number for t in trials] == [0, 1, 2]
     states = [t.state.name for t in trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
     assert "the loss is" in trials[1].user_attrs["error"]
     bests = {}
     for number in (0, 2):
-        folder = made.workdir / "trials" / f"{number:05d}"
+        folder = directory(made, number)
         values = curve(folder)
         assert list(values) == [1, 2, 3, 4]
         assert trials[number].intermediate_values == values
@@ -75,7 +109,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
     assert study.best_value == max(bests.values())
     # The best checkpoint is a model like any other.
     best = max(bests, key=lambda n: bests[n])
-    model = load(made.workdir / "trials" / f"{best:05d}")
+    model = load(directory(made, best))
     assert model.config.optimizer.learning_rate == RATES[best]
 
     frame = pd.read_csv(made.workdir / "trials.csv")
@@ -84,11 +118,8 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
     assert frame["value"].max() == study.best_value
     assert frame["optimizer.learning_rate"].tolist() == [*RATES]
     written = json.loads((made.workdir / "best.json").read_text())
-    assert (written["trial"], written["value"]) == (best, study.best_value)
-    assert written["overrides"] == [
-        "--config.train.epochs=4",
-        f"--config.optimizer.learning_rate={RATES[best]}",
-    ]
+    assert (written["number"], written["value"]) == (best, study.best_value)
+    assert written["params"] == {"optimizer.learning_rate": RATES[best]}
     for name in ("history.png", "slices.png"):
         assert (made.workdir / name).read_bytes().startswith(b"\x89PNG")
     assert not (made.workdir / "importances.png").exists()
@@ -96,14 +127,13 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
     for number in range(3):
         assert sum(line.startswith(f"trial {number}: ") for line in said) == 1
     assert "trial 1: failed: the loss is" in text
-    assert "2 complete trials are too few" in text
     assert f"\n    {best}  " in text  # the table's first line
 
     # Nothing is left to do, and nothing is done.
     said.clear()
     sweep_lib.sweep(made, log=said.append)
     assert len(study.get_trials()) == 3
-    assert said[0].startswith("study sweep: 3 of 3 trials are over")
+    assert said[0].startswith("study sweep: 3 of 3 trials are finished")
 
 
 def test_a_bad_trial_is_pruned(plan, opened, curve) -> None:
@@ -130,12 +160,12 @@ def test_a_bad_trial_is_pruned(plan, opened, curve) -> None:
     sweep_lib.sweep(made, log=said.append)
     pruned = study.get_trials()[5]
     assert pruned.state == TrialState.PRUNED
-    folder = made.workdir / "trials" / "00005"
+    folder = directory(made, 5)
     # Optuna's warm-up ends with its epochs.
     assert list(curve(folder)) == [1, 2]
     assert pruned.intermediate_values == curve(folder)
     (line,) = [text for text in said if text.startswith("trial 5: ")]
-    assert line.endswith("pruned") and "; 2 epochs" in line
+    assert ": pruned; " in line and "; 2 epochs" in line
     assert not (folder / "checkpoints").exists()
     with workdir_lib.locked(folder):
         pass
@@ -145,9 +175,9 @@ def test_a_bad_trial_is_pruned(plan, opened, curve) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_trial_goes_on_from_its_checkpoint(
-    plan, tmp_path, monkeypatch, opened, curve
+    plan, tmp_path, on_report, opened, curve
 ) -> None:
-    """And ends as if it had not been stopped; here in a database."""
+    """And ends as an uninterrupted trial does; here in a database."""
 
     def made(name):
         return plan(
@@ -157,24 +187,25 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
             storage=f"sqlite:///{tmp_path / name}.db",
         )
 
-    sweep_lib.sweep(made("straight"), log=lambda line: None)
-    write, stopped = trial_lib._Watch.write, []
+    sweep_lib.sweep(made("straight"), log=quiet)
+    stopped = []
 
-    def write_and_stop(self, record, *, step):
-        write(self, record, step=step)
-        if METRIC in record and record["epoch"] == 2 and not stopped:
-            stopped.append(step)
+    def stop(run, record):
+        if record["epoch"] == 2 and not stopped:
+            stopped.append(2)
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(trial_lib._Watch, "write", write_and_stop)
+    on_report(stop)
     cut = made("cut")
-    with pytest.raises(KeyboardInterrupt, match="0 of 1 trials are over; the"):
-        sweep_lib.sweep(cut, log=lambda line: None)
+    with pytest.raises(
+        KeyboardInterrupt, match="0 of 1 trials are finished; the"
+    ):
+        sweep_lib.sweep(cut, log=quiet)
     assert list(curve(cut.workdir / "trials" / "00000")) == [1, 2]
     # Nothing of it has to be found out by waiting.
     states = [t.state for t in opened(cut).get_trials()]
     assert states == [TrialState.FAIL, TrialState.WAITING]
-    sweep_lib.sweep(cut, log=lambda line: None)
+    sweep_lib.sweep(cut, log=quiet)
     (trial,) = study_lib.counted(opened(cut))
     (straight,) = study_lib.counted(opened(made("straight")))
     assert not (cut.workdir / "trials" / "00000").exists()
@@ -190,11 +221,13 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
 def test_what_is_wrong_is_said_before_the_first_trial(plan, base) -> None:
     def refused(message, **changes):
         with pytest.raises(VaecfError, match=message):
-            sweep_lib.sweep(plan(**changes), log=lambda line: None)
+            sweep_lib.sweep(plan(**changes), log=quiet)
 
-    refused("--trials=0 must be at least 1", trials=0)
-    refused("--prune_after=-1", prune_after=-1)
-    refused("not a key of the config", space={"x": {"choices": [1]}})
+    refused("trials=0 must be at least 1", trials=0)
+    refused("prune_after=-1", prune_after=-1)
+    refused("'x' is not a known key", space={"x": {"choices": [1]}})
+    refused("population=0 must be at least 1", population=0)
+    refused("model.latent changes the program", population=2)
     nowhere = dataclasses.replace(
         base, data=dataclasses.replace(base.data, dir="/nosuch")
     )
@@ -203,24 +236,24 @@ def test_what_is_wrong_is_said_before_the_first_trial(plan, base) -> None:
         base, eval=dataclasses.replace(base.eval, best_metric="ndgc@10")
     )
     refused("ndgc", base=metric)
-    with pytest.raises(VaecfError, match="--workers=0"):
+    with pytest.raises(VaecfError, match="workers=0"):
         sweep_lib.sweep(plan(), workers=0)
     assert not (plan().workdir / "trials").exists()
 
 
 def test_a_workdir_is_one_of_a_study(plan, monkeypatch) -> None:
     made = plan()
-    sweep_lib._claim(made)
+    sweep_lib._check_or_create(made)
     # By another name, and moved.
     moved = made.workdir.rename(made.workdir.with_name("moved"))
     monkeypatch.chdir(moved.parent)
     relative = pathlib.Path("moved")
-    sweep_lib._claim(
+    sweep_lib._check_or_create(
         plan(workdir=relative, storage=str(relative / "study.journal"))
     )
     moved.rename(made.workdir)
-    with pytest.raises(VaecfError, match="trials of --study=sweep, not other"):
-        sweep_lib._claim(plan(study="other"))
+    with pytest.raises(VaecfError, match="study 'sweep', not 'other'"):
+        sweep_lib._check_or_create(plan(study="other"))
 
 
 def test_a_dataset_without_validation_users_is_refused(
@@ -237,7 +270,7 @@ def test_a_dataset_without_validation_users_is_refused(
         made, validation=held._replace(held_out=nothing)
     )
     monkeypatch.setattr(sweep_lib, "find_dataset", lambda path: empty)
-    with pytest.raises(VaecfError, match="no validation users to choose by"):
+    with pytest.raises(VaecfError, match="needs validation users"):
         sweep_lib.sweep(plan())
 
 
@@ -266,44 +299,210 @@ def test_a_defect_ends_the_sweep_and_the_trial_waits(
 
     monkeypatch.setattr(trial_lib.loop, "train", train)
     with pytest.raises(TypeError, match="a defect"):
-        sweep_lib.sweep(plan(trials=2), log=lambda line: None)
+        sweep_lib.sweep(plan(trials=2), log=quiet)
     states = [t.state for t in opened(plan(trials=2)).get_trials()]
     assert states == [TrialState.FAIL, TrialState.WAITING]
 
 
 def test_workers_share_cores_and_gpus() -> None:
-    cores = [sweep_lib._cores(n, 2) for n in range(2)]
+    cores = [sweep_lib.share_of_cores(n, 2) for n in range(2)]
     everything = sorted(os.sched_getaffinity(0))
     if len(everything) > 1:
         assert sorted(cores[0] + cores[1]) == everything
-    assert all(sweep_lib._cores(n, 99) for n in range(99))
+    assert all(sweep_lib.share_of_cores(n, 99) for n in range(99))
     four = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
-    assert [sweep_lib.share(n, 2, four) for n in range(2)] == [
+    assert [sweep_lib.share_of_gpus(n, 2, four) for n in range(2)] == [
         {"CUDA_VISIBLE_DEVICES": "0,2"},
         {"CUDA_VISIBLE_DEVICES": "1,3"},
     ]
     memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"}
-    assert sweep_lib.share(0, 2, {"CUDA_VISIBLE_DEVICES": "0"}) == memory
-    assert sweep_lib.share(0, 2, {}) == memory
-    assert sweep_lib.share(0, 2, memory) == {}
+    assert (
+        sweep_lib.share_of_gpus(0, 2, {"CUDA_VISIBLE_DEVICES": "0"}) == memory
+    )
+    assert sweep_lib.share_of_gpus(0, 2, {}) == memory
+    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.3"}
+    assert sweep_lib.share_of_gpus(0, 2, memory) == memory
 
 
-def test_overrides_give_the_trials_config(plan, base) -> None:
-    """What best.json says, through the flags of an entry point."""
-    import ml_collections
+# --- Trials that train together ---------------------------------------------
 
-    from vaecf.tuning import results
 
-    params = {"model.hidden": (8, 4), "model.latent": 6,
-              "optimizer.learning_rate": 0.1 + 0.2,
-              "train.drop_remainder": True}  # fmt: skip
-    flags = results._flags(plan(), {"params": params})
-    config = ml_collections.ConfigDict(base.to_dict())
-    config.model.hidden = tuple(config.model.hidden)
-    changed = config_lib.replace(base, params)
-    import ast
+def test_trials_of_a_population_equal_separate_trials(
+    plan, tmp_path, opened, curve
+) -> None:
+    """Three trials, two at a time; the second must fail."""
+    rates = {"optimizer.learning_rate": {"low": 1e-3, "high": 1e30}}
+    how = {"trials": 3, "pruner": "none", "space": NUMBERS | rates}
 
-    for text in flags:
-        key, _, value = text.removeprefix("--config.").partition("=")
-        config.update_from_flattened_dict({key: ast.literal_eval(value)})
-    assert config_lib.from_mapping(config) == changed
+    def swept(made):
+        study = opened(made)
+        for rate, dropout, seed in zip(RATES, (0.5, 0.5, 0.1), (3, 3, 4)):
+            study.enqueue_trial(dict(zip(NUMBERS, (rate, dropout, seed))))
+        sweep_lib.sweep(made, log=quiet)
+        return study.get_trials()
+
+    made = plan(**how, population=2)
+    together = swept(made)
+    alone = swept(plan(**how, workdir=tmp_path / "alone", storage=""))
+    assert [t.state.name for t in together] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert "the loss is" in together[1].user_attrs["error"]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.params == theirs.params and ours.state == theirs.state
+        assert ours.intermediate_values == pytest.approx(
+            theirs.intermediate_values, abs=1e-5
+        )
+        for name in (study_lib.EPOCHS, study_lib.BEST_EPOCH):
+            assert ours.user_attrs.get(name) == theirs.user_attrs.get(name)
+        if ours.state == TrialState.COMPLETE:
+            folder = directory(made, ours.number)
+            assert ours.intermediate_values == curve(folder)
+            assert ours.value == max(curve(folder).values())
+            rate = ours.params["model.dropout_rate"]
+            assert load(folder).config.model.dropout_rate == rate
+
+
+def test_a_pruned_trial_of_a_population_stops_alone(
+    plan, opened, curve
+) -> None:
+    """Five earlier trials are better than the first, not than the second."""
+    made = plan(
+        trials=7,
+        population=2,
+        prune_after=2,
+        space={"optimizer.learning_rate": {"low": 1e-9, "high": 0.1}},
+    )
+    study = opened(made)
+    for _ in range(5):
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=0.0,
+                params={"optimizer.learning_rate": 0.05},
+                distributions=space_lib.distributions(made.space, made.base),
+                intermediate_values={1: 0.3, 2: 0.3, 3: 0.3, 4: 0.3},
+            )
+        )
+    for rate in (1e-9, 0.05):  # the first learns nothing
+        study.enqueue_trial({"optimizer.learning_rate": rate})
+    sweep_lib.sweep(made, log=quiet)
+    bad, good = study.get_trials()[5:]
+    assert (bad.state, good.state) == (TrialState.PRUNED, TrialState.COMPLETE)
+    assert list(curve(directory(made, 5))) == [1, 2]
+    assert list(curve(directory(made, 6))) == [1, 2, 3, 4]
+    assert not (directory(made, 5) / "checkpoints").exists()
+    assert (directory(made, 6) / "checkpoints" / "best").exists()
+
+
+def test_an_interrupted_population_starts_again(
+    plan, on_report, opened, curve
+) -> None:
+    stopped = []
+
+    def stop(run, record):
+        if record["epoch"] == 2 and not stopped:
+            stopped.append(2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    on_report(stop)
+    made = plan(trials=2, population=2, pruner="none", space=NUMBERS)
+    with pytest.raises(KeyboardInterrupt, match="0 of 2 trials are finished"):
+        sweep_lib.sweep(made, log=quiet)
+    states = [t.state.name for t in opened(made).get_trials()]
+    assert states == ["FAIL", "FAIL", "WAITING", "WAITING"]
+    sweep_lib.sweep(made, log=quiet)
+    trials = opened(made).get_trials()
+    assert [t.state.name for t in trials[2:]] == ["COMPLETE", "COMPLETE"]
+    for before, after in zip(trials[:2], trials[2:]):
+        assert before.params == after.params
+        assert after.user_attrs[study_lib.SECONDS] > 0
+        folder = directory(made, after.number)
+        # It reports an epoch only once.
+        assert after.intermediate_values == curve(folder)
+        assert list(curve(folder)) == [1, 2, 3, 4]
+
+
+def test_a_population_too_large_for_the_memory(
+    plan, monkeypatch, opened
+) -> None:
+    def train(*arguments, **named):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n")
+
+    monkeypatch.setattr(trial_lib.population, "train_members", train)
+    made = plan(trials=2, population=2, space=NUMBERS)
+    with pytest.raises(
+        VaecfError, match=r"population=2 .*train fewer"
+    ) as caught:
+        sweep_lib.sweep(made, log=quiet)
+    assert "\n" not in str(caught.value)
+    states = [t.state for t in opened(made).get_trials()]
+    assert states == [TrialState.FAIL] * 2 + [TrialState.WAITING] * 2
+
+
+def test_a_trial_that_another_worker_took_over(plan, on_report, opened) -> None:
+    def take_over(run, record):
+        if run.number == 0 and record["epoch"] == 1:
+            study_lib.enqueue_again(opened(made), 0, lost=True)
+
+    on_report(take_over)
+    made = plan(trials=2, population=2, pruner="none", space=NUMBERS)
+    said: list[str] = []
+    sweep_lib.sweep(made, log=said.append)
+    assert "trial 0: taken over by another worker" in said
+    # By the same worker, in its next turn.
+    states = [t.state.name for t in opened(made).get_trials()]
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.parametrize("population", [1, 2])
+def test_a_blend_whose_tuning_fails_fails_alone(
+    plan, base, monkeypatch, opened, population
+) -> None:
+    tuned_value = trial_lib.population.tuned_value
+
+    def damaged(folder, dataset):
+        if folder.name == "00000":
+            raise VaecfError("the branch cannot be read")
+        return tuned_value(folder, dataset)
+
+    monkeypatch.setattr(trial_lib.population, "tuned_value", damaged)
+    settings = {"linear.l2": 5.0, "linear.dropout": 0.3, "train.epochs": 2}
+    made = plan(
+        trials=2,
+        base=config_lib.replace(base, settings),
+        population=population,
+        pruner="none",
+        space=NUMBERS,
+    )
+    sweep_lib.sweep(made, log=quiet)
+    first, second = opened(made).get_trials()
+    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert first.user_attrs[study_lib.ERROR] == "the branch cannot be read"
+    weights = directory(made, 1) / "linear" / "weights.json"
+    chosen = json.loads(weights.read_text())
+    assert second.value == chosen["value"]
+    assert second.value == max(t["value"] for t in chosen["tried"])
+
+
+def test_a_trial_that_lost_a_worker_runs_alone(plan, opened) -> None:
+    made = plan(trials=3, population=3, space=NUMBERS)
+    study = opened(made)
+    for trial in study_lib.next_trials(study, made):
+        if trial.number != 1:  # that worker lives on
+            study_lib.enqueue_again(study, trial.number, lost=True)
+    for expected in (3, 4):
+        (trial,) = study_lib.next_trials(study, made)
+        assert trial.number >= expected
+        assert trial.user_attrs["lost"] == 1
+    assert study_lib.next_trials(study, made) == []
+
+
+def test_every_worker_has_trials(plan, monkeypatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        sweep_lib,
+        "_work_in_processes",
+        lambda plan, workers, log: seen.append(plan.population),
+    )
+    for trials, population in ((8, 8), (8, 3), (5, 8)):
+        made = plan(trials=trials, population=population, space=NUMBERS)
+        sweep_lib.sweep(made, workers=2, log=quiet)
+    assert seen == [4, 3, 3]

@@ -1,19 +1,18 @@
-"""The study of a sweep: where its trials are kept, and whose turn it is.
+"""The Optuna study of a sweep: storage, trials to run next, lost workers.
 
-Optuna hands out trials; what it leaves open is how many workers do N trials
-in all, and what becomes of a trial whose worker is gone. Its heartbeats are
-for databases only and start a trial over; here both storages are treated
-alike, and a trial goes on from its checkpoint:
+Optuna proposes trials. It does not say how several workers together run N
+trials, and its heartbeats, which detect lost workers, need a database and
+restart a trial. Here every storage is treated alike, and a trial resumes from
+its checkpoint:
 
-- a trial counts if it runs, waits, has ended, or has failed for a reason of
-  its own (the attribute `error`). A new trial that N others come before is
-  put back;
-- the trial of a dead worker is failed, which only one process succeeds in,
-  and enqueued again with its parameters, its reports, its seconds and where
-  its files are.
-  A worker is dead if this host can lock the trial's folder, or, on another
-  host, if it gave no sign of life for `GRACE_SECONDS`. After `MAX_LOST`
-  workers the trial counts as failed.
+- A trial counts if it is waiting, running or finished, or if it failed by its
+  own fault (the attribute `error`). A worker gives a new trial back if N other
+  trials come before.
+- The running trial of a lost worker is marked as failed, which succeeds in one
+  process only, and enqueued again under a new number.
+- A worker is lost if this host can lock the directory of its trial. A worker
+  on another host is lost if its last sign of life is `GRACE_SECONDS` old. A
+  trial that has lost `MAX_LOST` workers counts as failed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from typing import Any
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, did_you_mean
 from vaecf.tuning import space as space_lib
 
 try:
@@ -48,16 +47,17 @@ except ImportError as error:
 
 PRUNERS = ("median", "hyperband", "none")
 BEAT_SECONDS, GRACE_SECONDS = 60.0, 600.0
-# A trial that the host's memory cannot hold takes its worker with it.
+# A trial that exceeds the memory of its host kills its worker each time.
 MAX_LOST = 3
 
 # Attributes of a trial.
 BEAT, HOST, FOLDER, ERROR = "beat", "host", "folder", "error"
-LOST = "lost"  # workers that died of it, or with it
+LOST = "lost"  # number of workers that were lost while they ran the trial
 EPOCHS, BEST_EPOCH, SECONDS = "epochs", "best_epoch", "seconds"
 
-# Trials may differ in these from host to host: where and how they run.
-_FREE = frozenset(
+# Settings that may differ between the workers of a study: they say where a
+# trial runs, not what it computes.
+_PER_WORKER = frozenset(
     {
         *("data.dir", "data.feed", "train.microbatch", "eval.batch_size"),
         *("mesh.data", "mesh.item", "mesh.zero", "mesh.peer_timeout"),
@@ -66,23 +66,22 @@ _FREE = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A sweep, as every worker of it knows it.
+class SweepPlan:
+    """What a sweep does; every worker has a copy.
 
     Attributes:
-      base: the run that trials vary.
-      space: what they vary: see `space`.
-      workdir: of this host; trials are in `trials/`.
-      study: its name in the storage.
-      trials: how many, over all workers and calls.
-      storage: a journal file (.journal, .log) or a database's URL.
+      base: the settings that all trials share.
+      space: the search space, see `space`.
+      workdir: directory on this host; the trials are in `trials/`.
+      study: name of the study in the storage.
+      trials: number of trials of all workers and all calls.
+      storage: a journal file (.journal, .log) or the URL of a database; ''
+        for a journal in the workdir.
       pruner: one of `PRUNERS`.
-      prune_after: epochs before a trial may be stopped; None: a fifth.
-      population: trials that a worker trains at once, in one program.
-      seed: of the sampler.
-      keep_all: keep all of a trial's files, not only those of use.
-      overrides: what the command line changed in the base config.
-      config_file: file of the base config, for the command to paste.
+      prune_after: epochs before a trial may be pruned; None for a fifth.
+      population: number of trials that a worker trains in one program.
+      seed: seed of the sampler.
+      keep_all: keep all files of the trials, not only the best checkpoints.
     """
 
     base: Config
@@ -96,161 +95,146 @@ class Plan:
     population: int = 1
     seed: int = 0
     keep_all: bool = False
-    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    config_file: str = ""
 
 
 class _Sampler(optuna.samplers.BaseSampler):
-    """TPE that draws by (seed, number of the trial).
+    """TPE, seeded by (seed, number of the trial).
 
-    Workers need no seeds of their own, and a resumed sweep goes on as if it
-    had not stopped.
+    Workers need no seeds of their own, and a resumed sweep proposes what an
+    uninterrupted one would.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._current: tuple[int, Any] = (-1, None)
 
-    def _of(self, trial: FrozenTrial) -> Any:
+    def _tpe(self, trial: FrozenTrial) -> Any:
         if self._current[0] != trial.number:
             digest = hashlib.sha256(f"{self._seed} {trial.number}".encode())
             tpe = optuna.samplers.TPESampler(
                 seed=int.from_bytes(digest.digest()[:4], "little"),
                 multivariate=True,
-                # Trials of the other workers count as bad ones meanwhile.
+                # Keeps workers from proposing what others already run.
                 constant_liar=True,
             )
             self._current = (trial.number, tpe)
         return self._current[1]
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, Any]:
-        return self._of(trial).infer_relative_search_space(study, trial)
+    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+        return self._tpe(trial).infer_relative_search_space(study, trial)
 
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: Any
-    ) -> dict[str, Any]:
-        return self._of(trial).sample_relative(study, trial, search_space)
+    def sample_relative(self, study: Any, trial: Any, space: Any) -> Any:
+        return self._tpe(trial).sample_relative(study, trial, space)
 
     def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, name: str, how: Any
+        self, study: Any, trial: Any, name: str, distribution: Any
     ) -> Any:
-        return self._of(trial).sample_independent(study, trial, name, how)
+        return self._tpe(trial).sample_independent(
+            study, trial, name, distribution
+        )
 
 
-def open_study(plan: Plan, dataset: str) -> optuna.Study:
-    """The study of the plan, created if there is none.
+def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
+    """Opens the study of the plan, or creates it.
 
     Args:
       plan: the sweep.
-      dataset: its `manifest_hash`.
+      dataset: `manifest_hash` of its dataset.
 
     Raises:
-      VaecfError: the storage cannot be had, or the study is one of another
+      VaecfError: the storage cannot be used, or the study belongs to another
         base config, space or dataset.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     study = optuna.create_study(
         study_name=plan.study,
-        storage=_storage(plan),
+        storage=_open_storage(plan),
         sampler=_Sampler(plan.seed),
         pruner=_pruner(plan),
         direction="maximize",
         load_if_exists=True,
     )
-    mine = _identity(plan, dataset)
-    theirs = study.user_attrs.get("identity")
-    if theirs is None:
-        study.set_user_attr("identity", mine)
-        return study
-    if keys := sorted(
-        key
-        for key in mine.keys() | theirs.keys()
-        if mine.get(key) != theirs.get(key)
-    ):
+    new = _identity(plan, dataset)
+    old = study.user_attrs.get("identity")
+    if old is None:
+        study.set_user_attr("identity", new)
+    elif old != new:
+        keys = sorted(
+            key
+            for key in old.keys() | new.keys()
+            if old.get(key) != new.get(key)
+        )
         raise VaecfError(
-            f"--study={plan.study} was begun with another {', '.join(keys)}: "
-            "use the same to go on with it, or give another --study and "
-            "--workdir"
+            f"study {plan.study!r} began with another {', '.join(keys)}: use "
+            "the same to resume it, or choose another study and workdir"
         )
     return study
 
 
-def _identity(plan: Plan, dataset: str) -> dict[str, Any]:
-    """What must be the same for trials to compare; plain JSON."""
+def _identity(plan: SweepPlan, dataset: str) -> dict[str, Any]:
+    """Returns what must be equal for trials to compare, as JSON values."""
     base = config_lib.flatten(plan.base.to_dict())
-    mine = {
-        **{
-            f"config.{key}": value
-            for key, value in base.items()
-            if key not in _FREE | plan.space.keys()
-        },
-        **{f"space of {key}": value for key, value in plan.space.items()},
-        "dataset": dataset,
+    identity = {
+        f"config.{key}": value
+        for key, value in base.items()
+        if key not in _PER_WORKER | plan.space.keys()
     }
-    if plan.base.linear.l2 or "linear.l2" in plan.space:
-        # Before, with the weights that a blend begins with.
-        mine["value of a blend"] = "as it is weighed"
-    return json.loads(json.dumps(mine))
+    identity |= {f"space of {key}": value for key, value in plan.space.items()}
+    return json.loads(json.dumps({**identity, "dataset": dataset}))
 
 
-def storage_of(workdir: pathlib.Path, storage: str | None) -> str:
-    """Where the trials are kept: as asked, or a journal in the workdir.
+def storage_of(plan: SweepPlan) -> str:
+    """Returns where the trials are stored: a file, or the URL of a database.
 
     Raises:
-      VaecfError: neither a journal file nor a URL.
+      VaecfError: the storage is neither.
     """
-    if not storage:
-        return str(workdir / "study.journal")
-    if not storage.endswith((".journal", ".log")) and "://" not in storage:
-        raise VaecfError(
-            f"--storage={storage} must be a file ending in .journal or .log, "
-            "or the URL of a database, such as sqlite:///sweep.db"
-        )
-    return storage
+    if not plan.storage:
+        return str(plan.workdir / "study.journal")
+    if "://" in plan.storage or plan.storage.endswith((".journal", ".log")):
+        return plan.storage
+    raise VaecfError(
+        f"storage {plan.storage} must be a file ending in .journal or .log, or "
+        "the URL of a database, such as sqlite:///sweep.db"
+    )
 
 
-def public(storage: str) -> str:
-    """The storage without a database's password."""
+def without_password(storage: str) -> str:
+    """Returns the storage's name for messages."""
     return re.sub(r"://[^/@]*@", "://***@", storage)
 
 
-def _storage(plan: Plan) -> optuna.storages.BaseStorage:
-    where = f"--storage={public(plan.storage)}"
-    if "://" not in plan.storage:
-        path = pathlib.Path(plan.storage)
+def _open_storage(plan: SweepPlan) -> optuna.storages.BaseStorage:
+    storage = storage_of(plan)
+    where = f"storage {without_password(storage)}"
+    if "://" not in storage:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+            pathlib.Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            return optuna.storages.JournalStorage(JournalFileBackend(storage))
         except OSError as error:
             raise VaecfError(
-                f"{where} cannot be written ({error.strerror})"
+                f"{where} cannot be written ({error.strerror}): choose another"
             ) from error
-        except ValueError as error:  # among them JSON's
-            raise VaecfError(f"{where} is no journal ({error})") from error
-    arguments: dict[str, Any] = {}
-    if plan.storage.startswith("sqlite"):
-        # Others may be writing.
-        arguments = {"connect_args": {"timeout": 60}}
-    for attempt in range(3):
+        except ValueError as error:  # includes JSON's
+            raise VaecfError(f"{where} is not a journal ({error})") from error
+    # SQLite locks the whole file while another worker writes.
+    wait = {"connect_args": {"timeout": 60}}
+    arguments: Any = wait if storage.startswith("sqlite") else None
+    for attempts_left in (2, 1, 0):
         try:
-            return optuna.storages.RDBStorage(
-                plan.storage, engine_kwargs=arguments
-            )
-        except Exception as error:  # whatever the database's driver raises
-            # Two hosts that create the tables at once: one of them fails.
-            if attempt == 2:
+            return optuna.storages.RDBStorage(storage, arguments)
+        except Exception as error:  # depends on the database's driver
+            # Of two hosts that create the tables at once, one fails.
+            if not attempts_left:
                 reason = str(error).strip().splitlines()[0]
                 raise VaecfError(f"{where} cannot be used ({reason})") from None
             time.sleep(0.5)
     raise AssertionError
 
 
-def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    epochs = plan.base.train.epochs
-    after = plan.prune_after
+def _pruner(plan: SweepPlan) -> optuna.pruners.BasePruner:
+    epochs, after = plan.base.train.epochs, plan.prune_after
     if after is None:
         after = max(1, epochs // 5)
     if plan.pruner == "none":
@@ -264,15 +248,16 @@ def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
             min_resource=max(1, after), max_resource=max(1, after, epochs)
         )
     raise VaecfError(
-        f"--pruner={plan.pruner} is unknown: use {', '.join(PRUNERS)}"
+        f"pruner {plan.pruner!r} must be one of {', '.join(PRUNERS)}"
+        f"{did_you_mean(plan.pruner, PRUNERS)}"
     )
 
 
-# --- Whose turn it is -------------------------------------------------------
+# --- Which trial is next ----------------------------------------------------
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that count: not those put back, nor those tried again."""
+    """Returns the trials that count: not given back, not enqueued again."""
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
@@ -280,19 +265,21 @@ def counted(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
-def ended(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that count and are over."""
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Returns the trials that count and are finished."""
     return [trial for trial in counted(study) if trial.state.is_finished()]
 
 
-def next_trial(study: optuna.Study, plan: Plan) -> Trial | None:
-    """A trial to run now, or None if N are under way or over.
+def next_trial(study: optuna.Study, plan: SweepPlan) -> Trial | None:
+    """Returns a trial to run now, or None if enough are running or finished.
 
-    One that waits goes first: it has been begun before.
+    Trials that were interrupted come first.
     """
     distributions = space_lib.distributions(plan.space, plan.base)
     while True:
-        _enqueue_orphans(study, plan)
+        for running in study.get_trials(False, (TrialState.RUNNING,)):
+            if _is_lost(running):
+                enqueue_again(study, running.number, lost=True)
         begun = [t for t in counted(study) if t.state != TrialState.WAITING]
         if len(begun) >= plan.trials:
             return None
@@ -300,124 +287,113 @@ def next_trial(study: optuna.Study, plan: Plan) -> Trial | None:
         before = [t for t in counted(study) if t.number < trial.number]
         if len(before) < plan.trials:
             return trial
-        # Another worker was faster between the two looks.
+        # Another worker asked between the two checks.
         study.tell(trial, state=TrialState.FAIL)
 
 
-def next_trials(study: optuna.Study, plan: Plan) -> list[Trial]:
-    """Trials to train together now, `plan.population` at most; [] for none.
+def next_trials(study: optuna.Study, plan: SweepPlan) -> list[Trial]:
+    """Returns up to `plan.population` trials to train together now.
 
-    One whose worker died goes alone: it may have been its fault.
+    A trial that lost a worker is returned alone: it may be the reason.
     """
     taken: list[Trial] = []
     try:
         while len(taken) < plan.population:
-            if (trial := next_trial(study, plan)) is None:
-                break
-            suspect = trial.user_attrs.get(LOST, 0) > 0
-            if suspect and taken:
-                enqueue_again(study, trial.number)
+            trial = next_trial(study, plan)
+            if trial is None:
                 break
             taken.append(trial)
-            if suspect:
-                break
-    except BaseException:  # interrupted: nobody would train them
+            if trial.user_attrs.get(LOST):
+                for other in taken[:-1]:
+                    enqueue_again(study, other.number)
+                return [trial]
+    except BaseException:  # interrupted
         for trial in taken:
             enqueue_again(study, trial.number)
         raise
     return taken
 
 
-def folder_of(plan: Plan, number: int) -> pathlib.Path:
-    """Workdir of a trial on this host."""
+def trial_directory(plan: SweepPlan, number: int) -> pathlib.Path:
+    """Returns the workdir of a trial on this host."""
     return plan.workdir.absolute() / "trials" / f"{number:05d}"
 
 
 def enqueue_again(
     study: optuna.Study, number: int, *, lost: bool = False
 ) -> bool:
-    """Ends a running trial and lets it wait with all that is known of it.
+    """Ends a running trial and enqueues it again with all that is known of it.
 
     Args:
-      study: the trial's.
-      number: the trial's.
-      lost: whether its worker died, which is borne a few times.
+      study: the study.
+      number: number of the trial.
+      lost: whether its worker was lost.
 
     Returns:
-      Whether it was this process that did.
+      False if another process has ended the trial before.
     """
     try:
         study.tell(number, state=TrialState.FAIL)
     except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-        return False  # another process was faster
+        return False
     trial = study.get_trials()[number]
-    attributes = {
-        key: value
-        for key, value in trial.user_attrs.items()
-        if key in (FOLDER, SECONDS)
-    }
-    attributes[LOST] = trial.user_attrs.get(LOST, 0) + lost
-    state = TrialState.WAITING
-    if attributes[LOST] >= MAX_LOST:
-        state = TrialState.FAIL
-        attributes[ERROR] = (
-            f"{MAX_LOST} workers died at it: is the memory of the host enough?"
+    kept = {k: v for k, v in trial.user_attrs.items() if k in (FOLDER, SECONDS)}
+    kept[LOST] = trial.user_attrs.get(LOST, 0) + lost
+    hopeless = kept[LOST] >= MAX_LOST
+    if hopeless:
+        kept[ERROR] = (
+            f"{MAX_LOST} workers were lost while they ran the trial; does it "
+            "fit the memory of the host?"
         )
     study.add_trial(
         optuna.trial.create_trial(
-            state=state,
+            state=TrialState.FAIL if hopeless else TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs=attributes,
+            user_attrs=kept,
             intermediate_values=trial.intermediate_values,
         )
     )
     return True
 
 
-def _enqueue_orphans(study: optuna.Study, plan: Plan) -> None:
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_orphan(trial):
-            enqueue_again(study, trial.number, lost=True)
-
-
-def _is_orphan(trial: FrozenTrial) -> bool:
+def _is_lost(trial: FrozenTrial) -> bool:
     attributes = trial.user_attrs
     if attributes.get(HOST) == socket.gethostname():
-        folder = pathlib.Path(attributes[FOLDER])
-        if folder.is_dir():
-            return is_free(folder)
+        directory = pathlib.Path(attributes[FOLDER])
+        if directory.is_dir():
+            return is_free(directory)
     began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
     return time.time() - attributes.get(BEAT, began) > GRACE_SECONDS
 
 
-def is_free(folder: pathlib.Path) -> bool:
-    """Whether nobody works in a trial's folder: locks die with processes."""
+def is_free(directory: pathlib.Path) -> bool:
+    """Returns whether no process of this host works in a trial's directory."""
     try:
-        with workdir_lib.locked(folder):
+        with workdir_lib.locked(directory):
             return True
     except VaecfError:
         return False
 
 
 @contextlib.contextmanager
-def alive(trial: Trial, folder: pathlib.Path) -> Iterator[None]:
-    """Says now and then that the trial's worker lives.
+def heartbeat(trial: Trial, directory: pathlib.Path) -> Iterator[None]:
+    """Tells the other workers regularly that this one runs the trial.
 
     Args:
-      trial: running.
-      folder: locked by this process.
+      trial: a running trial.
+      directory: its workdir, locked by this process.
     """
-    # The host comes last: with it, the folder decides.
     trial.set_user_attr(BEAT, time.time())
-    trial.set_user_attr(FOLDER, str(folder))
+    trial.set_user_attr(FOLDER, str(directory))
+    # The host comes last: from then on the lock of the directory decides.
     trial.set_user_attr(HOST, socket.gethostname())
-    over = threading.Event()
+    stopped = threading.Event()
 
     def beat() -> None:
-        while not over.wait(BEAT_SECONDS):
-            # A storage that is away for once is no reason to stop; a trial
-            # that was taken over hears of it at its next report.
+        while not stopped.wait(BEAT_SECONDS):
+            # The storage may be away for a while. A trial that another worker
+            # has taken over learns of it at its next report.
             with contextlib.suppress(Exception):
                 trial.set_user_attr(BEAT, time.time())
 
@@ -426,5 +402,5 @@ def alive(trial: Trial, folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        stopped.set()
         thread.join()

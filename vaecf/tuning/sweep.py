@@ -1,4 +1,4 @@
-"""A sweep: workers that take trials from a study until N are over."""
+"""Sweeps: workers that run the trials of a study until enough are finished."""
 
 from __future__ import annotations
 
@@ -13,236 +13,230 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
 import vaecf
 from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import metrics
-from vaecf.tuning import results, space
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.reporting import plots, sweep_plots, tables
+from vaecf.training import compilation_cache, precision
+from vaecf.tuning import population
+from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
-from vaecf.tuning.study import Plan
+from vaecf.tuning import trial as trial_lib
+from vaecf.tuning.study import SweepPlan
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
-# So many failures in a row are not the trials' own.
+# More failures in a row are not the fault of the trials.
 _MAX_FAILED = 5
 _WORKER = "from vaecf.tuning import sweep; sweep.worker()"
+_SHOWN = 10
+# A parameter is important if it decides which trials are in the best quarter;
+# with fewer than five trials there, the figure would describe the sampler.
+_QUANTILE, _MIN_FOR_IMPORTANCES = 0.25, 20
+_COLUMNS = (
+    *("number", "state", "value", "epochs", "best_epoch", "seconds"),
+    *("began", "host", "folder", "error"),
+)
 
 
-def sweep(plan: Plan, *, workers: int = 1, log: Say = print) -> None:
-    """Does the trials of the plan that are still to do, and sums up.
+def sweep(
+    plan: SweepPlan, *, workers: int = 1, log: Log = print
+) -> list[dict[str, Any]]:
+    """Runs the remaining trials of a sweep and summarises all of them.
 
-    Hyper-parameters are chosen on the validation users: the test users are
-    never looked at. Other processes, on this host or others, may work on the
-    same study at the same time.
+    The validation users decide; the test users are never read. Other
+    processes, on this host or others, may work on the same study meanwhile.
+    The same call resumes a sweep that was interrupted.
 
     Args:
       plan: what to do.
-      workers: processes on this machine; one is this process.
-      log: gets lines of text.
+      workers: processes on this host; 1 for the calling process.
+      log: receives one line of text at a time.
+
+    Returns:
+      A row per trial with 'number', 'state', 'value' (of the best metric),
+      'epochs', 'best_epoch', 'seconds', 'began', 'host', 'folder', 'error' and
+      the settings of the search space.
 
     Raises:
       VaecfError: the plan cannot be carried out.
-      KeyboardInterrupt: stopped, with everything saved.
+      KeyboardInterrupt: the sweep was interrupted, with everything saved.
     """
-    for flag, value in (
-        ("trials", plan.trials),
-        ("workers", workers),
-        ("population", plan.population),
+    for name, value, least in (
+        ("trials", plan.trials, 1),
+        ("workers", workers, 1),
+        ("population", plan.population, 1),
+        ("prune_after", plan.prune_after or 0, 0),
     ):
-        if value < 1:
-            raise VaecfError(f"--{flag}={value} must be at least 1")
-    if plan.prune_after is not None and plan.prune_after < 0:
-        raise VaecfError(f"--prune_after={plan.prune_after} must be at least 0")
+        if value < least:
+            raise VaecfError(f"{name}={value} must be at least {least}")
     workdir_lib.require_no_other(plan.workdir, "sweep")
     metrics.parse(plan.base.eval.best_metric)
-    space.check(plan.space, plan.base)
+    space_lib.check(plan.space, plan.base)
     if plan.population > 1:
-        _check_population(plan)
+        population.check_settings(plan.space)
     plan = dataclasses.replace(
         plan,
-        storage=study_lib.storage_of(plan.workdir, plan.storage),
-        # So many that every worker has some.
+        storage=study_lib.storage_of(plan),
+        # Small enough that every worker has some trials.
         population=min(plan.population, -(-plan.trials // workers)),
     )
-    dataset = _dataset(plan)
+    dataset = _find_dataset(plan)
     study = study_lib.open_study(plan, dataset.manifest_hash)
-    _claim(plan)
-    log(
-        f"study {plan.study}: {len(study_lib.ended(study))} of {plan.trials} "
-        f"trials are over; {study_lib.public(plan.storage)}"
-    )
+    _check_or_create(plan)
+
+    def progress() -> str:
+        n_finished = len(study_lib.finished(study))
+        return f"{n_finished} of {plan.trials} trials are finished"
+
+    storage = study_lib.without_password(plan.storage)
+    log(f"study {plan.study}: {progress()}; {storage}")
     try:
         with _sigterm_interrupts():
             if workers == 1:
-                _work(plan, dataset, bars=True, log=log)
+                _work(plan, dataset, show_progress=None, log=log)
             else:
                 _work_in_processes(plan, workers, log)
     except KeyboardInterrupt:
-        results.write(plan, study, log)
+        summarise(plan, study, log)
         raise KeyboardInterrupt(
-            f"{len(study_lib.ended(study))} of {plan.trials} trials are over; "
-            f"the same command goes on from here ({plan.workdir})"
+            f"{progress()}; the same call resumes the sweep ({plan.workdir})"
         ) from None
-    results.write(plan, study, log)
-    left = plan.trials - len(study_lib.ended(study))
-    if left > 0:
-        log(
-            f"{left} of {plan.trials} trials are not over: other workers are "
-            "at them, or the same command goes on with them"
-        )
+    if len(study_lib.finished(study)) < plan.trials:
+        log(f"{progress()}; other workers run the rest, or the next call does")
+    return summarise(plan, study, log)
 
 
-def _check_population(plan: Plan) -> None:
-    """Refuses what cannot be trained in one program."""
-    from vaecf.training import population
-
-    for key in plan.space:
-        if key not in population.VARIED:
-            raise VaecfError(
-                f"--population={plan.population} with {key} in --space: it "
-                "changes the program or the shapes of its arrays, so leave "
-                "one of them out; trials trained at once may differ in "
-                f"{', '.join(population.VARIED)}"
-            )
-
-
-def _dataset(plan: Plan) -> Dataset:
+def _find_dataset(plan: SweepPlan) -> Dataset:
     dataset = find_dataset(plan.base.data.dir)
     if dataset.validation.held_out.nnz == 0:
         raise VaecfError(
-            f"{plan.base.data.dir}: the dataset has no validation users to "
-            "choose by; prepare it with --held_out_users above 0"
+            f"{plan.base.data.dir}: a sweep needs validation users; prepare "
+            "the dataset with more held_out_users"
         )
     return dataset
 
 
-def _claim(plan: Plan) -> None:
-    """A workdir's trials are those of one study.
-
-    Raises:
-      VaecfError: it cannot be written, or has the trials of another study.
-    """
+def _check_or_create(plan: SweepPlan) -> None:
+    """Records the study that the workdir belongs to, or checks it."""
     path = plan.workdir / workdir_lib.SWEEP
-    # A folder may be moved, and be called by several names.
-    where = study_lib.public(plan.storage)
-    if "://" not in where:
-        where = os.path.relpath(where, plan.workdir)
-    mine = {"study": plan.study, "storage": where}
-    try:
-        plan.workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            workdir_lib.write_json(path, mine)
-    except OSError as error:
-        raise VaecfError(
-            f"--workdir={plan.workdir}: cannot be written ({error.strerror})"
-        ) from error
-    theirs = workdir_lib.read_json(path)
-    for flag, value in mine.items():
-        if theirs.get(flag) != value:
+    storage = study_lib.without_password(plan.storage)
+    if "://" not in storage:  # the directories may be moved together
+        storage = os.path.relpath(storage, plan.workdir)
+    new = {"study": plan.study, "storage": storage}
+    if not path.exists():
+        workdir_lib.write_json(path, new)
+    old = workdir_lib.read_json(path)
+    for name, value in new.items():
+        if old.get(name) != value:
             raise VaecfError(
-                f"--workdir={plan.workdir} holds the trials of "
-                f"--{flag}={theirs.get(flag)}, not {value}: give the same, or "
-                "another workdir"
+                f"workdir {plan.workdir} holds the trials of {name} "
+                f"{old.get(name)!r}, not {value!r}: use the same {name}, or "
+                "choose another workdir"
             )
 
 
-def _work(plan: Plan, dataset: Dataset, *, bars: bool, log: Say) -> None:
-    """Takes trials until there is none to take."""
-    from vaecf.parallel import mesh as mesh_lib
-    from vaecf.training import population, precision
-    from vaecf.tuning import trial as trial_lib
-
-    # What this machine cannot do would fail every trial.
+def _work(
+    plan: SweepPlan, dataset: Dataset, *, show_progress: bool | None, log: Log
+) -> None:
+    """Runs trials until none is left to begin."""
+    # Settings that this machine cannot run would fail every trial.
     precision.policy(plan.base.precision.policy)
     mesh_lib.make_mesh(plan.base.mesh.data, plan.base.mesh.item)
     if plan.population > 1:
         population.check([plan.base])
-    # A study of this process's own: storages do not survive a fork.
     study = study_lib.open_study(plan, dataset.manifest_hash)
     failed = 0
     while trials := study_lib.next_trials(study, plan):
-        how: dict[str, Any] = {"bars": bars, "say": log}
-        if plan.population > 1:
-            done = trial_lib.run_together(plan, study, trials, dataset, **how)
-        else:
-            done = [
-                trial_lib.run(plan, study, t, dataset, **how) for t in trials
-            ]
-        for frozen in done:
-            is_sound = frozen is not None and frozen.value is not None
-            failed = 0 if is_sound else failed + 1
+        runs = [trial_lib.TrialRun(plan, study, t, log) for t in trials]
+        try:
+            with contextlib.ExitStack() as stack:
+                for run in runs:
+                    stack.enter_context(run.opened(dataset))
+                if len(runs) == 1:
+                    trial_lib.train_alone(runs[0], dataset, show_progress)
+                else:
+                    trial_lib.train_together(runs, dataset, show_progress)
+        except BaseException:  # interrupted, or a defect
+            for run in runs:
+                if run.state is None:
+                    run.enqueue_again()
+            raise
+        finally:
+            jax.clear_caches()  # the next trials compile their own programs
+        for run in runs:
+            failed = failed + 1 if run.state == TrialState.FAIL else 0
         if failed >= _MAX_FAILED:
             raise VaecfError(
-                f"{failed} trials in a row failed, see above: a full disk and "
-                "a space of bad values look like this. Mend it, then the same "
-                "command goes on"
+                f"{failed} trials in a row failed, see above: check the disk "
+                "and the search space, then resume the sweep"
             )
 
 
 # --- Several processes ------------------------------------------------------
 
 
-def _work_in_processes(plan: Plan, workers: int, log: Say) -> None:
-    """Starts workers, waits for them, passes an interrupt on.
+def _work_in_processes(plan: SweepPlan, workers: int, log: Log) -> None:
+    """Starts workers and waits for them; passes an interrupt on.
 
     Raises:
       KeyboardInterrupt: after the workers have saved.
-      VaecfError: a worker gave up.
+      VaecfError: every worker failed.
     """
     package = pathlib.Path(vaecf.__file__).resolve().parents[1]
+    path = os.pathsep.join(
+        filter(None, [str(package), os.environ.get("PYTHONPATH")])
+    )
     processes = []
     for number in range(workers):
-        environment = os.environ | share(number, workers, os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(package), os.environ.get("PYTHONPATH")])
-        )
+        gpus = share_of_gpus(number, workers, os.environ)
         process = subprocess.Popen(
             [sys.executable, "-c", _WORKER],
             stdin=subprocess.PIPE,
-            env=environment,
-            # A Ctrl-C comes from here, once.
+            env=os.environ | gpus | {"PYTHONPATH": path},
+            # Ctrl-C reaches the workers once, from this process.
             start_new_session=True,
         )
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-            pipe.write(pickle.dumps((plan, _cores(number, workers))))
+            pipe.write(pickle.dumps((plan, share_of_cores(number, workers))))
         processes.append(process)
-    interrupted = False
     try:
         for process in processes:
             process.wait()
     except KeyboardInterrupt:
-        interrupted = True
         for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)
         for process in processes:
             process.wait()
+        raise
     finally:
         for process in processes:
-            if process.poll() is None:  # a second Ctrl-C
-                process.kill()
-    if interrupted:
-        raise KeyboardInterrupt
-    failed = 0
-    for number, process in enumerate(processes):
-        if process.returncode:
-            failed += 1
+            process.kill()  # after a second Ctrl-C
+    statuses = [process.returncode for process in processes]
+    for number, status in enumerate(statuses):
+        if status:
             log(
-                f"worker {number} ended with status {process.returncode}; its "
-                "trial is gone on with by another worker, or by the same "
-                "command"
+                f"worker {number} ended with status {status}; another worker, "
+                "or the next call, resumes its trial"
             )
-    if failed == workers:
+    if all(statuses):
         raise VaecfError(
-            "every worker gave up: see what they said above, mend it, and give "
-            "the same command"
+            "every worker failed: see their messages above, then resume the "
+            "sweep"
         )
 
 
-def _cores(number: int, workers: int) -> list[int]:
-    """A worker's share of the cores; none where they cannot be chosen."""
+def share_of_cores(number: int, workers: int) -> list[int]:
+    """Returns a worker's CPU cores; [] where they cannot be chosen."""
     if not hasattr(os, "sched_getaffinity"):
         return []
     cores = sorted(os.sched_getaffinity(0))
@@ -251,39 +245,35 @@ def _cores(number: int, workers: int) -> list[int]:
     return cores[first:end] or [cores[number % len(cores)]]
 
 
-def share(
+def share_of_gpus(
     number: int, workers: int, environment: Mapping[str, str]
 ) -> dict[str, str]:
-    """A worker's share of GPUs, as variables of its environment.
+    """Returns a worker's share of the GPUs, as environment variables.
 
-    GPUs are dealt out if CUDA_VISIBLE_DEVICES names at least one for each;
-    else all workers use all of them, and a part of the memory each.
+    Each worker has GPUs of its own if CUDA_VISIBLE_DEVICES names enough.
+    Otherwise all workers use all GPUs, and a part of their memory each.
     """
     devices = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if len(devices) >= workers > 1:
         return {"CUDA_VISIBLE_DEVICES": ",".join(devices[number::workers])}
     name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-    if name in environment:
-        return {}
-    return {name: f"{0.9 / workers:.3f}"}
+    return {name: environment.get(name, f"{0.9 / workers:.3f}")}
 
 
 def worker() -> None:
-    """A process of `_work_in_processes`: its plan comes through stdin."""
+    """Runs a process of `_work_in_processes`, which sends the plan to stdin."""
     plan, cores = pickle.loads(sys.stdin.buffer.read())
-    if cores:  # before XLA looks how many threads to start
+    if cores:  # before XLA starts its threads
         os.sched_setaffinity(0, cores)
-    from vaecf.training import compilation_cache
-
     try:
         with contextlib.suppress(OSError):  # the parent has warned of it
             compilation_cache.keep_programs()
         with _sigterm_interrupts():
             _work(
                 plan,
-                _dataset(plan),
-                bars=False,
-                log=lambda text: print(text, flush=True),
+                _find_dataset(plan),
+                show_progress=False,
+                log=lambda line: print(line, flush=True),
             )
     except VaecfError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -294,17 +284,103 @@ def worker() -> None:
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """A SIGTERM between two trials is a Ctrl-C."""
+    """Handles SIGTERM as Ctrl-C."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: its owner handles signals
+    except ValueError:  # only the main thread handles signals
         yield
         return
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# --- Results ----------------------------------------------------------------
+
+
+def summarise(
+    plan: SweepPlan, study: optuna.Study, log: Log
+) -> list[dict[str, Any]]:
+    """Writes trials.csv, best.json and plots, and returns the rows."""
+    rows = [_row(plan, trial) for trial in study_lib.counted(study)]
+    flat = [row | row["params"] for row in rows]
+    frame = pd.DataFrame(flat, columns=[*_COLUMNS, *plan.space])
+    path = plan.workdir / "trials.csv"
+    workdir_lib.write_bytes(path, frame.to_csv(index=False).encode())
+    complete = sorted(
+        (row for row in rows if row["state"] == "complete"),
+        key=lambda row: (-row["value"], row["number"]),
+    )
+    if not complete:
+        log(f"no trial is complete yet; trials: {path}")
+        return rows
+    metric = plan.base.eval.best_metric
+    title = (
+        f"Best of {len(complete)} complete trials, {len(rows)} in all "
+        "(validation users)"
+    )
+    log("")
+    log(tables.trials_table(complete[:_SHOWN], metric=metric, title=title))
+    names = ("number", "folder", "value", "best_epoch", "params")
+    best = {name: complete[0][name] for name in names}
+    best |= {"study": plan.study, "metric": f"validation/{metric}"}
+    workdir_lib.write_json(plan.workdir / "best.json", best)
+    log(f"\ntrials: {path}\nbest: {plan.workdir / 'best.json'}")
+    for name, figure in _plots(plan, study, rows, len(complete)).items():
+        workdir_lib.write_bytes(plan.workdir / name, plots.to_png(figure))
+        log(f"plot: {plan.workdir / name}")
+    return rows
+
+
+def _row(plan: SweepPlan, trial: FrozenTrial) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    return {
+        "number": trial.number,
+        "state": trial.state.name.lower().replace("fail", "failed"),
+        "value": trial.value,
+        "epochs": attributes.get(study_lib.EPOCHS),
+        "best_epoch": attributes.get(study_lib.BEST_EPOCH),
+        "seconds": attributes.get(study_lib.SECONDS),
+        "began": trial.datetime_start,
+        "host": attributes.get(study_lib.HOST),
+        "folder": attributes.get(study_lib.FOLDER),
+        "error": attributes.get(study_lib.ERROR),
+        "params": space_lib.values(plan.space, trial.params),
+    }
+
+
+def _plots(
+    plan: SweepPlan,
+    study: optuna.Study,
+    rows: list[dict[str, Any]],
+    n_complete: int,
+) -> dict[str, Any]:
+    """Returns figures by file name."""
+    metric = plan.base.eval.best_metric
+    logarithmic = {k for k, d in plan.space.items() if d.get("log")}
+    figures = {
+        "history.png": sweep_plots.history(rows, metric=metric),
+        "slices.png": sweep_plots.slices(
+            rows, [*plan.space], metric=metric, logarithmic=logarithmic
+        ),
+    }
+    if n_complete >= _MIN_FOR_IMPORTANCES:
+        make: Any = optuna.importance.PedAnovaImportanceEvaluator
+        try:
+            evaluator = make(target_quantile=_QUANTILE)
+        except TypeError:  # before optuna 5
+            evaluator = make(baseline_quantile=_QUANTILE)
+        # Optuna raises if no parameter varies.
+        with contextlib.suppress(ValueError, RuntimeError):
+            shares = optuna.importance.get_param_importances(
+                study, evaluator=evaluator
+            )
+            figures["importances.png"] = sweep_plots.importances(
+                shares, metric=metric
+            )
+    return figures
