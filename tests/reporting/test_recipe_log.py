@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import time
 from typing import Any
 
 import pytest
@@ -33,12 +34,13 @@ def _epoch(writer: RecipeLogWriter, epoch: int, speed: float) -> None:
     )
 
 
-def test_a_run(tmp_path: pathlib.Path) -> None:
+def test_a_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "logs" / "vae_cf.log"
     path.parent.mkdir()
     path.write_text("an older run's log\n")
-    now = iter(range(100, 200))
-    with RecipeLogWriter(path, clock=lambda: float(next(now))) as writer:
+    now = map(float, range(100, 200))
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    with RecipeLogWriter(path) as writer:
         writer.parameters(
             {"epochs": 3, "path": path, "dims": (600, 200), "x": float("nan")}
         )

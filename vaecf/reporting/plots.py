@@ -26,6 +26,7 @@ from vaecf.reporting.tables import (
     metric_names,
     printable,
 )
+from vaecf.reporting.writers import finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,10 +71,9 @@ def grid(
 
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
+    inches = columns * size[0], rows * size[1]
     with style.context(_STYLE):
-        figure = Figure(
-            (columns * size[0], rows * size[1]), layout="constrained"
-        )
+        figure = Figure(inches, layout="constrained")
         figure.subplots(rows, columns, squeeze=False, sharey=sharey)
         for axes, draw in zip(figure.axes, panels, strict=False):
             draw(axes)
@@ -147,23 +147,21 @@ def integer_ticks(axes: Axes) -> None:
 def history_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Returns the records of metrics.jsonl with one row per epoch.
 
-    The index is the epoch and the columns are names, e.g. 'train/loss'. Values
-    that are missing or not finite are NaN. If an epoch has several values of a
-    name, the last one counts.
+    The index is the epoch; the columns are names with a finite value, e.g.
+    'train/loss'. The last value of an epoch counts. Missing values are NaN.
     """
     import pandas as pd
 
-    with_epoch = [r for r in records if r.get("epoch") is not None]
-    if not with_epoch:
-        return pd.DataFrame()
-    return pd.DataFrame(with_epoch).groupby("epoch").last()
+    rows = [
+        {name: v for name, x in record.items() if (v := finite(x)) is not None}
+        for record in records
+        if "epoch" in record
+    ]
+    return pd.DataFrame(rows or {"epoch": []}).groupby("epoch").last()
 
 
 def best_epoch(history: pd.DataFrame, metric: str) -> int | None:
-    """Returns the epoch with the largest validation metric; the first of ties.
-
-    Returns None if the history has no validation.
-    """
+    """Returns the first epoch with the largest validation metric, if any."""
     values = history.get(f"validation/{metric}")
     return None if values is None else int(values.idxmax())
 
@@ -225,19 +223,15 @@ def plot_validation(
     """
     name, label = f"validation/{metric}", metric_label(metric)
     axes = plot_curve(history, name, axes, unit=f"{label}, ± s.e.")
-    title = f"Validation {label}"
     values = history[name].dropna()
     if f"{name}_stderr" in history:
         error = history[f"{name}_stderr"][values.index]
         # An outline shows the error of a single point, too.
         style: dict[str, Any] = {"color": COLOURS["band"], "linewidth": 2}
         axes.fill_between(values.index, values - error, values + error, **style)
-    epoch = best_epoch(history, metric)
-    if epoch is not None:
-        best = values[epoch]
-        axes.plot(epoch, best, "o", markersize=6, color=COLOURS["orange"])
-        title += f", best {best:.4f} at epoch {epoch}"
-    axes.set_title(title)
+    epoch, best = int(values.idxmax()), values.max()
+    axes.plot(epoch, best, "o", markersize=6, color=COLOURS["orange"])
+    axes.set_title(f"Validation {label}, best {best:.4f} at epoch {epoch}")
     known = [(v, n) for n, v in (baselines or {}).items() if math.isfinite(v)]
     for number, (value, model) in enumerate(sorted(known, reverse=True)):
         axes.axhline(
@@ -292,11 +286,8 @@ def learning_curves(
             ("train/kl", "Training: KL divergence", "nats per user"),
             ("train/anneal", "Training: weight of the KL term", "weight"),
         ):
-            panels.append(
-                functools.partial(
-                    plot_curve, history, name, title=title, unit=unit
-                )
-            )
+            kinds: dict[str, Any] = {"title": title, "unit": unit}
+            panels.append(functools.partial(plot_curve, history, name, **kinds))
     return grid(panels, columns=2, size=(4.9, 2.75)) if panels else None
 
 

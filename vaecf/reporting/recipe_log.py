@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from vaecf.reporting.writers import (
     Record,
@@ -37,14 +37,8 @@ _NAMES = {
 
 def _rename(name: str) -> tuple[str, str] | None:
     """Returns the recipe's name and unit, or None for a name it lacks."""
-    if name in _NAMES:
-        return _NAMES[name]
     split, _, metric = name.partition("/")
-    if split == "validation" and metric:
-        return metric, "1"
-    if split == "test" and metric:
-        return f"test_{metric}", "1"
-    return None
+    return _NAMES.get(name, (metric, "1") if split == "validation" else None)
 
 
 def _to_json(value: object) -> object:
@@ -69,24 +63,17 @@ class RecipeLogWriter(Writer):
     """Logs settings, epochs, validations and final figures as the recipe does.
 
     Records of the training loop are renamed: `train/epoch_seconds` becomes
-    `train_epoch_time`, `validation/ndcg@100` becomes `ndcg@100`, and
-    `test/ndcg@100` becomes `test_ndcg@100`. Names that the recipe does not
-    have are skipped. Each metric's unit is logged before its first value.
+    `train_epoch_time`, and `validation/ndcg@100` becomes `ndcg@100`. Names that
+    the recipe does not have are skipped. Each unit is logged before the first
+    value.
 
     Args:
       path: the file; an existing file is replaced, as the recipe does.
-      clock: returns the time in seconds since 1970.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = open_text(pathlib.Path(path), "w")
-        self._clock = clock
-        self._start = clock()
+        self._start = time.time()
         self._declared: set[str] = set()
         # Values of each name by epoch, for the means over the run.
         self._history: dict[str, list[float]] = {}
@@ -164,22 +151,19 @@ class RecipeLogWriter(Writer):
             declared |= dict.fromkeys(data, "s")
         if speeds := self._history.get("train_throughput"):
             speeds = speeds[warm_up_epochs:] or speeds
-            mean = math.fsum(speeds) / len(speeds)
-            throughputs = {
-                "mean_training_throughput": mean,
-                "max_training_throughput": max(speeds),
-            }
-            data |= throughputs
-            declared |= dict.fromkeys(throughputs, "users/s")
+            for name, speed in (
+                ("mean_training_throughput", math.fsum(speeds) / len(speeds)),
+                ("max_training_throughput", max(speeds)),
+            ):
+                data[name], declared[name] = speed, "users/s"
         for name, history in self._history.items():
-            is_metric = "@" in name and not name.endswith("_stderr")
-            if is_metric and not name.startswith("test_"):
+            if "@" in name and not name.endswith("_stderr"):
                 data[f"final_{name}"] = history[-1]
                 declared[f"final_{name}"] = "1"
         self.log({**data, **(values or {})}, step=(), units=declared)
 
     def _emit(self, kind: str, fields: Mapping[str, object]) -> None:
-        now = self._clock()
+        now = time.time()
         line = {
             "timestamp": str(now),
             "elapsedtime": str(now - self._start),

@@ -7,7 +7,6 @@ A trial is a mapping with "number", "state" ("complete", "pruned", ...),
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,41 +15,30 @@ from vaecf.reporting.tables import metric_label
 from vaecf.reporting.writers import finite
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Trial = Mapping[str, Any]
 
 _MARKERS: dict[str, dict[str, Any]] = {
-    "pruned": {"color": plots.COLOURS["bar"], "fillstyle": "none"},
-    "complete": {"color": plots.COLOURS["blue"]},
-    "best": {"color": plots.COLOURS["orange"], "markersize": 7},
+    "pruned": {"color": plots.COLOURS["bar"], "fillstyle": "none", "ms": 4.5},
+    "complete": {"color": plots.COLOURS["blue"], "ms": 4.5},
+    "best": {"color": plots.COLOURS["orange"], "ms": 7},
 }
 
 
-def _groups(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
-    """Returns the pruned, the complete and the best trials with a value.
+def _groups(trials: Sequence[Trial]) -> dict[str, pd.DataFrame]:
+    """Returns the pruned, the complete and the best trials that have a value.
 
     Of equal trials, the first is the best.
     """
-    known = [t for t in trials if finite(t["value"]) is not None]
-    groups = {
-        state: [t for t in known if t["state"] == state]
-        for state in ("pruned", "complete")
-    }
-    best = max(
-        groups["complete"],
-        key=lambda t: (t["value"], -t["number"]),
-        default=None,
-    )
-    return {**groups, "best": [] if best is None else [best]}
+    import pandas as pd
 
-
-def _scatter(
-    axes: Axes, state: str, x: Sequence[Any], group: Sequence[Trial]
-) -> None:
-    y = [t["value"] for t in group]
-    axes.plot(x, y, "o", label=state, **{"markersize": 4.5, **_MARKERS[state]})
+    frame = pd.DataFrame([{**t, **t["params"]} for t in trials])
+    frame = frame.dropna(subset=["value"]).sort_values("number")
+    groups = {s: frame[frame["state"] == s] for s in ("pruned", "complete")}
+    return {**groups, "best": groups["complete"].nlargest(1, "value")}
 
 
 def history(trials: Sequence[Trial], *, metric: str) -> Figure:
@@ -60,28 +48,27 @@ def history(trials: Sequence[Trial], *, metric: str) -> Figure:
       trials: at least one is complete.
       metric: name of the metric.
     """
-    label, groups = metric_label(metric), _groups(trials)
-    complete = sorted(groups["complete"], key=lambda t: t["number"])
-    best_so_far = list(
-        itertools.accumulate((t["value"] for t in complete), max)
-    )
-    numbers = [t["number"] for t in complete]
+    groups = _groups(trials)
+    best_so_far = groups["complete"].set_index("number")["value"].cummax()
+    best_so_far[max(t["number"] for t in trials)] = best_so_far.max()
+    best = groups["best"].iloc[0]
 
     def draw(axes: Axes) -> None:
         for state, group in groups.items():
-            x = [t["number"] for t in group]
-            _scatter(axes, state, x, group)
+            x, y = group["number"], group["value"]
+            axes.plot(x, y, "o", label=state, **_MARKERS[state])
         axes.step(
-            [*numbers, max(t["number"] for t in trials)],
-            [*best_so_far, best_so_far[-1]],
+            best_so_far.index,
+            best_so_far,
             where="post",
             color=plots.COLOURS["green"],
             label="best so far",
         )
-        [best] = groups["best"]
-        title = f"best {best['value']:.4f} in trial {best['number']}"
-        axes.set_title(f"Validation {label} by trial, {title}")
-        axes.set(xlabel="trial", ylabel=label)
+        axes.set_title(
+            f"Validation {metric_label(metric)} by trial, best "
+            f"{best['value']:.4f} in trial {best['number']}"
+        )
+        axes.set(xlabel="trial", ylabel=metric_label(metric))
         plots.integer_ticks(axes)
         axes.legend()
 
@@ -122,17 +109,19 @@ def slices(
       logarithmic: settings with a logarithmic axis.
     """
 
+    groups = _groups(trials)
+
     def draw(key: str, axes: Axes) -> None:
-        having = [t for t in trials if key in t["params"]]
-        values = [t["params"][key] for t in having]
-        # Layer sizes and names are categories, ordered by length and letter.
+        values = [v for group in groups.values() for v in group[key].dropna()]
         is_number = all(finite(v) is not None for v in values)
+        # Layer sizes and names are categories, ordered by length and letter.
         names = sorted({str(v) for v in values}, key=lambda s: (len(s), s))
-        for state, group in _groups(having).items():
-            x = [t["params"][key] for t in group]
+        for state, group in groups.items():
+            x = group[key].dropna()
+            y = group["value"][x.index]
             if not is_number:
-                x = [names.index(str(value)) for value in x]
-            _scatter(axes, state, x, group)
+                x = x.map(lambda value: names.index(str(value)))
+            axes.plot(x, y, "o", label=state, **_MARKERS[state])
         if not is_number:
             axes.set_xticks(range(len(names)), names)
             axes.set_xlim(-0.5, len(names) - 0.5)
