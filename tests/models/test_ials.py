@@ -167,7 +167,7 @@ def test_the_same_lists_on_every_mesh(x, shape):
         ({"alpha": float("nan")}, "alpha=nan must be above 0"),
         ({"factors": 0}, "factors=0 must be at least 1"),
         ({"iterations": 0}, "iterations=0 must be at least 1"),
-        ({"l2": 1e-30, "alpha": 1e-30}, "increase l2=1e-30"),
+        ({"l2": 1e-30, "alpha": 1e-30}, "not finite; increase l2=1e-30"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(x, changes, message):

@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 from scipy import special, stats
 
-from vaecf.models import bag_of_items, losses, rec_vae, sparse_batch
+from vaecf.models import losses, noise, rec_vae, sparse_batch
 from vaecf.models.sparse_batch import SparseBatch
 
 ITEMS, ROWS, WIDTH, LATENT = 21, 128, 7, 3
@@ -62,7 +62,7 @@ def dense(dropped=None) -> np.ndarray:
 def kept(key, rate: float) -> np.ndarray:
     """Which entries of [B, I] survive, by global row."""
     rows, columns = np.indices((len(HISTORIES) + 1, ITEMS))
-    bits = bag_of_items.counter_bits(
+    bits = noise.counter_bits(
         jax.random.key_data(key),
         jnp.asarray(rows + FIRST_ROW),
         jnp.asarray(columns),
@@ -105,8 +105,8 @@ def loss_terms(p, key, rate):
     x = dense()
     keep = kept(dropout_key, rate) if rate else None
     mean, log_variance = encode(p["posterior"], x, keep, rate)
-    noise = np.asarray(
-        bag_of_items.counter_normal(
+    drawn = np.asarray(
+        noise.counter_normal(
             jax.random.key_data(noise_key),
             jnp.arange(len(x)) + FIRST_ROW,
             LATENT,
@@ -114,7 +114,7 @@ def loss_terms(p, key, rate):
         np.float64,
     )
     deviation = np.exp(log_variance / 2)
-    z = mean + deviation * noise
+    z = mean + deviation * drawn
     before, before_log_variance = encode(p["prior"], x)
     prior = np.log(
         0.15 * stats.norm.pdf(z)

@@ -1,22 +1,22 @@
-"""Implicit ALS as a baseline: fitted here, new users folded in by a query.
+"""Implicit ALS: a baseline fitted here, with users solved for at query time.
 
-Shapes in names: B users, I items (the local shard of them), F factors, T tiles
-of up to `_TILE` interactions of one user.
+Shapes in names: B users, I items (the local shard of them), F factors, S users
+of a block, T tiles of a block, L interactions of a tile (at most `_TILE`).
 
-Hu, Koren and Volinsky 2008 minimise (equation 3) the squared error of every
-user and item, the observed ones weighing more; Rendle et al. 2021 ("Revisiting
-the performance of iALS", section 2) write the same as
+Hu, Koren and Volinsky 2008 minimise (equation 3) the squared error of all
+pairs of users and items, with a higher weight for observed pairs. Rendle et
+al. 2021 ("Revisiting the performance of iALS", section 2) write this as
 
   L = Σ_(u,i) observed (w_u·h_i - 1)² + α Σ_u Σ_i (w_u·h_i)²
       + λ (Σ_u (n_u + α |I|)^ν |w_u|² + Σ_i (n_i + α |U|)^ν |h_i|²),
 
-with n the interactions of a user or an item: the regularisation grows with
-them, and with what is not observed. The items held fixed, a user's minimum is
-Hu et al.'s equation 4 in these weights,
+where n is the number of interactions of a user or an item. With the items held
+fixed, the minimum for a user is Hu et al.'s equation 4 with these weights,
 
   (Σ_i of u h_i h_iᵀ + α HᵀH + λ (n_u + α |I|)^ν 1) w_u = Σ_i of u h_i,
 
-and an item's is the same with the sides exchanged (equation 5).
+and the minimum for an item is the same with users and items exchanged
+(equation 5).
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from vaecf.parallel import mesh as mesh_lib
 
 PARTITION: dict[str, tuple[str | None, ...]] = {"item_factor": ("item", None)}
 
-# Interactions of a user whose outer products are one matrix product.
+# A matrix product sums the outer products of this many interactions of a user.
 _TILE = 128
-# Bytes of the users' F x F systems that are there at once, and of the tiles'.
+# Bounds of the memory for the F x F systems of a block of users, and for the
+# outer products of the tiles that are summed at once.
 _SYSTEM_BYTES, _TILE_BYTES = 2**26, 2**23
 
 
@@ -47,17 +48,18 @@ def scores(
     *,
     item_axis: str | None = mesh_lib.ITEM,
 ) -> jax.Array:
-    """w_u · h_i of folded-in users, float32 [B, I].
+    """Returns w_u · h_i, float32 [B, I], for users with any history.
 
     Args:
-      params: of `fit`.
+      params: parameters of `fit`.
       batch: the users' histories.
-      user_B: not used.
-      item_axis: mesh axis of the items, if they vary over it.
+      user_B: the users' indices, not used.
+      item_axis: mesh axis of the items; ignored if the items do not vary over
+        it.
     """
     factor_IF = params["item_factor"]
     if item_axis not in mesh_lib.varying_axes(factor_IF):
-        item_axis = None  # all items are here
+        item_axis = None
     user_BF = solve(
         factor_IF,
         params["unobserved"],
@@ -76,7 +78,7 @@ def solve(
     *,
     item_axis: str | None = None,
 ) -> jax.Array:
-    """Each user's least-squares factors, the items' held fixed.
+    """Returns each user's least-squares factors for fixed items.
 
     Args:
       factor_IF: float32 [I, F], H.
@@ -89,63 +91,15 @@ def solve(
       float32 [B, F], the same on every item shard; 0 for an empty history.
     """
     n_users, n_factors = batch.count_B.shape[0], factor_IF.shape[1]
-    axes = mesh_lib.varying_axes(factor_IF, *batch)
-    offset = mesh_lib.item_offset(factor_IF.shape[0], item_axis)
-    start_B = jnp.cumsum(batch.count_B) - batch.count_B
-    tiles_B = -(-batch.count_B // _TILE)
-    last_B = jnp.cumsum(tiles_B)
-    system = 4 * n_factors**2
-    size = max(1, min(n_users, _SYSTEM_BYTES // system))
-    step = max(1, _TILE_BYTES // max(system, 4 * n_factors * _TILE))
+    size = max(1, min(n_users, _SYSTEM_BYTES // (4 * n_factors**2)))
     n_blocks = -(-n_users // size)
+    l2, others, nu = ridge
 
-    def block(first: jax.Array) -> jax.Array:
-        """Factors of `size` users from `first` on; those past the end are 0."""
+    def solve_block(first: jax.Array) -> jax.Array:
         user_S = first + jnp.arange(size, dtype=jnp.int32)
         real_S = user_S < n_users
         user_S = jnp.minimum(user_S, n_users - 1)
-        begin = last_B[user_S[0]] - tiles_B[user_S[0]]
-        end = last_B[user_S[-1]]
-
-        def add(c: jax.Array, sums: tuple) -> tuple:
-            gram_SFF, sum_SF = sums
-            tile_T = begin + c * step + jnp.arange(step, dtype=jnp.int32)
-            user_T = jnp.searchsorted(last_B, tile_T, side="right")
-            user_T = jnp.minimum(user_T, n_users - 1).astype(jnp.int32)
-            within_T = tile_T - (last_B - tiles_B)[user_T]
-            slot_TL = within_T[:, None] * _TILE + jnp.arange(_TILE)[None, :]
-            real_TL = (slot_TL < batch.count_B[user_T][:, None]) & (
-                tile_T < end
-            )[:, None]
-            item_TL = batch.item_N.at[start_B[user_T][:, None] + slot_TL].get(
-                mode="clip"
-            )
-            item_TL = item_TL - offset
-            real_TL &= (item_TL >= 0) & (item_TL < factor_IF.shape[0])
-            factor_TLF = factor_IF.at[item_TL].get(mode="clip")
-            factor_TLF = jnp.where(real_TL[:, :, None], factor_TLF, 0.0)
-            gram_TFF = jnp.einsum(
-                "tlf,tlg->tfg",
-                factor_TLF,
-                factor_TLF,
-                precision=lax.Precision.HIGHEST,
-            )
-            row_T = jnp.where(tile_T < end, user_T - first, size)
-            return (
-                gram_SFF.at[row_T].add(gram_TFF, mode="drop"),
-                sum_SF.at[row_T].add(jnp.sum(factor_TLF, 1), mode="drop"),
-            )
-
-        zeros = (
-            jnp.zeros((size, n_factors, n_factors), jnp.float32),
-            jnp.zeros((size, n_factors), jnp.float32),
-        )
-        gram_SFF, sum_SF = lax.fori_loop(
-            0, -(-(end - begin) // step), add, mesh_lib.vary(zeros, axes)
-        )
-        if item_axis:
-            gram_SFF, sum_SF = lax.psum((gram_SFF, sum_SF), item_axis)
-        l2, others, nu = ridge
+        gram_SFF, sum_SF = _sum_tiles(factor_IF, batch, user_S, item_axis)
         count_S = batch.count_B[user_S].astype(jnp.float32)
         ridge_S = l2 * (count_S + others) ** nu
         gram_SFF += unobserved_FF[None]
@@ -154,11 +108,68 @@ def solve(
         return jnp.where(real_S[:, None], solved_SF, 0.0)
 
     first = jnp.arange(n_blocks, dtype=jnp.int32) * size
-    return lax.map(block, first).reshape(-1, n_factors)[:n_users]
+    return lax.map(solve_block, first).reshape(-1, n_factors)[:n_users]
+
+
+def _sum_tiles(
+    factor_IF: jax.Array,
+    batch: SparseBatch,
+    user_S: jax.Array,
+    item_axis: str | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (Σ h_i h_iᵀ [S, F, F], Σ h_i [S, F]) over users' histories.
+
+    `user_S` are consecutive users. The histories are cut into tiles of up to
+    `_TILE` interactions, which the loop sums `step` at a time.
+    """
+    (n_users,), (size,) = batch.count_B.shape, user_S.shape
+    n_local, n_factors = factor_IF.shape
+    offset = mesh_lib.item_offset(n_local, item_axis)
+    start_B = jnp.cumsum(batch.count_B) - batch.count_B
+    tiles_B = -(-batch.count_B // _TILE)
+    end_B = jnp.cumsum(tiles_B)
+    begin, end = end_B[user_S[0]] - tiles_B[user_S[0]], end_B[user_S[-1]]
+    step = max(1, _TILE_BYTES // (4 * n_factors * max(n_factors, _TILE)))
+
+    def add(c: jax.Array, sums: tuple) -> tuple:
+        gram_SFF, sum_SF = sums
+        tile_T = begin + c * step + jnp.arange(step, dtype=jnp.int32)
+        user_T = jnp.searchsorted(end_B, tile_T, side="right")
+        user_T = jnp.minimum(user_T, n_users - 1).astype(jnp.int32)
+        within_T = tile_T - (end_B - tiles_B)[user_T]
+        slot_TL = within_T[:, None] * _TILE + jnp.arange(_TILE)[None, :]
+        real_TL = slot_TL < batch.count_B[user_T][:, None]
+        slot_TL += start_B[user_T][:, None]
+        item_TL = batch.item_N.at[slot_TL].get(mode="clip") - offset
+        # Items of other shards add zeros here; the shards' sums add up below.
+        real_TL &= (item_TL >= 0) & (item_TL < n_local)
+        factor_TLF = factor_IF.at[item_TL].get(mode="clip")
+        factor_TLF = jnp.where(real_TL[:, :, None], factor_TLF, 0.0)
+        gram_TFF = jnp.einsum(
+            "tlf,tlg->tfg",
+            factor_TLF,
+            factor_TLF,
+            precision=lax.Precision.HIGHEST,
+        )
+        # Tiles of later users are out of bounds, so that the scatters drop
+        # them.
+        row_T = jnp.where(tile_T < end, user_T - user_S[0], size)
+        return (
+            gram_SFF.at[row_T].add(gram_TFF, mode="drop"),
+            sum_SF.at[row_T].add(jnp.sum(factor_TLF, 1), mode="drop"),
+        )
+
+    zeros = (
+        jnp.zeros((size, n_factors, n_factors), jnp.float32),
+        jnp.zeros((size, n_factors), jnp.float32),
+    )
+    zeros = mesh_lib.vary(zeros, mesh_lib.varying_axes(factor_IF, *batch))
+    sums = lax.fori_loop(0, -(-(end - begin) // step), add, zeros)
+    return lax.psum(sums, item_axis) if item_axis else sums
 
 
 def _solve_systems(system_SFF: jax.Array, right_SF: jax.Array) -> jax.Array:
-    """Solutions of positive definite systems, float32 [S, F]."""
+    """Returns the solutions of positive definite systems, float32 [S, F]."""
 
     def solve_by_factor(system: jax.Array, right: jax.Array) -> jax.Array:
         lower = lax.linalg.cholesky(system, symmetrize_input=False)
@@ -171,8 +182,8 @@ def _solve_systems(system_SFF: jax.Array, right_SF: jax.Array) -> jax.Array:
 
     if jax.default_backend() != "cpu":
         return solve_by_factor(system_SFF, right_SF)
-    # A CPU's batched LAPACK calls wait for threads of a pool that they are run
-    # by: several devices of one CPU then wait for ever (jax 0.10).
+    # On a CPU, a batched LAPACK call waits for threads of the pool in which it
+    # runs itself, which deadlocks several devices of one CPU (jax 0.10).
     return lax.map(lambda x: solve_by_factor(*x), (system_SFF, right_SF))
 
 
@@ -180,7 +191,10 @@ def _solve_systems(system_SFF: jax.Array, right_SF: jax.Array) -> jax.Array:
 def _half_sweep(
     factor_IF: jax.Array, weights: jax.Array, batch: SparseBatch
 ) -> jax.Array:
-    """One side's factors from the other's; weights [4]: α, λ, α |I|, ν."""
+    """Returns the factors of one side from those of the other.
+
+    `weights`, float32 [4], are α, λ, α times the other side's size, and ν.
+    """
     unobserved_FF = _unobserved(factor_IF, weights[0])
     return solve(factor_IF, unobserved_FF, weights[1:], batch)
 
@@ -201,31 +215,32 @@ def fit(
     nu: float = 1.0,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Alternates between users and items, on one device.
+    """Returns item factors, fitted on one device by alternating sweeps.
 
     Args:
       train: Interactions (users x items).
       factors: F, at least 1.
       l2: λ, above 0.
-      alpha: α, the weight of every user and item beside the observed ones;
-        above 0. Hu et al.'s α is its reciprocal.
+      alpha: α, the weight of all pairs, to which observed pairs add 1; above
+        0. Hu et al.'s α is its reciprocal.
       iterations: sweeps over users and then items, at least 1.
-      nu: ν; 1 by Rendle et al. 2021, 0 regularises everyone alike.
-      seed: of the items' first factors, normal with standard deviation
-        .1 / √F as in Rendle et al.'s code.
+      nu: ν; 1 in Rendle et al. 2021; 0 regularises all users and items alike.
+      seed: seed of the initial item factors, which are normal with standard
+        deviation .1 / √F as in Rendle et al.'s code.
 
     Returns:
-      Parameters of `scores`.
+      The parameters of `scores`: 'item_factor' [padded I, F], 'unobserved'
+      [F, F] and 'ridge' [3], float32.
 
     Raises:
-      VaecfError: a parameter is out of range, or the factors are not numbers.
+      VaecfError: a parameter is out of range, or the factors are not finite.
     """
     for name, value in (("factors", factors), ("iterations", iterations)):
         if value < 1:
-            raise VaecfError(f"iALS' {name}={value} must be at least 1")
+            raise VaecfError(f"iALS: {name}={value} must be at least 1")
     for name, weight in (("l2", l2), ("alpha", alpha)):
         if not weight > 0:
-            raise VaecfError(f"iALS' {name}={weight} must be above 0")
+            raise VaecfError(f"iALS: {name}={weight} must be above 0")
     n_users, n_items = train.n_users, train.n_items
     rng = np.random.default_rng(seed)
     item_IF = jnp.asarray(
@@ -240,7 +255,7 @@ def fit(
         user_UF = _half_sweep(item_IF, to_users, of_users)
         item_IF = _half_sweep(user_UF, to_items, of_items)
     if not jnp.isfinite(item_IF).all():
-        raise VaecfError(f"iALS: factors that are no numbers; increase l2={l2}")
+        raise VaecfError(f"iALS: the factors are not finite; increase l2={l2}")
     rows = mesh_lib.padded_items(n_items)
     return {
         "item_factor": np.pad(
@@ -252,7 +267,7 @@ def fit(
 
 
 def _batch(indptr: np.ndarray, indices: np.ndarray) -> SparseBatch:
-    """A whole CSR as one batch on the device."""
+    """Returns all rows of a CSR matrix as one batch on the device."""
     counts = np.diff(indptr).astype(np.int32)
     row_N = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return jax.tree.map(

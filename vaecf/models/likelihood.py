@@ -1,7 +1,8 @@
-"""The output end of an autoencoder over items: logits and likelihood.
+"""The output layer of an autoencoder: logits and multinomial likelihood.
 
-Shapes in names as in `sparse`; so is the use inside `jax.shard_map`, when
-`item_axis` names the mesh axis over which the items are sharded.
+Shapes in names: B users, I items (the local shard of them), H hidden units,
+N slots for interactions, K items of a block or interactions of a chunk.
+`item_axis` is used as in `bag_of_items`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def logits(
     output_dtype: jnp.dtype = jnp.float32,
     precision: lax.Precision | None = None,
 ) -> jax.Array:
-    """hidden · kernel + bias, [B, I] in `output_dtype`, fp32 accumulation."""
+    """Returns hidden · kernel + bias, [B, I] of `output_dtype`.
+
+    The operands have `dtype`; sums are float32.
+    """
     product_BI = lax.dot(
         hidden_BH.astype(dtype),
         kernel_HI.astype(dtype),
@@ -44,15 +48,16 @@ def over_shards(
     other_B: jax.Array,
     item_axis: str | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(logsumexp_B, the sum of other_B) of all item shards.
+    """Returns (logsumexp_B, sum of other_B) over all item shards.
 
-    One collective of three numbers a user, which every shard merges.
+    A single collective gathers three numbers per user, which every shard then
+    combines.
 
     Args:
-      max_B: float32 [B], finite, of a shard's own logits.
-      sum_B: float32 [B], sum of exp(logit - max).
-      other_B: float32 [B], to be summed beside it.
-      item_axis: mesh axis of the items, None when they are not sharded.
+      max_B: float32 [B], finite, the maximum of a shard's logits.
+      sum_B: float32 [B], the shard's sum of exp(logit - max).
+      other_B: float32 [B], another value to sum over the shards.
+      item_axis: mesh axis of the items, None if they are not sharded.
     """
     if item_axis:
         max_TB, sum_TB, other_TB = jnp.unstack(
@@ -68,17 +73,17 @@ def over_shards(
 
 
 def _logits_dtype(dtype: Any) -> Any:
-    """What the product writes.
+    """Returns the dtype in which the product writes the logits.
 
-    The compute dtype, half of the traffic; but a CPU's bfloat16 products are
-    twice as fast when they write float32.
+    The compute dtype halves the memory traffic. On a CPU, however, bfloat16
+    products are twice as fast if they write float32.
     """
     fast = jax.default_backend() != "cpu" or dtype != jnp.bfloat16
     return dtype if fast else jnp.float32
 
 
 class _Head(NamedTuple):
-    """Static settings of the likelihood (hashable: jit and custom_vjp)."""
+    """Static settings of the likelihood, hashable for jit and custom_vjp."""
 
     dtype: Any
     precision: Any
@@ -89,7 +94,7 @@ class _Head(NamedTuple):
 def _product(
     head: _Head, a: jax.Array, b: jax.Array, a_axis: int, b_axis: int
 ) -> jax.Array:
-    """Sum over one axis of each, float32."""
+    """Returns the float32 product that sums over one axis of each matrix."""
     return lax.dot_general(
         a,
         b,
@@ -100,11 +105,11 @@ def _product(
 
 
 def _transpose(x_BH: jax.Array) -> jax.Array:
-    """[H, B], such that a product with it is as fast as any.
+    """Returns the transpose [H, B], as a gather where that is faster.
 
-    XLA folds a transpose into the product that follows it, and on a CPU falls
-    back to float32 for a half precision product whose left operand is
-    transposed (1.8 times slower). It does not look through a gather.
+    XLA folds a transpose into the product that follows. On a CPU, a half
+    precision product with a transposed left operand falls back to float32,
+    which is 1.8 times slower. XLA does not fold a gather.
     """
     on_cpu = jax.default_backend() == "cpu"
     if not on_cpu or x_BH.dtype.itemsize >= 4:
@@ -128,7 +133,11 @@ def _nll(
 
 
 def _local_items(head: _Head, batch: SparseBatch, n_local: int) -> jax.Array:
-    """Item index in this shard; n_local, which drops, where not its own."""
+    """Returns the item indices within this shard, int32 [N].
+
+    Padding and items of other shards get n_local, which is out of bounds, so
+    that scatters drop them.
+    """
     n_users = batch.count_B.shape[0]
     item_N = batch.item_N - item_offset(n_local, head.item_axis)
     local_N = (item_N >= 0) & (item_N < n_local) & (batch.row_N < n_users)
@@ -164,7 +173,7 @@ def _nll_forward(
     )
     # max in any dtype is exact; the sum of exponentials is float32.
     max_B = jnp.max(logits_BI, axis=1).astype(jnp.float32)
-    # A shard of nothing but padding has none: -inf - -inf is no number.
+    # The maximum of a shard of padding items is -inf, and -inf - -inf is nan.
     max_B = jnp.maximum(max_B, jnp.finfo(jnp.float32).min)
     sum_B = jnp.sum(
         jnp.exp(logits_BI.astype(jnp.float32) - max_B[:, None]), axis=1
@@ -194,8 +203,8 @@ def _nll_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
     )
     d_hidden_BH = _product(head, d_BI, kernel_HI, 1, 1)
     d_kernel_HI = _product(head, _transpose(hidden_BH), d_BI, 1, 0)
-    # A column sum as a matrix product: XLA's CPU reduction over the major axis
-    # is ten times slower (0.29 s against 0.03 s for 4,096 x 20,108).
+    # The column sum is a matrix product, because XLA's CPU reduction over the
+    # major axis takes ten times as long (0.29 s and 0.03 s for 4,096 x 20,108).
     ones_8B = jnp.ones((8, n_users), head.dtype)
     d_bias_I = _product(head, ones_8B, d_BI, 1, 0)[0]
     return d_hidden_BH, d_kernel_HI, d_bias_I.astype(bias_I.dtype), None
@@ -207,7 +216,7 @@ _nll.defvjp(_nll_forward, _nll_backward)
 def _over_blocks(
     n_items: int, size: int, body: Callable[..., Any], carry: Any
 ) -> Any:
-    """Folds body(carry, first item, items) over whole blocks, then the rest."""
+    """Folds body(carry, first item, block size) over all blocks of items."""
     size = min(size, n_items)
     whole, rest = divmod(n_items, size)
     carry = lax.fori_loop(
@@ -224,7 +233,7 @@ def _block_logits(
     first: jax.Array | int,
     size: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """float32 [B, K] logits of a block of items, and its part of the kernel."""
+    """Returns a block's logits, float32 [B, K], and its part of the kernel."""
     kernel_HK = lax.dynamic_slice_in_dim(kernel_HI, first, size, axis=1)
     bias_K = lax.dynamic_slice_in_dim(bias_I, first, size)
     logits_BK = logits(
@@ -238,7 +247,7 @@ def _block_logits(
 
 
 def _targets(head: _Head, batch: SparseBatch, n_local: int) -> Kept:
-    """This shard's interactions, in chunks."""
+    """Returns this shard's interactions in chunks."""
     item_N = _local_items(head, batch, n_local)
     n_users = batch.count_B.shape[0]
     return compact(item_N < n_local, item_N, batch.row_N, n_users)
@@ -262,10 +271,10 @@ def _blocked_forward(
     bias_I: jax.Array,
     batch: SparseBatch,
 ) -> tuple[jax.Array, tuple]:
-    """Online logsumexp (Milakov & Gimelshein 2018): one pass, B x block."""
+    """Online logsumexp (Milakov & Gimelshein 2018), one block after another."""
     n_users, n_local = hidden_BH.shape[0], kernel_HI.shape[1]
     axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
-    lowest = jnp.finfo(jnp.float32).min  # finite: -inf - -inf is no number
+    lowest = jnp.finfo(jnp.float32).min  # finite, because -inf - -inf is nan
 
     def add_block(
         carry: tuple[jax.Array, jax.Array], first: Any, size: int
@@ -330,7 +339,7 @@ def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
     def add_targets(c: jax.Array, carry: tuple) -> tuple:
         d_hidden_BH, d_kernel_HI, d_bias_I = carry
         item_K, row_K = targets.item_CK[c], targets.row_CK[c]
-        # Behind the last target the row is out of bounds: nothing.
+        # After the last target the row is out of bounds and gives 0.
         g_K = g_B.at[row_K].get(mode="fill", fill_value=0)
         kernel_HK = jnp.take(kernel_HI, item_K, axis=1, mode="clip")
         kernel_HK = kernel_HK.astype(head.dtype).astype(jnp.float32)
@@ -366,43 +375,44 @@ def multinomial_nll(
     item_axis: str | None = None,
     block: int = 0,
 ) -> jax.Array:
-    """Negative multinomial log-likelihood of each user's items.
+    """Returns the negative multinomial log-likelihood of each user's items.
 
     nll_u = n_u · logsumexp_i(logit_ui) - sum over items i of u of logit_ui,
-    Liang et al. 2018, equation 2, up to the multinomial coefficient, which
-    does not depend on the parameters. All of the user's items are targets,
-    dropped-out ones too.
+
+    Liang et al. 2018, equation 2, without the multinomial coefficient, which
+    does not depend on the parameters. All items of the user are targets, also
+    those that dropout removed from the input.
 
     Args:
-      hidden_BH: float [B, H], last hidden layer; the same on all item shards.
+      hidden_BH: float [B, H], last hidden layer, the same on all item shards.
       kernel_HI: float32 [H, I], output weights.
-      bias_I: float32 [I], output biases; -inf takes an item out.
+      bias_I: float32 [I], output biases; -inf excludes an item.
       batch: the users' items.
-      dtype: dtype of logits and of the products' operands; exponentials and
-        sums are float32.
+      dtype: dtype of the logits and of the products' operands; exponentials
+        and sums are float32.
       precision: precision of the matrix products.
       item_axis: mesh axis over which I is sharded, None if it is not.
-      block: items looked at together; the logits of a block are recomputed
-        in the backward pass, so that memory is B x block instead of B x I.
-        0 for all at once. The same numbers to float tolerance.
+      block: items per block, 0 for a single block. The backward pass computes
+        the logits of a block again, so that memory is B x block instead of
+        B x I. The values are equal to float tolerance.
 
     Returns:
-      float32 [B]; 0 for a user without items.
+      float32 [B]; 0 for users without items.
     """
     head = _Head(dtype, precision, item_axis, block)
     nll = _blocked_nll if block else _nll
-    # The backward pass returns partial sums; marking the inputs as varying is
-    # what makes shard_map complete them.
+    # The backward pass returns sums over this shard only. Because the inputs
+    # are marked as varying, shard_map sums them over the shards.
     axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
     hidden_BH, kernel_HI, bias_I = vary((hidden_BH, kernel_HI, bias_I), axes)
-    # The kernel's cotangent is float32 whatever the operands' dtype.
+    # Parameters stay float32 here, so that their cotangents are float32 too.
     return nll(head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch)
 
 
 def mask_padding_items(
     bias_I: jax.Array, n_items: int, item_axis: str | None
 ) -> jax.Array:
-    """-inf where the global item index is padding (>= n_items)."""
+    """Returns the bias with -inf for padding items, index >= n_items."""
     n_local = bias_I.shape[0]
     index_I = jnp.arange(n_local) + item_offset(n_local, item_axis)
     return jnp.where(index_I < n_items, bias_I, -jnp.inf)

@@ -1,4 +1,7 @@
-"""Terms of the evidence lower bound, one value per user."""
+"""Terms of the evidence lower bound, one value per user, and their weights.
+
+Shapes in names: B users, Z dimensions of the code, P parts of a mixture.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import jax.numpy as jnp
 
 
 def gaussian_kl(mean_BZ: jax.Array, log_variance_BZ: jax.Array) -> jax.Array:
-    """KL(N(mean, variance) || N(0, 1)) of each user.
+    """Returns KL(N(mean, variance) || N(0, 1)) of each user.
 
     1/2 · sum_z (variance + mean² - 1 - log variance), Kingma & Welling 2014,
     appendix B.
@@ -30,37 +33,40 @@ def gaussian_kl(mean_BZ: jax.Array, log_variance_BZ: jax.Array) -> jax.Array:
 def log_normal(
     z_BZ: jax.Array, mean_BZ: jax.Array, log_variance_BZ: jax.Array
 ) -> jax.Array:
-    """log N(z; mean, variance), summed over z, float32 [B]."""
+    """Returns log N(z; mean, variance), summed over Z, float32 [B]."""
     return jnp.sum(_log_normal_each(z_BZ, mean_BZ, log_variance_BZ), axis=-1)
 
 
 def composite_log_prior(
     z_BZ: jax.Array,
-    before_BZ: jax.Array,
-    before_log_variance_BZ: jax.Array,
+    previous_mean_BZ: jax.Array,
+    previous_log_variance_BZ: jax.Array,
     *,
     weights: tuple[float, float, float] = (0.15, 0.75, 0.1),
     wide_log_variance: float = 10.0,
 ) -> jax.Array:
-    """Log density of RecVAE's prior, Shenbin et al. 2020, section 3.2.
+    """Returns the log density of RecVAE's composite prior.
 
-    Σ_z log(w_1 N(z; 0, 1) + w_2 N(z; posterior before) + w_3 N(z; 0, wide)):
-    a mixture in each dimension, as in the authors' code, whose constants are
-    the defaults here (their third part, a wide Gaussian, is not in the paper).
+    Σ_z log(w_1 N(z; 0, 1) + w_2 N(z; previous posterior) + w_3 N(z; 0, wide)),
+
+    Shenbin et al. 2020, section 3.2. As in the authors' code, the mixture is
+    taken in each dimension, and its third part is a wide Gaussian that the
+    paper does not have. The defaults are that code's constants.
 
     Args:
       z_BZ: float32 [B, Z].
-      before_BZ: mean of the posterior of the encoder before.
-      before_log_variance_BZ: its log-variance.
-      weights: of the standard normal, the posterior before, the wide normal.
-      wide_log_variance: of the last.
+      previous_mean_BZ: float32 [B, Z], mean of the previous encoder's
+        posterior.
+      previous_log_variance_BZ: float32 [B, Z], its log-variance.
+      weights: w_1, w_2 and w_3.
+      wide_log_variance: log-variance of the wide Gaussian.
 
     Returns:
       float32 [B].
     """
     parts = (
         (jnp.zeros_like(z_BZ), jnp.zeros_like(z_BZ)),
-        (before_BZ, before_log_variance_BZ),
+        (previous_mean_BZ, previous_log_variance_BZ),
         (jnp.zeros_like(z_BZ), jnp.full_like(z_BZ, wide_log_variance)),
     )
     log_density_PBZ = jnp.stack(
@@ -83,10 +89,9 @@ def _log_normal_each(
 
 
 def is_left_out(weight: Any) -> bool:
-    """Whether a term with this weight is no part of the program.
+    """Returns whether the program leaves out a term with this weight.
 
-    A weight that the program takes as an argument may be 0 too: its term is
-    computed all the same.
+    A traced weight may be 0 as well, but its term is always computed.
     """
     return isinstance(weight, int | float) and weight == 0
 
@@ -94,18 +99,17 @@ def is_left_out(weight: Any) -> bool:
 def anneal_weight(
     step: jax.Array | int, *, cap: Any, total_steps: Any
 ) -> jax.Array:
-    """Weight β of the KL term: min(cap, step / total_steps).
+    """Returns the weight β of the KL term, min(cap, step / total_steps).
 
     Liang et al. 2018, section 2.2.2, in the form of the authors' and NVIDIA's
-    code. `step` is the global step, which is in the checkpoint: annealing
-    neither restarts with an epoch nor with a resumed run.
+    code. β is a function of the global step, which checkpoints hold, so that
+    annealing restarts neither with an epoch nor with a resumed run.
 
     Args:
       step: int32 scalar, steps taken before this one.
-      cap: largest weight, reached at step cap · total_steps; a number, or a
-        traced scalar, as `total_steps`.
-      total_steps: steps in which the weight would reach 1; 0 means `cap` from
-        the first step on.
+      cap: largest weight, a number or a traced scalar.
+      total_steps: steps until the weight would reach 1, a number or a traced
+        scalar; 0 gives `cap` from the first step on.
 
     Returns:
       float32 scalar.
@@ -120,10 +124,10 @@ def anneal_weight(
 
 
 def squared_norm_of_kernels(params: Any) -> jax.Array:
-    """Sum of the squares of all weight matrices, biases left out.
+    """Returns the sum of squares of all weight matrices, without biases.
 
-    The regulariser of the authors' code: `weight_decay` times this is added to
-    the loss.
+    As in the authors' code of Liang et al. 2018, the loss adds `weight_decay`
+    times this value.
     """
     leaves = jax.tree.leaves(params)
     return sum(

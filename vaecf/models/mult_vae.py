@@ -1,8 +1,11 @@
 """Mult-VAE and Mult-DAE (Liang, Krishnan, Hoffman, Jebara, WWW 2018).
 
-Both are an autoencoder I - hidden - latent - hidden - I over a user's bag of
-items with a multinomial likelihood. The VAE's bottleneck is a Gaussian, the
-DAE's a plain layer.
+Both are autoencoders I - hidden - latent - hidden - I over a user's bag of
+items with a multinomial likelihood. The bottleneck is a Gaussian in the VAE
+and a plain layer in the DAE.
+
+Shapes in names: B users, I items (the local shard of them), H units of a
+hidden layer, Z dimensions of the code.
 
 Every model keeps this contract:
   `init(key, batch)` returns {'params': ...};
@@ -26,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaecf.models import bag_of_items, likelihood, losses
+from vaecf.models import bag_of_items, likelihood, losses, noise
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
@@ -35,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
 }
 
-# Logical axes by parameter name; everything not named here is replicated.
+# Mesh axes by parameter name; all other parameters are replicated.
 PARTITION: dict[str, tuple[str | None, ...]] = {
     "input_kernel": ("item", None),
     "output_kernel": (None, "item"),
@@ -64,10 +67,11 @@ ALL = Phase()
 def uniform_items(
     n_items: int, item_dimension: int, limit: float
 ) -> Callable[..., jax.Array]:
-    """Initialiser, uniform in ±limit; padding items start at zero.
+    """Returns an initialiser, uniform in ±limit and 0 for padding items.
 
-    Padding must not change the model: numbers are drawn as for one device,
-    since a number's place in the array counts.
+    A random number depends on the shape of the array that is drawn. Every mesh
+    therefore draws the array of one device, so that the padding for a mesh
+    does not change the model.
     """
 
     def init(
@@ -90,7 +94,7 @@ def uniform_items(
 def _glorot_items(
     n_items: int, item_dimension: int, units: int
 ) -> Callable[..., jax.Array]:
-    """Glorot uniform; the fan is that of the real items."""
+    """Returns Glorot uniform; padding items do not count in the fan."""
     return uniform_items(
         n_items, item_dimension, (6.0 / (n_items + units)) ** 0.5
     )
@@ -104,17 +108,18 @@ class MultDAE(nn.Module):
 
     Attributes:
       n_items: items of the catalogue.
-      item_rows: rows of this shard's item matrices (n_items, padded, over the
-        number of item shards).
-      hidden: sizes of the hidden layers from the items inwards, e.g. (600,).
+      item_rows: items of this shard, padding included: the rows of the input
+        kernel and the columns of the output kernel.
+      hidden: sizes of the encoder's hidden layers, e.g. (600,); the decoder
+        has the same in reverse.
       latent: size of the bottleneck.
       activation: 'tanh' or 'relu'.
-      dropout_rate: share of a user's items dropped from the input.
-      input_lowering: 'gather' or 'dense', see `bag_of_items.normalised_bag`.
-      item_block: items a block of the likelihood, 0 for all at once.
-      dtype: compute dtype of the matrix products.
+      dropout_rate: probability of dropping an item from the input.
+      input_lowering: 'gather' or 'dense', see `bag_of_items.bag_of_items`.
+      item_block: items per block of the likelihood, 0 for a single block.
+      dtype: dtype of the matrix products' operands.
       precision: precision of the matrix products.
-      item_axis: mesh axis of the items when applied inside shard_map.
+      item_axis: mesh axis of the items inside `jax.shard_map`, else None.
     """
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -156,7 +161,7 @@ class MultDAE(nn.Module):
         )
 
     def setup(self) -> None:
-        """Parameters and layers (called by Flax)."""
+        """Creates parameters and layers; called by Flax."""
         first, *rest = self._encoder_sizes()
         self.input_kernel = self.param(
             "input_kernel",
@@ -178,11 +183,9 @@ class MultDAE(nn.Module):
         )
 
     def _encode(
-        self,
-        batch: SparseBatch,
-        dropout: bag_of_items.Dropout | None,
+        self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
     ) -> jax.Array:
-        """Last encoder layer before its activation, float32."""
+        """Returns the last encoder layer before its activation, float32."""
         act = ACTIVATIONS[self.activation]
         h_BH = bag_of_items.normalised_bag(
             self.input_kernel,
@@ -199,7 +202,7 @@ class MultDAE(nn.Module):
         return h_BH.astype(jnp.float32)
 
     def _decode(self, z_BZ: jax.Array) -> jax.Array:
-        """Last hidden layer, what the output weights multiply."""
+        """Returns the last hidden layer, the input of the output layer."""
         act = ACTIVATIONS[self.activation]
         h_BH = z_BZ
         for layer in self.decoder:
@@ -213,14 +216,16 @@ class MultDAE(nn.Module):
             jax.random.key_data(key), self.dropout_rate, first_row
         )
 
-    def _nll(self, hidden_BH: jax.Array, batch: SparseBatch) -> jax.Array:
-        bias_I = likelihood.mask_padding_items(
+    def _output_bias(self) -> jax.Array:
+        return likelihood.mask_padding_items(
             self.output_bias, self.n_items, self.item_axis
         )
+
+    def _nll(self, hidden_BH: jax.Array, batch: SparseBatch) -> jax.Array:
         return likelihood.multinomial_nll(
             hidden_BH,
             self.output_kernel,
-            bias_I,
+            self._output_bias(),
             batch,
             dtype=self.dtype,
             precision=self.precision,
@@ -234,7 +239,7 @@ class MultDAE(nn.Module):
         key: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
-        """Per-user (nll_B, kl_B), float32 [B]; the DAE's KL is zero.
+        """Returns the per-user (nll_B, kl_B), float32 [B]; kl_B is zero.
 
         Args:
           batch: the users.
@@ -247,24 +252,24 @@ class MultDAE(nn.Module):
         return nll_B, jnp.zeros_like(nll_B)
 
     def encode(self, batch: SparseBatch) -> jax.Array:
-        """Users' representations, float32 [B, Z]."""
+        """Returns the users' representations, float32 [B, Z]."""
         return ACTIVATIONS[self.activation](self._encode(batch, None))
 
     def scores(self, batch: SparseBatch) -> jax.Array:
-        """Logits of this shard's items, float32 [B, I]; -inf for padding."""
-        bias_I = likelihood.mask_padding_items(
-            self.output_bias, self.n_items, self.item_axis
-        )
+        """Returns the logits of this shard's items, float32 [B, I].
+
+        Padding items have -inf.
+        """
         return likelihood.logits(
             self._decode(self.encode(batch)),
             self.output_kernel,
-            bias_I,
+            self._output_bias(),
             dtype=self.dtype,
             precision=self.precision,
         )
 
     def __call__(self, batch: SparseBatch) -> jax.Array:
-        """As `scores`: what `init` traces."""
+        """Returns `scores`; `init` traces this method."""
         return self.scores(batch)
 
 
@@ -280,22 +285,20 @@ class MultVAE(MultDAE):
         key: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
-        """Per-user (nll_B, kl_B) with one reparametrised sample of z.
+        """Returns the per-user (nll_B, kl_B), float32 [B].
 
-        z = mean + exp(log_variance / 2) · noise, Liang et al. 2018, section
-        2.2.1; nll and KL are the two terms of equation 7.
+        These are the two terms of Liang et al. 2018, equation 7, estimated
+        with one reparametrised sample of z (section 2.2.1).
         """
         dropout_key, noise_key = jax.random.split(key)
         code = self._encode(batch, self._dropout(dropout_key, first_row))
         mean_BZ, log_variance_BZ = jnp.split(code, 2, axis=-1)
-        row_B = jnp.arange(code.shape[0], dtype=jnp.int32) + first_row
-        noise_BZ = bag_of_items.counter_normal(
-            jax.random.key_data(noise_key), row_B, self.latent
+        z_BZ = noise.sample_gaussian(
+            mean_BZ, log_variance_BZ, noise_key, first_row
         )
-        z_BZ = mean_BZ + jnp.exp(0.5 * log_variance_BZ) * noise_BZ
         nll_B = self._nll(self._decode(z_BZ), batch)
         return nll_B, losses.gaussian_kl(mean_BZ, log_variance_BZ)
 
     def encode(self, batch: SparseBatch) -> jax.Array:
-        """Posterior means, float32 [B, Z]: scoring draws no sample."""
+        """Returns the posterior means, float32 [B, Z]."""
         return jnp.split(self._encode(batch, None), 2, axis=-1)[0]

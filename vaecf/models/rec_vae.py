@@ -1,18 +1,19 @@
 """RecVAE (Shenbin, Alekseev, Tutubalina, Malykh, Nikolenko, WSDM 2020).
 
-A variational autoencoder with a multinomial likelihood like Mult-VAE, and
+RecVAE is a variational autoencoder with a multinomial likelihood. It differs
+from Mult-VAE in
 
-- a composite prior, one part of which is the posterior of the encoder as it
-  was before (section 3.2);
-- a weight of the KL term for each user, γ times the interactions of that user
-  (section 3.3; `config.loss.gamma`);
-- encoder and decoder that are trained in turns (section 3.4;
-  `config.train.alternating_epochs`), the encoder with dropout, the decoder without;
+- a composite prior, which contains the posterior of an earlier encoder
+  (section 3.2);
+- a weight of the KL term per user, γ times the number of the user's
+  interactions (section 3.3; `config.loss.gamma`);
+- alternating training of the encoder, with dropout, and of the decoder,
+  without (section 3.4; `config.train.alternating_epochs`);
 - an encoder of densely connected layers with layer normalisation (section
-  3.1), and a decoder of one layer.
+  3.1), and a decoder of a single layer.
 
-Where the paper leaves it open, constants and initialisation are those of the
-authors' code.
+The authors' code supplies what the paper does not specify: the constants and
+the initialisation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from vaecf.errors import VaecfError
-from vaecf.models import bag_of_items, losses, mult_vae
+from vaecf.models import bag_of_items, losses, mult_vae, noise
 from vaecf.models.sparse_batch import SparseBatch
 
 _DEPTH = 5  # layers of the encoder before mean and log-variance
@@ -32,7 +33,7 @@ _EPSILON = 0.1  # of the layer normalisation
 
 
 def _uniform(limit: float) -> Any:
-    """PyTorch's default for a layer of that fan-in: ±1 / sqrt(fan-in)."""
+    """Returns PyTorch's default initialiser; limit is 1 / sqrt(fan-in)."""
 
     def init(
         key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
@@ -43,21 +44,21 @@ def _uniform(limit: float) -> Any:
 
 
 class Encoder(nn.Module):
-    """Items to mean and log-variance of the code.
+    """Maps users' items to the mean and log-variance of their codes.
 
-    h_k = LN(swish(W_k h_{k-1} + b_k + h_1 + ... + h_{k-1})), h_0 the normalised
-    bag of items, figure 1 of the paper; mean and log-variance are linear in
-    the last.
+    h_k = LN(swish(W_k h_{k-1} + b_k + h_1 + ... + h_{k-1})), where h_0 is the
+    normalised bag of items: figure 1 of the paper. Mean and log-variance are
+    linear in the last layer.
 
     Attributes:
       n_items: items of the catalogue.
-      item_rows: rows of this shard's input matrix.
+      item_rows: rows of this shard's input kernel.
       hidden: units of every layer.
-      latent: units of the code.
-      lowering: of the input layer, see `bag_of_items.normalised_bag`.
-      dtype: compute dtype of the matrix products.
-      precision: of the matrix products.
-      item_axis: mesh axis of the items inside shard_map.
+      latent: dimensions of the code.
+      lowering: of the input layer, see `bag_of_items.bag_of_items`.
+      dtype: dtype of the matrix products' operands.
+      precision: precision of the matrix products.
+      item_axis: mesh axis of the items inside `jax.shard_map`, else None.
     """
 
     n_items: int
@@ -75,7 +76,7 @@ class Encoder(nn.Module):
         batch: SparseBatch,
         dropout: bag_of_items.Dropout | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """(mean_BZ, log_variance_BZ), float32."""
+        """Returns (mean_BZ, log_variance_BZ), float32."""
         entry = self.n_items**-0.5
         kernel_IH = self.param(
             "input_kernel",
@@ -116,7 +117,7 @@ class Encoder(nn.Module):
         return layer(x_BH).astype(jnp.float32)
 
     def _norm(self, name: str, x_BH: jax.Array) -> jax.Array:
-        # Not the fast variance, E[x²] - E[x]², which cancels.
+        # The fast variance E[x²] - E[x]² suffers from cancellation.
         norm = nn.LayerNorm(
             epsilon=_EPSILON,
             dtype=jnp.float32,
@@ -127,10 +128,10 @@ class Encoder(nn.Module):
 
 
 class RecVAE(mult_vae.MultDAE):
-    """See the module's text; keeps the contract of `mult_vae`'s models.
+    """RecVAE; see the module's docstring, and `mult_vae` for the contract.
 
-    `hidden` holds one size, that of all of the encoder's layers; `activation`
-    is not asked for, it is swish.
+    `hidden` has one size, which all encoder layers share. The activation is
+    always swish; `activation` is ignored.
     """
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -167,11 +168,11 @@ class RecVAE(mult_vae.MultDAE):
         )
 
     def setup(self) -> None:
-        """Parameters and layers (called by Flax)."""
+        """Creates parameters and layers; called by Flax."""
         if len(self.hidden) != 1:
             raise VaecfError(
-                f"config.model.hidden={self.hidden}: rec_vae takes one size, "
-                "that of all layers of its encoder"
+                f"config.model.hidden={self.hidden}: rec_vae takes one size "
+                "for all layers of its encoder"
             )
         (width,) = self.hidden
         settings = dict(
@@ -208,32 +209,28 @@ class RecVAE(mult_vae.MultDAE):
         key: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
-        """Per-user (nll_B, kl_B) with one reparametrised sample of z.
+        """Returns the per-user (nll_B, kl_B), float32 [B].
 
-        kl = log q(z | x) - log p(z | x, the encoder before), equations 5 and 6
-        of the paper, estimated with that sample.
+        kl = log q(z | x) - log p(z | x, earlier encoder), equations 5 and 6 of
+        the paper. Both terms are estimated with one reparametrised sample z.
         """
         dropout_key, noise_key = jax.random.split(key)
         mean_BZ, log_variance_BZ = self.posterior(
             batch, self._dropout(dropout_key, first_row)
         )
-        row_B = jnp.arange(mean_BZ.shape[0], dtype=jnp.int32) + first_row
-        noise_BZ = bag_of_items.counter_normal(
-            jax.random.key_data(noise_key), row_B, self.latent
+        z_BZ = noise.sample_gaussian(
+            mean_BZ, log_variance_BZ, noise_key, first_row
         )
-        z_BZ = mean_BZ + jnp.exp(0.5 * log_variance_BZ) * noise_BZ
-        before_BZ, before_log_variance_BZ = self.prior(batch, None)
+        previous = self.prior(batch, None)
         kl_B = losses.log_normal(z_BZ, mean_BZ, log_variance_BZ)
-        kl_B -= losses.composite_log_prior(
-            z_BZ, before_BZ, before_log_variance_BZ
-        )
+        kl_B -= losses.composite_log_prior(z_BZ, *previous)
         return self._nll(z_BZ, batch), kl_B
 
     def encode(self, batch: SparseBatch) -> jax.Array:
-        """Posterior means, float32 [B, Z]: scoring draws no sample."""
+        """Returns the posterior means, float32 [B, Z]."""
         return self.posterior(batch, None)[0]
 
     def __call__(self, batch: SparseBatch) -> jax.Array:
-        """As `scores`; touches all parameters: what `init` traces."""
+        """Returns `scores`; `init` traces this method for all parameters."""
         self.prior(batch, None)
         return self.scores(batch)

@@ -1,11 +1,14 @@
-"""Fixed-shape sparse batches out of compressed rows, on device or host.
+"""Fixed-shape sparse batches of users, assembled on the device or the host.
 
-A batch's shape is fixed by (users, slots): slots come from a few bucket
-sizes, chosen so that the fullest batch fits. Nothing is ever truncated.
+Shapes in names: B users, N slots for interactions (real ones first, then
+padding), U users of a split, D data shards, M interactions.
+
+The shape of a batch is (users, slots). The number of slots is one of a few
+bucket sizes, chosen so that the fullest batch fits. Nothing is ever truncated.
 
 A batch in several parts (data shards, microbatches) is the concatenation of
-theirs: part k's slots are item_N[k·n : (k+1)·n] and its rows count from its own
-first user.
+the parts' batches: part k has the slots item_N[k·n : (k+1)·n], and its rows
+count from its own first user.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ import numpy as np
 
 from vaecf.errors import VaecfError
 
-# Bucket sizes grow by an eighth, so that at most an eighth of the slots is
-# padding, and the number of compiled shapes stays logarithmic.
+# Bucket sizes grow by an eighth. At most an eighth of the slots is padding,
+# and the number of compiled shapes stays logarithmic.
 _BUCKETS_PER_DOUBLING = 6
 _SLOT_MULTIPLE = 256
 
@@ -31,23 +34,22 @@ class SparseBatch(NamedTuple):
       item_N: int32 [N], item index of each interaction; 0 in padding slots.
       row_N: int32 [N], ascending row (user within the batch) of each
         interaction; B in padding slots, so that scatters drop them.
-      count_B: int32 [B], interactions of each user; 0 marks a padding user or
-        a user with an empty history.
+      count_B: int32 [B], interactions of each user; 0 for padding users and
+        users with an empty history.
     """
 
-    # Arrays of the device or the host, or what stands for them (specs).
+    # Arrays of the device or the host, or their shapes or PartitionSpecs.
     item_N: Any
     row_N: Any
     count_B: Any
 
 
 class Csr(NamedTuple):
-    """Interactions as arrays for the device.
+    """The interactions of many users as arrays for the device.
 
     Attributes:
-      start_U: int32 [U], first interaction of each user, padding users (who
-        have none) among them.
-      count_U: int32 [U], interactions of each user.
+      start_U: int32 [U], position of each user's first interaction.
+      count_U: int32 [U], interactions of each user; 0 for padding users.
       item_M: int32 [interactions], items, user after user.
     """
 
@@ -57,24 +59,24 @@ class Csr(NamedTuple):
 
 
 def as_csr(indptr: np.ndarray, indices: np.ndarray) -> Csr:
-    """Csr with the padding user appended.
+    """Returns the interactions of all users, and an empty padding user.
 
     Args:
       indptr: int64 [n_users + 1].
       indices: int32 [interactions].
 
     Raises:
-      VaecfError: 2^31 interactions or more, which int32 positions on the
-        device cannot reach: stream them instead.
+      VaecfError: there are 2^31 interactions or more, which int32 positions
+        cannot address.
     """
     if indptr[-1] >= 2**31:
         raise VaecfError(
-            f"{indptr[-1]} interactions do not fit a resident feed (2**31): "
-            "set config.data.feed='streamed'"
+            f"{indptr[-1]} interactions are too many for a resident feed "
+            "(2**31): set config.data.feed='streamed'"
         )
     start = indptr.astype(np.int32)
     count = np.append(np.diff(indptr), 0).astype(np.int32)
-    # An empty array cannot be gathered from.
+    # Gathering from an empty array is an error.
     items = indices if len(indices) else np.zeros(1, np.int32)
     return Csr(start, count, np.ascontiguousarray(items, dtype=np.int32))
 
@@ -85,34 +87,30 @@ def window(
     user_DU: np.ndarray,
     n_items: int,
 ) -> Csr:
-    """The interactions of some users, by data shard, for the device.
+    """Returns the interactions of some users, one block per data shard.
 
     Args:
       indptr: int64 [n_users + 1].
-      indices: int32 [interactions], as a rule a memory map.
-      user_DU: int32 [shards, users a shard], padding users marked by n_users.
-        In a shard's part they are numbered 0 .. users a shard - 1.
-      n_items: places for interactions of each shard.
+      indices: int32 [interactions], usually a memory map.
+      user_DU: int32 [shards, users per shard]; n_users marks padding users.
+        Within a shard, users are numbered from 0 in this order.
+      n_items: places for interactions per shard.
 
     Returns:
-      start_U and count_U int32 [shards * users a shard], item_M int32
-      [shards * n_items]; starts count from the shard's own first place.
+      start_U and count_U int32 [shards * users per shard], item_M int32
+      [shards * n_items]; starts count from the first place of the shard.
 
     Raises:
       ValueError: a shard has more than `n_items` interactions.
     """
-    n_users = len(indptr) - 1
-    real_DU = user_DU < n_users
-    safe_DU = np.where(real_DU, user_DU, 0)
-    start_DU = indptr[safe_DU]
-    count_DU = indptr[safe_DU + real_DU] - start_DU
+    start_DU, count_DU = _histories(indptr, user_DU)
     end_DU = np.cumsum(count_DU, axis=1)
     if end_DU.size and end_DU[:, -1].max() > n_items:
         raise ValueError(
             f"{end_DU[:, -1].max()} interactions do not fit {n_items} places"
         )
     item_DM = np.zeros((len(user_DU), n_items), np.int32)
-    # A view: slicing a memory map itself costs ten times more.
+    # Slicing a plain view costs a tenth of slicing the memory map itself.
     indices = np.asarray(indices)
     for shard, starts in enumerate(start_DU.tolist()):
         stops = (start_DU[shard] + count_DU[shard]).tolist()
@@ -126,11 +124,11 @@ def window(
 
 
 def slots_for(count_SB: np.ndarray, parts: int = 1) -> int:
-    """Slots that hold the fullest part of any batch, as a bucket size.
+    """Returns the bucket size that fits the fullest part of any batch.
 
     Args:
       count_SB: int [steps, batch_size], interactions of each user.
-      parts: parts that a batch is split into.
+      parts: parts that each batch is split into.
     """
     steps, batch_size = count_SB.shape
     by_part = count_SB.reshape(steps, parts, batch_size // parts)
@@ -139,11 +137,11 @@ def slots_for(count_SB: np.ndarray, parts: int = 1) -> int:
 
 
 def slots_to_expect(count_U: np.ndarray, users: int) -> int:
-    """Slots that hold that many users of these, whoever they are, in practice.
+    """Returns the bucket size that fits random users in practice.
 
-    The same for every epoch, so that it is compiled once: no sum of users in a
-    random order is six standard deviations above its mean. (If one were, its
-    own `slots_for` counts.)
+    One size for all epochs means one compilation. The size allows for six
+    standard deviations above the mean of a random part. `slots_for` still
+    gives the size of a part that exceeds it.
 
     Args:
       count_U: int [n_users], interactions of every user.
@@ -158,7 +156,7 @@ def slots_to_expect(count_U: np.ndarray, users: int) -> int:
 
 
 def bucket(n: int) -> int:
-    """Smallest bucket size that is at least n."""
+    """Returns the smallest bucket size that is at least n."""
     size = _SLOT_MULTIPLE
     exponent = 0
     while size < n:
@@ -169,16 +167,16 @@ def bucket(n: int) -> int:
 
 
 def bucket_users(n: int) -> int:
-    """Smallest power of two that is at least n: few compiled batch sizes."""
+    """Returns the smallest power of two >= n: few compiled batch sizes."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def assemble(csr: Csr, user_B: jax.Array, n_slots: int) -> SparseBatch:
-    """The batch of these users, gathered on the device.
+    """Returns the batch of some users, gathered on the device.
 
     Args:
       csr: interactions of all users.
-      user_B: int32 [B], padding users marked by n_users.
+      user_B: int32 [B]; n_users marks padding users.
       n_slots: static number of slots, at least the users' interactions.
     """
     count_B = csr.count_U[user_B]
@@ -186,7 +184,7 @@ def assemble(csr: Csr, user_B: jax.Array, n_slots: int) -> SparseBatch:
     first_B = end_B - count_B
     n_users = user_B.shape[0]
     slot_N = jnp.arange(n_slots, dtype=jnp.int32)
-    # repeat() leaves the last user's row in the slots behind the total.
+    # repeat() fills the slots after the total with the last user's row.
     row_N = jnp.repeat(
         jnp.arange(n_users, dtype=jnp.int32),
         count_B,
@@ -209,21 +207,22 @@ def assemble_on_host(
     n_slots: int,
     parts: int = 1,
 ) -> SparseBatch:
-    """The same batch, gathered on the host (from a memory map).
+    """Returns the same batch, gathered on the host from a memory map.
 
     Args:
       indptr: int64 [n_users + 1].
       indices: int32 [interactions].
-      user_B: int32 [B], padding users marked by n_users.
+      user_B: int32 [B]; n_users marks padding users.
       n_slots: slots of one part.
-      parts: data shards times microbatches; the result has parts · n_slots
-        slots.
+      parts: data shards times microbatches.
+
+    Returns:
+      The batch, with parts · n_slots slots.
+
+    Raises:
+      ValueError: a part has more than `n_slots` interactions.
     """
-    n_users = len(indptr) - 1
-    real_B = user_B < n_users
-    safe_B = np.where(real_B, user_B, 0)
-    start_B = indptr[safe_B]
-    count_B = indptr[safe_B + real_B] - start_B
+    start_B, count_B = _histories(indptr, user_B)
     packed = [
         _pack(indices, starts, counts, n_slots)
         for starts, counts in zip(
@@ -235,6 +234,16 @@ def assemble_on_host(
         row_N=np.concatenate([rows for _, rows in packed]),
         count_B=count_B.astype(np.int32),
     )
+
+
+def _histories(
+    indptr: np.ndarray, user: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (start, count) of each user's history; count 0 for padding."""
+    real = user < len(indptr) - 1
+    safe = np.where(real, user, 0)
+    start = indptr[safe]
+    return start, indptr[safe + real] - start
 
 
 def _pack(
