@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Several processes of one run on this machine:
+# Runs several processes of one run on this machine:
 #
 #     experiments/launch/local.sh 2 --config=configs/ml1m.py \
 #         --config.data.dir=data/ml-1m --workdir=runs/ml1m --train --test
 #
-# Process 0 writes to the terminal, the others to <workdir>/process-<n>.log. When
-# one fails, all end, and so does this, with its status. One process drives all
-# GPUs of a machine by itself; started like this, each would want all of them.
+# Process 0 prints to the terminal, process n to <workdir>/process-<n>.log. If
+# one process fails, all processes end and the script exits with its status. Use
+# it on CPUs only: one process drives all GPUs of a machine, and several would
+# compete for them.
 #
-# Two hosts need no script: the same command in a shell on each, with
+# Two hosts need no script. Start the same command on both, with
 #
 #     --coordinator_address=first-host:1234 --num_processes=2 --process_id=0
 #
-# on the first and --process_id=1 on the second; the workdir is on a file system
-# that both see.
+# on the first host and --process_id=1 on the second. Both hosts must see the
+# workdir.
 set -euo pipefail
 
 if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
@@ -49,14 +50,14 @@ done
 number=0
 start "$@" "${common[@]}" --process_id=0
 
-# A signal to this script is one to all; they save and end by themselves.
+# Pass signals on to all processes, which save and stop.
 trap 'kill -TERM "${!number_of[@]}" 2>/dev/null || true' INT TERM
 
 status=0
 while ((${#number_of[@]})); do
   code=0
   wait -n -p ended "${!number_of[@]}" || code=$?
-  # Without one that ended it was the trap that woke us.
+  # If no process has ended, the trap interrupted `wait`.
   [[ -n "${ended:-}" ]] || continue
   number=${number_of[$ended]}
   unset "number_of[$ended]"

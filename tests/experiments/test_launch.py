@@ -1,7 +1,8 @@
-"""Several processes that are one run, as people start them."""
+"""Several processes that are one run, started as users start them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -21,69 +23,90 @@ from vaecf.workdir import read_json
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
 MAIN = ROOT / "experiments" / "main.py"
-MESH = "--config.mesh.item=2"
-# What a process works out for all of them.
-SHARED = ("--config.model.init=spectral", "--config.linear.l2=20")
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHON": sys.executable,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "2",
+}
 
 
-def environment(devices: int) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-    }
-
-
-def flags_of(tiny, data_dir, workdir, *more: str) -> list[str]:
+@pytest.fixture(scope="module")
+def flags(tiny, data_dir) -> Callable[..., list[str]]:
+    """flags(workdir, ...) of a run on two times two devices."""
     kept = [flag for flag in tiny if "mesh.data" not in flag]
-    return [
-        *kept,
-        f"--config.data.dir={data_dir}",
-        f"--workdir={workdir}",
-        MESH,
-        *SHARED,
-        "--config.linear.rank=3",
-        *more,
-    ]
+
+    def flags(workdir: pathlib.Path, *more: str) -> list[str]:
+        return [
+            *kept,
+            f"--config.data.dir={data_dir}",
+            f"--workdir={workdir}",
+            "--config.mesh.item=2",
+            # Process 0 computes these two for all processes.
+            "--config.model.init=spectral",
+            "--config.linear.l2=20",
+            "--config.linear.rank=3",
+            "--train",
+            *more,
+        ]
+
+    return flags
 
 
-def run(command: list, devices: int) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command,
-        env=environment(devices),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+@pytest.fixture(scope="module")
+def alone(flags, command, tmp_path_factory) -> pathlib.Path:
+    """The same run in one process on four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    more = ("--test", "--baselines=ease", "--config.mesh.data=2")
+    done = command("main", *flags(workdir, *more))
+    assert done.status == 0, done.err
+    return workdir
 
 
-def start(flags: list[str], process: int, address: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [
-            sys.executable,
-            MAIN,
-            *flags,
-            f"--coordinator_address={address}",
-            "--num_processes=2",
-            f"--process_id={process}",
-        ],
-        env=environment(2),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def free_address() -> str:
+@contextlib.contextmanager
+def start(*flags: list[str]) -> Iterator[list[subprocess.Popen]]:
+    """Starts a process for each list of flags."""
     with socket.socket() as s:
         s.bind(("", 0))
-        return f"localhost:{s.getsockname()[1]}"
+        address = f"localhost:{s.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, MAIN, *own, f"--process_id={i}"),
+                f"--coordinator_address={address}",
+                f"--num_processes={len(flags)}",
+            ],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i, own in enumerate(flags)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
 
-def records(workdir: pathlib.Path, name: str) -> list[float]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [r[name] for r in map(json.loads, lines) if name in r]
+def losses(workdir: pathlib.Path) -> list[float]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = map(json.loads, lines)
+    return [r["train/loss"] for r in records if "train/loss" in r]
+
+
+def wait_for_epochs(
+    n: int, workdir: pathlib.Path, processes: list[subprocess.Popen]
+) -> None:
+    deadline = time.monotonic() + 120
+    while len(losses(workdir)) < n:
+        assert all(p.poll() is None for p in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def summary(workdir: pathlib.Path) -> dict:
@@ -92,173 +115,93 @@ def summary(workdir: pathlib.Path) -> dict:
     return {key: results[key] for key in ("validation", "test", "ease")}
 
 
-@pytest.fixture(scope="module")
-def alone(tiny, data_dir, tmp_path_factory) -> pathlib.Path:
-    """The run in one process, on four devices."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    more = ("--train", "--test", "--baselines=ease")
-    done = run(
-        [sys.executable, MAIN, *flags_of(tiny, data_dir, workdir, *more)], 4
-    )
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
-def test_two_processes_are_one_run(tiny, data_dir, tmp_path, alone):
-    """Two of two devices give the numbers of one of four."""
-    workdir = tmp_path / "run"
-    per_user = tmp_path / "users.csv"
-    done = run(
-        [
-            LAUNCH / "local.sh",
-            "2",
-            *flags_of(
-                tiny,
-                data_dir,
-                workdir,
-                "--train",
-                "--test",
-                "--baselines=ease",
-                f"--per_user={per_user}",
-            ),
-        ],
-        2,
+def test_two_processes_are_one_run(flags, tmp_path, alone, command):
+    """Two processes with two devices each, against one with four."""
+    workdir, per_user = tmp_path / "run", tmp_path / "users.csv"
+    more = ("--test", "--baselines=ease", f"--per_user={per_user}")
+    done = subprocess.run(
+        [LAUNCH / "local.sh", "2", *flags(workdir, *more)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     other = (workdir / "process-1.log").read_text()
     assert done.returncode == 0, done.stdout + other
-    losses = records(workdir, "train/loss")
-    assert len(losses) == 3
-    np.testing.assert_allclose(losses, records(alone, "train/loss"), rtol=1e-6)
+    assert len(losses(workdir)) == 3
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-6)
     assert summary(workdir) == summary(alone)
-    assert "4 x " in done.stdout and "every process reads" in done.stdout
+    assert "4 x " in done.stdout
     assert "Test users" in done.stdout and "Test users" not in other
     assert len(per_user.read_text().splitlines()) == 41
-    # One process of the run is enough to use the model.
-    again = run(
-        [
-            sys.executable,
-            MAIN,
-            f"--workdir={workdir}",
-            "--test",
-            "--baselines=ease",
-            "--config.mesh.item=1",
-        ],
-        1,
-    )
-    assert again.returncode == 0, again.stderr
+    # A single process can use the model.
+    again = ("--test", "--config.mesh.data=1", "--config.mesh.item=1")
+    single = command("main", f"--workdir={workdir}", *again)
+    assert single.status == 0, single.err
     for name, metric in summary(alone)["test"].items():
         value = read_json(workdir / "results.json")["test"][name]["mean"]
         assert value == pytest.approx(metric["mean"], abs=1e-6)
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_which_goes_on_alone(
-    tiny, data_dir, tmp_path, alone
+def test_a_killed_process_ends_the_run_which_resumes_alone(
+    flags, tmp_path, alone, command
 ):
     workdir = tmp_path / "run"
-    long = flags_of(tiny, data_dir, workdir, "--train", "--epochs=100000")
-    address = free_address()
-    processes = [start(long, i, address) for i in (0, 1)]
-    try:
-        deadline = time.monotonic() + 120
-        # By its fourth epoch the third is saved, whatever is being written.
-        while not (workdir / "metrics.jsonl").exists() or (
-            len(records(workdir, "train/loss")) < 4
-        ):
-            assert all(p.poll() is None for p in processes)
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    long = flags(workdir, "--epochs=100000")
+    with start(long, long) as processes:
+        # In the fourth epoch the checkpoint of the third is complete.
+        wait_for_epochs(4, workdir, processes)
         processes[1].send_signal(signal.SIGKILL)
-        began = time.monotonic()
         out, _ = processes[0].communicate(timeout=60)
-        assert time.monotonic() - began < 60
         assert processes[0].returncode not in (0, None)
-        # Of a broken connection, or of the runtime that misses a heartbeat.
+        # The connection broke, or the runtime missed a heartbeat.
         assert "another process of the run died" in out or (
             "another task died" in out
         )
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    kept = records(workdir, "train/loss")
-    # Alone, on one device: a few epochs more, if any are needed for three.
-    epochs = max(3, len(kept) + 1)
-    on = [f for f in long if not f.startswith("--epochs")]
-    done = run(
-        [
-            sys.executable,
-            MAIN,
-            *on,
-            f"--epochs={epochs}",
-            "--config.mesh.item=1",
-        ],
-        1,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "going on from epoch" in done.stdout
-    losses = records(workdir, "train/loss")
-    assert len(losses) == epochs
-    np.testing.assert_allclose(
-        losses[:3], records(alone, "train/loss"), rtol=1e-5
-    )
+    # On one device, at least to the third epoch.
+    epochs = max(3, len(losses(workdir)) + 1)
+    more = ("--config.mesh.data=1", "--config.mesh.item=1")
+    done = command("main", *flags(workdir, *more), f"--epochs={epochs}")
+    assert done.status == 0, done.err
+    assert len(losses(workdir)) == epochs
+    np.testing.assert_allclose(losses(workdir)[:3], losses(alone), rtol=1e-5)
 
 
-def test_sigterm_of_one_process_saves_and_ends_both(tiny, data_dir, tmp_path):
-    """Its signal is everybody's, after the same step."""
+def test_sigterm_of_one_process_saves_and_ends_both(flags, tmp_path):
+    """Both processes stop after the same step."""
     workdir = tmp_path / "run"
-    long = flags_of(tiny, data_dir, workdir, "--train", "--epochs=100000")
-    address = free_address()
-    processes = [start(long, i, address) for i in (0, 1)]
-    try:
-        deadline = time.monotonic() + 120
-        while not (workdir / "metrics.jsonl").exists():
-            assert all(p.poll() is None for p in processes)
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    long = flags(workdir, "--epochs=100000")
+    with start(long, long) as processes:
+        wait_for_epochs(1, workdir, processes)
         processes[1].send_signal(signal.SIGTERM)
         outs = [p.communicate(timeout=60)[0] for p in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [p.returncode for p in processes] == [130, 130], outs
-    for out in outs:
-        assert "the same command goes on from here" in out
+        assert [p.returncode for p in processes] == [130, 130], outs
+        assert all("interrupted" in out for out in outs)
 
 
-def test_processes_of_different_configs_do_not_start(tiny, data_dir, tmp_path):
-    address = free_address()
-    flags = flags_of(tiny, data_dir, tmp_path / "run", "--train")
-    processes = [
-        start([*flags, f"--config.seed={i}"], i, address) for i in (0, 1)
-    ]
-    outs = [p.communicate(timeout=100)[0] for p in processes]
-    assert all(p.returncode not in (0, None) for p in processes)
-    for out in outs:
-        assert "process 1 has another config.seed than process 0" in out
+def test_processes_of_different_configs_do_not_start(flags, tmp_path):
+    both = [flags(tmp_path / "run", f"--config.seed={i}") for i in (0, 1)]
+    with start(*both) as processes:
+        outs = [p.communicate(timeout=100)[0] for p in processes]
+        assert all(p.returncode not in (0, None) for p in processes)
+    assert all("another --config.seed than process 0" in out for out in outs)
     assert not (tmp_path / "run").exists()
 
 
-# --- Recipes ----------------------------------------------------------------
+# --- Scripts of launchers ---------------------------------------------------
 
 
-@pytest.mark.parametrize("script", ["local.sh", "slurm.sbatch"])
-def test_scripts_are_valid_shell(script):
-    done = subprocess.run(
-        ["bash", "-n", LAUNCH / script], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_local_script_says_how_it_is_used():
+def test_the_local_script_prints_its_usage():
     for arguments in ([], ["--train"], ["0"]):
-        done = run([LAUNCH / "local.sh", *arguments], 1)
+        done = subprocess.run(
+            [LAUNCH / "local.sh", *arguments], capture_output=True, text=True
+        )
         assert done.returncode == 2
         assert done.stderr.startswith("error: usage:")
 
 
-def test_the_batch_script_asks_for_a_process_a_gpu(tmp_path):
+def test_the_slurm_script_starts_a_process_per_gpu(tmp_path):
     text = (LAUNCH / "slurm.sbatch").read_text()
     asked = dict(
         shlex.split(line)[1].lstrip("-").split("=", 1)
@@ -266,7 +209,7 @@ def test_the_batch_script_asks_for_a_process_a_gpu(tmp_path):
         if line.startswith("#SBATCH")
     )
     assert asked["ntasks-per-node"] == asked["gres"].removeprefix("gpu:")
-    # What it would run, with a stand-in for Slurm's launcher.
+    # A stand-in for Slurm's launcher prints the command.
     srun = tmp_path / "srun"
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
@@ -276,19 +219,14 @@ def test_the_batch_script_asks_for_a_process_a_gpu(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines()[-3:] == [
-        "experiments/main.py",
-        "--train",
-        "--workdir=a b",
-    ]
+    command = ["experiments/main.py", "--train", "--workdir=a b"]
+    assert done.stdout.splitlines()[-3:] == command
 
 
 def test_the_job_set_names_its_own_process_0(parsed):
     spec = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
-    assert (spec["kind"], spec["apiVersion"]) == (
-        "JobSet",
-        "jobset.x-k8s.io/v1alpha2",
-    )
+    kind = (spec["kind"], spec["apiVersion"])
+    assert kind == ("JobSet", "jobset.x-k8s.io/v1alpha2")
     [job] = spec["spec"]["replicatedJobs"]
     pods = job["template"]["spec"]
     assert pods["completionMode"] == "Indexed"
