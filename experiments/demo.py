@@ -16,17 +16,18 @@ from vaecf import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "The run's directory.")
-_EPOCHS = flags.DEFINE_integer("epochs", None, "Epochs; None: the config's.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Directory of the demo.")
+_EPOCHS = flags.DEFINE_integer("epochs", None, "Epochs (the config's).")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Calls what the other entry points call."""
+    """Calls the same functions as the other entry points."""
     del argv
     from configs import synthetic as config_file
     from vaecf import experiment
     from vaecf.data import dataset, synthetic
     from vaecf.reporting import tables
+    from vaecf.serving import samples, trained_model
 
     workdir = pathlib.Path(_WORKDIR.value)
     config = config_file.get_config()
@@ -50,8 +51,8 @@ def main(argv: Sequence[str]) -> None:
         log=cli.log,
     )
     cli.log("\nTen recommendations for three users the model has never seen\n")
-    model = experiment.load(workdir / "run")
-    shown = experiment.sample_recommendations(model, data)
+    model = trained_model.load(workdir / "run")
+    shown = samples.sample_recommendations(model, data)
     cli.log(tables.recommendations_table(shown))
 
 

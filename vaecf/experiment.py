@@ -1,60 +1,51 @@
-"""A run from the outside: train, test, compare, report."""
+"""One run: train, validate, test and report in one workdir."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
-import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
+from jax.sharding import Mesh
 
+from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
-from vaecf.config import Config, flatten
+from vaecf.config import Config
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import baselines, evaluator, metrics, per_user
-from vaecf.evaluation.baselines import BASELINES
+from vaecf.evaluation.baselines import ORACLE
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.reporting import report, tables, writers
-from vaecf.reporting.recipe_log import RecipeLogWriter
-from vaecf.serving import latency
+from vaecf.reporting import recipe_log, report, tables, writers
+from vaecf.serving import latency, samples
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
 from vaecf.training import loop, precision
-
-# The oracle's name in results.json and in tables.
-ORACLE = "oracle"
-# Shown in the report: few enough to read.
-_SHOWN_USERS, _SHOWN_ITEMS = 3, 10
-# For what one process writes to be seen by the others.
-_SHARED_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-    """What a call of the main entry point asks for.
+    """What `run` does.
 
     Attributes:
-      train: train, or go on training.
+      train: train, or resume training.
       test: evaluate the best checkpoint on the test users.
-      inference_batch_sizes: measure the latency of these; () for none.
-      baselines: names out of `BASELINES`, evaluated beside the model.
+      inference_batch_sizes: batch sizes whose latency is measured.
+      baselines: names from `BASELINES`, to evaluate in the test.
       settings: settings of baselines other than the defaults, such as
         {'ease': {'l2': 200.0}}.
-      baselines_tuned: choose their settings on the validation users.
-      per_user: also write per-user metrics to this Parquet file.
-      top_results: list length of the inference benchmark.
-      trace: profile some steps into the workdir.
-      log_path: JSON log in the recipe's form.
-      results_dir: also write args.json and statistics.json there.
-      arguments: the command line, for those two.
+      baselines_tuned: choose the baselines' settings on the validation users.
+      per_user: Parquet or CSV file for the metrics of every test user.
+      top_results: list length in the measurement of the latency.
+      trace: profile some steps into workdir/trace.
+      log_path: file for a JSON log in the format of NVIDIA's recipe.
+      results_dir: directory for args.json and statistics.json.
+      arguments: the command line, for `log_path` and `results_dir`.
     """
 
     train: bool = False
@@ -73,6 +64,39 @@ class Actions:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the stages of a run share.
+
+    Attributes:
+      config: settings of this call.
+      workdir: directory of the run, locked.
+      actions: what to do.
+      dataset: the dataset.
+      mesh: devices.
+      validation: evaluator of the validation users.
+      test: evaluator of the test users.
+      results: content of results.json; each stage replaces its own part.
+      recipe_log: writer of `actions.log_path`, or None.
+      log: receives one line at a time.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    actions: Actions
+    dataset: Dataset
+    mesh: Mesh
+    validation: Evaluator
+    test: Evaluator
+    results: dict[str, Any]
+    recipe_log: recipe_log.RecipeLogWriter | None
+    log: Callable[[str], None]
+
+    def within(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Returns a deadline for a stage; see `processes.deadline`."""
+        return processes.deadline(self.config.mesh.peer_timeout, what)
+
+
 def run(
     config: Config,
     workdir: pathlib.Path,
@@ -80,164 +104,99 @@ def run(
     *,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Does what `actions` asks, in its order; returns what results.json holds.
+    """Trains, tests and reports, as `actions` asks.
 
-    Of several processes all call it alike; the lead writes and says, and alone
-    knows of baselines of earlier calls.
+    If several processes form the run, all must call this function with the
+    same arguments. Only process 0 writes files and logs.
+
+    Args:
+      config: settings of the run.
+      workdir: directory of the run. A run that is already there is resumed.
+      actions: what to do.
+      log: receives one line at a time.
+
+    Returns:
+      The content of results.json.
 
     Raises:
-      VaecfError: bad input, of any process; nothing is half-written.
-      loop.Interrupted: training was stopped, its state is saved.
+      VaecfError: the input of any process is bad.
+      loop.Interrupted: training was interrupted; its state is saved.
     """
+    with _opened(config, workdir, actions, log) as run:
+        if actions.train:
+            _train(run)
+        with run.within("loading the model"):
+            policy = config.precision.policy
+            model = load(workdir, policy=policy, mesh=run.mesh)
+        # A test may use other settings than the training did.
+        model = dataclasses.replace(model, config=config)
+        if actions.train or actions.test:
+            model = _validate(run, model)
+        if actions.test:
+            # Fitting and tuning baselines may take longer than any deadline.
+            unlimited = contextlib.nullcontext()
+            with unlimited if actions.baselines else run.within("the test"):
+                _test(run, model)
+        if actions.inference_batch_sizes:
+            _measure_latency(run, model)
+        _report(run, model)
+    return run.results
+
+
+# --- Start ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(
+    config: Config,
+    workdir: pathlib.Path,
+    actions: Actions,
+    log: Callable[[str], None],
+) -> Iterator[_Run]:
+    """Checks the input, locks the workdir and yields the run."""
     within = functools.partial(processes.deadline, config.mesh.peer_timeout)
     with within("starting"), processes.agreement():
-        _check_actions(config, workdir, actions)
-        # What this machine cannot do is refused before anything is written.
+        _check(config, workdir, actions)
+        # Raise what this machine cannot do before anything is written.
         precision.policy(config.precision.policy)
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
         dataset = find_dataset(config.data.dir)
-        if actions.test and dataset.test.held_out.nnz == 0:
-            n_users = dataset.test.fold_in.n_users
-            why = (
-                f"none of its {n_users:,} test users has a held-out item that "
-                "training users have; prepare it with more held-out users"
-                if n_users
-                else "the dataset has no test users; prepare it with "
-                "held_out_users above 0"
-            )
-            raise VaecfError(f"{config.data.dir}: {why}")
+        if actions.test:
+            _require_test_users(dataset, config.data.dir)
     with within("starting"):
-        processes.require_same(_alike(config, dataset, actions))
-    if not processes.is_lead():
-        log = _silent
+        processes.require_same(_common_input(config, dataset, actions))
     with contextlib.ExitStack() as stack:
-        recipe_log = None
+        recipe_writer = None
         with within("opening the workdir"), processes.agreement():
             if processes.is_lead():
                 stack.enter_context(workdir_lib.locked(workdir))
                 workdir_lib.check_or_create(
                     workdir, config, dataset, train=actions.train
                 )
-                _make_folders(actions)
+                for name in ("per_user", "results_dir"):
+                    if (path := getattr(actions, name)) is not None:
+                        folder = path.parent if name == "per_user" else path
+                        workdir_lib.make_folder(folder, f"{name}={path}")
                 if actions.log_path is not None:
-                    recipe_log = stack.enter_context(
-                        RecipeLogWriter(actions.log_path)
+                    recipe_writer = stack.enter_context(
+                        recipe_log.RecipeLogWriter(actions.log_path)
                     )
-                    recipe_log.parameters(actions.arguments)
+                    recipe_writer.parameters(actions.arguments)
         with within("opening the workdir"), processes.agreement():
-            _check_shared(workdir)
-        results = _results_so_far(workdir)
-        if actions.train:
-            log(_start_line(config, dataset, mesh))
-            _train(results, config, dataset, workdir, actions, recipe_log, log)
-        with within("reading the model"):
-            model = load(workdir, policy=config.precision.policy, mesh=mesh)
-        # How to evaluate is this call's choice, not that of the training.
-        model = dataclasses.replace(model, config=config)
-        validation, test = (
-            Evaluator.for_split(dataset, split, config.eval, mesh)
-            for split in ("validation", "test")
-        )
-        if actions.train or actions.test:
-            model = tune_blend(model, validation, log=log)
-            results.pop("linear", None)
-            if model.branch is not None:
-                weights = ("gain", "prior")
-                results["linear"] = {w: float(model.branch[w]) for w in weights}
-            with within("a validation"):
-                results["validation"] = validation.summary(
-                    model.ranker(validation.depth), model.scorer_params
-                )
-        if actions.test:
-            # Fitting and tuning baselines takes what it takes.
-            patience = (
-                contextlib.nullcontext()
-                if actions.baselines
-                else within("the test")
-            )
-            with patience:
-                _test(
-                    *(results, model, dataset, workdir),
-                    *(validation, test, actions, log),
-                )
-        if actions.inference_batch_sizes:
-            results["inference"] = _measure_latency(model, actions, log)
-        with within("the report"), processes.agreement():
-            # The others wait: the runtime takes who leaves late for dead.
-            shown = sample_recommendations(model, dataset)
-            if processes.is_lead():
-                workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
-                _finish_log(recipe_log, results, config, actions)
-                _write_report(workdir, model, dataset, results, shown, log)
-                if actions.results_dir is not None:
-                    _write_statistics(actions, workdir, results)
-    return results
-
-
-def _alike(
-    config: Config, dataset: Dataset, actions: Actions
-) -> dict[str, Any]:
-    """What all processes of a run must have been given."""
-    flat = flatten(config.to_dict())
-    del flat["data.dir"]  # a copy on every host will do
-    return {
-        **{f"config.{key}": value for key, value in flat.items()},
-        "dataset": dataset.manifest,
-        **{
-            name: getattr(actions, name)
-            for name in (
-                "train",
-                "test",
-                "baselines",
-                "baselines_tuned",
-                "trace",
-            )
-        },
-        "baseline settings": actions.settings,
-    }
-
-
-def _check_shared(workdir: pathlib.Path) -> None:
-    """All processes must see one workdir.
-
-    Raises:
-      VaecfError: this one does not see what the lead writes.
-    """
-    if processes.alone():
-        return
-    token = os.urandom(8)
-    token = processes.gather(np.frombuffer(token, np.uint32))[0].tobytes()
-    path = workdir / ".processes"
-    if processes.is_lead():
-        path.write_bytes(token)
-    began, seen = time.monotonic(), False
-    # A network's file system may show it a little later.
-    while not seen and time.monotonic() - began < _SHARED_SECONDS:
-        seen = path.exists() and path.read_bytes() == token
-        time.sleep(0.0 if seen else 0.1)
-    processes.gather(True)  # all have looked
-    if processes.is_lead():
-        path.unlink(missing_ok=True)
-    if not seen:
-        raise VaecfError(
-            f"workdir {workdir} is another directory here than that of "
-            "process 0: give all processes the same one, on a file system "
-            "that they share"
+            processes.require_shared_directory(workdir)
+        path = workdir / workdir_lib.RESULTS
+        yield _Run(
+            *(config, workdir, actions, dataset, mesh),
+            Evaluator.for_split(dataset, "validation", config.eval, mesh),
+            Evaluator.for_split(dataset, "test", config.eval, mesh),
+            results=workdir_lib.read_json(path) if path.exists() else {},
+            recipe_log=recipe_writer,
+            log=log if processes.is_lead() else lambda line: None,
         )
 
 
-def _silent(message: str) -> None:
-    """What the processes beside the lead say."""
-
-
-def _check_actions(
-    config: Config, workdir: pathlib.Path, actions: Actions
-) -> None:
-    """Refuses what needs no data to be refused.
-
-    Raises:
-      VaecfError: see `run`.
-    """
+def _check(config: Config, workdir: pathlib.Path, actions: Actions) -> None:
+    """Raises for input that is bad whatever the dataset is."""
     for name in (*actions.baselines, *actions.settings):
         baselines.settings(name, actions.settings.get(name))
     for name in (*config.eval.metrics, config.eval.best_metric):
@@ -248,328 +207,226 @@ def _check_actions(
         )
     if actions.inference_batch_sizes and not processes.alone():
         raise VaecfError(
-            "the latency of inference is measured in one process: run it with "
+            "the inference benchmark measures a single process: run it with "
             "num_processes=1"
         )
 
 
-def _train(
-    results: dict[str, Any],
-    config: Config,
-    dataset: Dataset,
-    workdir: pathlib.Path,
-    actions: Actions,
-    recipe_log: RecipeLogWriter | None,
-    log: Callable[[str], None],
-) -> None:
-    """Fills results['train']; what was measured of an earlier model goes."""
-    began = time.perf_counter()
-    summary = loop.train(
-        config,
-        dataset,
-        workdir,
-        extra_writer=recipe_log,
-        trace_dir=workdir / "trace" if actions.trace else None,
-        log=log,
-    ).summary
-    if summary["epochs"] != results.get("train", {}).get("epochs"):
-        results.clear()
-        if processes.is_lead():
-            (workdir / workdir_lib.PER_USER).unlink(missing_ok=True)
-    results["train"] = summary
-    log(_training_line(summary, time.perf_counter() - began))
-    if actions.trace and not (workdir / "trace").exists():
-        log("trace: training was too short to be profiled")
+def _require_test_users(dataset: Dataset, directory: str) -> None:
+    if dataset.test.held_out.nnz > 0:
+        return
+    if n_users := dataset.test.fold_in.n_users:
+        raise VaecfError(
+            f"{directory}: none of the {n_users:,} test users has a held-out "
+            "item that training users have; prepare it with more held_out_users"
+        )
+    raise VaecfError(
+        f"{directory}: the dataset has no test users; prepare it with "
+        "held_out_users above 0"
+    )
 
 
-def _make_folders(actions: Actions) -> None:
-    """Folders of what is written outside the workdir, before the work."""
-    folders = {
-        "per_user": actions.per_user and actions.per_user.parent,
-        "results_dir": actions.results_dir,
+def _common_input(
+    config: Config, dataset: Dataset, actions: Actions
+) -> dict[str, Any]:
+    """Returns the input that must be the same in all processes, by name."""
+    settings = config_lib.flatten(config.to_dict())
+    del settings["data.dir"]  # every host may have its own copy
+    names = ("train", "test", "baselines", "baselines_tuned", "trace")
+    return {
+        **{f"config.{key}": value for key, value in settings.items()},
+        "dataset": dataset.manifest,
+        **{name: getattr(actions, name) for name in names},
+        "baseline settings": actions.settings,
     }
-    for flag, folder in folders.items():
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise VaecfError(
-                f"{flag}={getattr(actions, flag)} cannot be written "
-                f"({error.strerror})"
-            ) from error
-        if folder is not None and not os.access(folder, os.W_OK):
-            raise VaecfError(
-                f"{flag}={getattr(actions, flag)} cannot be written "
-                "(permission denied)"
-            )
 
 
-def _results_so_far(workdir: pathlib.Path) -> dict[str, Any]:
-    path = workdir / workdir_lib.RESULTS
-    return workdir_lib.read_json(path) if path.exists() else {}
+# --- Stages -----------------------------------------------------------------
 
 
-def _start_line(config: Config, dataset: Dataset, mesh: Any) -> str:
-    name = precision.policy(config.precision.policy).name
-    return (
+def _train(run: _Run) -> None:
+    """Sets results['train'] and drops the results of an earlier model."""
+    config, dataset = run.config, run.dataset
+    policy = precision.policy(config.precision.policy)
+    run.log(
         f"training {config.title} on {dataset.name}: "
         f"{dataset.train.n_users:,} users, {dataset.n_items:,} items, "
         f"{dataset.train.nnz:,} interactions; batches of "
-        f"{config.train.batch_size:,}, {name}, {mesh.size} x "
-        f"{mesh.devices.flat[0].device_kind}"
+        f"{config.train.batch_size:,}, {policy.name}, {run.mesh.size} x "
+        f"{run.mesh.devices.flat[0].device_kind}"
     )
+    began = time.perf_counter()
+    trace_dir = run.workdir / "trace" if run.actions.trace else None
+    summary = loop.train(
+        config,
+        dataset,
+        run.workdir,
+        extra_writer=run.recipe_log,
+        trace_dir=trace_dir,
+        log=run.log,
+    ).summary
+    if summary["epochs"] != run.results.get("train", {}).get("epochs"):
+        run.results.clear()
+        if processes.is_lead():
+            (run.workdir / workdir_lib.PER_USER).unlink(missing_ok=True)
+    run.results["train"] = summary
+    if summary["users_per_second"] is not None:
+        run.log(
+            f"trained {summary['epochs']} epochs in {summary['seconds']:.1f} s "
+            f"of steps ({summary['users_per_second']:,.0f} users/s); this call "
+            f"took {time.perf_counter() - began:.1f} s with validations, "
+            f"checkpoints and {summary['compile_seconds']:.1f} s of "
+            f"compilation; best epoch {summary['best_epoch']}"
+        )
+    if trace_dir is not None and not trace_dir.exists():
+        run.log("trace: training was too short to profile")
 
 
-def _training_line(summary: Mapping[str, Any], seconds: float) -> str:
-    speed = summary["users_per_second"]
-    if speed is None:
-        return "nothing left to train"
-    return (
-        f"trained {summary['epochs']} epochs in {summary['seconds']:.1f} s of "
-        f"steps ({speed:,.0f} users/s); {seconds:.1f} s in this call with "
-        f"validations, checkpoints and {summary['compile_seconds']:.1f} s of "
-        f"compilation; best epoch {summary['best_epoch']}"
-    )
+def _validate(run: _Run, model: TrainedModel) -> TrainedModel:
+    """Sets results['validation'] and returns the model with tuned weights."""
+    model = tune_blend(model, run.validation, log=run.log)
+    run.results.pop("linear", None)
+    if model.branch is not None:
+        weights = {name: float(model.branch[name]) for name in ("gain", "prior")}
+        run.results["linear"] = weights
+    with run.within("a validation"):
+        run.results["validation"] = run.validation.summary(
+            model.ranker(run.validation.depth), model.scorer_params
+        )
+    return model
 
 
-def _test(
-    results: dict[str, Any],
-    model: TrainedModel,
-    dataset: Dataset,
-    workdir: pathlib.Path,
-    validation: Evaluator,
-    test: Evaluator,
-    actions: Actions,
-    log: Callable[[str], None],
-) -> None:
-    """Fills results['test'] and the baselines; per_user.parquet; a table."""
+def _test(run: _Run, model: TrainedModel) -> None:
+    """Sets results['test'] and the baselines; writes per-user metrics."""
+    results, dataset, log = run.results, run.dataset, run.log
     for key in ("history_length", ORACLE):
-        results.pop(key, None)  # of an earlier call's metrics
-    evaluation = test(model.ranker(test.depth), model.scorer_params)
-    assert evaluation is not None  # `run` refuses a dataset without any
+        results.pop(key, None)  # an earlier test may have had other metrics
+    evaluation = run.test(model.ranker(run.test.depth), model.scorer_params)
+    assert evaluation is not None  # `_require_test_users` has checked
     results["test"] = evaluation.summary
     results["users_left_out"] = evaluation.left_out
-    metric = model.config.eval.best_metric
+    metric = run.config.eval.best_metric
     if metric in evaluation.per_user:
         results["history_length"] = evaluator.by_history_length(
             evaluation.per_user[metric], dataset.test.fold_in.counts
         )
     if dataset.oracle is not None:
         results[ORACLE] = {
-            split: baselines.evaluate_oracle(dataset, split, evaluator)
-            for split, evaluator in (("validation", validation), ("test", test))
+            split: baselines.evaluate_oracle(dataset, split, users)
+            for split, users in (
+                ("validation", run.validation),
+                ("test", run.test),
+            )
         }
-    title = model.config.title
+    title = run.config.title
+    path = run.workdir / workdir_lib.PER_USER
     frames = {title: per_user.frame(title, evaluation, dataset)}
-    frames |= baselines.keep_earlier(
-        results, frames[title], workdir / workdir_lib.PER_USER, log=log
-    )
+    frames |= baselines.keep_earlier(results, frames[title], path, log=log)
 
-    def leave() -> None:
-        """What is known so far, for whoever stops what takes long."""
+    def save_partial_results() -> None:
+        """Saves what is known before the next baseline, which may take long."""
         if not processes.is_lead():
             return
-        workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
-        for path in (workdir / workdir_lib.PER_USER, actions.per_user):
-            if path is not None:
-                per_user.write(path, frames.values())
+        workdir_lib.write_json(run.workdir / workdir_lib.RESULTS, results)
+        for file in filter(None, (path, run.actions.per_user)):
+            per_user.write(file, frames.values())
 
-    leave()
-    for name in actions.baselines:
-        result, its = baselines.evaluate(
+    save_partial_results()
+    for name in run.actions.baselines:
+        result, on_test = baselines.evaluate(
             name,
-            validation,
-            test,
-            changes=actions.settings.get(name),
-            tuned=actions.baselines_tuned,
+            run.validation,
+            run.test,
+            changes=run.actions.settings.get(name),
+            tuned=run.actions.baselines_tuned,
             log=log,
         )
         if name in results:
             frames.pop(baselines.label(name, results[name]), None)
         results[name] = result
-        if its is not None:
+        if on_test is not None:
             label = baselines.label(name, result)
-            frames[label] = per_user.frame(label, its, dataset)
-        leave()
+            frames[label] = per_user.frame(label, on_test, dataset)
+        save_partial_results()
         if (line := baselines.tuned_line(name, result)) is not None:
             log(line)
-    log("")
-    log(
-        tables.results_table(
-            tables.results_rows(for_report(results), name=title),
-            title="Test users",
-            protocol=dataset.protocol,
-            dataset=dataset.name,
-            users_left_out=evaluation.left_out,
-            references=(ORACLE,),
-            footnote=(
-                f"{ORACLE}: ranking by the probabilities that generated the "
-                "data, the best that a model can reach"
-                if ORACLE in results
-                else None
-            ),
-        )
+    table = tables.results_table(
+        tables.results_rows(baselines.grouped(results), name=title),
+        title="Test users",
+        protocol=dataset.protocol,
+        dataset=dataset.name,
+        users_left_out=evaluation.left_out,
+        references=(ORACLE,),
+        footnote=baselines.ORACLE_NOTE if ORACLE in results else None,
     )
+    log(f"\n{table}")
 
 
-# --- Inference ------------------------------------------------------------
-
-
-def _measure_latency(
-    model: TrainedModel, actions: Actions, log: Callable[[str], None]
-) -> dict[str, float]:
+def _measure_latency(run: _Run, model: TrainedModel) -> None:
+    """Sets results['inference']."""
     figures: dict[str, float] = {}
-    for batch_size in actions.inference_batch_sizes:
-        figures.update(
-            latency.measure(model, batch_size=batch_size, k=actions.top_results)
+    for batch_size in run.actions.inference_batch_sizes:
+        figures |= latency.measure(
+            model, batch_size=batch_size, k=run.actions.top_results
         )
     for name, value in figures.items():
-        log(f"{name}: {value:.6g} {_latency_unit(name)}")
-    return figures
+        run.log(f"{name}: {value:.6g} {latency.unit(name)}")
+    run.results["inference"] = figures
 
 
-def _latency_unit(name: str) -> str:
-    return "users/s" if name.endswith("throughput") else "s"
+def _report(run: _Run, model: TrainedModel) -> None:
+    """Writes results.json, report.html and the files of the recipe."""
+    # All processes wait here: JAX's runtime takes one that exits much later
+    # than the others for dead.
+    with run.within("the report"), processes.agreement():
+        shown = samples.sample_recommendations(model, run.dataset)
+        if not processes.is_lead():
+            return
+        results_path = run.workdir / workdir_lib.RESULTS
+        report_path = run.workdir / workdir_lib.REPORT
+        metrics_path = run.workdir / workdir_lib.METRICS
+        # A run of zero epochs has no metrics.
+        has_metrics = metrics_path.exists()
+        records = writers.read_records(metrics_path) if has_metrics else []
+        workdir_lib.write_json(results_path, run.results)
+        report.write_report(
+            report_path,
+            title=f"{run.config.title} on {run.dataset.name}",
+            config=run.config.to_dict(),
+            dataset={
+                "name": run.dataset.name,
+                "protocol": run.dataset.protocol,
+                **run.dataset.manifest.get("counts", {}),
+            },
+            records=records,
+            results=baselines.grouped(run.results),
+            environment=report.environment(run.mesh.devices.flat),
+            recommendations=shown,
+            model_name=run.config.title,
+            metric=run.config.eval.best_metric,
+        )
+        run.log(f"\nreport: {report_path}\nresults: {results_path}")
+        _finish_recipe_log(run)
+        if run.actions.results_dir is not None:
+            recipe_log.write_statistics(
+                run.actions.results_dir,
+                run.actions.arguments,
+                run.results,
+                records,
+            )
 
 
-# --- What a run leaves behind ---------------------------------------------
-
-
-def _finish_log(
-    recipe_log: RecipeLogWriter | None,
-    results: Mapping[str, Any],
-    config: Config,
-    actions: Actions,
-) -> None:
-    """Logs what this call measured."""
-    if recipe_log is None:
+def _finish_recipe_log(run: _Run) -> None:
+    """Logs the results of this call."""
+    if run.recipe_log is None:
         return
-    final: dict[str, Any] = {}
-    units: dict[str, str] = {}
-    if actions.inference_batch_sizes:
-        for name, value in results["inference"].items():
-            final[name], units[name] = value, _latency_unit(name)
-    if actions.test:
-        for name, value in results["test"].items():
-            final[f"test_{name}"], units[f"test_{name}"] = value["mean"], "1"
-    recipe_log.final(
-        final, warm_up_epochs=config.train.warm_up_epochs, units=units
+    values: dict[str, float] = {}
+    if run.actions.inference_batch_sizes:
+        values |= run.results["inference"]
+    units = {name: latency.unit(name) for name in values}
+    if run.actions.test:
+        for name, cell in run.results["test"].items():
+            values[f"test_{name}"], units[f"test_{name}"] = cell["mean"], "1"
+    run.recipe_log.final(
+        values, warm_up_epochs=run.config.train.warm_up_epochs, units=units
     )
-
-
-def _write_statistics(
-    actions: Actions, workdir: pathlib.Path, results: Mapping[str, Any]
-) -> None:
-    """The recipe's --results_dir."""
-    assert actions.results_dir is not None
-    history: dict[str, list[Any]] = {}
-    for record in _records(workdir):
-        for name, value in record.items():
-            if "/" in name:
-                history.setdefault(name, []).append(value)
-    workdir_lib.write_json(
-        actions.results_dir / "args.json", dict(actions.arguments)
-    )
-    workdir_lib.write_json(
-        actions.results_dir / "statistics.json",
-        {"results": results, "history": history},
-    )
-
-
-def _records(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; none of a run without an epoch."""
-    path = workdir / "metrics.jsonl"
-    return writers.read_records(path) if path.exists() else []
-
-
-def for_report(results: Mapping[str, Any]) -> dict[str, Any]:
-    """results.json's content with baselines and oracle in groups."""
-    keys = ("train", "validation", "test", "history_length", "linear")
-    grouped = {key: results[key] for key in keys if key in results}
-    if "test" in grouped and "users_left_out" in results:
-        left_out = results["users_left_out"]
-        grouped["test"] = {**grouped["test"], "users_left_out": left_out}
-    grouped["baselines"] = {
-        baselines.label(n, results[n]): results[n]
-        for n in BASELINES
-        if n in results
-    }
-    grouped["references"] = (
-        {ORACLE: results[ORACLE]} if ORACLE in results else {}
-    )
-    return grouped
-
-
-def environment() -> dict[str, str]:
-    """Versions and devices, for reports and benchmarks."""
-    import importlib.metadata
-
-    import jax
-
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "platform": platform.platform(),
-    }
-
-
-def _write_report(
-    workdir: pathlib.Path,
-    model: TrainedModel,
-    dataset: Dataset,
-    results: Mapping[str, Any],
-    recommendations: list[dict[str, Any]],
-    log: Callable[[str], None],
-) -> None:
-    path = workdir / "report.html"
-    report.write_report(
-        path,
-        title=f"{model.config.title} on {dataset.name}",
-        config=model.config.to_dict(),
-        dataset={
-            "name": dataset.name,
-            "protocol": dataset.protocol,
-            **dataset.manifest.get("counts", {}),
-        },
-        records=_records(workdir),
-        results=for_report(results),
-        environment=environment(),
-        recommendations=recommendations,
-        model_name=model.config.title,
-        metric=model.config.eval.best_metric,
-    )
-    log(f"\nreport: {path}\nresults: {workdir / workdir_lib.RESULTS}")
-
-
-def sample_recommendations(
-    model: TrainedModel, dataset: Dataset
-) -> list[dict[str, Any]]:
-    """Ten recommendations for the first test users, by raw ids."""
-    held = dataset.split("test")
-    n = min(_SHOWN_USERS, held.fold_in.n_users)
-    if n == 0:
-        return []
-    fold_in = held.fold_in.rows(np.arange(n))
-    ranked = model.ranker(min(_SHOWN_ITEMS, dataset.n_items))(
-        model.scorer_params, fold_in.indptr, fold_in.indices, batch_size=n
-    )
-    first = dataset.split_sizes[0] + dataset.split_sizes[1]
-    log_probability = ranked.score_UK - ranked.log_total_U[:, None]
-    return [
-        {
-            "user": dataset.users.ids[first + u],
-            "history": [dataset.items.ids[i] for i in fold_in.row(u)],
-            "rows": [
-                {
-                    "rank": rank + 1,
-                    "item": dataset.items.ids[item],
-                    "score": float(log_probability[u, rank]),
-                }
-                for rank, item in enumerate(ranked.item_UK[u])
-                if item >= 0
-            ],
-        }
-        for u in range(n)
-    ]

@@ -118,6 +118,26 @@ def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def make_folder(folder: pathlib.Path, setting: str) -> None:
+    """Creates a directory for output, and raises if it is not writable.
+
+    Args:
+      folder: the directory.
+      setting: the setting that names it, as 'results_dir=...', for the message.
+
+    Raises:
+      VaecfError: files cannot be written there.
+    """
+    reason: str | None = "permission denied"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return
+    except OSError as error:
+        reason = error.strerror
+    raise VaecfError(f"{setting} cannot be written ({reason})")
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file atomically; NaN and infinity are refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)

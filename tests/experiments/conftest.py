@@ -1,4 +1,4 @@
-"""Entry points called in this process, on a dataset small enough to wait for."""
+"""Entry points called in this process, on a small dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Done(NamedTuple):
-    """What a command left behind: exit status, stdout, stderr."""
+    """Exit status, stdout and stderr of a command."""
 
     status: int
     out: str
@@ -35,7 +35,7 @@ Command = Callable[..., Done]
 
 @contextlib.contextmanager
 def entry_point(script: str, *arguments: str) -> Iterator[ModuleType]:
-    """The module of a script, its flags defined; afterwards all is as before."""
+    """Yields the module of a script; its flags are removed afterwards."""
     path = ROOT / "experiments" / f"{script}.py"
     saved, argv, search = flagsaver.save_flag_values(), sys.argv, sys.path[:]
     sys.argv = [str(path), *arguments]
@@ -57,7 +57,7 @@ def entry_point(script: str, *arguments: str) -> Iterator[ModuleType]:
 
 
 def call(script: str, *arguments: object) -> Done:
-    """`python experiments/<script>.py <arguments>`, but for the process."""
+    """Runs `python experiments/<script>.py <arguments>` in this process."""
     texts = [str(argument) for argument in arguments]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -79,7 +79,7 @@ def command() -> Command:
 
 @pytest.fixture(scope="session")
 def parsed() -> Callable[..., contextlib.AbstractContextManager]:
-    """With an entry point's flags parsed: its module, for `flags.FLAGS`."""
+    """Yields the module of an entry point after its flags are parsed."""
 
     @contextlib.contextmanager
     def parse(script: str, *arguments: str) -> Iterator[ModuleType]:
@@ -92,7 +92,7 @@ def parsed() -> Callable[..., contextlib.AbstractContextManager]:
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
-    """Flags of a model that trains at once."""
+    """Flags of a model that trains in a second."""
     return (
         f"--config={ROOT / 'configs' / 'synthetic.py'}",
         "--config.model.hidden=(12,)",
@@ -108,7 +108,7 @@ def tiny() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def oracle_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """120 + 20 + 20 users, 40 items, and what generated them."""
+    """120 + 20 + 20 users, 40 items, and the probabilities behind them."""
     made = synthetic.make(
         "synthetic",
         n_train_users=120,
@@ -125,16 +125,14 @@ def oracle_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def data_dir(
     oracle_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
-    """The same without the oracle, as real data is."""
+    """The same dataset without the oracle, as real data are."""
     made = dataset.open_dataset(oracle_dir)
-    manifest = {
-        **made.manifest,
-        "arrays": {
-            name: entry
-            for name, entry in made.manifest["arrays"].items()
-            if not name.startswith("oracle.")
-        },
+    arrays = {
+        name: entry
+        for name, entry in made.manifest["arrays"].items()
+        if not name.startswith("oracle.")
     }
+    manifest = {**made.manifest, "arrays": arrays}
     path = tmp_path_factory.mktemp("real") / "data"
     dataset.write_dataset(
         path, dataclasses.replace(made, oracle=None, manifest=manifest)
@@ -144,10 +142,16 @@ def data_dir(
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A run with everything that can be asked for at once."""
+    """A run that did everything at once.
+
+    Attributes:
+      folder: holds the workdir 'run' and the other outputs.
+      training: flags of the training, without --workdir.
+      done: result of the command.
+    """
 
     folder: pathlib.Path
-    flags: tuple[str, ...]
+    training: tuple[str, ...]
     done: Done
 
     @property
@@ -161,13 +165,13 @@ def trained(
     oracle_dir: pathlib.Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:
-    """Not to be written to: copy it."""
+    """Tests must not write to it: they copy the workdir."""
     folder = tmp_path_factory.mktemp("trained")
-    arguments = (
-        *tiny,
-        f"--data_dir={oracle_dir}",
+    training = (*tiny, f"--data_dir={oracle_dir}", "--train")
+    done = call(
+        "main",
+        *training,
         f"--workdir={folder / 'run'}",
-        "--train",
         "--test",
         "--baselines",
         "--inference_benchmark",
@@ -179,6 +183,5 @@ def trained(
         f"--results_dir={folder / 'results'}",
         f"--per_user={folder / 'per_user.parquet'}",
     )
-    done = call("main", *arguments)
     assert done.status == 0, done.err
-    return Trained(folder, arguments, done)
+    return Trained(folder, training, done)

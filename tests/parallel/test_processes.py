@@ -249,3 +249,21 @@ def test_a_deadline_ends_a_process_that_waits():
     assert done.stdout == "so far\n"
     assert "error: process 0: a step took more than 0.2 s" in done.stderr
     assert "config.mesh.peer_timeout" in done.stderr
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_processes_must_see_one_directory(monkeypatch, tmp_path, shared):
+    """In the second of two processes; the first has written its token."""
+    monkeypatch.setattr(processes, "alone", lambda: False)
+    monkeypatch.setattr(processes, "is_lead", lambda: False)
+    monkeypatch.setattr(processes, "_SHARED_SECONDS", 0.2)
+    token = np.array([7, 8], np.uint32)
+    monkeypatch.setattr(processes, "gather", lambda own: np.stack([token] * 2))
+    where = tmp_path if shared else tmp_path / "on_another_host"
+    where.mkdir(exist_ok=True)
+    (where / ".processes").write_bytes(token.tobytes())
+    if shared:
+        processes.require_shared_directory(tmp_path)
+        return
+    with pytest.raises(VaecfError, match="another directory here than"):
+        processes.require_shared_directory(tmp_path)

@@ -23,6 +23,12 @@ from vaecf.parallel import processes
 if TYPE_CHECKING:
     import polars as pl
 
+# The oracle's name in results.json and in tables.
+ORACLE = "oracle"
+ORACLE_NOTE = (
+    f"{ORACLE}: ranking by the probabilities that generated the data, the best "
+    "that a model can reach"
+)
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -392,3 +398,24 @@ def tuned_line(name: str, result: Mapping[str, Any]) -> str | None:
         f"{label(name, result)}: best of {len(tuned['tried'])} by validation "
         f"{tuned['metric']} {tuned['value']:.4f}; fits took {seconds:.1f} s"
     )
+
+
+def grouped(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the results as `report.write_report` takes them.
+
+    Args:
+      results: content of results.json, where baselines and the oracle stand
+        beside the model's own results.
+    """
+    keys = ("train", "validation", "test", "history_length", "linear")
+    groups = {key: results[key] for key in keys if key in results}
+    if "test" in groups and "users_left_out" in results:
+        left_out = results["users_left_out"]
+        groups["test"] = {**groups["test"], "users_left_out": left_out}
+    groups["baselines"] = {
+        label(name, results[name]): results[name]
+        for name in BASELINES
+        if name in results
+    }
+    groups["references"] = {k: results[k] for k in (ORACLE,) if k in results}
+    return groups

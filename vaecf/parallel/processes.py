@@ -13,9 +13,11 @@ import hashlib
 import importlib.util
 import json
 import os
+import pathlib
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,8 @@ from vaecf.errors import VaecfError
 # ends all others.
 _HEARTBEAT_SECONDS = 30
 _START_SECONDS = 300
+# How long a shared file system may take to show a file to another host.
+_SHARED_SECONDS = 30.0
 
 
 def launched_together() -> bool:
@@ -277,6 +281,36 @@ def require_same(values: Mapping[str, Any]) -> None:
                 f"process {others[0]} has another {name} than process 0: "
                 "start all processes alike"
             )
+
+
+def require_shared_directory(directory: pathlib.Path) -> None:
+    """Raises unless all processes see the same directory.
+
+    All processes must call this function. Process 0 writes a file there, for
+    which the others wait: a network file system may show it later.
+
+    Raises:
+      VaecfError: this process does not see the file of process 0.
+    """
+    if alone():
+        return
+    token = gather(np.frombuffer(os.urandom(8), np.uint32))[0].tobytes()
+    path = directory / ".processes"
+    if is_lead():
+        path.write_bytes(token)
+    began, seen = time.monotonic(), False
+    while not seen and time.monotonic() - began < _SHARED_SECONDS:
+        seen = path.exists() and path.read_bytes() == token
+        time.sleep(0.0 if seen else 0.1)
+    gather(True)  # all have looked
+    if is_lead():
+        path.unlink(missing_ok=True)
+    if not seen:
+        raise VaecfError(
+            f"workdir {directory} is another directory here than that of "
+            "process 0: give all processes the same one, on a file system "
+            "that they share"
+        )
 
 
 def from_lead(values: Sequence[float]) -> list[float]:

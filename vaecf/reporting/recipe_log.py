@@ -16,7 +16,9 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from vaecf import workdir as workdir_lib
 from vaecf.reporting.writers import (
     Record,
     Writer,
@@ -177,3 +179,27 @@ class RecipeLogWriter(Writer):
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def write_statistics(
+    folder: pathlib.Path,
+    arguments: Mapping[str, Any],
+    results: Mapping[str, Any],
+    records: Sequence[Record],
+) -> None:
+    """Writes args.json and statistics.json, the recipe's files of results.
+
+    Args:
+      folder: directory for the files.
+      arguments: the command line.
+      results: content of results.json.
+      records: lines of metrics.jsonl.
+    """
+    history: dict[str, list[Any]] = {}
+    for record in records:
+        for name, value in record.items():
+            if "/" in name:
+                history.setdefault(name, []).append(value)
+    workdir_lib.write_json(folder / "args.json", dict(arguments))
+    statistics = {"results": results, "history": history}
+    workdir_lib.write_json(folder / "statistics.json", statistics)

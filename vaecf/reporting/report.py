@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+=======
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+>>>>>>> 156169b (experiment.py: a run in stages; flags of main.py from the tables of settings and baselines)
 
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
@@ -14,6 +22,22 @@ from vaecf.reporting import plots, tables
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def environment(devices: Iterable[Any]) -> dict[str, str]:
+    """Returns the devices and the versions of packages, for `write_report`.
+
+    Args:
+      devices: JAX devices.
+    """
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    kinds = [device.device_kind for device in devices]
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "device": f"{len(kinds)} x {kinds[0]}",
+        "platform": platform.platform(),
+    }
 
 
 def write_report(

@@ -64,3 +64,8 @@ def measure(
             for p in (50, 90, 95, 99)
         },
     }
+
+
+def unit(name: str) -> str:
+    """Returns the unit of a figure that `measure` returns."""
+    return "users/s" if name.endswith("throughput") else "s"

@@ -1,0 +1,50 @@
+"""The file of the test users' metrics."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from vaecf.data import synthetic
+from vaecf.errors import VaecfError
+from vaecf.evaluation import per_user
+from vaecf.evaluation.evaluator import Evaluation
+
+
+def test_write_and_read(tmp_path) -> None:
+    data = synthetic.make(
+        "synthetic",
+        n_train_users=30,
+        n_held_out_users=4,
+        n_items=20,
+        n_groups=2,
+    )
+    # NaN for a user without held-out items.
+    values = np.array([0.5, np.nan, 1.0, 0.25])
+    evaluation = Evaluation({}, {"ndcg@10": values}, 3, 1, None)
+    path = tmp_path / "users.parquet"
+    both = [per_user.frame(n, evaluation, data) for n in ("mult_vae", "ease")]
+    per_user.write(path, both)
+    frame = pl.read_parquet(path)
+    assert frame["model"].to_list() == ["mult_vae"] * 4 + ["ease"] * 4
+    frame = frame.filter(pl.col("model") == "ease")
+    # Raw ids, after 30 training and 4 validation users.
+    assert frame["user"].to_list() == [35, 36, 37, 38]
+    np.testing.assert_array_equal(frame["ndcg@10"].to_numpy(), values)
+    counts = np.diff(data.test.fold_in.indptr)
+    np.testing.assert_array_equal(frame["fold_in"], counts)
+    assert [p.name for p in tmp_path.iterdir()] == ["users.parquet"]
+    read = per_user.read(path)
+    assert list(read) == ["mult_vae", "ease"]
+    assert read["ease"].equals(both[1], null_equal=True)
+
+    per_user.write(tmp_path / "users.csv", both)
+    lines = (tmp_path / "users.csv").read_text().splitlines()
+    assert lines[0] == "model,user,fold_in,held_out,ndcg@10"
+    assert len(lines) == 9
+    path.write_text("no Parquet")
+    assert per_user.read(path) == {}
+    assert per_user.read(tmp_path / "nowhere.parquet") == {}
+    with pytest.raises(VaecfError, match=r"users\.parquet"):
+        per_user.write(path / "u.csv", both)

@@ -1,0 +1,56 @@
+"""Recommendations to show beside the metrics of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vaecf.data.dataset import Dataset
+from vaecf.serving.trained_model import TrainedModel
+
+
+def sample_recommendations(
+    model: TrainedModel, dataset: Dataset, *, n_users: int = 3, k: int = 10
+) -> list[dict[str, Any]]:
+    """Returns recommendations for the first test users, with raw ids.
+
+    Args:
+      model: the model.
+      dataset: the dataset, whose fold-in items are the histories.
+      n_users: number of users.
+      k: items per user.
+
+    Returns:
+      [{'user', 'history': [item, ...], 'rows': [{'rank', 'item', 'score'},
+      ...]}, ...], where the score is the item's log-probability.
+    """
+    fold_in = dataset.test.fold_in
+    n_users = min(n_users, fold_in.n_users)
+    if n_users == 0:
+        return []
+    fold_in = fold_in.rows(np.arange(n_users))
+    ranked = model.ranker(min(k, dataset.n_items))(
+        model.scorer_params,
+        fold_in.indptr,
+        fold_in.indices,
+        batch_size=n_users,
+    )
+    first = dataset.split_sizes[0] + dataset.split_sizes[1]
+    log_probability_UK = ranked.score_UK - ranked.log_total_U[:, None]
+    return [
+        {
+            "user": dataset.users.ids[first + u],
+            "history": [dataset.items.ids[i] for i in fold_in.row(u)],
+            "rows": [
+                {
+                    "rank": rank + 1,
+                    "item": dataset.items.ids[item],
+                    "score": float(log_probability_UK[u, rank]),
+                }
+                for rank, item in enumerate(ranked.item_UK[u])
+                if item >= 0
+            ],
+        }
+        for u in range(n_users)
+    ]
