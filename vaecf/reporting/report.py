@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import functools
-import os
-import pathlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-=======
 import importlib.metadata
 import os
+import pathlib
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
->>>>>>> 156169b (experiment.py: a run in stages; flags of main.py from the tables of settings and baselines)
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
