@@ -157,27 +157,19 @@ def test_a_refused_run_does_not_claim_its_workdir(
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "message"),
+    ("name", "damage"),
     [
-        (
-            "train.indices.npy",
-            lambda b: b[:-4],
-            "train.indices.npy is truncated",
-        ),
-        ("train.indices.npy", lambda b: b"", "train.indices.npy is truncated"),
-        ("test.held_out.indptr.npy", lambda b: b + b"1234", "too many"),
-        ("train.indptr.npy", lambda b: None, "train.indptr.npy is missing"),
-        (
-            "manifest.json",
-            lambda b: b[: len(b) // 2],
-            "manifest.json is not JSON",
-        ),
-        ("items.parquet", lambda b: b[:20], "items.parquet"),
-        ("users.parquet", lambda b: None, "users.parquet"),
+        ("train.indices.npy", lambda b: b[:-4]),
+        ("train.indices.npy", lambda b: b""),
+        ("test.held_out.indptr.npy", lambda b: b + b"1234"),
+        ("train.indptr.npy", lambda b: None),
+        ("manifest.json", lambda b: b[: len(b) // 2]),
+        ("items.parquet", lambda b: b[:20]),
+        ("users.parquet", lambda b: None),
     ],
 )
 def test_a_damaged_dataset(
-    here, tiny, data_dir, command, name, damage, message
+    here, tiny, data_dir, command, name, damage
 ) -> None:
     shutil.copytree(data_dir, here / "data")
     path = here / "data" / name
@@ -187,7 +179,7 @@ def test_a_damaged_dataset(
         path.write_bytes(content)
     before = listing(here)
     done = command("main", *tiny, "--data_dir=data", "--workdir=w", "--train")
-    refused(done, message)
+    refused(done, name)
     assert listing(here) == before
 
 

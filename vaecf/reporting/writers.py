@@ -241,10 +241,18 @@ class TensorBoardWriter(Writer):
 
 
 class MultiWriter(Writer):
-    """Writes every record with each of several writers, in order."""
+    """Writes every record with each of several writers, in order.
 
-    def __init__(self, writers: Sequence[Writer]) -> None:
-        self._writers = tuple(writers)
+    Args:
+      writers: writers that `close` closes.
+      borrowed: writers that `close` leaves open.
+    """
+
+    def __init__(
+        self, writers: Sequence[Writer], borrowed: Sequence[Writer] = ()
+    ) -> None:
+        self._own = tuple(writers)
+        self._writers = (*writers, *borrowed)
 
     def write(self, record: Record, step: int) -> None:
         """Writes the record with each writer."""
@@ -252,7 +260,7 @@ class MultiWriter(Writer):
             writer.write(record, step=step)
 
     def close(self) -> None:
-        """Closes every writer, even if closing one of them raises."""
+        """Closes its own writers, even if closing one of them raises."""
         with contextlib.ExitStack() as stack:
-            for writer in reversed(self._writers):
+            for writer in reversed(self._own):
                 stack.callback(writer.close)

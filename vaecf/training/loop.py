@@ -78,7 +78,7 @@ def train(
       dataset: `data.dataset.Dataset`.
       workdir: where checkpoints and metrics go.
       show_progress: None decides by whether stderr is a terminal.
-      extra_writer: gets every record too.
+      extra_writer: receives every record too; the caller closes it.
       trace_dir: where to write a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for none.
       log: gets one line of text at a time.
@@ -289,8 +289,8 @@ def open_writers(
             writers.TensorBoardWriter(
                 workdir / "tensorboard", resume_from_step=step
             ),
-            *([] if extra is None else [extra]),
-        ]
+        ],
+        borrowed=[] if extra is None else [extra],
     )
 
 
