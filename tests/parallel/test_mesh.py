@@ -1,4 +1,4 @@
-"""The mesh, and where every array of a training state lives."""
+"""The mesh, and the sharding of a training state."""
 
 from __future__ import annotations
 
@@ -19,18 +19,9 @@ from vaecf.training import loss_scale
 @pytest.mark.parametrize(
     ("data", "item", "shape"),
     [
-        (-1, 1, (8, 1)),
-        (-1, 2, (4, 2)),
-        (-1, 8, (1, 8)),
-        (1, -1, (1, 8)),
-        (2, -1, (2, 4)),
-        (8, -1, (8, 1)),
-        (1, 1, (1, 1)),
-        (2, 1, (2, 1)),
-        (3, 1, (3, 1)),
-        (1, 3, (1, 3)),
-        (2, 3, (2, 3)),
-        (2, 2, (2, 2)),
+        *((-1, 1, (8, 1)), (-1, 2, (4, 2)), (-1, 8, (1, 8))),
+        *((1, -1, (1, 8)), (2, -1, (2, 4)), (8, -1, (8, 1))),
+        *((n, m, (n, m)) for n, m in [(1, 1), (3, 1), (1, 3), (2, 3), (2, 2)]),
     ],
 )
 def test_make_mesh(data, item, shape):
@@ -40,51 +31,35 @@ def test_make_mesh(data, item, shape):
     assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
     first = jax.devices()[: mesh.size]
     assert {d.id for d in mesh.devices.flat} == {d.id for d in first}
-
-
-def test_make_mesh_takes_all_devices_unless_told():
-    assert mesh_lib.make_mesh().devices.shape == (8, 1)
+    assert mesh_lib.make_mesh().devices.shape == (8, 1)  # the default
 
 
 @pytest.mark.parametrize(
-    ("data", "item", "message"),
+    ("message", "sizes"),
     [
-        (-1, -1, "both -1: give one"),
-        (-1, 3, "does not fit the 8 devices"),
-        (3, -1, "does not fit the 8 devices"),
-        (-1, 16, "does not fit the 8 devices"),
-        (16, -1, "does not fit the 8 devices"),
-        (9, 1, "does not fit the 8 devices"),
-        (1, 9, "does not fit the 8 devices"),
-        (2, 5, "does not fit the 8 devices"),
-        (0, 1, "each is -1 or at least 1"),
-        (1, 0, "each is -1 or at least 1"),
-        (-1, 0, "each is -1 or at least 1"),
-        (0, -1, "each is -1 or at least 1"),
-        (-1, -2, "each is -1 or at least 1"),
-        (-2, -2, "each is -1 or at least 1"),
-        (-4, -1, "each is -1 or at least 1"),
+        ("both -1: give one", [(-1, -1)]),
+        (
+            "does not fit the 8 devices",
+            [(-1, 3), (3, -1), (-1, 16), (16, -1), (9, 1), (1, 9), (2, 5)],
+        ),
+        (
+            "each is -1 or at least 1",
+            [(0, 1), (1, 0), (-1, 0), (0, -1), (-1, -2), (-2, -2), (-4, -1)],
+        ),
     ],
 )
-def test_impossible_meshes_are_refused_in_one_line(data, item, message):
-    with pytest.raises(VaecfError, match=message) as caught:
-        mesh_lib.make_mesh(data, item)
-    text = str(caught.value)
-    assert "config.mesh.item" in text and "\n" not in text
-    assert "config.mesh.data" in text
-
-
-@pytest.mark.parametrize(
-    ("n_items", "rows"),
-    [(1, 128), (127, 128), (128, 128), (129, 256), (20_108, 20_224)],
-)
-def test_padded_items(n_items, rows):
-    assert mesh_lib.padded_items(n_items) == rows
+def test_impossible_meshes(message, sizes):
+    for data, item in sizes:
+        with pytest.raises(VaecfError, match=message) as caught:
+            mesh_lib.make_mesh(data, item)
+        text = str(caught.value)
+        assert "config.mesh.data" in text and "config.mesh.item" in text
 
 
 @pytest.mark.parametrize(
     ("n_items", "shards", "rows"),
     [
+        *((n, 1, rows) for n, rows in ((1, 128), (128, 128), (129, 256))),
         *((20_108, 2**n, 20_224) for n in range(8)),
         (20_108, 3, 20_352),  # 53 x 384
         (20_108, 6, 20_352),
@@ -92,9 +67,19 @@ def test_padded_items(n_items, rows):
         (640, 5, 640),
     ],
 )
-def test_padded_items_over_shards(n_items, shards, rows):
+def test_padded_items(n_items, shards, rows):
     assert mesh_lib.padded_items(n_items, shards) == rows
     assert rows % shards == rows % 128 == 0
+
+
+def test_pad_items_copies_and_adds_zeros():
+    array = np.arange(1, 7).reshape(2, 3)
+    padded = mesh_lib.pad_items(array)
+    assert padded.dtype == np.float32 and padded.shape == (2, 128)
+    np.testing.assert_array_equal(padded[:, :3], array)
+    assert not padded[:, 3:].any()
+    full = np.ones(128, np.float32)
+    assert not np.shares_memory(mesh_lib.pad_items(full), full)
 
 
 def test_resized_items_keep_what_is_real():

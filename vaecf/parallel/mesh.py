@@ -1,8 +1,8 @@
-"""The mesh and the one table of what is sharded how.
+"""The device mesh, and how arrays are sharded over it.
 
-Mesh axes: 'data' shards users, 'item' shards the rows of the input weights
-and the columns of the output weights. Optimiser moments go with their
-parameters, and may be divided over 'data' as well.
+The mesh axis 'data' shards users. The axis 'item' shards the rows of the input
+weights and the columns of the output weights. Optimiser moments are sharded
+like their parameters, and optionally over 'data' as well.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from vaecf.errors import VaecfError
 
 DATA, ITEM = "data", "item"
 
-# Item rows in device arrays are a multiple of this: what tensor cores want.
+# Item dimensions are padded to a multiple of this, which suits tensor cores.
 ITEM_MULTIPLE = 128
 
 
 def make_mesh(data: int = -1, item: int = 1) -> Mesh:
-    """Mesh ('data', 'item') over the devices.
+    """Returns a mesh ('data', 'item') over the devices.
 
     Args:
-      data: devices along the users; -1 takes what `item` leaves.
-      item: devices along the items; -1 takes what `data` leaves. With both
-        given, the first data x item devices are used.
+      data: devices along the users; -1 uses all devices that `item` leaves.
+      item: devices along the items; -1 uses all devices that `data` leaves.
+        If both are given, the mesh has the first data x item devices.
 
     Raises:
-      VaecfError: a size is neither -1 nor positive, there are not so many
-        devices, they do not divide, or a process would have none of them.
+      VaecfError: a size is neither -1 nor positive, the sizes do not fit the
+        number of devices, or a process would have no device.
     """
     devices = jax.devices()
     n_devices = len(devices)
@@ -54,13 +54,13 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
         item = n_devices // data
     if not 0 < data * item <= n_devices or (rest and data * item < n_devices):
         raise VaecfError(
-            f"{asked} does not fit the {n_devices} devices here: their product "
-            "is at most that, and a -1 must divide it without a rest"
+            f"{asked} does not fit the {n_devices} devices: the product must "
+            "not be larger, and the other size must divide it if one is -1"
         )
     if data * item < n_devices and jax.process_count() > 1:
         raise VaecfError(
-            f"{asked} leaves devices unused: several processes use all "
-            f"{n_devices} of theirs"
+            f"{asked} leaves devices unused: several processes must use all "
+            f"of their {n_devices} devices"
         )
     return jax.make_mesh(
         (data, item),
@@ -71,9 +71,9 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
 
 
 def padded_items(n_items: int, item_shards: int = 1) -> int:
-    """Rows of the item matrices, over all devices.
+    """Returns the size of the item dimension, padding included.
 
-    The same for all powers of two up to 128 shards.
+    The size is the same for all powers of two up to 128 shards.
     """
     multiple = math.lcm(ITEM_MULTIPLE, item_shards)
     return -(-n_items // multiple) * multiple
@@ -93,7 +93,7 @@ def pad_items(array: np.ndarray) -> np.ndarray:
 
 
 def local_data_shards(mesh: Mesh) -> list[int]:
-    """Data shards that this process has devices of."""
+    """Returns the data shards that this process has devices of."""
     mine = [
         any(device.process_index == jax.process_index() for device in devices)
         for devices in mesh.devices
@@ -102,15 +102,15 @@ def local_data_shards(mesh: Mesh) -> list[int]:
 
 
 def specs(tree: Any, partition: Mapping[str, tuple[str | None, ...]]) -> Any:
-    """PartitionSpec of every leaf of a tree of parameters or moments.
+    """Returns the PartitionSpec of every leaf of parameters or moments.
 
-    A leaf belongs to the parameter whose name ends its path, which is also
-    true of Adam's moments; all others (counts, scales) are replicated.
+    A leaf, for example a moment of Adam, belongs to the parameter whose name
+    ends the leaf's path. All other leaves (counts, scales) are replicated.
 
     Args:
       tree: pytree of arrays or shapes.
-      partition: mesh axis of each dimension by parameter name
-        (`mult_vae.PARTITION`).
+      partition: mesh axis of each dimension by parameter name, such as
+        `mult_vae.PARTITION`.
     """
 
     def spec(path: tuple, leaf: Any) -> P:
@@ -124,11 +124,11 @@ def specs(tree: Any, partition: Mapping[str, tuple[str | None, ...]]) -> Any:
 
 
 def spread(shapes: Any, tree_of_specs: Any, shards: int, items: int) -> Any:
-    """The specs of matrices over the items with 'data' added.
+    """Returns specs that shard item matrices over 'data' as well.
 
-    To the items' dimension, or else to the other, whichever it divides. All
-    others stay as they are: they are small, and each would be a collective of
-    its own.
+    'data' is added to the item dimension if it divides that, else to the other
+    dimension. All other arrays keep their specs: they are small, and each
+    would need a collective of its own.
 
     Args:
       shapes: pytree of arrays or shapes.
@@ -146,8 +146,8 @@ def spread(shapes: Any, tree_of_specs: Any, shards: int, items: int) -> Any:
         ]
         if not divides or shards == 1 or ITEM not in axes or len(axes) < 2:
             return spec
-        # The items' dimension first: XLA gathers another one beside it over
-        # all devices, where those along the users are enough.
+        # Prefer the item dimension. If another one is sharded beside it, XLA
+        # gathers over all devices instead of over those of the 'data' axis.
         best = max(divides, key=lambda d: axes[d] is not None)
         axes[best] = (axes[best], DATA) if axes[best] else DATA
         return P(*axes)
@@ -158,12 +158,12 @@ def spread(shapes: Any, tree_of_specs: Any, shards: int, items: int) -> Any:
 def resize_items(
     tree: Any, partition: Mapping[str, tuple[str | None, ...]], rows: int
 ) -> Any:
-    """Host arrays with their item dimension brought to `rows` by zeros.
+    """Returns host arrays with item dimensions cut or padded to `rows`.
 
     Args:
       tree: pytree of NumPy arrays.
       partition: as in `specs`.
-      rows: at least the items there are: only padding may be cut off.
+      rows: at least the number of items, so that only padding is cut off.
     """
 
     def resize(x: Any, spec: P) -> Any:
@@ -181,17 +181,20 @@ def resize_items(
 
 
 def axis(mesh: Mesh, name: str) -> str | None:
-    """The axis, or None if it has one device: then there is none to ask."""
+    """Returns the axis, or None if it has one device and needs no sums."""
     return name if mesh.shape[name] > 1 else None
 
 
 def item_offset(n_local: int, item_axis: str | None) -> jax.Array | int:
-    """Global index of this shard's first item."""
+    """Returns the global index of this shard's first item."""
     return lax.axis_index(item_axis) * n_local if item_axis else 0
 
 
 def varying_axes(*arrays: jax.Array) -> tuple[str, ...]:
-    """Mesh axes over which any of the arrays varies; () outside shard_map."""
+    """Returns the mesh axes over which any of the arrays varies.
+
+    Outside `shard_map` this is ().
+    """
     return tuple(
         sorted(
             set().union(
@@ -202,10 +205,10 @@ def varying_axes(*arrays: jax.Array) -> tuple[str, ...]:
 
 
 def vary(tree: Any, axes: tuple[str, ...]) -> Any:
-    """Marks arrays as varying over mesh axes (no-op outside `shard_map`).
+    """Returns arrays marked as varying over mesh axes.
 
-    Differentiating the mark sums the cotangents over the axes it added, which
-    is where the gradient's all-reduce comes from.
+    The derivative of the mark sums cotangents over the axes that it adds. This
+    is the all-reduce of the gradient. Outside `shard_map` it is a no-op.
     """
 
     def mark(x: jax.Array) -> jax.Array:
@@ -218,16 +221,16 @@ def vary(tree: Any, axes: tuple[str, ...]) -> Any:
 def on_mesh(
     mesh: Mesh, local: Callable[..., Any], in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
-    """`jax.shard_map` over the axes that have more than one device.
+    """Returns `jax.shard_map` over the axes with more than one device.
 
-    An axis of one device would still have its collectives, and a CPU copies
-    what goes through them. On one device `local` is called as it is.
+    Collectives over an axis of one device would still copy data on a CPU. On
+    a single device `local` is returned unchanged.
 
     Args:
-      mesh: ('data', 'item').
-      local: function of every device's part; may name `axis`es of the mesh.
-      in_specs: as of shard_map, for the whole mesh.
-      out_specs: the same.
+      mesh: mesh ('data', 'item').
+      local: function of each device's part; names axes by `axis`.
+      in_specs: as in shard_map, for the whole mesh.
+      out_specs: as in shard_map, for the whole mesh.
     """
     names = [name for name in (DATA, ITEM) if axis(mesh, name)]
     if not names:
@@ -243,8 +246,8 @@ def on_mesh(
         (in_specs, out_specs),
         is_leaf=lambda x: isinstance(x, P),
     )
-    # Not shard_map's axis_names, which leave the other axes to XLA: a CPU's
-    # bfloat16 sums end the process then (jax 0.10).
+    # shard_map's axis_names would leave the other axes to XLA. With them,
+    # bfloat16 sums on a CPU crash the process (jax 0.10).
     several = Mesh(
         mesh.devices.squeeze(), names, axis_types=(AxisType.Auto,) * len(names)
     )
@@ -254,7 +257,7 @@ def on_mesh(
 
 
 def shardings(mesh: Mesh, tree_of_specs: Any) -> Any:
-    """NamedSharding of every PartitionSpec."""
+    """Returns the NamedSharding of every PartitionSpec."""
     return jax.tree.map(
         lambda s: NamedSharding(mesh, s),
         tree_of_specs,

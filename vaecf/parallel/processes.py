@@ -1,8 +1,8 @@
-"""Several processes that are one run: start, agreement, and failure.
+"""Several processes that run as one: start-up, agreement, and failure.
 
-JAX's own runtime connects them (NCCL on GPUs, gloo on CPUs). Every process
-does the same; process 0, the lead, alone writes and speaks. With one process
-everything here is a no-op.
+JAX's runtime connects the processes (NCCL on GPUs, gloo on CPUs). All of them
+run the same program. Only process 0, the lead, writes files and logs. With a
+single process every function here is a no-op.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,26 +27,14 @@ from jax.experimental import multihost_utils
 
 from vaecf.errors import VaecfError
 
-# A process that does not answer for so long is taken for dead, and the runtime
-# ends all others.
+# The runtime ends all processes if one does not answer for this long.
 _HEARTBEAT_SECONDS = 30
 _START_SECONDS = 300
 # How long a shared file system may take to show a file to another host.
 _SHARED_SECONDS = 30.0
 
 
-def launched_together() -> bool:
-    """Whether Slurm, Open MPI or Kubernetes started several of us."""
-    env = os.environ
-    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        return True
-    if "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return True
-    return (
-        {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= env.keys()
-        # JAX asks the cluster through it.
-        and importlib.util.find_spec("kubernetes") is not None
-    )
+# --- Start ------------------------------------------------------------------
 
 
 def start(
@@ -54,18 +42,19 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Joins the other processes; before anything else is done with JAX.
+    """Connects this process to the others; call it before any use of JAX.
 
-    What is not given comes from Slurm, Open MPI or Kubernetes. With none of
-    them, or with num_processes=1, the process stays alone.
+    Slurm, Open MPI and Kubernetes provide arguments that are None. Without
+    any of them, or with num_processes=1, the process runs alone.
 
     Args:
-      coordinator_address: 'host:port' of process 0, a free port there.
-      num_processes: processes of the run.
-      process_id: of this one, from 0.
+      coordinator_address: 'host:port' of process 0, with a free port.
+      num_processes: number of processes of the run.
+      process_id: number of this process, from 0.
 
     Raises:
-      VaecfError: the arguments do not fit, or the others were not met.
+      VaecfError: the arguments are invalid or incomplete, or the other
+        processes did not connect.
     """
     given = {
         "coordinator_address": coordinator_address,
@@ -75,24 +64,24 @@ def start(
     _check(coordinator_address, num_processes, process_id)
     if num_processes == 1:
         return
-    if not launched_together():
-        missing = [f"--{k}" for k, v in given.items() if v is None]
+    if not _launched_together():
+        missing = [name for name, value in given.items() if value is None]
         if len(missing) == len(given):
             return
         if missing:
             raise VaecfError(
                 f"{' and '.join(missing)} missing: without Slurm, Open MPI or "
-                f"Kubernetes all of --{', --'.join(given)} are needed"
+                f"Kubernetes, give all of {', '.join(given)}"
             )
     if process_id == 0 and coordinator_address is not None:
         _check_port(coordinator_address)
-    # It would take SIGTERM for itself, and nobody would end on it.
+    # This service would catch SIGTERM and not end the process.
     jax.config.update("jax_enable_preemption_service", False)
     where = coordinator_address or "the coordinator"
     failed = (
-        f"--coordinator_address: the other processes were not met at {where}: "
-        "are all of them started, with the same address and --num_processes, "
-        "and each with its own --process_id?"
+        f"coordinator_address: the other processes did not connect at {where}: "
+        "start all of them with the same address and num_processes, and each "
+        "with its own process_id"
     )
     try:
         with _waiting(where, failed):
@@ -106,39 +95,44 @@ def start(
             )
     except (RuntimeError, ValueError) as error:
         raise VaecfError(f"{failed} ({str(error).splitlines()[0]})") from None
-    # What the runtime says of a peer that died is not to be buried under the
-    # stacks of all threads.
+    # The stacks of all threads would hide the runtime's message about a
+    # process that died.
     faulthandler.disable()
 
 
-@contextlib.contextmanager
-def _waiting(where: str, failed: str) -> Iterator[None]:
-    """Says that others are waited for, and gives up before JAX aborts."""
-
-    def note() -> None:
-        print(
-            f"waiting for the other processes at {where}, "
-            f"{_START_SECONDS} s at most",
-            file=sys.stderr,
-            flush=True,
+def _check(
+    address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise VaecfError(
+                f"coordinator_address={address} must be host:port, the host "
+                "of process 0 and a free port"
+            )
+    if num_processes is not None and num_processes < 1:
+        raise VaecfError(f"num_processes={num_processes} must be at least 1")
+    if process_id is not None and (
+        process_id < 0
+        or (num_processes is not None and process_id >= num_processes)
+    ):
+        raise VaecfError(
+            f"process_id={process_id} must be from 0 to num_processes - 1"
         )
 
-    def give_up() -> None:
-        print(f"error: {failed}", file=sys.stderr, flush=True)
-        os._exit(2)
 
-    timers = [
-        threading.Timer(min(5.0, _START_SECONDS / 2), note),
-        threading.Timer(0.95 * _START_SECONDS, give_up),
-    ]
-    for timer in timers:
-        timer.daemon = True
-        timer.start()
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
+def _launched_together() -> bool:
+    """Returns whether Slurm, Open MPI or Kubernetes started several of us."""
+    env = os.environ
+    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return True
+    if "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return True
+    return (
+        {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= env.keys()
+        # JAX needs this package to ask Kubernetes.
+        and importlib.util.find_spec("kubernetes") is not None
+    )
 
 
 def _check_port(address: str) -> None:
@@ -149,50 +143,70 @@ def _check_port(address: str) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise VaecfError(
-                f"--coordinator_address={address}: port {port} cannot be had "
-                f"here ({error.strerror}): choose another one"
+                f"coordinator_address={address}: port {port} is not available "
+                f"({error.strerror}): choose another one"
             ) from None
 
 
-def _check(
-    address: str | None, num_processes: int | None, process_id: int | None
-) -> None:
-    if address is not None:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise VaecfError(
-                f"--coordinator_address={address} must be host:port, process "
-                "0's host and a free port there"
-            )
-    if num_processes is not None and num_processes < 1:
-        raise VaecfError(f"--num_processes={num_processes} must be at least 1")
-    if process_id is not None and (
-        process_id < 0
-        or (num_processes is not None and process_id >= num_processes)
-    ):
-        raise VaecfError(
-            f"--process_id={process_id} must be from 0 to --num_processes - 1"
+@contextlib.contextmanager
+def _waiting(where: str, failed: str) -> Iterator[None]:
+    """Logs that this process waits, and exits before JAX would abort."""
+
+    def log_wait() -> None:
+        print(
+            f"waiting for the other processes at {where}, for up to "
+            f"{_START_SECONDS} s",
+            file=sys.stderr,
+            flush=True,
         )
+
+    def give_up() -> None:
+        print(f"error: {failed}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    with (
+        _timer(min(5.0, _START_SECONDS / 2), log_wait),
+        _timer(0.95 * _START_SECONDS, give_up),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _timer(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    """Calls `action` from another thread if the context takes longer."""
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+# --- Who is who -------------------------------------------------------------
 
 
 def alone() -> bool:
-    """Whether there is just one process."""
+    """Returns whether there is only one process."""
     return jax.process_count() == 1
 
 
 def is_lead() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Returns whether this is process 0, which writes files and logs."""
     return jax.process_index() == 0
 
 
-def put(tree: Any, shardings: Any) -> Any:
-    """Host arrays that all processes hold alike, onto the devices.
+# --- Arrays -----------------------------------------------------------------
 
-    `jax.device_put` that asks nobody: it would compare the arrays of all
-    processes first.
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Returns arrays on the devices, made from equal copies of all processes.
+
+    Unlike `jax.device_put`, this does not compare the copies, which would need
+    a collective.
 
     Args:
-      tree: pytree of NumPy arrays, or of arrays of this process's own device.
+      tree: pytree of NumPy arrays, or of arrays on a device of this process.
       shardings: one Sharding, or a pytree of them.
     """
     if alone():
@@ -212,13 +226,13 @@ def from_shards(
     n_shards: int,
     sharding: jax.sharding.Sharding,
 ) -> jax.Array:
-    """The concatenation of shards along the first axis, of which a process
-    needs only those on its own devices.
+    """Returns the concatenation of shards along the first axis.
 
     Args:
-      shards: by number, arrays of one shape.
-      n_shards: of all processes.
-      sharding: shards the first axis, n_shards ways.
+      shards: arrays of equal shapes by shard number; a process needs only
+        those on its own devices.
+      n_shards: number of shards of all processes.
+      sharding: divides the first axis into n_shards.
     """
     size, *rest = next(iter(shards.values())).shape
 
@@ -230,19 +244,29 @@ def from_shards(
     )
 
 
+# --- Agreement: all processes must call these functions ---------------------
+
+
 def gather(value: Any) -> np.ndarray:
-    """[processes, ...]: everyone's value. All processes must call it."""
+    """Returns the values of all processes, [processes, ...]."""
     if alone():
         return np.asarray(value)[None]
     return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
 
 
+def from_lead(values: Sequence[float]) -> list[float]:
+    """Broadcasts numbers of process 0, to the last bit."""
+    # The collective would round float64, so it transfers integers.
+    bits = np.array(values, np.float64).view(np.uint32)
+    return gather(bits)[0].copy().view(np.float64).tolist()
+
+
 @contextlib.contextmanager
 def agreement() -> Iterator[None]:
-    """An error of one process inside is an error of all of them.
+    """Raises in all processes if the context raises a VaecfError in one.
 
     Raises:
-      VaecfError: this process's own, or that another one had one.
+      VaecfError: the error of this process, or the news of another's.
     """
     own: VaecfError | None = None
     try:
@@ -259,10 +283,10 @@ def agreement() -> Iterator[None]:
 
 
 def require_same(values: Mapping[str, Any]) -> None:
-    """All processes must have been started for the same thing.
+    """Raises unless all processes have the same values.
 
     Args:
-      values: plain values by what they are called, the same names everywhere.
+      values: JSON values by name, with the same names in all processes.
 
     Raises:
       VaecfError: another process has another value; names it.
@@ -273,13 +297,13 @@ def require_same(values: Mapping[str, Any]) -> None:
         )
         for value in values.values()
     ]
-    everyone = gather(np.stack(digests))  # [processes, values, 2]
-    for name, of_all in zip(values, everyone.swapaxes(0, 1), strict=True):
+    gathered = gather(np.stack(digests))  # [processes, values, 2]
+    for name, of_all in zip(values, gathered.swapaxes(0, 1), strict=True):
         others = np.flatnonzero((of_all != of_all[0]).any(axis=1))
         if len(others):
             raise VaecfError(
                 f"process {others[0]} has another {name} than process 0: "
-                "start all processes alike"
+                "start all processes with the same settings and data"
             )
 
 
@@ -313,47 +337,35 @@ def require_shared_directory(directory: pathlib.Path) -> None:
         )
 
 
-def from_lead(values: Sequence[float]) -> list[float]:
-    """Process 0's numbers, to the last bit. All processes must call it."""
-    # As integers: float64 would be rounded on the way.
-    bits = np.array(values, np.float64).view(np.uint32)
-    return gather(bits)[0].copy().view(np.float64).tolist()
+# --- Failure ----------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def deadline(seconds: float, what: str) -> Iterator[None]:
-    """Ends this process if what is inside does not end.
+    """Ends this process if the context takes longer than a deadline.
 
-    A process that waits for one that hangs cannot be interrupted otherwise.
+    A process that waits for a hanging process cannot be interrupted otherwise.
 
     Args:
-      seconds: allowed; 0 for any time.
-      what: is done inside, for the message.
+      seconds: the deadline; 0 for none.
+      what: what happens in the context, for the message.
     """
     if alone() or not seconds:
         yield
         return
-
-    def give_up() -> None:
-        abandon(
-            f"{what} took more than {seconds:g} s: another process hangs or "
-            "cannot be reached (config.mesh.peer_timeout allows more)"
-        )
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
+    message = (
+        f"{what} took more than {seconds:g} s: another process hangs or cannot "
+        "be reached (config.mesh.peer_timeout sets the limit)"
+    )
+    with _timer(seconds, lambda: abandon(message)):
         yield
-    finally:
-        timer.cancel()
 
 
 def abandon(message: str, status: int = 1) -> None:
     """Ends this process at once, and with it the run.
 
-    Leaving in the usual way would wait for the others, who may be waiting
-    for us; the runtime tells them that we are gone.
+    A normal exit would wait for the other processes, which may be waiting for
+    this one. The runtime tells them that this process has gone.
     """
     print(
         f"error: process {jax.process_index()}: {message}",
