@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
+import dataclasses
 
 import numpy as np
 import pandas as pd
@@ -16,8 +12,6 @@ import scipy.sparse
 from vaecf.data import catalog, prepare, synthetic
 from vaecf.data.dataset import open_dataset
 from vaecf.errors import VaecfError
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def shop(n_users=60, seed=0):
@@ -153,21 +147,12 @@ def test_the_recipes_command(tmp_path, monkeypatch):
     frame = recipe_tree(tmp_path)
     with pytest.raises(VaecfError, match="instead of 20,000,263"):
         run(data_dir=str(tmp_path))
-    entry = catalog.get("ml-20m")
-    small = {"ratings": len(frame)}
-    monkeypatch.setattr(
-        catalog,
-        "CATALOG",
-        {
-            "ml-20m": type(entry)(
-                **{
-                    **vars(entry),
-                    "counts": small,
-                    "held_out_users": 10,
-                }
-            )
-        },
+    entry = dataclasses.replace(
+        catalog.get("ml-20m"),
+        counts={"ratings": len(frame)},
+        held_out_users=10,
     )
+    monkeypatch.setattr(catalog, "CATALOG", {"ml-20m": entry})
     lines = []
     made = run(log=lines.append, data_dir=str(tmp_path))
     assert made.path == tmp_path / "ml-20m" / "preprocessed"
@@ -267,31 +252,6 @@ def test_in_memory_refuses(interactions, settings, message):
         prepare.in_memory(interactions, **settings)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"ratings": "none.csv"}, "no such file: none.csv"),
-        ({"dataset": "ml-1n"}, "did you mean ml-1m"),
-        ({"protocol": "papre"}, r"unknown protocol=papre.*paper"),
-        ({"held_out_users": 30}, "held_out_users to at most 29"),
-        ({"min_items_per_user": 99}, "min_items_per_user=99"),
-        ({"min_users_per_item": 99}, "min_users_per_item=99"),
-        ({"fold_in_proportion": 1.0}, "fold_in_proportion=1 "),
-        ({"user_column": "custmer"}, "did you mean customer"),
-        ({"min_rating": 3}, "rating_column"),
-        ({"seed": -1, "protocol": "paper"}, r"seed=-1 must be in"),
-        ({"seed": -1}, r"seed=-1 must"),
-        ({"data_dir": "x"}, "not both"),
-    ],
-)
-def test_bad_settings(tmp_path, monkeypatch, shop_csv, settings, message):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(VaecfError, match=message) as error:
-        run(**{"ratings": shop_csv, **OWN, **settings})
-    assert "\n" not in str(error.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["shop.csv"]
-
-
 def test_the_output_is_looked_at_before_the_work(tmp_path, shop_csv):
     run(tmp_path / "out", ratings=shop_csv, **OWN)
     with pytest.raises(VaecfError, match="overwrite"):
@@ -299,76 +259,27 @@ def test_the_output_is_looked_at_before_the_work(tmp_path, shop_csv):
     run(tmp_path / "out", ratings=shop_csv, overwrite=True, seed=3, **OWN)
 
 
-def command(*arguments, cwd):
-    return subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "experiments" / "prepare_dataset.py"),
-            *arguments,
-        ],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_the_command(tmp_path, shop_csv):
-    done = command(
-        "--ratings=shop.csv", "--user_column=customer", "--item_column=sku",
-        "--held_out_users=10", "--output=data/shop", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "--config.data.dir=data/shop" in done.stdout
-    assert open_dataset(tmp_path / "data" / "shop").split_sizes == (40, 10, 10)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--ratings=shp.csv"], "did you mean shop.csv"),
-        (["--ratings=shop.csv"], "no column 'user'"),
-        (["--ratins=shop.csv"], "ratings"),
-        (["--ratings=shop.csv", "--held_out_users=many"], "many"),
-    ],
-)
-def test_the_command_fails_in_one_line(tmp_path, shop_csv, arguments, message):
-    done = command(*arguments, cwd=tmp_path)
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["shop.csv"]
-
-
 @pytest.mark.realdata
-def test_ml_1m_by_the_command(tmp_path, realdata_dir):
-    done = command(
-        "--dataset=ml-1m",
-        f"--ratings={realdata_dir}/ml-1m/ratings.csv.gz",
-        "--protocol=paper",
-        "--held_out_users=500",
-        "--output=ml-1m",
-        cwd=tmp_path,
+def test_ml_1m_is_the_papers_split(tmp_path, realdata_dir):
+    """Against the matrices and ids that the notebook itself has written."""
+    run(
+        tmp_path / "ml-1m",
+        dataset="ml-1m",
+        ratings=realdata_dir / "ml-1m" / "ratings.csv.gz",
+        protocol="paper",
+        held_out_users=500,
     )
-    assert done.returncode == 0, done.stderr
     made = open_dataset(tmp_path / "ml-1m", verify=True)
-    oracle = realdata_dir / "ml-1m" / "paper_split"
-    for name, part in (
-        ("train", made.train),
-        ("validation_fold_in", made.validation.fold_in),
-        ("validation_held_out", made.validation.held_out),
-        ("test_fold_in", made.test.fold_in),
-        ("test_held_out", made.test.held_out),
-    ):
-        expected = scipy.sparse.load_npz(oracle / f"{name}.npz")
+    notebook = realdata_dir / "ml-1m" / "paper_split"
+    for name, part in made.matrices.items():
+        file = notebook / f"{name.replace('.', '_')}.npz"
+        expected = scipy.sparse.load_npz(file)
         assert part.to_scipy().shape == expected.shape
         assert (part.to_scipy() != expected).nnz == 0
-    assert (
-        json.loads((tmp_path / "ml-1m" / "manifest.json").read_text())[
-            "counts"
-        ]["rows_read"]
-        == 1_000_209
-    )
+    for name, table in (("sid", made.items), ("uid", made.users)):
+        text = (notebook / f"unique_{name}.txt").read_text().strip()
+        assert "\n".join(map(str, table.ids)) == text
+    assert made.manifest["counts"]["rows_read"] == 1_000_209
 
 
 @pytest.mark.realdata

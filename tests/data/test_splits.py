@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -292,22 +291,3 @@ def test_filters_against_pandas(seed, per_user, per_item, iterate):
         frame["item"].nunique() - expected["item"].nunique()
     )
     assert report["dropped_interactions"] == len(frame) - len(expected)
-
-
-@pytest.mark.realdata
-def test_paper_equals_the_oracle(realdata_dir):
-    oracle = realdata_dir / "ml-1m" / "paper_split"
-    ratings = read_ratings(
-        realdata_dir / "ml-1m" / "ratings.csv.gz", min_rating=4
-    )
-    filtered, _ = filters.filter_ratings(ratings, min_items_per_user=5)
-    split = splits.paper(filtered, 500)
-    for name, matrix in matrices(split).items():
-        expected = scipy.sparse.load_npz(oracle / f"{name}.npz").tocsr()
-        assert matrix.to_scipy().shape == expected.shape, name
-        assert (matrix.to_scipy() != expected).nnz == 0, name
-    for name, ids in (
-        ("unique_sid.txt", ratings.item_ids[split.item_codes]),
-        ("unique_uid.txt", ratings.user_ids[split.user_codes]),
-    ):
-        assert "\n".join(map(str, ids)) == (oracle / name).read_text().strip()

@@ -66,6 +66,7 @@ BAD = {
                        ["--fold_in_proportion=1"]),
     "rating-without-column": ("--min_rating=3", table(), ["rating_column"]),
     "bad-seed": ("--seed=-1", table(), ["--seed=-1"]),
+    "two-sources": ("--data_dir=x", table(), ["--data_dir=DIR, not both"]),
     "output-is-a-file": ("--output=mine", table(), ["mine is a file"]),
     "output-is-not-ours": ("--output=folder", table(),
                            ["folder", "no vaecf dataset"]),
