@@ -168,9 +168,6 @@ def test_truncated_arrays_are_refused(tmp_path, cut):
             open_dataset(tmp_path / "a")
         assert "truncated" in str(error.value)
         assert "prepare the dataset again" in str(error.value)
-        file.write_bytes(whole + b"x")
-        with pytest.raises(VaecfError, match="bytes instead of"):
-            open_dataset(tmp_path / "a")
         file.unlink()
         with pytest.raises(VaecfError, match=f"{file.name} is missing"):
             open_dataset(tmp_path / "a")
@@ -197,9 +194,9 @@ NEWER = json.dumps({**example().manifest, "schema_version": 2}).encode()
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.json", b"{", "is not JSON"),
-        ("manifest.json", b"{}", "lacks schema_version"),
-        ("manifest.json", b"[]", "lacks schema_version"),
+        ("manifest.json", b"{", "not JSON"),
+        ("manifest.json", b"[]", "schema version None"),
+        ("manifest.json", b'{"schema_version": 1}', "does not list 'name'"),
         ("manifest.json", NEWER, "schema version 2"),
         ("items.parquet", b"PAR1", r"items\.parquet"),
         ("users.parquet", None, r"users\.parquet"),

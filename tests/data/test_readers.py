@@ -263,7 +263,7 @@ def test_separator_by_hand(tmp_path):
 def test_a_dialect_of_ones_own(tmp_path):
     """As the catalog declares it for files that no layout fits."""
     path = write(tmp_path / "x.txt", "5|a|7|0\n3|b|8|1\n")
-    dialect = layouts.Dialect("|", False, layouts.Columns(2, 0, 3))
+    dialect = layouts.Dialect("|", False, {"user": 2, "item": 0, "rating": 3})
     got = read_ratings(path, layout=dialect)
     assert pairs_of(got) == [(7, 5), (8, 3)]
     got = read_ratings(path, layout=dialect, min_rating=1)
@@ -381,9 +381,9 @@ def test_bad_files(tmp_path):
 
 def test_flags_that_need_each_other(tmp_path):
     path = write(tmp_path / "a.csv", "user,item,r\n1,2,3\n")
-    with pytest.raises(VaecfError, match="min_rating=3 needs rating_column"):
+    with pytest.raises(VaecfError, match="min_rating=3 and rating_column"):
         read_ratings(path, min_rating=3)
-    with pytest.raises(VaecfError, match="needs min_rating"):
+    with pytest.raises(VaecfError, match="need each other"):
         read_ratings(path, rating_column="r")
     with pytest.raises(VaecfError, match="cannot be two things"):
         read_ratings(path, user_column="user", item_column="user")

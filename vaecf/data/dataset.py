@@ -324,12 +324,13 @@ def open_dataset(
     if not (path / MANIFEST).is_file():
         return _open_external(path)
     manifest = storage.read_manifest(path / MANIFEST)
-    items, users = (storage.read_ids(path, n, manifest) for n in _TABLES)
+    items = IdTable.read(path / "items.parquet", "item")
+    users = IdTable.read(path / "users.parquet", "user")
     arrays = {
         name: storage.load_array(
             path / f"{name}.npy", entry, mmap=not name.endswith(".indptr")
         )
-        for name, entry in manifest["arrays"].items()
+        for name, entry in manifest.get("arrays", {}).items()
     }
 
     def matrix(part: str) -> Interactions:

@@ -20,18 +20,14 @@ import gzip
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from vaecf.errors import VaecfError, did_you_mean
 
-
-class Columns(NamedTuple):
-    """Names of a table's columns, or their positions from 0."""
-
-    user: str | int
-    item: str | int
-    rating: str | int | None = None
+# Names of a table's columns, or their positions from 0, by ``user``, ``item``
+# and ``rating``.
+Columns = Mapping[str, str | int]
 
 
 class Dialect(NamedTuple):
@@ -43,11 +39,13 @@ class Dialect(NamedTuple):
 
 
 TEXT_LAYOUTS = {
-    "movielens_csv": Dialect(",", True, Columns("userId", "movieId", "rating")),
+    "movielens_csv": Dialect(
+        ",", True, {"user": "userId", "item": "movieId", "rating": "rating"}
+    ),
     # Two colons are one separator with an empty column in between.
-    "movielens_dat": Dialect(":", False, Columns(0, 2, 4)),
-    "movielens_tab": Dialect("\t", False, Columns(0, 1, 2)),
-    "msd": Dialect("\t", False, Columns(0, 1, 2)),
+    "movielens_dat": Dialect(":", False, {"user": 0, "item": 2, "rating": 4}),
+    "movielens_tab": Dialect("\t", False, {"user": 0, "item": 1, "rating": 2}),
+    "msd": Dialect("\t", False, {"user": 0, "item": 1, "rating": 2}),
 }
 LAYOUTS = (*TEXT_LAYOUTS, "netflix", "lightgcn_txt", "interactions_parquet")
 _FIRST_LINES = (
@@ -93,21 +91,30 @@ def detect(path: pathlib.Path) -> str | None:
     return None
 
 
-def text_dialect(
-    path: pathlib.Path, columns: Columns, separator: str | None = None
+def dialect_of(
+    path: pathlib.Path,
+    layout: str | Dialect | None,
+    columns: Columns,
+    separator: str | None = None,
 ) -> Dialect:
-    """Decides how to split a text table whose columns the caller names.
+    """Decides how to split a text file into columns.
 
     Args:
-      path: text file with a header.
-      columns: names of the columns.
-      separator: one character, or None to choose by the suffix of the file
-        and by what its first line contains.
+      path: the file.
+      layout: one of `TEXT_LAYOUTS`, a dialect, or None for a table with a
+        header.
+      columns: names of a table's columns.
+      separator: of a table, one character; None chooses by the suffix of the
+        file and by what its first line contains.
 
     Raises:
       VaecfError: the separator is not one character, or the file cannot be
         read.
     """
+    if isinstance(layout, Dialect):
+        return layout
+    if layout is not None:
+        return TEXT_LAYOUTS[layout]
     if separator is None:
         return Dialect(_guess_separator(path), True, columns)
     # A shell passes backslash and t on as two characters.
@@ -123,7 +130,7 @@ def text_dialect(
 def files_of(
     path: pathlib.Path, layout: str | Dialect | None
 ) -> list[pathlib.Path]:
-    """Returns the files to read, in order, for a file or a folder.
+    """Returns the files to read, in order.
 
     Raises:
       VaecfError: the folder has no file of this layout.
@@ -185,13 +192,14 @@ def first_line(path: pathlib.Path) -> str:
     try:
         with opener(path, "rb") as stream:
             line = stream.readline(1 << 16)
-        if not line:
-            raise _empty(path)
-        return str(line.decode("utf-8").rstrip("\r\n"))
+        text = line.decode("utf-8")
     except (OSError, EOFError, zlib.error) as error:
         raise VaecfError(f"{path} cannot be read: {error}") from None
     except UnicodeDecodeError:
         raise VaecfError(f"{path}: {_NOT_UTF8}") from None
+    if not text:
+        raise _empty(path)
+    return str(text.rstrip("\r\n"))
 
 
 @contextlib.contextmanager

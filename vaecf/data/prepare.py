@@ -249,12 +249,9 @@ def _resolve_entry(settings: Settings) -> catalog.Entry:
             raise VaecfError(
                 f"{key}={getattr(entry, key)} must not be negative"
             )
-    if not 0 < settings.fold_in_proportion < 1:
-        raise VaecfError(
-            f"fold_in_proportion={settings.fold_in_proportion:g} must be above "
-            "0 and below 1"
-        )
-    splits.check_seed(_seed(settings, entry))
+    splits.check_settings(
+        _seed(settings, entry), 1 - settings.fold_in_proportion
+    )
     return entry
 
 
@@ -282,13 +279,10 @@ def _find_ratings(
             if any(path.parent.glob(member.name)):
                 several = entry.files or "*" in member.name
                 return path.parent if several else path
-    hint = "unpack it there, or name it with ratings=FILE"
-    if guessed:
-        hint = (
-            "name what to prepare with dataset=NAME, ratings=FILE or "
-            "data_dir=DIR"
-        )
-    raise VaecfError(f"no such file: {folders[0] / member}; {hint}")
+    hint = "dataset=NAME, ratings=FILE or data_dir=DIR"
+    if not guessed:
+        hint = "ratings=FILE, or unpack it there"
+    raise VaecfError(f"no such file: {folders[0] / member}; give {hint}")
 
 
 # --- Steps ------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 
 from vaecf.data import layouts
 from vaecf.data.interactions import Interactions
-from vaecf.data.layouts import Columns, Dialect
+from vaecf.data.layouts import Dialect
 from vaecf.data.row_batches import Batch, file_batches, frame_batches
 from vaecf.errors import VaecfError, did_you_mean
 
@@ -107,11 +107,9 @@ def read_ratings(
             f"{', '.join(layouts.LAYOUTS)})"
         )
     _check_threshold(path, layout, rating_column, min_rating)
-    columns = Columns(
-        user_column or "user",
-        item_column or "item",
-        None if min_rating is None else rating_column or "rating",
-    )
+    columns = {"user": user_column or "user", "item": item_column or "item"}
+    if min_rating is not None:
+        columns["rating"] = rating_column or "rating"
     if path is None:
         batches = frame_batches(source, columns)
     else:
@@ -143,15 +141,10 @@ def _check_threshold(
     rating_column: str | None,
     min_rating: float | None,
 ) -> None:
-    if layout is None and min_rating is not None and rating_column is None:
+    if layout is None and (min_rating is None) != (rating_column is None):
         raise VaecfError(
-            f"min_rating={min_rating:g} needs rating_column, the name of the "
-            "column that it is compared with"
-        )
-    if layout is None and min_rating is None and rating_column is not None:
-        raise VaecfError(
-            f"rating_column={rating_column!r} needs min_rating: rows with at "
-            "least that rating count as interactions"
+            f"min_rating={min_rating} and rating_column={rating_column} need "
+            "each other: rows with at least that rating are interactions"
         )
     if min_rating is not None and layout in (
         "lightgcn_txt",

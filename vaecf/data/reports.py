@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from vaecf.data.dataset import Dataset
-from vaecf.data.interactions import HeldOut
 
 
 def describe(dataset: Dataset) -> list[str]:
@@ -12,72 +11,50 @@ def describe(dataset: Dataset) -> list[str]:
     Args:
       dataset: as `prepare` returns it.
     """
-    counts = dataset.manifest["counts"]
-    lines = [_title(dataset), *_steps(dataset)]
-
-    def add(name: str, n: int, text: str) -> None:
-        lines.append(f"  {name:<12}{n:>12,} {text}")
-
-    def add_held_out(name: str, split: HeldOut) -> None:
-        folded, held = split.fold_in.nnz, split.held_out.nnz
-        text = f"users  {folded:,} folded in, {held:,} held out"
-        add(name, split.fold_in.n_users, text)
-
-    train = dataset.train
-    add("train", train.n_users, f"users  {train.nnz:,} interactions")
-    add_held_out("validation", dataset.validation)
-    add_held_out("test", dataset.test)
-    add("vocabulary", dataset.n_items, "items")
-    if n := counts.get("interactions_outside_vocabulary"):
-        add("", n, "interactions of held-out users dropped: items that no "
-            "training user has")  # fmt: skip
-    if n := counts.get("held_out_users_without_items"):
-        add("", n, "held-out users dropped: no item in the vocabulary")
-    lines.append(f"written to {dataset.path}")
-    return lines
-
-
-def _title(dataset: Dataset) -> str:
     constants = dataset.manifest["protocol_constants"]
     source = dataset.manifest["source"]
     origin = f" from {source['file']}" if source else ""
     fold_in = round(100 * (1 - constants["test_proportion"]), 6)
-    return (
+    rows = _steps(dataset) if "rows_read" in _counts(dataset) else []
+    rows += _splits(dataset)
+    return [
         f"{dataset.name}{origin}: protocol {dataset.protocol}, seed "
         f"{constants['seed']}, {fold_in:g} % of a held-out user's items "
-        "folded in"
-    )
+        "folded in",
+        *(f"  {name:<12}{n:>12,} {text}" for name, n, text in rows),
+        f"written to {dataset.path}",
+    ]
 
 
-def _steps(dataset: Dataset) -> list[str]:
-    """Returns the counts after reading and after each filter."""
-    counts = dataset.manifest["counts"]
+def _counts(dataset: Dataset) -> dict[str, int]:
+    counts: dict[str, int] = dataset.manifest["counts"]
+    return counts
+
+
+def _steps(dataset: Dataset) -> list[tuple[str, int, str]]:
+    """Returns (name, count, explanation) of reading and filtering."""
+    counts = _counts(dataset)
     constants = dataset.manifest["protocol_constants"]
-    if "rows_read" not in counts:
-        return []
     read = "rows"
     if counts["users_read"] is not None:
-        read += (
-            f" ({counts['users_read']:,} users, {counts['items_read']:,} items)"
-        )
-    steps = [("read", counts["rows_read"], read)]
-    if counts["blank_rows"]:
-        steps.append(("", counts["blank_rows"], "empty lines skipped"))
-    if constants["min_rating"] is not None:
-        remaining = counts["rows_read"] - counts["below_min_rating"]
-        steps.append(
-            (f"rating >= {constants['min_rating']:g}", remaining, "rows")
-        )
+        users, items = counts["users_read"], counts["items_read"]
+        read += f" ({users:,} users, {items:,} items)"
     repeated = "pairs collapsed"
     if dataset.protocol != "vaecf":
         repeated = f"pairs (counted as rows, as {dataset.protocol} does)"
-    rounds = ""
+    rounds = chosen = ""
     if constants["iterate_filters"]:
         rounds = f", {counts['filter_rounds']} rounds"
-    chosen = ""
     if constants["held_out_users_by_default"]:
         chosen = " (a tenth, at most 10,000: choose with held_out_users)"
-    steps += [
+    steps = [("read", counts["rows_read"], read)]
+    if counts["blank_rows"]:
+        steps.append(("", counts["blank_rows"], "empty lines skipped"))
+    if (least := constants["min_rating"]) is not None:
+        remaining = counts["rows_read"] - counts["below_min_rating"]
+        steps.append((f"rating >= {least:g}", remaining, "rows"))
+    return [
+        *steps,
         ("repeated", counts["duplicates_collapsed"], repeated),
         (
             "filtered",
@@ -99,4 +76,27 @@ def _steps(dataset: Dataset) -> list[str]:
             f"users for validation and as many for test{chosen}",
         ),
     ]
-    return [f"  {name:<12}{n:>12,} {text}" for name, n, text in steps]
+
+
+def _splits(dataset: Dataset) -> list[tuple[str, int, str]]:
+    train, counts = dataset.train, _counts(dataset)
+    rows = [("train", train.n_users, f"users  {train.nnz:,} interactions")]
+    for name in ("validation", "test"):
+        fold_in, held_out = dataset.split(name)
+        text = f"users  {fold_in.nnz:,} folded in, {held_out.nnz:,} held out"
+        rows.append((name, fold_in.n_users, text))
+    rows.append(("vocabulary", dataset.n_items, "items"))
+    for key, text in (
+        (
+            "interactions_outside_vocabulary",
+            "interactions of held-out users dropped: items that no training "
+            "user has",
+        ),
+        (
+            "held_out_users_without_items",
+            "held-out users dropped: no item in the vocabulary",
+        ),
+    ):
+        if counts.get(key):
+            rows.append(("", counts[key], text))
+    return rows

@@ -7,7 +7,7 @@ values mean.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaecf.data import layouts
@@ -58,32 +58,21 @@ def file_batches(
       path: file or folder.
       layout: one of `layouts.LAYOUTS`; the dialect of a text file; or None
         for a table with a header.
-      columns: columns of a table. With a layout only ``rating`` matters: None
-        leaves the ratings out.
+      columns: what to read: ``user``, ``item`` and possibly ``rating``, with
+        the columns' names in a table.
       separator: of a text table; None guesses.
 
     Raises:
       VaecfError: missing, empty or damaged file, or a missing column.
     """
-    files = layouts.files_of(path, layout if isinstance(layout, str) else None)
-    for file in files:
-        if layout == "netflix":
-            yield from _netflix_batches(file)
-        elif layout == "lightgcn_txt":
-            yield from _lightgcn_batches(file)
-        elif layout is None or layout == "interactions_parquet":
-            yield from _table_batches(file, columns, separator)
-        else:
-            dialect = (
-                layouts.TEXT_LAYOUTS[layout]
-                if isinstance(layout, str)
-                else layout
-            )
-            if columns.rating is None:
-                dialect = dialect._replace(
-                    columns=dialect.columns._replace(rating=None)
-                )
-            yield from _text_batches(file, dialect)
+    for file in layouts.files_of(path, layout):
+        with polars_errors(file):
+            if layout == "netflix":
+                yield from _netflix_batches(file)
+            elif layout == "lightgcn_txt":
+                yield from _lightgcn_batches(file)
+            else:
+                yield from _table_batches(file, layout, columns, separator)
 
 
 def frame_batches(frame: Any, columns: Columns) -> Iterator[Batch]:
@@ -92,7 +81,7 @@ def frame_batches(frame: Any, columns: Columns) -> Iterator[Batch]:
     Args:
       frame: polars DataFrame or LazyFrame, pandas DataFrame, or an object
         with a method ``to_pandas``.
-      columns: names of the columns.
+      columns: names of the columns; see `file_batches`.
 
     Raises:
       VaecfError: another type, or a missing column.
@@ -100,48 +89,46 @@ def frame_batches(frame: Any, columns: Columns) -> Iterator[Batch]:
     import polars as pl
 
     source = "the DataFrame"
-    if isinstance(frame, (pl.DataFrame, pl.LazyFrame)):
-        return _lazy_batches(frame.lazy(), source, _roles(columns))
-    if not hasattr(frame, "columns") and hasattr(frame, "to_pandas"):
-        frame = frame.to_pandas()
-    if type(frame).__module__.split(".")[0] != "pandas":
-        raise VaecfError(
-            f"cannot read ratings from {type(frame).__name__}; pass a file, or "
-            "a pandas or polars DataFrame"
+    if not isinstance(frame, (pl.DataFrame, pl.LazyFrame)):
+        if not hasattr(frame, "columns") and hasattr(frame, "to_pandas"):
+            frame = frame.to_pandas()
+        if type(frame).__module__.split(".")[0] != "pandas":
+            raise VaecfError(
+                f"cannot read ratings from {type(frame).__name__}; pass a "
+                "file, or a pandas or polars DataFrame"
+            )
+        names = [str(name) for name in frame.columns]
+        frame = pl.LazyFrame(
+            {
+                name: _from_pandas(frame.iloc[:, names.index(name)])
+                for name in _pick_columns(source, names, columns).values()
+            }
         )
-    names = [str(name) for name in frame.columns]
-    picked = _pick_columns(source, names, _roles(columns))
-    lazy = pl.LazyFrame(
-        {
-            name: _from_pandas(frame.iloc[:, names.index(name)])
-            for name in picked.values()
-        }
-    )
-    return _lazy_batches(lazy, source, _roles(columns))
+    with polars_errors(source):
+        yield from _lazy_batches(frame.lazy(), source, columns)
 
 
 def _table_batches(
-    path: pathlib.Path, columns: Columns, separator: str | None
+    path: pathlib.Path,
+    layout: str | Dialect | None,
+    columns: Columns,
+    separator: str | None,
 ) -> Iterator[Batch]:
     import polars as pl
 
-    if not layouts.is_parquet(path):
-        dialect = layouts.text_dialect(path, columns, separator)
-        return _text_batches(path, dialect)
-    with polars_errors(path):
+    if layouts.is_parquet(path):
         lazy = pl.scan_parquet(path, glob=False)
-    return _lazy_batches(lazy, str(path), _roles(columns))
-
-
-def _text_batches(path: pathlib.Path, dialect: Dialect) -> Iterator[Batch]:
+        return _lazy_batches(lazy, str(path), columns)
+    dialect = layouts.dialect_of(path, layout, columns, separator)
     lazy = _scan_text(
         path,
         separator=dialect.separator,
         has_header=dialect.header,
         quote_char='"' if dialect.header else None,
     )
+    wanted = {role: dialect.columns[role] for role in columns}
     first_line = 2 if dialect.header else 1
-    return _lazy_batches(lazy, str(path), _roles(dialect.columns), first_line)
+    return _lazy_batches(lazy, str(path), wanted, first_line)
 
 
 def _netflix_batches(path: pathlib.Path) -> Iterator[Batch]:
@@ -151,15 +138,12 @@ def _netflix_batches(path: pathlib.Path) -> Iterator[Batch]:
     # polars expects as many fields as the first line it reads has, and a
     # movie's line has only one.
     lazy = _scan_text(path, skip_rows=1)
-    with polars_errors(path):
-        width = len(lazy.collect_schema())
-    if width != 3:
+    if (width := len(lazy.collect_schema())) != 3:
         raise VaecfError(
             f"{path}: line 2 has {width} fields instead of user,rating,date; "
             "is this a Netflix Prize file?"
         )
-    roles: dict[str, str | int] = {"user": 0, "rating": 1}
-    for batch in _lazy_batches(lazy, str(path), roles, 2):
+    for batch in _lazy_batches(lazy, str(path), {"user": 0, "rating": 1}, 2):
         is_movie = (
             pl.col("user").str.ends_with(":") & pl.col("rating").is_null()
         )
@@ -201,37 +185,30 @@ def _scan_text(path: pathlib.Path, **options: Any) -> pl.LazyFrame:
     import polars as pl
 
     unquoted = {"has_header": False, "quote_char": None}
-    with polars_errors(path):
-        return pl.scan_csv(
-            path, infer_schema=False, glob=False, **{**unquoted, **options}
-        )
-
-
-def _roles(columns: Columns) -> dict[str, str | int]:
-    return {k: v for k, v in columns._asdict().items() if v is not None}
+    options = {**unquoted, **options}
+    return pl.scan_csv(path, infer_schema=False, glob=False, **options)
 
 
 def _pick_columns(
-    source: str, names: Sequence[str], roles: Mapping[str, str | int]
+    source: str, names: Sequence[str], columns: Columns
 ) -> dict[str, str]:
-    """Returns the table's own name of each column in `roles`."""
+    """Returns the table's own name of each column."""
     picked: dict[str, str] = {}
-    for role, wanted in roles.items():
+    for role, wanted in columns.items():
         if isinstance(wanted, int):
             if wanted >= len(names):
                 raise VaecfError(
                     f"{source}: a line has {len(names)} fields, {role} would "
                     f"be number {wanted + 1}; is this the right file?"
                 )
-            picked[role] = names[wanted]
+            wanted = names[wanted]
         elif wanted not in names:
             raise VaecfError(
                 f"{source} has no column {wanted!r}"
                 f"{did_you_mean(wanted, names)} (it has {', '.join(names)}; "
                 f"choose with {role}_column)"
             )
-        else:
-            picked[role] = wanted
+        picked[role] = wanted
     if len(set(picked.values())) < len(picked):
         raise VaecfError(
             f"{source}: one column cannot be two things ({picked})"
@@ -242,31 +219,29 @@ def _pick_columns(
 def _lazy_batches(
     lazy: pl.LazyFrame,
     source: str,
-    roles: Mapping[str, str | int],
+    columns: Columns,
     first_line: int | None = None,
 ) -> Iterator[Batch]:
     """Streams the chosen columns, renamed to their roles."""
     import polars as pl
 
-    with polars_errors(source):
-        picked = _pick_columns(source, lazy.collect_schema().names(), roles)
+    picked = _pick_columns(source, lazy.collect_schema().names(), columns)
     names = {
-        role: f"field {wanted + 1}"
-        if isinstance(wanted, int)
-        else f"column {wanted!r}"
-        for role, wanted in roles.items()
+        role: f"field {name + 1}"
+        if isinstance(name, int)
+        else f"column {name!r}"
+        for role, name in columns.items()
     }
     chosen = lazy.select(
         pl.col(name).alias(role) for role, name in picked.items()
     )
     rows = 0
-    with polars_errors(source):
-        for frame in chosen.collect_batches(
-            chunk_size=BATCH_ROWS, maintain_order=True
-        ):
-            numbered = frame.with_row_index("row", offset=rows)
-            yield Batch(numbered, source, first_line, names)
-            rows += frame.height
+    for frame in chosen.collect_batches(
+        chunk_size=BATCH_ROWS, maintain_order=True
+    ):
+        numbered = frame.with_row_index("row", offset=rows)
+        yield Batch(numbered, source, first_line, names)
+        rows += frame.height
 
 
 def _from_pandas(series: Any) -> pl.Series:

@@ -185,10 +185,15 @@ def hold_out(
     return HeldOut(_select(histories, ~is_held), _select(histories, is_held))
 
 
-def check_seed(seed: int) -> None:
-    """Raises for a seed that one of NumPy's generators does not accept."""
+def check_settings(seed: int, test_proportion: float) -> None:
+    """Raises if NumPy's generators or the splits do not accept a value."""
     if not 0 <= seed < 2**32:
         raise VaecfError(f"seed={seed} must be in [0, 2^32)")
+    if not 0 < test_proportion < 1:
+        raise VaecfError(
+            f"fold_in_proportion={1 - test_proportion:g} must be above 0 and "
+            "below 1"
+        )
 
 
 def _select(matrix: Interactions, keep: np.ndarray) -> Interactions:
@@ -214,12 +219,7 @@ def _present_users(
     test_proportion: float,
 ) -> np.ndarray:
     """Checks the settings; returns the codes of the users with rows."""
-    check_seed(seed)
-    if not 0 < test_proportion < 1:
-        raise VaecfError(
-            f"fold_in_proportion={1 - test_proportion:g} must be above 0 and "
-            "below 1"
-        )
+    check_settings(seed, test_proportion)
     present = np.flatnonzero(np.bincount(ratings.user))
     n_users = len(present)
     if validation < 0 or test < 0:

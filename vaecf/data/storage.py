@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vaecf.data.id_table import IdTable
+from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
 
 SCHEMA_VERSION = 1
@@ -67,58 +66,25 @@ def load_array(
             f"{path} holds {array.dtype} {list(array.shape)}, its manifest "
             f"says {dtype} {list(shape)}; {_AGAIN}"
         )
-    with open(path, "rb") as stream:
-        np.lib.format.read_magic(stream)
-        np.lib.format.read_array_header_1_0(stream)
-        wanted = stream.tell() + array.nbytes
-    if (size := path.stat().st_size) != wanted:
-        raise VaecfError(
-            f"{path} has {size:,} bytes instead of {wanted:,}; {_AGAIN}"
-        )
     return array
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a manifest and checks the keys that opening a dataset needs.
+    """Reads a manifest.
 
     Raises:
-      VaecfError: not JSON, a key is missing, or another schema version.
+      VaecfError: not JSON, or another schema version.
     """
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VaecfError(f"{path} is not JSON ({error}); {_AGAIN}") from None
-    needed = ("schema_version", "name", "protocol", "arrays", "ids")
-    found = manifest if isinstance(manifest, dict) else {}
-    missing = [key for key in needed if key not in found]
-    if missing:
-        raise VaecfError(f"{path} lacks {', '.join(missing)}; {_AGAIN}")
-    if found["schema_version"] != SCHEMA_VERSION:
+    manifest = workdir_lib.read_json(path)
+    found = None
+    if isinstance(manifest, dict):
+        found = manifest.get("schema_version")
+    if found != SCHEMA_VERSION:
         raise VaecfError(
-            f"{path} has schema version {found['schema_version']}, this vaecf "
-            f"reads {SCHEMA_VERSION}; update vaecf or prepare again"
+            f"{path} has schema version {found}, this vaecf reads "
+            f"{SCHEMA_VERSION}; update vaecf or {_AGAIN}"
         )
-    return found
-
-
-def read_ids(
-    directory: pathlib.Path, name: str, manifest: dict[str, Any]
-) -> IdTable:
-    """Reads ``items.parquet`` or ``users.parquet`` and checks the count.
-
-    Raises:
-      VaecfError: the file is missing, damaged, or not the manifest's.
-    """
-    path, expected = directory / f"{name}.parquet", manifest["ids"][name]
-    table = IdTable.read(path, name.removesuffix("s"))
-    same_type = not len(table) or table.type == expected["type"]
-    if len(table) != expected["count"] or not same_type:
-        raise VaecfError(
-            f"{path} holds {len(table)} ids of type {table.type}, the "
-            f"manifest says {expected['count']} of type {expected['type']}; "
-            f"{_AGAIN}"
-        )
-    return table
+    return dict(manifest)
 
 
 def as_json(value: Any) -> Any:

@@ -18,7 +18,6 @@ import numpy as np
 from vaecf.data import layouts, readers
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
-from vaecf.data.layouts import Columns
 from vaecf.data.row_batches import Batch, file_batches
 from vaecf.errors import VaecfError
 from vaecf.serving.recommender import list_columns
@@ -84,7 +83,9 @@ def score_file(
             "in .parquet or .csv"
         )
     batches = file_batches(
-        layouts.require(histories), None, Columns(user_column, item_column)
+        layouts.require(histories),
+        None,
+        {"user": user_column, "item": item_column},
     )
     model = load(workdir)
     ranker = model.ranker(min(k, len(model.items)), exclude_seen)
