@@ -174,8 +174,13 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimiser, Adam."""
+    """The optimiser."""
 
+    name: str = _setting(
+        "adam",
+        "Optimiser: 'adam', 'nadam' or another name in "
+        "vaecf.training.optimizers.OPTIMIZERS.",
+    )
     learning_rate: float = _setting(1e-3, "Learning rate.", _POSITIVE)
     beta1: float = _setting(0.9, "Decay of the first moment.", _FRACTION)
     beta2: float = _setting(0.999, "Decay of the second moment.", _FRACTION)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from vaecf.errors import VaecfError
 from vaecf.models import mult_vae
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import loss_scale
+from vaecf.training import optimizers
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_specs_of_parameters():
 
 
 def test_moments_go_with_their_parameters_and_counts_are_replicated():
-    tx = loss_scale.dynamic_loss_scale(optax.adam(1e-3))
+    tx = optimizers.dynamic_loss_scale(optax.adam(1e-3))
     specs = mesh_lib.specs(tx.init(params()), mult_vae.PARTITION)
     adam = specs.inner[0]
     assert adam.mu == adam.nu == PARAM_SPECS

@@ -34,7 +34,9 @@ def config(small):
 
 def test_whose_turn_it_is(config):
     setup = state_lib.make_setup(config(), 33, mesh_lib.make_mesh(1, 1))
-    turns = [setup.in_phase(setup.model.phase(e, (2, 1))) for e in range(7)]
+    turns = [
+        setup.in_phase(setup.model.phase(e, config().train)) for e in range(7)
+    ]
     names = ["encoder", "encoder", "decoder"] * 2 + ["encoder"]
     assert [p.phase.group for p in turns] == names
     assert [p.model.dropout_rate for p in turns] == [0.5, 0.5, 0, 0.5, 0.5, 0, 0.5]  # fmt: skip
@@ -56,7 +58,7 @@ def test_a_turn_changes_its_own_part_only(config, dataset, mesh, assert_same):
     }
     for epoch in (0, 2):
         before = jax.tree.map(np.asarray, state)
-        turn = setup.in_phase(setup.model.phase(epoch, (2, 1)))
+        turn = setup.in_phase(setup.model.phase(epoch, config().train))
         state, _ = feed.run(state, feed.prepare(order, turn), 0, 4)
         for name, value in state.params.items():
             same = all(
@@ -69,7 +71,9 @@ def test_a_turn_changes_its_own_part_only(config, dataset, mesh, assert_same):
         for group, inner in state.opt_state.items():
             count = int(inner[0].count) - int(before.opt_state[group][0].count)
             assert count == (4 if group == turn.phase.group else 0)
-    state = state_lib.begin_phase(setup, state, setup.model.phase(2, (2, 1)))
+    state = state_lib.begin_phase(
+        setup, state, setup.model.phase(2, config().train)
+    )
     assert_same(state.params["prior"], state.params["posterior"])
     kernels = [
         state.params[name]["input_kernel"] for name in ("prior", "posterior")
@@ -90,10 +94,10 @@ def test_losses_do_not_depend_on_the_mesh(config, dataset):
         feed = input_pipeline.make_pipeline("streamed", setup, dataset.train, 7)
         state, seen = state_lib.init_state(setup, 7), []
         for epoch in (1, 2):
-            phase = setup.model.phase(epoch, (2, 1))
+            phase = setup.model.phase(epoch, config().train)
             state = state_lib.begin_phase(setup, state, phase)
             order = input_pipeline.epoch_order(7, epoch, 60, 16)
-            turn = setup.in_phase(setup.model.phase(epoch, (2, 1)))
+            turn = setup.in_phase(setup.model.phase(epoch, config().train))
             state, totals = feed.run(state, feed.prepare(order, turn), 0, 4)
             seen.extend(totals.loss)
         losses.append(seen)
@@ -119,7 +123,7 @@ def test_microbatches_sum_to_the_whole_batch(
             dataset.n_items,
             mesh_lib.make_mesh(*mesh),
         )
-        turn = setup.in_phase(setup.model.phase(epoch, (2, 1)))
+        turn = setup.in_phase(setup.model.phase(epoch, config().train))
         parts = turn.parts(n_users)
         padding = [train.n_users] * (-n_users % parts)
         users = np.append(np.arange(7, 7 + n_users), padding).astype(np.int32)
@@ -170,7 +174,7 @@ def test_the_kl_weighs_gamma_times_a_users_items(config, dataset):
         )
     )
     nll_B, kl_B = terms(state.params)
-    turn = setup.in_phase(setup.model.phase(0, (2, 1)))
+    turn = setup.in_phase(setup.model.phase(0, config().train))
     _, totals = jax.jit(step_lib.gradients, static_argnums=0)(
         turn, state.params, batch, key, state.step
     )
@@ -209,7 +213,7 @@ def test_float16_skips_a_groups_step(config, dataset):
     feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 7)
     state = state_lib.init_state(setup, 7)
     order = input_pipeline.epoch_order(7, 0, 60, 16)
-    turn = setup.in_phase(setup.model.phase(0, (2, 1)))
+    turn = setup.in_phase(setup.model.phase(0, config().train))
     state, totals = feed.run(state, feed.prepare(order, turn), 0, 4)
     taken = int(state.opt_state.inner["encoder"][0].count)
     assert taken + int(state.opt_state.skipped) == 4

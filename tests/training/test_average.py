@@ -47,7 +47,7 @@ def by_hand(setup, config, train) -> dict[str, np.ndarray]:
 
     average = ends()
     for epoch in range(config.train.epochs):
-        phase = setup.model.phase(epoch, config.train.alternating_epochs)
+        phase = setup.model.phase(epoch, config.train)
         state = state_lib.begin_phase(setup, state, phase)
         order = input_pipeline.epoch_order(
             config.seed, epoch, train.n_users, config.train.batch_size

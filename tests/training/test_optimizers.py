@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from vaecf.training import loss_scale, optimizers, precision
+from vaecf.training import optimizers, precision
 
 
 def adam(x, grads, *, rate, b1, b2, eps):
@@ -54,7 +54,7 @@ def test_adam(small, policy, settings):
         eps=o.epsilon,
     )
     for g, w in zip(grads, wanted, strict=True):
-        scaled = {"w": g * loss_scale.scale_of(state)}
+        scaled = {"w": g * optimizers.loss_scale_of(state)}
         updates, state = update(scaled, state, params)
         params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(
@@ -65,7 +65,7 @@ def test_adam(small, policy, settings):
         assert state.scale == 8 * config.precision.initial_loss_scale
         state = state.inner
     else:
-        assert not isinstance(state, loss_scale.LossScaleState)
+        assert not isinstance(state, optimizers.LossScaleState)
     moments = jax.tree.leaves((state[0].mu, state[0].nu))
     assert [m.dtype for m in moments] == [jnp.float32] * 2
 

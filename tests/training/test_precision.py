@@ -11,7 +11,7 @@ from jax import lax
 from vaecf.errors import VaecfError
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import loss_scale, precision
+from vaecf.training import optimizers, precision
 from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 
@@ -101,7 +101,7 @@ def test_trains(small, dataset, take, name, lowering):
     assert losses[-1] < popular < uniform
     for x in jax.tree.leaves((state.params, loss_scale_free(state.opt_state))):
         assert x.dtype in (jnp.float32, jnp.int32)
-    assert isinstance(state.opt_state, loss_scale.LossScaleState) == (
+    assert isinstance(state.opt_state, optimizers.LossScaleState) == (
         name == "fp16"
     )
 

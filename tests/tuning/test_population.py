@@ -95,10 +95,10 @@ def test_members_equal_separate_runs(model, stacked, small, dataset, tmp_path):
             tolerance = 2e-3 if model == "fp16" else 2e-5
             assert ours == pytest.approx(theirs, rel=tolerance, abs=1e-6)
         assert result.progress.best == pytest.approx(
-            run.position.best, rel=1e-4
+            run.progress.best, rel=1e-4
         )
-        assert result.progress.best_epoch == run.position.best_epoch
-        assert result.progress.timed_users == run.position.timed_users
+        assert result.progress.best_epoch == run.progress.best_epoch
+        assert result.progress.timed_users == run.progress.timed_users
         if result.progress.best_epoch == own.train.epochs:
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(
@@ -108,7 +108,7 @@ def test_members_equal_separate_runs(model, stacked, small, dataset, tmp_path):
                 run.params,
             )
         model_ = load(directory)
-        assert model_.position["epoch"] == run.position.best_epoch
+        assert model_.position["epoch"] == run.progress.best_epoch
         for path in (directory, alone):
             assert (path / "linear").exists() == bool(config.linear.l2)
     assert results[0].records != results[1].records
@@ -139,8 +139,8 @@ def test_members_fail_and_stop_without_the_others(small, dataset, tmp_path):
     )
     assert (stopped.stopped, stopped.progress.epoch) == (True, 1)
     alone = loop.train(configs[2], dataset, tmp_path, show_progress=False)
-    assert sound.progress.best == pytest.approx(alone.position.best)
-    assert sound.progress.epoch == alone.position.epoch
+    assert sound.progress.best == pytest.approx(alone.progress.best)
+    assert sound.progress.epoch == alone.progress.epoch
     assert [e for m, e in asked if m == 0] == [1, 2, 3]
     assert [e for m, e in asked if m == 3] == [1]
 

@@ -12,7 +12,7 @@ Every model keeps this contract:
   `loss_terms(batch, key, first_row)` returns the per-user (nll_B, kl_B);
   `scores(batch)` returns the ranking scores, float32 [B, I];
   `encode(batch)` returns the users' representations, float32 [B, Z];
-  `phase(epoch, alternating_epochs)` returns what an epoch trains;
+  `phase(epoch, config)` returns what an epoch trains;
   `GROUPS` names the top-level parameters of each group that a phase can train
   alone ({} for a model that is always trained as a whole);
   `TRAINING_ONLY` names the top-level parameters that scoring does not need.
@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vaecf.config import TrainConfig
 from vaecf.models import bag_of_items, likelihood, losses, noise
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
@@ -138,14 +139,9 @@ class MultDAE(nn.Module):
     item_axis: str | None = None
 
     @classmethod
-    def phase(cls, epoch: int, alternating_epochs: tuple[int, ...]) -> Phase:
-        """Returns what an epoch trains: by default all parameters.
-
-        Args:
-          epoch: counted from 0.
-          alternating_epochs: `config.train.alternating_epochs`.
-        """
-        del epoch, alternating_epochs
+    def phase(cls, epoch: int, config: TrainConfig) -> Phase:
+        """Returns what an epoch (counted from 0) trains: all parameters."""
+        del epoch, config
         return ALL
 
     def _encoder_sizes(self) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vaecf.config import TrainConfig
 from vaecf.errors import VaecfError
 from vaecf.models import bag_of_items, losses, mult_vae, noise
 from vaecf.models.sparse_batch import SparseBatch
@@ -142,9 +143,7 @@ class RecVAE(mult_vae.MultDAE):
     TRAINING_ONLY: ClassVar[tuple[str, ...]] = ("prior",)
 
     @classmethod
-    def phase(
-        cls, epoch: int, alternating_epochs: tuple[int, ...]
-    ) -> mult_vae.Phase:
+    def phase(cls, epoch: int, config: TrainConfig) -> mult_vae.Phase:
         """Returns what an epoch trains: the encoder or the decoder.
 
         Shenbin et al. 2020, section 3.4: only the encoder is trained with
@@ -153,10 +152,10 @@ class RecVAE(mult_vae.MultDAE):
 
         Args:
           epoch: counted from 0.
-          alternating_epochs: epochs that train the encoder, then epochs that
-            train the decoder, in alternation.
+          config: its `alternating_epochs` are the numbers of epochs that
+            train the encoder and the decoder, in alternation.
         """
-        encoder_epochs, decoder_epochs = alternating_epochs
+        encoder_epochs, decoder_epochs = config.alternating_epochs
         position = epoch % (encoder_epochs + decoder_epochs)
         if position < encoder_epochs:
             return mult_vae.Phase("encoder")

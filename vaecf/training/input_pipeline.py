@@ -7,6 +7,7 @@ programs, so the last bit may differ.
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent import futures
@@ -16,6 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from vaecf.config import Config
+from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.models import sparse_batch
 from vaecf.parallel import memory, processes
@@ -84,6 +87,38 @@ def steps_per_epoch(n_users: int, batch_size: int, drop_remainder: bool) -> int:
     return steps
 
 
+def batch_order(
+    config: Config, setup: TrainSetup, n_users: int
+) -> tuple[int, Callable[[int], np.ndarray]]:
+    """Returns (steps per epoch, function from an epoch to its `epoch_order`).
+
+    Args:
+      config: settings of the run.
+      setup: static part of the run.
+      n_users: number of training users.
+
+    Raises:
+      VaecfError: there are no users, or less than one batch of them.
+    """
+    if n_users == 0:
+        raise VaecfError("the dataset has no training users")
+    # More rows than users would only be padding.
+    size = min(config.train.batch_size, n_users)
+    drop_remainder = config.train.drop_remainder
+
+    def order_of(epoch: int) -> np.ndarray:
+        return epoch_order(
+            config.seed,
+            epoch,
+            n_users,
+            size,
+            drop_remainder=drop_remainder,
+            parts=setup.parts(size),
+        )
+
+    return steps_per_epoch(n_users, size, drop_remainder), order_of
+
+
 class Epoch(NamedTuple):
     """An epoch, ready to be run in stretches: one window of steps or several.
 
@@ -110,7 +145,9 @@ class Epoch(NamedTuple):
 class InputPipeline:
     """Runs stretches of an epoch."""
 
-    def __init__(self, setup: TrainSetup, train: Any, seed: int) -> None:
+    def __init__(
+        self, setup: TrainSetup, train: Interactions, seed: int
+    ) -> None:
         """Takes hold of the training data.
 
         Args:
@@ -219,7 +256,9 @@ class InputPipeline:
 class ResidentPipeline(InputPipeline):
     """All interactions on every device; a stretch of steps is one dispatch."""
 
-    def __init__(self, setup: TrainSetup, train: Any, seed: int) -> None:
+    def __init__(
+        self, setup: TrainSetup, train: Interactions, seed: int
+    ) -> None:
         """Places the interactions; arguments as `InputPipeline`'s."""
         super().__init__(setup, train, seed)
         self._csr = processes.put(
@@ -251,7 +290,7 @@ class StreamedPipeline(InputPipeline):
     def __init__(
         self,
         setup: TrainSetup,
-        train: Any,
+        train: Interactions,
         seed: int,
         window_bytes: int = 2**26,
     ) -> None:
@@ -388,16 +427,30 @@ def _program_bytes(programs: Iterable[Any]) -> int:
 
 
 def make_pipeline(
-    kind: str, setup: TrainSetup, train: Any, seed: int
+    kind: str,
+    setup: TrainSetup,
+    train: Interactions,
+    seed: int,
+    *,
+    log: Callable[[str], None] = logging.debug,
 ) -> InputPipeline:
-    """The feed of `config.data.feed`; 'auto' as `choose` says."""
+    """Returns the input pipeline of a run.
+
+    Args:
+      kind: 'resident', 'streamed', or 'auto' for the result of `choose`.
+      setup: static part of the run.
+      train: training interactions.
+      seed: seed of the run.
+      log: receives the choice of 'auto'.
+    """
     if kind == "auto":
-        kind, _ = choose(train)
-    feed = ResidentPipeline if kind == "resident" else StreamedPipeline
-    return feed(setup, train, seed)
+        kind, why = choose(train)
+        log(f"interactions: {kind} ({why})")
+    cls = ResidentPipeline if kind == "resident" else StreamedPipeline
+    return cls(setup, train, seed)
 
 
-def choose(train: Any) -> tuple[str, str]:
+def choose(train: Interactions) -> tuple[str, str]:
     """Feed for so many interactions on this device, and why.
 
     Resident when they take less than a quarter of the free memory, so that

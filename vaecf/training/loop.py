@@ -11,14 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
-
 from vaecf.config import Config
+from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import scorers
 from vaecf.evaluation.evaluator import Evaluator
-from vaecf.models import losses
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import writers
@@ -27,229 +24,281 @@ from vaecf.training import (
     checkpoints,
     input_pipeline,
     linear_branch,
-    loss_scale,
-    precision,
     signals,
     spectral_init,
 )
 from vaecf.training import state as state_lib
-from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
-from vaecf.training.progress import TrainProgress
-from vaecf.training.signals import Interrupted
+from vaecf.training.input_pipeline import Epoch, InputPipeline
+from vaecf.training.progress import (
+    TrainProgress,
+    check_health,
+    summarise,
+    training_record,
+)
+from vaecf.training.signals import Interrupted, SyncedStatus
+from vaecf.training.state import TrainSetup, TrainState
+from vaecf.training.step import StepMetrics
 
+# Without a validation, the state is saved this often.
 CHECKPOINT_SECONDS = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a training run leaves in memory.
+    """Result of a training run.
 
     Attributes:
-      setup: static part, for scoring.
-      params: parameters of the last step.
-      position: end of the run.
+      setup: static part of the run, for scoring.
+      params: scoring parameters of the last step, on the mesh.
+      progress: progress at the end of the run.
       summary: {'users_per_second', 'seconds', 'epochs', ...}.
     """
 
-    setup: state_lib.TrainSetup
+    setup: TrainSetup
     params: Any
-    position: TrainProgress
+    progress: TrainProgress
     summary: dict[str, Any]
 
 
 def train(
     config: Config,
-    dataset: Any,
+    dataset: Dataset,
     workdir: pathlib.Path,
     *,
     show_progress: bool | None = None,
-    extra_writer: Any | None = None,
+    extra_writer: writers.Writer | None = None,
     trace_dir: pathlib.Path | None = None,
     log: Callable[[str], None] = logging.info,
 ) -> TrainResult:
-    """Trains a model, or goes on with it where the workdir left off.
+    """Trains a model, resuming from the latest checkpoint of the workdir.
 
-    The caller holds the workdir (`workdir.locked`, `workdir.claim`). Of
-    several processes all call it alike, on one shared file system.
+    The caller holds the lock of the workdir. With several processes, all call
+    this function alike, with a workdir on a shared file system.
 
     Args:
-      config: the run.
-      dataset: `data.dataset.Dataset`.
-      workdir: where checkpoints and metrics go.
-      show_progress: None decides by whether stderr is a terminal.
-      extra_writer: receives every record too; the caller closes it.
-      trace_dir: where to write a profile of a few seconds of training (for
-        Perfetto, xprof or TensorBoard); None for none.
-      log: gets one line of text at a time.
+      config: settings of the run.
+      dataset: data to train and validate on.
+      workdir: directory of checkpoints and metrics.
+      show_progress: None shows a progress bar if stderr is a terminal.
+      extra_writer: also receives every record; the caller closes it.
+      trace_dir: directory for a profile of a few seconds of training (for
+        Perfetto, xprof or TensorBoard); None for no profile.
+      log: receives one line of text at a time.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
-      VaecfError: the loss is not finite, or float16 overflows for good.
+      VaecfError: a setting does not fit, the loss is not finite, or float16
+        gradients keep overflowing.
     """
     # --- Mesh, model, data --------------------------------------------------
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     setup = state_lib.make_setup(config, dataset.n_items, mesh)
     n_users = dataset.train.n_users
-    if n_users == 0:
-        raise VaecfError(f"{dataset.name}: the dataset has no training users")
-    # A batch beyond the users would be padding and change nothing.
-    batch_size = min(config.train.batch_size, n_users)
-    drop_remainder = config.train.drop_remainder
-    steps = input_pipeline.steps_per_epoch(n_users, batch_size, drop_remainder)
-    kind = config.data.feed
-    if kind == "auto":
-        kind, why = input_pipeline.choose(dataset.train)
-        log(f"interactions: {kind} ({why})")
-    feed = input_pipeline.make_pipeline(kind, setup, dataset.train, config.seed)
+    steps, order_of = input_pipeline.batch_order(config, setup, n_users)
+    pipeline = input_pipeline.make_pipeline(
+        config.data.feed, setup, dataset.train, config.seed, log=log
+    )
 
-    # --- State --------------------------------------------------------------
-    saved = Checkpoints(workdir / "checkpoints")
-    # Resume order: 1. the latest checkpoint of the workdir, 2. from scratch.
-    within = functools.partial(processes.deadline, config.mesh.peer_timeout)
-    if saved.step(LATEST) is not None:
-        with within("reading a checkpoint"):
-            position, state = resume(setup, saved, steps)
-        if position.epoch >= config.train.epochs:
-            log(f"nothing left to train: {position.epoch} epochs are done")
-        else:
-            log(f"going on from epoch {position.epoch}, step {int(state.step)}")
+    # --- State: from the latest checkpoint, or new --------------------------
+    deadline = functools.partial(processes.deadline, config.mesh.peer_timeout)
+    saver = _Saver(Checkpoints(workdir / "checkpoints"), setup, deadline)
+    if saver.step(LATEST) is not None:
+        with deadline("reading a checkpoint"):
+            progress, state = resume(setup, saver.checkpoints, steps)
+        log(_resume_line(config, progress, state))
     else:
-        position, state = (
-            TrainProgress(),
-            state_lib.init_state(setup, config.seed),
-        )
-        if config.model.init == "spectral":
-            [state] = spectral_init.start(
-                [state], [config.seed], dataset.train, workdir, log=log
-            )
+        progress = TrainProgress()
+        state = init_state(config, setup, dataset, workdir, log)
     first_step = int(state.step)
 
-    # --- Evaluator, writers -------------------------------------------------
-    path = linear_branch.prepare(
+    # --- Validation, writers ------------------------------------------------
+    linear = linear_branch.prepare(
         config.linear, dataset.train, workdir, mesh, log=log
     )
-    validate = make_validator(config, dataset, setup, path)
+    validate = make_validator(config, dataset, setup, linear)
     writer = open_writers(workdir, first_step, extra_writer)
-    clock, tracer = signals.Clock(), signals.Tracer(trace_dir)
-    last_saved = time.monotonic()
-
-    def save(which: str = LATEST) -> None:
-        nonlocal last_saved
-        tree: Any = state
-        if which == BEST:
-            tree = state_lib.scoring_params(setup, state)
-        where = dataclasses.asdict(position)
-        with within("a checkpoint"):
-            saved.save(which, int(state.step), tree, where)
-        last_saved = time.monotonic()
-
-    def overdue() -> bool:
-        return time.monotonic() - last_saved > CHECKPOINT_SECONDS
 
     # --- Epochs -------------------------------------------------------------
     with (
         signals.interrupts() as interrupted,
         contextlib.closing(writer),
-        contextlib.closing(saved),
+        contextlib.closing(saver.checkpoints),
         Progress(
             config.train.epochs,
             steps,
-            initial_epoch=position.epoch,
+            initial_epoch=progress.epoch,
             enabled=show_progress if processes.is_lead() else False,
-        ) as progress,
+        ) as bar,
     ):
-        while position.epoch < config.train.epochs:
-            if position.out_of_patience(config.eval.patience):
-                progress.note(
-                    f"stopping early: no gain in {config.eval.patience} "
-                    f"validations, best at epoch {position.best_epoch}"
-                )
+        dispatcher = _Dispatcher(
+            pipeline, trace_dir, deadline, interrupted, saver.overdue
+        )
+        while progress.epoch < config.train.epochs:
+            if progress.out_of_patience(config.eval.patience):
+                bar.note(_patience_line(config, progress))
                 break
-            order = input_pipeline.epoch_order(
-                config.seed,
-                position.epoch,
-                n_users,
-                batch_size,
-                drop_remainder=drop_remainder,
-                parts=setup.parts(batch_size),
-            )
-            phase = setup.model.phase(
-                position.epoch, config.train.alternating_epochs
-            )
-            if position.step_in_epoch == 0:
+            phase = setup.model.phase(progress.epoch, config.train)
+            if progress.step_in_epoch == 0:
                 state = state_lib.begin_phase(setup, state, phase)
-            epoch = feed.prepare(order, setup.in_phase(phase))
-            while position.step_in_epoch < steps:
-                start = position.step_in_epoch
-                stop = clock.next_stop(start, steps)
-                compiled_before = feed.compile_seconds
-                began = time.perf_counter()
-                with tracer.stretch(), within("a stretch of training"):
-                    state, totals = feed.run(state, epoch, start, stop)
-                    seconds = time.perf_counter() - began
-                    seconds -= feed.compile_seconds - compiled_before
-                    now = signals.sync_status(seconds, interrupted(), overdue())
-                clock.ran(stop - start, now.seconds)
-                check_health(config, state.opt_state, totals, position)
-                position.add(totals, now.seconds, config.train)
-                progress.update(
-                    epoch=position.epoch + 1,
-                    step_in_epoch=stop,
-                    loss=float(totals.loss.sum() / totals.users.sum()),
-                    users_per_second=float(totals.users.sum() / now.seconds),
+            epoch = pipeline.prepare(
+                order_of(progress.epoch), setup.in_phase(phase)
+            )
+
+            # Each iteration is one dispatch, of a few seconds.
+            while progress.step_in_epoch < steps:
+                state, metrics, now = dispatcher.run(
+                    state, epoch, progress.step_in_epoch
                 )
-                # After its last step an epoch is finished before it is saved:
-                # a step is saved only once.
-                if stop < steps and (now.interrupted or now.overdue):
-                    save()
+                check_health(config, state.opt_state, metrics, progress)
+                progress.add(metrics, now.seconds, config.train)
+                _update_bar(bar, progress, metrics, now.seconds)
+                # The last step of an epoch is saved after its validation.
+                unfinished = progress.step_in_epoch < steps
+                if unfinished and (now.interrupted or now.overdue):
+                    saver.save(LATEST, state, progress)
                     if now.interrupted:
-                        raise stopped(position, workdir)
-            record = training_record(config, state.opt_state, position, steps)
-            state = state_lib.update_average(
-                state, config.train.ema, position.epoch
-            )
-            position.next_epoch()
-            step_now = position.epoch * steps
-            writer.write(record, step=step_now)
-            last = position.epoch == config.train.epochs
-            due = position.epoch % config.eval.every_epochs == 0 or last
-            record = {}
-            if due:
-                with within("a validation"):
-                    record = validate(state_lib.scoring_params(setup, state))
-            if record:
-                best_metric = f"validation/{config.eval.best_metric}"
-                better = position.validated(record[best_metric])
-                writer.write({"epoch": position.epoch, **record}, step=step_now)
-                progress.note(
-                    _validation_line(config, position, record, better)
+                        raise stopped(progress, workdir)
+
+            # --- End of the epoch -------------------------------------------
+            record = training_record(config, state.opt_state, progress, steps)
+            ema = config.train.ema
+            state = state_lib.update_average(state, ema, progress.epoch)
+            progress.next_epoch()
+            step = progress.epoch * steps
+            writer.write(record, step=step)
+            due = progress.epoch % config.eval.every_epochs == 0
+            due |= progress.epoch == config.train.epochs
+            params = state_lib.scoring_params(setup, state)
+            if due and (record := validate(params)):
+                better = progress.validated(
+                    record[f"validation/{config.eval.best_metric}"]
                 )
+                writer.write({"epoch": progress.epoch, **record}, step=step)
+                bar.note(_validation_line(config, progress, record, better))
                 if better:
-                    save(BEST)
-            now = signals.sync_status(now.seconds, interrupted(), overdue())
+                    saver.save(BEST, state, progress)
+            now = dispatcher.status()
             if due or now.interrupted or now.overdue:
-                save()
+                saver.save(LATEST, state, progress)
             if now.interrupted:
-                raise stopped(position, workdir)
-        if position.best is None:
-            # No validation users: the last parameters are the best there are.
-            save(BEST)
-        if saved.step(LATEST) != int(state.step):
-            save()
-        summary = summarise(position, feed, config, mesh)
+                raise stopped(progress, workdir)
+
+        saver.finish(state, progress)
+        summary = summarise(progress, pipeline, config, mesh)
         if int(state.step) > first_step:
-            writer.write(
-                {f"final/{k}": v for k, v in summary.items()},
-                step=int(state.step),
-            )
+            record = {f"final/{k}": v for k, v in summary.items()}
+            writer.write(record, step=int(state.step))
     params = state_lib.scoring_params(setup, state)
-    return TrainResult(setup, params, position, summary)
+    return TrainResult(setup, params, progress, summary)
 
 
-def restore_state(
-    setup: state_lib.TrainSetup, saved: Checkpoints
-) -> state_lib.TrainState:
+class _Saver:
+    """Saves checkpoints and remembers when it last did."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, setup: TrainSetup, deadline: Any
+    ) -> None:
+        self.checkpoints = checkpoints
+        self._setup, self._deadline = setup, deadline
+        self._saved_at = time.monotonic()
+
+    def step(self, which: str) -> int | None:
+        return self.checkpoints.step(which)
+
+    def save(
+        self, which: str, state: TrainState, progress: TrainProgress
+    ) -> None:
+        tree: Any = state
+        if which == BEST:
+            tree = state_lib.scoring_params(self._setup, state)
+        position = dataclasses.asdict(progress)
+        with self._deadline("saving a checkpoint"):
+            self.checkpoints.save(which, int(state.step), tree, position)
+        self._saved_at = time.monotonic()
+
+    def finish(self, state: TrainState, progress: TrainProgress) -> None:
+        if progress.best is None:
+            # Without validation users, the last parameters count as the best.
+            self.save(BEST, state, progress)
+        if self.step(LATEST) != int(state.step):
+            self.save(LATEST, state, progress)
+
+    def overdue(self) -> bool:
+        return time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
+
+
+def init_state(
+    config: Config,
+    setup: TrainSetup,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    log: Callable[[str], None],
+) -> TrainState:
+    """Returns the state before the first step, by `config.model.init`."""
+    state = state_lib.init_state(setup, config.seed)
+    if config.model.init == "spectral":
+        [state] = spectral_init.start(
+            [state], [config.seed], dataset.train, workdir, log=log
+        )
+    return state
+
+
+def _update_bar(
+    bar: Progress, progress: TrainProgress, metrics: StepMetrics, seconds: float
+) -> None:
+    users = float(metrics.users.sum())
+    bar.update(
+        epoch=progress.epoch + 1,
+        step_in_epoch=progress.step_in_epoch,
+        loss=float(metrics.loss.sum() / metrics.users.sum()),
+        users_per_second=users / seconds,
+    )
+
+
+class _Dispatcher:
+    """Runs steps in dispatches of a few seconds and syncs the processes."""
+
+    def __init__(
+        self,
+        pipeline: InputPipeline,
+        trace_dir: pathlib.Path | None,
+        deadline: Callable[[str], contextlib.AbstractContextManager[None]],
+        interrupted: Callable[[], bool],
+        overdue: Callable[[], bool],
+    ) -> None:
+        self._pipeline, self._deadline = pipeline, deadline
+        self._interrupted, self._overdue = interrupted, overdue
+        self._clock = signals.Clock()
+        self._tracer = signals.Tracer(trace_dir)
+
+    def run(
+        self, state: TrainState, epoch: Epoch, start: int
+    ) -> tuple[TrainState, StepMetrics, SyncedStatus]:
+        """Takes some steps of an epoch and waits for them.
+
+        Returns:
+          (state, metrics of every step on the host, status with the seconds
+          that the steps took without compilation).
+        """
+        stop = self._clock.next_stop(start, epoch.steps)
+        with self._tracer.stretch(), self._deadline("a dispatch of steps"):
+            compiled_before = self._pipeline.compile_seconds
+            began = time.perf_counter()
+            state, metrics = self._pipeline.run(state, epoch, start, stop)
+            seconds = time.perf_counter() - began
+            seconds -= self._pipeline.compile_seconds - compiled_before
+            now = self.status(seconds)
+        self._clock.ran(stop - start, now.seconds)
+        return state, metrics, now
+
+    def status(self, seconds: float = 0.0) -> SyncedStatus:
+        return signals.sync_status(
+            seconds, self._interrupted(), self._overdue()
+        )
+
+
+def restore_state(setup: TrainSetup, saved: Checkpoints) -> TrainState:
     """Returns the latest state, placed on the mesh of `setup`."""
     shapes = state_lib.abstract_state(setup)
     places = state_lib.state_shardings(setup)
@@ -259,26 +308,48 @@ def restore_state(
 
 
 def resume(
-    setup: state_lib.TrainSetup, saved: Checkpoints, steps: int
-) -> tuple[TrainProgress, state_lib.TrainState]:
-    """Where the workdir left off, with `steps` an epoch."""
-    position = TrainProgress(**saved.position(LATEST))
+    setup: TrainSetup, saved: Checkpoints, steps: int
+) -> tuple[TrainProgress, TrainState]:
+    """Returns the latest progress and state.
+
+    Args:
+      setup: static part of the run.
+      saved: checkpoints of the run.
+      steps: steps of an epoch.
+
+    Raises:
+      VaecfError: the checkpoint is damaged or belongs to another run.
+    """
+    progress = TrainProgress(**saved.position(LATEST))
     state = restore_state(setup, saved)
-    step = position.epoch * steps + position.step_in_epoch
+    step = progress.epoch * steps + progress.step_in_epoch
     if step != int(state.step):
         raise VaecfError(
-            f"checkpoints/latest: the checkpoint is of step "
-            f"{int(state.step)}, and with {steps} steps an epoch its position "
-            f"is step {step}: it is damaged, or of another batch size or "
-            "dataset"
+            f"checkpoints/latest: the checkpoint is of step {int(state.step)}, "
+            f"but with {steps} steps per epoch its progress is step {step}: it "
+            "is damaged, or from a run with another batch size or dataset"
         )
-    return position, state
+    return progress, state
+
+
+def _resume_line(
+    config: Config, progress: TrainProgress, state: TrainState
+) -> str:
+    if progress.epoch >= config.train.epochs:
+        return f"training is complete: {progress.epoch} epochs are done"
+    return f"resuming from epoch {progress.epoch}, step {int(state.step)}"
 
 
 def open_writers(
-    workdir: pathlib.Path, step: int, extra: Any | None
+    workdir: pathlib.Path, step: int, extra: writers.Writer | None
 ) -> writers.MultiWriter:
-    """All writers; records after `step` are dropped. Only the lead writes."""
+    """Opens the writers of a run; only process 0 writes.
+
+    Args:
+      workdir: directory of the run.
+      step: step to resume from; later records are dropped.
+      extra: one more writer, which is not closed.
+    """
     if not processes.is_lead():
         return writers.MultiWriter([])
     return writers.MultiWriter(
@@ -294,22 +365,22 @@ def open_writers(
     )
 
 
-def stopped(position: TrainProgress, workdir: pathlib.Path) -> Interrupted:
-    """What ends a run whose state is saved."""
+def stopped(progress: TrainProgress, workdir: pathlib.Path) -> Interrupted:
+    """Returns the exception that ends an interrupted, saved run."""
     where = (
-        f"in epoch {position.epoch + 1}"
-        if position.step_in_epoch
-        else f"after epoch {position.epoch}"
+        f"in epoch {progress.epoch + 1}"
+        if progress.step_in_epoch
+        else f"after epoch {progress.epoch}"
     )
     return Interrupted(
-        f"stopped {where}; the same command goes on from here ({workdir})"
+        f"stopped {where}; train again in workdir {workdir} to resume"
     )
 
 
 def make_validator(
     config: Config,
-    dataset: Any,
-    setup: state_lib.TrainSetup,
+    dataset: Dataset,
+    setup: TrainSetup,
     linear: dict[str, Any] | None = None,
 ) -> Callable[[Any], dict[str, Any]]:
     """Returns a function from parameters to a record of validation metrics.
@@ -329,7 +400,8 @@ def make_validator(
 
     def validate(params: Any) -> dict[str, Any]:
         began = time.perf_counter()
-        result = validation(ranker, scorers.ModelParams(params, linear))
+        with processes.deadline(config.mesh.peer_timeout, "a validation"):
+            result = validation(ranker, scorers.ModelParams(params, linear))
         if result is None:
             return {}
         seconds = time.perf_counter() - began
@@ -338,13 +410,19 @@ def make_validator(
     return validate
 
 
+def _patience_line(config: Config, progress: TrainProgress) -> str:
+    return (
+        f"stopping early: no gain in {config.eval.patience} validations, best "
+        f"at epoch {progress.best_epoch}"
+    )
+
+
 def _validation_line(
     config: Config,
-    position: TrainProgress,
+    progress: TrainProgress,
     record: dict[str, Any],
     better: bool,
 ) -> str:
-    """A validation for a person."""
     values = "  ".join(
         f"{name} {record[f'validation/{name}']:.4f}"
         for name in dict.fromkeys(
@@ -352,84 +430,4 @@ def _validation_line(
         )
     )
     mark = "  (best so far)" if better else ""
-    return f"epoch {position.epoch}  validation: {values}{mark}"
-
-
-def training_record(
-    config: Config, opt_state: Any, position: TrainProgress, steps: int
-) -> dict[str, Any]:
-    """Means over the epoch that just ended."""
-    totals = step_lib.StepMetrics(*position.epoch_sums)
-    skipped, _ = loss_scale.skips_of(opt_state)
-    last_step = (position.epoch + 1) * steps - 1
-    return {
-        "epoch": position.epoch + 1,
-        "train/loss": totals.loss / totals.users,
-        "train/nll": totals.nll / totals.users,
-        "train/kl": totals.kl / totals.users,
-        "train/anneal": float(
-            losses.anneal_weight(
-                last_step,
-                cap=config.loss.anneal_cap,
-                total_steps=config.loss.total_anneal_steps,
-            )
-        ),
-        "train/users_per_second": totals.users / position.epoch_seconds,
-        "train/epoch_seconds": position.epoch_seconds,
-        "train/loss_scale": float(loss_scale.scale_of(opt_state)),
-        "train/skipped_steps": int(skipped),
-    }
-
-
-def check_health(
-    config: Config,
-    opt_state: Any,
-    totals: step_lib.StepMetrics,
-    position: TrainProgress,
-) -> None:
-    """Gives up on a loss that is lost.
-
-    Raises:
-      VaecfError: see `train`.
-    """
-    scaled = isinstance(opt_state, loss_scale.LossScaleState)
-    if scaled:
-        _, in_a_row = (int(x) for x in loss_scale.skips_of(opt_state))
-        if in_a_row >= config.precision.max_skipped_in_a_row:
-            raise VaecfError(
-                f"float16 gradients overflowed {in_a_row} steps in a row in "
-                f"epoch {position.epoch + 1}, at loss scale "
-                f"{float(loss_scale.scale_of(opt_state)):g}: lower "
-                "config.optimizer.learning_rate, or use "
-                "--config.precision.policy=bf16"
-            )
-        return
-    lost = np.flatnonzero(~np.isfinite(totals.loss))
-    if len(lost):
-        step = position.step_in_epoch + int(lost[0]) + 1
-        raise VaecfError(
-            f"the loss is {totals.loss[lost[0]]} in epoch "
-            f"{position.epoch + 1}, step {step}: lower "
-            "config.optimizer.learning_rate, in another workdir if this one "
-            "has checkpoints"
-        )
-
-
-def summarise(
-    position: TrainProgress, feed: Any, config: Config, mesh: Any
-) -> dict[str, Any]:
-    """What a run says of its training; of a feed the compilation."""
-    timed = position.timed_seconds
-    return {
-        "users_per_second": position.timed_users / timed if timed else None,
-        "seconds": position.seconds,
-        "epochs": position.epoch,
-        # Without validation users the last one is used.
-        "best_epoch": (
-            position.epoch if position.best is None else position.best_epoch
-        ),
-        "compile_seconds": feed.compile_seconds,
-        "precision": precision.policy(config.precision.policy).name,
-        "device": jax.devices()[0].device_kind,
-        "devices": mesh.size,
-    }
+    return f"epoch {progress.epoch}  validation: {values}{mark}"

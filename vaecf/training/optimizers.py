@@ -1,15 +1,42 @@
-"""The optimiser: Adam, wrapped in the loss scale where the policy needs it."""
+"""Optimisers by name, and dynamic loss scaling for float16.
+
+To add an optimiser, add an entry to `OPTIMIZERS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from vaecf.config import OptimizerConfig, PrecisionConfig
-from vaecf.training import loss_scale
+from vaecf.errors import VaecfError, did_you_mean
 from vaecf.training.precision import Policy
+
+
+def _adam(
+    config: OptimizerConfig, *, nesterov: bool = False
+) -> optax.GradientTransformation:
+    return optax.adam(
+        config.learning_rate,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        nesterov=nesterov,
+    )
+
+
+# Values of `config.optimizer.name`. All state must be float32 and belong to
+# the parameters one by one, so that it can be sharded like them.
+OPTIMIZERS: dict[
+    str, Callable[[OptimizerConfig], optax.GradientTransformation]
+] = {
+    "adam": _adam,  # Kingma & Ba 2015
+    "nadam": lambda config: _adam(config, nesterov=True),  # Dozat 2016
+}
 
 
 def make_optimizer(
@@ -18,27 +45,30 @@ def make_optimizer(
     policy: Policy,
     groups: Mapping[str, tuple[str, ...]] | None = None,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015) with float32 moments.
+    """Returns the optimiser of a run.
 
     Args:
-      config: learning rate, betas, epsilon.
+      config: name and settings of the optimiser.
       precision: settings of the loss scale.
       policy: decides whether the loss is scaled.
-      groups: top-level parameters that are trained in turns; None or empty
-        trains all of them together.
+      groups: top-level parameters that are trained in alternation, by group;
+        None or {} trains all parameters together.
+
+    Raises:
+      VaecfError: the name is unknown.
     """
-    adam = optax.adam(
-        config.learning_rate,
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.epsilon,
-    )
+    if config.name not in OPTIMIZERS:
+        raise VaecfError(
+            f"config.optimizer.name={config.name!r} must be one of "
+            f"{', '.join(OPTIMIZERS)}{did_you_mean(config.name, OPTIMIZERS)}"
+        )
+    optimizer = OPTIMIZERS[config.name](config)
     if groups:
-        adam = alternating(adam, groups)
+        optimizer = alternating(optimizer, groups)
     if not policy.loss_scaled:
-        return adam
-    return loss_scale.dynamic_loss_scale(
-        adam,
+        return optimizer
+    return dynamic_loss_scale(
+        optimizer,
         initial=precision.initial_loss_scale,
         growth_interval=precision.loss_scale_growth_interval,
     )
@@ -47,10 +77,14 @@ def make_optimizer(
 def alternating(
     inner: optax.GradientTransformation, groups: Mapping[str, tuple[str, ...]]
 ) -> optax.GradientTransformation:
-    """An optimiser of its own for each group of top-level parameters.
+    """Returns an optimiser with separate state for each group of parameters.
 
-    Its update takes the gradients of some groups, whole, and leaves the others'
-    states (moments and step counts) as they are.
+    Its update takes the gradients of one or more whole groups. The states of
+    the other groups (moments and step counts) do not change.
+
+    Args:
+      inner: the optimiser of every group.
+      groups: names of top-level parameters by group.
     """
 
     def part(tree: Any, names: tuple[str, ...]) -> Any:
@@ -58,21 +92,135 @@ def alternating(
 
     def init(params: Any) -> dict[str, Any]:
         return {
-            g: inner.init(part(params, names)) for g, names in groups.items()
+            group: inner.init(part(params, names))
+            for group, names in groups.items()
         }
 
     def update(
         grads: Any, state: dict[str, Any], params: Any = None
     ) -> tuple[Any, dict[str, Any]]:
-        del params  # Adam does not look at them
         updates: dict[str, Any] = {}
         states = dict(state)
         for group, names in groups.items():
             if names[0] in grads:
-                more, states[group] = inner.update(
-                    part(grads, names), state[group]
+                own, states[group] = inner.update(
+                    part(grads, names),
+                    state[group],
+                    None if params is None else part(params, names),
                 )
-                updates |= more
+                updates |= own
         return updates, states
 
     return optax.GradientTransformation(init, update)
+
+
+# --- Loss scale -------------------------------------------------------------
+
+
+class LossScaleState(NamedTuple):
+    """State of `dynamic_loss_scale`.
+
+    Attributes:
+      scale: float32, factor of the loss (float16 cannot hold 2^16).
+      finite_steps: int32, applied steps since the scale last changed.
+      skipped: int32, skipped steps in total.
+      skipped_in_a_row: int32, steps skipped since the last applied step.
+      inner: state of the wrapped optimiser.
+    """
+
+    scale: jax.Array
+    finite_steps: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+    inner: Any
+
+
+def dynamic_loss_scale(
+    inner: optax.GradientTransformation,
+    *,
+    initial: float = 2.0**15,
+    growth_factor: float = 2.0,
+    growth_interval: int = 2000,
+    backoff_factor: float = 0.5,
+    floor: float = 1.0,
+    ceiling: float = 2.0**24,
+) -> optax.GradientTransformation:
+    """Wraps an optimiser so that it takes gradients of scale · loss.
+
+    Float16 gradients below 6e-8 vanish. Multiplying the loss by a large scale
+    lifts them into range. The scale grows after a number of finite steps; when
+    a gradient overflows, the step is skipped and the scale shrinks
+    (Micikevicius et al. 2018, "Mixed precision training", section 3.2).
+
+    A skipped step changes neither the parameters nor the inner state. Unlike
+    `optax.apply_if_finite`, this wrapper never applies a gradient that is not
+    finite, however many come in a row: the training loop checks
+    `skipped_in_a_row` and raises a clear error.
+
+    Args:
+      inner: the optimiser.
+      initial: first scale.
+      growth_factor: factor after `growth_interval` finite steps.
+      growth_interval: finite steps before the scale grows.
+      backoff_factor: factor after a step that is not finite.
+      floor: smallest scale.
+      ceiling: largest scale.
+
+    Returns:
+      A transformation whose state is a `LossScaleState`. Its gradients must be
+      those of the whole mesh, so that all devices skip the same steps.
+    """
+
+    def init(params: Any) -> LossScaleState:
+        def zero() -> jax.Array:
+            return jnp.zeros((), jnp.int32)
+
+        return LossScaleState(
+            jnp.float32(initial), zero(), zero(), zero(), inner.init(params)
+        )
+
+    def update(
+        scaled_grads: Any, state: LossScaleState, params: Any = None
+    ) -> tuple[Any, LossScaleState]:
+        grads = jax.tree.map(lambda g: g / state.scale, scaled_grads)
+        finite = all_finite(grads)
+        updates, inner_state = inner.update(grads, state.inner, params)
+
+        def choose(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        grow = state.finite_steps + 1 >= growth_interval
+        grown = jnp.where(
+            grow, jnp.minimum(state.scale * growth_factor, ceiling), state.scale
+        )
+        shrunk = jnp.maximum(state.scale * backoff_factor, floor)
+        new_state = LossScaleState(
+            scale=jnp.where(finite, grown, shrunk),
+            finite_steps=jnp.where(finite & ~grow, state.finite_steps + 1, 0),
+            skipped=state.skipped + jnp.where(finite, 0, 1),
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+            inner=choose(inner_state, state.inner),
+        )
+        return choose(updates, jax.tree.map(jnp.zeros_like, updates)), new_state
+
+    return optax.GradientTransformation(init, update)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Returns whether no array holds an inf or a NaN, bool scalar."""
+    flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.stack(flags).all() if flags else jnp.bool_(True)
+
+
+def loss_scale_of(opt_state: Any) -> jax.Array:
+    """Returns the factor of the loss; 1 without loss scaling."""
+    if isinstance(opt_state, LossScaleState):
+        return opt_state.scale
+    return jnp.float32(1.0)
+
+
+def skips_of(opt_state: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns (skipped steps in total, in a row); 0 without loss scaling."""
+    if isinstance(opt_state, LossScaleState):
+        return opt_state.skipped, opt_state.skipped_in_a_row
+    return jnp.int32(0), jnp.int32(0)

@@ -1,28 +1,37 @@
-"""Where a run is: epochs, the best so far, sums of the epoch under way."""
+"""The progress of a run: what is counted, recorded, checked and summarised."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from vaecf.config import TrainConfig
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vaecf.config import Config, TrainConfig
+from vaecf.errors import VaecfError
+from vaecf.models import losses
+from vaecf.training import optimizers, precision
 from vaecf.training.step import StepMetrics
 
 
 @dataclasses.dataclass
 class TrainProgress:
-    """Where a run is; stored in the checkpoint beside the arrays.
+    """How far a run is; saved beside the arrays of a checkpoint.
 
     Attributes:
-      epoch: epochs finished.
-      step_in_epoch: steps taken of the epoch under way.
-      best: value of the best metric so far, None before the first validation.
-      best_epoch: epochs finished when it was reached.
-      validations_without_gain: validations since.
-      seconds: training time so far, validation and compilation left out.
+      epoch: finished epochs.
+      step_in_epoch: steps taken in the current epoch.
+      best: best value of the validation metric; None before the first
+        validation.
+      best_epoch: finished epochs when it was reached.
+      validations_without_gain: validations since then.
+      seconds: training time, without validation and compilation.
       timed_users: users trained after the warm-up epochs.
-      timed_seconds: training time of those.
-      epoch_seconds: training time of the epoch under way.
-      epoch_sums: `StepMetrics` of the epoch under way.
+      timed_seconds: training time after the warm-up epochs.
+      epoch_seconds: training time of the current epoch.
+      epoch_sums: `StepMetrics` of the current epoch, added up.
     """
 
     epoch: int = 0
@@ -37,23 +46,28 @@ class TrainProgress:
     epoch_sums: list[float] = dataclasses.field(default_factory=list)
 
     def add(
-        self, stretch: StepMetrics, seconds: float, train: TrainConfig
+        self, metrics: StepMetrics, seconds: float, train: TrainConfig
     ) -> None:
-        """Books a stretch of an epoch, step by step.
+        """Adds some steps of the current epoch.
 
-        One step after the other in float64: how an epoch was cut into
-        stretches, which goes by the clock, does not show in the sums.
+        The sums are taken step by step in float64. They do not depend on the
+        number of steps of a dispatch, which the clock decides.
+
+        Args:
+          metrics: of every step, arrays [steps].
+          seconds: time that the steps took.
+          train: settings of the loop.
         """
-        for totals in zip(*stretch, strict=True):
-            sums = self.epoch_sums or [0.0] * len(totals)
+        for step in zip(*metrics, strict=True):
+            sums = self.epoch_sums or [0.0] * len(step)
             self.epoch_sums = [
-                a + float(b) for a, b in zip(sums, totals, strict=True)
+                a + float(b) for a, b in zip(sums, step, strict=True)
             ]
             self.step_in_epoch += 1
         self.epoch_seconds += seconds
         self.seconds += seconds
         if self.epoch >= min(train.warm_up_epochs, train.epochs - 1):
-            self.timed_users += int(stretch.users.sum())
+            self.timed_users += int(metrics.users.sum())
             self.timed_seconds += seconds
 
     def next_epoch(self) -> None:
@@ -62,7 +76,7 @@ class TrainProgress:
         self.step_in_epoch, self.epoch_seconds, self.epoch_sums = 0, 0.0, []
 
     def validated(self, value: float) -> bool:
-        """Books a validation; whether it is the best so far."""
+        """Records a validation and returns whether it is the best so far."""
         better = self.best is None or value > self.best
         if better:
             self.best, self.best_epoch = value, self.epoch
@@ -72,7 +86,89 @@ class TrainProgress:
         return better
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Whether that many validations brought no gain; None: never."""
+        """Returns whether that many validations in a row brought no gain."""
         return (
             patience is not None and self.validations_without_gain >= patience
         )
+
+
+def training_record(
+    config: Config, opt_state: Any, progress: TrainProgress, steps: int
+) -> dict[str, Any]:
+    """Returns the means of the epoch whose last step was just taken."""
+    sums = StepMetrics(*progress.epoch_sums)
+    skipped, _ = optimizers.skips_of(opt_state)
+    last_step = (progress.epoch + 1) * steps - 1
+    return {
+        "epoch": progress.epoch + 1,
+        "train/loss": sums.loss / sums.users,
+        "train/nll": sums.nll / sums.users,
+        "train/kl": sums.kl / sums.users,
+        "train/anneal": float(
+            losses.anneal_weight(
+                last_step,
+                cap=config.loss.anneal_cap,
+                total_steps=config.loss.total_anneal_steps,
+            )
+        ),
+        "train/users_per_second": sums.users / progress.epoch_seconds,
+        "train/epoch_seconds": progress.epoch_seconds,
+        "train/loss_scale": float(optimizers.loss_scale_of(opt_state)),
+        "train/skipped_steps": int(skipped),
+    }
+
+
+def check_health(
+    config: Config,
+    opt_state: Any,
+    metrics: StepMetrics,
+    progress: TrainProgress,
+) -> None:
+    """Raises VaecfError if the loss has diverged.
+
+    Args:
+      config: settings of the run.
+      opt_state: state of the optimiser after the steps.
+      metrics: metrics of the steps.
+      progress: progress before the steps.
+    """
+    epoch = progress.epoch + 1
+    if isinstance(opt_state, optimizers.LossScaleState):
+        _, in_a_row = (int(x) for x in optimizers.skips_of(opt_state))
+        if in_a_row >= config.precision.max_skipped_in_a_row:
+            scale = float(optimizers.loss_scale_of(opt_state))
+            raise VaecfError(
+                f"float16 gradients overflowed {in_a_row} steps in a row in "
+                f"epoch {epoch}, at loss scale {scale:g}: lower "
+                "config.optimizer.learning_rate, or set "
+                "config.precision.policy='bf16'"
+            )
+        return
+    bad = np.flatnonzero(~np.isfinite(metrics.loss))
+    if len(bad):
+        step = progress.step_in_epoch + int(bad[0]) + 1
+        raise VaecfError(
+            f"the loss is {metrics.loss[bad[0]]} in epoch {epoch}, step "
+            f"{step}: lower config.optimizer.learning_rate, and use a new "
+            "workdir if this one has checkpoints"
+        )
+
+
+def summarise(
+    progress: TrainProgress, pipeline: Any, config: Config, mesh: Mesh
+) -> dict[str, Any]:
+    """Returns speed, length and devices of a training run."""
+    timed = progress.timed_seconds
+    return {
+        "users_per_second": progress.timed_users / timed if timed else None,
+        "seconds": progress.seconds,
+        "epochs": progress.epoch,
+        # Without validation users, the last epoch counts as the best.
+        "best_epoch": (
+            progress.epoch if progress.best is None else progress.best_epoch
+        ),
+        "compile_seconds": pipeline.compile_seconds,
+        "precision": precision.policy(config.precision.policy).name,
+        "device": jax.devices()[0].device_kind,
+        "devices": mesh.size,
+    }

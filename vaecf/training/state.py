@@ -89,6 +89,7 @@ class TrainSetup:
 
     def in_phase(self, phase: Phase) -> TrainSetup:
         """Returns the setup of the steps of a phase."""
+        phase = phase._replace(copies=())  # done before the steps
         model = self.model
         if not phase.dropout:
             model = model.clone(dropout_rate=0.0)

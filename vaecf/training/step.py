@@ -22,7 +22,7 @@ from vaecf.models import losses, mult_vae, sparse_batch
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel.mesh import vary, varying_axes
-from vaecf.training import loss_scale
+from vaecf.training import optimizers
 from vaecf.training.state import TrainSetup, TrainState
 
 _REPLICATED = P()
@@ -291,7 +291,7 @@ def train_step(
         batch,
         jax.random.fold_in(key, state.step),
         state.step,
-        loss_scale.scale_of(state.opt_state),
+        optimizers.loss_scale_of(state.opt_state),
     )
     trained = setup.trained(state.params)
     updates, opt_state = setup.tx.update(grads, state.opt_state, trained)

@@ -47,6 +47,7 @@ from vaecf.training import (
     signals,
     spectral_init,
 )
+from vaecf.training import progress as progress_lib
 from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import BEST, Checkpoints
@@ -80,7 +81,7 @@ class MemberResult:
       best_step: steps after which `params` were taken.
       best_progress: `progress` at that time, for the checkpoint.
       records: (step, metrics) of every epoch and validation.
-      summary: summary of the training, see `loop.summarise`.
+      summary: summary of the training, see `progress.summarise`.
       error: why the member failed, or None.
       stopped: whether `on_validation` has stopped the member.
     """
@@ -225,7 +226,7 @@ def train_members(
                         member.result.stopped = not go_on
     for member in members:
         if member.result.error is None:
-            summary = loop.summarise(
+            summary = progress_lib.summarise(
                 member.result.progress, program, config, program.setup.mesh
             )
             member.result.summary = {**summary, "members": len(members)}
@@ -260,7 +261,7 @@ def _train_epoch(
             if result.is_finished:
                 continue
             try:
-                loop.check_health(
+                progress_lib.check_health(
                     result.config, member.state.opt_state, own, result.progress
                 )
             except VaecfError as error:
@@ -288,7 +289,7 @@ def _end_epoch(
 ) -> dict[str, Any]:
     """Records an epoch; returns the metrics of a validation if one is due."""
     config, result = program.config, member.result
-    record = loop.training_record(
+    record = progress_lib.training_record(
         result.config, member.state.opt_state, result.progress, program.steps
     )
     result.progress.next_epoch()
@@ -356,8 +357,7 @@ class _Program:
 
     def phase(self, epoch: int) -> Phase:
         """Returns what an epoch trains."""
-        alternating = self.config.train.alternating_epochs
-        return self.setup.model.phase(epoch, alternating)
+        return self.setup.model.phase(epoch, self.config.train)
 
     def orders(
         self, members: Sequence[_Member], epoch: int
@@ -426,7 +426,7 @@ class _Program:
         """Returns the program for an epoch like this one."""
         phase = self.phase(epoch)
         n_members = len(arguments[0]) if self.stacked else 1
-        key = (phase, n_slots, n_members)
+        key = (phase.group, n_slots, n_members)
         if key in self._compiled:
             return self._compiled[key]
         began = time.perf_counter()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import loss_scale
+from vaecf.training import optimizers
 from vaecf.training import state as state_lib
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([0.25])}
@@ -41,7 +41,7 @@ def run(tx, flags: str, params: Any = PARAMS):
 
 
 def test_schedule_by_hand():
-    tx = loss_scale.dynamic_loss_scale(
+    tx = optimizers.dynamic_loss_scale(
         optax.sgd(0.1), initial=8.0, growth_interval=3, floor=2.0, ceiling=32.0
     )
     flags = "+++++----++++++++++++"
@@ -84,7 +84,7 @@ def test_schedule_by_hand():
 @given(st.text("+-", min_size=1, max_size=30), st.integers(1, 4))
 def test_schedule_is_the_papers(flags, interval):
     """Micikevicius et al. 2018, section 3.2, as a loop over floats."""
-    tx = loss_scale.dynamic_loss_scale(
+    tx = optimizers.dynamic_loss_scale(
         optax.identity(),
         initial=4.0,
         growth_factor=4.0,
@@ -117,7 +117,7 @@ _UPDATES: dict[int, Any] = {}
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("leaf", ["w", "b"])
 def test_bad_gradient_changes_nothing(assert_same, bad, leaf):
-    tx = loss_scale.dynamic_loss_scale(optax.adam(0.1))
+    tx = optimizers.dynamic_loss_scale(optax.adam(0.1))
     params, state = run(tx, "++")[-1]
     grads = gradients(1e3)
     grads[leaf] = grads[leaf].at[(0,) * grads[leaf].ndim].set(bad)
@@ -133,7 +133,7 @@ def test_bad_gradient_changes_nothing(assert_same, bad, leaf):
 
 def test_never_gives_in(assert_same):
     """Unlike `optax.apply_if_finite`, however many bad ones come in a row."""
-    tx = loss_scale.dynamic_loss_scale(optax.adam(0.1))
+    tx = optimizers.dynamic_loss_scale(optax.adam(0.1))
     params, state = run(tx, "-" * 60)[-1]
     assert_same(params, PARAMS)
     assert state.skipped_in_a_row == 60 and state.scale == 1.0
@@ -141,7 +141,7 @@ def test_never_gives_in(assert_same):
 
 def test_equals_the_optimiser_alone_on_finite_gradients(assert_same):
     adam = optax.adam(0.1)
-    wrapped = loss_scale.dynamic_loss_scale(adam, growth_interval=2)
+    wrapped = optimizers.dynamic_loss_scale(adam, growth_interval=2)
     params, state = PARAMS, adam.init(PARAMS)
     update = jax.jit(adam.update)
     for at, (scaled_params, scaled) in enumerate(run(wrapped, "+" * 7)):
@@ -155,17 +155,17 @@ def test_equals_the_optimiser_alone_on_finite_gradients(assert_same):
 
 def test_scale_and_skips_without_the_wrapper():
     state = optax.adam(0.1).init(PARAMS)
-    assert loss_scale.scale_of(state) == 1
-    assert loss_scale.skips_of(state) == (0, 0)
-    wrapped = loss_scale.dynamic_loss_scale(optax.adam(0.1), initial=64.0)
-    assert loss_scale.scale_of(wrapped.init(PARAMS)) == 64
+    assert optimizers.loss_scale_of(state) == 1
+    assert optimizers.skips_of(state) == (0, 0)
+    wrapped = optimizers.dynamic_loss_scale(optax.adam(0.1), initial=64.0)
+    assert optimizers.loss_scale_of(wrapped.init(PARAMS)) == 64
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([0.0, 1.0, -3e38, *BAD]), max_size=6))
 def test_all_finite(values):
     tree = [jnp.float32(v) for v in values]
-    assert bool(loss_scale.all_finite(tree)) == bool(np.isfinite(values).all())
+    assert bool(optimizers.all_finite(tree)) == bool(np.isfinite(values).all())
 
 
 def test_float16_overflows_recovers_and_all_devices_agree(
