@@ -168,9 +168,7 @@ def test_a_refused_run_does_not_claim_its_workdir(
         ("users.parquet", lambda b: None),
     ],
 )
-def test_a_damaged_dataset(
-    here, tiny, data_dir, command, name, damage
-) -> None:
+def test_a_damaged_dataset(here, tiny, data_dir, command, name, damage) -> None:
     shutil.copytree(data_dir, here / "data")
     path = here / "data" / name
     content = damage(path.read_bytes())

@@ -336,7 +336,7 @@ def _resume_line(
     config: Config, progress: TrainProgress, state: TrainState
 ) -> str:
     if progress.epoch >= config.train.epochs:
-        return f"training is complete: {progress.epoch} epochs are done"
+        return f"nothing left to train: {progress.epoch} epochs are done"
     return f"resuming from epoch {progress.epoch}, step {int(state.step)}"
 
 

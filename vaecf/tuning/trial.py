@@ -18,6 +18,7 @@ from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
+from vaecf.reporting.writers import Writer
 from vaecf.training import loop
 from vaecf.tuning import population
 from vaecf.tuning import space as space_lib
@@ -155,19 +156,16 @@ class TrialRun:
         return round(self._seconds_before + now - self._began, 3)
 
 
-class _Reporter:
+class _Reporter(Writer):
     """A metrics writer that reports validations and stops a pruned run."""
 
     def __init__(self, run: TrialRun) -> None:
         self._run = run
 
-    def write(self, record: Mapping[str, Any], *, step: int) -> None:
+    def write(self, record: Mapping[str, Any], step: int) -> None:
         del step
         if not self._run.report(record):
             raise _Pruned
-
-    def close(self) -> None:
-        pass
 
 
 def train_alone(
