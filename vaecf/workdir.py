@@ -151,7 +151,7 @@ def read_json(path: pathlib.Path) -> Any:
       VaecfError: the file is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise VaecfError(
             f"{path}: no such file; is its directory the workdir of a run?"

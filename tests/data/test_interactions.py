@@ -14,21 +14,14 @@ from vaecf.errors import VaecfError
 
 @st.composite
 def pairs(draw):
-    n_users = draw(st.integers(0, 8))
-    n_items = draw(st.integers(0, 9))
-    n = draw(st.integers(0, 40)) if n_users and n_items else 0
-    user = draw(
-        st.lists(st.integers(0, max(n_users - 1, 0)), min_size=n, max_size=n)
+    n_users, n_items = draw(st.integers(0, 8)), draw(st.integers(0, 9))
+    pair = st.tuples(
+        st.integers(0, max(n_users - 1, 0)), st.integers(0, max(n_items - 1, 0))
     )
-    item = draw(
-        st.lists(st.integers(0, max(n_items - 1, 0)), min_size=n, max_size=n)
-    )
-    return (
-        np.array(user, np.int64),
-        np.array(item, np.int64),
-        n_users,
-        n_items,
-    )
+    size = 40 if n_users and n_items else 0
+    drawn = np.array(draw(st.lists(pair, max_size=size)), np.int64)
+    user, item = drawn.reshape(-1, 2).T
+    return user, item, n_users, n_items
 
 
 def dense(matrix: Interactions) -> np.ndarray:

@@ -68,16 +68,6 @@ def test_draws_follow_successive_sampling(monkeypatch):
             assert abs(share - probability) < 4.5 * deviation
 
 
-def test_the_gumbel_finish_has_the_same_law():
-    p = np.array([0.5, 0.3, 0.15, 0.05])
-    rng, n = rng_of(0), 20_000
-    # One item is there already: the next one is p restricted to the others.
-    found = np.array([0])
-    drawn = [synthetic._draw_rest(p, found, 1, rng)[0] for _ in range(n)]
-    share = np.bincount(drawn, minlength=4) / n
-    assert np.abs(share - np.array([0, 0.6, 0.3, 0.1])).max() < 0.015
-
-
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(st.data())
 def test_drawn_histories_are_what_was_asked_for(data):

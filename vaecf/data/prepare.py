@@ -386,10 +386,10 @@ def _from_source(
 def _layout(
     settings: Settings, entry: catalog.Entry, source: Any
 ) -> str | layouts.Dialect | None:
-    """Returns the layout of a known dataset's file, None for a table.
+    """Returns the layout of a file, or None for a table or a frame.
 
     The file decides, not what the publisher's archive holds: many people have
-    the ratings as CSV.
+    the ratings of a known dataset as CSV.
     """
     if settings.user_column or settings.item_column:
         if entry.min_rating is not None and not settings.rating_column:
@@ -398,10 +398,10 @@ def _layout(
                 "name their column with rating_column"
             )
         return None
-    if settings.dataset is None or not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike)):
         return None
     layout = layouts.detect(pathlib.Path(source)) or entry.dialect
-    if layout is None:
+    if layout is None and settings.dataset is not None:
         raise VaecfError(
             f"{source} has none of the known layouts ("
             f"{', '.join(layouts.LAYOUTS)}); name its columns with user_column "
@@ -435,11 +435,8 @@ def _describe_source(
     """Returns names, joint digest and size of the files; None for a frame."""
     if not isinstance(source, (str, os.PathLike)):
         return None
-    path = pathlib.Path(source)
-    if path.is_dir() and layout is None:
-        layout = layouts.detect(path)
     digest, size = hashlib.sha256(), 0
-    files = layouts.files_of(path, layout)
+    files = layouts.files_of(pathlib.Path(source), layout)
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
