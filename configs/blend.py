@@ -26,27 +26,11 @@ MovieLens-20M, Netflix and the Million Song Dataset.
 import ml_collections
 
 from configs import default
+from vaecf import config as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns the RecVAE of Shenbin et al. 2020 with a linear branch.
-
-    The smaller batches, the higher dropout rate, the spectral initialisation
-    and the averaged parameters are ours.
-    """
+    """Returns the settings of the blend (`vaecf.config.BLEND`)."""
     config = default.get_config()
-    config.model.name = "rec_vae"
-    config.model.init = "spectral"
-    config.model.dropout_rate = 0.65
-    config.linear.l2 = 150.0
-    config.linear.dropout = 0.5
-    config.linear.user_exponent = 0.5
-    config.loss.gamma = 0.005
-    config.optimizer.learning_rate = 5e-4
-    config.train.alternating_epochs = (3, 1)
-    config.train.ema = 0.95
-    config.train.epochs = 160
-    config.train.batch_size = 200
-    config.eval.every_epochs = 8
-    config.eval.patience = 3
+    config.update_from_flattened_dict(config_lib.BLEND)
     return config

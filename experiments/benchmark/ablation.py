@@ -122,7 +122,7 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     dataset = find_dataset(model.config.data.dir)
     n_items = dataset.n_items
     validation, test = (
-        Evaluator.for_split(dataset, s, model.config.eval, model.setup.mesh)
+        Evaluator.for_split(dataset, s, model.config.eval, model.mesh)
         for s in ("validation", "test")
     )
     ranker = model.ranker(test.depth)

@@ -52,10 +52,12 @@ def benchmark() -> dict[str, Any]:
         n_held_out_users=FLAGS.users,
         n_items=FLAGS.items,
     )
-    work = workloads.validation(config, model.setup, model.params, dataset)
+    work = workloads.validation(
+        config, model.mesh, model.scorer(), model.params, dataset
+    )
     hidden = config.model.hidden[0]
     product = ceilings.DecoderProduct(
-        model.setup.mesh, policy, config.eval.batch_size, hidden, FLAGS.items
+        model.mesh, policy, config.eval.batch_size, hidden, FLAGS.items
     )
     flop = 2 * hidden * FLAGS.items
     began = time.perf_counter()
@@ -75,8 +77,8 @@ def benchmark() -> dict[str, Any]:
         "flop_per_user": flop,
         "ceiling_shape": list(product.shape),
         "interactions_per_user": fold_in.nnz / fold_in.n_users,
-        "input": model.setup.model.input_lowering,
-        **common.describe(config, model.setup.mesh),
+        "input": model.module.input_lowering,
+        **common.describe(config, model.mesh),
         "rounds": rounds,
     }
 

@@ -81,7 +81,7 @@ def benchmark() -> dict[str, Any]:
         "repeats": FLAGS.repeats,
         "read_gb_per_second": n_bytes / floor / 1e9,
         "floor_seconds": floor,
-        **common.describe(config, model.setup.mesh),
+        **common.describe(config, model.mesh),
     }
 
 

@@ -204,9 +204,12 @@ def _summarise(
 def _evaluate(config: Any, trainer: Any, dataset: Any) -> dict[str, Any]:
     """Evaluates the validation users as the loop does, once compiled."""
     from experiments.benchmark import workloads
+    from vaecf.evaluation import scorers
 
+    setup = trainer.setup
     evaluate = workloads.validation(
-        config, trainer.setup, trainer.state.params, dataset
+        *(config, setup.mesh, scorers.model(setup.model)),
+        *(trainer.state.params, dataset),
     ).evaluate
     evaluate()
     began = time.perf_counter()

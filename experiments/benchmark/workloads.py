@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.benchmark import common
 from vaecf import __version__
@@ -18,6 +19,7 @@ from vaecf.config import Config
 from vaecf.data.id_table import IdTable
 from vaecf.evaluation import scorers
 from vaecf.evaluation.evaluator import Evaluator
+from vaecf.evaluation.ranking import Scorer
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving.trained_model import TrainedModel
 from vaecf.training import input_pipeline
@@ -127,12 +129,12 @@ class Work(NamedTuple):
     score: Callable[[], Any]
 
 
-def validation(config: Config, setup: Any, params: Any, dataset: Any) -> Work:
+def validation(
+    config: Config, mesh: Mesh, scorer: Scorer, params: Any, dataset: Any
+) -> Work:
     """Returns the evaluation of the validation users and its two parts."""
-    evaluator = Evaluator.for_split(
-        dataset, "validation", config.eval, setup.mesh
-    )
-    ranker = evaluator.compile(scorers.model(setup.model))
+    evaluator = Evaluator.for_split(dataset, "validation", config.eval, mesh)
+    ranker = evaluator.compile(scorer)
     model_params = scorers.ModelParams(params)
     fold_in = evaluator.fold_in
 
@@ -162,8 +164,9 @@ def random_model(config: Config, n_items: int) -> TrainedModel:
         config,
         manifest={},
         items=IdTable(np.arange(n_items)),
-        setup=setup,
+        module=setup.whole,
+        mesh=mesh,
         params=state_lib.init_state(setup, config.seed).params,
         directory=pathlib.Path(),
-        position={},
+        progress={},
     )

@@ -87,7 +87,7 @@ def item_item(path, n_items: int) -> np.ndarray:
 
 def split_of(model, data, split="validation", **changes):
     config = dataclasses.replace(model.config.eval, **changes)
-    mesh = model.setup.mesh
+    mesh = model.mesh
     return Evaluator.for_split(open_dataset(data), split, config, mesh)
 
 
@@ -152,7 +152,7 @@ def test_they_are_chosen_once_for_an_epoch(data, done, monkeypatch):
     again = trained_model.tune_blend(model, validation, log=lines.append)
     assert lines == []
     assert float(again.branch["gain"]) == float(model.branch["gain"])
-    later = dataclasses.replace(model, position=model.position | {"epoch": 99})
+    later = dataclasses.replace(model, progress=model.progress | {"epoch": 99})
     monkeypatch.setattr(
         linear_branch, "write_weights", lambda _, kept: lines.append(kept)
     )
@@ -167,7 +167,7 @@ def test_the_metric_need_not_be_one_of_those_shown(data, done, monkeypatch):
         linear_branch, "write_weights", lambda _, it: kept.append(it)
     )
     model = trained_model.load(workdir)
-    model = dataclasses.replace(model, position=model.position | {"epoch": 99})
+    model = dataclasses.replace(model, progress=model.progress | {"epoch": 99})
     trained_model.tune_blend(
         model, split_of(model, data, metrics=("recall@5",))
     )

@@ -44,8 +44,8 @@ def test_the_file_is_what_the_library_recommends(
     )  # fmt: skip
     assert done.status == 0, done.err
     assert done.out == (
-        "3 users, 12 recommendations: new/out.parquet; 1 items of the "
-        "histories are unknown\n"
+        "3 users, 12 recommendations: new/out.parquet; skipped 1 unknown items "
+        "of histories\n"
     )
     made = pl.read_parquet("new/out.parquet")
     lists = {
@@ -89,8 +89,8 @@ def test_the_file_is_what_the_library_recommends(
         ({"batch_size": "0"}, ["batch_size=0"]),
         ({"output": "file/out.parquet"}, ["file/out.parquet"]),
         ({"output": "folder"}, ["folder"]),
-        ({"output": "h.csv"}, ["h.csv is the file of --histories"]),
-        ({"output": "./h.csv"}, ["h.csv is the file of --histories"]),
+        ({"output": "h.csv"}, ["h.csv is the file of the histories"]),
+        ({"output": "./h.csv"}, ["h.csv is the file of the histories"]),
         ({"output": "out.xlsx"}, ["out.xlsx", ".parquet or .csv"]),
         ({"workdir": "file"}, ["file/config.json", "workdir of a run"]),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -45,7 +47,7 @@ def test_save_keeps_everything(shop, saved):
     assert same(model, shop)
     assert model.config == other.config
     assert model.manifest == other.manifest
-    assert model.position == other.position and model.position["epoch"] == 4
+    assert model.progress == other.progress and model.progress["epoch"] == 4
     assert model.directory == saved
 
 
@@ -148,7 +150,7 @@ def test_items_are_those_of_another_run(copy, change):
         "column": ids,
     }[change]
     IdTable(ids).write(path, "user" if change == "column" else "item")
-    assert "items.parquet: not" in refused(copy)
+    assert "items.parquet: " in refused(copy)
 
 
 def test_another_architecture(copy):
@@ -210,3 +212,16 @@ def test_a_model_that_is_gone_leaves_nothing() -> None:
     del model
     gc.collect()
     assert gone() is None and kernel() is None
+
+
+def test_serving_a_model_imports_no_training_loop() -> None:
+    """Nor an optimiser: importing both takes seconds."""
+    code = (
+        "import sys, vaecf.serving.batch_scoring, vaecf.serving.latency\n"
+        "print([m for m in ('optax', 'vaecf.training.loop', "
+        "'vaecf.training.state', 'vaecf.training.step') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -279,13 +279,15 @@ class Ranker:
     ) -> RankedLists:
         """Returns the lists of all users as NumPy arrays; see `blocks`."""
         how: Any = {"batch_size": batch_size, "allowed_I": allowed_I}
-        empty = RankedLists(
-            np.zeros((0, self.k), np.int32),
-            np.zeros((0, self.k), np.float32),
-            np.zeros(0, np.float32),
-        )
-        blocks = [empty, *self.blocks(params, indptr, indices, **how)]
-        return RankedLists(*(np.concatenate(parts) for parts in zip(*blocks)))
+        blocks = self.blocks(params, indptr, indices, **how)
+        parts = zip(*[self.no_lists(), *blocks])
+        return RankedLists(*(np.concatenate(part) for part in parts))
+
+    def no_lists(self) -> RankedLists:
+        """Returns the lists of no users."""
+        item_UK = np.zeros((0, self.k), np.int32)
+        score_UK = np.zeros((0, self.k), np.float32)
+        return RankedLists(item_UK, score_UK, np.zeros(0, np.float32))
 
     def blocks(
         self,

@@ -1,9 +1,9 @@
-"""Files of histories in, a file of recommendations out.
+"""Recommends items to all users of a file.
 
-Besides the users' ids, memory is bounded by one partition of users, not by
-the file: a first pass maps ids to numbers and deals the pairs out to temporary
-files by user, a second one ranks partition after partition while the output
-is written.
+Memory is bounded by one partition of users, not by the file, except for the
+user ids. A first pass over the file replaces ids by numbers and appends the
+pairs to one temporary file per partition. A second pass ranks partition after
+partition while the output is written.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vaecf import workdir as workdir_lib
 from vaecf.data import layouts, readers
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.data.row_batches import Batch, file_batches
 from vaecf.errors import VaecfError
-from vaecf.serving.recommender import list_columns
-from vaecf.serving.trained_model import load
+from vaecf.serving.trained_model import TrainedModel, load
 
 if TYPE_CHECKING:
     import polars as pl
 
-_USERS_A_PARTITION = 65_536
+_USERS_PER_PARTITION = 65_536
 
 
 class Scored(NamedTuple):
-    """What `score_file` did: users and rows written, unknown items left out."""
+    """Counts of `score_file`.
+
+    Attributes:
+      users: number of users in the histories.
+      rows: number of recommendations written.
+      unknown_items: number of history rows whose item the model does not know.
+    """
 
     users: int
     rows: int
@@ -49,113 +55,98 @@ def score_file(
     batch_size: int = 512,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scored:
-    """Recommends to every user of a file.
+    """Writes the k best items of every user of a file.
 
     Args:
-      workdir: of a trained run, or a directory of `Recommender.save`.
-      histories: CSV, TSV (both also gzipped) or Parquet with a row for each
-        (user, item); rows of a user need not be together.
-      output: file to write, Parquet, or CSV if it is called so: user, rank,
-        item, score (natural logarithm of the item's probability), users in
-        order of first appearance. It is there whole or not at all.
-      k: items a user.
-      user_column: of the histories.
-      item_column: of the histories.
-      exclude_seen: leave out the items of the history.
-      batch_size: users a dispatch.
-      progress: called with (users done, users in all).
+      workdir: workdir of a run, or a directory written by `Recommender.save`.
+      histories: CSV or TSV (also gzipped) or Parquet file with one row per
+        (user, item), in any order.
+      output: file to write, CSV if its suffix is .csv, else Parquet. Its
+        columns are user, rank (from 1), item and score (natural logarithm of
+        the item's probability), users in order of their first row. The file is
+        replaced atomically.
+      k: number of items per user.
+      user_column: user column of the histories.
+      item_column: item column of the histories.
+      exclude_seen: do not recommend items of the history.
+      batch_size: users per batch on the device.
+      progress: called with (number of users done, number of all users).
 
     Raises:
-      VaecfError: bad input; nothing is written.
+      VaecfError: an argument or the file cannot be used; nothing is written.
     """
     if k < 1:
-        raise VaecfError(f"--k={k} must be at least 1")
+        raise VaecfError(f"k={k} must be at least 1")
+    _check_output(output, histories)
+    columns = {"user": user_column, "item": item_column}
+    batches = file_batches(layouts.require(histories), None, columns)
+    model = load(workdir)
+    rows = done = 0
+    with (
+        workdir_lib.atomic_file(output) as target,
+        tempfile.TemporaryDirectory(
+            dir=output.parent, ignore_cleanup_errors=True
+        ) as name,
+    ):
+        folder = pathlib.Path(name)
+        partitions = _partition(batches, model.items, folder)
+        n_users = len(partitions.users)
+        if n_users == 0:
+            raise VaecfError(f"{histories} holds no rows")
+
+        def frames() -> Iterator[pl.DataFrame]:
+            nonlocal rows, done
+            for users, matrix in partitions.read(len(model.items)):
+                for frame, n in _recommend(
+                    model, users, matrix, k, exclude_seen, batch_size
+                ):
+                    rows, done = rows + frame.height, done + n
+                    progress(done, n_users)
+                    yield frame
+
+        # In the temporary directory: after an error, polars may still create
+        # the file.
+        written = folder / output.name
+        _write(frames(), partitions.users.dtype, model.items, written)
+        written.replace(target)
+    return Scored(n_users, rows, partitions.unknown_items)
+
+
+def _check_output(output: pathlib.Path, histories: pathlib.Path) -> None:
     if output.is_dir():
-        raise VaecfError(f"--output={output} is a folder: name a Parquet file")
+        raise VaecfError(f"output={output} is a folder: name a Parquet file")
     if output.exists() and histories.exists() and output.samefile(histories):
         raise VaecfError(
-            f"--output={output} is the file of --histories: it would be lost; "
-            "name another one"
+            f"output={output} is the file of the histories: name another file"
         )
     if output.suffix not in ("", ".parquet", ".pq", ".csv"):
         raise VaecfError(
-            f"--output={output}: what is written is Parquet or CSV: let it end "
-            "in .parquet or .csv"
+            f"output={output}: the file is Parquet or CSV: use the suffix "
+            ".parquet or .csv"
         )
-    batches = file_batches(
-        layouts.require(histories),
-        None,
-        {"user": user_column, "item": item_column},
-    )
-    model = load(workdir)
-    ranker = model.ranker(min(k, len(model.items)), exclude_seen)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(
-            dir=output.parent, ignore_cleanup_errors=True
-        )
-    except OSError as error:
-        raise VaecfError(
-            f"--output={output}: cannot be written ({error.strerror})"
-        ) from None
-    with folder as name:
-        # In the folder that goes: polars may still open the file when an error
-        # has already stopped what it is to write.
-        temporary = pathlib.Path(name) / output.name
-        dealt = _deal(batches, model.items, pathlib.Path(name))
-        if dealt.n_users == 0:
-            raise VaecfError(f"{histories} holds no rows")
-        rows = 0
-
-        def blocks() -> Iterator[pl.DataFrame]:
-            nonlocal rows
-            done = 0
-            for users, matrix in dealt.partitions(len(model.items)):
-                for ranked in ranker.blocks(
-                    model.scorer_params,
-                    matrix.indptr,
-                    matrix.indices,
-                    batch_size=batch_size,
-                ):
-                    n = len(ranked.item_UK)
-                    block = _as_frame(
-                        users[:n], list_columns(ranked, model.items)
-                    )
-                    users = users[n:]
-                    rows += block.height
-                    done += n
-                    progress(done, dealt.n_users)
-                    yield block
-
-        _sink(
-            blocks(),
-            dealt.users.dtype,
-            model.items,
-            temporary,
-            as_csv=output.suffix == ".csv",
-        )
-        temporary.replace(output)
-    return Scored(dealt.n_users, rows, dealt.unknown_items)
 
 
-class _Dealt(NamedTuple):
-    """Pairs of (user number, item index) in files of 65,536 users each."""
+# --- First pass -------------------------------------------------------------
+
+
+class _Partitions(NamedTuple):
+    """Files of (user number, item index) pairs, one per partition of users.
+
+    Attributes:
+      folder: directory of the files.
+      users: raw ids of all users, by user number.
+      unknown_items: number of rows with an unknown item.
+    """
 
     folder: pathlib.Path
     users: pl.Series
     unknown_items: int
 
-    @property
-    def n_users(self) -> int:
-        return len(self.users)
-
-    def partitions(
-        self, n_items: int
-    ) -> Iterator[tuple[pl.Series, Interactions]]:
-        """Users and their histories, in order of first appearance."""
-        for first in range(0, self.n_users, _USERS_A_PARTITION):
-            users = self.users[first : first + _USERS_A_PARTITION]
-            path = self.folder / f"{first // _USERS_A_PARTITION}.pairs"
+    def read(self, n_items: int) -> Iterator[tuple[pl.Series, Interactions]]:
+        """Yields the users of each partition and their histories."""
+        for first in range(0, len(self.users), _USERS_PER_PARTITION):
+            users = self.users[first : first + _USERS_PER_PARTITION]
+            path = self.folder / f"{first // _USERS_PER_PARTITION}.pairs"
             pairs = np.fromfile(path, np.int32).reshape(-1, 2)
             known = pairs[pairs[:, 1] >= 0]
             matrix, _ = Interactions.from_pairs(
@@ -164,10 +155,10 @@ class _Dealt(NamedTuple):
             yield users, matrix
 
 
-def _deal(
+def _partition(
     batches: Iterator[Batch], items: IdTable, folder: pathlib.Path
-) -> _Dealt:
-    """The first pass; users are numbered by first appearance."""
+) -> _Partitions:
+    """Numbers the users by first appearance and writes the pairs."""
     number: dict[str, int] = {}
     unknown = 0
     user_type = None
@@ -176,26 +167,26 @@ def _deal(
         return [number.setdefault(user, len(number)) for user in users]
 
     for batch in batches:
-        if batch.first_line is None:  # a text has no types
+        if batch.first_line is None:  # not a text file: the ids have a type
             user_type = batch.frame["user"].dtype
         frame = readers.convert_ids(batch).frame
         if not frame.height:
             continue
-        user = _by_value(frame["user"], numbers)
-        item = _by_value(frame["item"], items.index_of)
+        user = _map_distinct(frame["user"], numbers)
+        item = _map_distinct(frame["item"], items.index_of)
         unknown += int((item < 0).sum())
         pairs = np.stack([user, item], axis=1)
-        part = user // _USERS_A_PARTITION
-        for p in np.unique(part):
+        partition = user // _USERS_PER_PARTITION
+        for p in np.unique(partition):
             with open(folder / f"{p}.pairs", "ab") as file:
-                pairs[part == p].tofile(file)
-    return _Dealt(folder, _typed(list(number), user_type), unknown)
+                pairs[partition == p].tofile(file)
+    return _Partitions(folder, _typed(list(number), user_type), unknown)
 
 
-def _by_value(
+def _map_distinct(
     column: pl.Series, function: Callable[[list[str]], Any]
 ) -> np.ndarray:
-    """int32 [rows], a function of the distinct values."""
+    """Returns int32 [rows]; the function is called with distinct values."""
     import polars as pl
 
     distinct = column.unique(maintain_order=True)
@@ -204,40 +195,59 @@ def _by_value(
     return mapped.to_numpy()
 
 
-def _typed(ids: list[str], kind: Any) -> pl.Series:
-    """Ids of that type; None makes integers of them if all can be."""
+def _typed(ids: list[str], dtype: Any) -> pl.Series:
+    """Returns ids of a dtype; None makes integers of them if all can be."""
     import polars as pl
 
     series = pl.Series(ids, dtype=pl.String)
-    if kind is not None or not ids:
-        return series.cast(kind or pl.String)
+    if dtype is not None or not ids:
+        return series.cast(dtype or pl.String)
     codes, raw = readers.encode_ids(
         series.cast(pl.Categorical(pl.Categories.random()))
     )
     return pl.Series(raw[codes].tolist())
 
 
-def _as_frame(users: pl.Series, columns: dict[str, np.ndarray]) -> pl.DataFrame:
+# --- Second pass ------------------------------------------------------------
+
+
+def _recommend(
+    model: TrainedModel,
+    users: pl.Series,
+    matrix: Interactions,
+    k: int,
+    exclude_seen: bool,
+    batch_size: int,
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Yields (recommendations, number of users) of each batch."""
     import polars as pl
 
-    row = columns.pop("row")
-    return pl.DataFrame(
-        {
-            "user": users.gather(row),
-            "rank": columns["rank"].astype(np.int32),
-            "item": pl.Series(columns["item"].tolist()),
-            "score": columns["score"].astype(np.float32),
-        }
-    )
+    ranker = model.ranker(min(k, len(model.items)), exclude_seen)
+    first = 0
+    for lists in ranker.blocks(
+        model.scorer_params,
+        matrix.indptr,
+        matrix.indices,
+        batch_size=batch_size,
+    ):
+        columns = model.columns(lists)
+        frame = pl.DataFrame(
+            {
+                "user": users.gather(first + columns["row"]),
+                "rank": columns["rank"].astype(np.int32),
+                "item": pl.Series(columns["item"].tolist()),
+                "score": columns["score"].astype(np.float32),
+            }
+        )
+        yield frame, len(lists.item_UK)
+        first += len(lists.item_UK)
 
 
-def _sink(
-    blocks: Iterator[pl.DataFrame],
+def _write(
+    frames: Iterator[pl.DataFrame],
     user_type: Any,
     items: IdTable,
     path: pathlib.Path,
-    *,
-    as_csv: bool,
 ) -> None:
     """Writes frames to one file as they come."""
     import polars as pl
@@ -254,22 +264,22 @@ def _sink(
     def source(
         with_columns: Any, predicate: Any, n_rows: Any, batch_size: Any
     ) -> Iterator[pl.DataFrame]:
-        del with_columns, predicate, n_rows, batch_size  # all of it is written
+        del with_columns, predicate, n_rows, batch_size  # everything is written
         try:
-            for block in blocks:
-                yield block.cast(schema)  # type: ignore[arg-type]
+            for frame in frames:
+                yield frame.cast(schema)  # type: ignore[arg-type]
         except VaecfError as error:
             failure.append(error)
             raise
 
     try:
-        frames = register_io_source(source, schema=schema)
-        if as_csv:
-            frames.sink_csv(path)
+        lazy = register_io_source(source, schema=schema)
+        if path.suffix == ".csv":
+            lazy.sink_csv(path)
         else:
-            frames.sink_parquet(path)
+            lazy.sink_parquet(path)
     except pl.exceptions.PolarsError:
-        # polars wraps what a source raises; the person wants the reason.
+        # polars hides the error of a source in one of its own.
         if failure:
             raise failure[0] from None
         raise

@@ -1,4 +1,4 @@
-"""A model as it lies in a directory: parameters, config, item ids."""
+"""A trained model: loaded from a directory, ranking, saved to another one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data import dataset as dataset_lib
@@ -22,18 +23,16 @@ from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import blend_tuning, ranking, scorers
 from vaecf.evaluation.evaluator import Evaluator
-from vaecf.models import sparse_batch
+from vaecf.models import mult_vae, registry, sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.training import checkpoints, linear_branch
-from vaecf.training import state as state_lib
+from vaecf.training import checkpoints, linear_branch, precision
 
-_USERS_ENCODED = 2048  # at once
+_USERS_PER_ENCODING = 2048
 
-
-# What `TrainedModel.save` writes.
+# The files that `TrainedModel.save` writes, besides the linear branch.
 _SAVED = {
-    "checkpoints",
+    workdir_lib.CHECKPOINTS,
     workdir_lib.CONFIG,
     workdir_lib.DATASET,
     workdir_lib.ITEMS,
@@ -45,30 +44,41 @@ class TrainedModel:
     """A trained model, ready to rank.
 
     Attributes:
-      config: of the run that trained it.
-      manifest: of the dataset that it was trained on.
-      items: raw ids in the order of the item axis.
-      setup: module and mesh.
-      params: the model's parameters, on the mesh.
-      branch: linear branch that ranks beside it, on the mesh; None for none.
-      directory: where it was loaded from.
-      position: where in the run the parameters were taken.
+      config: settings of the run that trained the model.
+      manifest: manifest of the dataset that the model was trained on.
+      items: raw item ids, by item index.
+      module: module over all items.
+      mesh: devices ('data', 'item') that the parameters lie on.
+      params: parameters of the module, on the mesh.
+      directory: where the model was loaded from.
+      progress: epoch and step at which the parameters were saved.
+      branch: linear branch of a blend, on the mesh; None if there is none.
     """
 
     config: Config
     manifest: dict[str, Any]
     items: IdTable
-    setup: state_lib.TrainSetup
+    module: mult_vae.MultDAE
+    mesh: Mesh
     params: Any
     directory: pathlib.Path
-    position: dict[str, Any]
+    progress: dict[str, Any]
     branch: dict[str, Any] | None = None
 
+    def scorer(self) -> ranking.Scorer:
+        """Returns the scorer that ranks items for this model."""
+        return scorers.model(registry.shard_model(self.module, self.mesh))
+
+    @property
+    def scorer_params(self) -> scorers.ModelParams:
+        """Parameters of `scorer`."""
+        return scorers.ModelParams(self.params, self.branch)
+
     def ranker(self, k: int, exclude_seen: bool = True) -> ranking.Ranker:
-        """Compiled ranking to depth k, kept for as long as the model is."""
+        """Returns the ranker of lists of length k; later calls reuse it."""
         if (k, exclude_seen) not in self._rankers:
             self._rankers[k, exclude_seen] = ranking.Ranker(
-                self.scorer(), self.setup.mesh, k, exclude_seen=exclude_seen
+                self.scorer(), self.mesh, k, exclude_seen=exclude_seen
             )
         return self._rankers[k, exclude_seen]
 
@@ -76,43 +86,65 @@ class TrainedModel:
     def _rankers(self) -> dict[tuple[int, bool], ranking.Ranker]:
         return {}
 
-    def scorer(self) -> ranking.Scorer:
-        """What `ranking` and `evaluation` take."""
-        return scorers.model(self.setup.model)
+    def columns(
+        self, lists: ranking.RankedLists, score: str = "log_probability"
+    ) -> dict[str, np.ndarray]:
+        """Returns lists as columns of a long table.
 
-    @property
-    def scorer_params(self) -> scorers.ModelParams:
-        """Parameters of `scorer`, to call a ranker with."""
-        return scorers.ModelParams(self.params, self.branch)
+        Args:
+          lists: result of a ranker of this model.
+          score: 'log_probability', 'probability' or 'logit'.
 
-    def encode(self, matrix: Interactions) -> np.ndarray:
-        """Users' representations, float32 [U, latent]."""
-        n_users = matrix.n_users
-        size = min(_USERS_ENCODED, sparse_batch.bucket_users(n_users))
-        n_blocks = max(1, -(-n_users // size))
-        user_SB = np.arange(n_blocks * size, dtype=np.int32).reshape(-1, size)
+        Returns:
+          {'row': user's row in `lists`, 'rank': from 1, 'item': raw id,
+          'score': float32}, without the places after the end of a list.
+        """
+        row, rank = np.nonzero(lists.item_UK >= 0)
+        value = lists.score_UK[row, rank]
+        if score != "logit":
+            value = value - lists.log_total_U[row]
+        if score == "probability":
+            value = np.exp(value)
+        return {
+            "row": row,
+            "rank": rank + 1,
+            "item": self.items.ids[lists.item_UK[row, rank]],
+            "score": value,
+        }
+
+    def encode(self, histories: Interactions) -> np.ndarray:
+        """Returns the latent representations of users, float32 [U, latent].
+
+        Args:
+          histories: interactions of U users with this model's items.
+        """
+        n_users = histories.n_users
+        size = min(_USERS_PER_ENCODING, sparse_batch.bucket_users(n_users))
+        n_batches = max(1, -(-n_users // size))
+        user_SB = np.arange(n_batches * size, dtype=np.int32).reshape(-1, size)
+        # Padding users have the number n_users and no interactions.
         user_SB = np.minimum(user_SB, n_users)
-        n_slots = sparse_batch.slots_for(np.append(matrix.counts, 0)[user_SB])
-        parts = []
+        count_SB = np.append(histories.counts, 0)[user_SB]
+        n_slots = sparse_batch.slots_for(count_SB)
+        codes = []
         for user_B in user_SB:
             batch = sparse_batch.assemble_on_host(
-                matrix.indptr, matrix.indices, user_B, n_slots
+                histories.indptr, histories.indices, user_B, n_slots
             )
-            code_BZ = self._encoder(
-                {"params": self.params}, jax.tree.map(jnp.asarray, batch)
-            )
-            parts.append(np.asarray(code_BZ))
-        return np.concatenate(parts)[:n_users]
+            batch = jax.tree.map(jnp.asarray, batch)
+            code_BZ = self._encoder({"params": self.params}, batch)
+            codes.append(np.asarray(code_BZ))
+        return np.concatenate(codes)[:n_users]
 
     @functools.cached_property
     def _encoder(self) -> Callable[..., jax.Array]:
-        """Compiled once for every shape, kept for the next call."""
-        return jax.jit(
-            functools.partial(self.setup.whole.apply, method="encode")
-        )
+        return jax.jit(functools.partial(self.module.apply, method="encode"))
 
     def item_vectors(self) -> np.ndarray:
-        """Output weights of every item, normalised, float32 [I, H]."""
+        """Returns the normalised output weights of all items, float32 [I, H].
+
+        H is the size of the decoder's last hidden layer.
+        """
         kernel_HI = np.asarray(jax.device_get(self.params["output_kernel"]))
         vector_IH = kernel_HI.T[: len(self.items)]
         norm_I = np.linalg.norm(vector_IH, axis=1, keepdims=True)
@@ -121,44 +153,51 @@ class TrainedModel:
     def save(
         self, directory: pathlib.Path, *, overwrite: bool = False
     ) -> pathlib.Path:
-        """Writes a self-contained copy: config, ids, parameters; all or none.
+        """Writes a self-contained copy that `load` reads, atomically.
 
         Args:
-          directory: new, empty, or (with `overwrite`) one written by `save`.
-          overwrite: replace what was saved there.
+          directory: a new or empty directory; with `overwrite` also one that
+            this method wrote.
+          overwrite: whether a saved model may be replaced.
+
+        Returns:
+          The directory.
 
         Raises:
-          VaecfError: the directory is taken or cannot be written.
+          VaecfError: the directory holds other files or cannot be written.
         """
-        if directory.exists() and not directory.is_dir():
-            raise VaecfError(f"{directory} is a file: name a directory")
-        if directory.exists() and any(directory.iterdir()):
-            # A run's workdir holds more than we would write: never replaced.
-            names = {path.name for path in directory.iterdir()}
-            if names - {linear_branch.FOLDER} != _SAVED:
-                raise VaecfError(
-                    f"{directory} is not empty and no saved model: choose "
-                    "another directory"
-                )
-            if not overwrite:
-                raise VaecfError(
-                    f"{directory} holds a saved model: pass overwrite=True to "
-                    "replace it, or choose another directory"
-                )
+        if directory.exists():
+            _require_replaceable(directory, overwrite)
         with workdir_lib.atomic_directory(directory) as fresh:
             dataset_lib.write_identity(fresh, self.manifest, self.items)
-            saved = checkpoints.Checkpoints(fresh / "checkpoints")
-            step = self.position.get("epoch", 0)
-            saved.save(checkpoints.BEST, step, self.params, self.position)
+            saved = checkpoints.Checkpoints(fresh / workdir_lib.CHECKPOINTS)
+            step = self.progress.get("epoch", 0)
+            saved.save(checkpoints.BEST, step, self.params, self.progress)
             saved.close()
             if self.branch is not None:
                 linear_branch.save(
                     self.branch, self.config.linear, len(self.items), fresh
                 )
-            workdir_lib.write_json(
-                fresh / workdir_lib.CONFIG, self.config.to_dict()
-            )
+            config = self.config.to_dict()
+            workdir_lib.write_json(fresh / workdir_lib.CONFIG, config)
         return directory
+
+
+def _require_replaceable(directory: pathlib.Path, overwrite: bool) -> None:
+    if not directory.is_dir():
+        raise VaecfError(f"{directory} is a file: name a directory")
+    names = {path.name for path in directory.iterdir()}
+    # The workdir of a run holds more files: it is never replaced.
+    if names and names - {workdir_lib.LINEAR} != _SAVED:
+        raise VaecfError(
+            f"{directory} is not empty and no saved model: choose another "
+            "directory"
+        )
+    if names and not overwrite:
+        raise VaecfError(
+            f"{directory} holds a saved model: pass overwrite=True to replace "
+            "it, or choose another directory"
+        )
 
 
 def load(
@@ -167,56 +206,63 @@ def load(
     policy: str | None = None,
     mesh: Mesh | None = None,
 ) -> TrainedModel:
-    """The best model of a workdir or of a directory written by `TrainedModel.save`.
+    """Loads the best model of a run, or a model that was saved.
 
-    It goes onto this machine's devices, whatever it was trained on.
+    The model may have been trained on other devices.
 
     Args:
-      directory: workdir.
-      policy: precision to score in; None takes the run's.
-      mesh: None shards users over all devices.
+      directory: workdir of a run, or directory of `TrainedModel.save`.
+      policy: precision to rank in, such as 'bf16'; None takes the run's.
+      mesh: devices ('data', 'item') to put the model on; None uses all devices
+        along 'data'.
 
     Raises:
-      VaecfError: missing or damaged files; names them.
+      VaecfError: a file is missing or damaged; names the file.
     """
     config = workdir_lib.read_config(directory)
     if policy is not None:
-        config = dataclasses.replace(
-            config,
-            precision=dataclasses.replace(config.precision, policy=policy),
-        )
-    manifest = workdir_lib.read_json(directory / workdir_lib.DATASET)
+        config = config_lib.replace(config, {"precision.policy": policy})
+    manifest, items = _read_identity(directory)
+    if mesh is None:
+        mesh = mesh_lib.make_mesh()
+    module = registry.make_model(
+        config.model,
+        precision.policy(config.precision.policy),
+        len(items),
+        mesh.shape[mesh_lib.ITEM],
+    )
+    saved = checkpoints.Checkpoints(directory / workdir_lib.CHECKPOINTS)
+    params = checkpoints.restore_params(saved, module, mesh)
+    progress = saved.position(checkpoints.BEST)
+    saved.close()
+    branch = None
+    if config.linear.l2:
+        branch = linear_branch.load(directory, mesh, config.linear, len(items))
+        if weights := linear_branch.read_weights(directory):
+            branch = linear_branch.with_weights(
+                branch, gain=weights["gain"], prior=weights["prior"]
+            )
+    return TrainedModel(
+        *(config, manifest, items, module, mesh, params),
+        *(directory, progress, branch),
+    )
+
+
+def _read_identity(directory: pathlib.Path) -> tuple[dict[str, Any], IdTable]:
+    """Returns the manifest of the dataset and the item ids."""
+    file = directory / workdir_lib.DATASET
+    manifest = workdir_lib.read_json(file)
     items = IdTable.read(directory / workdir_lib.ITEMS, "item")
     try:
         digest = manifest["ids"]["items"]["sha256"]
     except (KeyError, TypeError):
-        raise VaecfError(
-            f"{directory / workdir_lib.DATASET}: not the manifest of a dataset"
-        ) from None
+        raise VaecfError(f"{file}: not the manifest of a dataset") from None
     if items.sha256() != digest:
         raise VaecfError(
-            f"{directory / workdir_lib.ITEMS}: not the items of the dataset "
-            f"that {workdir_lib.DATASET} beside it describes"
+            f"{directory / workdir_lib.ITEMS}: the items differ from those of "
+            f"the dataset that {workdir_lib.DATASET} describes"
         )
-    setup = state_lib.make_setup(
-        config, len(items), mesh_lib.make_mesh() if mesh is None else mesh
-    )
-    saved = checkpoints.Checkpoints(directory / "checkpoints")
-    params = checkpoints.restore_params(saved, setup.whole, setup.mesh)
-    position = saved.position(checkpoints.BEST)
-    saved.close()
-    branch = None
-    if config.linear.l2:
-        branch = linear_branch.load(
-            directory, setup.mesh, config.linear, len(items)
-        )
-        if kept := linear_branch.read_weights(directory):
-            branch = linear_branch.with_weights(
-                branch, gain=kept["gain"], prior=kept["prior"]
-            )
-    return TrainedModel(
-        config, manifest, items, setup, params, directory, position, branch
-    )
+    return manifest, items
 
 
 def tune_blend(
@@ -227,19 +273,19 @@ def tune_blend(
 ) -> TrainedModel:
     """Returns the model with the blend weights that rank validation users best.
 
-    The weights are saved in the model's directory, with all candidates that
-    were tried, and are chosen again when another epoch is the best.
+    The weights are saved in the model's directory with all candidates that were
+    tried. They are chosen once for each best epoch.
 
     Args:
-      model: a model loaded from a workdir that the caller has locked; returned
-        unchanged if it has no linear branch.
-      validation: evaluator of the validation users; if it is empty, the model
-        keeps its initial weights.
-      log: receives one line.
+      model: a model whose directory the caller has locked. Without a linear
+        branch it is returned unchanged.
+      validation: evaluator of the validation users. If it is empty, the model
+        keeps its weights.
+      log: receives one line of text.
     """
     if model.branch is None or validation.is_empty:
         return model
-    epoch = model.position.get("epoch")
+    epoch = model.progress.get("epoch")
     weights = linear_branch.read_weights(model.directory)
     # Process 0 decides: another host may still see an older file.
     [is_tuned] = processes.from_lead([weights.get("epoch", -1) == epoch])

@@ -1,0 +1,114 @@
+"""Keywords of `Recommender` and the settings of a run that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vaecf import config as config_lib
+from vaecf.config import BLEND, Config
+from vaecf.errors import VaecfError, did_you_mean
+
+# Keywords of the constructor and the settings that they change.
+KEYWORDS = {
+    "model": "model.name",
+    "hidden": "model.hidden",
+    "latent": "model.latent",
+    "activation": "model.activation",
+    "dropout_rate": "model.dropout_rate",
+    "init": "model.init",
+    "anneal_cap": "loss.anneal_cap",
+    "weight_decay": "loss.weight_decay",
+    "gamma": "loss.gamma",
+    "learning_rate": "optimizer.learning_rate",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "alternating_epochs": "train.alternating_epochs",
+    "ema": "train.ema",
+    "patience": "eval.patience",
+    "precision": "precision.policy",
+    "linear_l2": "linear.l2",
+    "linear_dropout": "linear.dropout",
+    "linear_user_exponent": "linear.user_exponent",
+    "linear_rank": "linear.rank",
+    "seed": "seed",
+}
+# Defaults other than those of `vaecf.config`.
+_DEFAULTS: dict[str, Any] = {
+    "epochs": 100,
+    "patience": 10,
+    "anneal_epochs": 50.0,
+}
+_REC_VAE: dict[str, Any] = {"gamma": 0.005, "alternating_epochs": (3, 1)}
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raises for an unknown keyword.
+
+    Raises:
+      TypeError: names the keyword.
+    """
+    known = (*KEYWORDS, "anneal_epochs")
+    for keyword in settings:
+        if keyword not in known:
+            raise TypeError(
+                f"Recommender has no setting {keyword!r}"
+                f"{did_you_mean(keyword, known)}"
+            )
+
+
+def blend() -> dict[str, Any]:
+    """Returns the keywords of `vaecf.config.BLEND`."""
+    keywords = {
+        keyword: BLEND[key] for keyword, key in KEYWORDS.items() if key in BLEND
+    }
+    # As many epochs without improvement, in validations of one round each.
+    epochs = BLEND["eval.patience"] * BLEND["eval.every_epochs"]
+    keywords["patience"] = epochs // sum(keywords["alternating_epochs"])
+    return keywords
+
+
+def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
+    """Returns the config of a run for the constructor's keywords.
+
+    Raises:
+      VaecfError: a setting is out of range, or not for this model.
+    """
+    values = {**_DEFAULTS, **settings}
+    is_rec_vae = values.get("model") == "rec_vae"
+    if is_rec_vae:
+        values = _REC_VAE | values
+    else:
+        values = {k: v for k, v in values.items() if k not in _REC_VAE}
+    anneal_epochs = values.pop("anneal_epochs")
+    changes = {KEYWORDS[keyword]: value for keyword, value in values.items()}
+    config = config_lib.replace(
+        Config(), {"data.dir": "(in memory)", **changes}
+    )
+    if is_rec_vae:
+        _check_rec_vae(config)
+    steps = -(-n_users // config.train.batch_size)
+    cap = config.loss.anneal_cap
+    # The KL weight is step / total_anneal_steps: it is the cap after
+    # anneal_epochs.
+    total = round(anneal_epochs * steps / cap) if cap else 0
+    return config_lib.replace(
+        config,
+        {
+            "loss.total_anneal_steps": total,
+            "eval.every_epochs": max(1, sum(config.train.alternating_epochs)),
+        },
+    )
+
+
+def _check_rec_vae(config: Config) -> None:
+    if not config.train.alternating_epochs:
+        raise VaecfError(
+            "alternating_epochs=(): rec_vae needs the numbers of epochs that "
+            "train its encoder and its decoder, such as (3, 1)"
+        )
+    if len(config.model.hidden) != 1:
+        raise VaecfError(
+            f"hidden={config.model.hidden}: rec_vae takes one size, that of "
+            "all layers of its encoder, such as hidden=600"
+        )
