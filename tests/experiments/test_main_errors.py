@@ -1,4 +1,4 @@
-"""Every way to get main.py wrong: status 2, one line, nothing left behind."""
+"""Mistakes in calls of main.py: status 2, one line, and nothing is written."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import sys
 import pytest
 
 from vaecf.data import synthetic
-from vaecf.data.dataset import open_dataset, write_dataset
+from vaecf.data.dataset import write_dataset
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def listing(folder: pathlib.Path) -> dict[str, str | None]:
-    """What is in a folder, with digests of the files' content."""
+    """All paths in a folder, with digests of the files."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(
             path.read_bytes()
@@ -31,129 +31,111 @@ def listing(folder: pathlib.Path) -> dict[str, str | None]:
     }
 
 
-def refused(done, *messages: str) -> None:
-    assert done.status == 2, done
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1 and done.err.endswith("\n")
-    for message in messages:
-        assert message in done.err
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> pathlib.Path:
+    """The current directory, in which tests use relative paths."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
     return tmp_path
 
 
+@pytest.fixture
+def refused(here, command):
+    """refused([flags], words) checks that main.py refuses and writes nothing."""
+
+    def refused(arguments, *words: str, writes: bool = False) -> None:
+        before = listing(here)
+        done = command("main", *arguments)
+        assert (done.status, done.out) == (2, ""), done
+        assert done.err.startswith("error: ")
+        assert done.err.count("\n") == 1 and done.err.endswith("\n")
+        for word in words:
+            assert word in done.err
+        if not writes:
+            assert listing(here) == before
+
+    return refused
+
+
+@pytest.fixture
+def training(tiny, data_dir) -> tuple[str, ...]:
+    return (*tiny, f"--data_dir={data_dir}", "--workdir=w", "--train")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "messages"),
+    ("arguments", "words"),
     [
         ("", ["nothing to do", "--train, --test or --inference_benchmark"]),
-        ("--workdir=w", ["nothing to do"]),
-        ("--train", ["--workdir", "is missing"]),
-        ("--train --workdir=w --checkpoint_dir=v", ["give one of them"]),
-        ("--train --workdir=w train", ["unexpected argument 'train'"]),
-        ("--train --workdir=w --epocs=3", ["epocs", "Did you mean: epochs"]),
-        ("--train --workdir=w --epochs=many", ["--epochs=many"]),
-        ("--train --workdir=w --epochs=-1", ["config.train.epochs=-1"]),
-        ("--train --workdir=w --config.modl.latent=3",
-         ["--config.modl.latent", "did you mean model?"]),
-        ("--train --workdir=w --config.model.latnet=3",
+        ("--train --workdir= ", ["--workdir", "is missing"]),
+        ("--train --checkpoint_dir=v", ["give one of them"]),
+        ("--train train", ["unexpected argument 'train'"]),
+        ("--train --epocs=3", ["epocs", "Did you mean: epochs"]),
+        ("--train --epochs=many", ["--epochs=many"]),
+        ("--train --epochs=-1", ["--config.train.epochs=-1"]),
+        ("--train --config.model.latnet=3",
          ["--config.model.latnet", "did you mean latent?"]),
-        ("--train --workdir=w --config.model.latent=x",
-         ["--config.model.latent=x"]),
-        ("--train --workdir=w --config.model.hidden=3.5",
-         ["config.model.hidden=3.5"]),
-        ("--train --workdir=w --config=ml1n.py", ["--config", "ml1n.py"]),
-        ("--train --workdir=w --batch_size_train=0",
-         ["config.train.batch_size=0 must be at least 1"]),
-        ("--train --workdir=w --batch_size_validation=0",
-         ["config.eval.batch_size=0 must be at least 1"]),
-        ("--train --workdir=w --validation_step=0",
-         ["config.eval.every_epochs=0 must be at least 1"]),
-        ("--train --workdir=w --activation=gelu",
+        ("--train --config.model.hidden=3.5", ["config.model.hidden=3.5"]),
+        ("--train --config=ml1n.py", ["--config=ml1n.py: no such file"]),
+        ("--train --batch_size_train=0", ["config.train.batch_size=0 must"]),
+        ("--train --activation=gelu",
          ["config.model.activation='gelu' must be one of", "tanh, relu"]),
-        ("--train --workdir=w --lr=0", ["config.optimizer.learning_rate=0.0"]),
-        ("--train --workdir=w --lr=nan", ["config.optimizer.learning_rate=nan"]),
-        ("--train --workdir=w --seed=-1", ["config.seed=-1"]),
-        ("--train --workdir=w --config.precision.policy=tf32",
-         ["config.precision.policy='tf32'", "use fp32 or bf16"]),
-        ("--train --workdir=w --config.mesh.data=64",
-         ["config.mesh.data=64", "8 devices"]),
-        ("--train --workdir=w --config.eval.metrics=('ngcd@10',)",
-         ["'ngcd@10' is not a metric"]),
-        ("--train --workdir=w --config.eval.best_metric=ngcd@10",
-         ["'ngcd@10' is not a metric"]),
-        ("--train --workdir=w --top_results=0", ["--top_results=0"]),
-        ("--inference_benchmark --workdir=w --inference_batch_sizes=1,x",
+        ("--train --lr=nan", ["config.optimizer.learning_rate=nan"]),
+        ("--train --config.precision.policy=tf32",
+         ["--config.precision.policy='tf32'", "use fp32 or bf16"]),
+        ("--train --config.mesh.data=64", ["config.mesh.data=64", "8 devices"]),
+        ("--train --config.eval.metrics=('ngcd@10',)", ["'ngcd@10' is not"]),
+        ("--train --config.eval.best_metric=ngcd@10", ["'ngcd@10' is not"]),
+        ("--train --top_results=0", ["--top_results=0"]),
+        ("--inference_benchmark --inference_batch_sizes=1,x",
          ["--inference_batch_sizes=1,x"]),
-        ("--inference_benchmark --workdir=w --inference_batch_sizes=²",
+        ("--inference_benchmark --inference_batch_sizes=²",
          ["--inference_batch_sizes=²"]),
-        ("--train --test --workdir=w --baselines=eas", ["'eas' is unknown"]),
-        ("--train --test --workdir=w --baselines --ease_l2=0", ["ease_l2=0"]),
-        ("--train --workdir=w --baselines", ["--baselines", "without --test"]),
-        ("--train --workdir=w --per_user=u", ["--per_user", "without --test"]),
-        ("--test --workdir=w --trace", ["--trace", "without --train"]),
-        ("--test --workdir=w --inference_batch_sizes=2",
-         ["--inference_batch_sizes", "without --inference_benchmark"]),
-        ("--test --workdir=w", ["workdir w holds no trained model"]),
-        ("--inference_benchmark --workdir=w",
-         ["workdir w holds no trained model"]),
-        ("--train --workdir=w", ["no dataset in data/ml-20m",
-         "prepare_dataset.py"]),
-        ("--train --workdir=w --data_dir=empty", ["no dataset in empty"]),
+        ("--train --test --baselines=eas", ["'eas' is unknown"]),
+        ("--train --test --baselines --ease_l2=0", ["--ease_l2=0"]),
+        ("--train --baselines", ["--baselines", "without --test"]),
+        ("--train --per_user=u", ["--per_user", "without --test"]),
+        ("--test --trace", ["--trace", "without --train"]),
+        ("--test --inference_batch_sizes=2", ["without --inference_benchmark"]),
+        ("--test --baselines_tuned", ["--baselines_tuned", "--baselines"]),
+        ("--test --ease_l2=5", ["--ease_l2", "without --baselines=ease"]),
+        ("--test --ease_l2=5 --baselines=ials", ["without --baselines=ease"]),
+        ("--test", ["workdir w holds no trained model"]),
+        ("--inference_benchmark", ["workdir w holds no trained model"]),
+        ("--train", ["no dataset in data/ml-20m", "prepare_dataset.py"]),
+        ("--train --data_dir=empty", ["no dataset in empty"]),
         ("--train --workdir=file --data_dir={data}",
          ["workdir file cannot be written"]),
     ],
 )  # fmt: skip
-def test_nothing_is_begun(here, data_dir, command, arguments, messages) -> None:
-    (here / "empty").mkdir()
-    (here / "file").write_text("mine")
-    before = listing(here)
-    done = command("main", *arguments.format(data=data_dir).split())
-    refused(done, *messages)
-    assert done.out == ""
-    assert listing(here) == before
+def test_nothing_is_written(refused, data_dir, arguments, words) -> None:
+    given = arguments.format(data=data_dir).split()
+    refused(["--workdir=w", *given], *words)
 
 
 @pytest.mark.parametrize(
-    ("flag", "named"),
+    "flag",
     [
-        ("--log_path=file/log.json", "file/log.json"),
-        ("--log_path=.", "."),
-        ("--per_user=file/u.parquet", "--per_user=file/u.parquet"),
-        ("--results_dir=file/r", "--results_dir=file/r"),
+        "--log_path=file/log.json",
+        "--log_path=.",
+        "--per_user=file/u.parquet",
+        "--results_dir=file/r",
     ],
 )
-def test_an_output_that_cannot_be_is_refused_before_the_work(
-    here, tiny, data_dir, command, flag, named
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    here, training, refused, flag
 ) -> None:
-    (here / "file").write_text("mine")
-    done = command(
-        "main", *tiny, f"--data_dir={data_dir}", "--workdir=w", "--train",
-        "--test", flag,
-    )  # fmt: skip
-    refused(done, named)
+    path = flag.partition("=")[2]
+    for lr in (0.1, 0.2):  # the mistake can be corrected in the same workdir
+        more = ("--test", flag, f"--lr={lr}")
+        refused((*training, *more), path, writes=True)
+        config = json.loads((here / "w" / "config.json").read_text())
+        assert config["optimizer"]["learning_rate"] == lr
     assert not (here / "w" / "checkpoints").exists()
     assert (here / "file").read_text() == "mine"
 
 
-def test_a_refused_run_does_not_claim_its_workdir(
-    here, tiny, data_dir, command
-) -> None:
-    """What was wrong can be put right in the same workdir."""
-    (here / "file").write_text("mine")
-    arguments = (
-        *tiny, f"--data_dir={data_dir}", "--workdir=w", "--train", "--test",
-        "--per_user=file/u.parquet",
-    )  # fmt: skip
-    for flag in ("--lr=0.1", "--lr=0.2"):
-        refused(command("main", *arguments, flag), "--per_user=file/u.parquet")
-    config = json.loads((here / "w" / "config.json").read_text())
-    assert config["optimizer"]["learning_rate"] == 0.2
-
-
-# --- Damaged or foreign things ----------------------------------------------
+# --- Datasets ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -168,121 +150,19 @@ def test_a_refused_run_does_not_claim_its_workdir(
         ("users.parquet", lambda b: None),
     ],
 )
-def test_a_damaged_dataset(here, tiny, data_dir, command, name, damage) -> None:
+def test_a_damaged_dataset(
+    here, training, data_dir, refused, name, damage
+) -> None:
     shutil.copytree(data_dir, here / "data")
     path = here / "data" / name
     content = damage(path.read_bytes())
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    before = listing(here)
-    done = command("main", *tiny, "--data_dir=data", "--workdir=w", "--train")
-    refused(done, name)
-    assert listing(here) == before
+    refused((*training, "--data_dir=data"), name)
 
 
-@pytest.fixture
-def workdir(trained, here) -> pathlib.Path:
-    return shutil.copytree(trained.workdir, here / "w")
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--config.model.latent=7", "config.model.latent was 6 and is 7"),
-        ("--lr=0.5", "config.optimizer.learning_rate was 0.001 and is 0.5"),
-        ("--seed=3", "config.seed was 0 and is 3"),
-        ("--amp", "config.precision.policy was 'fp32' and is 'amp'"),
-    ],
-)
-def test_another_config_in_the_workdir(
-    trained, workdir, tiny, oracle_dir, command, flag, message
-) -> None:
-    before = listing(workdir)
-    done = command(
-        "main",
-        *tiny,
-        f"--data_dir={oracle_dir}",
-        "--workdir=w",
-        "--train",
-        flag,
-    )
-    refused(done, message, "workdir w", "another workdir")
-    assert listing(workdir) == before
-
-
-def test_another_model_is_not_tested(workdir, tiny, command) -> None:
-    before = listing(workdir)
-    done = command("main", "--workdir=w", "--test", "--config.model.latent=7")
-    refused(done, "config.model.latent was 6 and is 7")
-    assert listing(workdir) == before
-
-
-@pytest.mark.parametrize("action", ["--train", "--test"])
-def test_another_dataset_in_the_workdir(
-    workdir, here, tiny, command, action
-) -> None:
-    made = synthetic.make(
-        "synthetic", 9, n_train_users=120, n_held_out_users=20, n_items=40,
-        n_groups=4,
-    )  # fmt: skip
-    write_dataset(here / "other", made)
-    before = listing(workdir)
-    done = command("main", *tiny, "--data_dir=other", "--workdir=w", action)
-    refused(done, "another dataset", "'synthetic'", "other", "arrays")
-    assert listing(workdir) == before
-
-
-def test_a_workdir_in_use(workdir, tiny, oracle_dir, command) -> None:
-    hold = (
-        "import fcntl, sys\n"
-        "lock = open(sys.argv[1], 'a+')\n"
-        "fcntl.flock(lock, fcntl.LOCK_EX)\n"
-        "lock.seek(0); lock.truncate(); lock.write('4711'); lock.flush()\n"
-        "print('held', flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    before = listing(workdir)
-    arguments = ("main", "--workdir=w", "--inference_benchmark")
-    with subprocess.Popen(
-        [sys.executable, "-c", hold, str(workdir / ".lock")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout.readline() == "held\n"
-        refused(command(*arguments), "workdir w is in use by process 4711")
-        holder.communicate("")
-    assert listing(workdir) == before
-    assert command(*arguments).status == 0  # the lock died with its process
-
-
-@pytest.mark.parametrize(
-    "name", ["config.json", "dataset.json", "items.parquet"]
-)
-def test_a_damaged_workdir(workdir, command, name) -> None:
-    path = workdir / name
-    path.write_bytes(path.read_bytes()[:10])
-    before = listing(workdir)
-    refused(command("main", "--workdir=w", "--test"), name)
-    assert listing(workdir) == before
-
-
-def test_a_workdir_without_its_checkpoint(workdir, command) -> None:
-    shutil.rmtree(workdir / "checkpoints" / "best")
-    before = listing(workdir)
-    refused(command("main", "--workdir=w", "--test"), "train first")
-    assert listing(workdir) == before
-
-
-def test_a_damaged_checkpoint(workdir, command) -> None:
-    for path in (workdir / "checkpoints" / "best").rglob("manifest.ocdbt"):
-        path.write_bytes(path.read_bytes()[:10])
-    done = command("main", "--workdir=w", "--test")
-    refused(done, "checkpoints/best", "damaged")
-
-
-def test_no_test_users(here, tiny, command) -> None:
+def test_no_test_users(here, training, refused) -> None:
     made = synthetic.make(
         "synthetic",
         n_train_users=120,
@@ -291,25 +171,100 @@ def test_no_test_users(here, tiny, command) -> None:
         n_groups=4,
     )
     write_dataset(here / "data", made)
-    assert open_dataset(here / "data").split_sizes == (120, 0, 0)
-    before = listing(here)
-    done = command(
-        "main", *tiny, "--data_dir=data", "--workdir=w", "--train", "--test"
+    words = ("data: the dataset has no test users", "held_out_users")
+    refused((*training, "--data_dir=data", "--test"), *words)
+
+
+# --- Workdirs ---------------------------------------------------------------
+
+
+@pytest.fixture
+def workdir(trained, here) -> pathlib.Path:
+    return shutil.copytree(trained.workdir, here / "w")
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.model.latent=7", "config.model.latent was 6 and is 7"),
+        ("--lr=0.5", "config.optimizer.learning_rate was 0.001 and is 0.5"),
+        ("--amp", "config.precision.policy was 'fp32' and is 'amp'"),
+    ],
+)
+def test_another_config_in_the_workdir(
+    trained, workdir, refused, flag, words
+) -> None:
+    arguments = (*trained.training, "--workdir=w", flag)
+    refused(arguments, words, "workdir w", "another workdir")
+
+
+def test_another_model_is_not_tested(workdir, refused) -> None:
+    arguments = ("--workdir=w", "--test", "--config.model.latent=7")
+    refused(arguments, "config.model.latent was 6 and is 7")
+
+
+@pytest.mark.parametrize("action", ["--train", "--test"])
+def test_another_dataset_in_the_workdir(
+    workdir, here, tiny, refused, action
+) -> None:
+    made = synthetic.make(
+        "synthetic", 9, n_train_users=120, n_held_out_users=20, n_items=40,
+        n_groups=4,
+    )  # fmt: skip
+    write_dataset(here / "other", made)
+    arguments = (*tiny, "--data_dir=other", "--workdir=w", action)
+    refused(arguments, "another dataset", "'synthetic'", "other", "arrays")
+
+
+def test_a_workdir_in_use(workdir, refused, command) -> None:
+    hold = (
+        "import fcntl, sys\n"
+        "lock = open(sys.argv[1], 'a+')\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "lock.seek(0); lock.truncate(); lock.write('4711'); lock.flush()\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
     )
-    refused(done, "data: the dataset has no test users", "held_out_users")
-    assert listing(here) == before
+    arguments = ("--workdir=w", "--inference_benchmark")
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(workdir / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        refused(arguments, "workdir w is in use by process 4711")
+        holder.communicate("")
+    # The lock died with its process.
+    assert command("main", *arguments).status == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "dataset.json", "items.parquet"]
+)
+def test_a_damaged_workdir(workdir, refused, name) -> None:
+    path = workdir / name
+    path.write_bytes(path.read_bytes()[:10])
+    refused(("--workdir=w", "--test"), name)
+
+
+def test_a_missing_or_damaged_checkpoint(workdir, refused) -> None:
+    best = workdir / "checkpoints" / "best"
+    for path in best.rglob("manifest.ocdbt"):
+        path.write_bytes(path.read_bytes()[:10])
+    arguments = ("--workdir=w", "--test")
+    refused(arguments, "checkpoints/best", "damaged")
+    shutil.rmtree(best)
+    refused(arguments, "train first")
 
 
 def test_the_process_itself(here) -> None:
-    """The real thing once: status and stderr of `python main.py`."""
+    """Status and stderr of `python experiments/main.py`."""
+    before = listing(here)
+    script = str(ROOT / "experiments" / "main.py")
+    flags = ("--train", "--workdir=w", "--config.model.latnet=3")
     done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "experiments" / "main.py"),
-            "--train",
-            "--workdir=w",
-            "--config.model.latnet=3",
-        ],
+        [sys.executable, script, *flags],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
@@ -319,4 +274,4 @@ def test_the_process_itself(here) -> None:
         "error: --config.model.latnet: the config has no key 'latnet'; did "
         "you mean latent?\n"
     )
-    assert list(here.iterdir()) == []
+    assert listing(here) == before

@@ -1,4 +1,4 @@
-"""A command that is run again compiles nothing, and gives the same numbers."""
+"""A second run loads all its compiled programs, with the same numbers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Counts what JAX says of its cache, then runs a script as python would.
+# Runs a script as python would, and counts the events of JAX's cache.
 SCRIPT = """
 import collections, json, pathlib, runpy, sys
 import jax
@@ -29,74 +28,55 @@ finally:
 """
 
 
-def run(
-    folder: pathlib.Path, script: str, *arguments: str
-) -> tuple[list[int], str]:
-    """A command in a new process, by a user whose home is `folder`.
-
-    Returns:
-      ([programs wanted, loaded, compiled and kept], stderr).
-    """
-    # The test session's own cache is not that user's.
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("JAX_")
-    }
+@pytest.mark.slow
+def test_a_second_run_compiles_nothing(tmp_path, tiny, data_dir) -> None:
+    # The cache is in the home directory, not the one of the test session.
+    environment = {k: v for k, v in os.environ.items() if k[:4] != "JAX_"}
     environment |= {
-        "HOME": str(folder),
-        "XDG_CACHE_HOME": str(folder / "cache"),
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }
-    counted = folder / "counted.json"
-    path = str(ROOT / "experiments" / f"{script}.py")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(counted), path, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    events = json.loads(counted.read_text())
+
+    def train(name: str) -> tuple[dict, str, dict, list]:
+        """(cache events, stderr, results.json, losses) in a new process."""
+        workdir, counted = tmp_path / name, tmp_path / "counted.json"
+        script = str(ROOT / "experiments" / "main.py")
+        flags = (f"--data_dir={data_dir}", f"--workdir={workdir}", "--train")
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", SCRIPT, str(counted), script),
+                *(*tiny, *flags, "--test"),
+            ],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        events = json.loads(counted.read_text())
+        results = json.loads((workdir / "results.json").read_text())
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        losses = [json.loads(line).get("train/loss") for line in lines]
+        return events, done.stderr, results, losses
+
     prefix = "/jax/compilation_cache/"
-    names = ("compile_requests_use_cache", "cache_hits", "cache_misses")
-    return [events.get(prefix + name, 0) for name in names], done.stderr
-
-
-@pytest.mark.slow
-def test_a_second_run_compiles_nothing(tmp_path, tiny, data_dir) -> None:
-    def train(name: str) -> tuple[list[int], str, dict[str, Any]]:
-        workdir = tmp_path / name
-        flags = (f"--data_dir={data_dir}", f"--workdir={workdir}")
-        counts, err = run(tmp_path, "main", *tiny, *flags, "--train", "--test")
-        return counts, err, json.loads((workdir / "results.json").read_text())
-
-    def kept() -> list[pathlib.Path]:
-        return sorted(tmp_path.rglob("*-cache"))
-
-    (asked, hits, misses), _, cold = train("cold")
-    # Two rankers of a process share a program already.
-    assert misses > 5 and asked == hits + misses
-    stored = kept()
-    assert len(stored) == misses
-    (asked_again, hits, misses), err, warm = train("warm")
-    assert (asked_again, hits, misses) == (asked, asked, 0)
-    assert kept() == stored
+    asked = f"{prefix}compile_requests_use_cache"
+    hits, misses = f"{prefix}cache_hits", f"{prefix}cache_misses"
+    events, _, cold, cold_losses = train("cold")
+    # Two rankers of one process already share a program.
+    assert events[misses] > 5
+    assert events[asked] == events.get(hits, 0) + events[misses]
+    stored = sorted(tmp_path.rglob("*-cache"))
+    assert len(stored) == events[misses]
+    again, err, warm, warm_losses = train("warm")
+    assert again[asked] == again[hits] == events[asked]
+    assert misses not in again
+    assert sorted(tmp_path.rglob("*-cache")) == stored
     for word in ("warning", "error", "cache", "machine"):
         assert word not in err.lower(), err
-    # Loaded programs are the same programs, to the last bit.
-    assert warm["test"] == cold["test"]
-    assert warm["validation"] == cold["validation"]
-    first, second = (
-        [
-            {k: v for k, v in json.loads(line).items() if "loss" in k}
-            for line in (tmp_path / name / "metrics.jsonl")
-            .read_text()
-            .splitlines()
-        ]
-        for name in ("cold", "warm")
-    )
-    assert first == second and any("train/loss" in record for record in first)
+    for split in ("validation", "test"):
+        assert warm[split] == cold[split]
+    assert warm_losses == cold_losses and any(warm_losses)
     assert warm["train"]["compile_seconds"] < cold["train"]["compile_seconds"]
