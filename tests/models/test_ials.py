@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
-from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.evaluation import ranking
-from vaecf.models import ials, sparse_batch
-from vaecf.parallel import mesh as mesh_lib
+from vaecf.models import ials
 
 USERS, ITEMS, FACTORS = 30, 40, 5
 L2, ALPHA, NU = 0.05, 0.2, 0.7
@@ -32,7 +27,7 @@ def x() -> np.ndarray:
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_pieces():
-    """Histories of several tiles, several blocks of users and of tiles."""
+    """Cuts histories into several tiles, and users into several blocks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ials, "_TILE", 8)
         patch.setattr(ials, "_SYSTEM_BYTES", 7 * 4 * FACTORS**2)
@@ -40,11 +35,6 @@ def _small_pieces():
         ials._half_sweep.clear_cache()  # programs of the true sizes
         yield
         ials._half_sweep.clear_cache()
-
-
-def interactions(x: np.ndarray) -> Interactions:
-    user, item = np.nonzero(x)
-    return Interactions.from_pairs(user, item, *x.shape)[0]
 
 
 def ridge(count: np.ndarray, others: int, nu: float) -> np.ndarray:
@@ -77,7 +67,7 @@ def first_items(seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("nu", [1.0, NU, 0.0])
 @pytest.mark.parametrize("sweeps", [1, 3])
-def test_sweeps_are_those_of_a_loop(x, sweeps, nu):
+def test_sweeps_equal_a_loop(x, sweeps, nu, interactions):
     h = first_items()
     for _ in range(sweeps):
         h = solved(x.T, solved(x, h, nu), nu)
@@ -92,8 +82,8 @@ def test_sweeps_are_those_of_a_loop(x, sweeps, nu):
 
 
 @pytest.mark.parametrize("nu", [1.0, NU])
-def test_every_half_sweep_lowers_the_objective(x, nu):
-    """And its gradient there is zero: the half's minimum, not just lower."""
+def test_every_half_sweep_lowers_the_objective(x, nu, interactions):
+    """It reaches the minimum over its side, where the gradient is zero."""
     w, h = np.zeros((USERS, FACTORS)), first_items()
     of_users, of_items = (
         ials._batch(t.indptr, t.indices)
@@ -114,52 +104,6 @@ def test_every_half_sweep_lowers_the_objective(x, nu):
     np.testing.assert_allclose(slope, 0, atol=2e-4)
 
 
-SCORER = ranking.Scorer(ials.scores, ials.PARTITION, ITEMS)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 4), (4, 1)])
-def test_a_new_users_scores_are_of_his_own_least_squares(x, shape):
-    params = ials.fit(interactions(x), **KNOWN, iterations=2)
-    h = params["item_factor"][:ITEMS].astype(float)
-    expected = solved(x, h) @ h.T
-    mesh = mesh_lib.make_mesh(*shape)
-    user_B = np.array([4, 0, 29, 3, 7, 20, 11, USERS], np.int32)
-    train = interactions(x)
-    batch = sparse_batch.assemble_on_host(
-        train.indptr, train.indices, user_B, x.size, shape[0]
-    )
-    on_mesh = jax.shard_map(
-        ials.scores,
-        mesh=mesh,
-        in_specs=(
-            mesh_lib.specs(params, ials.PARTITION),
-            P("data"),
-            P("data"),
-        ),
-        out_specs=P("data", "item"),
-    )
-    got = np.asarray(jax.jit(on_mesh)(params, batch, user_B))
-    assert got.shape == (8, 128) and np.isfinite(got).all()
-    np.testing.assert_allclose(
-        got[:-1, :ITEMS], expected[user_B[:-1]], rtol=1e-3, atol=1e-5
-    )
-    assert not got[:, ITEMS:].any() and not got[-1].any()
-
-
-@pytest.mark.parametrize("shape", [(2, 2), (1, 8), (8, 1)])
-def test_the_same_lists_on_every_mesh(x, shape):
-    train = interactions(x)
-    params = ials.fit(train, **KNOWN, iterations=2)
-    one, several = (
-        ranking.Ranker(SCORER, mesh_lib.make_mesh(*mesh), 10)(
-            params, train.indptr, train.indices, batch_size=16
-        )
-        for mesh in ((1, 1), shape)
-    )
-    np.testing.assert_array_equal(one.item_UK, several.item_UK)
-    np.testing.assert_allclose(one.score_UK, several.score_UK, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -170,6 +114,6 @@ def test_the_same_lists_on_every_mesh(x, shape):
         ({"l2": 1e-30, "alpha": 1e-30}, "not finite; increase l2=1e-30"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(x, changes, message):
+def test_errors(x, changes, message, interactions):
     with pytest.raises(VaecfError, match=message):
         ials.fit(interactions(x), **(KNOWN | {"iterations": 3} | changes))

@@ -1,32 +1,22 @@
-"""The regression's factors, against `fit_ease` and float64 NumPy."""
+"""The factors of the regression, against `linear.fit` and float64 NumPy."""
 
 from __future__ import annotations
 
 import functools
 import tracemalloc
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.models import linear, low_rank, sparse_batch
-from vaecf.parallel import mesh as mesh_lib
+from vaecf.models import linear, low_rank
 
 fit = functools.partial(low_rank.fit, advice="try this")
 
-HISTORIES = [[0, 4, 149], [3], [], [1, 2, 5, 6, 7], [130, 140]]
-
-
-def interactions(x: np.ndarray) -> Interactions:
-    user, item = np.nonzero(x)
-    return Interactions.from_pairs(user, item, *x.shape)[0]
-
 
 def groups(users: int, items: int, n: int = 4) -> np.ndarray:
-    """Users who mostly stay within one of n groups of items."""
+    """Users who mostly have items of one of n groups."""
     rng = np.random.default_rng(users)
     user, item = np.arange(users) % n, np.arange(items) % n
     share = np.where(user[:, None] == item[None, :], 0.6, 0.04)
@@ -46,7 +36,7 @@ def product(params: dict[str, np.ndarray], n_items: int) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(90, 20), (15, 40)])
 @pytest.mark.parametrize("dropout", [0.0, 0.6])
 @pytest.mark.parametrize("exponent", [0.0, 0.5])
-def test_at_full_rank_it_is_the_whole_matrix(shape, dropout, exponent):
+def test_full_rank_equals_ease(shape, dropout, exponent, interactions):
     train = interactions(groups(*shape))
     how = {"dropout": dropout, "user_exponent": exponent}
     expected = linear.fit(train, 3.0, **how)["item_item"]
@@ -63,8 +53,8 @@ def test_at_full_rank_it_is_the_whole_matrix(shape, dropout, exponent):
 
 @pytest.mark.parametrize("shape", [(300, 120), (100, 180)])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_largest_directions_and_a_diagonal(shape, dropout):
-    """Inverted as a whole in float64, with NumPy's singular vectors."""
+def test_low_rank_equals_its_definition(shape, dropout, interactions):
+    """Inverts the whole matrix in float64, with NumPy's singular vectors."""
     x = groups(*shape)
     params = fit(interactions(x), 5.0, 4, dropout=dropout, user_exponent=0.5)
     n = x.sum(axis=1)
@@ -83,7 +73,7 @@ def test_the_largest_directions_and_a_diagonal(shape, dropout):
     )
 
 
-def test_every_fit_is_the_same_and_padding_is_zero():
+def test_fits_are_repeatable_and_padding_is_zero(interactions):
     train = interactions(groups(60, 130))
     first, second = (fit(train, 5.0, 7) for _ in range(2))
     for name, array in first.items():
@@ -94,7 +84,7 @@ def test_every_fit_is_the_same_and_padding_is_zero():
         assert not np.take(array, range(130, 256), axis=axis).any()
 
 
-def test_items_and_users_without_interactions():
+def test_items_and_users_without_interactions(interactions):
     x = groups(40, 30)
     x[:, 7] = 0
     x[5] = 0
@@ -105,51 +95,7 @@ def test_items_and_users_without_interactions():
     assert np.isfinite(b).all() and b.any()
 
 
-def sample(n_items: int = 150) -> tuple[dict, np.ndarray, np.ndarray]:
-    """(params, histories [B, I], their scores [B, I] in float64)."""
-    params = fit(interactions(groups(80, n_items)), 4.0, 6, dropout=0.5)
-    x = np.zeros((len(HISTORIES), n_items))
-    for u, history in enumerate(HISTORIES):
-        x[u, history] = 1
-    return params, x, x @ product(params, n_items)
-
-
-def batch():
-    indptr = np.cumsum([0, *map(len, HISTORIES)])
-    items = np.array([i for h in HISTORIES for i in h], np.int32)
-    return sparse_batch.assemble_on_host(
-        indptr, items, np.arange(len(HISTORIES)), 16
-    )
-
-
-def test_scores_of_seen_items_too():
-    params, x, expected = sample()
-    scores = np.asarray(low_rank.scores(params, batch()))
-    np.testing.assert_allclose(
-        scores[:, : x.shape[1]], expected, rtol=1e-4, atol=1e-5
-    )
-    assert not scores[:, x.shape[1] :].any()
-    assert not scores[2].any()  # no history
-
-
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_scores_over_item_shards(backend, monkeypatch):
-    params, x, expected = sample()
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(linear, "_MAX_GATHERED_USERS", 0)
-    score = jax.shard_map(
-        low_rank.scores,
-        mesh=mesh_lib.make_mesh(data=1, item=2),
-        in_specs=(mesh_lib.specs(params, low_rank.PARTITION), P()),
-        out_specs=P(None, "item"),
-    )
-    scores = np.asarray(jax.jit(score)(params, batch()))
-    np.testing.assert_allclose(
-        scores[:, : x.shape[1]], expected, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_what_does_not_fit_shows_the_arithmetic():
+def test_memory_check(interactions):
     train = interactions(groups(60, 130))
     n = train.nnz
     needed = (20 * 130 + 8 * 60) * 39 + 16 * n
@@ -162,24 +108,24 @@ def test_what_does_not_fit_shows_the_arithmetic():
     assert str(caught.value).endswith("are free: try this")
 
 
-def test_the_memory_is_what_was_worked_out():
-    """Of NumPy's and SciPy's arrays, as tracemalloc counts them."""
+def test_memory_equals_the_arithmetic():
+    """tracemalloc counts the arrays of NumPy and SciPy."""
     rng = np.random.default_rng(0)
-    user, item = rng.integers(0, 500, 4000), rng.integers(0, 12_000, 4000)
-    train, _ = Interactions.from_pairs(user, item, 500, 12_000)
+    user, item = rng.integers(0, 300, 2000), rng.integers(0, 4000, 2000)
+    train, _ = Interactions.from_pairs(user, item, 300, 4000)
     fit(train, 5.0, 2)  # modules are loaded
-    needed = (20 * 12_000 + 8 * 500) * 232 + 16 * train.nnz
+    needed = (20 * 4000 + 8 * 300) * 132 + 16 * train.nnz
     tracemalloc.start()
     try:
-        fit(train, 5.0, 200, dropout=0.5)
+        fit(train, 5.0, 100, dropout=0.5)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert 0.5 * needed < peak < 1.05 * needed
 
 
-def test_a_ridge_too_small_for_float32_is_refused():
-    """What `fit_ease` does in float64 would be lost."""
+def test_a_ridge_too_small_for_float32(interactions):
+    """Rounding would lose the weights, which `linear.fit` keeps in float64."""
     train = interactions(groups(5000, 40))
     with pytest.raises(VaecfError, match=r"l2=0\.001 is too small for float32"):
         fit(train, 0.001, 40)
@@ -190,6 +136,6 @@ def test_a_ridge_too_small_for_float32_is_refused():
     ("l2", "rank", "message"),
     [(0.0, 4, "l2=0.0 must be above 0"), (1.0, 0, "rank=0 must be at least 1")],
 )
-def test_arguments_out_of_range(l2, rank, message):
+def test_arguments_out_of_range(l2, rank, message, interactions):
     with pytest.raises(VaecfError, match=message):
         fit(interactions(groups(9, 8)), l2, rank)

@@ -21,6 +21,14 @@ def x() -> np.ndarray:
     return x
 
 
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    """iALS sums several tiles per user, and solves several blocks of users."""
+    monkeypatch.setattr(ials, "_TILE", 4)
+    monkeypatch.setattr(ials, "_SYSTEM_BYTES", 3 * 4 * 5**2)
+    monkeypatch.setattr(ials, "_TILE_BYTES", 2 * 4 * 5**2)
+
+
 def low_rank_scores(params, batch, user_B):
     return low_rank.scores(params, batch)
 
@@ -62,9 +70,19 @@ def made(name: str, x: np.ndarray, train):
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 4), (4, 1)])
 @pytest.mark.parametrize(
-    "name", ["popularity", "oracle", "ease", "itemknn", "low_rank", "ials"]
+    ("name", "backend"),
+    [
+        *(
+            (name, "cpu")
+            for name in ("popularity", "oracle", "itemknn", "ials")
+        ),
+        # An accelerator multiplies where a CPU gathers.
+        *((name, b) for name in ("ease", "low_rank") for b in ("cpu", "gpu")),
+    ],
 )
-def test_scores(x, name, shape, interactions):
+def test_scores(x, name, backend, shape, interactions, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(linear, "_MAX_GATHERED_USERS", 0)
     train = interactions(x)
     scores, partition, params, expected = made(name, x, train)
     mesh = mesh_lib.make_mesh(*shape)

@@ -1,0 +1,392 @@
+"""The output layer against dense float64 NumPy, and its passes in XLA."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from vaecf.models import likelihood
+from vaecf.models.sparse_batch import SparseBatch, assemble_on_host
+from vaecf.parallel import mesh as mesh_lib
+
+USERS, ITEMS, UNITS, SLOTS = 6, 16, 3, 100
+HIGHEST = lax.Precision.HIGHEST
+MESHES = [(1, 4), (2, 2), (4, 1)]
+
+histories = st.lists(
+    st.sets(st.integers(0, ITEMS - 1)).map(sorted),
+    min_size=USERS,
+    max_size=USERS,
+)
+few = functools.partial(settings, deadline=None)
+
+
+def batch_of(users, n_slots=SLOTS, shards=1) -> SparseBatch:
+    """Each shard has n_slots, and its rows count from its own first user."""
+    indptr = np.cumsum([0, *map(len, users)])
+    items = np.array([i for items in users for i in items], np.int32)
+    every = np.arange(len(users))
+    return assemble_on_host(indptr, items, every, n_slots, shards)
+
+
+def dense(users, n_items=ITEMS) -> np.ndarray:
+    x = np.zeros((len(users), n_items))
+    for u, items in enumerate(users):
+        x[u, items] = 1
+    return x
+
+
+def random_histories(seed, n_users=USERS, n_items=ITEMS):
+    """Any lengths; the second user has no items."""
+    rng = np.random.default_rng(seed)
+    users = [
+        sorted(rng.permutation(n_items)[: rng.integers(1, n_items)].tolist())
+        for _ in range(n_users)
+    ]
+    users[1] = []
+    return users
+
+
+def normal(seed, *shape) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+HIDDEN, OUTPUT, BIAS = (
+    normal(6, USERS, UNITS),
+    normal(7, UNITS, ITEMS),
+    normal(8, ITEMS),
+)
+WEIGHT = normal(9, USERS)
+# A single block; with a remainder; without one; larger than the items.
+BLOCKS = [0, 5, 8, 100]
+
+
+def nll_by_definition(x, hidden, kernel, bias) -> np.ndarray:
+    """-sum_i x_i log softmax_i, float64."""
+    z = hidden.astype(float) @ kernel.astype(float) + bias
+    log_softmax = z - scipy.special.logsumexp(z, axis=1, keepdims=True)
+    # 0 · -inf of padding items counts as 0.
+    return -np.where(x > 0, log_softmax, 0).sum(1)
+
+
+def gradients_by_definition(x, hidden, kernel, bias, weight):
+    z = hidden.astype(float) @ kernel.astype(float) + bias
+    share = scipy.special.softmax(z, axis=1)
+    d = weight[:, None] * (x.sum(1, keepdims=True) * share - x)
+    return d @ kernel.T.astype(float), hidden.T.astype(float) @ d, d.sum(0)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "block"))
+def nll_and_gradients(
+    hidden, kernel, bias, batch, weight, dtype=jnp.float32, block=0
+):
+    def weighted(hidden, kernel, bias):
+        nll = likelihood.multinomial_nll(
+            hidden,
+            kernel,
+            bias,
+            batch,
+            dtype=dtype,
+            precision=HIGHEST,
+            block=block,
+        )
+        return jnp.sum(weight * nll), nll
+
+    gradients, nll = jax.grad(weighted, (0, 1, 2), has_aux=True)(
+        hidden, kernel, bias
+    )
+    return nll, gradients
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@few(max_examples=40)
+@given(users=histories, seed=st.integers(0, 99))
+def test_nll_and_gradients_equal_their_definitions(block, users, seed):
+    x = dense(users)
+    arrays = [
+        normal(seed + k, *a.shape)
+        for k, a in enumerate((HIDDEN, OUTPUT, BIAS, WEIGHT))
+    ]
+    *inputs, weight = arrays
+    nll, gradients = nll_and_gradients(
+        *inputs, batch_of(users), weight, block=block
+    )
+    assert nll.dtype == jnp.float32
+    np.testing.assert_allclose(
+        nll, nll_by_definition(x, *inputs), rtol=1e-5, atol=1e-5
+    )
+    expected = gradients_by_definition(x, *inputs, weight)
+    for got, want in zip(gradients, expected):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    empty = [not items for items in users]
+    assert not np.asarray(nll)[empty].any()
+    assert not np.asarray(gradients[0])[empty].any()
+
+
+def test_gradients_equal_finite_differences():
+    users = random_histories(5)
+    x = dense(users)
+    inputs = [a.astype(float) for a in (HIDDEN, OUTPUT, BIAS)]
+    _, gradients = nll_and_gradients(
+        HIDDEN, OUTPUT, BIAS, batch_of(users), WEIGHT
+    )
+    step = 1e-5
+    for array, gradient in zip(inputs, gradients):
+        numeric = np.zeros(array.shape)
+        for at in np.ndindex(array.shape):
+            saved, values = array[at], []
+            for side in (step, -step):
+                array[at] = saved + side
+                values.append(WEIGHT @ nll_by_definition(x, *inputs))
+            array[at] = saved
+            numeric[at] = (values[0] - values[1]) / (2 * step)
+        np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_equal_automatic_ones_of_the_dense_form():
+    users = random_histories(6)
+    x = jnp.asarray(dense(users), jnp.float32)
+
+    def plain(hidden, kernel, bias):
+        logits = jnp.dot(hidden, kernel, precision=HIGHEST) + bias[None, :]
+        return -jnp.sum(WEIGHT[:, None] * x * jax.nn.log_softmax(logits))
+
+    expected = jax.grad(plain, (0, 1, 2))(HIDDEN, OUTPUT, BIAS)
+    _, got = nll_and_gradients(HIDDEN, OUTPUT, BIAS, batch_of(users), WEIGHT)
+    for a, b in zip(got, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_padding_items_have_no_probability_and_no_gradient(dtype, block):
+    real = 11
+    users = random_histories(7, n_items=real)
+    batch = batch_of(users)
+    # Large values that must not matter.
+    kernel = np.where(np.arange(ITEMS) < real, OUTPUT, 100.0)
+    bias = np.asarray(
+        likelihood.mask_padding_items(jnp.asarray(BIAS), real, None)
+    )
+    assert np.isneginf(bias[real:]).all() and np.isfinite(bias[:real]).all()
+    nll, gradients = nll_and_gradients(
+        HIDDEN, kernel, bias, batch, WEIGHT, dtype, block
+    )
+    alone, alone_gradients = nll_and_gradients(
+        HIDDEN, OUTPUT[:, :real], BIAS[:real], batch, WEIGHT, dtype, block
+    )
+    eps = max(float(jnp.finfo(dtype).eps), 1e-6)
+    np.testing.assert_allclose(nll, alone, rtol=1e-6)
+    np.testing.assert_allclose(gradients[0], alone_gradients[0], atol=8 * eps)
+    for got, want in zip(gradients[1:], alone_gradients[1:]):
+        np.testing.assert_allclose(got[..., :real], want, atol=8 * eps)
+        assert not np.asarray(got)[..., real:].any()
+    np.testing.assert_allclose(
+        nll,
+        nll_by_definition(
+            dense(users, real), HIDDEN, OUTPUT[:, :real], BIAS[:real]
+        ),
+        rtol=8 * eps,
+    )
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_users_without_items_have_no_loss(block):
+    batch = batch_of([[]] * USERS)
+    nll, gradients = nll_and_gradients(
+        HIDDEN, OUTPUT, BIAS, batch, WEIGHT, block=block
+    )
+    for array in (nll, *gradients):
+        assert not np.asarray(array).any()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_nll_of_large_logits(block):
+    """exp(3e4) overflows unless the maximum is subtracted first."""
+    users = random_histories(8)
+    near = nll_and_gradients(HIDDEN, OUTPUT, BIAS, batch_of(users), WEIGHT)
+    for shift in (-3e4, 3e4):
+        far = nll_and_gradients(
+            HIDDEN,
+            OUTPUT,
+            BIAS + np.float32(shift),
+            batch_of(users),
+            WEIGHT,
+            block=block,
+        )
+        for a, b in zip(jax.tree.leaves(far), jax.tree.leaves(near)):
+            np.testing.assert_allclose(a, b, atol=0.1)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_nll_in_half_precision(dtype, block):
+    users = random_histories(9)
+    x, batch = dense(users), batch_of(users)
+    nll, gradients = nll_and_gradients(
+        HIDDEN, OUTPUT, BIAS, batch, WEIGHT, dtype, block
+    )
+    single, _ = nll_and_gradients(HIDDEN, OUTPUT, BIAS, batch, WEIGHT)
+    eps = float(jnp.finfo(dtype).eps)
+    logits = np.abs(HIDDEN @ OUTPUT + BIAS).max()
+    assert nll.dtype == jnp.float32
+    assert (
+        np.abs(nll - nll_by_definition(x, HIDDEN, OUTPUT, BIAS))
+        <= 2 * eps * logits * x.sum(1)
+    ).all()
+    assert np.abs(nll - single).max() > eps / 10
+    expected = gradients_by_definition(x, HIDDEN, OUTPUT, BIAS, WEIGHT)
+    for got, want in zip(gradients, expected):
+        assert got.dtype == jnp.float32
+        assert np.linalg.norm(got - want) < 4 * eps * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_output_gradients_sum_over_many_users_in_float32(dtype, block):
+    n = 4096
+    _, (_, kernel, bias) = nll_and_gradients(
+        jnp.ones((n, 1)),
+        jnp.zeros((1, 2)),
+        jnp.zeros(2),
+        batch_of([[0]] * n, n),
+        jnp.ones(n),
+        dtype,
+        block,
+    )
+    assert bias.tolist() == [-n / 2, n / 2]
+    assert kernel.tolist() == [[-n / 2, n / 2]]
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("real", [13, 3])
+@pytest.mark.parametrize("block", [0, 3])
+def test_nll_on_a_mesh_equals_one_device(shape, real, block):
+    """Padding fills a part of a shard (13), or whole shards (3)."""
+    mesh = mesh_lib.make_mesh(*shape)
+    users = random_histories(10, n_users=8, n_items=real)
+    hidden, weight = normal(11, 8, UNITS), normal(12, 8)
+
+    def loss(hidden, kernel, bias, batch, item_axis=None):
+        bias = likelihood.mask_padding_items(bias, real, item_axis)
+        return likelihood.multinomial_nll(
+            hidden,
+            kernel,
+            bias,
+            batch,
+            precision=HIGHEST,
+            item_axis=item_axis,
+            block=block if item_axis else 0,
+        )
+
+    def gradients(loss, batch):
+        def weighted(*inputs):
+            nll = loss(*inputs, batch)
+            return jnp.sum(weight * nll), nll
+
+        return jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(
+            hidden, OUTPUT, BIAS
+        )
+
+    sharded = jax.shard_map(
+        functools.partial(loss, item_axis="item"),
+        mesh=mesh,
+        in_specs=(P("data"), P(None, "item"), P("item"), P("data")),
+        out_specs=P("data"),
+    )
+    one, one_nll = gradients(loss, batch_of(users))
+    many, many_nll = gradients(sharded, batch_of(users, shards=shape[0]))
+    assert len(many_nll.sharding.device_set) == 4
+    assert len(one_nll.sharding.device_set) == 1
+    np.testing.assert_allclose(many_nll, one_nll, rtol=1e-5, atol=1e-5)
+    for a, b in zip(many, one):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        assert np.abs(b).max() > 0.1
+    x = dense(users, real)
+    inputs = hidden, OUTPUT[:, :real], BIAS[:real]
+    np.testing.assert_allclose(
+        many_nll, nll_by_definition(x, *inputs), rtol=1e-5, atol=1e-5
+    )
+    for got, want in zip(many, gradients_by_definition(x, *inputs, weight)):
+        padded = np.zeros(got.shape)
+        padded[..., : want.shape[-1]] = want
+        np.testing.assert_allclose(got, padded, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_accumulate_in_the_output_dtype():
+    """1 + 2^-12 is no bfloat16, but the float32 sum must keep it."""
+    hidden = jnp.array([[1.0, 2.0**-12]])
+    kernel, bias = jnp.ones((2, 1)), jnp.array([2.0**-13])
+    whole = likelihood.logits(hidden, kernel, bias, dtype=jnp.bfloat16)
+    half = likelihood.logits(
+        hidden,
+        kernel,
+        bias,
+        dtype=jnp.bfloat16,
+        output_dtype=jnp.bfloat16,
+    )
+    assert whole.dtype == jnp.float32 and half.dtype == jnp.bfloat16
+    assert whole.tolist() == [[1 + 2.0**-12 + 2.0**-13]]
+    assert half.tolist() == [[1.0]]
+
+
+# --- passes over users x items ---
+
+WIDE = (48, 384)  # users, items
+
+
+def written(program: str) -> list[str]:
+    """Operations at the top level that write an array users x items."""
+    found, inside = [], False
+    for line in program.splitlines():
+        if line.endswith("{"):
+            inside = line.startswith("ENTRY")
+        array = re.match(
+            rf"\s+(?:ROOT )?%?(\S+) = \w+\[{WIDE[0]},{WIDE[1]}\]", line
+        )
+        if inside and array and " bitcast(" not in line:
+            found.append(array[1])
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "passes"), [("float32", 4), ("bfloat16", 5)])
+def test_loss_and_gradients_write_few_arrays_of_users_by_items(dtype, passes):
+    """Product, bias, gradient, targets; and a cast to half precision."""
+    rng = np.random.default_rng(0)
+    batch = SparseBatch(
+        rng.integers(0, WIDE[1], 256).astype(np.int32),
+        np.sort(rng.integers(0, WIDE[0], 256)).astype(np.int32),
+        np.full(WIDE[0], 5, np.int32),
+    )
+
+    def loss(hidden_BH, kernel_HI, bias_I):
+        nll_B = likelihood.multinomial_nll(
+            hidden_BH, kernel_HI, bias_I, batch, dtype=jnp.dtype(dtype)
+        )
+        return jnp.sum(nll_B)
+
+    program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+    compiled = program.lower(
+        jnp.ones((WIDE[0], 16)), jnp.ones((16, WIDE[1])), jnp.ones(WIDE[1])
+    ).compile()
+    found = written(compiled.as_text())
+    assert 1 <= len(found) <= passes, found
+
+
+def test_the_count_sees_a_pass():
+    """An additional array of that shape is an additional line."""
+    x_BI = jnp.ones(WIDE)
+    once = jax.jit(lambda x: jnp.exp(x)).lower(x_BI).compile().as_text()
+    twice = jax.jit(lambda x: (jnp.exp(x), x[::-1] * 2)).lower(x_BI)
+    assert len(written(once)) < len(written(twice.compile().as_text()))
