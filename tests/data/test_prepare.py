@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from vaecf.data import catalog, prepare, synthetic
+from vaecf.data import catalog, layouts, prepare, synthetic
 from vaecf.data.dataset import open_dataset
 from vaecf.errors import VaecfError
 
@@ -185,6 +185,27 @@ def test_a_known_dataset_from_a_file_of_another_layout(tmp_path, monkeypatch):
         bad = tmp_path / "x.csv"
         bad.write_text("a,b\n1,2\n")
         run(tmp_path / "no", dataset="ml-1m", ratings=bad)
+
+
+def test_an_entry_is_all_that_a_new_dataset_needs(tmp_path, monkeypatch):
+    """Its name, counts, filters, split and columns come from the catalog."""
+    frame = shop()
+    path = tmp_path / "plays.txt"
+    columns = ["stars", "customer", "sku"]
+    frame[columns].to_csv(path, sep="|", index=False, header=False)
+    entry = catalog.Entry(
+        "plays", "Plays", "free", 10, counts={"ratings": len(frame)},
+        dialect=layouts.Dialect("|", False, {"rating": 0, "user": 1, "item": 2}),
+        min_rating=2, min_items_per_user=3, default_protocol="vaecf",
+    )  # fmt: skip
+    monkeypatch.setattr(catalog, "CATALOG", {"plays": entry})
+    made = run(tmp_path / "a", dataset="plays", ratings=path)
+    named = run(
+        tmp_path / "b", ratings=frame, rating_column="stars", min_rating=2,
+        min_items_per_user=3, held_out_users=10, **OWN,
+    )  # fmt: skip
+    assert made.name == "plays"
+    assert made.manifest["arrays"] == named.manifest["arrays"]
 
 
 def test_generated_data(tmp_path):

@@ -189,13 +189,7 @@ def make_dataset(
     """Builds a dataset in memory, with its manifest.
 
     Args:
-      name: see `Dataset`, like the next six arguments.
-      protocol: how the users were split.
-      train: training users x items.
-      validation: held-out users for choosing a model.
-      test: held-out users for reporting.
-      items: raw ids in column order.
-      users: raw ids in row order: train, validation, test.
+      name, protocol, train, validation, test, items, users: see `Dataset`.
       constants: the protocol's seed, thresholds and proportions.
       counts: rows read, dropped and so on; sizes of the matrices are added.
       source: ``{"file", "sha256", "bytes"}``, or None if there is no file.
@@ -373,7 +367,7 @@ def open_dataset(
 
 
 def _verify(dataset: Dataset) -> None:
-    """Compares the digests, which covers every value, and the order of ids."""
+    """Compares all values and ids with the manifest's digests."""
     expected = dataset.manifest["arrays"]
     for name, array in dataset.arrays.items():
         if storage.describe_array(array) != expected[name]:

@@ -15,13 +15,12 @@ import pathlib
 import re
 import shutil
 import ssl
-import tarfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
@@ -134,7 +133,7 @@ def _part_path(destination: pathlib.Path, url: str) -> pathlib.Path:
 
 
 def _validator_path(part: pathlib.Path) -> pathlib.Path:
-    """Path of the server's ETag or date, which tells if the file changed."""
+    """Returns the path of the server's ETag or date of the file."""
     return part.with_name(part.name + ".validator")
 
 
@@ -256,10 +255,10 @@ def _range_total(content_range: str | None) -> int | None:
 def extract(
     archive: pathlib.Path, member: str, directory: pathlib.Path
 ) -> list[pathlib.Path]:
-    """Unpacks the wanted files of a zip or tar archive, and nothing else.
+    """Unpacks the wanted files of a zip archive, and nothing else.
 
     Args:
-      archive: a ``.zip``, ``.tar`` or compressed tar file.
+      archive: a ``.zip`` file.
       member: path inside the archive; its last component may be a glob
         (``combined_data_*.txt``). If the exact path is missing, files with
         that last component in any folder are taken.
@@ -276,18 +275,17 @@ def extract(
     try:
         with (
             workdir_lib.atomic_directory(directory) as fresh,
-            _open_archive(archive) as (names, opener),
+            zipfile.ZipFile(archive) as opened,
         ):
+            names = [i.filename for i in opened.infolist() if not i.is_dir()]
             for name in _matching(names, member, archive):
-                with (
-                    opener(name) as source,
-                    (fresh / _basename(name)).open("wb") as sink,
-                ):
+                target = fresh / _basename(name)
+                with opened.open(name) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink, _CHUNK_BYTES)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError) as error:
         raise VaecfError(
-            f"{archive}: damaged or not a zip or tar archive ({error}); move "
-            "it away and run again, or pass ratings=FILE"
+            f"{archive}: damaged or not a zip archive ({error}); move it away "
+            "and run again, or pass ratings=FILE"
         ) from error
     return sorted(directory.iterdir())
 
@@ -314,24 +312,3 @@ def _matching(
             "yourself and pass ratings=FILE"
         )
     return found
-
-
-@contextlib.contextmanager
-def _open_archive(
-    path: pathlib.Path,
-) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
-    """Yields the names of the regular files and a function to open one."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [i.filename for i in archive.infolist() if not i.is_dir()]
-            yield names, archive.open
-        return
-    with tarfile.open(path) as tar:
-        members = {m.name: m for m in tar.getmembers() if m.isfile()}
-
-        def opener(name: str) -> IO[bytes]:
-            file = tar.extractfile(members[name])
-            assert file is not None  # None only for what is no regular file
-            return file
-
-        yield list(members), opener
