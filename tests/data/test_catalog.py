@@ -170,6 +170,12 @@ def test_check_counts():
         catalog.check_counts(entry, ratings=99_999, users=942)
 
 
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VaecfError, match="choose another directory with cache"):
+        catalog.fetch("ml-1m", tmp_path / "file")
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "file"),

@@ -268,6 +268,9 @@ def test_a_dialect_of_ones_own(tmp_path):
     assert pairs_of(got) == [(7, 5), (8, 3)]
     got = read_ratings(path, layout=dialect, min_rating=1)
     assert pairs_of(got) == [(8, 3)]
+    without = dialect._replace(columns={"user": 2, "item": 0})
+    with pytest.raises(VaecfError, match="holds no ratings"):
+        read_ratings(path, layout=without, min_rating=1)
 
 
 def test_empty_lines_are_skipped_and_counted(tmp_path):

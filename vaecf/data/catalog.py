@@ -290,6 +290,13 @@ def fetch(
         raise VaecfError(entry.manual)
     root = pathlib.Path(cache_dir or download.user_cache_dir()) / name
     ratings = root / "ratings"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VaecfError(
+            f"cannot write to {root} ({error.strerror}); choose another "
+            "directory with cache_dir"
+        ) from error
     # Two processes would mix their bytes in one .part file.
     with workdir_lib.locked(root, wait=True):
         if entry.files:

@@ -146,10 +146,10 @@ def _check_threshold(
             f"min_rating={min_rating} and rating_column={rating_column} need "
             "each other: rows with at least that rating are interactions"
         )
-    if min_rating is not None and layout in (
-        "lightgcn_txt",
-        "interactions_parquet",
-    ):
+    without = layout in ("lightgcn_txt", "interactions_parquet")
+    if isinstance(layout, Dialect):
+        without = "rating" not in layout.columns
+    if min_rating is not None and without:
         raise VaecfError(
             f"{path} ({layout}) holds no ratings: leave out min_rating, or "
             "name the columns with user_column, item_column and rating_column"
