@@ -44,11 +44,35 @@ def test_members_are_tested_and_compared(flags, tmp_path, command) -> None:
     assert json.loads(compared.read_text())["groups"]["mult_vae"]["seeds"] == 2
 
 
+def test_every_combination_is_a_member(flags, tmp_path, command) -> None:
+    rates = "--members=optimizer.learning_rate=1e-3,1"
+    flags = [*flags, "--members=seed=3,4", rates, "--config.train.epochs=1"]
+    done = command("population", *flags)
+    assert done.status == 0, done.err
+    rows = pd.read_csv(tmp_path / "pop" / "members.csv")
+    assert sorted(rows["member"]) == [
+        "seed=3,learning_rate=0.001",
+        "seed=3,learning_rate=1.0",
+        "seed=4,learning_rate=0.001",
+        "seed=4,learning_rate=1.0",
+    ]
+    assert {"seed", "optimizer.learning_rate"} < set(rows.columns)
+    folder = tmp_path / "pop" / "seed=4,learning_rate=1.0"
+    config = workdir_lib.read_config(folder)
+    assert (config.seed, config.optimizer.learning_rate) == (4, 1.0)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ("--members=model.latent=3,4", "model.latent changes the program"),
-        ("--config.mesh.data=2", "config.mesh.data=1 and config.mesh.item=1"),
+        ("--members=sed=1", "config.sed is not a known key; did you mean seed"),
+        ("--members=seed=2", "seed is given twice"),
+        ("--members=loss.gamma=0,1,0", "gamma=0.0 is there twice"),
+        ("--members=loss.gamma=1,x", "--members=loss.gamma=1,x must be"),
+        ("--members=loss.gamma", "--members=loss.gamma must be a setting"),
+        ("--members=model.dropout_rate=1", "config.model.dropout_rate=1.0 m"),
+        ("--config.mesh.data=2", "config.mesh.data=1 and"),
         ("--config.seeed=1", "seeed"),
         ("--data_dir=nosuch", "nosuch"),
         ("--workdir=/proc/nosuch", "cannot be written"),
@@ -61,9 +85,7 @@ def test_mistakes_are_one_line(changed, message, flags, command) -> None:
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
 
 
-def test_failed_members_and_a_directory_in_use(
-    flags, tmp_path, command
-) -> None:
+def test_failed_members_and_a_second_call(flags, tmp_path, command) -> None:
     """One of two members fails; the table ranks blends as they are tuned."""
     flags = [*flags, "--config.linear.l2=5", "--config.train.epochs=3"]
     rates = "--members=optimizer.learning_rate=0.01,1e30,0.001"
@@ -79,13 +101,18 @@ def test_failed_members_and_a_directory_in_use(
         chosen = json.loads((folder / "linear" / "weights.json").read_text())
         assert value == pytest.approx(chosen["value"])
         results = json.loads((folder / "results.json").read_text())
-        assert results["train"]["members"] == 3
         assert results["train"]["epochs"] == row["epochs"] == 3
     best = f"--workdir={tmp_path / 'pop' / rows[0]['member']} --test"
     assert best in done.out
+    # Nothing is trained again; a member is added.
+    before = {row["member"]: row["validation/ndcg@100"] for row in rows[:2]}
+    rates = "--members=optimizer.learning_rate=0.01,0.02"
     done = command("population", *flags, rates)
-    assert done.status == 2
-    assert "holds a trained population" in done.err
+    assert done.status == 0, done.err
+    again = pd.read_csv(tmp_path / "pop" / "members.csv")
+    values = dict(zip(again["member"], again["validation/ndcg@100"]))
+    assert set(values) == {"learning_rate=0.01", "learning_rate=0.02"}
+    assert values["learning_rate=0.01"] == before["learning_rate=0.01"]
     with pytest.raises(VaecfError, match="holds a population"):
         workdir_lib.require_no_other(tmp_path / "pop", "run")
 

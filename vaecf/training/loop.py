@@ -69,6 +69,7 @@ def train(
     show_progress: bool | None = None,
     extra_writer: writers.Writer | None = None,
     trace_dir: pathlib.Path | None = None,
+    pipeline: input_pipeline.InputPipeline | None = None,
     log: Callable[[str], None] = logging.info,
 ) -> TrainResult:
     """Trains a model, resuming from the latest checkpoint of the workdir.
@@ -84,6 +85,7 @@ def train(
       extra_writer: also receives every record; the caller closes it.
       trace_dir: directory for a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for no profile.
+      pipeline: input pipeline that the caller made; None makes one.
       log: receives one line of text at a time.
 
     Raises:
@@ -96,7 +98,7 @@ def train(
     setup = state_lib.make_setup(config, dataset.n_items, mesh)
     n_users = dataset.train.n_users
     steps, order_of = input_pipeline.batch_order(config, setup, n_users)
-    pipeline = input_pipeline.make_pipeline(
+    pipeline = pipeline or input_pipeline.make_pipeline(
         config.data.feed, setup, dataset.train, config.seed, log=log
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -83,21 +84,30 @@ class Tracer:
             yield
 
 
+# Signals that the main thread has received in its blocks of `interrupts`.
+_received: list[list[int]] = []
+
+
 @contextlib.contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question asked between dispatches."""
-    seen: list[int] = []
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(
-                number, lambda n, _: seen.append(n)
-            )
-    except ValueError:
-        # Not the main thread: its owner handles signals.
-        previous = {}
+    """Defers SIGINT and SIGTERM: yields a function that tells if one came.
+
+    Only the main thread handles signals. In another thread, the function tells
+    what the block of the main thread has received, if there is one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        seen = _received[-1] if _received else []
+        yield lambda: bool(seen)
+        return
+    seen = []
+    _received.append(seen)
+    previous = {
+        number: signal.signal(number, lambda n, _: seen.append(n))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield lambda: bool(seen)
     finally:
+        _received.pop()
         for number, handler in previous.items():
             signal.signal(number, handler)

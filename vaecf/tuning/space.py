@@ -1,4 +1,4 @@
-"""Search spaces for sweeps, and grids of members for populations.
+"""Search spaces of sweeps.
 
 A search space is a dict that maps settings to an interval or to choices:
 
@@ -14,11 +14,9 @@ is not a float.
 
 from __future__ import annotations
 
-import ast
-import itertools
 import pathlib
 import runpy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vaecf import config as config_lib
@@ -153,56 +151,3 @@ def values(space: Space, stored: Mapping[str, Any]) -> dict[str, Any]:
         originals = {repr(_stored(choice)): choice for choice in choices}
         found[key] = originals.get(repr(value), value)
     return found
-
-
-def grid(members: Iterable[str], base: Config) -> dict[str, Config]:
-    """Returns the config of every combination of values, by a short name.
-
-    Args:
-      members: settings and their values: 'seed=0,1', 'loss.gamma=0.01,0.02'.
-      base: the settings that all members share.
-
-    Returns:
-      {'seed=0,gamma=0.01': config, ...}; the first setting varies slowest.
-
-    Raises:
-      VaecfError: a setting is unknown or given twice, or the config refuses a
-        value.
-    """
-    lists = dict[str, list[Any]]()
-    for text in members:
-        key, _, listed = text.partition("=")
-        try:
-            found = ast.literal_eval(f"[{listed}]")
-        except (SyntaxError, ValueError):
-            found = []
-        if not found:
-            raise VaecfError(
-                f"members: {text!r} must be a setting and its values, such as "
-                "'seed=0,1,2'"
-            )
-        if key in lists:
-            raise VaecfError(
-                f"members: {key} is given twice: give all its values at once"
-            )
-        lists[key] = found
-    if not lists:
-        raise VaecfError(
-            "members is empty: give a setting and its values, such as "
-            "'seed=0,1,2'"
-        )
-    configs = {}
-    for combination in itertools.product(*lists.values()):
-        try:
-            config = config_lib.replace(
-                base, dict(zip(lists, combination, strict=True))
-            )
-        except VaecfError as error:
-            raise VaecfError(f"members: {error}") from None
-        flat = config_lib.flatten(config.to_dict())
-        # No two settings that may vary end in the same word.
-        name = ",".join(f"{k.rpartition('.')[2]}={flat[k]}" for k in lists)
-        if name in configs:
-            raise VaecfError(f"members: {name} is there twice: remove one")
-        configs[name] = config
-    return configs

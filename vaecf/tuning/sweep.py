@@ -161,10 +161,7 @@ def _work(
             with contextlib.ExitStack() as stack:
                 for run in runs:
                     stack.enter_context(run.opened(dataset))
-                if len(runs) == 1:
-                    trial_lib.train_alone(runs[0], dataset, show_progress)
-                else:
-                    trial_lib.train_together(runs, dataset, show_progress)
+                _train(runs, dataset, show_progress)
         except BaseException:  # interrupted, or a defect
             for run in runs:
                 if run.state is None:
@@ -179,6 +176,22 @@ def _work(
                 f"{failed} trials in a row failed, see above: check the disk "
                 "and the search space, then resume the sweep"
             )
+
+
+def _train(
+    runs: list[trial_lib.TrialRun], dataset: Dataset, show_progress: bool | None
+) -> None:
+    if len(runs) == 1:
+        trial_lib.train(runs[0], dataset, show_progress=show_progress)
+        return
+    population.train_members(
+        [run.config for run in runs],
+        [run.directory for run in runs],
+        dataset,
+        lambda m, pipeline: trial_lib.train(
+            runs[m], dataset, show_progress=False, pipeline=pipeline
+        ),
+    )
 
 
 # --- Several processes ------------------------------------------------------

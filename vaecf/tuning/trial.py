@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 from vaecf.reporting.writers import Writer
 from vaecf.training import loop
+from vaecf.training.input_pipeline import InputPipeline
 from vaecf.tuning import population
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
@@ -168,10 +169,24 @@ class _Reporter(Writer):
             raise _Pruned
 
 
-def train_alone(
-    run: TrialRun, dataset: Dataset, show_progress: bool | None
+def train(
+    run: TrialRun,
+    dataset: Dataset,
+    *,
+    show_progress: bool | None,
+    pipeline: InputPipeline | None = None,
 ) -> None:
-    """Trains a trial, or resumes it, and tells the study its result."""
+    """Trains a trial, or resumes it, and tells the study its result.
+
+    Args:
+      run: the trial, with its workdir `opened`.
+      dataset: data to train on.
+      show_progress: None for True if stderr is a terminal.
+      pipeline: that of a member of a population; None for a separate run.
+
+    Raises:
+      VaecfError: the memory of the device cannot hold the population.
+    """
     try:
         loop.train(
             run.config,
@@ -179,46 +194,20 @@ def train_alone(
             run.directory,
             show_progress=show_progress,
             extra_writer=_Reporter(run),
+            pipeline=pipeline,
             log=lambda line: None,
         )
     except _Pruned:
         run.finish(TrialState.PRUNED)
     except _TRIAL_ERRORS as error:
+        if pipeline is not None and "RESOURCE_EXHAUSTED" in str(error):
+            raise VaecfError(
+                "the population does not fit the memory of the device "
+                f"({_first_line(error)}): train fewer trials at once"
+            ) from error
         run.finish(TrialState.FAIL, error=error)
     else:
         run.complete(dataset)
-
-
-def train_together(
-    runs: Sequence[TrialRun], dataset: Dataset, show_progress: bool | None
-) -> None:
-    """Trains trials in one program and tells the study their results.
-
-    Raises:
-      VaecfError: the memory of the device cannot hold so many.
-    """
-    try:
-        results = population.train_runs(
-            [run.config for run in runs],
-            [run.directory for run in runs],
-            dataset,
-            on_validation=lambda m, record: runs[m].report(record),
-            show_progress=show_progress,
-        )
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise VaecfError(
-            f"population={len(runs)} does not fit the memory of the device "
-            f"({_first_line(error)}): train fewer trials at once"
-        ) from error
-    for run, result in zip(runs, results, strict=True):
-        if result.error is not None:
-            run.finish(TrialState.FAIL, error=result.error)
-        elif result.stopped:
-            run.finish(TrialState.PRUNED)
-        else:
-            run.complete(dataset)
 
 
 def _take_over_files(earlier: pathlib.Path, directory: pathlib.Path) -> None:
