@@ -7,12 +7,14 @@ the PyTorch peers run in an interpreter that may have neither JAX nor absl.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.metadata
 import os
 import pathlib
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,11 +23,15 @@ from typing import Any
 from vaecf import __version__
 from vaecf import config as config_lib
 from vaecf.config import Config
+from vaecf.errors import VaecfError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "benchmark" / "results"
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+_PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "numpy", "scipy"),
+    *("pandas", "polars"),
+)
 
 # --- Settings ---------------------------------------------------------------
 
@@ -126,14 +132,12 @@ def processor() -> str:
     return f"{name}, {cores()} cores"
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Returns the versions of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, vaecf and the installed packages."""
+    found = {"python": platform.python_version(), "vaecf": __version__}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -146,22 +150,16 @@ def describe(config: Config, mesh: Any) -> dict[str, Any]:
     devices = jax.devices()
     on_cpu = devices[0].platform == "cpu"
     kind = processor() if on_cpu else devices[0].device_kind
-    memory = devices[0].memory_stats() or {}
     return {
         "config": config.to_dict(),
         # The policy that 'amp' stands for on this device.
         "precision": precision.policy(config.precision.policy).name,
         "device": kind if len(devices) == 1 else f"{len(devices)} x {kind}",
-        "platform": devices[0].platform,
         "host": processor(),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "peak_rss_bytes": peak_rss_bytes(),
-        "device_memory": {
-            key: int(memory[key])
-            for key in ("peak_bytes_in_use", "bytes_in_use", "bytes_limit")
-            if key in memory
-        },
-        "versions": {"vaecf": __version__, **versions(_PACKAGES)},
+        "device_memory": devices[0].memory_stats(),
+        "versions": versions(),
     }
 
 
@@ -206,15 +204,59 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
+def run_script(
+    script: str, *arguments: str, echo: bool = False, **environment: str
+) -> dict[str, float]:
+    """Runs a script of experiments/ in a process of its own.
+
+    Args:
+      script: path below experiments/.
+      arguments: its command line.
+      echo: print the output when the script has ended.
+      environment: additional environment variables.
+
+    Returns:
+      {'seconds', 'peak_rss_bytes'}. The peak includes the memory that this
+      process has at the fork, so that it should not be large.
+
+    Raises:
+      VaecfError: the script failed; with the last line of its output.
+    """
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / script), *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process.stdout:
+        output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if echo:
+        print(output, end="", flush=True)
+    if process.returncode:
+        last = (output.strip().splitlines() or ["no output"])[-1]
+        raise VaecfError(
+            f"{script} ended with status {process.returncode}: {last}"
+        )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"seconds": seconds, "peak_rss_bytes": usage.ru_maxrss * unit}
+
+
 # --- Output -----------------------------------------------------------------
 
 
-def markdown(head: str, rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table; `head` is its first line."""
-    rule = "|" + "---|" * (head.count("|") - 1)
-    return "\n".join(
-        [head, rule, *(f"| {' | '.join(cells)} |" for cells in rows)]
-    )
+def markdown(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    titles = list(head)
+    lines = [f"| {' | '.join(cells)} |" for cells in (titles, *rows)]
+    lines[0] = lines[0].replace("|  |", "| |")
+    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
 def write(result: Mapping[str, Any]) -> None:

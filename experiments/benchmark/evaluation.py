@@ -30,12 +30,8 @@ flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=20)
 
 
 def benchmark() -> dict[str, Any]:
-    """Generates the users, compiles, and measures in turns.
-
-    Raises:
-      VaecfError: a setting does not fit, or the device lacks the precision.
-    """
-    from experiments.benchmark import ceilings, workloads
+    """Generates the users, compiles, and measures in turns."""
+    from experiments.benchmark import workloads
     from vaecf.data import synthetic
     from vaecf.evaluation import metrics
     from vaecf.training import precision
@@ -56,14 +52,14 @@ def benchmark() -> dict[str, Any]:
         config, model.mesh, model.scorer(), model.params, dataset
     )
     hidden = config.model.hidden[0]
-    product = ceilings.DecoderProduct(
+    ceiling = workloads.decoder_product(
         model.mesh, policy, config.eval.batch_size, hidden, FLAGS.items
     )
     flop = 2 * hidden * FLAGS.items
     began = time.perf_counter()
     work.evaluate()
     first = time.perf_counter() - began
-    rounds = [_turn(product, work, flop) for _ in range(FLAGS.repeats)]
+    rounds = [_turn(ceiling, work, flop) for _ in range(FLAGS.repeats)]
     middle = common.medians(rounds)
     fold_in = dataset.validation.fold_in
     return {
@@ -75,7 +71,6 @@ def benchmark() -> dict[str, Any]:
         "batch_size": config.eval.batch_size,
         "k": depth,
         "flop_per_user": flop,
-        "ceiling_shape": list(product.shape),
         "interactions_per_user": fold_in.nnz / fold_in.n_users,
         "input": model.module.input_lowering,
         **common.describe(config, model.mesh),
@@ -83,16 +78,16 @@ def benchmark() -> dict[str, Any]:
     }
 
 
-def _turn(product: Any, work: Any, flop: int) -> dict[str, float]:
+def _turn(ceiling: Any, work: Any, flop: int) -> dict[str, float]:
     """Measures the ceiling, the evaluation and its parts, and the ceiling."""
     turn = FLAGS.seconds / FLAGS.repeats
-    ceiling = product.gflops(turn / 2)
+    rates = ceiling(turn / 2)
     seconds = statistics.mean(common.timings(work.evaluate, turn))
     ranking = statistics.mean(common.timings(work.rank, turn))
     work.score()  # ranks, the first time
     scoring = statistics.mean(common.timings(work.score, min(turn, 1.0)))
-    ceiling += product.gflops(turn / 2)
-    gflops = statistics.median(ceiling)
+    rates += ceiling(turn / 2)
+    gflops = statistics.median(rates)
     rate = FLAGS.users / seconds
     cli.log(f"evaluation {rate:,.0f} users/s, ceiling {gflops:,.1f} GFLOP/s")
     return {

@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from experiments.benchmark import common
 from vaecf import cli
+from vaecf.errors import VaecfError
 
 FLAGS = flags.FLAGS
 common.define_json()
@@ -56,25 +56,19 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Runs one benchmark in a process of its own.
 
     Returns:
-      {'arguments', 'result'}; if the benchmark fails, its last line as 'error'
-      instead of 'result'.
+      {'arguments', 'result'}; if the benchmark fails, 'error' instead of
+      'result'.
     """
-    name, *rest = arguments
-    script = pathlib.Path(__file__).with_name(f"{name}.py")
+    name, *flags_ = arguments
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "result.json"
-        done = subprocess.run(
-            [sys.executable, str(script), *rest, f"--json={path}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        cli.log(done.stdout.rstrip())
-        if done.returncode == 0:
-            result = json.loads(path.read_text())
-            return {"arguments": list(arguments), "result": result}
-    lines = done.stdout.strip().splitlines() or ["no output"]
-    return {"arguments": list(arguments), "error": lines[-1]}
+        script = f"benchmark/{name}.py"
+        try:
+            common.run_script(script, *flags_, f"--json={path}", echo=True)
+        except VaecfError as error:
+            return {"arguments": list(arguments), "error": str(error)}
+        result = json.loads(path.read_text())
+        return {"arguments": list(arguments), "result": result}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,7 +80,9 @@ def main(argv: Sequence[str]) -> int:
         if has_torch and arguments[:2] == _BF16[:2]:
             arguments = (*arguments, "--peers=torch_compile_bf16")
         if time.monotonic() - began > FLAGS.limit:
-            records.append({"arguments": arguments, "error": "no time left"})
+            records.append(
+                {"arguments": list(arguments), "error": "no time left"}
+            )
             continue
         cli.log(f"\n--- {' '.join(arguments)}")
         records.append(run(arguments))

@@ -42,11 +42,7 @@ _DEFAULTS = {
 
 
 def benchmark() -> dict[str, Any]:
-    """Takes the steps, and returns what the JSON holds.
-
-    Raises:
-      VaecfError: a setting does not fit.
-    """
+    """Takes the steps, and returns what the JSON holds."""
     import jax
 
     with contextlib.suppress(RuntimeError):  # the devices have started already

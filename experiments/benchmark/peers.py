@@ -21,7 +21,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,26 +51,24 @@ class Peer:
         """Starts the process and waits until it has warmed up.
 
         Args:
-          name: a key of `STEPS`.
+          name: a key of `VARIANTS`.
           python: interpreter that has PyTorch.
           config: settings of the model.
           train: Interactions of the training users.
           folder: directory for the training data.
 
         Raises:
-          VaecfError: the process fails; with the last line that it wrote.
+          VaecfError: the process fails; its error goes to our stderr.
         """
         self._name = name
         np.save(f"{folder}/indptr.npy", train.indptr)
         np.save(f"{folder}/indices.npy", train.indices)
         settings = json.dumps(config.to_dict())
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (`__exit__` closes it)
         try:
             self._process = subprocess.Popen(
                 [python, __file__, name, folder, str(train.n_items), settings],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._errors,
                 text=True,
                 env={**os.environ, "PYTHONPATH": str(common.ROOT)},
             )
@@ -108,18 +105,15 @@ class Peer:
         """Ends the process."""
         self._process.terminate()
         self._process.communicate()
-        self._errors.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         if line := self._process.stdout.readline():
             return json.loads(line)
         status = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines() or ["no output"]
         raise VaecfError(
-            f"--peers={self._name}: the process ended with status {status}: "
-            f"{lines[-1]}"
+            f"--peers={self._name}: the process ended with status {status}; "
+            "its error is above"
         )
 
 
@@ -135,12 +129,12 @@ def make_model(torch: Any, n_items: int, config: dict[str, Any]) -> Any:
     """
     nn, functional = torch.nn, torch.nn.functional
     hidden, latent = config["model"]["hidden"], config["model"]["latent"]
-    dropout = config["model"]["dropout_rate"]
     kl_weight = config["loss"]["anneal_cap"]
 
     class MultVAE(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
+            self.dropout = config["model"]["dropout_rate"]
             inner = [*hidden, 2 * latent]
             outer = [latent, *reversed(hidden), n_items]
             self.first = nn.Linear(n_items, inner[0])
@@ -169,40 +163,31 @@ def make_model(torch: Any, n_items: int, config: dict[str, Any]) -> Any:
                 log_p = functional.log_softmax(logits, dim=1)
                 return -torch.sum(log_p * x, dim=1)
 
-            h = functional.dropout(functional.normalize(x), dropout)
+            h = functional.dropout(functional.normalize(x), self.dropout)
             return self.loss(self.first(h), nll)
 
     return MultVAE()
 
 
-def dense_step(
-    torch: Any, model: Any, train: Any, device: Any, config: Any
-) -> Callable:
-    """Takes dense float32 rows from the host."""
-    adam = torch.optim.Adam(
-        model.parameters(), lr=config["optimizer"]["learning_rate"]
-    )
-
-    def step(users: np.ndarray) -> Any:
-        x = torch.from_numpy(train[users].toarray()).to(device)
-        adam.zero_grad()
-        loss = model(x)
-        loss.backward()
-        adam.step()
-        return loss
-
-    return step
+# Each of these functions returns (function from users to their mean loss,
+# trained parameters).
 
 
-def sparse_step(
-    torch: Any, model: Any, train: Any, device: Any, config: Any
-) -> Callable:
+def dense(torch: Any, model: Any, train: Any, device: Any) -> tuple:
+    """Makes dense float32 rows on the host."""
+
+    def loss_of(users: np.ndarray) -> Any:
+        return model(torch.from_numpy(train[users].toarray()).to(device))
+
+    return loss_of, list(model.parameters())
+
+
+def sparse(torch: Any, model: Any, train: Any, device: Any) -> tuple:
     """Sums rows of the input weights instead of a dense product, in float32.
 
     The input weights are transposed, one row per item, in an EmbeddingBag. The
     dropout and the norm are the weights of a user's items.
     """
-    dropout = config["model"]["dropout_rate"]
     n_items, width = model.first.in_features, model.first.out_features
     bag = torch.nn.EmbeddingBag(n_items, width, mode="sum").to(device)
     with torch.no_grad():
@@ -210,20 +195,16 @@ def sparse_step(
     bias = model.first.bias
     # The transposed copy replaces the weights of the dense layer.
     model.first.weight = None
-    adam = torch.optim.Adam(
-        [*model.parameters(), *bag.parameters()],
-        lr=config["optimizer"]["learning_rate"],
-    )
 
-    def step(users: np.ndarray) -> Any:
+    def loss_of(users: np.ndarray) -> Any:
         rows = train[users]
         counts = np.diff(rows.indptr)
         item = torch.from_numpy(rows.indices.astype(np.int64)).to(device)
         start = torch.from_numpy(rows.indptr[:-1].astype(np.int64)).to(device)
         count = torch.from_numpy(counts.astype(np.int64)).to(device)
         user = torch.repeat_interleave(count)
-        keep = (torch.rand(len(item), device=device) >= dropout).float()
-        norm = count.clamp(min=1).float().sqrt()[user] * (1 - dropout)
+        keep = (torch.rand(len(item), device=device) >= model.dropout).float()
+        norm = count.clamp(min=1).float().sqrt()[user] * (1 - model.dropout)
 
         def nll(logits: Any) -> Any:
             picked = torch.gather(logits.view(-1), 0, user * n_items + item)
@@ -232,29 +213,20 @@ def sparse_step(
             )
             return count * torch.logsumexp(logits, dim=1) - target
 
-        adam.zero_grad()
         h = bag(item, start, per_sample_weights=keep / norm) + bias
-        loss = model.loss(h, nll)
-        loss.backward()
-        adam.step()
-        return loss
+        return model.loss(h, nll)
 
-    return step
+    return loss_of, [*model.parameters(), *bag.parameters()]
 
 
-def compiled_step(
-    torch: Any, model: Any, train: Any, device: Any, config: Any
-) -> Callable:
+def compiled(torch: Any, model: Any, train: Any, device: Any) -> tuple:
     """Keeps everything on the device, in bf16 where autocast allows it."""
-    adam = torch.optim.Adam(
-        model.parameters(), lr=config["optimizer"]["learning_rate"], fused=True
-    )
     start = torch.from_numpy(train.indptr.astype(np.int64)).to(device)
     items = torch.from_numpy(train.indices.astype(np.int64)).to(device)
     n_items = train.shape[1]
     program = torch.compile(model)
 
-    def step(users: np.ndarray) -> Any:
+    def loss_of(users: np.ndarray) -> Any:
         user = torch.from_numpy(users.astype(np.int64)).to(device)
         count = start[user + 1] - start[user]
         row = torch.repeat_interleave(count)
@@ -266,20 +238,16 @@ def compiled_step(
             (len(users), n_items), dtype=torch.bfloat16, device=device
         )
         x[row, item] = 1
-        adam.zero_grad(set_to_none=True)
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = program(x)
-        loss.backward()
-        adam.step()
-        return loss
+            return program(x)
 
-    return step
+    return loss_of, list(model.parameters())
 
 
-STEPS = {
-    "torch_dense": dense_step,
-    "torch_sparse": sparse_step,
-    "torch_compile_bf16": compiled_step,
+VARIANTS = {
+    "torch_dense": dense,
+    "torch_sparse": sparse,
+    "torch_compile_bf16": compiled,
 }
 
 
@@ -315,7 +283,12 @@ def main(name: str, folder: str, n_items: str, settings: str) -> None:
         sys.exit("PyTorch finds no CUDA device; leave out torch_compile_bf16")
     train = load(folder, int(n_items))
     model = make_model(torch, train.shape[1], config).to(device)
-    step = STEPS[name](torch, model, train, device, config)
+    loss_of, parameters = VARIANTS[name](torch, model, train, device)
+    adam = torch.optim.Adam(
+        parameters,
+        lr=config["optimizer"]["learning_rate"],
+        fused=name == "torch_compile_bf16",
+    )
     order = batches(train.shape[0], config["train"]["batch_size"])
 
     def run(seconds: float, at_least: int = 1) -> dict[str, Any]:
@@ -323,7 +296,10 @@ def main(name: str, folder: str, n_items: str, settings: str) -> None:
         began = time.perf_counter()
         while steps < at_least or time.perf_counter() - began < seconds:
             batch = next(order)
-            loss = step(batch).detach()
+            adam.zero_grad()
+            loss = loss_of(batch)
+            loss.backward()
+            adam.step()
             users += len(batch)
             steps += 1
             if cuda and steps % 16 == 0:
@@ -334,9 +310,7 @@ def main(name: str, folder: str, n_items: str, settings: str) -> None:
             "seconds": time.perf_counter() - began,
             "loss": last_loss,
             "peak_rss_bytes": common.peak_rss_bytes(),
-            "peak_device_bytes": torch.cuda.max_memory_allocated()
-            if cuda
-            else None,
+            "peak_device_bytes": torch.cuda.max_memory_allocated(),
         }
 
     run(0.0, WARM_UP_STEPS)

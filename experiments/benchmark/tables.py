@@ -12,7 +12,7 @@ import json
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
@@ -21,106 +21,106 @@ from experiments.benchmark import common
 
 Result = dict[str, Any]
 
+_PEAK = "peak_rss_bytes"
+_CEILING = "{fraction_of_ceiling:.0%} of {ceiling_gflops:,.0f} GFLOP/s"
+
+
+def _table(columns: Mapping[str, str], rows: Iterable[Result]) -> str:
+    """Returns a Markdown table.
+
+    Args:
+      columns: a format string per column title.
+      rows: the values of each row; `peak_rss_bytes` may be formatted as `gb`.
+    """
+    cells = []
+    for row in rows:
+        values = {**row, "gb": row.get(_PEAK, 0) / 1e9}
+        cells.append([text.format(**values) for text in columns.values()])
+    return common.markdown(columns, cells)
+
 
 def training(*runs: Result) -> str:
     """Returns the table of runs of training.py and their peers."""
     rows = []
     for run in runs:
-        batch_size = f"{run['batch_size']:,}"
-        rows.append(
-            (
-                "vaecf",
-                batch_size,
-                run["precision"],
-                f"{run['users_per_second']:,.0f}",
-                _of_ceiling(run),
-                "",
-                f"{run['peak_rss_bytes'] / 1e9:.1f} GB",
-            )
-        )
+        ceiling = _CEILING.format(**run)
+        rows.append({**run, "name": "vaecf", "ceiling": ceiling, "times": ""})
         for name, peer in run["peers"].items():
             library, _, variant = name.partition("_")
-            version = peer["version"].partition("+")[0]
+            title = f"PyTorch {peer['version'].partition('+')[0]}, {variant}"
             rows.append(
-                (
-                    f"PyTorch {version}, {variant}"
+                {
+                    **peer,
+                    "name": title
                     if library == "torch"
                     else "vaecf, in turns with it",
-                    batch_size,
-                    "bf16" if "bf16" in name else "fp32",
-                    f"{peer['users_per_second']:,.0f}",
-                    "",
-                    f"{peer['ratio']:.2f} ×",
-                    f"{peer['peak_rss_bytes'] / 1e9:.1f} GB",
-                )
+                    "batch_size": run["batch_size"],
+                    "precision": "bf16" if "bf16" in name else "fp32",
+                    "ceiling": "",
+                    "times": f"{peer['ratio']:.2f} ×",
+                }
             )
-    return common.markdown(
-        "| | batch | precision | users/s | decoder products | vaecf is | peak "
-        "memory |",
-        rows,
-    )
-
-
-def _of_ceiling(run: Result) -> str:
-    return (
-        f"{run['fraction_of_ceiling']:.0%} of "
-        f"{run['ceiling_gflops']:,.0f} GFLOP/s"
-    )
+    columns = {
+        "": "{name}",
+        "batch": "{batch_size:,}",
+        "precision": "{precision}",
+        "users/s": "{users_per_second:,.0f}",
+        "decoder products": "{ceiling}",
+        "vaecf is": "{times}",
+        "peak memory": "{gb:.1f} GB",
+    }
+    return _table(columns, rows)
 
 
 def evaluation(*runs: Result) -> str:
     """Returns the table of runs of evaluation.py."""
-    return common.markdown(
-        "| batch | precision | users/s | decoder product | ranking | metrics | "
-        "peak memory |",
-        [
-            (
-                f"{run['batch_size']:,}",
-                run["precision"],
-                f"{run['users_per_second']:,.0f}",
-                _of_ceiling(run),
-                f"{run['ranking_seconds']:.2f} s",
-                f"{run['metrics_seconds']:.2f} s",
-                f"{run['peak_rss_bytes'] / 1e9:.1f} GB",
-            )
-            for run in runs
-        ],
-    )
+    columns = {
+        "batch": "{batch_size:,}",
+        "precision": "{precision}",
+        "users/s": "{users_per_second:,.0f}",
+        "decoder product": _CEILING,
+        "ranking": "{ranking_seconds:.2f} s",
+        "metrics": "{metrics_seconds:.2f} s",
+        "peak memory": "{gb:.1f} GB",
+    }
+    return _table(columns, runs)
 
 
 def inference(run: Result) -> str:
     """Returns the table of a run of inference.py."""
-    return common.markdown(
-        "| users | precision | users/s | mean | p50 | p99 |",
-        [
-            (
-                f"{int(size):,}",
-                run["precision"],
-                f"{figures['mean_throughput']:,.0f}",
-                *(
-                    f"{1e3 * figures[f'{name}_latency']:.2f} ms"
-                    for name in ("mean", "p50", "p99")
-                ),
-            )
-            for size, figures in run["batches"].items()
-        ],
-    )
+    rows = []
+    for size, figures in run["batches"].items():
+        ms = {
+            name: f"{1e3 * figures[f'{name}_latency']:.2f} ms"
+            for name in ("mean", "p50", "p99")
+        }
+        rows.append({**run, **figures, **ms, "size": int(size)})
+    columns = {
+        "users": "{size:,}",
+        "precision": "{precision}",
+        "users/s": "{mean_throughput:,.0f}",
+        **{name: f"{{{name}}}" for name in ("mean", "p50", "p99")},
+    }
+    return _table(columns, rows)
 
 
 def preparation(run: Result) -> str:
     """Returns the table of a run of preparation.py."""
     titles = {"vaecf": "vaecf", "pandas": f"pandas {run['versions']['pandas']}"}
-    return common.markdown(
-        "| | time | peak memory |",
-        [
-            (
-                title,
-                f"{run[name]['seconds']:.1f} s",
-                f"{run[name]['peak_rss_bytes'] / 2**30:.2f} GiB",
-            )
-            for name, title in titles.items()
-        ],
-    )
+    rows = [
+        {
+            **run[name],
+            "title": title,
+            "gib": run[name][_PEAK] / 2**30,
+        }
+        for name, title in titles.items()
+    ]
+    columns = {
+        "": "{title}",
+        "time": "{seconds:.1f} s",
+        "peak memory": "{gib:.2f} GiB",
+    }
+    return _table(columns, rows)
 
 
 def population(run: Result) -> str:
@@ -129,44 +129,40 @@ def population(run: Result) -> str:
         "processes": f"{run['members']} times `main.py --train`",
         "population": "one population",
     }
-    keys = ("seconds", "training_seconds", "compile_seconds", "other_seconds")
-    return common.markdown(
-        "| | total | steps | compilation of steps | start, validations, "
-        "checkpoints |",
-        [
-            (title, *(f"{run['ways'][way][key]:.1f} s" for key in keys))
-            for way, title in titles.items()
-        ],
-    )
+    columns = {
+        "": "{title}",
+        "total": "{seconds:.1f} s",
+        "steps": "{training_seconds:.1f} s",
+        "compilation of steps": "{compile_seconds:.1f} s",
+        "start, validations, checkpoints": "{other_seconds:.1f} s",
+    }
+    rows = [{**run["ways"][way], "title": t} for way, t in titles.items()]
+    return _table(columns, rows)
 
 
 def large_catalogue(*runs: Result) -> str:
     """Returns the table of runs of large_catalogue.py."""
     rows = []
     for run in runs:
-        losses, mesh = run["losses"], run["mesh"]
-        per_step = statistics.median(run["step_seconds"][1:] or [float("nan")])
-        rows.append(
-            (
-                f"{run['items']:,}",
-                f"{run['hidden']}-{run['latent']}-{run['hidden']}",
-                f"{mesh['data']} × {mesh['item']}",
-                f"{run['batch_size']:,}",
-                f"{run['log_items']:.4f}",
-                f"{losses[0]:.4f}",
-                f"{losses[-1]:.4f} ({len(losses)})",
-                f"{per_step:.1f} s",
-                f"{run['program_bytes_per_device'] / 2**30:.2f}",
-                f"{run['peak_rss_bytes_initialised'] / 2**30:.2f}",
-                f"{run['peak_rss_bytes'] / 2**30:.2f}",
-            )
-        )
-    return common.markdown(
-        "| items | units | mesh | batch | log(items) | first loss | last loss "
-        "(step) | per step | GiB per device, compiled | GiB of the process, "
-        "initialised | peak |",
-        rows,
-    )
+        keys = ("program_bytes_per_device", "peak_rss_bytes_initialised")
+        gib = [run[key] / 2**30 for key in (*keys, _PEAK)]
+        seconds = statistics.median(run["step_seconds"][1:] or [float("nan")])
+        steps = len(run["losses"])
+        rows.append({**run, "gib": gib, "per_step": seconds, "steps": steps})
+    columns = {
+        "items": "{items:,}",
+        "units": "{hidden}-{latent}-{hidden}",
+        "mesh": "{mesh[data]} × {mesh[item]}",
+        "batch": "{batch_size:,}",
+        "log(items)": "{log_items:.4f}",
+        "first loss": "{losses[0]:.4f}",
+        "last loss (step)": "{last_loss:.4f} ({steps})",
+        "per step": "{per_step:.1f} s",
+        "GiB per device, compiled": "{gib[0]:.2f}",
+        "GiB of the process, initialised": "{gib[1]:.2f}",
+        "peak": "{gib[2]:.2f}",
+    }
+    return _table(columns, [{**r, "last_loss": r["losses"][-1]} for r in rows])
 
 
 def results(name: str) -> list[Result]:
@@ -176,45 +172,36 @@ def results(name: str) -> list[Result]:
         for path in sorted(common.RESULTS.glob(f"{name}*.json"))
     ]
     gpu = common.RESULTS / "gpu.json"
-    if gpu.exists():
-        runs += [
-            run["result"]
-            for run in json.loads(gpu.read_text())["runs"]
-            if run["arguments"][0] == name and "result" in run
-        ]
+    for run in json.loads(gpu.read_text())["runs"] if gpu.exists() else ():
+        if run["arguments"][0] == name and "result" in run:
+            runs.append(run["result"])
     return runs
 
 
-def by_device(runs: Sequence[Result]) -> dict[str, list[Result]]:
+def _by_device(runs: Sequence[Result]) -> dict[str, list[Result]]:
     """Returns runs by device and versions, the largest batches first."""
     found: dict[str, list[Result]] = {}
-    for run in sorted(runs, key=lambda run: -run["batch_size"]):
-        found.setdefault(_where(run), []).append(run)
+    for run in sorted(runs, key=lambda run: -run.get("batch_size", 0)):
+        where = "{device}, Python {versions[python]}, jax {versions[jax]}"
+        found.setdefault(where.format(**run), []).append(run)
     return found
-
-
-def _where(run: Result) -> str:
-    versions = run["versions"]
-    return (
-        f"{run['device']}, Python {versions['python']}, jax {versions['jax']}"
-    )
 
 
 def main() -> None:
     """Prints every table as Markdown."""
-    for where, runs in by_device(results("training")).items():
+    for where, runs in _by_device(results("training")).items():
         print(f"\nTraining, {where}:\n\n{training(*runs)}")
-    for where, runs in by_device(results("evaluation")).items():
+    for where, runs in _by_device(results("evaluation")).items():
         print(f"\nEvaluation, {where}:\n\n{evaluation(*runs)}")
-    for run in results("inference"):
-        print(f"\nQueries, {_where(run)}:\n\n{inference(run)}")
+    for where, runs in _by_device(results("inference")).items():
+        for run in runs:
+            print(f"\nQueries, {where}:\n\n{inference(run)}")
     for run in results("preparation"):
-        where = f"{run['rows']:,} rows, {run['processor']}"
-        print(f"\nPreparation, {where}:\n\n{preparation(run)}")
+        print(f"\nPreparation, {run['processor']}:\n\n{preparation(run)}")
     for run in results("population"):
         print(f"\nPopulation, {run['processor']}:\n\n{population(run)}")
-    if runs := sorted(results("large"), key=lambda run: -run["items"]):
-        print(f"\nLarge catalogues:\n\n{large_catalogue(*runs)}")
+    runs = sorted(results("large"), key=lambda run: -run["items"])
+    print(f"\nLarge catalogues:\n\n{large_catalogue(*runs)}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
-"""What is timed: training steps, an evaluation, and a model to query.
+"""What is timed: training steps, an evaluation, a query, a matrix product.
 
 The benchmarks use the library through this module alone.
 """
 
 from __future__ import annotations
 
+import functools
 import pathlib
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from experiments.benchmark import common
 from vaecf import __version__
@@ -22,7 +27,7 @@ from vaecf.evaluation.evaluator import Evaluator
 from vaecf.evaluation.ranking import Scorer
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving.trained_model import TrainedModel
-from vaecf.training import input_pipeline
+from vaecf.training import input_pipeline, precision
 from vaecf.training import state as state_lib
 from vaecf.training.signals import STRETCH_SECONDS
 from vaecf.training.step import StepMetrics
@@ -154,6 +159,74 @@ def validation(
         return evaluator.evaluate_lists(lists[0])
 
     return Work(lambda: evaluator(ranker, model_params), rank, score)
+
+
+def decoder_product(
+    mesh: Mesh,
+    policy: precision.Policy,
+    batch_size: int,
+    hidden: int,
+    items: int,
+) -> Callable[[float], list[float]]:
+    """Compiles the output layer's product [users, hidden] x [hidden, items].
+
+    Every implementation computes this product. The speed of a shared machine
+    drifts by a factor of two within hours, so measure it in turns with the work
+    that it is compared with.
+
+    Args:
+      mesh: ('data', 'item'), over whose devices the product is sharded.
+      policy: dtype of the operands, and precision of the product.
+      batch_size: users on an accelerator; on a CPU more users than 4,096
+        change only the memory.
+      hidden: width of the last hidden layer.
+      items: items before padding.
+
+    Returns:
+      Function from seconds to the GFLOP/s of several timings in that time.
+    """
+    shards = mesh.shape[mesh_lib.DATA]
+    users = 4096 if jax.default_backend() == "cpu" else batch_size
+    users = -(-users // shards) * shards
+    items = mesh_lib.padded_items(items)
+    operands = [
+        jax.jit(
+            functools.partial(
+                jax.random.normal, shape=shape, dtype=policy.dtype
+            ),
+            out_shardings=NamedSharding(mesh, spec),
+        )(jax.random.key(0))
+        for shape, spec in (
+            ((users, hidden), P(mesh_lib.DATA, None)),
+            ((hidden, items), P(None, mesh_lib.ITEM)),
+        )
+    ]
+    programs = [
+        jax.jit(
+            functools.partial(
+                jax.lax.dot,
+                precision=policy.precision,
+                preferred_element_type=dtype,
+            )
+        )
+        .lower(*operands)
+        .compile()
+        # Sums are float32; a narrower result may be faster to write.
+        for dtype in dict.fromkeys((jnp.float32, policy.dtype))
+    ]
+
+    def gflops(seconds: float) -> list[float]:
+        rates = []
+        for program in programs:
+            # The first call touches the memory of its result.
+            jax.block_until_ready(program(*operands))
+            times = common.timings(
+                functools.partial(program, *operands), seconds / len(programs)
+            )
+            rates.append([2e-9 * users * hidden * items / t for t in times])
+        return max(rates, key=statistics.median)
+
+    return gflops
 
 
 def random_model(config: Config, n_items: int) -> TrainedModel:
