@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vaecf.data import layouts
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
@@ -86,21 +87,12 @@ def _read_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     import polars as pl
 
-    try:
+    with layouts.polars_errors(layouts.require(path)):
         frame = pl.read_csv(
             path,
             columns=["uid", "sid"],
             schema_overrides={"uid": pl.Int64, "sid": pl.Int64},
         )
-    except FileNotFoundError:
-        raise VaecfError(
-            f"{path} is missing; run the notebook's preparation again"
-        ) from None
-    except pl.exceptions.PolarsError as error:
-        raise VaecfError(
-            f"{path}: {str(error).splitlines()[0]} (expected columns uid,sid "
-            "of integers)"
-        ) from None
     if frame.null_count().sum_horizontal()[0]:
         raise VaecfError(f"{path}: a uid or sid is missing")
     uid, sid = frame["uid"].to_numpy(), frame["sid"].to_numpy()
@@ -136,12 +128,9 @@ def _read_recipe(path: pathlib.Path) -> Parts:
 def _read_npz(path: pathlib.Path) -> Interactions:
     import scipy.sparse
 
+    layouts.require(path)
     try:
         return Interactions.from_scipy(scipy.sparse.load_npz(path))
-    except FileNotFoundError:
-        raise VaecfError(
-            f"{path} is missing; prepare the dataset again"
-        ) from None
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise VaecfError(
             f"{path} is truncated or no sparse matrix ({e}); prepare the "

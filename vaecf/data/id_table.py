@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vaecf.data import layouts
 from vaecf.errors import VaecfError
 
 if TYPE_CHECKING:
@@ -136,15 +137,8 @@ class IdTable:
         """
         import polars as pl
 
-        try:
+        with layouts.polars_errors(layouts.require(path)):
             frame = pl.read_parquet(path, columns=[column, "index"])
-        except FileNotFoundError:
-            raise VaecfError(f"{path}: no such file") from None
-        except (pl.exceptions.PolarsError, OSError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise VaecfError(
-                f"{path}: not an id table ({first_line})"
-            ) from None
         if not frame.height:
             return cls([])
         return cls(frame.sort("index")[column].to_numpy())
