@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vaecf.data.interactions import Interactions
+from vaecf.parallel import memory
 
 
 def _threefry(key: np.ndarray, row: np.ndarray, column: np.ndarray):
@@ -40,3 +41,11 @@ def interactions() -> Callable[[np.ndarray], Interactions]:
         return Interactions.from_pairs(*np.nonzero(x), *x.shape)[0]
 
     return make
+
+
+@pytest.fixture
+def free_bytes(monkeypatch) -> Callable[[int], None]:
+    """Sets the free memory that fits see."""
+    return lambda free: monkeypatch.setattr(
+        memory, "host_free_bytes", lambda: free
+    )

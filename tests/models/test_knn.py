@@ -52,10 +52,11 @@ def test_itemknn_breaks_ties_by_item_index(interactions):
     np.testing.assert_allclose(weights["item_item"][:, :4], expected, rtol=1e-6)
 
 
-def test_itemknn_errors(interactions):
+def test_itemknn_errors(interactions, free_bytes):
     train, _ = Interactions.from_pairs([0, 1], [7, 49_999], 2, 50_000)
+    free_bytes(2**30)
     with pytest.raises(VaecfError, match="leave out itemknn"):
-        knn.fit(train, 10, 0.0, available_bytes=2**30)
+        knn.fit(train, 10, 0.0)
     train = interactions(np.eye(3))
     with pytest.raises(VaecfError, match="neighbours=0"):
         knn.fit(train, 0, 0.0)

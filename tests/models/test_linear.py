@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,24 +73,21 @@ def test_ease_minimises_its_loss(users, l2):
 @pytest.mark.parametrize("users", [USERS, ITEMS - 7])
 @pytest.mark.parametrize("dropout", [0.0, 0.6])
 @pytest.mark.parametrize("exponent", [0.0, 0.5])
-@pytest.mark.parametrize("available", [None, 12_000])
+@pytest.mark.parametrize(
+    ("free", "rtol", "atol"), [(2**30, 1e-5, 1e-7), (12_000, 1e-3, 1e-5)]
+)
 def test_ease_with_dropout_and_weighted_users(
-    x, users, dropout, exponent, available, interactions
+    x, users, dropout, exponent, free, rtol, atol, interactions, free_bytes
 ):
     """Inverted by items and by users, in float64 and in float32."""
+    free_bytes(free)
     x = x[:users]
     weights = linear.fit(
-        interactions(x),
-        3.0,
-        dropout=dropout,
-        user_exponent=exponent,
-        available_bytes=available,
+        interactions(x), 3.0, dropout=dropout, user_exponent=exponent
     )["item_item"]
+    expected = ridge(x, 3.0, dropout, exponent)
     np.testing.assert_allclose(
-        weights[:, :ITEMS],
-        ridge(x, 3.0, dropout, exponent),
-        rtol=1e-5 if available is None else 1e-3,
-        atol=1e-7 if available is None else 1e-5,
+        weights[:, :ITEMS], expected, rtol=rtol, atol=atol
     )
     assert not np.diag(weights).any() and not weights[:, ITEMS:].any()
 
@@ -107,25 +102,28 @@ def test_ease_over_several_blocks_of_items(x, users, interactions, monkeypatch):
     )
 
 
-def test_ease_uses_float32_when_memory_is_scarce(x, interactions):
+def test_ease_uses_float32_when_memory_is_scarce(x, interactions, free_bytes):
     """20 items: 16 · 20² bytes doubled for float64, 12 · 20² for float32."""
-    fit = functools.partial(linear.fit, interactions(x), 0.01)
-    plenty = fit()["item_item"]
-    np.testing.assert_array_equal(
-        fit(available_bytes=12_801)["item_item"], plenty
-    )
-    for available in (12_800, 4_800):
-        scarce = fit(available_bytes=available)["item_item"]
+
+    def fit(free):
+        free_bytes(free)
+        return linear.fit(interactions(x), 0.01)["item_item"]
+
+    plenty = fit(2**30)
+    np.testing.assert_array_equal(fit(12_801), plenty)
+    for free in (12_800, 4_800):
+        scarce = fit(free)
         assert not np.array_equal(scarce, plenty)
         np.testing.assert_allclose(scarce, plenty, rtol=1e-3, atol=1e-4)
     with pytest.raises(VaecfError, match=r"20\^2 x 12 bytes"):
-        fit(available_bytes=4_799)
+        fit(4_799)
 
 
-def test_errors(x, interactions):
+def test_errors(x, interactions, free_bytes):
     train, _ = Interactions.from_pairs([0, 1], [7, 49_999], 2, 50_000)
+    free_bytes(2**30)
     with pytest.raises(VaecfError, match=r"27.9 GiB and 1.0 GiB are free: buy"):
-        linear.fit(train, 500.0, available_bytes=2**30, advice="buy more")
+        linear.fit(train, 500.0, advice="buy more")
     for l2 in (0, -1.0):
         with pytest.raises(VaecfError, match=f"l2={l2} must be above 0"):
             linear.fit(interactions(x), l2)

@@ -42,7 +42,7 @@ def batch() -> SparseBatch:
 
 @pytest.fixture(scope="module")
 def params(batch):
-    """Fresh ones, moved so that no bias or scale is what it starts as."""
+    """Random parameters, also for the biases and scales."""
     tree = make().init(jax.random.key(3), batch)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(
@@ -51,7 +51,7 @@ def params(batch):
     )
 
 
-def dense(dropped=None) -> np.ndarray:
+def dense() -> np.ndarray:
     """0/1 [B, I] with a row of zeros for the padding user."""
     x = np.zeros((len(HISTORIES) + 1, ITEMS))
     for u, history in enumerate(HISTORIES):
@@ -128,9 +128,10 @@ def loss_terms(p, key, rate):
     return nll, kl
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.5])
-@pytest.mark.parametrize("lowering", ["gather", "dense"])
-@pytest.mark.parametrize("block", [0, 10])
+@pytest.mark.parametrize(
+    ("rate", "lowering", "block"),
+    [(0.0, "gather", 0), (0.5, "gather", 10), (0.5, "dense", 0)],
+)
 def test_loss_terms(batch, params, rate, lowering, block):
     model = make(dropout_rate=rate, input_lowering=lowering, item_block=block)
     key = jax.random.key(11)
@@ -142,8 +143,7 @@ def test_loss_terms(batch, params, rate, lowering, block):
     assert np.abs(found[1][:5]).min() > 0.01
 
 
-def test_gradients_are_slopes_of_the_derivation(batch, params):
-    """Along random directions, of all that is trained."""
+def test_gradients_equal_finite_differences(batch, params):
     model, key = make(dropout_rate=0.5), jax.random.key(2)
     weight = np.linspace(0.5, 1.5, len(HISTORIES) + 1)
 
@@ -181,7 +181,7 @@ def test_gradients_are_slopes_of_the_derivation(batch, params):
 
 
 def test_scores_are_those_of_the_mean(batch, params):
-    """No sample, no dropout, and the prior has no say."""
+    """Scoring uses no sample, no dropout, and not the prior's encoder."""
     model = make(dropout_rate=0.5)
     scores = model.apply(
         {"params": {k: v for k, v in params.items() if k != "prior"}},
@@ -197,8 +197,8 @@ def test_scores_are_those_of_the_mean(batch, params):
     assert np.all(np.asarray(scores)[:, ITEMS:] == -np.inf)
 
 
-def test_composite_prior_far_away_and_near():
-    """The wide part bounds what an outlier costs."""
+def test_composite_prior():
+    """The wide part bounds the cost of an outlier."""
     z = jnp.array([[0.3, -40.0, 100.0]])
     mean = jnp.array([[0.2, -39.5, 0.0]])
     log_variance = jnp.array([[-2.0, 1.0, 0.0]])
@@ -219,8 +219,8 @@ def test_composite_prior_far_away_and_near():
     assert log_density[0] > -20
 
 
-def test_fresh_parameters_are_what_the_authors_start_from():
-    """PyTorch's layers: uniform within 1 / sqrt(fan-in); two encoders."""
+def test_initial_parameters():
+    """Two encoders, uniform within 1 / sqrt(fan-in) as PyTorch's layers."""
     model = functools.partial(
         rec_vae.RecVAE, n_items=500, item_rows=512, hidden=(64,), latent=32
     )

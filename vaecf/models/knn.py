@@ -19,13 +19,7 @@ scores = linear.scores
 _BLOCK = 1024  # items whose similarities are computed at once
 
 
-def fit(
-    train: Any,
-    neighbours: int,
-    shrinkage: float,
-    *,
-    available_bytes: int | None = None,
-) -> dict[str, np.ndarray]:
+def fit(train: Any, neighbours: int, shrinkage: float) -> dict[str, np.ndarray]:
     """Returns the similarities between each item and its nearest neighbours.
 
     s_ij = c_ij / (√(c_ii c_jj) + h) with c = XᵀX and s_ii = 0. For h = 0 this
@@ -38,7 +32,6 @@ def fit(
       neighbours: how many nearest items to keep for each item, at least 1.
         Ties go to the lower item index.
       shrinkage: h, in interactions, at least 0.
-      available_bytes: memory that the fit may use; None asks the system.
 
     Returns:
       'item_item', float32 [I, padded I], the parameters of `scores`. Column j
@@ -53,9 +46,7 @@ def fit(
     if not shrinkage >= 0:
         raise VaecfError(f"ItemKNN: shrinkage={shrinkage} must not be below 0")
     n_items = train.n_items
-    linear.check_memory(
-        "ItemKNN", n_items, "leave out itemknn", available_bytes
-    )
+    linear.check_memory("ItemKNN", n_items, "leave out itemknn")
     matrix = train.to_scipy().astype(np.float32)
     # float32 holds counts exactly up to 2^24.
     gram = linear.dense_product(matrix.T.tocsr(), matrix)

@@ -121,17 +121,6 @@ def _transpose(x_BH: jax.Array) -> jax.Array:
     return jnp.take(x_BH.reshape(-1), place_HB, mode="clip")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _nll(
-    head: _Head,
-    hidden_BH: jax.Array,
-    kernel_HI: jax.Array,
-    bias_I: jax.Array,
-    batch: SparseBatch,
-) -> jax.Array:
-    return _nll_forward(head, hidden_BH, kernel_HI, bias_I, batch)[0]
-
-
 def _local_items(head: _Head, batch: SparseBatch, n_local: int) -> jax.Array:
     """Returns the item indices within this shard, int32 [N].
 
@@ -144,7 +133,7 @@ def _local_items(head: _Head, batch: SparseBatch, n_local: int) -> jax.Array:
     return jnp.where(local_N, item_N, n_local)
 
 
-def _nll_forward(
+def _dense_forward(
     head: _Head,
     hidden_BH: jax.Array,
     kernel_HI: jax.Array,
@@ -184,7 +173,7 @@ def _nll_forward(
     return nll_B, saved
 
 
-def _nll_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
+def _dense_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
     hidden_BH, kernel_HI, bias_I, logits_BI, logsumexp_B, batch = saved
     n_users, n_local = logits_BI.shape
     # d nll_u / d logit_i = n_u softmax_i - x_ui, one pass over B x I.
@@ -208,9 +197,6 @@ def _nll_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
     ones_8B = jnp.ones((8, n_users), head.dtype)
     d_bias_I = _product(head, ones_8B, d_BI, 1, 0)[0]
     return d_hidden_BH, d_kernel_HI, d_bias_I.astype(bias_I.dtype), None
-
-
-_nll.defvjp(_nll_forward, _nll_backward)
 
 
 def _over_blocks(
@@ -251,17 +237,6 @@ def _targets(head: _Head, batch: SparseBatch, n_local: int) -> Kept:
     item_N = _local_items(head, batch, n_local)
     n_users = batch.count_B.shape[0]
     return compact(item_N < n_local, item_N, batch.row_N, n_users)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked_nll(
-    head: _Head,
-    hidden_BH: jax.Array,
-    kernel_HI: jax.Array,
-    bias_I: jax.Array,
-    batch: SparseBatch,
-) -> jax.Array:
-    return _blocked_forward(head, hidden_BH, kernel_HI, bias_I, batch)[0]
 
 
 def _blocked_forward(
@@ -361,7 +336,28 @@ def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
     return *lax.fori_loop(0, targets.chunks, add_targets, carry), None
 
 
-_blocked_nll.defvjp(_blocked_forward, _blocked_backward)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _nll(
+    head: _Head,
+    hidden_BH: jax.Array,
+    kernel_HI: jax.Array,
+    bias_I: jax.Array,
+    batch: SparseBatch,
+) -> jax.Array:
+    return _forward(head, hidden_BH, kernel_HI, bias_I, batch)[0]
+
+
+def _forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
+    forward = _blocked_forward if head.block else _dense_forward
+    return forward(head, *inputs)
+
+
+def _backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
+    backward = _blocked_backward if head.block else _dense_backward
+    return backward(head, saved, g_B)
+
+
+_nll.defvjp(_forward, _backward)
 
 
 def multinomial_nll(
@@ -400,13 +396,12 @@ def multinomial_nll(
       float32 [B]; 0 for users without items.
     """
     head = _Head(dtype, precision, item_axis, block)
-    nll = _blocked_nll if block else _nll
     # The backward pass returns sums over this shard only. Because the inputs
     # are marked as varying, shard_map sums them over the shards.
     axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
     hidden_BH, kernel_HI, bias_I = vary((hidden_BH, kernel_HI, bias_I), axes)
     # Parameters stay float32 here, so that their cotangents are float32 too.
-    return nll(head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch)
+    return _nll(head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch)
 
 
 def mask_padding_items(

@@ -57,7 +57,6 @@ def fit(
     *,
     dropout: float = 0.0,
     user_exponent: float = 0.0,
-    available_bytes: int | None = None,
     advice: str = "leave out ease",
 ) -> dict[str, np.ndarray]:
     """Returns the item-item weights of EASE or of its regularised variants.
@@ -78,7 +77,6 @@ def fit(
       l2: λ, in squared interactions, above 0.
       dropout: p, in [0, 1); 0 for EASE.
       user_exponent: κ, at least 0; 0 gives all users the same weight.
-      available_bytes: memory that the fit may use; None asks the system.
       advice: what to do if the fit needs more memory, for the error message.
 
     Returns:
@@ -91,12 +89,12 @@ def fit(
     if l2 <= 0:
         raise VaecfError(f"EASE: l2={l2} must be above 0")
     n_items = train.n_items
-    available_bytes = check_memory("EASE", n_items, advice, available_bytes)
+    free_bytes = check_memory("EASE", n_items, advice)
     # The inverse replaces the matrix in place. The padded float32 result and
     # its copy on the device need memory as well.
     size = min(train.n_users, n_items)
     double = 8 * size**2 + 8 * n_items**2
-    dtype = np.float64 if double < available_bytes / 2 else np.float32
+    dtype = np.float64 if double < free_bytes / 2 else np.float32
     matrix = train.to_scipy().astype(dtype)
     weight_U, ridge_I = (
         array.astype(dtype)
@@ -182,23 +180,18 @@ def _invert(square: np.ndarray) -> np.ndarray:
     return upper
 
 
-def check_memory(
-    title: str, n_items: int, advice: str, available_bytes: int | None
-) -> int:
-    """Returns the bytes that a fit of items x items matrices may use.
-
-    Three float32 matrices must fit: the Gram matrix, the result, and the copy
-    of the result on the device.
+def check_memory(title: str, n_items: int, advice: str) -> int:
+    """Returns the free bytes for a fit of items x items matrices.
 
     Raises:
-      VaecfError: they do not fit; the message shows the arithmetic.
+      VaecfError: three float32 matrices do not fit: the Gram matrix, the
+        result, and the copy of the result on the device.
     """
     return memory.require_free(
         12 * n_items**2,
         f"{title} on {n_items:,} items",
         f"{n_items:,}^2 x 12 bytes",
         f"{advice}, or prepare the dataset with a higher min_users_per_item",
-        available_bytes,
     )
 
 

@@ -43,7 +43,6 @@ def fit(
     *,
     dropout: float = 0.0,
     user_exponent: float = 0.0,
-    available_bytes: int | None = None,
     advice: str = "choose a lower rank",
 ) -> dict[str, np.ndarray]:
     """Returns factors of the item-item weights B of `linear.fit`.
@@ -68,7 +67,6 @@ def fit(
       rank: K, at least 1; reduced to the number of items if above.
       dropout: as in `linear.fit`.
       user_exponent: as in `linear.fit`.
-      available_bytes: memory that the fit may use; None asks the system.
       advice: what to do if the fit needs more memory, for the error message.
 
     Returns:
@@ -85,7 +83,7 @@ def fit(
     if rank < 1:
         raise VaecfError(f"the linear branch: rank={rank} must be at least 1")
     rank = min(rank, train.n_items)
-    _check_memory(train, rank, advice, available_bytes)
+    _check_memory(train, rank, advice)
     weight_U, ridge_I = linear.penalties(train, l2, dropout, user_exponent)
     root_I = np.sqrt(ridge_I)
     inner_I, factor_IK = _invert(_scaled(train, weight_U, root_I), rank)
@@ -158,7 +156,7 @@ def item_vectors(
     Returns:
       float32 [I, rank]; columns beyond the number of items are zero.
     """
-    _check_memory(train, rank, advice, None)
+    _check_memory(train, rank, advice)
     weight_U, ridge_I = linear.penalties(train, l2, dropout, user_exponent)
     kept = min(rank, train.n_items)
     scaled = _scaled(train, weight_U, np.sqrt(ridge_I))
@@ -221,9 +219,7 @@ def _largest(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(square, 0), basis @ rotation.astype(np.float32)
 
 
-def _check_memory(
-    train: Any, rank: int, advice: str, available_bytes: int | None
-) -> None:
+def _check_memory(train: Any, rank: int, advice: str) -> None:
     """Raises unless the arrays of a fit fit into memory.
 
     These are five float32 arrays of items x rank, two of users x rank, and
@@ -237,5 +233,4 @@ def _check_memory(
         f"({n_items:,} items x 20 + {n_users:,} users x 8) x {width:,} + "
         f"{nnz:,} interactions x 16 bytes",
         advice,
-        available_bytes,
     )

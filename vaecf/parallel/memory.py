@@ -47,30 +47,22 @@ def device_free_bytes() -> int | None:
     return host_free_bytes() if device.platform == "cpu" else None
 
 
-def require_free(
-    needed: int,
-    what: str,
-    arithmetic: str,
-    advice: str,
-    available_bytes: int | None = None,
-) -> int:
-    """Returns the bytes available to a computation that fits into memory.
+def require_free(needed: int, what: str, arithmetic: str, advice: str) -> int:
+    """Returns the host's free memory if a computation fits into it, in bytes.
 
     Args:
       needed: bytes that the computation needs.
       what: the computation, for the message.
       arithmetic: how `needed` is calculated, for the message.
       advice: what to do instead, for the message.
-      available_bytes: memory that may be used; None asks the system.
 
     Raises:
-      VaecfError: the computation needs more than is available.
+      VaecfError: the computation needs more memory than is free.
     """
-    if available_bytes is None:
-        available_bytes = host_free_bytes()
-    if needed > available_bytes:
+    free = host_free_bytes()
+    if needed > free:
         raise VaecfError(
             f"{what} needs {arithmetic} = {needed / 2**30:.1f} GiB and "
-            f"{available_bytes / 2**30:.1f} GiB are free: {advice}"
+            f"{free / 2**30:.1f} GiB are free: {advice}"
         )
-    return available_bytes
+    return free
