@@ -74,9 +74,12 @@ def config_from_flags(defaults: Mapping[str, Any] | None = None) -> Config:
         override.
 
     Raises:
-      VaecfError: a key is unknown, or a value is not allowed.
+      VaecfError: a key is unknown, a value is not allowed, or this device
+        lacks the precision.
     """
     from absl import flags
+
+    from vaecf.training import precision
 
     changes = {
         "seed": flags.FLAGS.seed,
@@ -92,7 +95,9 @@ def config_from_flags(defaults: Mapping[str, Any] | None = None) -> Config:
             changes[key] = ast.literal_eval(text)
         except (SyntaxError, ValueError):
             changes[key] = text
-    return config_lib.replace(Config(), changes)
+    config = config_lib.replace(Config(), changes)
+    precision.policy(config.precision.policy)
+    return config
 
 
 # --- The machine ------------------------------------------------------------

@@ -34,11 +34,9 @@ def benchmark() -> dict[str, Any]:
     from experiments.benchmark import workloads
     from vaecf.data import synthetic
     from vaecf.evaluation import metrics
-    from vaecf.training import precision
 
     config = common.config_from_flags()
     depth = metrics.depth(config.eval.metrics)
-    policy = precision.policy(config.precision.policy)
     model = workloads.random_model(config, FLAGS.items)
     dataset = synthetic.make(
         "ml-20m-shape",
@@ -51,11 +49,10 @@ def benchmark() -> dict[str, Any]:
     work = workloads.validation(
         config, model.mesh, model.scorer(), model.params, dataset
     )
-    hidden = config.model.hidden[0]
     ceiling = workloads.decoder_product(
-        model.mesh, policy, config.eval.batch_size, hidden, FLAGS.items
+        config, model.mesh, config.eval.batch_size, FLAGS.items
     )
-    flop = 2 * hidden * FLAGS.items
+    flop = 2 * config.model.hidden[0] * FLAGS.items
     began = time.perf_counter()
     work.evaluate()
     first = time.perf_counter() - began

@@ -37,7 +37,6 @@ def benchmark() -> dict[str, Any]:
     from experiments.benchmark import workloads
     from vaecf.errors import VaecfError
     from vaecf.serving import latency
-    from vaecf.training import precision
 
     if not all(text.isdecimal() and int(text) for text in FLAGS.batch_sizes):
         raise VaecfError(
@@ -46,7 +45,7 @@ def benchmark() -> dict[str, Any]:
         )
     config = common.config_from_flags()
     model = workloads.random_model(config, FLAGS.items)
-    dtype = jnp.dtype(precision.policy(config.precision.policy).dtype)
+    dtype = jnp.dtype(model.module.dtype)
     n_bytes = model.params["output_kernel"].size * dtype.itemsize
     reads = [_read_seconds(n_bytes)]
     batches: dict[str, Any] = {}

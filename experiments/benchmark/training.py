@@ -60,15 +60,12 @@ def benchmark() -> dict[str, Any]:
     from experiments.benchmark import peers, workloads
     from vaecf.data import synthetic
     from vaecf.errors import VaecfError
-    from vaecf.evaluation import scorers
-    from vaecf.training import precision
 
     if FLAGS.peers:
         # Peers may share the GPU, of which JAX would reserve three quarters.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Settings that cannot be measured fail before the data are generated.
     config = common.config_from_flags({"eval.batch_size": 2000})
-    policy = precision.policy(config.precision.policy)
     for name in FLAGS.peers:
         if name not in (OWN, *peers.VARIANTS):
             raise VaecfError(
@@ -84,13 +81,12 @@ def benchmark() -> dict[str, Any]:
     )
     train, batch_size = dataset.train, config.train.batch_size
     trainer = workloads.Trainer(config, train)
-    hidden, n_items = config.model.hidden[0], dataset.n_items
     ceiling = workloads.decoder_product(
-        trainer.setup.mesh, policy, batch_size, hidden, n_items
+        config, trainer.setup.mesh, batch_size, FLAGS.items
     )
     # The logits, the gradient of the hidden layer and that of the weights, with
     # 2 FLOP for each of hidden x items entries: no implementation needs less.
-    flop = 3 * 2 * hidden * n_items
+    flop = 3 * 2 * config.model.hidden[0] * FLAGS.items
     with contextlib.ExitStack() as stack:
         others: dict[str, Any] = {}
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -112,13 +108,7 @@ def benchmark() -> dict[str, Any]:
     )
     evaluation_seconds = None
     if FLAGS.evaluate:
-        evaluate = workloads.validation(
-            config,
-            trainer.setup.mesh,
-            scorers.model(trainer.setup.model),
-            trainer.state.params,
-            dataset,
-        ).evaluate
+        evaluate = trainer.validation(dataset).evaluate
         evaluate()  # compiles
         [evaluation_seconds] = common.timings(evaluate, 0.0, 0.0)
     return {
@@ -126,7 +116,7 @@ def benchmark() -> dict[str, Any]:
         "flop_per_user": flop,
         "batch_size": batch_size,
         "users": train.n_users,
-        "items": n_items,
+        "items": FLAGS.items,
         "interactions": train.nnz,
         "input": trainer.setup.model.input_lowering,
         "microbatch": trainer.setup.microbatch,

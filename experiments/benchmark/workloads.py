@@ -1,6 +1,7 @@
 """What is timed: training steps, an evaluation, a query, a matrix product.
 
-The benchmarks use the library through this module alone.
+All benchmarks of a model use the library's models and training through this
+module.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Trainer:
           train: Interactions of the training users.
         """
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+        self._config = config
         self.setup = state_lib.make_setup(config, train.n_items, mesh)
         self.state = state_lib.init_state(self.setup, config.seed)
         batch_size = config.train.batch_size
@@ -118,6 +120,16 @@ class Trainer:
         self.losses.append(float(totals.loss.sum() / totals.users.sum()))
         return totals, seconds
 
+    def validation(self, dataset: Any) -> Work:
+        """Returns the evaluation of the validation users; see `validation`."""
+        return validation(
+            self._config,
+            self.setup.mesh,
+            scorers.model(self.setup.model),
+            state_lib.scoring_params(self.setup, self.state),
+            dataset,
+        )
+
 
 class Work(NamedTuple):
     """The calls that are timed.
@@ -162,11 +174,7 @@ def validation(
 
 
 def decoder_product(
-    mesh: Mesh,
-    policy: precision.Policy,
-    batch_size: int,
-    hidden: int,
-    items: int,
+    config: Config, mesh: Mesh, batch_size: int, items: int
 ) -> Callable[[float], list[float]]:
     """Compiles the output layer's product [users, hidden] x [hidden, items].
 
@@ -175,16 +183,17 @@ def decoder_product(
     that it is compared with.
 
     Args:
+      config: width of the hidden layer, and precision of the product.
       mesh: ('data', 'item'), over whose devices the product is sharded.
-      policy: dtype of the operands, and precision of the product.
       batch_size: users on an accelerator; on a CPU more users than 4,096
         change only the memory.
-      hidden: width of the last hidden layer.
       items: items before padding.
 
     Returns:
       Function from seconds to the GFLOP/s of several timings in that time.
     """
+    policy = precision.policy(config.precision.policy)
+    hidden = config.model.hidden[0]
     shards = mesh.shape[mesh_lib.DATA]
     users = 4096 if jax.default_backend() == "cpu" else batch_size
     users = -(-users // shards) * shards
