@@ -129,9 +129,7 @@ def test_opening_creates_nothing(tmp_path):
             lambda w=which: saved.position(w),
             lambda w=which: saved.restore(w, {}),
         ):
-            with pytest.raises(
-                VaecfError, match=r"no checkpoint.*--train"
-            ) as e:
+            with pytest.raises(VaecfError, match="no checkpoint") as e:
                 ask()
             assert str(tmp_path / "checkpoints" / which) in str(e.value)
     saved.close()

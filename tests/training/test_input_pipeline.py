@@ -1,4 +1,4 @@
-"""Two feeds, one sequence of batches; and few compilations."""
+"""Both pipelines give the same batches, and compile little."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import logging
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vaecf.data.interactions import Interactions
+from vaecf.errors import VaecfError
 from vaecf.models import sparse_batch
+from vaecf.parallel import memory
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import input_pipeline
 from vaecf.training import state as state_lib
@@ -167,25 +171,7 @@ def test_compiles_once_whatever_the_order(small, kind, caplog):
     assert state.step == 24
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_prepare_counts_real_users(small, kind):
-    """Neither padding users nor those without items."""
-    history, _ = Interactions.from_pairs(
-        [0, 0, 2, 3, 4, 4, 4], [0, 1, 2, 3, 4, 5, 6], 6, 21
-    )
-    setup = state_lib.make_setup(small(), 21, mesh_lib.make_mesh(2, 1))
-    feed = input_pipeline.make_pipeline(kind, setup, history, 0)
-    order = np.array([[5, 4, 3, 2], [1, 0, 6, 6]], np.int32)
-    epoch = feed.prepare(order)
-    assert (epoch.users, epoch.steps) == (4, 2)
-
-
-class Device:
-    def __init__(self, stats, platform: str) -> None:
-        self._stats, self.platform = stats, platform
-
-    def memory_stats(self):
-        return self._stats
+# --- Resident or streamed ---------------------------------------------------
 
 
 class Train:
@@ -194,75 +180,26 @@ class Train:
 
 
 @pytest.mark.parametrize(
-    ("nnz", "stats", "platform", "kind"),
+    ("nnz", "free", "kind", "why"),
     [
-        (2**31 - 1, None, "gpu", "resident"),
-        (2**31, None, "gpu", "streamed"),
-        (2**31, {"bytes_limit": 2**50}, "gpu", "streamed"),
-        # A quarter of what is free, four bytes an interaction.
-        (
-            999,
-            {"bytes_limit": 20_000, "bytes_in_use": 4_000},
-            "gpu",
-            "resident",
-        ),
-        (
-            1000,
-            {"bytes_limit": 20_000, "bytes_in_use": 4_000},
-            "gpu",
-            "streamed",
-        ),
-        (1000, {"bytes_limit": 20_000}, "gpu", "resident"),
-        (1000, {"bytes_in_use": 10}, "gpu", "resident"),
-        # Of a host with 16 kB: a quarter is 4,096.
-        (1023, None, "cpu", "resident"),
-        (1024, None, "cpu", "streamed"),
-        (1024, None, "gpu", "resident"),
+        (2**31 - 1, None, "resident", "not known"),
+        (2**31, None, "streamed", "2**31"),
+        (2**31, 2**50, "streamed", "2**31"),
+        # A quarter of the free memory, four bytes per interaction.
+        (999, 16_000, "resident", "0 MB"),
+        (1000, 16_000, "streamed", "0 MB"),
     ],
 )
-def test_auto(monkeypatch, tmp_path, nnz, stats, platform, kind):
-    (tmp_path / "meminfo").write_text(
-        "MemTotal:  99 kB\nMemAvailable:  16 kB\nBuffers: 9 kB\n"
-    )
-    monkeypatch.setattr(input_pipeline, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(input_pipeline, "_CGROUP", tmp_path)
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats, platform)])
-    made = []
+def test_auto(monkeypatch, nnz, free, kind, why):
+    monkeypatch.setattr(memory, "device_free_bytes", lambda: free)
+    made, lines = [], []
     for cls in KINDS.values():
         monkeypatch.setattr(
             input_pipeline, cls.__name__, lambda *a, cls=cls: made.append(cls)
         )
-    input_pipeline.make_pipeline("auto", None, Train(nnz), 0)
+    input_pipeline.make_pipeline("auto", None, Train(nnz), 0, log=lines.append)
     assert made == [KINDS[kind]]
-    assert input_pipeline.choose(Train(nnz))[0] == kind
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "free"),
-    [("max", 5, 16_384), (15_000, 6_000, 9_000), (5, 7, 0), (10**9, 0, 16_384)],
-)
-def test_a_container_has_what_its_limit_leaves(
-    monkeypatch, tmp_path, limit, used, free
-):
-    (tmp_path / "meminfo").write_text("MemAvailable:  16 kB\n")
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text(f"{used}\n")
-    monkeypatch.setattr(input_pipeline, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(input_pipeline, "_CGROUP", tmp_path)
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None, "cpu")])
-    assert input_pipeline._free_bytes() == free
-
-
-def test_the_choice_says_why(monkeypatch, tmp_path):
-    (tmp_path / "meminfo").write_text("MemAvailable:  5000000 kB\n")
-    monkeypatch.setattr(input_pipeline, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(input_pipeline, "_CGROUP", tmp_path)
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None, "cpu")])
-    why = {n: input_pipeline.choose(Train(n))[1] for n in (10**7, 2**31)}
-    assert why[10**7] == "40 MB, 5,120 MB are free"
-    assert "2**31" in why[2**31]
-    monkeypatch.setattr(input_pipeline, "_MEMINFO", tmp_path / "none")
-    assert "not known" in input_pipeline.choose(Train(10**7))[1]
+    assert kind in lines[0] and why in lines[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,3 +213,96 @@ def test_program_bytes_holds_the_state_and_more(small, dataset, kind):
     state, _ = train(feed, setup, epochs=1)
     held = sum(x.nbytes for x in jax.tree.leaves(state))
     assert held < feed.program_bytes() < 20 * held
+
+
+# --- The order of the batches ------------------------------------------------
+
+sizes = st.tuples(st.integers(1, 200), st.integers(1, 60))
+
+
+@given(sizes, st.integers(0, 2**32 - 1), st.integers(0, 10_000), st.booleans())
+def test_every_user_once(sizes, seed, epoch, drop_remainder):
+    n_users, batch_size = sizes
+    if drop_remainder and batch_size > n_users:
+        return
+    order = input_pipeline.epoch_order(
+        seed, epoch, n_users, batch_size, drop_remainder=drop_remainder
+    )
+    steps = input_pipeline.steps_per_epoch(n_users, batch_size, drop_remainder)
+    assert order.shape == (steps, batch_size) and order.dtype == np.int32
+    flat = order.ravel()
+    if drop_remainder:
+        assert steps == n_users // batch_size
+        assert len(set(flat)) == len(flat) and max(flat) < n_users
+    else:
+        assert steps == -(-n_users // batch_size)
+        assert sorted(flat[:n_users]) == list(range(n_users))
+        # Padding comes last, and there is no batch of nothing else.
+        assert np.all(flat[n_users:] == n_users)
+        assert len(flat) - n_users < batch_size
+
+
+@given(sizes, st.integers(0, 2**32 - 1), st.integers(0, 10_000))
+def test_seed_and_epoch_decide(sizes, seed, epoch):
+    n_users, batch_size = sizes[0] + 50, sizes[1]
+
+    def users(seed, epoch, batch_size=batch_size):
+        order = input_pipeline.epoch_order(seed, epoch, n_users, batch_size)
+        return list(order.ravel()[:n_users])
+
+    first = users(seed, epoch)
+    assert users(seed, epoch) == first
+    # 50! orders: the same one twice means that it does not matter.
+    assert users(seed + 1, epoch) != first
+    assert users(seed, epoch + 1) != first
+    # Neither (0, 1) against (1, 0) nor a larger batch is the same question.
+    if seed != epoch:
+        assert users(epoch, seed) != first
+    assert users(seed, epoch, batch_size + 1) == first
+
+
+def test_every_user_is_as_likely_to_come_first():
+    first = [input_pipeline.epoch_order(3, e, 4, 4)[0, 0] for e in range(4000)]
+    counts = np.bincount(first)
+    # Binomial(4000, 1/4): five standard deviations are 137.
+    assert np.all(np.abs(counts - 1000) < 137)
+
+
+def test_drop_remainder_leaves_out_others_each_epoch():
+    left_out = [
+        frozenset(range(50))
+        - set(
+            input_pipeline.epoch_order(
+                0, e, 50, 16, drop_remainder=True
+            ).ravel()
+        )
+        for e in range(40)
+    ]
+    assert {len(users) for users in left_out} == {2}
+    assert len(set(left_out)) > 30
+    assert len(frozenset().union(*left_out)) > 30
+
+
+def test_no_batch_left():
+    with pytest.raises(VaecfError, match=r"batch_size=16.*15 training users"):
+        input_pipeline.epoch_order(0, 0, 15, 16, drop_remainder=True)
+    assert (
+        input_pipeline.epoch_order(0, 0, 16, 16, drop_remainder=True).size == 16
+    )
+    assert input_pipeline.epoch_order(0, 0, 15, 16).shape == (1, 16)
+
+
+@given(sizes, st.integers(1, 8), st.booleans())
+def test_shards_add_padding_behind_each_batch(sizes, shards, drop_remainder):
+    n_users, batch_size = sizes
+    if drop_remainder and batch_size > n_users:
+        return
+    how = {"drop_remainder": drop_remainder}
+    plain = input_pipeline.epoch_order(1, 2, n_users, batch_size, **how)
+    order = input_pipeline.epoch_order(
+        1, 2, n_users, batch_size, **how, parts=shards
+    )
+    np.testing.assert_array_equal(order[:, :batch_size], plain)
+    assert np.all(order[:, batch_size:] == n_users)
+    assert order.shape[1] % shards == 0
+    assert order.shape[1] - batch_size < shards

@@ -1,15 +1,14 @@
-"""Checkpoints: the latest state to resume from, the best to use.
+"""Checkpoints: the latest state to resume from, the best parameters to use.
 
-Arrays go through orbax (v0 API, this file only), with their logical shapes,
-so that they restore onto any mesh. Writing is synchronous: on a CPU the
-arrays are the live buffers, which the next step overwrites.
+Orbax (its v0 API, in this file only) saves the arrays with their logical
+shapes, so that they restore onto any mesh. Saving is synchronous: on a CPU,
+orbax reads the live buffers, which the next step would overwrite.
 """
 
 from __future__ import annotations
 
 import functools
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -20,7 +19,8 @@ from vaecf.errors import VaecfError
 from vaecf.models import mult_vae, registry
 from vaecf.parallel import mesh as mesh_lib
 
-# Of a run whose checkpoint is restored onto another number of them.
+# A checkpoint of a run with at most this many item shards restores onto
+# another number of shards.
 _MOST_ITEM_SHARDS = 64
 
 LATEST, BEST = "latest", "best"
@@ -29,12 +29,12 @@ LATEST, BEST = "latest", "best"
 class Checkpoints:
     """The directory `checkpoints/` of a workdir.
 
-    `latest/` holds the whole TrainState, `best/` the parameters only; each
-    with a `position` (JSON): where in the run it was taken.
+    `latest/` holds the whole TrainState, `best/` the scoring parameters. Each
+    has a `position`, the progress of the run as JSON.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """Opens the directory; creates nothing until the first save."""
+        """Opens the directory, which the first save creates."""
         self._directory = directory.absolute()
         self._managers: dict[str, ocp.CheckpointManager] = {}
 
@@ -51,7 +51,7 @@ class Checkpoints:
         return self._managers[which]
 
     def step(self, which: str) -> int | None:
-        """Step of the newest checkpoint of that kind, or None."""
+        """Returns the step of the newest checkpoint, or None."""
         if not (self._directory / which).is_dir():
             return None
         return self._manager(which).latest_step()
@@ -59,16 +59,16 @@ class Checkpoints:
     def save(
         self, which: str, step: int, tree: Any, position: dict[str, Any]
     ) -> None:
-        """Writes a checkpoint, then removes the one before it.
+        """Saves a checkpoint, then removes the previous one.
 
         Args:
           which: LATEST or BEST.
-          step: global step; saving the same step twice keeps the first.
+          step: global step; saving a step again keeps the first checkpoint.
           tree: pytree of arrays.
-          position: plain values to store beside it.
+          position: JSON values to save beside the arrays.
 
         Raises:
-          VaecfError: the disk refused.
+          VaecfError: the files cannot be written.
         """
         try:
             self._manager(which).save(
@@ -88,7 +88,7 @@ class Checkpoints:
             ) from error
 
     def position(self, which: str) -> dict[str, Any]:
-        """What was stored beside the arrays.
+        """Returns the values saved beside the arrays.
 
         Raises:
           VaecfError: there is no such checkpoint, or it is damaged.
@@ -96,15 +96,15 @@ class Checkpoints:
         return self._restore(which, position=ocp.args.JsonRestore())["position"]
 
     def restore(self, which: str, abstract: Any, n_items: int = 0) -> Any:
-        """The arrays, placed as `abstract` says.
+        """Returns the arrays, placed as in `abstract`.
 
-        Other item shards can mean other padding behind the items: such zeros
-        are cut off or added.
+        Another number of item shards can mean other padding after the items;
+        padding zeros are removed or added.
 
         Args:
           which: LATEST or BEST.
           abstract: pytree of jax.ShapeDtypeStruct with shardings.
-          n_items: of the catalogue.
+          n_items: items of the catalogue.
 
         Raises:
           VaecfError: there is no such checkpoint, or its arrays do not fit.
@@ -118,18 +118,18 @@ class Checkpoints:
     def _padded_otherwise(
         self, which: str, abstract: Any, n_items: int
     ) -> bool:
-        """Whether the saved arrays differ in nothing but items' padding."""
+        """Returns whether the shapes differ, but only in the items' padding."""
         paddings = {
             mesh_lib.padded_items(n_items, shards)
             for shards in range(1, _MOST_ITEM_SHARDS + 1)
         }
-        # The manager's directory is of the only kind that the handler takes.
+        # The handler accepts only orbax's own kind of path.
         step = self._require(which)
         directory = self._manager(which).directory / str(step)
         try:
             tree = ocp.StandardCheckpointHandler().metadata(directory / "state")
         except (OSError, ValueError):
-            return False  # damaged, not padded
+            return False  # damaged
         saved = {
             _names(path): x.shape
             for path, x in jax.tree_util.tree_leaves_with_path(tree)
@@ -154,7 +154,7 @@ class Checkpoints:
             return self._manager(which).restore(
                 step, args=ocp.args.Composite(**arguments)
             )
-        except Exception as error:  # orbax raises just that for damaged arrays
+        except Exception as error:  # orbax raises it for damaged arrays
             reason = str(error.__cause__ or error).strip() or repr(error)
             first_line = reason.splitlines()[0]
             raise VaecfError(
@@ -166,29 +166,23 @@ class Checkpoints:
         step = self.step(which)
         if step is None:
             raise VaecfError(
-                f"{self._directory / which}: no checkpoint there; train first "
-                "(--train)"
+                f"{self._directory / which}: no checkpoint there; train first"
             )
         return step
 
     def close(self) -> None:
-        """Releases orbax's threads."""
+        """Ends the threads of orbax."""
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    """A leaf's path by names alone: orbax gives tuples and dicts back."""
+    """Returns the path of a leaf; orbax replaces NamedTuples by dicts."""
     return tuple(
         str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))))
         for k in path
     )
-
-
-def copy(source: pathlib.Path, target: pathlib.Path, which: str) -> None:
-    """Copies one kind of checkpoint to another directory."""
-    shutil.copytree(source / which, target / which)
 
 
 def restore_params(
@@ -215,7 +209,7 @@ def restore_params(
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs with shardings, what `restore` wants."""
+    """Returns ShapeDtypeStructs with shardings for `Checkpoints.restore`."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         tree,

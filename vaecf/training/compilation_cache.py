@@ -1,7 +1,7 @@
-"""Compiled programs, kept from one process to the next.
+"""Keeps compiled programs from one process to the next.
 
-JAX can store what XLA compiles and load it again; entry points ask for that
-here. Nothing else does: in a notebook JAX stays as its user configured it.
+Entry points turn on JAX's persistent compilation cache here. The library does
+not: in a notebook, JAX stays as its user configured it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from typing import Any
 
 import jax
 
-# Ours take 2 to 140 kB each on a CPU.
+# Our programs take 2 to 140 kB each on a CPU.
 _MAX_BYTES = 1 << 30
 
 
 def keep_programs(max_bytes: int = _MAX_BYTES) -> None:
-    """Turns on JAX's persistent compilation cache, in the user's cache.
+    """Turns on JAX's persistent compilation cache, in the user's cache folder.
 
-    What the user has set wins: a directory in JAX_COMPILATION_CACHE_DIR (or
-    jax.config) is left as it is with all that belongs to it, an empty one and
-    JAX_ENABLE_COMPILATION_CACHE=0 mean no cache.
+    Settings of the user take precedence: JAX_COMPILATION_CACHE_DIR (an empty
+    value means no cache), JAX_ENABLE_COMPILATION_CACHE, or `jax.config`.
 
     Args:
-      max_bytes: beyond this, programs that were not used for longest are
-        deleted first.
+      max_bytes: size above which the least recently used programs are
+        deleted.
 
     Raises:
-      OSError: the directory cannot be written; nothing was changed.
+      OSError: the folder cannot be written; nothing was changed.
     """
     config: Any = jax.config
     if config.jax_compilation_cache_dir is not None:
@@ -39,38 +38,38 @@ def keep_programs(max_bytes: int = _MAX_BYTES) -> None:
         return
     import platformdirs
 
-    # Not among the downloads, which people share by $VAECF_CACHE: loading a
-    # program is running it, so nobody else may write here.
+    # Not in the folder of downloads, which people share by $VAECF_CACHE:
+    # loading a program runs it, so nobody else may write here.
     directory = pathlib.Path(platformdirs.user_cache_dir("vaecf")) / "jax"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.stat()
     if hasattr(os, "getuid") and (
         status.st_uid != os.getuid() or status.st_mode & 0o022
     ):
-        raise OSError(f"{directory}: others can write there")
+        raise OSError(f"{directory}: other users can write there")
     with tempfile.TemporaryFile(dir=directory):
-        pass  # JAX would warn of every program that it cannot store
+        pass  # otherwise JAX would warn for every program
     _shrink(directory, max_bytes)
     config.update("jax_compilation_cache_dir", str(directory))
-    # JAX leaves out what compiles within a second: half of our programs.
+    # By default JAX skips programs that compile within a second: half of ours.
     name = "jax_persistent_cache_min_compile_time_secs"
     if name.upper() not in os.environ:
         config.update(name, 0.0)
 
 
 def _shrink(directory: pathlib.Path, max_bytes: int) -> None:
-    """Deletes the files that were used last the longest ago.
+    """Deletes the least recently used files.
 
-    JAX's own bound (jax_compilation_cache_max_size) needs another package,
-    locks the directory for every program, and stores nothing ever after when
-    a process dies between the two files that it writes for each.
+    JAX's own limit (jax_compilation_cache_max_size) needs another package,
+    locks the folder for every program, and stops storing programs after a
+    process has died between the two files of a program.
     """
     files = []
     for path in directory.rglob("*"):
         try:
             status = path.stat()
         except FileNotFoundError:
-            continue  # another process shrinks too
+            continue  # deleted by another process
         if stat.S_ISREG(status.st_mode):
             used = max(status.st_atime, status.st_mtime)
             files.append((used, status.st_size, path))

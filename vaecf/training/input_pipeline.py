@@ -1,7 +1,8 @@
-"""How training interactions reach the device: resident or streamed.
+"""The order of the batches, and how interactions reach the device.
 
-Both give the same batches in the same order, so the same numbers; they are two
-programs, so the last bit may differ.
+Interactions are resident on the device or streamed from disk. Both pipelines
+give the same batches in the same order. They are two programs, so results may
+differ in the last bit.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -38,21 +39,24 @@ def epoch_order(
     drop_remainder: bool = False,
     parts: int = 1,
 ) -> np.ndarray:
-    """Users of every batch of an epoch, a function of (seed, epoch) alone.
+    """Returns the users of every batch of an epoch.
+
+    The order is a pure function of the seed and the epoch, so that a run can
+    resume at any step without a saved iterator.
 
     Args:
       seed: seed of the run.
       epoch: counted from 0.
-      n_users: training users.
-      batch_size: users a batch, over all devices.
-      drop_remainder: leave out the users that do not fill the last batch (a
-        different set each epoch), instead of padding it.
-      parts: microbatches that a batch is split into, over all devices.
-        Padding users behind every batch bring it to a multiple of them, so
-        that the batches are the same however they are split.
+      n_users: number of training users.
+      batch_size: users per batch, over all devices.
+      drop_remainder: drop the users that do not fill the last batch (other
+        users in each epoch) instead of padding the batch.
+      parts: microbatches per batch, over all devices. Padding users after the
+        users of each batch bring its size to a multiple of `parts`, so that
+        the batches do not depend on `parts`.
 
     Returns:
-      int32 [steps, batch_size, rounded up]; n_users marks a padding user.
+      int32 [steps, padded batch_size]; n_users marks a padding user.
     """
     order = (
         np.random.Generator(np.random.PCG64([seed, epoch]))
@@ -71,18 +75,18 @@ def epoch_order(
 
 
 def steps_per_epoch(n_users: int, batch_size: int, drop_remainder: bool) -> int:
-    """Batches of an epoch.
+    """Returns the number of batches of an epoch.
 
     Raises:
-      VaecfError: there is none.
+      VaecfError: there is no batch.
     """
     whole, rest = divmod(n_users, batch_size)
     steps = whole if drop_remainder else whole + bool(rest)
     if steps == 0:
         raise VaecfError(
             f"config.train.batch_size={batch_size} is larger than the "
-            f"{n_users} training users and config.train.drop_remainder is "
-            "set: no batch is left; lower the batch size"
+            f"{n_users} training users, and config.train.drop_remainder is "
+            "set: lower the batch size"
         )
     return steps
 
@@ -120,21 +124,20 @@ def batch_order(
 
 
 class Epoch(NamedTuple):
-    """An epoch, ready to be run in stretches: one window of steps or several.
+    """The batches of an epoch, in one or more windows of steps.
 
     Attributes:
-      steps: batches.
-      users: training users in it.
+      steps: number of batches.
       n_slots: slots of a microbatch.
-      order: int32 [steps a window, batch_size], on the device: the users of
-        each batch, numbered as in the window.
-      window: number -> interactions of a window, on the device.
+      order: int32 [steps per window, batch_size], on the device: users of each
+        batch, numbered as in the window.
+      window: function from a window's number to its interactions, on the
+        device.
       csr_spec: PartitionSpec of a window's arrays.
-      setup: what is trained in it.
+      setup: setup of the epoch's phase.
     """
 
     steps: int
-    users: int
     n_slots: int
     order: jax.Array
     window: Callable[[int], sparse_batch.Csr]
@@ -143,17 +146,17 @@ class Epoch(NamedTuple):
 
 
 class InputPipeline:
-    """Runs stretches of an epoch."""
+    """Runs the steps of an epoch."""
 
     def __init__(
         self, setup: TrainSetup, train: Interactions, seed: int
     ) -> None:
-        """Takes hold of the training data.
+        """Creates the pipeline.
 
         Args:
-          setup: static.
-          train: Interactions.
-          seed: of the run.
+          setup: static part of the run.
+          train: training interactions.
+          seed: seed of the run.
         """
         self._setup = setup
         self._train = train
@@ -167,20 +170,27 @@ class InputPipeline:
     def prepare(
         self, order: np.ndarray, setup: TrainSetup | None = None
     ) -> Epoch:
-        """The epoch of `epoch_order`, int32 [steps, batch_size].
+        """Returns the epoch with the given batches.
 
         Args:
-          order: of the users.
-          setup: the setup of its phase; None for the pipeline's.
+          order: int32 [steps, batch_size], result of `epoch_order`.
+          setup: setup of the epoch's phase; None for that of the pipeline.
         """
         raise NotImplementedError
 
     def run(
         self, state: TrainState, epoch: Epoch, start: int, stop: int
     ) -> tuple[TrainState, StepMetrics]:
-        """Steps start .. stop-1 with their Totals on the host, float32 [n].
+        """Takes steps start .. stop-1 and waits for the device.
 
-        Waits for the device; `state` is donated.
+        Args:
+          state: state before the steps; donated.
+          epoch: result of `prepare`.
+          start: first step.
+          stop: one past the last step.
+
+        Returns:
+          (state, metrics of every step, float32 [stop - start] on the host).
         """
         length = epoch.order.shape[0]
         taken: list[StepMetrics] = []
@@ -190,7 +200,7 @@ class InputPipeline:
             bounds = (np.int32(first), np.int32(min(last, length)))
             state, totals = self._steps(state, epoch, window, bounds)
             if taken:
-                # No more than two windows wait on the device.
+                # At most two windows are on the device.
                 jax.block_until_ready(taken[-1])
             taken.append(totals)
         columns = zip(*jax.device_get(taken), strict=True)
@@ -209,7 +219,6 @@ class InputPipeline:
         window: sparse_batch.Csr,
         bounds: tuple[np.int32, np.int32],
     ) -> tuple[TrainState, StepMetrics]:
-        """`step_lib.train_steps` in one dispatch."""
         args = (
             state,
             window,
@@ -246,20 +255,33 @@ class InputPipeline:
         return self._programs[key](*args)
 
     def program_bytes(self) -> int:
-        """Largest memory on a device that a compiled program needs.
+        """Returns the memory of a device that the largest program needs.
 
-        Parameters, moments, batch and everything temporary.
+        It holds parameters, moments, the batch and temporary arrays. 0 before
+        the first compilation, or if the backend does not tell.
         """
-        return _program_bytes(self._programs.values())
+        sizes = [p.memory_analysis() for p in self._programs.values()]
+        return max(
+            (
+                # Donated arguments are the outputs.
+                x.argument_size_in_bytes
+                + x.output_size_in_bytes
+                - x.alias_size_in_bytes
+                + x.temp_size_in_bytes
+                for x in sizes
+                if x is not None
+            ),
+            default=0,
+        )
 
 
 class ResidentPipeline(InputPipeline):
-    """All interactions on every device; a stretch of steps is one dispatch."""
+    """Keeps all interactions on every device."""
 
     def __init__(
         self, setup: TrainSetup, train: Interactions, seed: int
     ) -> None:
-        """Places the interactions; arguments as `InputPipeline`'s."""
+        """Places the interactions; see `InputPipeline`."""
         super().__init__(setup, train, seed)
         self._csr = processes.put(
             sparse_batch.as_csr(train.indptr, train.indices), self._everywhere
@@ -268,10 +290,9 @@ class ResidentPipeline(InputPipeline):
     def prepare(
         self, order: np.ndarray, setup: TrainSetup | None = None
     ) -> Epoch:
-        """See `InputPipeline`: one window, of everything."""
+        """Returns an epoch of one window; see `InputPipeline`."""
         return Epoch(
             steps=len(order),
-            users=_users(self._counts, order),
             n_slots=slots(self._counts, order, self._setup),
             order=processes.put(order, self._by_user),
             window=lambda _: self._csr,
@@ -281,10 +302,10 @@ class ResidentPipeline(InputPipeline):
 
 
 class StreamedPipeline(InputPipeline):
-    """Interactions come from the memory map, a window of steps at a time.
+    """Streams interactions from their memory map, a window at a time.
 
-    A window holds the users of the next few steps, each device's own; the one
-    after it is assembled and sent while the device trains.
+    A window holds the users of the next few steps; each device receives its
+    own users. The next window is assembled and sent while the device trains.
     """
 
     def __init__(
@@ -294,13 +315,14 @@ class StreamedPipeline(InputPipeline):
         seed: int,
         window_bytes: int = 2**26,
     ) -> None:
-        """Starts the thread that assembles.
+        """Starts the thread that assembles windows.
 
         Args:
-          setup: static.
-          train: Interactions.
-          seed: of the run.
-          window_bytes: about how large a window is; at least one step's.
+          setup: static part of the run.
+          train: training interactions.
+          seed: seed of the run.
+          window_bytes: approximate size of a window; it holds at least one
+            step.
         """
         super().__init__(setup, train, seed)
         self._window_bytes = window_bytes
@@ -309,7 +331,7 @@ class StreamedPipeline(InputPipeline):
     def prepare(
         self, order: np.ndarray, setup: TrainSetup | None = None
     ) -> Epoch:
-        """See `InputPipeline`."""
+        """Returns an epoch of several windows; see `InputPipeline`."""
         steps, batch_size = order.shape
         shards = self._setup.data_shards
         step_bytes = 4 * self._counts.mean() * batch_size
@@ -319,7 +341,7 @@ class StreamedPipeline(InputPipeline):
             ((0, -steps % length), (0, 0)),
             constant_values=self._train.n_users,
         ).reshape(-1, length, batch_size)
-        # The users of a shard, in the order in which it takes them.
+        # The users of each shard, in the order in which it trains on them.
         user_WDU = (
             order_WLB.reshape(-1, length, shards, batch_size // shards)
             .swapaxes(1, 2)
@@ -333,7 +355,7 @@ class StreamedPipeline(InputPipeline):
         own = mesh_lib.local_data_shards(self._setup.mesh)
 
         def assemble(w: int) -> sparse_batch.Csr:
-            # Only what is this process's: the others' users are not read.
+            # The users of other processes are not read.
             window = sparse_batch.window(
                 self._train.indptr,
                 self._train.indices,
@@ -354,7 +376,6 @@ class StreamedPipeline(InputPipeline):
         in_window = np.arange(length * batch_size // shards, dtype=np.int32)
         return Epoch(
             steps=steps,
-            users=_users(self._counts, order),
             n_slots=slots(self._counts, order, self._setup),
             order=processes.put(
                 np.tile(in_window.reshape(length, -1), (1, shards)),
@@ -367,7 +388,7 @@ class StreamedPipeline(InputPipeline):
 
 
 class _Ahead:
-    """Windows in their order, the next made in a thread while one is used."""
+    """Makes windows in order, the next one in a thread while one is used."""
 
     def __init__(
         self,
@@ -386,43 +407,22 @@ class _Ahead:
         return self._made[w].result()
 
 
-def _users(counts: np.ndarray, order: np.ndarray) -> int:
-    """Users who have items, of those in it."""
-    return int((counts[order] > 0).sum())
-
-
 def slots(counts: np.ndarray, order: np.ndarray, setup: TrainSetup) -> int:
-    """Slots of a microbatch.
+    """Returns the slots of a microbatch.
 
     Args:
-      counts: int [n_users + 1], interactions, 0 for the padding user.
+      counts: int [n_users + 1], interactions per user, 0 for the padding user.
       order: int32 [steps, batch_size].
-      setup: static.
+      setup: static part of the run.
     """
     return _usual_slots(counts, order, setup.parts(order.shape[1]))
 
 
 def _usual_slots(counts: np.ndarray, order: np.ndarray, parts: int) -> int:
-    """Slots that hold each part of a row: as a rule the same in every epoch."""
+    # Usually the same in every epoch, so that few programs are compiled.
     return max(
         sparse_batch.slots_to_expect(counts[:-1], order.shape[1] // parts),
         sparse_batch.slots_for(counts[order], parts),
-    )
-
-
-def _program_bytes(programs: Iterable[Any]) -> int:
-    sizes = [program.memory_analysis() for program in programs]
-    return max(
-        (
-            # Donated arguments are the outputs.
-            x.argument_size_in_bytes
-            + x.output_size_in_bytes
-            - x.alias_size_in_bytes
-            + x.temp_size_in_bytes
-            for x in sizes
-            if x is not None  # not every backend says
-        ),
-        default=0,
     )
 
 
@@ -451,13 +451,13 @@ def make_pipeline(
 
 
 def choose(train: Interactions) -> tuple[str, str]:
-    """Feed for so many interactions on this device, and why.
+    """Returns 'resident' or 'streamed', and the reason.
 
-    Resident when they take less than a quarter of the free memory, so that
-    parameters, activations and evaluation have the rest.
+    Interactions are resident if they take less than a quarter of the free
+    memory: parameters, activations and evaluation need the rest.
     """
     if not processes.alone():
-        return "streamed", "every process reads its own users only"
+        return "streamed", "each process reads only its own users"
     needed, free = 4 * train.nnz, memory.device_free_bytes()
     if train.nnz >= 2**31:
         return "streamed", f"{train.nnz:,} interactions are 2**31 or more"

@@ -1,10 +1,10 @@
-"""The linear branch of a run: fitted once, kept in the workdir.
+"""Fits the linear branch of a blend once and keeps it in the workdir.
 
 linear/log_share.npy   float32 [items]
-linear/item_item.npy   float32 [items, items]; or, of a lower rank,
+linear/item_item.npy   float32 [items, items]; at a lower rank instead
 linear/{input_factors,output_factors,self_weight}.npy
-linear/fit.json        what it was fitted with, and to
-linear/weights.json    {'gain', 'prior', ...}, once they are chosen
+linear/fit.json        settings and digest of the data that it was fitted to
+linear/weights.json    {'gain', 'prior', ...} after blend tuning
 """
 
 from __future__ import annotations
@@ -41,25 +41,26 @@ def prepare(
     *,
     log: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """The path on the mesh; None if the options have none.
+    """Returns the linear branch on the mesh; None if `config.l2` is 0.
 
-    Fitted the first time, and read again when the run goes on. Its weights are
-    those to begin with, also where others are chosen already: the epochs of a
-    run must be validated alike.
+    A new run fits the branch, a resumed run reads it. The weights are always
+    the defaults, even after blend tuning: all epochs of a run must be
+    validated alike.
 
     Args:
-      config: of the run that the workdir belongs to.
-      train: Interactions (users x items).
-      workdir: held by the caller.
-      mesh: ('data', 'item').
-      log: gets one line.
+      config: settings of the branch.
+      train: training interactions.
+      workdir: directory of the run, locked by the caller.
+      mesh: mesh with axes ('data', 'item').
+      log: receives one line of text.
 
     Raises:
-      VaecfError: it does not fit memory, or cannot be written or read.
+      VaecfError: the branch does not fit into memory, or a file cannot be
+        written or read.
     """
     if not config.l2:
         return None
-    with processes.agreement():  # the others wait until it is written
+    with processes.agreement():  # all others wait until process 0 has written
         if processes.is_lead():
             _fit_once(config, train, workdir / FOLDER, log)
     return load(workdir, mesh, config, train.n_items)
@@ -77,13 +78,12 @@ def _fit_once(
     about = {**dataclasses.asdict(config), "train_sha256": digest.hexdigest()}
     about["rank"] = blend.effective_rank(config.rank, train.n_items)
     if (folder / FIT).exists():
-        # Those of before there was a rank are whole.
-        if {"rank": 0, **workdir_lib.read_json(folder / FIT)} == about:
+        if workdir_lib.read_json(folder / FIT) == about:
             return
     elif folder.exists():
         raise VaecfError(
-            f"{folder} is in the way of the run's linear branch: move it, or "
-            "choose another workdir"
+            f"{folder} is in the way of the linear branch: move it, or choose "
+            "another workdir"
         )
     began = time.perf_counter()
     n_items = train.n_items
@@ -100,7 +100,13 @@ def _fit_once(
 def load(
     directory: pathlib.Path, mesh: Mesh, config: LinearConfig, n_items: int
 ) -> dict[str, Any]:
-    """The path of a workdir on a mesh, with the weights to begin with.
+    """Reads the branch of a workdir onto a mesh, with the default weights.
+
+    Args:
+      directory: the workdir.
+      mesh: mesh with axes ('data', 'item').
+      config: settings that the branch was fitted with.
+      n_items: items of the catalogue.
 
     Raises:
       VaecfError: a file is missing or damaged; names it.
@@ -111,28 +117,28 @@ def load(
         for name, shape in blend.shapes(config.rank, n_items).items()
     }
     specs = mesh_lib.specs(padded, blend.PARTITION)
-    path = processes.put(padded, mesh_lib.shardings(mesh, specs))
-    return with_weights(path, gain=blend.GAIN, prior=blend.PRIOR)
+    branch = processes.put(padded, mesh_lib.shardings(mesh, specs))
+    return with_weights(branch, gain=blend.GAIN, prior=blend.PRIOR)
 
 
 def _write(path: pathlib.Path, array: Any, shape: tuple[int, ...]) -> None:
-    """Writes an array without its padding."""
     np.save(path, np.asarray(array)[tuple(slice(size) for size in shape)])
 
 
 def _read(path: pathlib.Path, shape: tuple[int, ...], rows: int) -> np.ndarray:
-    """An array of the file with its sharded axis padded to `rows`."""
+    """Reads an array and pads its sharded axis to `rows`."""
     try:
-        # Mapped: the matrix is in memory once, as it will be used.
+        # Mapped, so that memory holds only the padded copy.
         host = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise VaecfError(
-            f"{path}: the linear branch of the model cannot be read ({error}); "
-            f"remove {path.parent} and fit it again (--train)"
+            f"{path}: the linear branch cannot be read ({error}); remove "
+            f"{path.parent} and train again to fit it"
         ) from None
     if host.shape != shape:
         raise VaecfError(
-            f"{path}: an array of {host.shape}, and the model's is {shape}"
+            f"{path}: the array has shape {host.shape}, but the model needs "
+            f"{shape}"
         )
     axes = blend.PARTITION[path.stem]
     padded = np.zeros(
@@ -143,7 +149,7 @@ def _read(path: pathlib.Path, shape: tuple[int, ...], rows: int) -> np.ndarray:
 
 
 def read_weights(directory: pathlib.Path) -> dict[str, Any]:
-    """What `write_weights` kept; {} if nothing was chosen yet.
+    """Returns the result of blend tuning; {} before it.
 
     Raises:
       VaecfError: the file is damaged.
@@ -156,50 +162,50 @@ def read_weights(directory: pathlib.Path) -> dict[str, Any]:
         isinstance(kept.get(name), float | int) for name in ("gain", "prior")
     ):
         raise VaecfError(
-            f"{path}: not the weights of a blend; remove it, and they are "
-            "chosen again (--test)"
+            f"{path}: not the weights of a blend; remove the file and "
+            "evaluate the run again to tune them"
         )
     return kept
 
 
 def with_weights(
-    path: Mapping[str, Any], *, gain: float, prior: float
+    branch: Mapping[str, Any], *, gain: float, prior: float
 ) -> dict[str, Any]:
-    """The path with other weights."""
+    """Returns the branch with other weights."""
     return {
-        **path,
+        **branch,
         "gain": jnp.float32(gain),
         "prior": jnp.float32(prior),
     }
 
 
 def save(
-    path: Mapping[str, Any],
+    branch: Mapping[str, Any],
     config: LinearConfig,
     n_items: int,
     target: pathlib.Path,
 ) -> None:
-    """Writes the path as it is on the mesh, with the weights it has now.
+    """Writes the branch, with its current weights, from the mesh.
 
-    Not a copy of the files that it was read from: a temporary directory's are
-    gone, and a workdir's may be those of another model by now.
+    The files that it was read from may no longer exist, or may belong to
+    another model by now.
 
     Args:
-      path: of `load`.
-      config: those it was fitted with.
-      n_items: the items of the model; padding is left out.
-      target: directory to write it into.
+      branch: the arrays, on a mesh.
+      config: settings that the branch was fitted with.
+      n_items: items of the catalogue; padding is not written.
+      target: directory to write to.
     """
     (target / FOLDER).mkdir()
     for name, shape in blend.shapes(config.rank, n_items).items():
-        _write(target / FOLDER / f"{name}.npy", path[name], shape)
+        _write(target / FOLDER / f"{name}.npy", branch[name], shape)
     write_weights(
-        target, {name: float(path[name]) for name in ("gain", "prior")}
+        target, {name: float(branch[name]) for name in ("gain", "prior")}
     )
 
 
 def share(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Gives the path of a run to another one of the same options and data."""
+    """Links the branch into the workdir of a run with the same settings."""
     if (target / FOLDER).exists():
         return
     with workdir_lib.atomic_directory(target / FOLDER) as fresh:
@@ -213,5 +219,5 @@ def share(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def write_weights(directory: pathlib.Path, chosen: Mapping[str, Any]) -> None:
-    """Keeps the weights beside the path."""
+    """Writes the result of blend tuning beside the branch."""
     workdir_lib.write_json(directory / FOLDER / WEIGHTS, dict(chosen))

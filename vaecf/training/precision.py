@@ -1,7 +1,7 @@
-"""Numeric policies: what the matrix products compute in.
+"""Precision policies of the matrix products.
 
-Parameters, optimiser moments, softmax, KL and metrics are float32 in every
-policy; only the operands of the matrix products and the logits change.
+Every policy keeps parameters, optimiser moments, softmax, KL and metrics in
+float32. Only the operands of the matrix products and the logits change.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, did_you_mean
 
 
 class Policy(NamedTuple):
-    """What a precision name means.
+    """A precision policy.
 
     Attributes:
       name: 'fp32', 'tf32', 'bf16' or 'fp16'.
       dtype: dtype of operands and logits.
-      precision: `lax.Precision` of the products. Named explicitly because
-        JAX's default lets float32 products run in TF32 on a GPU.
+      precision: `lax.Precision` of the products. The default of JAX would
+        let float32 products run in TF32 on a GPU.
       loss_scaled: whether training needs dynamic loss scaling.
     """
 
@@ -42,24 +42,29 @@ POLICIES: dict[str, Policy] = {
 NAMES = ("amp", *POLICIES)
 
 
-def policy(name: str) -> Policy:
-    """The policy of that name; 'amp' is bf16, or fp16 on an old GPU.
+def policy(name: str, backend: str | None = None) -> Policy:
+    """Returns the policy of a name; 'amp' is bf16, or fp16 on an old GPU.
+
+    Args:
+      name: 'amp', 'fp32', 'tf32', 'bf16' or 'fp16'.
+      backend: platform that computes, such as 'cpu'; None takes the default
+        platform of JAX.
 
     Raises:
-      VaecfError: unknown name, or 'tf32' on a device without TF32.
+      VaecfError: the name is unknown, or 'tf32' without an NVIDIA GPU.
     """
     if name == "amp":
         name = "bf16" if _has_bfloat16() else "fp16"
     if name not in POLICIES:
         raise VaecfError(
-            f"config.precision.policy={name!r} is unknown: use one of "
-            f"{', '.join(NAMES)}"
+            f"config.precision.policy={name!r} must be one of "
+            f"{', '.join(NAMES)}{did_you_mean(name, NAMES)}"
         )
-    platform = jax.default_backend()
+    platform = backend or jax.default_backend()
     if name == "tf32" and platform != "gpu":
         raise VaecfError(
             "config.precision.policy='tf32' needs an NVIDIA GPU (Ampere or "
-            f"later), and this is a {platform}: use fp32 or bf16"
+            f"later), but this is a {platform}: use 'fp32' or 'bf16'"
         )
     return POLICIES[name]
 

@@ -1,4 +1,4 @@
-"""Around the dispatches of a run: their length, a profile, interrupts."""
+"""Interrupts, the length of dispatches, profiles, and status of processes."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ import numpy as np
 
 from vaecf.parallel import processes
 
-# A stretch of steps is one dispatch. About this long keeps the bar alive and
-# an interrupt prompt; at 1 s, on a CPU, mapping the memory of every dispatch
-# costs 6 % of the time at MovieLens-20M's size.
+# Length of a dispatch: short enough for the progress bar and for interrupts.
+# With 1 s, a CPU spends 6 % of the time on mapping the memory of every
+# dispatch (at the size of MovieLens-20M).
 STRETCH_SECONDS = 3.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM, after the state was saved."""
+    """Raised after SIGINT or SIGTERM, once the state is saved."""
 
 
 class Clock:
-    """Chooses how many steps a dispatch takes."""
+    """Chooses the number of steps of each dispatch."""
 
     def __init__(self) -> None:
         self._seconds_a_step: float | None = None
 
     def next_stop(self, start: int, steps: int) -> int:
-        """End of the next stretch."""
+        """Returns the end of a dispatch that starts at `start`."""
         if self._seconds_a_step is None:
             return start + 1
         n = max(1, round(STRETCH_SECONDS / max(self._seconds_a_step, 1e-9)))
         return min(steps, start + n)
 
     def ran(self, n: int, seconds: float) -> None:
-        """Takes note of a stretch."""
+        """Records the time that n steps took."""
         self._seconds_a_step = seconds / n
 
 
 class SyncedStatus(NamedTuple):
-    """What the processes of a run agree on between dispatches."""
+    """Status that all processes of a run share between dispatches."""
 
     seconds: float
     interrupted: bool
@@ -53,10 +53,15 @@ class SyncedStatus(NamedTuple):
 def sync_status(
     seconds: float, interrupted: bool, overdue: bool
 ) -> SyncedStatus:
-    """The longest time, and whether any process is interrupted or overdue.
+    """Returns the longest time, and whether any process has a flag set.
 
-    Every process must take the same steps and save after the same one; their
-    clocks and signals differ.
+    All processes must take the same steps and save after the same step, but
+    their clocks and signals differ.
+
+    Args:
+      seconds: time of the last dispatch.
+      interrupted: whether this process received a signal.
+      overdue: whether this process last saved too long ago.
     """
     if processes.alone():
         return SyncedStatus(seconds, interrupted, overdue)
@@ -68,14 +73,14 @@ def sync_status(
 
 
 class Tracer:
-    """Profiles the second dispatch: the first compiles."""
+    """Profiles the second dispatch; the first one compiles."""
 
     def __init__(self, directory: pathlib.Path | None) -> None:
         self._directory, self._stretches = directory, 0
 
     @contextlib.contextmanager
     def stretch(self) -> Iterator[None]:
-        """Around a dispatch and the wait for it."""
+        """Encloses a dispatch and the wait for its result."""
         self._stretches += 1
         if self._directory is None or self._stretches != 2:
             yield

@@ -1,10 +1,10 @@
-"""First output weights out of the interactions instead of random ones.
+"""Initial output weights from the singular vectors of the interactions.
 
-A model that begins with items close to each other that the same users have
-need not learn so from chance: on MovieLens-1M and Yelp2018 a RecVAE that does
-is after 8 epochs where it is otherwise after 24 to 40. The items' vectors are
-those of `low_rank.item_vectors`; to begin with such is the idea of ImplicitSLIM
-(Shenbin and Nikolenko 2024), which has other vectors.
+Items that the same users have start close to each other. On MovieLens-1M and
+Yelp2018, a RecVAE with such weights reaches after 8 epochs what it reaches
+after 24 to 40 epochs with random weights. The vectors are those of
+`low_rank.item_vectors`. ImplicitSLIM (Shenbin and Nikolenko 2024) had the idea
+with other vectors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vaecf.models import low_rank
 from vaecf.parallel import processes
 from vaecf.training.state import TrainState
 
-# Those of the path in configs/blend.py, which are not of one dataset.
+# As in configs/blend.py; they are not tuned for one dataset.
 _PENALTY = {"l2": 150.0, "dropout": 0.5, "user_exponent": 0.5}
 _FILE = "output_kernel.npy"
 
@@ -36,21 +36,22 @@ def start(
     *,
     log: Callable[[str], None],
 ) -> list[TrainState]:
-    """First states with output weights out of the items' vectors.
+    """Returns initial states with the items' vectors as output weights.
 
-    Turned by a random rotation, so that no unit is above others, and as long
-    on average as the random ones that they replace. All else begins as it was.
+    The vectors are rotated at random, so that no hidden unit matters more than
+    another, and scaled to the norm of the weights that they replace. All other
+    parameters are unchanged.
 
     Args:
-      states: the first ones of runs that have one output layer's shape; one,
-        where there are several processes.
-      seeds: of the runs.
-      train: Interactions (users x items).
-      workdir: where process 0 puts what the others read.
-      log: gets one line.
+      states: initial states of runs with the same output shape; with several
+        processes, exactly one.
+      seeds: seeds of the runs.
+      train: training interactions.
+      workdir: shared directory for the vectors that process 0 computes.
+      log: receives one line of text.
 
     Raises:
-      VaecfError: the vectors do not fit memory.
+      VaecfError: the vectors do not fit into memory.
     """
     began = time.perf_counter()
     n_units = states[0].params["output_kernel"].shape[0]
@@ -67,7 +68,7 @@ def start(
             for state, seed in zip(states, seeds, strict=True)
         ]
     else:
-        # Rounding may differ from host to host: all take process 0's.
+        # Rounding may differ between hosts: all use the vectors of process 0.
         path = workdir / _FILE
         [state], [seed] = states, seeds
         with processes.agreement():
@@ -75,7 +76,7 @@ def start(
                 _write(path, rotated(vectors(), seed))
         with processes.agreement():
             begun = [_with_output(state, _read(path))]
-        if processes.is_lead():  # everyone has read it
+        if processes.is_lead():  # all processes have read the file
             path.unlink(missing_ok=True)
     seconds = time.perf_counter() - began
     found = min(n_units, train.n_users, train.n_items)
@@ -84,7 +85,7 @@ def start(
 
 
 def rotated(vector_IH: np.ndarray, seed: int) -> np.ndarray:
-    """[I, H] times a rotation, uniform in all of them (Mezzadri 2007)."""
+    """Returns [I, H] times a uniformly drawn rotation (Mezzadri 2007)."""
     n_units = vector_IH.shape[1]
     drawn = np.random.default_rng(seed).standard_normal((n_units, n_units))
     rotation, triangle = np.linalg.qr(drawn)
@@ -106,20 +107,20 @@ def _read(path: pathlib.Path) -> np.ndarray:
         return np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise VaecfError(
-            f"{path}: what process 0 wrote cannot be read ({error}); is the "
-            "workdir on a file system that all processes see?"
+            f"{path}: the file of process 0 cannot be read ({error}); the "
+            "workdir must be on a file system that all processes share"
         ) from None
 
 
 def _with_output(state: TrainState, vector_IH: np.ndarray) -> TrainState:
     kernel = state.params["output_kernel"]
-    norm = float(jax.jit(jnp.linalg.norm)(kernel))  # its padding is zero
+    norm = float(jax.jit(jnp.linalg.norm)(kernel))  # the padding is zero
     made = np.zeros(kernel.shape, np.float32)
     made[:, : len(vector_IH)] = vector_IH.T
     made *= norm / max(np.linalg.norm(made), np.finfo(np.float32).tiny)
 
     def replaced(params: Any) -> Any:
-        # A copy for each: what is donated must not lie in two places.
+        # A copy for each: both buffers are donated to the first step.
         new = processes.put(made.copy(), kernel.sharding)
         return {**params, "output_kernel": new}
 

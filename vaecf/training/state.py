@@ -115,20 +115,25 @@ class TrainSetup:
         return mesh_lib.spread(shapes, specs, self.data_shards, items)
 
 
-def make_setup(config: Config, n_items: int, mesh: Mesh) -> TrainSetup:
+def make_setup(
+    config: Config, n_items: int, mesh: Mesh, backend: str | None = None
+) -> TrainSetup:
     """Returns the setup of a run.
 
     Args:
       config: settings of the run.
       n_items: items of the catalogue.
       mesh: mesh with axes ('data', 'item').
+      backend: platform that computes, such as 'cpu'; None takes the default
+        platform of JAX.
 
     Raises:
       VaecfError: a setting does not fit the model or the device.
     """
-    policy = precision.policy(config.precision.policy)
+    backend = backend or jax.default_backend()
+    policy = precision.policy(config.precision.policy, backend)
     shards = mesh.shape[mesh_lib.ITEM]
-    model = registry.make_model(config.model, policy, n_items, shards)
+    model = registry.make_model(config.model, policy, n_items, shards, backend)
     _check_phases(config, model)
     sum_in_fp32 = config.mesh.reduce == "fp32"
     return TrainSetup(
@@ -138,7 +143,7 @@ def make_setup(config: Config, n_items: int, mesh: Mesh) -> TrainSetup:
         ),
         loss=config.loss,
         mesh=mesh,
-        microbatch=_microbatch(config.train),
+        microbatch=_microbatch(config.train, backend),
         reduce_dtype=jnp.float32 if sum_in_fp32 else policy.dtype,
         zero=config.mesh.zero,
         averaged=config.train.ema > 0,
@@ -160,12 +165,12 @@ def _check_phases(config: Config, model: mult_vae.MultDAE) -> None:
         )
 
 
-def _microbatch(config: TrainConfig) -> int:
+def _microbatch(config: TrainConfig, backend: str) -> int:
     if config.microbatch:
         return config.microbatch
     # A CPU is faster with arrays of users x items that are not too large:
     # every dispatch allocates them, and maps their memory, anew.
-    return 1024 if jax.default_backend() == "cpu" else config.batch_size
+    return 1024 if backend == "cpu" else config.batch_size
 
 
 # --- Initialisation ---------------------------------------------------------
