@@ -1,4 +1,4 @@
-"""Users' histories in the forms people have them, as CSR over known items."""
+"""Converts users' histories from the forms people have them in."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from vaecf.errors import VaecfError
 def as_histories(
     histories: Any, items: IdTable, user_column: str, item_column: str
 ) -> tuple[np.ndarray, Interactions, int]:
-    """Histories as (users [U], Interactions over `items`, unknown items).
+    """Returns (users [U], interactions with `items`, unknown items).
+
+    The last value is the number of history items that are not in `items`.
 
     Args:
-      histories: DataFrame, mapping user -> items, sequence of item sequences,
-        or scipy.sparse users x items in the order of `items`.
-      items: the model's items.
-      user_column: of a DataFrame.
-      item_column: of a DataFrame.
+      histories: DataFrame, mapping from user to items, sequence of item
+        sequences, or SciPy sparse matrix [users, items] in the order of
+        `items`.
+      items: item ids of the model.
+      user_column: user column of a DataFrame.
+      item_column: item column of a DataFrame.
 
     Raises:
-      VaecfError: a column is missing or a matrix has another width.
+      VaecfError: the histories have another form, a column is missing, or a
+        matrix has another width.
     """
     if scipy.sparse.issparse(histories):
         matrix = Interactions.from_scipy(histories)
@@ -38,24 +42,20 @@ def as_histories(
             )
         return np.arange(matrix.n_users), matrix, 0
     if hasattr(histories, "columns"):
-        users, rows, raw_items = _from_frame(
-            histories, user_column, item_column
-        )
+        users, rows, ids = _from_frame(histories, user_column, item_column)
     elif isinstance(histories, Mapping):
-        users, rows, raw_items = _from_lists(
+        users, rows, ids = _from_lists(
             list(histories.keys()), list(histories.values())
         )
     elif isinstance(histories, Sequence) and not isinstance(histories, str):
-        users, rows, raw_items = _from_lists(
-            range(len(histories)), list(histories)
-        )
+        users, rows, ids = _from_lists(range(len(histories)), list(histories))
     else:
         raise VaecfError(
             f"histories of type {type(histories).__name__}: pass a DataFrame, "
             "a mapping user -> items, a sequence of item sequences or a sparse "
             "matrix"
         )
-    index = items.index_of(raw_items) if len(raw_items) else np.zeros(0, int)
+    index = items.index_of(ids) if len(ids) else np.zeros(0, int)
     known = index >= 0
     matrix, _ = Interactions.from_pairs(
         rows[known], index[known], len(users), len(items)
@@ -95,11 +95,10 @@ def _from_lists(
     lists = [list(values) for values in lists]
     rows = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
     if users and all(_is_integer(user) for user in users):
-        # Plain numbers stay numbers in the result.
         users_array = np.array(users)
     else:
         users_array = np.empty(len(users), object)
-        for u, user in enumerate(users):  # one may be a tuple
+        for u, user in enumerate(users):  # a user may be a tuple
             users_array[u] = user
     return users_array, rows, [item for values in lists for item in values]
 

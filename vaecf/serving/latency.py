@@ -1,4 +1,4 @@
-"""How long a query takes: history in, ranked item ids out."""
+"""Measures how long a query takes, from histories to ranked items."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def measure(
     warm_up: int = 10,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Latency and throughput of a batch of random histories.
+    """Returns latency and throughput of queries with random histories.
 
-    What the recipe measures: random items of the catalogue, the call from the
-    host's ids to the host's ranked ids, compiled beforehand.
+    Like NVIDIA's recipe: a query takes item indices on the host and returns
+    ranked item indices on the host. Compilation is not measured.
 
     Args:
-      model: loaded model.
-      batch_size: users a query.
-      k: list length.
-      items_per_user: history length; at most the catalogue.
-      repeats: measured queries, after `warm_up` others.
-      warm_up: queries left out.
-      seed: of the histories.
+      model: the model to query.
+      batch_size: users per query.
+      k: length of the lists.
+      items_per_user: items per history.
+      repeats: number of measured queries.
+      warm_up: number of queries before, which are not measured.
+      seed: seed of the histories.
 
     Returns:
-      {'batch_1_mean_throughput': users/s, 'batch_1_mean_latency': s,
-      'batch_1_p50_latency', 'batch_1_p90_latency', 'batch_1_p95_latency',
-      'batch_1_p99_latency': s}, for batch_size 1.
+      For batch_size 1: {'batch_1_mean_throughput': users/s,
+      'batch_1_mean_latency': s, 'batch_1_p50_latency', 'batch_1_p90_latency',
+      'batch_1_p95_latency', 'batch_1_p99_latency': s}.
     """
     n_items = len(model.items)
     length = min(items_per_user, n_items)
