@@ -1,4 +1,4 @@
-"""A run with a linear branch, from its training to its copy."""
+"""Blends: tuning of their weights, and the branch on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import trained_model
-from vaecf.serving.recommender import Recommender
 from vaecf.training import linear_branch, loop
 
 
@@ -59,7 +58,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[0, 5], ids=["whole", "low rank"])
 def done(request, data, tmp_path_factory):
-    """(workdir, what was said, results) of a run."""
+    """(workdir, logged lines, results) of a run."""
     workdir = tmp_path_factory.mktemp("blend") / "run"
     lines: list[str] = []
     results = experiment.run(
@@ -72,12 +71,10 @@ def done(request, data, tmp_path_factory):
 
 
 def arrays_of(model) -> list[str]:
-    """Names of the path's files."""
     return list(blend.shapes(model.config.linear.rank, len(model.items)))
 
 
 def item_item(path, n_items: int) -> np.ndarray:
-    """The whole matrix, float64 [I, I]."""
     if "item_item" in path:
         return np.asarray(path["item_item"], np.float64)[:, :n_items]
     rows = np.asarray(path["input_factors"], np.float64)[:n_items]
@@ -93,7 +90,7 @@ def split_of(model, data, split="validation", **changes):
 
 
 def ndcg(model, dataset, gain, prior):
-    """Of the validation users, from scores written out in NumPy."""
+    """NDCG@10 of the validation users, from scores in NumPy."""
     held = dataset.validation
     x = held.fold_in.to_scipy().toarray().astype(np.float64)
     alone = dataclasses.replace(model, branch=None)
@@ -121,7 +118,7 @@ def ndcg(model, dataset, gain, prior):
     return np.mean(values)
 
 
-def test_the_weights_are_the_best_of_those_tried(data, done):
+def test_the_best_of_the_tried_weights_is_chosen(data, done):
     workdir, lines, results = done
     kept = json.loads((workdir / "linear" / "weights.json").read_text())
     dataset = open_dataset(data)
@@ -134,7 +131,7 @@ def test_the_weights_are_the_best_of_those_tried(data, done):
     best = max(tried.values())
     assert tried[kept["gain"], kept["prior"]] == kept["value"] == best
     assert kept["model_alone"] == tried[0.0, kept["prior"]]
-    # Its neighbours in the grids were looked at.
+    # The neighbours in the grid were tried.
     at = blend_tuning.GAINS.index(kept["gain"])
     if kept["gain"]:
         for neighbour in blend_tuning.GAINS[max(0, at - 1) : at + 2]:
@@ -145,39 +142,27 @@ def test_the_weights_are_the_best_of_those_tried(data, done):
     assert any("mult_vae+linear" in line for line in lines)
 
 
-def test_they_are_chosen_once_for_an_epoch(data, done, monkeypatch):
+def test_weights_are_tuned_once_per_best_epoch(data, done, monkeypatch):
     workdir, _, _ = done
     model = trained_model.load(workdir)
-    validation = split_of(model, data)
+    before = linear_branch.read_weights(workdir)
     lines: list[str] = []
+    # The tuning metric need not be one of those that are shown.
+    validation = split_of(model, data, metrics=("recall@5",))
     again = trained_model.tune_blend(model, validation, log=lines.append)
     assert lines == []
     assert float(again.branch["gain"]) == float(model.branch["gain"])
     later = dataclasses.replace(model, progress=model.progress | {"epoch": 99})
     monkeypatch.setattr(
-        linear_branch, "write_weights", lambda _, kept: lines.append(kept)
+        linear_branch, "write_weights", lambda _, found: lines.append(found)
     )
     trained_model.tune_blend(later, validation, log=lines.append)
     assert lines[0]["epoch"] == 99 and "linear branch" in lines[1]
-
-
-def test_the_metric_need_not_be_one_of_those_shown(data, done, monkeypatch):
-    workdir, _, _ = done
-    kept: list[dict] = []
-    monkeypatch.setattr(
-        linear_branch, "write_weights", lambda _, it: kept.append(it)
-    )
-    model = trained_model.load(workdir)
-    model = dataclasses.replace(model, progress=model.progress | {"epoch": 99})
-    trained_model.tune_blend(
-        model, split_of(model, data, metrics=("recall@5",))
-    )
-    before = linear_branch.read_weights(workdir)
     for name in ("gain", "prior", "metric", "value"):
-        assert kept[0][name] == before[name]
+        assert lines[0][name] == before[name]
 
 
-def test_a_path_that_only_harms_is_left_out(data, done, monkeypatch):
+def test_a_branch_that_only_harms_has_no_weight(data, done, monkeypatch):
     workdir, _, _ = done
     monkeypatch.setattr(linear_branch, "read_weights", lambda _: {})
     monkeypatch.setattr(linear_branch, "write_weights", lambda *_: None)
@@ -191,27 +176,20 @@ def test_a_path_that_only_harms_is_left_out(data, done, monkeypatch):
     assert float(chosen.branch["gain"]) == 0.0
 
 
-def test_without_validation_users_the_first_weights_stay(tmp_path):
-    dataset = synthetic.make(
-        "synthetic",
-        n_train_users=40,
-        n_held_out_users=0,
-        n_items=30,
-        n_groups=2,
+def test_without_validation_users_the_first_weights_stay(done, data):
+    model = trained_model.load(done[0])
+    branch = linear_branch.with_weights(model.branch, gain=3.0, prior=0.1)
+    model = dataclasses.replace(model, branch=branch)
+    held = split_of(model, data)
+    empty = dataclasses.replace(
+        held, held_out=held.held_out.rows(np.zeros(0, int))
     )
-    data = write_dataset(tmp_path / "data", dataset).path
-    experiment.run(
-        made(data), tmp_path / "run", experiment.Actions(train=True), log=print
-    )
-    path = trained_model.load(tmp_path / "run").branch
-    assert float(path["gain"]) == pytest.approx(blend.GAIN)
-    assert float(path["prior"]) == pytest.approx(blend.PRIOR)
-    assert not (tmp_path / "run" / "linear" / "weights.json").exists()
+    assert trained_model.tune_blend(model, empty).branch is branch
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)])
-def test_a_saved_path_is_the_file_it_was_read_from(done, tmp_path, mesh):
-    """Bit for bit from the devices, without their padding."""
+def test_a_saved_branch_equals_the_file_it_was_read_from(done, tmp_path, mesh):
+    """Bit for bit, without the padding of the devices."""
     workdir, _, _ = done
     gone = tmp_path / "gone"
     shutil.copytree(workdir, gone)
@@ -219,6 +197,8 @@ def test_a_saved_path_is_the_file_it_was_read_from(done, tmp_path, mesh):
     shutil.rmtree(gone)
     assert model.branch["log_share"].shape[0] > len(model.items)
     model.save(tmp_path / "copy")
+    with pytest.raises(VaecfError, match="no saved model"):
+        model.save(workdir, overwrite=True)  # a workdir is never replaced
     for name in arrays_of(model):
         mine, its = (
             (folder / "linear" / f"{name}.npy").read_bytes()
@@ -230,27 +210,9 @@ def test_a_saved_path_is_the_file_it_was_read_from(done, tmp_path, mesh):
         assert kept[name] == pytest.approx(before[name])
 
 
-def test_a_saved_copy_recommends_the_same(done, tmp_path):
-    workdir, _, _ = done
-    original = Recommender.load(workdir)
-    original.save(tmp_path / "copy")
-    shutil.move(tmp_path / "copy", tmp_path / "moved")
-    copy = Recommender.load(tmp_path / "moved")
-    items = original.items
-    histories = {"a": [items[0], items[7]], "b": [items[3]]}
-    expected = original.recommend(histories, k=10)
-    assert copy.recommend(histories, k=10).equals(expected)
-    # The same scores as the formula's, so not those of the model alone.
-    copy._model = dataclasses.replace(copy._model, branch=None)
-    assert not copy.recommend(histories, k=10).equals(expected)
-    original.save(tmp_path / "moved", overwrite=True)
-    with pytest.raises(VaecfError, match="no saved model"):
-        original.save(workdir, overwrite=True)
-
-
-@pytest.mark.parametrize("shards", [2, 4])
-def test_on_item_shards(data, done, shards):
+def test_on_item_shards(data, done):
     workdir, _, results = done
+    shards = 4
     model = trained_model.load(workdir, mesh=mesh_lib.make_mesh(2, shards))
     for name in arrays_of(model):
         array = model.branch[name]
@@ -263,7 +225,7 @@ def test_on_item_shards(data, done, shards):
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "short"])
-def test_a_damaged_path_is_named(done, tmp_path, damage):
+def test_a_damaged_branch_is_named(done, tmp_path, damage):
     workdir, _, _ = done
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
@@ -281,7 +243,7 @@ def test_a_damaged_path_is_named(done, tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_a_path_for_several_runs_is_one_file(done, tmp_path):
+def test_runs_share_the_files_of_a_branch(done, tmp_path):
     workdir, _, _ = done
     linear_branch.share(workdir, tmp_path)
     for name in arrays_of(trained_model.load(workdir)):
