@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -60,35 +58,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         sweep.sweep(plan, workers=_WORKERS.value, log=cli.log)
     finally:
-        _log_best_command(plan.workdir / "best.json")
-
-
-def _log_best_command(path: pathlib.Path) -> None:
-    """Adds the command that trains the best trial to best.json and logs it."""
-    if not path.exists():
-        return
-    from vaecf import workdir as workdir_lib
-
-    config = flags.FLAGS["config"]
-    best = workdir_lib.read_json(path)
-    changed = {**config.override_values, **best["params"]}
-    words = [
-        f"--config={config.config_filename}",
-        *(f"--config.{key}={_text(value)}" for key, value in changed.items()),
-    ]
-    command = " \\\n    ".join(
-        [
-            "python experiments/main.py",
-            *map(shlex.quote, words),
-            "--workdir=runs/best --train --test",
-        ]
-    )
-    workdir_lib.write_json(path, {**best, "command": command})
-    cli.log(f"\n{command}")
-
-
-def _text(value: Any) -> str:
-    return str(tuple(value) if isinstance(value, list) else value)
+        cli.log_best_command(plan.workdir / "best.json")
 
 
 if __name__ == "__main__":

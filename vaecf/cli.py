@@ -6,6 +6,7 @@ import logging as python_logging
 import os
 import pathlib
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -87,6 +88,34 @@ def run(
 def log(message: str) -> None:
     """Prints a line on stdout and flushes it."""
     print(message, flush=True)
+
+
+def log_best_command(path: pathlib.Path) -> None:
+    """Adds the command that trains a sweep's best trial to its best.json.
+
+    Args:
+      path: best.json; nothing happens if no trial is complete yet.
+    """
+    if not path.exists():
+        return
+    from vaecf import workdir
+
+    best = workdir.read_json(path)
+    config: Any = flags.FLAGS["config"]  # that of ml_collections
+    changes = {**config.override_values, **best["params"]}
+    words = [f"--config={config.config_filename}"]
+    for key, value in changes.items():
+        value = tuple(value) if isinstance(value, list) else value
+        words.append(f"--config.{key}={value}")
+    command = " \\\n    ".join(
+        (
+            "python experiments/main.py",
+            *map(shlex.quote, words),
+            "--workdir=runs/best --train --test",
+        )
+    )
+    workdir.write_json(path, {**best, "command": command})
+    log(f"\n{command}")
 
 
 # --- Several processes ------------------------------------------------------

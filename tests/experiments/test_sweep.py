@@ -110,10 +110,10 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ("--space=nosuch.py", "space nosuch.py: no such file"),
-        ("--trials=0", "trials=0 must be at least 1"),
-        ("--pruner=mean", "pruner 'mean' must be one of median"),
-        ("--storage=here", "storage here must be a file ending in .journal"),
+        ("--space=nosuch.py", "--space=nosuch.py: no such file"),
+        ("--trials=0", "--trials=0 must be at least 1"),
+        ("--pruner=mean", "--pruner=mean must be one of median"),
+        ("--storage=here", "--storage=here must be a file ending in .journal"),
         ("--config.model.laten=3", "latent"),
         ("--config.model.latent=0", "config.model.latent=0 must be at least 1"),
         ("--workdir=/proc/nosuch", "cannot be written"),

@@ -39,7 +39,7 @@ def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """
     if not path.is_file():
         raise VaecfError(
-            f"space {path}: no such file; configs/sweeps/ has examples"
+            f"space={path}: no such file; configs/sweeps/ has examples"
         )
     try:
         names = runpy.run_path(str(path))
@@ -47,10 +47,10 @@ def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
             return names["get_space"]()
     except Exception as error:
         raise VaecfError(
-            f"space {path} cannot be run ({type(error).__name__}: {error})"
+            f"space={path} cannot be run ({type(error).__name__}: {error})"
         ) from error
     raise VaecfError(
-        f"space {path} has no get_space(): define a function that returns "
+        f"space={path} has no get_space(): define a function that returns "
         "the search space"
     )
 

@@ -166,7 +166,7 @@ def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
             if old.get(key) != new.get(key)
         )
         raise VaecfError(
-            f"study {plan.study!r} began with another {', '.join(keys)}: use "
+            f"study={plan.study} began with another {', '.join(keys)}: use "
             "the same to resume it, or choose another study and workdir"
         )
     return study
@@ -195,7 +195,7 @@ def storage_of(plan: SweepPlan) -> str:
     if "://" in plan.storage or plan.storage.endswith((".journal", ".log")):
         return plan.storage
     raise VaecfError(
-        f"storage {plan.storage} must be a file ending in .journal or .log, or "
+        f"storage={plan.storage} must be a file ending in .journal or .log, or "
         "the URL of a database, such as sqlite:///sweep.db"
     )
 
@@ -207,7 +207,7 @@ def without_password(storage: str) -> str:
 
 def _open_storage(plan: SweepPlan) -> optuna.storages.BaseStorage:
     storage = storage_of(plan)
-    where = f"storage {without_password(storage)}"
+    where = f"storage={without_password(storage)}"
     if "://" not in storage:
         try:
             pathlib.Path(storage).parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def _pruner(plan: SweepPlan) -> optuna.pruners.BasePruner:
             min_resource=max(1, after), max_resource=max(1, after, epochs)
         )
     raise VaecfError(
-        f"pruner {plan.pruner!r} must be one of {', '.join(PRUNERS)}"
+        f"pruner={plan.pruner} must be one of {', '.join(PRUNERS)}"
         f"{did_you_mean(plan.pruner, PRUNERS)}"
     )
 
