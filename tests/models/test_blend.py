@@ -28,7 +28,7 @@ def train() -> Interactions:
 
 
 @pytest.fixture(scope="module", params=[0, 6], ids=["whole", "low rank"])
-def path(train, request):
+def branch(train, request):
     fitted = blend.fit(
         train, l2=4.0, dropout=0.5, user_exponent=0.5, rank=request.param
     )
@@ -44,12 +44,12 @@ def batch(users: int = len(HISTORIES)) -> SparseBatch:
     )
 
 
-def item_item(path) -> np.ndarray:
+def item_item(branch) -> np.ndarray:
     """The whole matrix, float64 [I, I]."""
-    if "item_item" in path:
-        return path["item_item"][:, :ITEMS].astype(float)
-    rows = path["input_factors"][:ITEMS].astype(float)
-    matrix = rows @ path["output_factors"][:, :ITEMS]
+    if "item_item" in branch:
+        return branch["item_item"][:, :ITEMS].astype(float)
+    rows = branch["input_factors"][:ITEMS].astype(float)
+    matrix = rows @ branch["output_factors"][:, :ITEMS]
     np.fill_diagonal(matrix, 0)
     return matrix
 
@@ -61,33 +61,30 @@ def item_item(path) -> np.ndarray:
         *((64, 100, 64), (64, 9, 9)),
     ],
 )
-def test_the_rank_by_the_catalogue(rank, n_items, expected):
+def test_effective_rank(rank, n_items, expected):
     assert blend.effective_rank(rank, n_items) == expected
 
 
-def test_shapes_are_those_of_a_fit_without_padding(train, path):
-    rank = 0 if "item_item" in path else 6
-    shapes = blend.shapes(rank, ITEMS)
-    assert shapes.keys() == path.keys() - {"gain", "prior"}
+def test_shapes_equal_those_of_a_fit(branch):
+    shapes = blend.shapes(0 if "item_item" in branch else 6, ITEMS)
+    assert shapes.keys() == branch.keys() - {"gain", "prior"}
     for name, shape in shapes.items():
         padded = zip(blend.PARTITION[name], shape)
-        if name == "item_item":
-            assert shape == (ITEMS, ITEMS)
-        assert path[name].shape == tuple(
+        assert branch[name].shape == tuple(
             256 if axis else size for axis, size in padded
         )
 
 
-def expected(train, path, logits):
+def expected(train, branch, logits):
     """The module's formula in float64."""
     x = np.zeros((len(HISTORIES), ITEMS))
     for u, history in enumerate(HISTORIES):
         x[u, history] = 1
-    linear = np.maximum(x @ item_item(path), 0)
+    linear = np.maximum(x @ item_item(branch), 0)
     share = (train.item_counts() + 5) / (train.n_users + 5)
-    path_UI = 1.7 * (np.log(linear + 0.003) - 0.2 * np.log(share))
-    # Without a history, the model alone: not the least popular items.
-    return logits + np.where(x.any(axis=1, keepdims=True), path_UI, 0)
+    branch_UI = 1.7 * (np.log(linear + 0.003) - 0.2 * np.log(share))
+    # Without a history, the model ranks alone.
+    return logits + np.where(x.any(axis=1, keepdims=True), branch_UI, 0)
 
 
 @pytest.fixture(scope="module")
@@ -97,27 +94,29 @@ def logits():
     return wide.astype(np.float32)
 
 
-def test_the_formula(train, path, logits):
-    scores = np.asarray(blend.scores(jnp.asarray(logits), path, batch(), USERS))
+def test_the_formula(train, branch, logits):
+    scores = np.asarray(
+        blend.scores(jnp.asarray(logits), branch, batch(), USERS)
+    )
     np.testing.assert_allclose(
         scores[:, :ITEMS],
-        expected(train, path, logits[:, :ITEMS]),
+        expected(train, branch, logits[:, :ITEMS]),
         rtol=1e-5,
         atol=1e-4,
     )
     assert np.isneginf(scores[:, ITEMS:]).all()
 
 
-def test_without_gain_the_model_is_alone(path, logits):
-    alone = path | {"gain": np.float32(0)}
+def test_without_gain_the_model_ranks_alone(branch, logits):
+    alone = branch | {"gain": np.float32(0)}
     scores = blend.scores(jnp.asarray(logits), alone, batch(), USERS)
     np.testing.assert_array_equal(scores, logits)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_over_item_shards(path, logits, backend, monkeypatch):
-    """Also as an accelerator multiplies, which gathers for few users only."""
-    whole = blend.scores(jnp.asarray(logits), path, batch(), USERS)
+def test_over_item_shards(branch, logits, backend, monkeypatch):
+    """With the lowering of a CPU and of an accelerator."""
+    whole = blend.scores(jnp.asarray(logits), branch, batch(), USERS)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     mesh = mesh_lib.make_mesh(data=1, item=2)
     score = jax.shard_map(
@@ -125,13 +124,13 @@ def test_over_item_shards(path, logits, backend, monkeypatch):
         mesh=mesh,
         in_specs=(
             P(None, "item"),
-            mesh_lib.specs(path, blend.PARTITION),
+            mesh_lib.specs(branch, blend.PARTITION),
             P(),
             P(),
         ),
         out_specs=P(None, "item"),
     )
-    sharded = functools.partial(jax.jit(score), jnp.asarray(logits), path)
+    sharded = functools.partial(jax.jit(score), jnp.asarray(logits), branch)
     np.testing.assert_allclose(
         sharded(batch(), USERS), whole, rtol=1e-5, atol=1e-5
     )
