@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -73,6 +74,18 @@ def test_a_module_imports_only_from_lower_floors(path: pathlib.Path) -> None:
         assert top not in ("experiments", "configs", "tests"), name
         if part in ("data", "reporting", "config", "workdir"):
             assert top not in ACCELERATED, f"{path.name}: {name}"
+
+
+def test_only_the_command_line_names_flags() -> None:
+    """The library names settings; `cli.with_flags` spells them as flags."""
+    named = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in modules("vaecf")
+        if path.name != "cli.py"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"[\"' (]--[a-z][a-z_]+", line)
+    ]
+    assert named == []
 
 
 def test_every_part_has_a_floor() -> None:

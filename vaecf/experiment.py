@@ -313,13 +313,9 @@ def _test(run: _Run, model: TrainedModel) -> None:
             evaluation.per_user[metric], dataset.test.fold_in.counts
         )
     if dataset.oracle is not None:
-        results[ORACLE] = {
-            split: baselines.evaluate_oracle(dataset, split, users)
-            for split, users in (
-                ("validation", run.validation),
-                ("test", run.test),
-            )
-        }
+        results[ORACLE] = baselines.evaluate_oracle(
+            dataset, run.validation, run.test
+        )
     title = run.config.title
     path = run.workdir / workdir_lib.PER_USER
     frames = {title: per_user.frame(title, evaluation, dataset)}

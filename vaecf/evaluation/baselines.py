@@ -324,25 +324,30 @@ class _Candidates:
 
 
 def evaluate_oracle(
-    dataset: Any, split: str, evaluator: Evaluator
+    dataset: Any, validation: Evaluator, test: Evaluator
 ) -> dict[str, Any]:
-    """Returns the summary of ranking by the probabilities that made the data.
+    """Evaluates ranking by the probabilities that generated the data.
 
     Args:
       dataset: a synthetic dataset that holds these probabilities.
-      split: 'validation' or 'test'.
-      evaluator: of that split.
+      validation: evaluator of its validation users.
+      test: evaluator of its test users.
+
+    Returns:
+      {'validation': summary, 'test': summary}.
     """
-    n_train, n_validation, _ = dataset.split_sizes
-    rows = {
-        "validation": slice(n_train, n_train + n_validation),
-        "test": slice(n_train + n_validation, None),
-    }
-    params = popularity.fit_oracle(
-        dataset.oracle["user_group"][rows[split]], dataset.oracle["group_item"]
-    )
-    ranker = evaluator.compile(scorers.oracle(dataset.n_items))
-    return evaluator.summary(ranker, ranker.place(params))
+    ranker = test.compile(scorers.oracle(dataset.n_items))
+    first = dataset.split_sizes[0]
+    summaries = {}
+    for split, users in (("validation", validation), ("test", test)):
+        last = first + users.fold_in.n_users
+        params = popularity.fit_oracle(
+            dataset.oracle["user_group"][first:last],
+            dataset.oracle["group_item"],
+        )
+        summaries[split] = users.summary(ranker, ranker.place(params))
+        first = last
+    return summaries
 
 
 def keep_earlier(
