@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +11,8 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vaecf.config import EvalConfig
+from vaecf.data import synthetic
 from vaecf.data.interactions import Interactions
 from vaecf.evaluation import baselines, evaluator
 from vaecf.evaluation.evaluator import Evaluator, by_history_length
@@ -41,7 +44,7 @@ def evaluate_lists(lists, held_out, *metrics):
 
 @pytest.fixture
 def four_users():
-    """Lists of two; user 2 has nothing held out, user 3's list ended."""
+    """Lists of 2; user 2 has no held-out items, user 3's list is short."""
     item_UK = np.array([[0, 1], [2, 3], [4, 0], [1, -1]], np.int32)
     score_UK = np.where(item_UK >= 0, 1.0, -np.inf).astype(np.float32)
     lists = RankedLists(item_UK, score_UK, np.zeros(4, np.float32))
@@ -71,25 +74,19 @@ def test_means_and_standard_errors_by_hand(four_users):
     assert recall["stderr"] == pytest.approx(math.sqrt(1 / 4 / 3))
     assert hit_rate["mean"] == pytest.approx(1 / 3)
     assert hit_rate["stderr"] == pytest.approx(math.sqrt(1 / 3 / 3))
-    # Item 4 is shown to the user who is left out only.
-    assert result.summary["coverage@1"] == {
-        "mean": 3 / 5,
-        "stderr": None,
-        "users": 3,
-    }
+    # Only the user who is left out sees item 4.
+    coverage = {"mean": 3 / 5, "stderr": None, "users": 3}
+    assert result.summary["coverage@1"] == coverage
     assert {s["users"] for s in result.summary.values()} == {3}
 
 
-def test_nobody_has_anything_held_out(four_users):
+def test_no_user_has_held_out_items(four_users):
     result = evaluate_lists(
         four_users[0], interactions([[]] * 4, 5), "ndcg@2", "coverage@2"
     )
     assert (result.users, result.left_out) == (0, 4)
-    assert result.summary["ndcg@2"] == {
-        "mean": None,
-        "stderr": None,
-        "users": 0,
-    }
+    nothing = {"mean": None, "stderr": None, "users": 0}
+    assert result.summary["ndcg@2"] == nothing
     assert np.isnan(result.per_user["ndcg@2"]).all()
     assert result.summary["coverage@2"]["mean"] == 0
 
@@ -123,7 +120,7 @@ def test_lists_shorter_than_the_metric_are_refused(four_users):
     assert result.summary["recall@100"]["mean"] == 1
 
 
-def test_record():
+def test_record_and_the_means_of_process_0(monkeypatch):
     summary = {
         "ndcg@5": {"mean": 0.5, "stderr": 0.1, "users": 3},
         "coverage@5": {"mean": 0.2, "stderr": None, "users": 3},
@@ -134,6 +131,31 @@ def test_record():
         "test/ndcg@5_stderr": 0.1,
         "test/coverage@5": 0.2,
     }
+    assert evaluator._from_lead(summary) is summary
+    monkeypatch.setattr(evaluator.processes, "alone", lambda: False)
+    monkeypatch.setattr(
+        evaluator.processes, "from_lead", lambda x: [2 * v for v in x]
+    )
+    assert evaluator._from_lead(summary) == {
+        "ndcg@5": {"mean": 1.0, "stderr": 0.2, "users": 3},
+        "coverage@5": {"mean": 0.4, "stderr": None, "users": 3},
+    }
+
+
+def test_for_split_of_a_dataset():
+    dataset = synthetic.make(
+        "synthetic", n_train_users=20, n_held_out_users=4, n_items=20,
+        n_groups=2,
+    )  # fmt: skip
+    config = EvalConfig(metrics=("recall@5",), best_metric="ndcg@7")
+    mesh = mesh_lib.make_mesh(1, 1)
+    test = Evaluator.for_split(dataset, "test", config, mesh)
+    assert test.held_out is dataset.test.held_out and not test.is_empty
+    assert test.metrics == ("recall@5", "ndcg@7") and test.depth == 7
+    nobody = interactions([[]] * 4, 20)
+    empty = dataclasses.replace(test, held_out=nobody)
+    assert empty.is_empty and empty(None, None) is None
+    assert empty.summary(None, None) == {}
 
 
 # --- By history length ------------------------------------------------------

@@ -101,7 +101,6 @@ def compare(
         resamples=resamples,
         seed=seed,
     )
-    fold_in_U = entries[0].users["fold_in"]
     return {
         "dataset": manifest.get("name"),
         "protocol": manifest.get("protocol"),
@@ -110,26 +109,43 @@ def compare(
         "users": int(evaluated_U.sum()),
         "left_out": int((~evaluated_U).sum()),
         "reference": reference,
-        "runs": [
-            {
-                "path": str(entry.path),
-                "group": name,
-                "seed": entry.seed,
-                "metrics": {m: _summary([entry], m) for m in metrics},
-            }
-            for name, group in groups.items()
-            for entry in group
-        ],
-        "groups": {
-            name: {
-                "seeds": len(group),
-                "metrics": {m: _summary(group, m) for m in metrics},
-                "validation": _validation(group, metric),
-                "history_length": by_history_length(mean_U[name], fold_in_U),
-            }
-            for name, group in groups.items()
-        },
+        "runs": _run_results(groups, metrics),
+        "groups": _group_results(groups, metrics, metric, mean_U),
         "comparisons": {name: p._asdict() for name, p in paired.items()},
+    }
+
+
+def _run_results(
+    groups: Mapping[str, Sequence[Entry]], metrics: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": str(entry.path),
+            "group": name,
+            "seed": entry.seed,
+            "metrics": {m: _summary([entry], m) for m in metrics},
+        }
+        for name, group in groups.items()
+        for entry in group
+    ]
+
+
+def _group_results(
+    groups: Mapping[str, Sequence[Entry]],
+    metrics: Sequence[str],
+    metric: str,
+    mean_U: Mapping[str, np.ndarray],
+) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "seeds": len(group),
+            "metrics": {m: _summary(group, m) for m in metrics},
+            "validation": _validation(group, metric),
+            "history_length": by_history_length(
+                mean_U[name], group[0].users["fold_in"]
+            ),
+        }
+        for name, group in groups.items()
     }
 
 

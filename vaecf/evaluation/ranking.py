@@ -166,19 +166,16 @@ _casts = _Casts()
 # Short histories get buckets of powers of two, from this size: in a query of a
 # single user, unused slots cost time.
 _MIN_SLOTS = 16
-_BATCH_SLOTS = sparse_batch.bucket(1)
 
 
 def _bucket(n: int) -> int:
     """Returns the number of slots for n interactions."""
-    if n > _BATCH_SLOTS // 2:
+    if n > sparse_batch.bucket(1) // 2:
         return sparse_batch.bucket(n)
     return max(_MIN_SLOTS, sparse_batch.bucket_users(n))
 
 
 class _Shape(NamedTuple):
-    """Sizes that a program is compiled for."""
-
     users: int  # over all data shards
     slots: int  # per data shard
 
@@ -243,8 +240,7 @@ class Ranker:
           exclude_seen: do not rank the items of the history.
         """
         self.mesh, self.k, self.n_items = mesh, k, scorer.n_items
-        self._scorer = scorer
-        self._exclude_seen = exclude_seen
+        self._scorer, self._exclude_seen = scorer, exclude_seen
         self._shards = mesh.shape[mesh_lib.DATA]
         self._by_user = mesh_lib.shardings(mesh, P(mesh_lib.DATA))
         self._programs: dict[tuple, Callable[..., jax.Array]] = {}
@@ -278,8 +274,9 @@ class Ranker:
         allowed_I: jax.Array | None = None,
     ) -> RankedLists:
         """Returns the lists of all users as NumPy arrays; see `blocks`."""
-        how: Any = {"batch_size": batch_size, "allowed_I": allowed_I}
-        blocks = self.blocks(params, indptr, indices, **how)
+        blocks = self.blocks(
+            params, indptr, indices, batch_size=batch_size, allowed_I=allowed_I
+        )
         parts = zip(*[self.no_lists(), *blocks])
         return RankedLists(*(np.concatenate(part) for part in parts))
 
@@ -401,21 +398,19 @@ class Ranker:
     ) -> jax.Array:
         """Returns int32 [B, 2 k + 1]: items, bits of scores and log_total."""
 
+        rank = functools.partial(
+            rank_local,
+            k=self.k,
+            n_items=self.n_items,
+            exclude_seen=self._exclude_seen,
+            item_axis=mesh_lib.axis(self.mesh, mesh_lib.ITEM),
+        )
+
         def local(
-            params: Any,
-            batch: SparseBatch,
-            user_B: jax.Array,
-            allowed_I: jax.Array | None,
+            params: Any, batch: SparseBatch, user_B: Any, allowed_I: Any
         ) -> RankedLists:
-            return rank_local(
-                self._scorer.apply(params, batch, user_B),
-                batch,
-                allowed_I,
-                k=self.k,
-                n_items=self.n_items,
-                exclude_seen=self._exclude_seen,
-                item_axis=mesh_lib.axis(self.mesh, mesh_lib.ITEM),
-            )
+            scores_BI = self._scorer.apply(params, batch, user_B)
+            return rank(scores_BI, batch, allowed_I)
 
         batch, user_B = _unpack(packed, shape)
         users = P(mesh_lib.DATA)
