@@ -130,13 +130,6 @@ def test_dropout_does_not_depend_on_the_mesh(threefry, shape):
     assert 0 < len(expected) < sum(map(len, users))
 
 
-def test_nothing_is_dropped_without_dropout_or_at_rate_zero():
-    batch = batch_of(random_histories(0))
-    for dropout in (None, bag_of_items.Dropout(KEY, 0.0, 0)):
-        keep = bag_of_items.keep_interactions(batch, dropout)
-        np.testing.assert_array_equal(keep, batch.row_N < USERS)
-
-
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
 def test_dropout_is_independent_between_users_items_and_steps(rate):
     n_users, n_items = 200, 400

@@ -154,20 +154,6 @@ def test_gradients_equal_finite_differences():
         np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_equal_automatic_ones_of_the_dense_form():
-    users = random_histories(6)
-    x = jnp.asarray(dense(users), jnp.float32)
-
-    def plain(hidden, kernel, bias):
-        logits = jnp.dot(hidden, kernel, precision=HIGHEST) + bias[None, :]
-        return -jnp.sum(WEIGHT[:, None] * x * jax.nn.log_softmax(logits))
-
-    expected = jax.grad(plain, (0, 1, 2))(HIDDEN, OUTPUT, BIAS)
-    _, got = nll_and_gradients(HIDDEN, OUTPUT, BIAS, batch_of(users), WEIGHT)
-    for a, b in zip(got, expected):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_padding_items_have_no_probability_and_no_gradient(dtype, block):
