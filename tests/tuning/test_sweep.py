@@ -17,7 +17,6 @@ import pytest
 from optuna.trial import TrialState
 
 from vaecf import config as config_lib
-from vaecf import workdir as workdir_lib
 from vaecf.data import dataset as dataset_lib
 from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
@@ -134,88 +133,6 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
     sweep_lib.sweep(made, log=said.append)
     assert len(study.get_trials()) == 3
     assert said[0].startswith("study sweep: 3 of 3 trials are finished")
-
-
-def test_a_bad_trial_is_pruned(plan, opened, curve) -> None:
-    """Six trials before it were better at every epoch than any can be."""
-    made = plan(trials=6, prune_after=2)
-    study = opened(made)
-    distributions = space_lib.distributions(made.space, made.base)
-    params = {
-        "optimizer.learning_rate": 0.01,
-        "model.dropout_rate": 0.5,
-        "model.latent": 4,
-        "model.hidden": "()",
-    }
-    for _ in range(5):
-        study.add_trial(
-            optuna.trial.create_trial(
-                value=1.0,
-                params=params,
-                distributions=distributions,
-                intermediate_values={epoch: 1.0 for epoch in (1, 2, 3, 4)},
-            )
-        )
-    said: list[str] = []
-    sweep_lib.sweep(made, log=said.append)
-    pruned = study.get_trials()[5]
-    assert pruned.state == TrialState.PRUNED
-    folder = directory(made, 5)
-    # Optuna's warm-up ends with its epochs.
-    assert list(curve(folder)) == [1, 2]
-    assert pruned.intermediate_values == curve(folder)
-    (line,) = [text for text in said if text.startswith("trial 5: ")]
-    assert ": pruned; " in line and "; 2 epochs" in line
-    assert not (folder / "checkpoints").exists()
-    with workdir_lib.locked(folder):
-        pass
-    frame = pd.read_csv(made.workdir / "trials.csv")
-    assert frame["state"].tolist() == ["complete"] * 5 + ["pruned"]
-
-
-@pytest.mark.slow
-def test_an_interrupted_trial_goes_on_from_its_checkpoint(
-    plan, tmp_path, on_report, opened, curve
-) -> None:
-    """And ends as an uninterrupted trial does; here in a database."""
-
-    def made(name):
-        return plan(
-            trials=1,
-            pruner="none",
-            workdir=tmp_path / name,
-            storage=f"sqlite:///{tmp_path / name}.db",
-        )
-
-    sweep_lib.sweep(made("straight"), log=quiet)
-    stopped = []
-
-    def stop(run, record):
-        if record["epoch"] == 2 and not stopped:
-            stopped.append(2)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    on_report(stop)
-    cut = made("cut")
-    with pytest.raises(
-        KeyboardInterrupt, match="0 of 1 trials are finished; the"
-    ):
-        sweep_lib.sweep(cut, log=quiet)
-    assert list(curve(cut.workdir / "trials" / "00000")) == [1, 2]
-    # Nothing of it has to be found out by waiting.
-    states = [t.state for t in opened(cut).get_trials()]
-    assert states == [TrialState.FAIL, TrialState.WAITING]
-    sweep_lib.sweep(cut, log=quiet)
-    (trial,) = study_lib.counted(opened(cut))
-    (straight,) = study_lib.counted(opened(made("straight")))
-    assert not (cut.workdir / "trials" / "00000").exists()
-    assert trial.state == TrialState.COMPLETE
-    assert trial.value == straight.value and trial.params == straight.params
-    assert trial.intermediate_values == straight.intermediate_values
-    # Each epoch once: it did not start over.
-    assert (
-        curve(cut.workdir / "trials" / "00001") == straight.intermediate_values
-    )
 
 
 def test_what_is_wrong_is_said_before_the_first_trial(plan, base) -> None:
@@ -361,13 +278,14 @@ def test_trials_of_a_population_equal_separate_trials(
             assert load(folder).config.model.dropout_rate == rate
 
 
-def test_a_pruned_trial_of_a_population_stops_alone(
-    plan, opened, curve
+@pytest.mark.parametrize("population", [1, 2])
+def test_a_pruned_trial_does_not_stop_another(
+    plan, opened, curve, population
 ) -> None:
     """Five earlier trials are better than the first, not than the second."""
     made = plan(
         trials=7,
-        population=2,
+        population=population,
         prune_after=2,
         space={"optimizer.learning_rate": {"low": 1e-9, "high": 0.1}},
     )
@@ -383,18 +301,26 @@ def test_a_pruned_trial_of_a_population_stops_alone(
         )
     for rate in (1e-9, 0.05):  # the first learns nothing
         study.enqueue_trial({"optimizer.learning_rate": rate})
-    sweep_lib.sweep(made, log=quiet)
-    bad, good = study.get_trials()[5:]
-    assert (bad.state, good.state) == (TrialState.PRUNED, TrialState.COMPLETE)
+    said: list[str] = []
+    rows = sweep_lib.sweep(made, log=said.append)
+    assert [r["state"] for r in rows[5:]] == ["pruned", "complete"]
+    # Optuna's warm-up ends with its epochs.
     assert list(curve(directory(made, 5))) == [1, 2]
     assert list(curve(directory(made, 6))) == [1, 2, 3, 4]
+    assert study.get_trials()[5].intermediate_values == curve(
+        directory(made, 5)
+    )
     assert not (directory(made, 5) / "checkpoints").exists()
     assert (directory(made, 6) / "checkpoints" / "best").exists()
+    (line,) = [text for text in said if text.startswith("trial 5: ")]
+    assert ": pruned; " in line and "; 2 epochs" in line
 
 
-def test_an_interrupted_population_resumes(
-    plan, tmp_path, on_report, opened, curve
+@pytest.mark.parametrize("population", [1, 2])
+def test_an_interrupted_sweep_resumes(
+    plan, tmp_path, on_report, opened, curve, population
 ) -> None:
+    """Trials end as uninterrupted ones do; here in a database."""
     stopped = []
 
     def stop(run, record):
@@ -402,24 +328,35 @@ def test_an_interrupted_population_resumes(
             stopped.append(2)
             os.kill(os.getpid(), signal.SIGINT)
 
+    def made(name):
+        return plan(
+            trials=population,
+            population=population,
+            pruner="none",
+            space=NUMBERS,
+            workdir=tmp_path / name,
+            storage=f"sqlite:///{tmp_path / name}.db",
+        )
+
     on_report(stop)
-    how = {"trials": 2, "population": 2, "pruner": "none", "space": NUMBERS}
-    made = plan(**how)
-    with pytest.raises(KeyboardInterrupt, match="0 of 2 trials are finished"):
-        sweep_lib.sweep(made, log=quiet)
-    states = [t.state.name for t in opened(made).get_trials()]
-    assert states == ["FAIL", "FAIL", "WAITING", "WAITING"]
-    sweep_lib.sweep(made, log=quiet)
-    straight = plan(**how, workdir=tmp_path / "straight", storage="")
+    cut, straight = made("cut"), made("straight")
+    with pytest.raises(KeyboardInterrupt, match="trials are finished; the"):
+        sweep_lib.sweep(cut, log=quiet)
+    # Nobody has to wait to learn that the trials were interrupted.
+    states = [t.state.name for t in opened(cut).get_trials()]
+    assert states == ["FAIL"] * population + ["WAITING"] * population
+    sweep_lib.sweep(cut, log=quiet)
     sweep_lib.sweep(straight, log=quiet)
-    ours, theirs = (study_lib.counted(opened(p)) for p in (made, straight))
-    assert len(ours) == len(theirs) == 2
+    ours, theirs = (study_lib.counted(opened(p)) for p in (cut, straight))
+    assert len(ours) == len(theirs) == population
     for one, other in zip(ours, theirs):
-        assert one.params == other.params
+        assert (one.params, one.value) == (other.params, other.value)
         assert one.intermediate_values == other.intermediate_values
         assert one.user_attrs[study_lib.SECONDS] > 0
         # Each epoch once: the trial did not start again.
-        assert curve(directory(made, one.number)) == one.intermediate_values
+        assert curve(directory(cut, one.number)) == one.intermediate_values
+        earlier = directory(cut, one.number - population)
+        assert not earlier.exists()
 
 
 def test_a_population_too_large_for_the_memory(

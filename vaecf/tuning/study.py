@@ -1,18 +1,16 @@
 """The Optuna study of a sweep: storage, trials to run next, lost workers.
 
-Optuna proposes trials. It does not say how several workers together run N
-trials, and its heartbeats, which detect lost workers, need a database and
-restart a trial. Here every storage is treated alike, and a trial resumes from
-its checkpoint:
+Optuna proposes trials. This module lets several workers run N trials together,
+and hands the trial of a lost worker to another, which resumes it. (Optuna's
+heartbeats need a database, and restart trials.)
 
 - A trial counts if it is waiting, running or finished, or if it failed by its
-  own fault (the attribute `error`). A worker gives a new trial back if N other
-  trials come before.
-- The running trial of a lost worker is marked as failed, which succeeds in one
-  process only, and enqueued again under a new number.
-- A worker is lost if this host can lock the directory of its trial. A worker
-  on another host is lost if its last sign of life is `GRACE_SECONDS` old. A
-  trial that has lost `MAX_LOST` workers counts as failed.
+  own fault (the attribute `error`). A worker that asked for one trial too many
+  gives it back.
+- The trial of a lost worker is marked as failed, which succeeds in one process
+  only, and enqueued again under a new number.
+- A worker is lost if this host can lock its trial's directory, or if it runs
+  on another host and its last heartbeat is `GRACE_SECONDS` old.
 """
 
 from __future__ import annotations
@@ -70,9 +68,9 @@ class SweepPlan:
     """What a sweep does; every worker has a copy.
 
     Attributes:
-      base: the settings that all trials share.
-      space: the search space, see `space`.
-      workdir: directory on this host; the trials are in `trials/`.
+      base: settings that all trials share.
+      space: search space, see `space`.
+      workdir: directory on this host, with the trials in `trials/`.
       study: name of the study in the storage.
       trials: number of trials of all workers and all calls.
       storage: a journal file (.journal, .log) or the URL of a database; ''
@@ -302,11 +300,11 @@ def next_trials(study: optuna.Study, plan: SweepPlan) -> list[Trial]:
             trial = next_trial(study, plan)
             if trial is None:
                 break
-            taken.append(trial)
             if trial.user_attrs.get(LOST):
-                for other in taken[:-1]:
+                for other in taken:
                     enqueue_again(study, other.number)
                 return [trial]
+            taken.append(trial)
     except BaseException:  # interrupted
         for trial in taken:
             enqueue_again(study, trial.number)
