@@ -1,4 +1,4 @@
-"""Means, standard errors, who is left out, and published baselines."""
+"""Means, standard errors, users left out, and published baselines."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def dense_ease(train, l2):
 
 @pytest.fixture(scope="module")
 def small():
-    """40 users of 30 items, a third of them seen, some held out."""
+    """40 users and 30 items; a third of the items seen, some held out."""
     rng = np.random.default_rng(5)
     train = scipy.sparse.csr_matrix(rng.random((200, 30)) < 0.3, dtype=float)
     part = rng.random((40, 30))

@@ -1,4 +1,4 @@
-"""Every metric against sets and loops, and against the paper's formulas."""
+"""Metrics against sets and loops, and against the paper's formulas."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def per_user(kind, ranked_UK, held_out, k):
     return metrics.HIT_METRICS[kind](hits_UK, np.diff(indptr), k)
 
 
-# One user, by the definitions: `items` is what a person sees, `held` a set
-# that is not empty.
+# The metrics of one user by definition: `items` is the ranked list, `held` the
+# set of held-out items, not empty.
 
 
 def ndcg(items, held, k):
@@ -152,7 +152,7 @@ def liang_ndcg(score_UI, held_out_UI, k):
 
 
 def liang_recall(score_UI, held_out_UI, k):
-    """Recall_at_k_batch of the same: the k best as a mask."""
+    """Recall_at_k_batch of the notebook: the k best as a mask."""
     best_UI = np.zeros(score_UI.shape, bool)
     part = np.argpartition(-score_UI, k, axis=1)[:, :k]
     np.put_along_axis(best_UI, part, True, axis=1)
@@ -168,7 +168,7 @@ def test_against_the_papers_formulas(k):
     held_out_UI[:, 0] = True
     ranked_UK = np.argsort(-score_UI, axis=1)[:, :59].astype(np.int32)
     held_out = [set(np.flatnonzero(row)) for row in held_out_UI]
-    # Both sides of min(k, n) are met over the parameters.
+    # The values of k cover both sides of min(k, n).
     for kind, reference in (("ndcg", liang_ndcg), ("recall", liang_recall)):
         np.testing.assert_allclose(
             per_user(kind, ranked_UK, held_out, k),
@@ -210,7 +210,7 @@ def test_perfect_useless_and_unknown_users(kind):
 
 @pytest.mark.parametrize("kind", metrics.HIT_METRICS)
 def test_a_list_that_ends_early_has_no_hits_behind_its_end(kind):
-    """-1 is no item, not even in an array's place -1."""
+    """-1 is no item, and no index from the end."""
     held_out = [{5}, {0, 1, 2, 3, 4, 5}]
     short = per_user(kind, padded([[3, 2], [3]], 4), held_out, 4)
     long = per_user(kind, padded([[3, 2, 8, 9], [3, 8, 9, 7]], 4), held_out, 4)

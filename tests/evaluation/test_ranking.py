@@ -1,4 +1,4 @@
-"""Exact top k against a stable sort, on one device and on four."""
+"""The exact top k against a stable sort, on one and on four devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ N_USERS, N_ITEMS = 13, 300
 
 
 def reference(score_UI, seen, k, *, allowed=None, exclude_seen=True):
-    """Ranked in float64: one stable sort a user."""
+    """Lists in float64, by one stable sort per user."""
     n_users = len(score_UI)
     item_UK = np.full((n_users, k), -1)
     score_UK = np.full((n_users, k), -np.inf)
@@ -79,7 +79,7 @@ def table_scorer(score_UI, shapes=None):
 
 @pytest.fixture(scope="module")
 def setup():
-    """Scores of few distinct values, so that nearly all ranks are ties."""
+    """Scores with few distinct values, so that most ranks are ties."""
     rng = np.random.default_rng(0)
     score_UI = rng.integers(-2, 3, (N_USERS, N_ITEMS)).astype(np.float32)
     score_UI[score_UI == 0] *= rng.choice([-1, 1], (score_UI == 0).sum())
@@ -105,7 +105,7 @@ def test_every_mesh_gives_the_stable_sort(setup, mesh, k):
     matrix = interactions(seen, N_ITEMS)
     got = ranker(params, matrix.indptr, matrix.indices, batch_size=8)
     check(got, reference(score_UI, seen, k))
-    # What one device saw: the meshes are not the same thing by other names.
+    # The shapes on one device: the meshes really differ.
     assert set(shapes) == {(8 // mesh[0], 384 // mesh[1])}
 
 
@@ -132,7 +132,7 @@ def test_lists_do_not_change_with_the_batch_size(setup, mesh, batch_size):
 
 @pytest.mark.parametrize("mesh", [(1, 1), (1, 4)])
 @pytest.mark.parametrize("exclude_seen", [True, False])
-def test_only_what_is_allowed(setup, mesh, exclude_seen):
+def test_allowed_items(setup, mesh, exclude_seen):
     score_UI, seen = setup
     scorer, params = table_scorer(score_UI)
     ranker = Ranker(
@@ -216,7 +216,7 @@ def test_a_program_serves_every_history_of_its_bucket(setup, mesh):
         check(got, reference(score_UI * sign, seen, 5))
         return len(ranker._programs)
 
-    # 16, 32, 64, 128 and 256 slots, and the batches' buckets behind them.
+    # 16, 32, 64, 128 and 256 slots, then the buckets of batches.
     buckets = ((0, 1, 15, 16), (17, 32), (64,), (65, 128), (129, 256), (257,))
     for n_programs, lengths in enumerate(buckets, start=1):
         for n in lengths:
@@ -280,7 +280,7 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
     params = jax.device_put(params, places)
     matrix = interactions(seen, N_ITEMS)
     rankers = [Ranker(scorer, mesh, k) for k in (5, 7)]
-    # Rounded to the 8 bits of bfloat16 on the way.
+    # The first cast rounds to the 8 bits of bfloat16.
     rounded = (score_UI + np.float32(1 / 3)).astype(jnp.bfloat16)
     kept = []
     for ranker in (*rankers, *rankers):
@@ -301,7 +301,7 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
     assert len(casts.held) == 0
 
 
-def test_what_is_kept_is_not_cast(setup):
+def test_kept_parameters_are_not_cast(setup):
     score_UI, seen = setup
     score_UI = score_UI + np.float32(1 / 3)
     scorer, params = table_scorer(score_UI)

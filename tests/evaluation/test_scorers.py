@@ -1,4 +1,4 @@
-"""Models as rankers see them, in every precision."""
+"""The scorer of a model, in every precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INDPTR = np.arange(N_USERS + 1, dtype=np.int64) * 8
 
 
 def make(dtype, lowering="gather"):
-    """(module over all items, parameters that spread the scores)."""
+    """(module over all items, parameters with spread-out scores)."""
     module = mult_vae.MultVAE(
         n_items=N_ITEMS,
         item_rows=mesh_lib.padded_items(N_ITEMS),
@@ -41,7 +41,7 @@ def batch():
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_scores_are_the_modules(dtype, batch_size, lowering):
-    """Whatever a ranker does to make them cheap."""
+    """The shortcuts of rankers do not change the scores."""
     module, params = make(jnp.dtype(dtype), lowering)
     expected = module.apply({"params": params}, batch(), method="scores")
     expected = np.asarray(expected)[:, :N_ITEMS]
@@ -53,7 +53,7 @@ def test_scores_are_the_modules(dtype, batch_size, lowering):
         scorers.ModelParams(params), INDPTR, HISTORY, batch_size=batch_size
     )
     scores = np.take_along_axis(expected, got.item_UK, axis=1)
-    # The hidden layers may round once more or less.
+    # The hidden layers may round differently.
     atol = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
     assert expected.std() > 10 * atol
     np.testing.assert_allclose(got.score_UK, scores, rtol=0, atol=atol)
@@ -80,14 +80,14 @@ def test_a_shards_module_on_one_device_and_on_several(dtype, mesh):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_query_converts_no_item_matrix(dtype):
-    """The product's operand is what lies in memory, in every half precision."""
+    """The product reads the stored matrix, in every half precision."""
     module, params = make(jnp.dtype(dtype))
     scorer = scorers.model(module)
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 10)
     ranker(scorers.ModelParams(params), INDPTR[:2], HISTORY[:8], batch_size=1)
     (program,) = ranker._programs.values()
     rows = mesh_lib.padded_items(N_ITEMS)
-    # Inside a fusion nothing is stored; what is, the entry computation names.
+    # Only results in the entry computation are stored in memory.
     entry = program.as_text().split("\nENTRY ")[1].splitlines()[1:]
     results = [line.split(" = ")[1] for line in entry if " = " in line]
     assert any("parameter(" in made for made in results)

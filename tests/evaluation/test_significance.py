@@ -1,4 +1,4 @@
-"""Paired comparisons against SciPy, a written-out bootstrap, a hand Holm."""
+"""Paired comparisons against SciPy, plain loops and hand computation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_difference_and_p_are_scipys():
     assert found["a"].p < 0.01 < found["b"].p
 
 
-def test_bootstrap_is_the_written_out_one():
+def test_bootstrap_against_a_loop():
     reference, others = values(20)
     d = others["a"] - reference
     rng = np.random.default_rng(3)
@@ -49,7 +49,7 @@ def test_bootstrap_is_the_written_out_one():
 
 
 def test_bootstrap_in_several_blocks_of_draws():
-    """70,000 users: 59 resamples a block."""
+    """70,000 users: 59 resamples per block."""
     d = np.random.default_rng(0).normal(1, 2, (70_000, 1))
     low, high = significance.bootstrap(d, resamples=130, seed=0)
     half = 1.96 * 2 / 70_000**0.5

@@ -1,4 +1,4 @@
-"""A small trained model that every serving test can ask."""
+"""A small trained model for all tests of serving."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTINGS = dict(hidden=(12,), latent=4, batch_size=32, patience=None)
 
 
 class Shop(NamedTuple):
-    """A recommender with string ids, what it learnt from, and its run."""
+    """A recommender with string ids, its data and its workdir."""
 
     recommender: Recommender
     frame: pd.DataFrame
@@ -44,7 +44,7 @@ def shop(tmp_path_factory):
 
 
 def logits(params, history_UI):
-    """Mult-VAE's scores in float64, Liang et al. 2018, section 2."""
+    """(codes, logits) of Mult-VAE in float64 (Liang et al. 2018, sec. 2)."""
     p = {
         name: {k: np.asarray(v, np.float64) for k, v in value.items()}
         if hasattr(value, "items")
@@ -64,7 +64,7 @@ def logits(params, history_UI):
 
 @pytest.fixture(scope="session")
 def expected(shop):
-    """(users, history, codes, logits) of the shop, by NumPy."""
+    """(users, histories, codes, logits) of the shop in NumPy."""
     model = shop.recommender._model
     users = shop.frame["user"].unique()
     history_UI = np.zeros((len(users), len(model.items)))
@@ -77,5 +77,4 @@ def expected(shop):
 
 @pytest.fixture(scope="session")
 def numpy_logits():
-    """`logits`, for the tests."""
     return logits

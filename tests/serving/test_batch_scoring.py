@@ -1,4 +1,4 @@
-"""Files in, one Parquet file out, the same lists as `recommend`."""
+"""Scoring of files, compared with `Recommender.recommend`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vaecf.serving.recommender import Recommender
 
 @pytest.fixture
 def scattered(shop):
-    """The shop's rows in no order, some twice."""
+    """The shop's rows in random order, some of them twice."""
     frame = pd.concat([shop.frame, shop.frame[:40]])
     return frame.sample(frac=1, random_state=3).reset_index(drop=True)
 
@@ -82,7 +82,7 @@ def test_the_lists_of_recommend(
     assert [n for n, _ in done] == sorted({n for n, _ in done})
 
 
-def test_csv_if_the_output_is_called_so(shop, scattered, tmp_path):
+def test_the_suffix_decides_the_format(shop, scattered, tmp_path):
     path = write(scattered, tmp_path / "h.csv")
     for name in ("out.csv", "out.parquet"):
         batch_scoring.score_file(shop.workdir, path, tmp_path / name, k=3)
@@ -95,7 +95,7 @@ def test_csv_if_the_output_is_called_so(shop, scattered, tmp_path):
 def test_one_partition_is_held_at_a_time(
     shop, scattered, tmp_path, monkeypatch
 ):
-    """No matrix of more users than a partition is ever made."""
+    """No matrix has more users than a partition."""
     monkeypatch.setattr(batch_scoring, "_USERS_PER_PARTITION", 8)
     sizes = []
     make = Interactions.from_pairs
@@ -161,7 +161,7 @@ def test_nobody_has_items_left(shop, tmp_path):
 
 @pytest.fixture(scope="module")
 def numbered(shop, tmp_path_factory):
-    """The shop with integers for ids, and with numbers that are no integers."""
+    """The shop with integer ids, and with ids that have leading zeros."""
     rng = np.random.default_rng(4)
     rows = [(u, i) for u in range(40) for i in rng.permutation(30)[:5]]
     frame = pd.DataFrame(rows, columns=["user", "item"])
@@ -224,7 +224,7 @@ def test_a_text_whose_ids_turn_to_letters_late(shop, tmp_path):
     assert lists["user"].to_list() == users
 
 
-# --- What is refused --------------------------------------------------------
+# --- Refused input --------------------------------------------------------
 
 
 def refused(shop, path, output=None, **settings):
@@ -314,7 +314,7 @@ def test_no_model(scattered, tmp_path):
 def test_a_failure_half_way_leaves_what_was_there(
     shop, scattered, tmp_path, monkeypatch, error
 ):
-    """The output of an earlier call stays, whole."""
+    """The output of an earlier call stays as it was."""
     monkeypatch.setattr(batch_scoring, "_USERS_PER_PARTITION", 8)
     path = write(scattered, tmp_path / "h.csv")
     score(shop, path, k=1)

@@ -1,4 +1,4 @@
-"""Histories in every form people have them, and in every wrong one."""
+"""Histories in all accepted forms, and in wrong ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_form_means_the_same(histories, users):
     ],
 )
 def test_users_come_back_as_they_were(users):
-    """In the order given, whatever they are."""
+    """In the given order and with their types."""
     got, sets, _ = ask({user: ["a"] for user in users})
     assert got == users
     assert [type(u) is bool for u in got] == [type(u) is bool for u in users]

@@ -1,4 +1,4 @@
-"""The figures of the inference benchmark, whatever they are."""
+"""The latency measurement with a fake clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = (
 
 
 class Clock:
-    """Queries take 1, 2, 3, ... s, whatever they really take."""
+    """A clock by which the queries take 1, 2, 3, ... s."""
 
     def __init__(self):
         self.now, self.calls = 0.0, 0
@@ -50,7 +50,7 @@ def test_figures(shop, monkeypatch, batch_size):
 
 
 def test_queries(shop, monkeypatch):
-    """Random histories of known items, as long as asked for, ranked to k."""
+    """Histories are random, of known items, and of the given length."""
     model = shop.recommender._model
     calls = []
 

@@ -1,4 +1,4 @@
-"""What a person asks of a Recommender, and what comes back."""
+"""The public surface: fit, load, save, recommend, encode."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vaecf.serving.recommender import Recommender
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = dict(hidden=(12,), latent=4, batch_size=32, epochs=1)
-# The shop's own.
+# Those of the shop.
 SETTINGS = {**SMALL, "epochs": 4, "learning_rate": 0.03, "patience": None}
 
 
@@ -39,11 +39,11 @@ def by_user(frame):
     }
 
 
-# --- A problem with a known answer ------------------------------------------
+# --- A known answer ------------------------------------------
 
 
 def checkerboard(n=24):
-    """User u has every item of its colour but number u."""
+    """User u has all items of one colour except item u."""
     board = np.zeros((n, n), np.float32)
     for u in range(n):
         board[u, u % 2 :: 2] = 1
@@ -60,10 +60,15 @@ def test_checkerboard(model):
     )  # fmt: skip
     matrix = scipy.sparse.csr_matrix(board)
     recommender.fit(matrix, validation_users=0)
+    assert recommender.items.tolist() == list(range(24))
+    with pytest.raises(
+        VaecfError, match="with 7 columns, and the model has 24"
+    ):
+        recommender.recommend(scipy.sparse.csr_matrix((24, 7)))
     first = recommender.recommend(matrix, k=1)
     assert first["user"].tolist() == list(range(24))
     assert first["item"].tolist() == list(range(24))
-    # The other items of the colour are nearer than any of the other's.
+    # Items of the same colour are the nearest.
     for item in range(4):
         near = recommender.similar_items(item, k=11)["item"]
         assert sorted(near) == [i for i in range(item % 2, 24, 2) if i != item]
@@ -73,7 +78,7 @@ def test_checkerboard(model):
 
 
 def test_polars_gives_the_same_model_as_pandas(shop):
-    """And other names of the columns, and no workdir."""
+    """With other column names, and without a workdir."""
     frame = shop.frame.rename(columns={"user": "who", "item": "what"})
     frame = pl.DataFrame(frame.to_dict("list"))
     columns = {"user_column": "who", "item_column": "what"}
@@ -100,7 +105,7 @@ def test_integer_ids_come_back_as_integers(tmp_path):
     assert result["user"].dtype == result["item"].dtype == np.int64
     assert result["user"].unique().tolist() == frame["user"].unique().tolist()
     assert set(result["item"]) <= set(frame["item"])
-    # There was no workdir, and still it can be saved.
+    # A model without a workdir can be saved.
     saved = recommender.save(str(tmp_path / "saved"))
     again = Recommender.load(saved).recommend(frame, k=3)
     pd.testing.assert_frame_equal(again, result)
@@ -108,18 +113,6 @@ def test_integer_ids_come_back_as_integers(tmp_path):
     text = recommender.recommend({"x": [str(i) for i in frame["item"][:6]]}, 3)
     assert text["item"].tolist() == result["item"].tolist()[:3]
     assert text.attrs["unknown_items"] == 0
-
-
-def test_a_matrix_keeps_its_width():
-    board = checkerboard(16)
-    board[:, 3] = 0
-    recommender = Recommender(**SMALL)
-    recommender.fit(scipy.sparse.coo_array(board), validation_users=0)
-    assert recommender.items.tolist() == list(range(16))
-    everything = recommender.recommend(scipy.sparse.csr_matrix(board), k=16)
-    assert 3 in set(everything["item"])
-    with pytest.raises(VaecfError, match="users x items with 7 columns, and the model has 16"):  # fmt: skip
-        recommender.recommend(scipy.sparse.csr_matrix((16, 7)))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +184,7 @@ def test_not_fitted(tmp_path, monkeypatch, ask):
 
 
 def top(expected, k, *, exclude_seen=True, allowed=None):
-    """Item numbers and logits by a stable sort of NumPy's scores."""
+    """Item indices and logits by a stable sort of NumPy scores."""
     _, history_UI, _, logits_UI = expected
     score_UI = logits_UI.copy()
     if exclude_seen:
@@ -227,7 +220,7 @@ def test_lists_are_those_of_numpy(shop, expected, k, exclude_seen):
     rows = top(expected, k, exclude_seen=exclude_seen)
     check(result, rows, expected, shop.recommender.items)
     assert result.attrs["unknown_items"] == 0
-    # Who has everything is left nothing, unless seen items may come again.
+    # The customer with all items gets a list only if seen items are allowed.
     assert ("customer all" in set(result["user"])) != exclude_seen
 
 
@@ -252,7 +245,7 @@ def test_allow_and_deny(shop, expected, kind):
 
 
 def test_scores(shop, expected):
-    """Over the whole catalogue, seen or not, the probabilities add up to 1."""
+    """The probabilities of all items add up to 1."""
     exact = expected[3]
     total_U1 = np.log(np.exp(exact).sum(axis=1, keepdims=True))
     log_probability = (exact - total_U1).ravel()
@@ -313,7 +306,7 @@ def test_duplicates_do_not_change_the_answer(shop):
 
 @pytest.mark.parametrize("history", [[], ["sku-77"]])
 def test_a_history_without_known_items(shop, history):
-    """Still a full list, the same for everyone: the model's prior."""
+    """The list is full and the same for all such users."""
     result = shop.recommender.recommend([history, [], ["sku-01"]], 30)
     lists = by_user(result)
     assert sorted(lists[0]) == shop.recommender.items.tolist()
@@ -476,7 +469,7 @@ def test_save_replaces_what_it_saved_when_asked(shop, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_what_it_says_of_itself(shop):
+def test_repr(shop):
     assert repr(Recommender()) == "Recommender(mult_vae, not fitted)"
     assert (
         repr(Recommender.blend()) == "Recommender(rec_vae+linear, not fitted)"
@@ -494,7 +487,7 @@ BLEND = dict(
 
 @pytest.fixture(scope="module")
 def tastes():
-    """60 customers who buy 6 of the 10 articles of their kind, and one more."""
+    """60 customers with 6 of the 10 articles of their kind, and one other."""
     rng = np.random.default_rng(4)
     rows = [
         (f"customer {u:02d}", f"sku-{i:02d}")
@@ -577,8 +570,8 @@ def test_a_blend_outlives_its_workdir(tastes, blended, tmp_path):
     assert not again.recommend(tastes, 12).equals(asked)
 
 
-def test_a_path_beside_another_model(shop, numpy_logits):
-    """Scores by NumPy, with the weights that stay without validation users."""
+def test_a_linear_branch_beside_another_model(shop, numpy_logits):
+    """Without validation users, the blend keeps its first weights."""
     recommender = Recommender(**SETTINGS, linear_l2=5.0, linear_dropout=0.0)
     recommender.fit(shop.frame, validation_users=0)
     model = recommender._model
@@ -589,7 +582,7 @@ def test_a_path_beside_another_model(shop, numpy_logits):
     users = pd.factorize(shop.frame["user"])[0]
     x = np.zeros((61, 30))
     x[users, items] = 1
-    # Steck 2019; a user of as many items as the mean weighs 1, of more less.
+    # Steck 2019, with users weighted by their number of items.
     n_U1 = x.sum(axis=1, keepdims=True)
     gram = x.T @ (x / np.sqrt(n_U1 / n_U1.mean()))
     inverse = np.linalg.inv(gram + 5.0 * np.eye(30))

@@ -1,4 +1,4 @@
-"""A directory loads whole or says in one line why not."""
+"""Saving and loading, also of damaged directories."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_it_loads_in_another_precision(shop, saved):
         )
         for m in (model, shop.recommender._model)
     ]
-    # bfloat16 has 8 bits: near, and not the same.
+    # bfloat16 has 8 bits: similar scores, but not the same.
     np.testing.assert_allclose(lists[0].score_UK, lists[1].score_UK, atol=0.05)
     assert (lists[0].score_UK != lists[1].score_UK).any()
 
@@ -140,7 +140,7 @@ def test_items_are_damaged(copy):
 
 @pytest.mark.parametrize("change", ["order", "fewer", "more", "column"])
 def test_items_are_those_of_another_run(copy, change):
-    """Padding would hide it: 29 and 31 items have arrays of one shape."""
+    """29 and 31 items have arrays of the same padded shape."""
     path = copy / "items.parquet"
     ids = pl.read_parquet(path).sort("index")["item"].to_list()
     ids = {
@@ -160,13 +160,13 @@ def test_another_architecture(copy):
     assert "the checkpoint does not fit this model" in refused(copy)
 
 
-# What orbax had begun to read when it gave up.
+# Reads that orbax had started before the error.
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning",
     "ignore::RuntimeWarning",
 )
 def test_any_file_of_the_checkpoint_is_damaged(shop, saved, tmp_path):
-    """Whatever is cut or lost: all is well, or one line. Never wrong arrays."""
+    """The model loads unchanged or the error is one line."""
     files = [
         p.relative_to(saved)
         for p in sorted((saved / "checkpoints").rglob("*"))
@@ -193,8 +193,8 @@ def test_any_file_of_the_checkpoint_is_damaged(shop, saved, tmp_path):
     gc.collect()
 
 
-def test_a_model_that_is_gone_leaves_nothing() -> None:
-    """Rankers belong to their model: no cache of the class keeps it."""
+def test_a_deleted_model_is_freed() -> None:
+    """No cache keeps a model alive."""
     import gc
     import weakref
 
@@ -215,7 +215,7 @@ def test_a_model_that_is_gone_leaves_nothing() -> None:
 
 
 def test_serving_a_model_imports_no_training_loop() -> None:
-    """Nor an optimiser: importing both takes seconds."""
+    """Nor an optimiser."""
     code = (
         "import sys, vaecf.serving.batch_scoring, vaecf.serving.latency\n"
         "print([m for m in ('optax', 'vaecf.training.loop', "
