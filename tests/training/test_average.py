@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import shutil
-
 import jax
 import numpy as np
 import pytest
@@ -95,27 +92,6 @@ def test_resumed_after_an_epoch(small, train, tmp_path, assert_same):
     assert not np.array_equal(
         trees[0].average["output_kernel"], trees[0].params["output_kernel"]
     )
-
-
-def test_checkpoints_without_an_average_are_as_before_there_was_one(
-    small, dataset, train, tmp_path, assert_same
-):
-    """A tree of three fields, as it was written then, goes on."""
-    config = options_of(small, "mult_vae", ema=0.0)
-    whole = train(tmp_path / "whole", config)
-    setup = state_lib.make_setup(config, dataset.n_items, mesh_lib.make_mesh())
-    half = options_of(small, "mult_vae", ema=0.0, epochs=2)
-    train(tmp_path / "half", half)
-    saved = Checkpoints(tmp_path / "half" / "checkpoints")
-    state, position = loop.restore_state(setup, saved), saved.position(LATEST)
-    saved.close()
-    shutil.rmtree(tmp_path / "half" / "checkpoints" / "latest")
-    saved = Checkpoints(tmp_path / "half" / "checkpoints")
-    before = collections.namedtuple("State", "step params opt_state")
-    tree = before(state.step, state.params, state.opt_state)
-    saved.save(LATEST, int(state.step), tree, position)
-    saved.close()
-    assert_same(train(tmp_path / "half", config).params, whole.params)
 
 
 def test_sharded_as_the_parameters_are(small):

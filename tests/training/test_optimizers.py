@@ -1,38 +1,52 @@
-"""Adam against its paper."""
+"""Optimisers against their papers; the loss scale's schedule by hand."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from vaecf.errors import VaecfError
+from vaecf.models import sparse_batch
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import optimizers, precision
+from vaecf.training import state as state_lib
 
 
-def adam(x, grads, *, rate, b1, b2, eps):
-    """Algorithm 1 of Kingma & Ba 2015, float64; x after each step."""
+def reference(name, x, grads, *, rate, b1, b2, eps):
+    """Algorithm 1 of Kingma & Ba 2015, float64; x after each step.
+
+    Nadam (Dozat 2016) looks one step of the first moment ahead.
+    """
     m, v = np.zeros_like(x), np.zeros_like(x)
     for t, g in enumerate(grads, 1):
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g * g
-        x = x - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+        m_hat = m / (1 - b1**t)
+        if name == "nadam":
+            m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        x = x - rate * m_hat / (np.sqrt(v / (1 - b2**t)) + eps)
         yield x
 
 
-@pytest.mark.parametrize("policy", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 @pytest.mark.parametrize(
-    "settings",
+    ("policy", "settings"),
     [
-        {},
-        {"learning_rate": 1e-3, "beta1": 0.5, "beta2": 0.99},
-        {"epsilon": 0.1},
+        ("fp32", {}),
+        ("bf16", {"learning_rate": 1e-3, "beta1": 0.5, "beta2": 0.99}),
+        ("fp16", {"epsilon": 0.1}),
     ],
 )
-def test_adam(small, policy, settings):
+def test_optimizer(small, name, policy, settings):
     config = small(
-        optimizer=settings,
+        optimizer={"name": name, **settings},
         precision={"policy": policy, "loss_scale_growth_interval": 2},
     )
     o = config.optimizer
@@ -45,7 +59,8 @@ def test_adam(small, policy, settings):
     grads *= np.float32(10.0) ** rng.integers(-6, 3, (1, 5, 3))
     params = {"w": jnp.asarray(x)}
     state, update = tx.init(params), jax.jit(tx.update)
-    wanted = adam(
+    wanted = reference(
+        name,
         x.astype(np.float64),
         grads.astype(np.float64),
         rate=o.learning_rate,
@@ -88,3 +103,227 @@ def test_loss_scale_settings_arrive(small):
         scales.append(float(state.scale))
         _, state = tx.update(params, state, params)
     assert scales == [128, 128, 256, 256]
+
+
+def test_unknown_optimizer(small):
+    with pytest.raises(VaecfError, match=r"optimizer\.name.*did you mean adam"):
+        state_lib.make_setup(
+            small(optimizer={"name": "adma"}), 33, mesh_lib.make_mesh(1, 1)
+        )
+
+
+def test_each_group_has_its_own_adam():
+    """As two optimisers of optax would do it."""
+    groups = {"a": ("x", "y"), "b": ("z",)}
+    params = {name: np.ones(3, np.float32) for name in "xyz"}
+    grads = {name: np.full(3, i + 1.0, np.float32) for i, name in enumerate("xyz")}  # fmt: skip
+    tx = optimizers.alternating(optax.adam(0.1), groups)
+    state, alone = tx.init(params), optax.adam(0.1)
+    expected = {
+        g: alone.init({n: params[n] for n in names})
+        for g, names in groups.items()
+    }
+    for turn in ("a", "b", "a"):
+        part = {n: grads[n] for n in groups[turn]}
+        updates, state = tx.update(part, state)
+        wanted, expected[turn] = alone.update(part, expected[turn])
+        jax.tree.map(np.testing.assert_array_equal, updates, wanted)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+# --- Loss scale ------------------------------------------------------------
+
+PARAMS = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([0.25])}
+BAD = (np.nan, np.inf, -np.inf)
+
+
+def gradients(value: float = 1.0) -> Any:
+    return jax.tree.map(lambda x: jnp.full_like(x, value), PARAMS)
+
+
+def run(tx, flags: str, params: Any = PARAMS):
+    """States after each of the steps: '+' finite, '-' not."""
+    update = jax.jit(tx.update)
+    state, states = tx.init(params), []
+    for at, flag in enumerate(flags):
+        grads = gradients(2.0 ** (at % 3))
+        grads = jax.tree.map(lambda g, s=state.scale: g * s, grads)
+        if flag == "-":
+            grads["b"] = grads["b"].at[0].set(BAD[at % 3])
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        states.append((params, state))
+    return states
+
+
+def test_schedule_by_hand():
+    tx = optimizers.dynamic_loss_scale(
+        optax.sgd(0.1), initial=8.0, growth_interval=3, floor=2.0, ceiling=32.0
+    )
+    flags = "+++++----++++++++++++"
+    scales = [8, 8, 16, 16, 16, 8, 4, 2, 2, 2, 2, 4, 4, 4]
+    scales += [8, 8, 8, 16, 16, 16, 32]
+    finite = [1, 2, 0, 1, 2, 0, 0, 0, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    in_all = [0, 0, 0, 0, 0, 1, 2, 3, 4] + [4] * 12
+    in_a_row = [0, 0, 0, 0, 0, 1, 2, 3, 4] + [0] * 12
+    states = [state for _, state in run(tx, flags)]
+    assert [float(s.scale) for s in states] == scales
+    assert [int(s.finite_steps) for s in states] == finite
+    assert [int(s.skipped) for s in states] == in_all
+    assert [int(s.skipped_in_a_row) for s in states] == in_a_row
+    last = [s for _, s in run(tx, "+++" * 5)]
+    assert float(last[-1].scale) == 32.0 and last[-1].scale.dtype == np.float32
+
+
+@settings(deadline=None)
+@given(st.text("+-", min_size=1, max_size=30), st.integers(1, 4))
+def test_schedule_is_the_papers(flags, interval):
+    """Micikevicius et al. 2018, section 3.2, as a loop over floats."""
+    tx = optimizers.dynamic_loss_scale(
+        optax.identity(),
+        initial=4.0,
+        growth_factor=4.0,
+        backoff_factor=0.25,
+        growth_interval=interval,
+        floor=1.0,
+        ceiling=64.0,
+    )
+    scale, since = 4.0, 0
+    update, state = _UPDATES.setdefault(interval, jax.jit(tx.update)), None
+    state = tx.init(PARAMS)
+    for flag in flags:
+        value = 1.0 if flag == "+" else np.nan
+        _, state = update(gradients(value), state)
+        if flag == "+":
+            since += 1
+            if since == interval:
+                scale, since = min(scale * 4, 64.0), 0
+        else:
+            scale, since = max(scale / 4, 1.0), 0
+        assert (float(state.scale), int(state.finite_steps)) == (scale, since)
+    trailing = len(flags) - len(flags.rstrip("-"))
+    assert int(state.skipped) == flags.count("-")
+    assert int(state.skipped_in_a_row) == trailing
+
+
+_UPDATES: dict[int, Any] = {}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("leaf", ["w", "b"])
+def test_bad_gradient_changes_nothing(assert_same, bad, leaf):
+    tx = optimizers.dynamic_loss_scale(optax.adam(0.1))
+    params, state = run(tx, "++")[-1]
+    grads = gradients(1e3)
+    grads[leaf] = grads[leaf].at[(0,) * grads[leaf].ndim].set(bad)
+    updates, after = tx.update(grads, state, params)
+    assert_same(optax.apply_updates(params, updates), params)
+    assert_same(after.inner, state.inner)
+    assert after.skipped == 1 and after.scale == state.scale / 2
+    # The same gradient without its flaw does change them.
+    updates, after = tx.update(gradients(1e3), state, params)
+    assert np.all(np.asarray(updates["w"]) != 0)
+    assert after.inner[0].count == state.inner[0].count + 1
+
+
+def test_never_gives_in(assert_same):
+    """Unlike `optax.apply_if_finite`, however many bad ones come in a row."""
+    tx = optimizers.dynamic_loss_scale(optax.adam(0.1))
+    params, state = run(tx, "-" * 60)[-1]
+    assert_same(params, PARAMS)
+    assert state.skipped_in_a_row == 60 and state.scale == 1.0
+
+
+def test_equals_the_optimiser_alone_on_finite_gradients(assert_same):
+    adam = optax.adam(0.1)
+    wrapped = optimizers.dynamic_loss_scale(adam, growth_interval=2)
+    params, state = PARAMS, adam.init(PARAMS)
+    update = jax.jit(adam.update)
+    for at, (scaled_params, scaled) in enumerate(run(wrapped, "+" * 7)):
+        updates, state = update(gradients(2.0 ** (at % 3)), state, params)
+        params = optax.apply_updates(params, updates)
+        # Powers of two: scaling and unscaling are exact.
+        assert_same(scaled_params, params)
+        assert_same(scaled.inner, state)
+    assert scaled.scale == 2.0**18
+
+
+def test_scale_and_skips_without_the_wrapper():
+    state = optax.adam(0.1).init(PARAMS)
+    assert optimizers.loss_scale_of(state) == 1
+    assert optimizers.skips_of(state) == (0, 0)
+    wrapped = optimizers.dynamic_loss_scale(optax.adam(0.1), initial=64.0)
+    assert optimizers.loss_scale_of(wrapped.init(PARAMS)) == 64
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([0.0, 1.0, -3e38, *BAD]), max_size=6))
+def test_all_finite(values):
+    tree = [jnp.float32(v) for v in values]
+    assert bool(optimizers.all_finite(tree)) == bool(np.isfinite(values).all())
+
+
+def test_float16_overflows_recovers_and_all_devices_agree(
+    small, dataset, take, assert_same
+):
+    """A scale far too large: steps are skipped until it fits."""
+    config = small(precision={"policy": "fp16", "initial_loss_scale": 2.0**24})
+    setup = state_lib.make_setup(
+        config, dataset.n_items, mesh_lib.make_mesh(2, 2)
+    )
+    users = np.arange(16, dtype=np.int32)
+    batch = sparse_batch.assemble_on_host(
+        dataset.train.indptr,
+        dataset.train.indices,
+        users,
+        512,
+        setup.data_shards,
+    )
+    state, key = state_lib.init_state(setup, 0), state_lib.step_key(0)
+    first = state
+    losses, skipped = [], []
+    for _ in range(40):
+        before = state
+        state, totals = take(setup, state, batch, key)
+        losses.append(float(totals.nll))
+        skipped.append(int(state.opt_state.skipped))
+        if skipped[-1] > (skipped[-2] if len(skipped) > 1 else 0):
+            assert_same(state.params, before.params)
+            assert_same(state.opt_state.inner, before.opt_state.inner)
+            assert state.opt_state.scale == before.opt_state.scale / 2
+        assert state.step == before.step + 1
+        # Replicated values are the same on every device.
+        for x in (*state.opt_state[:4], state.params["input_bias"]):
+            for shard in x.addressable_shards:
+                np.testing.assert_array_equal(shard.data, x)
+    assert 1 <= skipped[-1] <= 20
+    assert skipped[0] == 1 and skipped[-1] == skipped[-10]
+    assert int(state.opt_state.inner[0].count) == 40 - skipped[-1]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert np.all(np.isfinite(losses))
+    assert np.any(
+        np.asarray(state.params["input_kernel"])
+        != np.asarray(first.params["input_kernel"])
+    )
+
+
+def test_one_shards_overflow_makes_all_devices_skip(small, take, assert_same):
+    """A weight of one item shard overflows float16; nobody may apply."""
+    config = small(precision={"policy": "fp16", "initial_loss_scale": 8.0})
+    setup = state_lib.make_setup(config, 200, mesh_lib.make_mesh(2, 2))
+    state = state_lib.init_state(setup, 0)
+    kernel = np.array(state.params["output_kernel"])
+    # Item 199 is on the second item shard, and in one user's history.
+    kernel[:, 199] = 1e6
+    state.params["output_kernel"] = jax.device_put(
+        kernel, state.params["output_kernel"].sharding
+    )
+    indptr = np.array([0, 2, 4, 6, 8])
+    items = np.array([0, 1, 2, 3, 0, 2, 1, 199], np.int32)
+    batch = sparse_batch.assemble_on_host(
+        indptr, items, np.arange(4, dtype=np.int32), 16, 2
+    )
+    after, _ = take(setup, state, batch, state_lib.step_key(0))
+    assert after.opt_state.skipped == 1 and after.opt_state.scale == 4
+    assert_same(after.params, state.params)
+    assert_same(after.opt_state.inner, state.opt_state.inner)

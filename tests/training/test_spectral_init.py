@@ -27,8 +27,8 @@ def begun(setup, dataset, tmp_path, seed=7):
     """(the random state, the one that begins from vectors)."""
     before = state_lib.init_state(setup, seed)
     kept = np.asarray(before.params["output_kernel"]).copy()
-    (after,) = spectral_init.start(
-        [before], [seed], dataset.train, tmp_path, log=lambda line: None
+    after = spectral_init.start(
+        before, seed, dataset.train, tmp_path, log=lambda line: None
     )
     return kept, before, after
 

@@ -92,18 +92,19 @@ def steps_per_epoch(n_users: int, batch_size: int, drop_remainder: bool) -> int:
 
 
 def batch_order(
-    config: Config, setup: TrainSetup, n_users: int
+    config: Config, setup: TrainSetup, train: Interactions
 ) -> tuple[int, Callable[[int], np.ndarray]]:
     """Returns (steps per epoch, function from an epoch to its `epoch_order`).
 
     Args:
       config: settings of the run.
       setup: static part of the run.
-      n_users: number of training users.
+      train: training interactions.
 
     Raises:
       VaecfError: there are no users, or less than one batch of them.
     """
+    n_users = train.n_users
     if n_users == 0:
         raise VaecfError("the dataset has no training users")
     # More rows than users would only be padding.

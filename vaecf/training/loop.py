@@ -96,8 +96,7 @@ def train(
     # --- Mesh, model, data --------------------------------------------------
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     setup = state_lib.make_setup(config, dataset.n_items, mesh)
-    n_users = dataset.train.n_users
-    steps, order_of = input_pipeline.batch_order(config, setup, n_users)
+    steps, order_of = input_pipeline.batch_order(config, setup, dataset.train)
     pipeline = pipeline or input_pipeline.make_pipeline(
         config.data.feed, setup, dataset.train, config.seed, log=log
     )
@@ -171,8 +170,7 @@ def train(
             writer.write(record, step=step)
             due = progress.epoch % config.eval.every_epochs == 0
             due |= progress.epoch == config.train.epochs
-            params = state_lib.scoring_params(setup, state)
-            if due and (record := validate(params)):
+            if due and (record := validate(state)):
                 better = progress.validated(
                     record[f"validation/{config.eval.best_metric}"]
                 )
@@ -240,8 +238,8 @@ def init_state(
     """Returns the state before the first step, by `config.model.init`."""
     state = state_lib.init_state(setup, config.seed)
     if config.model.init == "spectral":
-        [state] = spectral_init.start(
-            [state], [config.seed], dataset.train, workdir, log=log
+        state = spectral_init.start(
+            state, config.seed, dataset.train, workdir, log=log
         )
     return state
 
@@ -384,8 +382,8 @@ def make_validator(
     dataset: Dataset,
     setup: TrainSetup,
     linear: dict[str, Any] | None = None,
-) -> Callable[[Any], dict[str, Any]]:
-    """Returns a function from parameters to a record of validation metrics.
+) -> Callable[[TrainState], dict[str, Any]]:
+    """Returns a function from a state to a record of validation metrics.
 
     The record is {} if there are no validation users.
 
@@ -400,7 +398,8 @@ def make_validator(
     )
     ranker = validation.compile(scorers.model(setup.model))
 
-    def validate(params: Any) -> dict[str, Any]:
+    def validate(state: TrainState) -> dict[str, Any]:
+        params = state_lib.scoring_params(setup, state)
         began = time.perf_counter()
         with processes.deadline(config.mesh.peer_timeout, "a validation"):
             result = validation(ranker, scorers.ModelParams(params, linear))

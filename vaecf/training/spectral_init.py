@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.models import low_rank
 from vaecf.parallel import processes
@@ -29,23 +30,22 @@ _FILE = "output_kernel.npy"
 
 
 def start(
-    states: Sequence[TrainState],
-    seeds: Sequence[int],
-    train: Any,
+    state: TrainState,
+    seed: int,
+    train: Interactions,
     workdir: pathlib.Path,
     *,
     log: Callable[[str], None],
-) -> list[TrainState]:
-    """Returns initial states with the items' vectors as output weights.
+) -> TrainState:
+    """Returns an initial state with the items' vectors as output weights.
 
     The vectors are rotated at random, so that no hidden unit matters more than
     another, and scaled to the norm of the weights that they replace. All other
     parameters are unchanged.
 
     Args:
-      states: initial states of runs with the same output shape; with several
-        processes, exactly one.
-      seeds: seeds of the runs.
+      state: initial state with random weights.
+      seed: seed of the rotation.
       train: training interactions.
       workdir: shared directory for the vectors that process 0 computes.
       log: receives one line of text.
@@ -54,34 +54,30 @@ def start(
       VaecfError: the vectors do not fit into memory.
     """
     began = time.perf_counter()
-    n_units = states[0].params["output_kernel"].shape[0]
+    n_units = state.params["output_kernel"].shape[0]
 
     def vectors() -> np.ndarray:
-        return low_rank.item_vectors(
+        vector_IH = low_rank.item_vectors(
             train, n_units, advice="set model.init='random'", **_PENALTY
         )
+        return rotated(vector_IH, seed)
 
     if processes.alone():
-        vector_IH = vectors()
-        begun = [
-            _with_output(state, rotated(vector_IH, seed))
-            for state, seed in zip(states, seeds, strict=True)
-        ]
+        state = _with_output(state, vectors())
     else:
         # Rounding may differ between hosts: all use the vectors of process 0.
         path = workdir / _FILE
-        [state], [seed] = states, seeds
         with processes.agreement():
             if processes.is_lead():
-                _write(path, rotated(vectors(), seed))
+                _write(path, vectors())
         with processes.agreement():
-            begun = [_with_output(state, _read(path))]
+            state = _with_output(state, _read(path))
         if processes.is_lead():  # all processes have read the file
             path.unlink(missing_ok=True)
     seconds = time.perf_counter() - began
     found = min(n_units, train.n_users, train.n_items)
     log(f"output weights: {found:,} singular vectors, in {seconds:.1f} s")
-    return begun
+    return state
 
 
 def rotated(vector_IH: np.ndarray, seed: int) -> np.ndarray:
