@@ -304,7 +304,7 @@ def plot_metric(rows: Rows, metric: str, axes: Axes | None = None) -> Axes:
     """
     axes = axes or _new_axes()
     cells, places = [row.get(metric) for row in rows.values()], range(len(rows))
-    means, errors = zip(*map(_values_or_nan, cells), strict=True)
+    means, errors = zip(*map(cell_values, cells), strict=True)
     bars = axes.barh(
         places,
         means,
@@ -321,10 +321,6 @@ def plot_metric(rows: Rows, metric: str, axes: Axes | None = None) -> Axes:
     axes.grid(visible=False, axis="y")
     axes.set_title(metric_label(metric))
     return axes
-
-
-def _values_or_nan(cell: Mapping[str, Any] | None) -> list[float]:
-    return [math.nan if v is None else v for v in cell_values(cell)]
 
 
 def metrics_bars(rows: Rows) -> Figure | None:
@@ -356,7 +352,7 @@ def plot_history_lengths(
     """
     axes = axes or _new_axes()
     places, label = range(len(buckets)), metric_label(metric)
-    means, errors = zip(*map(_values_or_nan, buckets), strict=True)
+    means, errors = zip(*map(cell_values, buckets), strict=True)
     axes.errorbar(places, means, errors, fmt="o", color=COLOURS["blue"])
     texts = [f"{b['bucket']}\n{b['users']:,} users" for b in buckets]
     axes.set_xticks(places, texts)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -83,6 +85,7 @@ def write_report(
         rows=rows,
         references=tuple(results.get("references") or {}),
         train=results.get("train"),
+        timedelta=datetime.timedelta,
         weights=results.get("linear"),
         users_left_out=(results.get("test") or {}).get("users_left_out", 0),
         history=history,
@@ -189,7 +192,7 @@ def _baselines(results: Mapping[str, Any], metric: str) -> dict[str, float]:
         for split, suffix in (("validation", ""), ("test", " (test)")):
             cell = (splits.get(split) or {}).get(metric)
             mean, _ = tables.cell_values(cell)
-            if mean is not None:
+            if not math.isnan(mean):
                 values[f"{name}{suffix}"] = mean
                 break
     return values

@@ -6,6 +6,7 @@ control characters: they could move the cursor of a terminal.
 
 from __future__ import annotations
 
+import math
 import numbers
 import re
 import textwrap
@@ -54,56 +55,48 @@ def printable(text: object, *, keep_newlines: bool = False) -> str:
 
 
 def quantity(value: object) -> str:
-    """Returns a number with thousands separators; other values as text."""
+    """Returns a number with separators and few digits; other values as text."""
     if value is None:
         return MISSING
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}"
     if isinstance(value, numbers.Real):
-        number = float(value)
-        return f"{number:.4f}" if 0.1 <= abs(number) < 10 else f"{number:,.4g}"
+        x = float(value)
+        return f"{x:,.4f}" if 0.1 <= abs(x) < 100 else f"{x:,.4g}"
     return str(value)
-
-
-def _number(value: float | None, form: str) -> str:
-    return MISSING if value is None else format(value, form)
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds as `m:ss` or `h:mm:ss`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02d}:{rest:02d}"
-    return f"{minutes}:{rest:02d}"
 
 
 # --- The formatter ----------------------------------------------------------
 
 
-def format_table(columns: Mapping[str, Sequence[str]]) -> str:
+def format_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Returns a table: headings, a rule, and a line per row.
 
     Columns of numbers are aligned on the right.
 
     Args:
-      columns: cells by heading; all columns have the same length.
+      rows: cells by heading; numbers are formatted by `quantity`. A row may
+        lack cells.
     """
-    blocks = []
-    for heading, cells in columns.items():
-        texts = [printable(text) for text in (heading, *cells)]
-        is_numeric = all(map(_NUMBER.fullmatch, texts[1:]))
-        width = max(map(_width, texts))
-        for n, text in enumerate(texts):
-            fill = " " * (width - _width(text))
-            texts[n] = fill + text if is_numeric else text + fill
-        blocks.append([texts[0], "-" * width, *texts[1:]])
-    rows = zip(*blocks, strict=True)
-    return "\n".join("  ".join(row).rstrip() for row in rows)
+    columns = []
+    for heading in dict.fromkeys(heading for row in rows for heading in row):
+        cells = [printable(quantity(row.get(heading))) for row in rows]
+        is_numeric = all(map(_NUMBER.fullmatch, cells))
+        cells.insert(0, printable(heading))
+        width = max(map(_width, cells))
+        for n, cell in enumerate(cells):
+            fill = " " * (width - _width(cell))
+            cells[n] = fill + cell if is_numeric else cell + fill
+        columns.append([cells[0], "-" * width, *cells[1:]])
+    lines = zip(*columns, strict=True)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal; wide letters (Chinese, Japanese) take two."""
+    """Returns the columns of a terminal that the text takes.
+
+    Wide letters (Chinese, Japanese) take two.
+    """
     letters = [c for c in text if not unicodedata.combining(c)]
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in letters)
     return len(letters) + wide
@@ -125,18 +118,23 @@ def results_rows(
       split: "test" or "validation".
       name: name of the run's model, which comes first.
     """
-    others = {
-        **(results.get("baselines") or {}),
-        **(results.get("references") or {}),
+    baselines = results.get("baselines") or {}
+    references = results.get("references") or {}
+    models = {name: results, **baselines, **references}
+    return {
+        model: {m: cell for m, cell in cells.items() if _is_cell(cell)}
+        for model, splits in models.items()
+        if (cells := splits.get(split))
     }
-    splits = {name: results, **others}
-    return {n: dict(s[split]) for n, s in splits.items() if s.get(split)}
+
+
+def _is_cell(value: object) -> bool:
+    return isinstance(value, Mapping) and "mean" in value
 
 
 def metric_names(rows: Rows) -> list[str]:
     """Returns the metrics of all models, in order of first appearance."""
-    pairs = [pair for cells in rows.values() for pair in cells.items()]
-    return list(dict.fromkeys(m for m, cell in pairs if _is_cell(cell)))
+    return list(dict.fromkeys(m for cells in rows.values() for m in cells))
 
 
 def best_models(
@@ -148,32 +146,32 @@ def best_models(
     than two models have the metric.
     """
     means = {
-        model: mean
+        model: cell_values(cells[metric])[0]
         for model, cells in rows.items()
-        if model not in references
-        and (mean := cell_values(cells.get(metric))[0]) is not None
+        if model not in references and metric in cells
     }
-    if len(means) < 2 or not is_accuracy(metric):
+    known = [mean for mean in means.values() if not math.isnan(mean)]
+    if len(known) < 2 or not is_accuracy(metric):
         return set()
-    return {m for m, mean in means.items() if mean == max(means.values())}
+    return {model for model, mean in means.items() if mean == max(known)}
 
 
-def _is_cell(value: object) -> bool:
-    return isinstance(value, Mapping) and "mean" in value
-
-
-def cell_values(cell: Mapping[str, Any] | None) -> list[float | None]:
-    """Returns [mean, standard error] of a cell; None for missing values."""
-    return [finite((cell or {}).get(key)) for key in ("mean", "stderr")]
+def cell_values(cell: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Returns (mean, standard error) of a cell; NaN for missing values."""
+    mean, stderr = (finite((cell or {}).get(key)) for key in ("mean", "stderr"))
+    return (
+        math.nan if mean is None else mean,
+        math.nan if stderr is None else stderr,
+    )
 
 
 def cell_texts(cell: Mapping[str, Any] | None) -> tuple[str, str]:
     """Returns (mean, "± standard error" or ""), with the same decimals."""
     mean, stderr = cell_values(cell)
-    if mean is None:
+    if math.isnan(mean):
         return MISSING, ""
     digits = 4 if abs(mean) < 10 else 2 if abs(mean) < 1000 else 0
-    error = "" if stderr is None else f"± {stderr:,.{digits}f}"
+    error = "" if math.isnan(stderr) else f"± {stderr:,.{digits}f}"
     return f"{mean:,.{digits}f}", error
 
 
@@ -183,14 +181,13 @@ def _cell(cell: Mapping[str, Any] | None) -> str:
 
 def users_text(rows: Rows, left_out: int = 0) -> str:
     """Returns the number of users behind the means, as text."""
-    cells = [c for row in rows.values() for c in row.values() if _is_cell(c)]
-    counts = {int(n) for cell in cells if (n := finite(cell.get("users")))}
-    counts = counts or {0}
+    cells = [cell for row in rows.values() for cell in row.values()]
+    counts = {cell["users"] for cell in cells if cell.get("users")} or {0}
     text = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
     text += " user" if counts == {1} else " users"
-    return text + f" ({left_out:,} left out: no held-out items)" * (
-        left_out > 0
-    )
+    if left_out:
+        text += f" ({left_out:,} left out: no held-out items)"
+    return text
 
 
 def results_table(
@@ -217,22 +214,26 @@ def results_table(
       references: rows that are never starred.
       footnote: last line.
     """
-    columns = {"model": list(rows)}
-    for metric in metric_names(rows):
-        best = best_models(rows, metric, references)
-        columns[metric_label(metric)] = [
-            _cell(cells.get(metric)) + " *" * (model in best)
+    metrics = metric_names(rows)
+    best = {m: best_models(rows, m, references) for m in metrics}
+    table = format_table(
+        [
+            {"model": model}
+            | {
+                metric_label(m): _cell(cells.get(m)) + " *" * (model in best[m])
+                for m in metrics
+            }
             for model, cells in rows.items()
         ]
+    )
     note = "mean ± standard error over users"
-    if any(" *" in cell for cells in columns.values() for cell in cells):
+    if any(best.values()):
         note += "; * largest mean"
     about = (
         f"dataset {dataset}, protocol {protocol}, "
         f"{users_text(rows, users_left_out)}"
     )
-    lines = [printable(title), printable(about), "", format_table(columns)]
-    lines += ["", note]
+    lines = [printable(title), printable(about), "", table, "", note]
     if footnote:
         lines.append(printable(footnote, keep_newlines=True))
     return "\n".join(lines)
@@ -261,17 +262,11 @@ def recommendations_table(
     """
     blocks = []
     for record in records:
-        rows = record["rows"]
-        columns = {
-            "rank": [str(row["rank"]) for row in rows],
-            "item": [str(row["item"]) for row in rows],
-        }
-        titles = [row.get("title") for row in rows]
-        if any(title is not None for title in titles):
-            columns["title"] = ["" if t is None else str(t) for t in titles]
-        columns["score"] = [_number(row["score"], ".4f") for row in rows]
         history = history_text(record.get("history", ()), shown_history)
-        table = format_table(columns)
+        # An id is no quantity: 1234, not 1,234.
+        table = format_table(
+            [{**row, "item": str(row["item"])} for row in record["rows"]]
+        )
         heading = printable(f"user {record['user']}, history: {history}")
         blocks.append(f"{heading}\n{textwrap.indent(table, '  ')}")
     return "\n\n".join(blocks)
@@ -296,19 +291,18 @@ def trials_table(
       title: first line.
       first: heading of the column with the trials' numbers.
     """
-    keys = dict.fromkeys(key for t in trials for key in t["params"])
-    columns = {
-        first: [str(t["number"]) for t in trials],
-        metric_label(metric): [quantity(t["value"]) for t in trials],
-        "best epoch": [
-            f"{quantity(t['best_epoch'])} of {quantity(t['epochs'])}"
-            for t in trials
-        ],
-        "seconds": [_number(t["seconds"], ".1f") for t in trials],
-    }
-    for key in keys:
-        columns[key] = [quantity(t["params"].get(key)) for t in trials]
-    return f"{printable(title)}\n\n{format_table(columns)}"
+    rows = [
+        {
+            first: str(t["number"]),
+            metric_label(metric): t["value"],
+            "best epoch": f"{quantity(t['best_epoch'])} of "
+            f"{quantity(t['epochs'])}",
+            "seconds": None if t["seconds"] is None else f"{t['seconds']:.1f}",
+            **t["params"],
+        }
+        for t in trials
+    ]
+    return f"{printable(title)}\n\n{format_table(rows)}"
 
 
 # --- Comparisons ------------------------------------------------------------
@@ -320,64 +314,70 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
     Args:
       compared: the result of `vaecf.evaluation.compare.compare`.
     """
-    metric = metric_label(compared["metric"])
-    about = [
-        f"{name} {compared[name]}"
-        for name in ("dataset", "protocol")
-        if compared[name]
-    ]
+    metric, groups = metric_label(compared["metric"]), compared["groups"]
+    names = [name for name in ("dataset", "protocol") if compared[name]]
+    about = [f"{name} {compared[name]}" for name in names]
     left_out = compared["left_out"]
     about.append(
         f"{compared['users']:,} users"
         + (f" ({left_out:,} left out)" * bool(left_out))
     )
-    lines = ["Test users", printable(", ".join(about)), ""]
-    lines.append(_metrics_by_run(compared))
+    note = "mean ± standard error over users"
+    if any(group["seeds"] > 1 for group in groups.values()):
+        note += "; where the seed is 'mean', over seeds"
+    blocks = [
+        f"Test users\n{printable(', '.join(about))}",
+        format_table(_metrics_by_run(compared)),
+        note,
+    ]
     if compared["comparisons"]:
         reference = printable(compared["reference"])
-        lines += ["", f"{metric} against {reference}, paired by user", ""]
-        lines.append(_differences(compared["comparisons"]))
-    lines += ["", f"{metric} by history length (users)", ""]
-    groups = compared["groups"]
-    columns: dict[str, list[str]] = {"model": list(groups)}
-    lengths = [group["history_length"] for group in groups.values()]
-    for buckets in zip(*lengths, strict=True):
-        heading = f"{buckets[0]['bucket']} ({buckets[0]['users']:,})"
-        columns[heading] = [_cell(bucket) for bucket in buckets]
-    return "\n".join([*lines, format_table(columns)])
+        blocks += [
+            f"{metric} against {reference}, paired by user",
+            format_table(_differences(compared["comparisons"])),
+        ]
+    blocks += [
+        f"{metric} by history length (users)",
+        format_table(
+            [
+                {"model": name}
+                | {
+                    f"{bucket['bucket']} ({bucket['users']:,})": _cell(bucket)
+                    for bucket in group["history_length"]
+                }
+                for name, group in groups.items()
+            ]
+        ),
+    ]
+    return "\n\n".join(blocks)
 
 
-def _metrics_by_run(compared: Mapping[str, Any]) -> str:
-    """Returns a line per run, and a line per mean of several seeds."""
-    rows: list[tuple[str, str, Mapping[str, Any]]] = []
+def _metrics_by_run(compared: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Returns a row per run, and a row per mean of several seeds."""
+    rows: list[dict[str, object]] = []
     for name, group in compared["groups"].items():
-        for run in compared["runs"]:
-            if run["group"] == name:
-                seed = "" if run["seed"] is None else str(run["seed"])
-                rows.append((name, seed, run["metrics"]))
+        runs = [run for run in compared["runs"] if run["group"] == name]
         if group["seeds"] > 1:
-            rows.append((name, "mean", group["metrics"]))
-    models, seeds, metrics = zip(*rows, strict=True)
-    columns = {"model": models, "seed": seeds}
-    for m in compared["metrics"]:
-        columns[metric_label(m)] = [_cell(cells[m]) for cells in metrics]
-    note = "mean ± standard error over users"
-    if "mean" in seeds:
-        note += "; where the seed is 'mean', over seeds"
-    return f"{format_table(columns)}\n\n{note}"
+            runs.append({"seed": "mean", "metrics": group["metrics"]})
+        for run in runs:
+            seed = "" if run["seed"] is None else str(run["seed"])
+            rows.append({"model": name, "seed": seed})
+            for m in compared["metrics"]:
+                rows[-1][metric_label(m)] = _cell(run["metrics"][m])
+    return rows
 
 
-def _differences(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
-    found = comparisons.values()
-    return format_table(
+def _differences(
+    comparisons: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, object]]:
+    return [
         {
-            "model": list(comparisons),
-            "difference": [f"{c['difference']:+.4f}" for c in found],
-            "s.e.": [_number(c["stderr"], ".4f") for c in found],
-            "95 % bootstrap": [
-                f"{c['low']:+.4f} to {c['high']:+.4f}" for c in found
-            ],
-            "p (t-test)": [f"{c['p']:.2g}" for c in found],
-            "p (Holm)": [f"{c['p_holm']:.2g}" for c in found],
+            "model": name,
+            "difference": f"{c['difference']:+.4f}",
+            "s.e.": None if c["stderr"] is None else f"{c['stderr']:.4f}",
+            "95 % bootstrap": f"{c['low']:+.4f} to {c['high']:+.4f}",
+            "p (t-test)": f"{c['p']:.2g}",
+            "p (Holm)": f"{c['p_holm']:.2g}",
         }
-    )
+        for name, c in comparisons.items()
+    ]
