@@ -1,14 +1,14 @@
 """Every setting of a run: its default, its meaning, and what is allowed.
 
-This module is the only place where a setting is declared. `configs/default.py`
-turns the defaults into an ml_collections ConfigDict, the other config files
-change a few keys, and `from_mapping` turns the result back into the frozen
-dataclasses that the library uses.
+Only this module declares settings. `configs/default.py` makes an ml_collections
+ConfigDict of the defaults, the other config files change a few keys, and
+`from_mapping` makes the frozen dataclasses that the library uses.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -44,31 +44,30 @@ def _setting(
     *,
     resumable: bool = False,
 ) -> Any:
-    """Declares a setting.
-
-    A resumable setting may change between a run and its resumption: it changes
-    how long or where a run computes, not the numbers of a step.
-    """
+    """Declares a setting; resumable ones may change when a run is resumed."""
     about = {"meaning": meaning, "rule": rule, "resumable": resumable}
     return dataclasses.field(default=default, metadata=about)
+
+
+# Resumable settings change how long or where a run computes, not the numbers of
+# a step.
+_resumable = functools.partial(_setting, resumable=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The dataset and how it reaches the device."""
 
-    dir: str = _setting(
+    dir: str = _resumable(
         "data/synthetic",
         "Directory written by prepare_dataset.py, or the paper's pro_sg "
         "directory, or the recipe's preprocessed directory.",
-        resumable=True,
     )
-    feed: str = _setting(
+    feed: str = _resumable(
         "auto",
         "Where training interactions are kept: 'resident' on the device, "
         "'streamed' from disk, or 'auto' by size.",
         _one_of("auto", "resident", "streamed"),
-        resumable=True,
     )
 
 
@@ -106,8 +105,8 @@ class ModelConfig:
     )
     item_block: int = _setting(
         0,
-        "Items per block of the likelihood. Bounds memory to batch_size x "
-        "block values for large catalogues; 0 computes all items at once.",
+        "Items per block of the likelihood, to save memory with large "
+        "catalogues; 0 computes all items at once.",
         _NOT_NEGATIVE,
     )
     init: str = _setting(
@@ -176,11 +175,7 @@ class LossConfig:
 class OptimizerConfig:
     """The optimiser."""
 
-    name: str = _setting(
-        "adam",
-        "Optimiser: 'adam', 'nadam' or another name in "
-        "vaecf.training.optimizers.OPTIMIZERS.",
-    )
+    name: str = _setting("adam", "A name in training.optimizers.OPTIMIZERS.")
     learning_rate: float = _setting(1e-3, "Learning rate.", _POSITIVE)
     beta1: float = _setting(0.9, "Decay of the first moment.", _FRACTION)
     beta2: float = _setting(0.999, "Decay of the second moment.", _FRACTION)
@@ -191,8 +186,8 @@ class OptimizerConfig:
 class TrainConfig:
     """The training loop."""
 
-    epochs: int = _setting(
-        200, "Passes over the training users.", _NOT_NEGATIVE, resumable=True
+    epochs: int = _resumable(
+        200, "Passes over the training users.", _NOT_NEGATIVE
     )
     alternating_epochs: tuple[int, ...] = _setting(
         (),
@@ -210,23 +205,20 @@ class TrainConfig:
         _FRACTION,
     )
     batch_size: int = _setting(500, "Users per step, over all devices.", _COUNT)
-    microbatch: int = _setting(
+    microbatch: int = _resumable(
         0,
-        "Users whose activations a device holds at once. Gradients of a "
-        "larger batch are summed piece by piece: less memory, the same "
-        "numbers to rounding. 0 means 1024 on a CPU and the whole batch on an "
-        "accelerator.",
+        "Users whose activations a device holds at once; a larger batch sums "
+        "the gradients of several (same numbers to rounding). 0 means 1024 on "
+        "a CPU and the whole batch on an accelerator.",
         _NOT_NEGATIVE,
-        resumable=True,
     )
     drop_remainder: bool = _setting(
         False, "Drop the users that do not fill the last batch of an epoch."
     )
-    warm_up_epochs: int = _setting(
+    warm_up_epochs: int = _resumable(
         1,
         "First epochs that the mean throughput leaves out.",
         _NOT_NEGATIVE,
-        resumable=True,
     )
 
 
@@ -234,27 +226,20 @@ class TrainConfig:
 class EvalConfig:
     """Validation and test."""
 
-    every_epochs: int = _setting(
-        1, "Epochs between validations.", _COUNT, resumable=True
-    )
-    batch_size: int = _setting(
-        2000, "Users per evaluation batch.", _COUNT, resumable=True
-    )
-    metrics: tuple[str, ...] = _setting(
+    every_epochs: int = _resumable(1, "Epochs between validations.", _COUNT)
+    batch_size: int = _resumable(2000, "Users per evaluation batch.", _COUNT)
+    metrics: tuple[str, ...] = _resumable(
         ("ndcg@100", "recall@20", "recall@50"),
-        "Metrics with their cut-offs, such as ndcg@100; "
-        "vaecf.evaluation.metrics lists the known metrics.",
+        "Names in evaluation.metrics with their cut-offs, such as ndcg@100.",
         Rule("not empty", bool),
-        resumable=True,
     )
     best_metric: str = _setting(
         "ndcg@100", "Metric that decides which epoch is the best."
     )
-    patience: int | None = _setting(
+    patience: int | None = _resumable(
         None,
         "Validations without improvement that stop training; None: never.",
         _COUNT,
-        resumable=True,
     )
 
 
@@ -274,11 +259,10 @@ class PrecisionConfig:
     loss_scale_growth_interval: int = _setting(
         2000, "Finite steps before the loss scale doubles.", _COUNT
     )
-    max_skipped_in_a_row: int = _setting(
+    max_skipped_in_a_row: int = _resumable(
         50,
         "Consecutive steps with overflowing gradients that raise an error.",
         _COUNT,
-        resumable=True,
     )
 
 
@@ -286,23 +270,19 @@ class PrecisionConfig:
 class MeshConfig:
     """Devices, and the traffic between them."""
 
-    data: int = _setting(
+    data: int = _resumable(
         -1,
         "Devices along the users; -1 uses what mesh.item leaves.",
         _DEVICES,
-        resumable=True,
     )
-    item: int = _setting(
+    item: int = _resumable(
         1,
         "Devices along the items; -1 uses what mesh.data leaves.",
         _DEVICES,
-        resumable=True,
     )
-    zero: bool = _setting(
+    zero: bool = _resumable(
         False,
-        "Shard the optimiser moments over the users' devices as well: less "
-        "memory.",
-        resumable=True,
+        "Shard the optimiser moments over the users' devices, to save memory.",
     )
     reduce: str = _setting(
         "fp32",
@@ -310,13 +290,11 @@ class MeshConfig:
         "'compute' for that of the matrix products (half the traffic in bf16).",
         _one_of("fp32", "compute"),
     )
-    peer_timeout: float = _setting(
+    peer_timeout: float = _resumable(
         300.0,
-        "Seconds without progress before a run of several processes stops "
-        "with an error; must be longer than a compilation and a validation. "
-        "0 waits forever.",
+        "Seconds without progress after which a run of several processes "
+        "fails; longer than a compilation and a validation. 0 waits forever.",
         _NOT_NEGATIVE,
-        resumable=True,
     )
 
 
@@ -349,17 +327,13 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-# The settings of the blend: RecVAE (Shenbin et al. 2020) beside a linear
-# branch. Nothing in them was chosen for one dataset but MovieLens-1M, and there
-# by its validation users. The smaller batches, the higher dropout rate, the
-# spectral initialisation and the averaged parameters are ours.
+# The blend: RecVAE (Shenbin et al. 2020) beside a linear branch. The settings
+# that differ from the paper were chosen on validation users of MovieLens-1M.
 BLEND: dict[str, Any] = {
     "model.name": "rec_vae",
     "model.init": "spectral",
     "model.dropout_rate": 0.65,
     "linear.l2": 150.0,
-    "linear.dropout": 0.5,
-    "linear.user_exponent": 0.5,
     "loss.gamma": 0.005,
     "optimizer.learning_rate": 5e-4,
     "train.alternating_epochs": (3, 1),
@@ -399,7 +373,6 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
     """Returns the config with some settings changed.
 
     Args:
-      config: the settings to start from.
       changes: values by dotted key, such as {"train.epochs": 40}.
 
     Raises:
