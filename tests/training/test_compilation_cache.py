@@ -62,11 +62,14 @@ def test_the_users_cache_is_the_default(config, user_cache) -> None:
     assert config(DIRECTORY) == str(directory)
 
 
-@pytest.mark.parametrize("given", ["mine", ""])
-def test_a_directory_of_the_user_wins(config, user_cache, given) -> None:
-    jax.config.update(DIRECTORY, given)
+@pytest.mark.parametrize(
+    ("name", "value"), [(DIRECTORY, "mine"), (DIRECTORY, ""), (ENABLED, False)]
+)
+def test_settings_of_the_user_win(config, user_cache, name, value) -> None:
+    jax.config.update(name, value)
     compilation_cache.keep_programs()
-    assert config(DIRECTORY) == given and config(THRESHOLD) == 1
+    directory = value if name == DIRECTORY else None
+    assert config(DIRECTORY) == directory and config(THRESHOLD) == 1
     assert not user_cache.exists()
 
 
@@ -74,12 +77,6 @@ def test_a_threshold_of_the_user_wins(config, user_cache, monkeypatch) -> None:
     monkeypatch.setenv(THRESHOLD.upper(), "1")
     compilation_cache.keep_programs()
     assert config(DIRECTORY) is not None and config(THRESHOLD) == 1
-
-
-def test_a_cache_that_is_switched_off_stays_off(config, user_cache) -> None:
-    jax.config.update(ENABLED, False)
-    compilation_cache.keep_programs()
-    assert config(DIRECTORY) is None and not user_cache.exists()
 
 
 def test_a_directory_that_cannot_be_written_fails_nothing(
