@@ -170,7 +170,7 @@ def _collect(
         role: pl.Categorical(pl.Categories.random())
         for role in ("user", "item")
     }
-    seen = {role: pl.Series(dtype=kind) for role, kind in kinds.items()}
+    seen = {role: np.zeros(0, np.int64) for role in kinds}  # rows per code
     kept: list[pl.DataFrame] = []
     rows = blank = 0
     for batch in batches:
@@ -186,8 +186,10 @@ def _collect(
             pl.col(role).cast(kind) for role, kind in kinds.items()
         )
         if min_rating is not None and count_all:
-            for role, ids_so_far in seen.items():
-                seen[role] = pl.concat([ids_so_far, coded[role]]).unique()
+            for role, total in seen.items():
+                codes = coded[role].to_physical().to_numpy()
+                seen[role] = np.bincount(codes, minlength=len(total))
+                seen[role][: len(total)] += total
             coded = coded.filter(enough)
         kept.append(coded)
     if not rows:
@@ -209,8 +211,9 @@ def _collect(
         "items_read": len(item_ids),
     }
     if min_rating is not None:
-        counts["users_read"] = len(seen["user"]) if count_all else None
-        counts["items_read"] = len(seen["item"]) if count_all else None
+        for role, total in seen.items():
+            n = int(np.count_nonzero(total)) if count_all else None
+            counts[f"{role}s_read"] = n
     return Ratings(user, item, user_ids, item_ids, counts)
 
 
@@ -225,7 +228,10 @@ def convert_ids(batch: Batch) -> Batch:
     frame = batch.frame.with_columns(
         _as_text(batch.frame[role], batch, role) for role in ("user", "item")
     )
-    missing = {role: _is_missing(frame[role]) for role in ("user", "item")}
+    missing = {
+        role: frame[role].is_in(["", "nan", "NaN"]).fill_null(True)
+        for role in ("user", "item")
+    }
     batch = batch._replace(frame=frame)
     if not (missing["user"].any() or missing["item"].any()):
         return batch
@@ -296,11 +302,6 @@ def encode_ids(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
         raw = np.empty(len(ids), object)
         raw[:] = ids.to_list()
     return codes[column.to_physical().to_numpy()], raw
-
-
-def _is_missing(ids: pl.Series) -> pl.Series:
-    spelt = (ids == "") | (ids == "nan") | (ids == "NaN")
-    return spelt.fill_null(True)
 
 
 def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
