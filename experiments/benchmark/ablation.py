@@ -105,7 +105,7 @@ def _table(metric: str, rows: Sequence[dict[str, Any]]) -> str:
 def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     """Returns the metric of every test user, float64 [U], by variant."""
     from vaecf.data.dataset import find_dataset
-    from vaecf.evaluation import blend_tuning, scorers
+    from vaecf.evaluation import baselines, blend_tuning, scorers
     from vaecf.evaluation.evaluator import Evaluator
     from vaecf.evaluation.scorers import ModelParams
     from vaecf.models import blend
@@ -150,7 +150,7 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     item_item = {"item_item": ease["item_item"]}
     return {
         f"{name} alone": measured(ranker, ModelParams(model.params)),
-        "EASE alone": alone(scorers.item_item(n_items), item_item),
+        "EASE alone": alone(baselines.scorer("ease", n_items), item_item),
         "linear branch alone": measured(
             test.compile(scorers.linear_branch(n_items)), model.branch
         ),

@@ -67,7 +67,7 @@ def fresh_values(name, settings, evaluator) -> list[float]:
     ranker = evaluator.compile(baselines.scorer(name, evaluator.train.n_items))
     values = []
     for s in settings:
-        _, params = baselines.fit(name, evaluator.train, s)
+        params = baselines.fit(name, evaluator.train, s)
         values.append(evaluator.best_value(ranker, ranker.place(params)))
     return values
 
@@ -142,9 +142,9 @@ def test_only_the_last_fit_is_in_memory(data, monkeypatch, small_grids):
 
     def watched(name, train, settings):
         assert all(reference() is None for reference in held)
-        scorer, params = fit(name, train, settings)
+        params = fit(name, train, settings)
         held.append(weakref.ref(params["item_item"]))
-        return scorer, params
+        return params
 
     monkeypatch.setattr(baselines, "fit", watched)
     run("ease", data, tuned=True)

@@ -216,8 +216,8 @@ def evaluate_baseline(kind, settings, matrices, names, batch_size, mesh):
     evaluate = Evaluator(
         fold_in, held_out, train, names, names[0], batch_size, mesh
     )
-    scorer, params = baselines.fit(kind, train, settings)
-    ranker = evaluate.compile(scorer)
+    params = baselines.fit(kind, train, settings)
+    ranker = evaluate.compile(baselines.scorer(kind, train.n_items))
     result = evaluate(ranker, ranker.place(params))
     assert (
         evaluate.best_value(ranker, ranker.place(params))

@@ -172,17 +172,15 @@ def settings(
     return result
 
 
-def fit(
-    name: str, train: Any, settings: Mapping[str, Any]
-) -> tuple[Scorer, dict[str, Any]]:
-    """Returns (scorer, parameters) of a baseline fitted to interactions.
+def fit(name: str, train: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a baseline fitted to interactions.
 
     Args:
       name: one of `BASELINES`.
       train: `Interactions` of the training users.
       settings: all settings of the baseline.
     """
-    return scorer(name, train.n_items), BASELINES[name].fit(train, **settings)
+    return BASELINES[name].fit(train, **settings)
 
 
 def scorer(name: str, n_items: int) -> Scorer:
@@ -297,7 +295,7 @@ class _Candidates:
             self._last = None
             gc.collect()  # frees host arrays that JAX no longer uses
             began = time.perf_counter()
-            _, params = fit(self._name, self._validation.train, settings)
+            params = fit(self._name, self._validation.train, settings)
             self._fit_seconds = time.perf_counter() - began
             self._last = settings, self.ranker.place(params)
         return self._last[1]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vaecf.evaluation.ranking import Scorer
-from vaecf.models import blend, linear, mult_vae, popularity
+from vaecf.models import blend, mult_vae, popularity
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
@@ -85,14 +85,6 @@ def _model_scores(
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
-
-
-def item_item(n_items: int) -> Scorer:
-    """Returns the scorer that sums the weights of a history's items.
-
-    Its parameters are {'item_item': float32 [I, padded I]}.
-    """
-    return Scorer(linear.scores, linear.PARTITION, n_items)
 
 
 def linear_branch(n_items: int) -> Scorer:

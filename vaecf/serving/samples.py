@@ -30,26 +30,22 @@ def sample_recommendations(
     if n_users == 0:
         return []
     fold_in = fold_in.rows(np.arange(n_users))
-    ranked = model.ranker(min(k, dataset.n_items))(
+    lists = model.ranker(min(k, dataset.n_items))(
         model.scorer_params,
         fold_in.indptr,
         fold_in.indices,
         batch_size=n_users,
     )
+    row, rank, item, score = (c.tolist() for c in model.columns(lists).values())
     first = dataset.split_sizes[0] + dataset.split_sizes[1]
-    log_probability_UK = ranked.score_UK - ranked.log_total_U[:, None]
     return [
         {
             "user": dataset.users.ids[first + u],
             "history": [dataset.items.ids[i] for i in fold_in.row(u)],
             "rows": [
-                {
-                    "rank": rank + 1,
-                    "item": dataset.items.ids[item],
-                    "score": float(log_probability_UK[u, rank]),
-                }
-                for rank, item in enumerate(ranked.item_UK[u])
-                if item >= 0
+                {"rank": rank[j], "item": item[j], "score": score[j]}
+                for j in range(len(row))
+                if row[j] == u
             ],
         }
         for u in range(n_users)
