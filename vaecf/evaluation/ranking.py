@@ -277,7 +277,7 @@ class Ranker:
         blocks = self.blocks(
             params, indptr, indices, batch_size=batch_size, allowed_I=allowed_I
         )
-        parts = zip(*[self.no_lists(), *blocks])
+        parts = zip(*(list(blocks) or [self.no_lists()]))
         return RankedLists(*(np.concatenate(part) for part in parts))
 
     def no_lists(self) -> RankedLists:
