@@ -75,11 +75,7 @@ def epoch_order(
 
 
 def steps_per_epoch(n_users: int, batch_size: int, drop_remainder: bool) -> int:
-    """Returns the number of batches of an epoch.
-
-    Raises:
-      VaecfError: there is no batch.
-    """
+    """Returns the batches of an epoch; raises VaecfError if there is none."""
     whole, rest = divmod(n_users, batch_size)
     steps = whole if drop_remainder else whole + bool(rest)
     if steps == 0:
@@ -107,8 +103,7 @@ def batch_order(
     n_users = train.n_users
     if n_users == 0:
         raise VaecfError("the dataset has no training users")
-    # More rows than users would only be padding.
-    size = min(config.train.batch_size, n_users)
+    size = min(config.train.batch_size, n_users)  # the rest would be padding
     drop_remainder = config.train.drop_remainder
 
     def order_of(epoch: int) -> np.ndarray:
@@ -147,18 +142,17 @@ class Epoch(NamedTuple):
 
 
 class InputPipeline:
-    """Runs the steps of an epoch."""
+    """Runs the steps of an epoch.
+
+    Args:
+      setup: static part of the run.
+      train: training interactions.
+      seed: seed of the run.
+    """
 
     def __init__(
         self, setup: TrainSetup, train: Interactions, seed: int
     ) -> None:
-        """Creates the pipeline.
-
-        Args:
-          setup: static part of the run.
-          train: training interactions.
-          seed: seed of the run.
-        """
         self._setup = setup
         self._train = train
         self._counts = np.append(train.counts, 0)
@@ -255,6 +249,10 @@ class InputPipeline:
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key](*args)
 
+    def _slots(self, order: np.ndarray) -> int:
+        parts = self._setup.parts(order.shape[1])
+        return _usual_slots(self._counts, order, parts)
+
     def program_bytes(self) -> int:
         """Returns the memory of a device that the largest program needs.
 
@@ -282,7 +280,6 @@ class ResidentPipeline(InputPipeline):
     def __init__(
         self, setup: TrainSetup, train: Interactions, seed: int
     ) -> None:
-        """Places the interactions; see `InputPipeline`."""
         super().__init__(setup, train, seed)
         self._csr = processes.put(
             sparse_batch.as_csr(train.indptr, train.indices), self._everywhere
@@ -294,7 +291,7 @@ class ResidentPipeline(InputPipeline):
         """Returns an epoch of one window; see `InputPipeline`."""
         return Epoch(
             steps=len(order),
-            n_slots=slots(self._counts, order, self._setup),
+            n_slots=self._slots(order),
             order=processes.put(order, self._by_user),
             window=lambda _: self._csr,
             csr_spec=P(),
@@ -307,6 +304,12 @@ class StreamedPipeline(InputPipeline):
 
     A window holds the users of the next few steps; each device receives its
     own users. The next window is assembled and sent while the device trains.
+
+    Args:
+      setup: static part of the run.
+      train: training interactions.
+      seed: seed of the run.
+      window_bytes: approximate size of a window, at least one step.
     """
 
     def __init__(
@@ -316,15 +319,6 @@ class StreamedPipeline(InputPipeline):
         seed: int,
         window_bytes: int = 2**26,
     ) -> None:
-        """Starts the thread that assembles windows.
-
-        Args:
-          setup: static part of the run.
-          train: training interactions.
-          seed: seed of the run.
-          window_bytes: approximate size of a window; it holds at least one
-            step.
-        """
         super().__init__(setup, train, seed)
         self._window_bytes = window_bytes
         self._thread = futures.ThreadPoolExecutor(1, "vaecf-feed")
@@ -352,7 +346,6 @@ class StreamedPipeline(InputPipeline):
             self._counts, user_WDU.reshape(len(user_WDU), -1), shards
         )
         place = mesh_lib.shardings(self._setup.mesh, P(mesh_lib.DATA))
-
         own = mesh_lib.local_data_shards(self._setup.mesh)
 
         def assemble(w: int) -> sparse_batch.Csr:
@@ -377,7 +370,7 @@ class StreamedPipeline(InputPipeline):
         in_window = np.arange(length * batch_size // shards, dtype=np.int32)
         return Epoch(
             steps=steps,
-            n_slots=slots(self._counts, order, self._setup),
+            n_slots=self._slots(order),
             order=processes.put(
                 np.tile(in_window.reshape(length, -1), (1, shards)),
                 self._by_user,
@@ -406,17 +399,6 @@ class _Ahead:
             for i in range(w, min(w + 2, self._n))
         }
         return self._made[w].result()
-
-
-def slots(counts: np.ndarray, order: np.ndarray, setup: TrainSetup) -> int:
-    """Returns the slots of a microbatch.
-
-    Args:
-      counts: int [n_users + 1], interactions per user, 0 for the padding user.
-      order: int32 [steps, batch_size].
-      setup: static part of the run.
-    """
-    return _usual_slots(counts, order, setup.parts(order.shape[1]))
 
 
 def _usual_slots(counts: np.ndarray, order: np.ndarray, parts: int) -> int:
