@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -64,7 +65,7 @@ def sweep(
     Returns:
       A row per trial with 'number', 'state', 'value' (of the best metric),
       'epochs', 'best_epoch', 'seconds', 'began', 'host', 'folder', 'error' and
-      the settings of the search space.
+      'params' ({setting: value}).
 
     Raises:
       VaecfError: the plan cannot be carried out.
@@ -298,15 +299,10 @@ def worker() -> None:
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """Handles SIGTERM as Ctrl-C."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # only the main thread handles signals
-        yield
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread handles signals
         return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
