@@ -1,4 +1,4 @@
-"""Encoder and decoder trained in turns."""
+"""Encoder and decoder of RecVAE, trained in alternation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_phases(config):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
-def test_a_turn_changes_its_own_part_only(config, dataset, mesh, assert_same):
+def test_a_phase_changes_only_its_own_group(config, dataset, mesh, assert_same):
     setup = state_lib.make_setup(
         config(), dataset.n_items, mesh_lib.make_mesh(*mesh)
     )
@@ -115,7 +115,7 @@ def test_losses_do_not_depend_on_the_mesh(config, dataset):
 def test_microbatches_sum_to_the_whole_batch(
     config, dataset, assert_close, epoch
 ):
-    """Loss and gradients of either turn; the last piece has padding users."""
+    """Loss and gradients of either phase; the last part has padding users."""
     n_users, train = 11, dataset.train
     # Compiled quickly rather than well.
     gradients = jax.jit(
@@ -195,8 +195,8 @@ def test_the_kl_weighs_gamma_times_a_users_items(config, dataset):
     assert float(totals.kl) == pytest.approx(real.sum(), rel=1e-5)
 
 
-def test_resumed_it_is_the_same_run(config, train, tmp_path, assert_same):
-    """Right before the decoder's turn, with which the prior is renewed."""
+def test_resumed_between_phases(config, train, tmp_path, assert_same):
+    """Right before a decoder phase, which begins with a new prior."""
     whole = train(tmp_path / "whole", config())
     train(tmp_path / "halves", config(train={"epochs": 2}))
     halves = train(tmp_path / "halves", config())

@@ -1,4 +1,4 @@
-"""The average of the parameters at the ends of the epochs."""
+"""The moving average of the parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DECAY = 0.3  # met after three epochs: (1 + 3) / (10 + 3) is above it
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
-    """Many programs of a few steps: compiled quickly rather than well."""
+    """Compiles many programs of a few steps with few optimisations."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -26,12 +26,12 @@ def options_of(small, name: str, **train):
     turns = {"alternating_epochs": (2, 1)} if name == "rec_vae" else {}
     return small(
         model={"name": name},
-        train={**turns, "ema": DECAY, "epochs": 5, **train},
+        train={**turns, "ema": DECAY, "epochs": 4, **train},
     )
 
 
 def by_hand(setup, config, train) -> dict[str, np.ndarray]:
-    """Epochs trained one by one, their ends averaged in NumPy."""
+    """Trains epoch by epoch and averages the parameters in NumPy."""
     feed = input_pipeline.make_pipeline("resident", setup, train, config.seed)
     state = state_lib.init_state(setup, config.seed)
 
@@ -58,7 +58,7 @@ def by_hand(setup, config, train) -> dict[str, np.ndarray]:
 
 
 def test_what_ranks_is_the_average(small, dataset, train, tmp_path):
-    """Of what ranks, so not of the prior; over the turns of both parts."""
+    """Over both phases of RecVAE, without its prior."""
     name = "rec_vae"
     config = options_of(small, name)
     result = train(tmp_path, config)
@@ -86,7 +86,7 @@ def test_resumed_after_an_epoch(small, train, tmp_path, assert_same):
     for name in ("whole", "parts"):
         saved = Checkpoints(tmp_path / name / "checkpoints")
         trees.append(loop.restore_state(whole.setup, saved))
-        assert saved.step(BEST) is not None and saved.step(LATEST) == 20
+        assert saved.step(BEST) is not None and saved.step(LATEST) == 16
         saved.close()
     assert_same(*trees)
     assert not np.array_equal(

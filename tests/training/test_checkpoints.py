@@ -1,4 +1,4 @@
-"""What is saved comes back, on any mesh; what is damaged is named."""
+"""Saved arrays restore on any mesh; damage is reported in one line."""
 
 from __future__ import annotations
 

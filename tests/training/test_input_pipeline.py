@@ -8,7 +8,7 @@ import logging
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaecf.data.interactions import Interactions
@@ -220,6 +220,7 @@ def test_program_bytes_holds_the_state_and_more(small, dataset, kind):
 sizes = st.tuples(st.integers(1, 200), st.integers(1, 60))
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(0, 2**32 - 1), st.integers(0, 10_000), st.booleans())
 def test_every_user_once(sizes, seed, epoch, drop_remainder):
     n_users, batch_size = sizes
@@ -242,6 +243,7 @@ def test_every_user_once(sizes, seed, epoch, drop_remainder):
         assert len(flat) - n_users < batch_size
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(0, 2**32 - 1), st.integers(0, 10_000))
 def test_seed_and_epoch_decide(sizes, seed, epoch):
     n_users, batch_size = sizes[0] + 50, sizes[1]
@@ -292,6 +294,7 @@ def test_no_batch_left():
     assert input_pipeline.epoch_order(0, 0, 15, 16).shape == (1, 16)
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(1, 8), st.booleans())
 def test_shards_add_padding_behind_each_batch(sizes, shards, drop_remainder):
     n_users, batch_size = sizes

@@ -1,4 +1,4 @@
-"""Runs: resumed, stopped, diverging, on other meshes; all of them small."""
+"""Small runs: resumed, interrupted, diverging, on other meshes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TIMES = {
 
 
 def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without times and without what sums a run up."""
+    """Returns metrics.jsonl without times and without the summary."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     parsed = [json.loads(line) for line in lines]
     return [
@@ -48,21 +48,21 @@ def finals(workdir: pathlib.Path) -> int:
     return (workdir / "metrics.jsonl").read_text().count("final/epochs")
 
 
-def problem_of(config, dataset):
+def setup_of(config, dataset):
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     return state_lib.make_setup(config, dataset.n_items, mesh)
 
 
 def state_of(workdir, config, dataset) -> state_lib.TrainState:
     saved = Checkpoints(workdir / "checkpoints")
-    state = loop.restore_state(problem_of(config, dataset), saved)
+    state = loop.restore_state(setup_of(config, dataset), saved)
     saved.close()
     return state
 
 
 def best_of(workdir, config, dataset):
     saved = Checkpoints(workdir / "checkpoints")
-    setup = problem_of(config, dataset)
+    setup = setup_of(config, dataset)
     params = checkpoints.restore_params(saved, setup.whole, setup.mesh)
     position = TrainProgress(**saved.position(BEST))
     saved.close()
@@ -107,7 +107,7 @@ def stop_after(monkeypatch):
 # --- A run ------------------------------------------------------------------
 
 
-def test_what_a_run_leaves(whole, small, dataset, assert_same):
+def test_checkpoint_and_records_of_a_run(whole, small, dataset, assert_same):
     workdir, result = whole
     state = state_of(workdir, small(), dataset)
     assert state.step == 3 * STEPS
@@ -131,8 +131,8 @@ def test_what_a_run_leaves(whole, small, dataset, assert_same):
 
 
 def test_a_run_is_its_steps(whole, small, dataset, assert_same):
-    """The loop adds nothing to the feed: epoch by epoch, order by order."""
-    setup = problem_of(small(), dataset)
+    """The loop only runs the pipeline, epoch by epoch."""
+    setup = setup_of(small(), dataset)
     feed = input_pipeline.ResidentPipeline(setup, dataset.train, 7)
     state = state_lib.init_state(setup, 7)
     sums = []
@@ -207,7 +207,9 @@ def test_finished_run_does_nothing(tmp_path, whole, small, train, assert_same):
     assert result.progress == whole[1].progress
 
 
-def test_more_epochs_go_on(tmp_path, whole, small, train, dataset, assert_same):
+def test_more_epochs_resume(
+    tmp_path, whole, small, train, dataset, assert_same
+):
     train(tmp_path, small(train={"epochs": 1}))
     first = state_of(tmp_path, small(), dataset)
     train(tmp_path, small(train={"epochs": 3}))
@@ -244,7 +246,7 @@ def test_killed_between_checkpoints(
 
 
 def test_resume_on_another_mesh(tmp_path, small, train, dataset, assert_close):
-    """15 users a batch do not even divide over it; the feed changes too."""
+    """Batches of 15 users do not divide over it; the pipeline changes too."""
     changes = {"train": {"batch_size": 15}}
     other = small(
         mesh={"data": 2, "item": 2}, data={"feed": "streamed"}, **changes
@@ -312,7 +314,7 @@ def test_patience_and_best(
 
 
 def test_best_checkpoint_scores_what_was_recorded(whole, small, dataset):
-    """Re-evaluated from disk, in one batch, by the evaluation itself."""
+    """Evaluates the checkpoint again, with another batch size."""
     workdir, _ = whole
     values = {
         r["epoch"]: r["validation/ndcg@10"]
@@ -321,7 +323,7 @@ def test_best_checkpoint_scores_what_was_recorded(whole, small, dataset):
     }
     params, position = best_of(workdir, small(), dataset)
     assert position.epoch == max(values, key=values.__getitem__)
-    setup = problem_of(small(), dataset)
+    setup = setup_of(small(), dataset)
     validation = evaluator.Evaluator.for_split(
         dataset, "validation", small().eval, setup.mesh
     )
@@ -425,7 +427,7 @@ def test_diverging_run(tmp_path, whole, small, train, dataset, assert_same):
     )
 
 
-def test_float16_gives_up(tmp_path, small, train):
+def test_float16_overflows_for_good(tmp_path, small, train):
     config = small(
         precision={
             "policy": "fp16",
@@ -453,7 +455,7 @@ def test_float16_recovers(tmp_path, small, train, dataset):
 
 
 def test_in_a_thread(tmp_path, small, train):
-    """Signals belong to the main thread; training does without them."""
+    """Python delivers signals to the main thread only."""
     results = []
     thread = threading.Thread(
         target=lambda: results.append(

@@ -1,4 +1,4 @@
-"""One run, whatever the devices: 1 against 6 and 8 of them."""
+"""The same run on 1, 6 and 8 devices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MESHES = [(8, 1), (4, 2), (2, 4), (1, 8), (2, 3)]
 EPOCHS = 5  # of 4 steps
 
 
-def problem_on(config, dataset, mesh=(1, 1)) -> state_lib.TrainSetup:
+def setup_on(config, dataset, mesh=(1, 1)) -> state_lib.TrainSetup:
     return state_lib.make_setup(
         config, dataset.n_items, mesh_lib.make_mesh(*mesh)
     )
@@ -57,7 +57,7 @@ def real(tree, n_items):
 
 @pytest.fixture(scope="module")
 def alone(small, dataset):
-    setup = problem_on(small(), dataset)
+    setup = setup_on(small(), dataset)
     return setup, *run(setup, dataset)
 
 
@@ -74,7 +74,7 @@ def test_twenty_steps_do_not_depend_on_the_mesh(
     small, dataset, alone, mesh, feed, zero
 ):
     one, one_state, one_losses = alone
-    many = problem_on(small(mesh={"zero": zero}), dataset, mesh)
+    many = setup_on(small(mesh={"zero": zero}), dataset, mesh)
     state, losses = run(many, dataset, feed)
     assert len(losses) == 20 and np.ptp(one_losses) > 1
     np.testing.assert_allclose(losses, one_losses, rtol=1e-5)
@@ -97,9 +97,7 @@ def test_twenty_steps_do_not_depend_on_the_mesh(
 def test_all_meshes_start_alike(small, dataset):
     """The numbers drawn do not depend on the padding of the item shards."""
     params = [
-        real(
-            state_lib.init_state(problem_on(small(), dataset, m), 7).params, 33
-        )
+        real(state_lib.init_state(setup_on(small(), dataset, m), 7).params, 33)
         for m in ((1, 1), (2, 3), (1, 5), (1, 8))
     ]
     for other in params[1:]:
@@ -108,7 +106,7 @@ def test_all_meshes_start_alike(small, dataset):
 
 def test_zero_divides_moments_and_nothing_else(small, dataset):
     config = small(mesh={"zero": True}, precision={"policy": "fp16"})
-    setup = problem_on(config, dataset, (2, 2))
+    setup = setup_on(config, dataset, (2, 2))
     state = state_lib.init_state(setup, 7)
     adam = state.opt_state.inner[0]
     for name, spec, zero_spec in (
@@ -132,7 +130,7 @@ def test_gradients_are_summed_in_the_dtype_asked_for(small, dataset, reduce):
     )
     gradients = []
     for mesh in ((1, 1), (2, 1)):
-        setup = problem_on(config, dataset, mesh)
+        setup = setup_on(config, dataset, mesh)
         tx = optax.sgd(1.0)
         setup = dataclasses.replace(setup, tx=tx)
         feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 7)
@@ -161,13 +159,13 @@ def test_gradients_are_summed_in_the_dtype_asked_for(small, dataset, reduce):
 def test_a_checkpoint_moves_to_other_item_shards(
     small, dataset, tmp_path, assert_close, first, then, zero
 ):
-    """Their padding differs; what comes after does not."""
+    """Another padding; the following steps are the same."""
     config = small(mesh={"zero": zero})
-    source = problem_on(config, dataset, first)
+    source = setup_on(config, dataset, first)
     state, _ = run(source, dataset)
     saved = Checkpoints(tmp_path)
     saved.save(LATEST, 20, state, {})
-    target = problem_on(config, dataset, then)
+    target = setup_on(config, dataset, then)
     back = loop.restore_state(target, saved)
     saved.close()
     assert back.params["input_kernel"].shape[0] % then[1] == 0

@@ -1,4 +1,4 @@
-"""Output weights out of the interactions, against NumPy's decompositions."""
+"""Spectral output weights against decompositions by NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N_ITEMS, N_UNITS = 33, 6
 
 
 @pytest.fixture
-def problem_of(small):
+def setup_of(small):
     def make(mesh=(1, 1), **train):
         config = small(train=train)
         return state_lib.make_setup(config, N_ITEMS, mesh_lib.make_mesh(*mesh))
@@ -34,12 +34,12 @@ def begun(setup, dataset, tmp_path, seed=7):
 
 
 def test_items_lie_as_their_users_have_it(
-    problem_of, dataset, tmp_path, monkeypatch
+    setup_of, dataset, tmp_path, monkeypatch
 ):
     """Inner products of a full decomposition in float64, up to a factor."""
     # Of directions this close to each other, six turns find some per cent off.
     monkeypatch.setattr(low_rank, "_POWER_ITERATIONS", 300)
-    before, state, after = begun(problem_of(), dataset, tmp_path)
+    before, state, after = begun(setup_of(), dataset, tmp_path)
     kernel = np.asarray(after.params["output_kernel"], np.float64)
     assert kernel.shape == before.shape == (N_UNITS, 128)
     assert not kernel[:, N_ITEMS:].any()
@@ -81,8 +81,8 @@ def test_no_unit_is_above_others(dataset):
     assert not np.allclose(turned[0], turned[1])
 
 
-def test_the_average_begins_there_too(problem_of, dataset, tmp_path):
-    _, _, state = begun(problem_of(ema=0.9), dataset, tmp_path)
+def test_the_average_begins_there_too(setup_of, dataset, tmp_path):
+    _, _, state = begun(setup_of(ema=0.9), dataset, tmp_path)
     ours, average = (
         tree["output_kernel"] for tree in (state.params, state.average)
     )
@@ -92,9 +92,9 @@ def test_the_average_begins_there_too(problem_of, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("mesh", [(2, 1), (2, 4)])
-def test_on_any_mesh_it_is_the_same(problem_of, dataset, tmp_path, mesh):
-    _, _, one = begun(problem_of(), dataset, tmp_path)
-    _, state, other = begun(problem_of(mesh), dataset, tmp_path)
+def test_on_any_mesh_it_is_the_same(setup_of, dataset, tmp_path, mesh):
+    _, _, one = begun(setup_of(), dataset, tmp_path)
+    _, state, other = begun(setup_of(mesh), dataset, tmp_path)
     ours, theirs = (s.params["output_kernel"] for s in (one, other))
     np.testing.assert_allclose(
         np.asarray(ours)[:, :N_ITEMS],
@@ -138,8 +138,8 @@ def test_it_counts_at_the_start_alone(small, train, dataset, tmp_path):
 
 
 def test_what_does_not_fit_names_the_key(
-    problem_of, dataset, tmp_path, monkeypatch
+    setup_of, dataset, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(low_rank.memory, "host_free_bytes", lambda: 1000)
     with pytest.raises(VaecfError, match=r"set model\.init='random'"):
-        begun(problem_of(), dataset, tmp_path)
+        begun(setup_of(), dataset, tmp_path)

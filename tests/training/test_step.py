@@ -36,7 +36,7 @@ INDICES = np.concatenate([np.array(row, np.int32) for row in HISTORIES])
 USERS = np.arange(len(HISTORIES), dtype=np.int32)
 
 
-def problem_on(config, data: int = 1, item: int = 1, **changes: Any):
+def setup_on(config, data: int = 1, item: int = 1, **changes: Any):
     setup = state_lib.make_setup(
         config, N_ITEMS, mesh_lib.make_mesh(data, item)
     )
@@ -254,7 +254,7 @@ def golden_options(small, variant: str):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reference_gradient_is_the_slope_of_the_reference_loss(small, variant):
     config = golden_options(small, variant)
-    layers = by_layer(shuffled(problem_on(config)).params)
+    layers = by_layer(shuffled(setup_on(config)).params)
     drawn = draws(config, 3, 9, len(BATCH))
 
     def at(t: float) -> float:
@@ -301,7 +301,7 @@ def test_golden_gradient(small, take, variant, microbatch):
     Those of the microbatches add up to those of the whole batch.
     """
     config = golden_options(small, variant)
-    setup = problem_on(config, tx=optax.sgd(1.0), microbatch=microbatch)
+    setup = setup_on(config, tx=optax.sgd(1.0), microbatch=microbatch)
     parts = setup.parts(len(BATCH))
     assert parts == max(1, -(-len(BATCH) // microbatch))
     padding = [len(HISTORIES)] * (-len(BATCH) % parts)
@@ -323,7 +323,7 @@ def test_golden_gradient(small, take, variant, microbatch):
 
 
 def test_a_batch_that_is_not_whole_microbatches_is_refused(small):
-    setup = problem_on(small(), microbatch=3)
+    setup = setup_on(small(), microbatch=3)
     with pytest.raises(ValueError, match="do not divide into 3 microbatches"):
         jax.eval_shape(
             lambda state: step_lib.train_step(
@@ -345,7 +345,7 @@ def test_a_batch_that_is_not_whole_microbatches_is_refused(small):
     ],
 )
 def test_parts_of_a_batch(small, batch_size, devices, microbatch, parts):
-    setup = problem_on(small(), devices, microbatch=microbatch)
+    setup = setup_on(small(), devices, microbatch=microbatch)
     assert setup.parts(batch_size) == parts
     padded = -(-batch_size // parts) * parts
     # The padded batch is of as many.
@@ -354,7 +354,7 @@ def test_parts_of_a_batch(small, batch_size, devices, microbatch, parts):
 
 def test_a_cpu_takes_1024_users_at_once(small):
     for asked, batch_size, taken in ((0, 5000, 1024), (7, 5000, 7)):
-        setup = problem_on(
+        setup = setup_on(
             small(train={"microbatch": asked, "batch_size": batch_size})
         )
         assert setup.microbatch == taken
@@ -364,7 +364,7 @@ def test_a_cpu_takes_1024_users_at_once(small):
 def test_golden_steps(small, take, variant):
     """Parameters after one and after three steps of Adam."""
     config = golden_options(small, variant)
-    setup = problem_on(config)
+    setup = setup_on(config)
     state, key = shuffled(setup), state_lib.step_key(3)
     layers, adam = by_layer(state.params), Adam(config.optimizer)
     for step, users in enumerate((BATCH, BATCH[::-1].copy(), BATCH - 1)):
@@ -380,7 +380,7 @@ def test_golden_steps(small, take, variant):
 
 def test_another_key_draws_other_dropout_and_noise(small, take):
     """What the golden step fixes matters: the losses differ by far more."""
-    setup = problem_on(golden_options(small, "vae"))
+    setup = setup_on(golden_options(small, "vae"))
     state = shuffled(setup)
     _, a = take(setup, state, batch_of(BATCH), state_lib.step_key(3))
     _, b = take(setup, state, batch_of(BATCH), state_lib.step_key(4))
@@ -404,7 +404,7 @@ def test_weight_decay_adds_its_term_and_is_off_by_default(small, take):
     assert default.get_config().loss.weight_decay == 0
     rate = 0.125
     off, on = (
-        problem_on(small(loss={"weight_decay": w}), tx=optax.sgd(1.0))
+        setup_on(small(loss={"weight_decay": w}), tx=optax.sgd(1.0))
         for w in (0.0, rate)
     )
     state, key = shuffled(off), state_lib.step_key(0)
@@ -430,7 +430,7 @@ def test_weight_decay_adds_its_term_and_is_off_by_default(small, take):
 def test_kl_weight_is_a_function_of_the_global_step(
     small, take, step, total, weight
 ):
-    setup = problem_on(small(loss={"total_anneal_steps": total}))
+    setup = setup_on(small(loss={"total_anneal_steps": total}))
     state = shuffled(setup)._replace(step=jnp.int32(step))
     after, totals = take(setup, state, batch_of(USERS), state_lib.step_key(0))
     assert totals.kl > 1
@@ -441,7 +441,7 @@ def test_kl_weight_is_a_function_of_the_global_step(
 
 def test_padding_weighs_nothing(small, take, assert_close):
     """A partial batch is the batch of its users, whatever is behind them."""
-    setup = problem_on(small(loss={"total_anneal_steps": 0}), tx=optax.sgd(1.0))
+    setup = setup_on(small(loss={"total_anneal_steps": 0}), tx=optax.sgd(1.0))
     state, key = shuffled(setup), state_lib.step_key(0)
     padded = np.append(USERS[:6], [len(HISTORIES)] * 4).astype(np.int32)
     alone = take(setup, state, batch_of(USERS[:6], 32), key)
@@ -475,8 +475,8 @@ def test_gradients_do_not_depend_on_the_mesh(
         },
         model=VARIANTS[variant].get("model", {}),
     )
-    one = problem_on(config, tx=optax.sgd(1.0))
-    many = problem_on(config, *mesh, tx=optax.sgd(1.0), microbatch=microbatch)
+    one = setup_on(config, tx=optax.sgd(1.0))
+    many = setup_on(config, *mesh, tx=optax.sgd(1.0), microbatch=microbatch)
     key = state_lib.step_key(0)
     results, used = [], []
     for setup in (one, many):
@@ -499,7 +499,7 @@ def test_gradients_do_not_depend_on_the_mesh(
 def test_state_is_sharded_by_the_table_and_the_same_everywhere(
     small, assert_same, mesh
 ):
-    setup = problem_on(small(), *mesh)
+    setup = setup_on(small(), *mesh)
     state = state_lib.init_state(setup, 11)
     item = mesh[1]
     parts = {"input_kernel": (0,), "output_kernel": (1,), "output_bias": (0,)}
@@ -516,7 +516,7 @@ def test_state_is_sharded_by_the_table_and_the_same_everywhere(
             assert shard.data.shape == tuple(shape), path
     # Parameter and both moments.
     assert sorted(seen) == sorted(3 * list(parts))
-    assert_same(state, state_lib.init_state(problem_on(small()), 11))
+    assert_same(state, state_lib.init_state(setup_on(small()), 11))
     other = state_lib.init_state(setup, 12)
     assert np.any(
         np.asarray(other.params["input_kernel"])
@@ -527,7 +527,7 @@ def test_state_is_sharded_by_the_table_and_the_same_everywhere(
 def test_fresh_parameters_are_what_the_authors_start_from(small):
     """Glorot uniform over the real items; padding items are zero."""
     params = state_lib.init_state(
-        problem_on(small(model={"hidden": (64,)})), 0
+        setup_on(small(model={"hidden": (64,)})), 0
     ).params
     for kernel in (params["input_kernel"], params["output_kernel"].T):
         kernel = np.asarray(kernel)
