@@ -79,19 +79,17 @@ def main(argv: Sequence[str]) -> int:
     for arguments in RUNS:
         if has_torch and arguments[:2] == _BF16[:2]:
             arguments = (*arguments, "--peers=torch_compile_bf16")
-        if time.monotonic() - began > FLAGS.limit:
-            records.append(
-                {"arguments": list(arguments), "error": "no time left"}
-            )
-            continue
         cli.log(f"\n--- {' '.join(arguments)}")
-        records.append(run(arguments))
+        if time.monotonic() - began < FLAGS.limit:
+            record = run(arguments)
+        else:
+            record = {"arguments": list(arguments), "error": "no time left"}
+        records.append(record)
         # After every benchmark, in case the machine is lost.
         common.write({"runs": records})
     failed = [record for record in records if "error" in record]
     for record in failed:
         cli.log(f"failed: {' '.join(record['arguments'])}: {record['error']}")
-    common.write({"runs": records})
     return int(bool(failed))
 
 

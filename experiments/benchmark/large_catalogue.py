@@ -118,7 +118,9 @@ def _assembled() -> float:
             users * FLAGS.history,
         )
         rates.append(users / (time.perf_counter() - began))
-    return statistics.median(rates)
+    rate = statistics.median(rates)
+    cli.log(f"the streamed pipeline's thread assembles {rate:,.0f} users/s")
+    return rate
 
 
 main = common.main_of(benchmark, tables.large_catalogue)
