@@ -133,15 +133,18 @@ def _groups(attributes: str) -> list[list[int]]:
     if written := re.search(r"replica_groups=\{(.*?\})\}", attributes):
         return [_numbers(g) for g in re.findall(r"[\d,]*\d", written[1])]
     if moved := re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\]T\(([\d,]+)\)", attributes
+        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?",
+        attributes,
     ):
-        shape, source, order = map(_numbers, moved.groups())
+        shape, source, order = (_numbers(text or "") for text in moved.groups())
         devices = np.arange(math.prod(source)).reshape(source)
-        return devices.transpose(order).reshape(shape).tolist()
-    assert re.search(
-        r"replica_groups=mesh\['axis_\d'=\d,'axis_\d'=\d\]", attributes
-    )
-    return [list(range(8))]
+        return devices.transpose(order or None).reshape(shape).tolist()
+    named = re.search(r"replica_groups=mesh\[(.*?)\] \{'(\w+)'\}", attributes)
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+    shape = [int(n) for n in sizes.values()]
+    devices = np.arange(math.prod(shape)).reshape(shape)
+    axis = list(sizes).index(named[2])
+    return np.moveaxis(devices, axis, -1).reshape(-1, shape[axis]).tolist()
 
 
 def formula(config: Config, rows: int, users: int, parts: int, slots: int):
