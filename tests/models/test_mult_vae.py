@@ -54,7 +54,7 @@ def make(name, hidden=(5,), **config):
 
 
 def init(model, seed=0):
-    return model.init(jax.random.key(seed), BATCH)["params"]
+    return jax.jit(model.init)(jax.random.key(seed), BATCH)["params"]
 
 
 def random_params(model, seed=1):

@@ -43,7 +43,7 @@ def batch() -> SparseBatch:
 @pytest.fixture(scope="module")
 def params(batch):
     """Random parameters, also for the biases and scales."""
-    tree = make().init(jax.random.key(3), batch)["params"]
+    tree = jax.jit(make().init)(jax.random.key(3), batch)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: x + jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32),
@@ -153,7 +153,7 @@ def test_gradients_equal_finite_differences(batch, params):
         )
         return jnp.sum(nll + jnp.asarray(weight, jnp.float32) * kl)
 
-    gradients = jax.grad(loss)(params)
+    gradients = jax.jit(jax.grad(loss))(params)
     rng = np.random.default_rng(1)
     for name in ("posterior", "output_kernel", "output_bias"):
         direction = jax.tree.map(
@@ -225,7 +225,7 @@ def test_initial_parameters():
         rec_vae.RecVAE, n_items=500, item_rows=512, hidden=(64,), latent=32
     )
     empty = SparseBatch(*(jnp.zeros(1, jnp.int32),) * 3)
-    p = model().init(jax.random.key(0), empty)["params"]
+    p = jax.jit(model().init)(jax.random.key(0), empty)["params"]
     for encoder in (p["posterior"], p["prior"]):
         for x, fan_in in (
             (encoder["input_kernel"][:500], 500),
