@@ -248,6 +248,18 @@ def read_config(workdir: pathlib.Path) -> Config:
     return config_lib.from_mapping(read_json(workdir / CONFIG))
 
 
+def write_identity(
+    workdir: pathlib.Path, manifest: Mapping[str, Any], items: Any
+) -> None:
+    """Writes a dataset's manifest and item ids, an `IdTable`.
+
+    A trained model can then be used without the dataset.
+    """
+    with atomic_file(workdir / ITEMS) as temporary:
+        items.write(temporary, "item")
+    write_json(workdir / DATASET, dict(manifest))
+
+
 def check_or_create(
     workdir: pathlib.Path, config: Config, dataset: Any, *, train: bool = True
 ) -> None:
@@ -256,8 +268,7 @@ def check_or_create(
     Args:
       workdir: a directory that the caller has `locked`.
       config: settings of this call.
-      dataset: dataset of this call, with `manifest`, `name`, `path` and
-        `write_identity`.
+      dataset: dataset of this call, with `manifest`, `items`, `name`, `path`.
       train: False for a call that only scores: it may use another precision,
         and nothing is written.
 
@@ -275,7 +286,7 @@ def check_or_create(
         _check_config(workdir, old, values)
         _check_dataset(workdir, read_json(workdir / DATASET), dataset)
     elif train:
-        dataset.write_identity(workdir)
+        write_identity(workdir, dataset.manifest, dataset.items)
         # Blend weights of an earlier model do not fit the new one.
         (workdir / LINEAR / WEIGHTS).unlink(missing_ok=True)
     if train:

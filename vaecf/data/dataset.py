@@ -25,25 +25,15 @@ from typing import Any
 
 import numpy as np
 
+import vaecf
 from vaecf import workdir as workdir_lib
 from vaecf.data import external_formats, storage
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
 
-__all__ = [
-    "Dataset",
-    "HeldOut",
-    "IdTable",
-    "check_output",
-    "find_dataset",
-    "make_dataset",
-    "open_dataset",
-    "write_dataset",
-    "write_identity",
-]
-
 MANIFEST = "manifest.json"
+_SCHEMA_VERSION = 1
 _TABLES = ("items", "users")
 
 
@@ -127,24 +117,21 @@ class Dataset:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by their file names without ``.npy``."""
-        arrays = {}
-        for part, matrix in self.matrices.items():
-            arrays[f"{part}.indptr"] = matrix.indptr
-            arrays[f"{part}.indices"] = matrix.indices
+        """All arrays by their file names without ``.npy``, C-contiguous."""
+        arrays = {
+            f"{part}.{kind}": getattr(matrix, kind)
+            for part, matrix in self.matrices.items()
+            for kind in ("indptr", "indices")
+        }
         for name, array in (self.oracle or {}).items():
-            arrays[f"oracle.{name}"] = np.asarray(array)
-        return arrays
+            arrays[f"oracle.{name}"] = array
+        return {k: np.ascontiguousarray(array) for k, array in arrays.items()}
 
     @functools.cached_property
     def manifest_hash(self) -> str:
         """SHA-256 (hex) of the manifest as canonical JSON."""
         text = json.dumps(self.manifest, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def write_identity(self, directory: pathlib.Path) -> None:
-        """Writes the manifest and the item ids into a workdir."""
-        write_identity(directory, self.manifest, self.items)
 
     def split(self, name: str) -> HeldOut:
         """Returns the ``"validation"`` or the ``"test"`` users.
@@ -157,18 +144,6 @@ class Dataset:
                 f"unknown split {name!r}: it is 'validation' or 'test'"
             )
         return self.validation if name == "validation" else self.test
-
-
-def write_identity(
-    directory: pathlib.Path, manifest: Mapping[str, Any], items: IdTable
-) -> None:
-    """Writes a dataset's manifest and item ids into a workdir.
-
-    With them a trained model can be used without the dataset.
-    """
-    with workdir_lib.atomic_file(directory / workdir_lib.ITEMS) as temporary:
-        items.write(temporary, "item")
-    workdir_lib.write_json(directory / workdir_lib.DATASET, dict(manifest))
 
 
 def make_dataset(
@@ -186,19 +161,15 @@ def make_dataset(
     oracle: Mapping[str, np.ndarray] | None = None,
     oracle_facts: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Builds a dataset in memory, with its manifest.
+    """Builds a dataset in memory, with its manifest. See `Dataset`.
+
+    Equal input gives an equal manifest: it holds no time and no path.
 
     Args:
-      name, protocol, train, validation, test, items, users: see `Dataset`.
       constants: the protocol's seed, thresholds and proportions.
       counts: rows read, dropped and so on; sizes of the matrices are added.
       source: ``{"file", "sha256", "bytes"}``, or None if there is no file.
-      oracle: arrays of a generator, stored as ``oracle.*.npy``.
-      oracle_facts: parameters of a generator, stored in the manifest.
-
-    Returns:
-      The dataset, whose ``path`` is None. Equal input gives an equal manifest,
-      because the manifest holds no time and no path.
+      oracle_facts: parameters of the generator of `oracle`.
     """
     parts = (train, validation, test, items, users)
     dataset = Dataset(name, protocol, *parts, manifest={}, oracle=oracle)
@@ -216,15 +187,15 @@ def make_dataset(
         "test_fold_in": test.fold_in.nnz,
         "test_held_out": test.held_out.nnz,
     }
-    dataset.manifest.update(
-        schema_version=storage.SCHEMA_VERSION,
-        vaecf_version=_version(),
-        name=name,
-        protocol=protocol,
-        protocol_constants=storage.as_json(constants or {}),
-        counts=storage.as_json({**sizes, **(counts or {})}),
-        source=storage.as_json(source),
-        ids={
+    manifest = {
+        "schema_version": _SCHEMA_VERSION,
+        "vaecf_version": vaecf.__version__,
+        "name": name,
+        "protocol": protocol,
+        "protocol_constants": constants or {},
+        "counts": {**sizes, **(counts or {})},
+        "source": source,
+        "ids": {
             which: {
                 "type": table.type,
                 "count": len(table),
@@ -232,13 +203,16 @@ def make_dataset(
             }
             for which, table in zip(_TABLES, (items, users))
         },
-    )
+    }
     if oracle_facts is not None:
-        dataset.manifest["oracle"] = storage.as_json(oracle_facts)
-    dataset.manifest["arrays"] = {
+        manifest["oracle"] = oracle_facts
+    manifest["arrays"] = {
         key: storage.describe_array(array)
         for key, array in dataset.arrays.items()
     }
+    # What a reader of the file gets: no tuples, no NumPy scalars.
+    text = json.dumps(manifest, default=lambda scalar: scalar.item())
+    dataset.manifest.update(json.loads(text))
     return dataset
 
 
@@ -273,24 +247,17 @@ def write_dataset(
     *,
     overwrite: bool = False,
 ) -> Dataset:
-    """Writes a dataset atomically and opens it.
-
-    Args:
-      directory: new, empty, or (with `overwrite`) a vaecf dataset.
-      dataset: what to write.
-      overwrite: replace an existing dataset.
-
-    Returns:
-      The dataset opened from `directory`.
+    """Writes a dataset atomically; returns the dataset opened from there.
 
     Raises:
-      VaecfError: the directory is taken or cannot be written.
+      VaecfError: the directory is taken (see `check_output`) or cannot be
+        written.
     """
     check_output(directory, overwrite=overwrite)
     target = pathlib.Path(directory)
     with workdir_lib.atomic_directory(target) as fresh:
         for name, array in dataset.arrays.items():
-            storage.save_array(fresh / f"{name}.npy", array)
+            np.save(fresh / f"{name}.npy", array)
         splits = np.repeat(["train", "validation", "test"], dataset.split_sizes)
         dataset.items.write(fresh / "items.parquet", "item")
         dataset.users.write(fresh / "users.parquet", "user", split=splits)
@@ -306,10 +273,8 @@ def open_dataset(
     Directories written by the paper's notebook (``pro_sg``) and by the
     recipe's preparation script are read too.
 
-    Args:
-      directory: directory of the dataset.
-      verify: read everything and compare it with the manifest's digests.
-        Sizes, dtypes and shapes are always compared.
+    Shapes, dtypes and file sizes are compared with the manifest; with `verify`
+    also all values, which reads everything.
 
     Raises:
       VaecfError: no dataset, or a damaged one (names the file).
@@ -317,19 +282,25 @@ def open_dataset(
     path = pathlib.Path(directory)
     if not (path / MANIFEST).is_file():
         return _open_external(path)
-    manifest = storage.read_manifest(path / MANIFEST)
+    manifest = workdir_lib.read_json(path / MANIFEST)
+    found = None
+    if isinstance(manifest, dict):
+        found = manifest.get("schema_version")
+    if found != _SCHEMA_VERSION:
+        raise VaecfError(
+            f"{path} has schema version {found}, this vaecf reads "
+            f"{_SCHEMA_VERSION}; update vaecf or prepare the dataset again"
+        )
     items = IdTable.read(path / "items.parquet", "item")
     users = IdTable.read(path / "users.parquet", "user")
     arrays = {
-        name: storage.load_array(
-            path / f"{name}.npy", entry, mmap=not name.endswith(".indptr")
-        )
+        name: storage.load_array(path / f"{name}.npy", entry)
         for name, entry in manifest.get("arrays", {}).items()
     }
 
     def matrix(part: str) -> Interactions:
-        indptr, indices = arrays[f"{part}.indptr"], arrays[f"{part}.indices"]
-        return Interactions(indptr, indices, len(items))
+        indptr = np.array(arrays[f"{part}.indptr"])  # in memory
+        return Interactions(indptr, arrays[f"{part}.indices"], len(items))
 
     def held_out(split: str) -> HeldOut:
         return HeldOut(matrix(f"{split}.fold_in"), matrix(f"{split}.held_out"))
@@ -404,28 +375,8 @@ def _no_dataset(place: object) -> VaecfError:
 
 
 def _open_external(path: pathlib.Path) -> Dataset:
-    parts = external_formats.read(path)
-    if parts is None:
+    contents = external_formats.read(path)
+    if contents is None:
         raise _no_dataset(path)
-    splits = parts.train, parts.validation.fold_in, parts.test.fold_in
-    n_users = sum(split.n_users for split in splits)
-    users, known = parts.users, True
-    if users is None or len(users) != n_users:
-        users, known = IdTable(np.arange(n_users)), False  # row numbers
-    made = make_dataset(
-        name=path.resolve().name,
-        protocol=parts.protocol,
-        train=parts.train,
-        validation=parts.validation,
-        test=parts.test,
-        items=parts.items,
-        users=users,
-        constants={"layout": parts.layout, "user_ids_known": known},
-    )
+    made = make_dataset(name=path.resolve().name, **contents)
     return dataclasses.replace(made, path=path)
-
-
-def _version() -> str:
-    import vaecf
-
-    return str(getattr(vaecf, "__version__", "unknown"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import pathlib
 import zipfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,16 +22,12 @@ from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
 
 
-class Parts(NamedTuple):
-    """Contents of such a directory; `users` is None without an id map."""
-
-    layout: str
-    protocol: str
+class _Parts(NamedTuple):
     train: Interactions
     validation: HeldOut
     test: HeldOut
     items: IdTable
-    users: IdTable | None
+    users: IdTable | None  # without an id map
 
 
 def layout_of(path: pathlib.Path) -> str | None:
@@ -41,18 +37,30 @@ def layout_of(path: pathlib.Path) -> str | None:
     return "recipe" if (path / "train_data.npz").is_file() else None
 
 
-def read(path: pathlib.Path) -> Parts | None:
-    """Reads a directory of either layout into memory; None if it has neither.
+def read(path: pathlib.Path) -> dict[str, Any] | None:
+    """Reads a directory of either layout into arguments of `make_dataset`.
+
+    Users without known ids are numbered. Returns None for other directories.
 
     Raises:
       VaecfError: a file is missing or damaged.
     """
-    readers = {"pro_sg": _read_pro_sg, "recipe": _read_recipe, None: None}
-    reader = readers[layout_of(path)]
-    return None if reader is None else reader(path)
+    layout = layout_of(path)
+    if layout is None:
+        return None
+    parts = _read_pro_sg(path) if layout == "pro_sg" else _read_recipe(path)
+    splits = parts.train, parts.validation.fold_in, parts.test.fold_in
+    n_users = sum(split.n_users for split in splits)
+    known = parts.users is not None and len(parts.users) == n_users
+    users = parts.users if known else IdTable(np.arange(n_users))
+    return {
+        **parts._replace(users=users)._asdict(),
+        "protocol": "paper" if layout == "pro_sg" else "recipe",
+        "constants": {"layout": layout, "user_ids_known": known},
+    }
 
 
-def _read_pro_sg(path: pathlib.Path) -> Parts:
+def _read_pro_sg(path: pathlib.Path) -> _Parts:
     """Reads as the notebook's load_train_data and load_tr_te_data do."""
     items = _read_lines(path / "unique_sid.txt")
     n_items = len(items)
@@ -66,20 +74,19 @@ def _read_pro_sg(path: pathlib.Path) -> Parts:
             for part in ("tr", "te")
         ]
         uids = np.concatenate([uid for uid, _ in pairs])
-        first, n_users = 0, 0
-        if len(uids):
-            first = int(uids.min())
-            n_users = int(uids.max()) + 1 - first
-        fold_in, held = (
+        first = int(uids.min()) if len(uids) else 0
+        n_users = int(uids.max(initial=first - 1)) + 1 - first
+        matrices = (
             Interactions.from_pairs(uid - first, sid, n_users, n_items)[0]
             for uid, sid in pairs
         )
-        return HeldOut(fold_in, held)
+        return HeldOut(*matrices)
 
     users = path / "unique_uid.txt"
     user_ids = _read_lines(users) if users.is_file() else None
-    splits = held_out("validation"), held_out("test")
-    return Parts("pro_sg", "paper", train, *splits, items, user_ids)
+    return _Parts(
+        train, held_out("validation"), held_out("test"), items, user_ids
+    )
 
 
 def _read_pairs(
@@ -103,26 +110,18 @@ def _read_pairs(
     return uid, sid
 
 
-def _read_recipe(path: pathlib.Path) -> Parts:
+def _read_recipe(path: pathlib.Path) -> _Parts:
     train = _read_npz(path / "train_data.npz")
 
     def held_out(split: str) -> HeldOut:
         names = (f"{split}_data_true.npz", f"{split}_data_test.npz")
-        fold_in, held = (_read_npz(path / name) for name in names)
-        for name, matrix in zip(names, (fold_in, held), strict=True):
-            if matrix.n_items != train.n_items:
-                raise VaecfError(
-                    f"{path / name} has {matrix.n_items} items, "
-                    f"train_data.npz has {train.n_items}"
-                )
-        return HeldOut(fold_in, held)
+        return HeldOut(*(_read_npz(path / name) for name in names))
 
     items = _read_id_map(path / "show2id.json")
     if items is None or len(items) != train.n_items:
         items = IdTable(np.arange(train.n_items))
     users = _read_id_map(path / "profile2id.json")
-    splits = held_out("vad"), held_out("test")
-    return Parts("recipe", "recipe", train, *splits, items, users)
+    return _Parts(train, held_out("vad"), held_out("test"), items, users)
 
 
 def _read_npz(path: pathlib.Path) -> Interactions:

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
-from vaecf.data import dataset as dataset_lib
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -169,7 +168,7 @@ class TrainedModel:
         if directory.exists():
             _require_replaceable(directory, overwrite)
         with workdir_lib.atomic_directory(directory) as fresh:
-            dataset_lib.write_identity(fresh, self.manifest, self.items)
+            workdir_lib.write_identity(fresh, self.manifest, self.items)
             saved = checkpoints.Checkpoints(fresh / workdir_lib.CHECKPOINTS)
             step = self.progress.get("epoch", 0)
             saved.save(checkpoints.BEST, step, self.params, self.progress)
