@@ -121,7 +121,7 @@ def test_entry_is_complete(name):
     entry = catalog.get(name)
     assert entry.name == name and entry.title and entry.licence
     assert entry.held_out_users > 0
-    assert entry.default_protocol in ("paper", "recipe", "vaecf")
+    assert entry.protocol in ("paper", "recipe", "vaecf")
     if entry.digest is not None:
         length = {"md5": 32, "sha256": 64}[entry.digest.algorithm]
         assert re.fullmatch(f"[0-9a-f]{{{length}}}", entry.digest.value)

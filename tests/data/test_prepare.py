@@ -181,10 +181,10 @@ def test_a_known_dataset_from_a_file_of_another_layout(tmp_path, monkeypatch):
     assert made.manifest["counts"]["below_min_rating"] == (
         len(frame) - len(liked)
     )
-    with pytest.raises(VaecfError, match="known layouts"):
-        bad = tmp_path / "x.csv"
-        bad.write_text("a,b\n1,2\n")
-        run(tmp_path / "no", dataset="ml-1m", ratings=bad)
+    table = tmp_path / "x.csv"
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(VaecfError, match="rating_column=None need each other"):
+        run(tmp_path / "no", dataset="ml-1m", ratings=table)
 
 
 def test_an_entry_is_all_that_a_new_dataset_needs(tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def test_an_entry_is_all_that_a_new_dataset_needs(tmp_path, monkeypatch):
     entry = catalog.Entry(
         "plays", "Plays", "free", 10, counts={"ratings": len(frame)},
         dialect=layouts.Dialect("|", False, {"rating": 0, "user": 1, "item": 2}),
-        min_rating=2, min_items_per_user=3, default_protocol="vaecf",
+        min_rating=2, min_items_per_user=3, protocol="vaecf",
     )  # fmt: skip
     monkeypatch.setattr(catalog, "CATALOG", {"plays": entry})
     made = run(tmp_path / "a", dataset="plays", ratings=path)

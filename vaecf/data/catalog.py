@@ -39,7 +39,7 @@ class Entry:
         implicit data, where every row is one.
       min_items_per_user: threshold of the papers.
       min_users_per_item: threshold of the papers.
-      default_protocol: split that is used unless another is chosen.
+      protocol: split that is used unless another is chosen.
       counts: published facts of the ratings file: `ratings`, `users`, `items`
         (distinct items with a rating).
       manual: how to get data that no program may download.
@@ -59,7 +59,7 @@ class Entry:
     min_rating: float | None = None
     min_items_per_user: int = 5
     min_users_per_item: int = 0
-    default_protocol: str = "paper"
+    protocol: str = "paper"
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     manual: str = ""
     generated: bool = False
@@ -125,7 +125,7 @@ def _lightgcn(
         held_out_users=3_000,
         urls=(_LIGHTGCN + name,),
         files=("train.txt", "test.txt"),
-        default_protocol="vaecf",
+        protocol="vaecf",
         config=config,
     )
 
@@ -138,7 +138,7 @@ def _generated(
         title=title,
         licence="generated here: Apache-2.0, like the code",
         held_out_users=held_out_users,
-        default_protocol="vaecf",
+        protocol="vaecf",
         generated=True,
         config=config,
     )

@@ -97,15 +97,7 @@ def dialect_of(
     columns: Columns,
     separator: str | None = None,
 ) -> Dialect:
-    """Decides how to split a text file into columns.
-
-    Args:
-      path: the file.
-      layout: one of `TEXT_LAYOUTS`, a dialect, or None for a table with a
-        header.
-      columns: names of a table's columns.
-      separator: of a table, one character; None chooses by the suffix of the
-        file and by what its first line contains.
+    """Returns how to split a text file; without a layout, it is a table.
 
     Raises:
       VaecfError: the separator is not one character, or the file cannot be
@@ -127,28 +119,23 @@ def dialect_of(
     return Dialect(mark, True, columns)
 
 
-def files_of(
-    path: pathlib.Path, layout: str | Dialect | None
-) -> list[pathlib.Path]:
+def files_of(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns the files to read, in order.
 
     Raises:
-      VaecfError: the folder has no file of this layout.
+      VaecfError: a file is missing or empty, or a folder has no known layout.
     """
-    require(path)
-    if path.is_file():
+    if require(path).is_file():
         return [path]
-    pattern = None
-    if isinstance(layout, str):
-        pattern = _FILES_IN_FOLDER.get(layout)
-    files = sorted(path.glob(pattern)) if pattern else []
+    layout = detect(path)
+    if layout is None:
+        raise VaecfError(
+            f"{path} is a folder without "
+            f"{' or '.join(_FILES_IN_FOLDER.values())}; name the ratings file"
+        )
+    files = sorted(path.glob(_FILES_IN_FOLDER[layout]))
     if layout == "lightgcn_txt" and (path / "test.txt").is_file():
         files.append(path / "test.txt")  # all interactions: train and test
-    if not files:
-        known = pattern or " or ".join(_FILES_IN_FOLDER.values())
-        raise VaecfError(
-            f"{path} is a folder without {known}; name the ratings file"
-        )
     return [require(file) for file in files]
 
 

@@ -13,7 +13,7 @@ from vaecf.data import layouts
 from vaecf.data.interactions import Interactions
 from vaecf.data.layouts import Dialect
 from vaecf.data.row_batches import Batch, file_batches, frame_batches
-from vaecf.errors import VaecfError, did_you_mean
+from vaecf.errors import VaecfError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,17 +26,15 @@ class Ratings(NamedTuple):
     """Interactions as pairs of codes, in the order of the source.
 
     Attributes:
-      user: int32 ``[n]``, indices into ``user_ids``.
-      item: int32 ``[n]``, indices into ``item_ids``.
-      user_ids: raw ids in ascending order, int64 or object of ``str``
-        (strings in the order of their code points). Int64 only if every id
-        reads as an integer in its usual form: one ``007`` makes all ids
-        strings.
+      user: int32 ``[n]``, indices into `user_ids`.
+      item: int32 ``[n]``, indices into `item_ids`.
+      user_ids: ascending raw ids, int64 or object of ``str``. Int64 only if
+        every id is an integer in its usual form: one ``007`` makes all ids
+        strings, in the order of their code points.
       item_ids: likewise.
-      counts: what was read, under the names of the manifest: ``rows_read``,
-        ``blank_rows`` (not part of the rows), ``below_min_rating``, and the
-        distinct ``users_read`` and ``items_read`` before the threshold, None
-        if they were not counted.
+      counts: for the manifest: ``rows_read``, ``blank_rows`` (not part of the
+        rows), ``below_min_rating``, and the distinct ``users_read`` and
+        ``items_read`` before the threshold, None if they were not counted.
     """
 
     user: np.ndarray
@@ -58,54 +56,42 @@ class Ratings(NamedTuple):
 def read_ratings(
     source: Any,
     *,
-    layout: str | Dialect | None = None,
     user_column: str | None = None,
     item_column: str | None = None,
     rating_column: str | None = None,
     min_rating: float | None = None,
     separator: str | None = None,
+    dialect: Dialect | None = None,
     count_all: bool = False,
 ) -> Ratings:
     """Reads interactions from a file, a folder or a DataFrame.
 
     A file is streamed: memory holds a batch of a million rows and 8 bytes for
-    each pair that remains.
+    each pair that remains. Repeated pairs are kept (see
+    `collapse_duplicates`).
 
     Args:
       source: path of a CSV, TSV (plain or gzipped) or Parquet file, of a file
-        or folder in one of ``layouts.LAYOUTS``, or a pandas or polars
-        DataFrame.
-      layout: one of ``layouts.LAYOUTS``, or the dialect of a text file; None
-        detects the layout.
-      user_column: name of the user column. If this or ``item_column`` is
-        given, the source is read as a table with a header.
-      item_column: name of the item column.
-      rating_column: name of the rating column of a table.
+        or folder in one of `layouts.LAYOUTS`, or a pandas or polars DataFrame.
+      user_column: user column of a table; if this or `item_column` is given,
+        a file is read as a table with a header, whatever its layout.
+      item_column: item column of a table.
+      rating_column: rating column of a table.
       min_rating: keep rows with ``rating >= min_rating``; None keeps all.
       separator: separator of a text table; None guesses by name and header.
+      dialect: how to split a text file in none of the known layouts.
       count_all: also count users and items before the threshold.
-
-    Returns:
-      All rows that remain, repeated pairs included (see
-      ``collapse_duplicates``).
 
     Raises:
       VaecfError: missing or empty file, missing column, a rating that is not
         a number, a missing id, or a threshold without ratings. The message
         names the file and, where there is one, the row and the column.
     """
-    is_path = isinstance(source, (str, os.PathLike))
-    path = layouts.require(pathlib.Path(source)) if is_path else None
-    if user_column is not None or item_column is not None:
-        layout = None
-    elif path is not None and layout is None:
-        layout = layouts.detect(path)
-    if isinstance(layout, str) and layout not in layouts.LAYOUTS:
-        raise VaecfError(
-            f"unknown layout {layout!r}"
-            f"{did_you_mean(layout, layouts.LAYOUTS)} (there are "
-            f"{', '.join(layouts.LAYOUTS)})"
-        )
+    layout, path = None, None
+    if isinstance(source, (str, os.PathLike)):
+        path = pathlib.Path(source)
+        if user_column is None and item_column is None:
+            layout = layouts.detect(path) or dialect
     _check_threshold(path, layout, rating_column, min_rating)
     columns = {"user": user_column or "user", "item": item_column or "item"}
     if min_rating is not None:

@@ -58,14 +58,13 @@ def file_batches(
       path: file or folder.
       layout: one of `layouts.LAYOUTS`; the dialect of a text file; or None
         for a table with a header.
-      columns: what to read: ``user``, ``item`` and possibly ``rating``, with
-        the columns' names in a table.
+      columns: a table's names of ``user``, ``item`` and possibly ``rating``.
       separator: of a text table; None guesses.
 
     Raises:
       VaecfError: missing, empty or damaged file, or a missing column.
     """
-    for file in layouts.files_of(path, layout):
+    for file in layouts.files_of(path):
         with polars_errors(file):
             if layout == "netflix":
                 yield from _netflix_batches(file)
@@ -76,12 +75,7 @@ def file_batches(
 
 
 def frame_batches(frame: Any, columns: Columns) -> Iterator[Batch]:
-    """Yields the rows of a pandas or polars frame.
-
-    Args:
-      frame: polars DataFrame or LazyFrame, pandas DataFrame, or an object
-        with a method ``to_pandas``.
-      columns: names of the columns; see `file_batches`.
+    """Yields the rows of a pandas or polars (lazy) frame.
 
     Raises:
       VaecfError: another type, or a missing column.

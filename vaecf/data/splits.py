@@ -102,6 +102,7 @@ def vaecf(
     *,
     seed: int = 0,
     test_proportion: float = 0.2,
+    keep_all_items: bool = False,
 ) -> Split:
     """Splits with PCG64, vectorised, independent of the order of the rows.
 
@@ -114,6 +115,7 @@ def vaecf(
       test_users: number of test users; None means `validation_users`.
       seed: seed of all draws.
       test_proportion: share of a user's items to hold out, in (0, 1).
+      keep_all_items: keep the columns of items that no training user has.
 
     Raises:
       VaecfError: no training user would remain, or a value is out of range.
@@ -131,9 +133,12 @@ def vaecf(
         place[ratings.user], ratings.item, len(users), len(ratings.item_ids)
     )
     train = everything.rows(slice(0, n_train))
-    vocabulary = np.flatnonzero(train.item_counts()).astype(np.int32)
-    new_index = _inverse(vocabulary, everything.n_items)
+    seen = train.item_counts() > 0
+    vocabulary = np.arange(everything.n_items, dtype=np.int32)
+    if not keep_all_items:
+        vocabulary = vocabulary[seen]
     n_items = len(vocabulary)
+    new_index = np.where(seen, _inverse(vocabulary, len(seen)), -1)
     rest = everything.rows(slice(n_train, len(users)))
     moved = new_index[rest.indices]
     known = _select(Interactions(rest.indptr, moved, n_items), moved >= 0)
