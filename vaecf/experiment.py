@@ -178,9 +178,7 @@ def _opened(
                         folder = path.parent if name == "per_user" else path
                         workdir_lib.make_folder(folder, f"{name}={path}")
                 if actions.log_path is not None:
-                    recipe_writer = stack.enter_context(
-                        recipe_log.RecipeLogWriter(actions.log_path)
-                    )
+                    recipe_writer = recipe_log.RecipeLogWriter(actions.log_path)
                     recipe_writer.parameters(actions.arguments)
         with within("opening the workdir"), processes.agreement():
             processes.require_shared_directory(workdir)
@@ -418,13 +416,13 @@ def _finish_recipe_log(run: _Run) -> None:
     """Logs the results of this call."""
     if run.recipe_log is None:
         return
-    values: dict[str, float] = {}
+    figures = {}
     if run.actions.inference_batch_sizes:
-        values |= run.results["inference"]
-    units = {name: latency.unit(name) for name in values}
+        for name, value in run.results["inference"].items():
+            figures[name] = value, latency.unit(name)
     if run.actions.test:
         for name, cell in run.results["test"].items():
-            values[f"test_{name}"], units[f"test_{name}"] = cell["mean"], "1"
+            figures[f"test_{name}"] = cell["mean"], "1"
     run.recipe_log.final(
-        values, warm_up_epochs=run.config.train.warm_up_epochs, units=units
+        figures, warm_up_epochs=run.config.train.warm_up_epochs
     )

@@ -57,8 +57,8 @@ def results() -> dict[str, Any]:
             "ndcg@100": _cell(0.40124, 0.00612),
             "recall@20": _cell(0.3411, 0.0071),
             "coverage@100": _cell(0.61, None),
-            "users_left_out": 3,
         },
+        "users_left_out": 3,
         "validation": {"ndcg@100": _cell(0.4, 0.01)},
         "train": {"users_per_second": 20731.4, "seconds": 192.3},
         "baselines": {

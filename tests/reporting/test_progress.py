@@ -35,7 +35,7 @@ def _run(
     stop_after: int | None = None,
     initial_epoch: int = 0,
     seconds_per_epoch: float = 1.0,
-    enabled: bool | None = None,
+    enabled: bool = True,
 ) -> None:
     """Four steps an epoch, two updates an epoch, a note every ten epochs."""
     with Progress(
@@ -85,7 +85,7 @@ def test_epochs_that_get_a_plain_line(
 def test_notes_cannot_move_the_cursor(capsys) -> None:
     with Progress(1, 1) as bar:
         bar.note("table\nof \x1b[2Jtwo\rlines")
-    assert capsys.readouterr().err == "table\nof two\nlines\n"
+    assert capsys.readouterr().err == "table\nof \ufffd[2Jtwo\ufffdlines\n"
 
 
 def _terminal_output(

@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 from vaecf.errors import VaecfError
 from vaecf.reporting.writers import (
     JsonlWriter,
-    MultiWriter,
     TensorBoardWriter,
-    Writer,
     read_records,
 )
 
@@ -40,9 +38,9 @@ def _strict(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _write(path: pathlib.Path, steps: list[int]) -> None:
-    with JsonlWriter(path) as writer:
-        for step in steps:
-            writer.write({"train/loss": step / 2}, step=step)
+    writer = JsonlWriter(path)
+    for step in steps:
+        writer.write({"train/loss": step / 2}, step=step)
 
 
 def test_jsonl_round_trip(
@@ -55,8 +53,6 @@ def test_jsonl_round_trip(
     assert len(_strict(path)) == 1  # Readable while the run goes on.
     numpy_value: Any = np.int32(2)
     writer.write({"train/skipped_steps": numpy_value, "none": None}, step=56)
-    writer.close()
-    writer.close()
     first = {"epoch": 1, "train/loss": 0.1, "name": "é\n"}
     second = {"train/skipped_steps": 2, "none": None}
     assert _strict(path) == [
@@ -71,22 +67,19 @@ def test_jsonl_nonfinite_values_are_null_and_named(
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     numpy_value: Any = np.float32("inf")
-    with JsonlWriter(path) as writer:
-        writer.write(
-            {"a": math.nan, "b": 1.0, "c": -math.inf, "d": numpy_value},
-            step=1,
-        )
+    JsonlWriter(path).write(
+        {"a": math.nan, "b": 1.0, "c": -math.inf, "d": numpy_value}, step=1
+    )
     (line,) = _strict(path)
     assert (line["a"], line["b"], line["c"], line["d"]) == (None, 1, None, None)
     assert line["nonfinite"] == ["a", "c", "d"]
 
 
 def test_jsonl_refuses_arrays(tmp_path: pathlib.Path) -> None:
-    with (
-        JsonlWriter(tmp_path / "metrics.jsonl") as writer,
-        pytest.raises(TypeError, match="'loss' is ndarray"),
-    ):
-        writer.write({"loss": np.zeros(3)}, step=1)  # type: ignore[dict-item]
+    writer = JsonlWriter(tmp_path / "metrics.jsonl")
+    array: Any = np.zeros(3)
+    with pytest.raises(TypeError, match="'loss' is ndarray"):
+        writer.write({"loss": array}, step=1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -110,8 +103,7 @@ def test_jsonl_survives_a_cut_at_any_byte(
     ends = [m.start() for m in re.finditer(b"\n", data)]
     whole = [s for s, end in zip(steps, ends, strict=True) if end <= cut]
     assert [r["step"] for r in read_records(path)] == whole
-    with JsonlWriter(path, resume_from_step=limit) as writer:
-        writer.write({}, step=99)
+    JsonlWriter(path, resume_from_step=limit).write({}, step=99)
     kept = [s for s in whole if limit is None or s <= limit]
     assert [r["step"] for r in _strict(path)] == [*kept, 99]
 
@@ -168,10 +160,11 @@ def _events(directory: pathlib.Path) -> list[Any]:
 
 def test_tensorboard_events_are_readable(tmp_path: pathlib.Path) -> None:
     directory = tmp_path / "tb"
-    with TensorBoardWriter(directory) as writer:
-        assert not directory.exists()
-        writer.write({"train/loss": 2.5, "validation/ndcg@100": None}, step=7)
-        writer.write({"validation/ndcg@100": 0.25, "note": "hi"}, step=8)
+    writer = TensorBoardWriter(directory)
+    writer.write({"train/loss": 2.5, "validation/ndcg@100": None}, step=7)
+    writer.write({"validation/ndcg@100": 0.25, "note": "hi"}, step=8)
+    writer.close()
+    writer.close()
     values = {
         (event.step, value.tag): value
         for event in _events(directory)
@@ -190,8 +183,9 @@ def test_tensorboard_resume_keeps_files_and_purges(
     tmp_path: pathlib.Path,
 ) -> None:
     for resume, step in ((None, 1), (1, 2)):
-        with TensorBoardWriter(tmp_path, resume_from_step=resume) as writer:
-            writer.write({"loss": 1.0}, step=step)
+        writer = TensorBoardWriter(tmp_path, resume_from_step=resume)
+        writer.write({"loss": 1.0}, step=step)
+        writer.close()
     # Two files, though both were opened within one second.
     assert len(list(tmp_path.iterdir())) == 2
     events = _events(tmp_path)
@@ -200,31 +194,3 @@ def test_tensorboard_resume_keeps_files_and_purges(
     # TensorBoard drops what is at or after a session start's step.
     starts = [e.step for e in events if e.HasField("session_log")]
     assert starts == [2]
-
-
-def test_multi_writer_closes_all_even_if_one_fails() -> None:
-    calls = []
-
-    class Recorder(Writer):
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def write(self, record: Any, step: int) -> None:
-            calls.append((self.name, step, record))
-
-        def close(self) -> None:
-            calls.append((self.name, "closed"))
-            if self.name == "failing":
-                raise OSError("disk full")
-
-    with (
-        pytest.raises(OSError, match="disk full"),
-        MultiWriter([Recorder("failing"), Recorder("other")]) as writer,
-    ):
-        writer.write({"a": 1}, step=1)
-    assert calls == [
-        ("failing", 1, {"a": 1}),
-        ("other", 1, {"a": 1}),
-        ("failing", "closed"),
-        ("other", "closed"),
-    ]

@@ -19,6 +19,7 @@ from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluator, scorers
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.reporting.writers import Writer
 from vaecf.training import checkpoints, input_pipeline, loop, signals
 from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, Checkpoints
@@ -228,13 +229,13 @@ def test_killed_between_checkpoints(
     class Killed(Exception):
         pass
 
-    class Writer:
+    class Killer(Writer):
         def write(self, record, *, step):
             if step == 2 * STEPS and "train/loss" in record:
                 raise Killed
 
     with pytest.raises(Killed):
-        train(tmp_path, small(), extra_writer=Writer())
+        train(tmp_path, small(), extra_writer=Killer())
     assert records(tmp_path)[-1]["step"] == 2 * STEPS
     assert state_of(tmp_path, small(), dataset).step == STEPS
     train(tmp_path, small())
@@ -468,14 +469,14 @@ def test_in_a_thread(tmp_path, small, train):
 
 
 def test_extra_writer_gets_every_record(tmp_path, small, train):
-    class Writer:
+    class Recorder(Writer):
         def __init__(self):
             self.steps = []
 
         def write(self, record, *, step):
             self.steps.append((step, len(record) > 0))
 
-    writer = Writer()
+    writer = Recorder()
     train(tmp_path, small(train={"epochs": 2}), extra_writer=writer)
     assert writer.steps == [(s, True) for s in (4, 4, 8, 8, 8)]
 

@@ -410,11 +410,8 @@ def grouped(results: Mapping[str, Any]) -> dict[str, Any]:
       results: content of results.json, where baselines and the oracle stand
         beside the model's own results.
     """
-    keys = ("train", "validation", "test", "history_length", "linear")
-    groups = {key: results[key] for key in keys if key in results}
-    if "test" in groups and "users_left_out" in results:
-        left_out = results["users_left_out"]
-        groups["test"] = {**groups["test"], "users_left_out": left_out}
+    keys = ("train", "validation", "test", "users_left_out", "history_length")
+    groups = {key: results[key] for key in (*keys, "linear") if key in results}
     groups["baselines"] = {
         label(name, results[name]): results[name]
         for name in BASELINES

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-from vaecf.reporting.tables import MISSING, printable
+from vaecf.reporting.tables import printable
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def _make_bar(**options: Any) -> Any:
-    """Returns a tqdm bar, or None where a bar cannot be shown."""
+    """Returns a tqdm bar, or None where a bar cannot be drawn."""
     from tqdm.auto import tqdm
 
     if any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__):
         return tqdm(**options)
     if not sys.stderr.isatty():
         return None
-    # The terminals of some containers are 0 by 0: tqdm would hide the bar.
-    with contextlib.suppress(OSError):
-        if min(os.get_terminal_size(sys.stderr.fileno())) > 0:
-            return tqdm(dynamic_ncols=True, **options)
-    return tqdm(ncols=80, nrows=24, **options)
+    # Some containers have terminals of 0 by 0, where tqdm would draw nothing:
+    # shutil returns a usual size for them.
+    columns, rows = shutil.get_terminal_size()
+    return tqdm(ncols=columns, nrows=rows, **options)
 
 
 class Progress:
@@ -49,24 +48,21 @@ class Progress:
         steps: int,
         *,
         initial_epoch: int = 0,
-        enabled: bool | None = None,
+        enabled: bool = True,
     ) -> None:
         self._epochs, self._steps = epochs, steps
-        self._enabled = enabled is not False
+        self._enabled = enabled
         self._bar: Any = None
-        self._steps_done = initial_epoch * steps
-        self._loss = MISSING
+        if enabled:
+            self._bar = _make_bar(
+                total=epochs * steps,
+                initial=initial_epoch * steps,
+                bar_format="{desc} |{bar}| {remaining} left{postfix}",
+            )
         self._line = ""  # the latest state, if it is not printed yet
-        self._printed_epoch = initial_epoch
         self._printed_at = float("-inf")
 
     def __enter__(self) -> Self:
-        if self._enabled:
-            self._bar = _make_bar(
-                total=self._epochs * self._steps,
-                initial=self._steps_done,
-                bar_format="{desc} |{bar}| {remaining} left{postfix}",
-            )
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -80,7 +76,7 @@ class Progress:
         *,
         epoch: int,
         step_in_epoch: int,
-        loss: float | None,
+        loss: float,
         users_per_second: float,
     ) -> None:
         """Shows how far the run is.
@@ -88,40 +84,31 @@ class Progress:
         Args:
           epoch: the current epoch, counted from 1.
           step_in_epoch: steps of the current epoch already done.
-          loss: the latest loss; None keeps the loss shown before.
+          loss: the latest loss.
           users_per_second: the current speed.
         """
-        new_steps = (epoch - 1) * self._steps + step_in_epoch - self._steps_done
-        self._steps_done += new_steps
-        if loss is not None:
-            self._loss = f"{loss:.2f}"
         where = f"epoch {epoch}/{self._epochs}"
-        figures = f"loss {self._loss}, {users_per_second:,.0f} users/s"
+        figures = f"loss {loss:.2f}, {users_per_second:,.0f} users/s"
         if self._bar is not None:
             self._bar.set_description_str(where, refresh=False)
             self._bar.set_postfix_str(figures, refresh=False)
-            self._bar.update(new_steps)
+            done = (epoch - 1) * self._steps + step_in_epoch
+            self._bar.update(done - self._bar.n)
             return
         self._line = f"{where}  {figures}"
-        ended = self._steps_done // self._steps
-        waited = time.monotonic() - self._printed_at
-        is_due = (
-            ended > self._printed_epoch and waited >= _SECONDS_BETWEEN_LINES
-        )
-        if is_due or ended >= self._epochs:
-            self._printed_epoch, self._printed_at = ended, time.monotonic()
+        now = time.monotonic()
+        waited = now - self._printed_at >= _SECONDS_BETWEEN_LINES
+        if step_in_epoch == self._steps and (waited or epoch == self._epochs):
             self.note(self._line)
-            self._line = ""
+            self._line, self._printed_at = "", now
 
     def note(self, message: str) -> None:
         """Prints a line, above the bar if there is one."""
-        if not self._enabled:
-            return
-        message = printable(message, keep_newlines=True)
-        if self._bar is None:
-            print(message, file=sys.stderr, flush=True)
-        else:
+        message = printable(message, keep="\n")
+        if self._bar is not None:
             self._bar.write(message, file=sys.stderr)
+        elif self._enabled:
+            print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

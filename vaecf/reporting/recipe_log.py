@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import pathlib
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,9 +23,13 @@ from vaecf.reporting.writers import (
     Record,
     Writer,
     finite,
-    open_text,
+    is_nonfinite,
     plain,
+    write_text,
 )
+
+# {name: (value, unit)}
+Figures = Mapping[str, tuple[Any, str]]
 
 # The recipe's name and unit for each of our names.
 _NAMES = {
@@ -35,30 +39,6 @@ _NAMES = {
     "validation/seconds": ("valid_time", "s"),
     "validation/users_per_second": ("inference_throughput", "users/s"),
 }
-
-
-def _rename(name: str) -> tuple[str, str] | None:
-    """Returns the recipe's name and unit, or None for a name it lacks."""
-    split, _, metric = name.partition("/")
-    return _NAMES.get(name, (metric, "1") if split == "validation" else None)
-
-
-def _to_json(value: object) -> object:
-    """Keeps mappings and sequences; other values become scalars or text.
-
-    NaN and infinity become text, because JSON has neither.
-    """
-    if isinstance(value, Mapping):
-        return {str(k): _to_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(v) for v in value]
-    try:
-        scalar = plain("", value)
-    except TypeError:
-        return str(value)
-    if isinstance(scalar, float) and not math.isfinite(scalar):
-        return str(scalar)
-    return scalar
 
 
 class RecipeLogWriter(Writer):
@@ -74,7 +54,8 @@ class RecipeLogWriter(Writer):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = open_text(pathlib.Path(path), "w")
+        self._path = pathlib.Path(path)
+        write_text(self._path, "", mode="w")
         self._start = time.time()
         self._declared: set[str] = set()
         # Values of each name by epoch, for the means over the run.
@@ -82,90 +63,66 @@ class RecipeLogWriter(Writer):
 
     def parameters(self, values: Mapping[str, object]) -> None:
         """Logs the run's settings, with the step PARAMETER."""
-        self.log(values, step="PARAMETER")
+        self._emit("LOG", step="PARAMETER", data=values)
 
-    def log(
-        self,
-        data: Mapping[str, object],
-        *,
-        step: str | Sequence[int] = (),
-        units: Mapping[str, str] | None = None,
-    ) -> None:
-        """Logs values.
-
-        Args:
-          data: values by name.
-          step: 'PARAMETER', (epoch,), or () for the whole run.
-          units: units by name, e.g. {'batch_1_mean_latency': 's'}; each is
-            logged once.
-        """
-        for name, unit in (units or {}).items():
+    def log(self, figures: Figures, step: Sequence[object] = ()) -> None:
+        """Logs figures of an epoch, `step=(epoch,)`, or of the whole run."""
+        for name, (_, unit) in figures.items():
             if name not in self._declared:
                 self._declared.add(name)
-                self._emit(
-                    "METADATA", {"metric": name, "metadata": {"unit": unit}}
-                )
-        where = step if isinstance(step, str) else list(step)
-        self._emit("LOG", {"step": where, "data": _to_json(data)})
+                self._emit("METADATA", metric=name, metadata={"unit": unit})
+        data = {name: plain(name, v) for name, (v, _) in figures.items()}
+        self._emit("LOG", step=list(step), data=data)
 
     def write(self, record: Record, step: int) -> None:
         """Logs the values of a record that the recipe has a name for.
 
         The log's step is the record's `epoch`, or `step` without one.
         """
-        data: dict[str, object] = {}
-        units: dict[str, str] = {}
+        figures = {}
         for name, value in record.items():
-            if (renamed := _rename(name)) is None:
+            split, _, metric = name.partition("/")
+            if name in _NAMES:
+                new_name, unit = _NAMES[name]
+            elif split == "validation":
+                new_name, unit = metric, "1"
+            else:
                 continue
-            new_name, unit = renamed
-            data[new_name], units[new_name] = value, unit
+            figures[new_name] = value, unit
             if (number := finite(value)) is not None:
                 self._history.setdefault(new_name, []).append(number)
-        if data:
-            epoch = finite(record.get("epoch"))
-            where = step if epoch is None else int(epoch)
-            self.log(data, step=(where,), units=units)
+        if figures:
+            self.log(figures, step=(record.get("epoch", step),))
 
-    def final(
-        self,
-        values: Record | None = None,
-        *,
-        warm_up_epochs: int = 0,
-        units: Mapping[str, str] | None = None,
-    ) -> None:
-        """Logs the figures of the whole run, with their units.
+    def final(self, figures: Figures, *, warm_up_epochs: int = 0) -> None:
+        """Logs `figures` and the means of the whole run.
 
         `mean_training_throughput` and `max_training_throughput` leave out the
         first `warm_up_epochs`, unless the run has no more epochs than that.
         `final_ndcg@100` and the like are from the last validation.
-
-        Args:
-          values: more figures; replaces figures of the same name.
-          warm_up_epochs: number of epochs without influence on throughput.
-          units: units of `values`, by name.
         """
-        data: dict[str, object] = {}
-        declared = dict(units or {})
-        if times := self._history.get("train_epoch_time"):
-            data["total_train_time"] = math.fsum(times)
-            data["average_train_epoch_time"] = math.fsum(times) / len(times)
-            declared |= dict.fromkeys(data, "s")
+        of_run: dict[str, tuple[Any, str]] = {}
+        if seconds := self._history.get("train_epoch_time"):
+            of_run["total_train_time"] = sum(seconds), "s"
+            of_run["average_train_epoch_time"] = statistics.fmean(seconds), "s"
         if speeds := self._history.get("train_throughput"):
             speeds = speeds[warm_up_epochs:] or speeds
-            for name, speed in (
-                ("mean_training_throughput", math.fsum(speeds) / len(speeds)),
-                ("max_training_throughput", max(speeds)),
-            ):
-                data[name], declared[name] = speed, "users/s"
-        for name, history in self._history.items():
+            mean = statistics.fmean(speeds)
+            of_run["mean_training_throughput"] = mean, "users/s"
+            of_run["max_training_throughput"] = max(speeds), "users/s"
+        for name, values in self._history.items():
             if "@" in name and not name.endswith("_stderr"):
-                data[f"final_{name}"] = history[-1]
-                declared[f"final_{name}"] = "1"
-        self.log({**data, **(values or {})}, step=(), units=declared)
+                of_run[f"final_{name}"] = values[-1], "1"
+        self.log({**of_run, **figures})
 
-    def _emit(self, kind: str, fields: Mapping[str, object]) -> None:
+    def _emit(self, kind: str, **fields: Any) -> None:
         now = time.time()
+        if "data" in fields:
+            # JSON has neither NaN nor infinity.
+            fields["data"] = {
+                name: str(value) if is_nonfinite(value) else value
+                for name, value in fields["data"].items()
+            }
         line = {
             "timestamp": str(now),
             "elapsedtime": str(now - self._start),
@@ -173,12 +130,7 @@ class RecipeLogWriter(Writer):
             "type": kind,
             **fields,
         }
-        self._file.write(f"DLLL {json.dumps(line, allow_nan=False)}\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        write_text(self._path, f"DLLL {json.dumps(line, default=str)}\n")
 
 
 def write_statistics(
@@ -201,5 +153,6 @@ def write_statistics(
             if "/" in name:
                 history.setdefault(name, []).append(value)
     workdir_lib.write_json(folder / "args.json", dict(arguments))
-    statistics = {"results": results, "history": history}
-    workdir_lib.write_json(folder / "statistics.json", statistics)
+    workdir_lib.write_json(
+        folder / "statistics.json", {"results": results, "history": history}
+    )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
-import functools
 import importlib.metadata
-import math
 import os
 import pathlib
 import platform
@@ -21,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def environment(devices: Iterable[Any]) -> dict[str, str]:
-    """Returns the devices and the versions of packages, for `write_report`.
-
-    Args:
-      devices: JAX devices.
-    """
+    """Returns the JAX devices and the versions of packages."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     kinds = [device.device_kind for device in devices]
     return {
@@ -57,11 +52,10 @@ def write_report(
       config: settings of the run; may be nested.
       dataset: "name", "protocol" and counts; may be nested.
       records: records of metrics.jsonl (`writers.read_records`).
-      results: content of results.json, see `tables.results_rows`, all of it
-        optional. "test" also has "users_left_out". Further keys: "train"
-        {"users_per_second", "seconds"}, "history_length" (see
-        `plots.plot_history_lengths`), and "linear" {"gain", "prior"}, the
-        weights of a blend.
+      results: see `tables.results_rows`. Further keys, all optional:
+        "users_left_out" of the test, "train" {"users_per_second", "seconds"},
+        "history_length" (see `plots.plot_history_lengths`), and "linear"
+        {"gain", "prior"}, the weights of a blend.
       environment: versions and devices.
       recommendations: see `tables.recommendations_table`.
       model_name: name of the run's model.
@@ -74,23 +68,33 @@ def write_report(
     rows = {}
     for split in ("test", "validation"):
         models = tables.results_rows(results, split=split, name=model_name)
-        if tables.metric_names(models):
+        if models:
             rows[split] = models
+    # The summary shows the first split with results.
+    split, models = next(iter(rows.items()), ("test", {}))
+    cells = models.get(model_name, {})
+    names = [name for name in cells if tables.is_accuracy(name)]
+    names.sort(key=lambda name: name != metric)
     page = _template().render(
         title=title,
         about=f"dataset {dataset.get('name', 'unknown')}, "
         f"protocol {dataset.get('protocol', 'unknown')}",
-        **_summary(rows, model_name, metric),
+        split=split,
+        headline={name: cells[name] for name in names[:3]},
+        others={
+            name: " ".join(tables.cell_texts(row[metric]))
+            for name, row in models.items()
+            if name != model_name and metric in row
+        },
         metric=metric,
         rows=rows,
         references=tuple(results.get("references") or {}),
         train=results.get("train"),
         timedelta=datetime.timedelta,
         weights=results.get("linear"),
-        users_left_out=(results.get("test") or {}).get("users_left_out", 0),
+        users_left_out=results.get("users_left_out", 0),
         history=history,
-        best_epoch=plots.best_epoch(history, metric),
-        figures=_figures(history, results, rows.get("test", {}), metric),
+        figures=_figures(history, results, rows, metric),
         recommendations=recommendations,
         facts={
             "Dataset": {
@@ -98,101 +102,59 @@ def write_report(
                 for name, value in config_lib.flatten(dataset).items()
             },
             "Configuration": config_lib.flatten(config),
-            "Environment": config_lib.flatten(environment),
+            "Environment": environment,
         },
-        colours=plots.COLOURS,
         tables=tables,
     )
-    page = tables.printable(page, keep_newlines=True)
+    page = tables.printable(page, keep="\n")
     workdir_lib.write_bytes(path, page.encode("utf-8"))
 
 
 def _template() -> Any:
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    path = pathlib.Path(__file__).with_name("report.html.jinja")
+    return jinja2.Template(
+        path.read_text("utf-8"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja")
-
-
-def _summary(
-    rows: Mapping[str, tables.Rows], model_name: str, metric: str
-) -> dict[str, Any]:
-    """Returns up to three of the model's metrics, and `metric` of others."""
-    split, models = next(iter(rows.items()), ("test", {}))
-    cells = models.get(model_name, {})
-    names = filter(tables.is_accuracy, tables.metric_names({"": cells}))
-    return {
-        "split": split,
-        "headline": {
-            name: cells[name]
-            for name in sorted(names, key=lambda name: name != metric)[:3]
-        },
-        "others": "; ".join(
-            f"{name} {' '.join(tables.cell_texts(row[metric]))}"
-            for name, row in models.items()
-            if name != model_name and metric in row
-        ),
-    }
 
 
 def _figures(
     history: pd.DataFrame,
     results: Mapping[str, Any],
-    test_rows: tables.Rows,
+    rows: Mapping[str, tables.Rows],
     metric: str,
-) -> dict[str, Any]:
-    """Returns the SVG of each figure that has data, by name."""
+) -> dict[str, str]:
+    """Returns the URL of each figure that has data, by name.
+
+    An image cannot run scripts or load files, whatever its labels contain.
+    """
+    baselines = {
+        name: tables.cell_values(cells[metric])[0]
+        for name, cells in rows.get("validation", {}).items()
+        if name in (results.get("baselines") or {}) and metric in cells
+    }
     figures = {
         "Learning curves": plots.learning_curves(
-            history, metric=metric, baselines=_baselines(results, metric)
+            history, metric=metric, baselines=baselines
         ),
-        "Metrics by model": plots.metrics_bars(test_rows),
+        "Metrics by model": plots.metrics_bars(rows.get("test", {})),
     }
     if "train/users_per_second" in history:
-        figures["Training speed"] = plots.grid(
-            [functools.partial(plots.plot_throughput, history)]
-        )
+        with plots.new_figure(1) as figure:
+            plots.plot_throughput(history, figure.axes[0])
+        figures["Training speed"] = figure
     if buckets := results.get("history_length"):
-        figures["Short and long histories"] = plots.grid(
-            [
-                functools.partial(
-                    plots.plot_history_lengths, buckets, metric=metric
-                )
-            ]
-        )
-    return {n: _themed(plots.to_svg(f, n)) for n, f in figures.items() if f}
-
-
-def _themed(svg: str) -> Any:
-    """Returns the SVG with colours that follow the page's light or dark mode.
-
-    Matplotlib has escaped the text of the plot.
-    """
-    import markupsafe
-
-    for name, colour in plots.COLOURS.items():
-        svg = svg.replace(f": {colour}", f": var(--{name},{colour})")
-    return markupsafe.Markup(svg)
-
-
-def _baselines(results: Mapping[str, Any], metric: str) -> dict[str, float]:
-    """Returns the baselines' values for the plot of the validation metric.
-
-    The name of a baseline without a validation says that its value is from
-    the test.
-    """
-    values = {}
-    for name, splits in (results.get("baselines") or {}).items():
-        for split, suffix in (("validation", ""), ("test", " (test)")):
-            cell = (splits.get(split) or {}).get(metric)
-            mean, _ = tables.cell_values(cell)
-            if not math.isnan(mean):
-                values[f"{name}{suffix}"] = mean
-                break
-    return values
+        with plots.new_figure(1) as figure:
+            plots.plot_history_lengths(buckets, figure.axes[0], metric=metric)
+        figures["Short and long histories"] = figure
+    return {
+        name: "data:image/svg+xml;base64,"
+        + base64.b64encode(plots.to_svg(figure).encode()).decode()
+        for name, figure in figures.items()
+        if figure is not None
+    }

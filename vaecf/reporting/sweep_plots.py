@@ -1,12 +1,11 @@
 """Plots of a sweep: its history, the settings tried, their importances.
 
 A trial is a mapping with "number", "state" ("complete", "pruned", ...),
-"value" (of the metric, larger is better) and "params" ({setting: value}).
+"value" (of `metric`, larger is better) and "params" ({setting: value}).
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,75 +21,64 @@ if TYPE_CHECKING:
 Trial = Mapping[str, Any]
 
 _MARKERS: dict[str, dict[str, Any]] = {
-    "pruned": {"color": plots.COLOURS["bar"], "fillstyle": "none", "ms": 4.5},
-    "complete": {"color": plots.COLOURS["blue"], "ms": 4.5},
-    "best": {"color": plots.COLOURS["orange"], "ms": 7},
+    "pruned": {"color": plots.LIGHT, "fillstyle": "none", "markersize": 4.5},
+    "complete": {"color": "C0", "markersize": 4.5},
+    "best": {"color": "C1", "markersize": 7},
 }
 
 
-def _groups(trials: Sequence[Trial]) -> dict[str, pd.DataFrame]:
-    """Returns the pruned, the complete and the best trials that have a value.
-
-    Of equal trials, the first is the best.
-    """
+def _frame(trials: Sequence[Trial]) -> pd.DataFrame:
+    """Returns the pruned, complete and best trials, the best one twice."""
     import pandas as pd
 
     frame = pd.DataFrame([{**t, **t["params"]} for t in trials])
     frame = frame.dropna(subset=["value"]).sort_values("number")
-    groups = {s: frame[frame["state"] == s] for s in ("pruned", "complete")}
-    return {**groups, "best": groups["complete"].nlargest(1, "value")}
+    complete = frame[frame["state"] == "complete"]
+    best = complete.nlargest(1, "value").assign(state="best")
+    return pd.concat([frame[frame["state"] == "pruned"], complete, best])
+
+
+def _plot_points(frame: pd.DataFrame, x: str, axes: Axes) -> None:
+    for state, marker in _MARKERS.items():
+        group = frame[frame["state"] == state]
+        axes.plot(group[x], group["value"], "o", label=state, **marker)
+    axes.set_xlabel(x)
 
 
 def history(trials: Sequence[Trial], *, metric: str) -> Figure:
     """Plots the value of every trial by its number, and the best so far.
 
-    Args:
-      trials: at least one is complete.
-      metric: name of the metric.
+    At least one trial must be complete.
     """
-    groups = _groups(trials)
-    best_so_far = groups["complete"].set_index("number")["value"].cummax()
-    best_so_far[max(t["number"] for t in trials)] = best_so_far.max()
-    best = groups["best"].iloc[0]
-
-    def draw(axes: Axes) -> None:
-        for state, group in groups.items():
-            x, y = group["number"], group["value"]
-            axes.plot(x, y, "o", label=state, **_MARKERS[state])
-        axes.step(
-            best_so_far.index,
-            best_so_far,
-            where="post",
-            color=plots.COLOURS["green"],
-            label="best so far",
-        )
+    frame = _frame(trials).rename(columns={"number": "trial"})
+    by_trial = frame.set_index("trial")
+    so_far = by_trial["value"][by_trial["state"] == "complete"].cummax()
+    so_far[max(t["number"] for t in trials)] = so_far.max()
+    best = frame.iloc[-1]
+    with plots.new_figure(1, size=(8.0, 3.4)) as figure:
+        (axes,) = figure.axes
+        _plot_points(frame, "trial", axes)
+        label = "best so far"
+        axes.step(so_far.index, so_far, where="post", color="C2", label=label)
         axes.set_title(
             f"Validation {metric_label(metric)} by trial, best "
-            f"{best['value']:.4f} in trial {best['number']}"
+            f"{best['value']:.4f} in trial {best['trial']}"
         )
-        axes.set(xlabel="trial", ylabel=metric_label(metric))
+        axes.set_ylabel(metric_label(metric))
         plots.integer_ticks(axes)
         axes.legend()
-
-    return plots.grid([draw], size=(8.0, 3.4))
+    return figure
 
 
 def importances(shares: Mapping[str, float], *, metric: str) -> Figure:
-    """Plots the importance of each setting, the largest on top.
-
-    Args:
-      shares: importance by setting; the sum is 1.
-      metric: name of the metric.
-    """
+    """Plots the share of each setting in the sum, 1, the largest on top."""
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     rows = {key: {"importance": {"mean": share}} for key, share in ordered}
-
-    def draw(axes: Axes) -> None:
-        plots.plot_metric(rows, "importance", axes)
+    with plots.new_figure(1, size=(8.0, 1.1 + 0.3 * len(rows))) as figure:
+        axes = plots.plot_metric(rows, "importance", figure.axes[0])
         axes.set_title(f"Importance for validation {metric_label(metric)}")
         axes.set_xlabel("share in reaching the best quarter (PED-ANOVA)")
-
-    return plots.grid([draw], size=(8.0, 1.1 + 0.3 * len(ordered)))
+    return figure
 
 
 def slices(
@@ -100,39 +88,32 @@ def slices(
     metric: str,
     logarithmic: Collection[str] = (),
 ) -> Figure:
-    """Plots the metric by the value of each setting.
+    """Plots the metric by the value of each setting of `keys`.
 
-    Args:
-      trials: the trials of the sweep.
-      keys: settings, one plot each.
-      metric: name of the metric.
-      logarithmic: settings with a logarithmic axis.
+    The settings of `logarithmic` get a logarithmic axis.
     """
+    frame = _frame(trials)
+    with plots.new_figure(
+        len(keys), columns=3, size=(3.6, 2.5), sharey=True
+    ) as figure:
+        for key, axes in zip(keys, figure.axes, strict=False):
+            _plot_slice(frame.dropna(subset=[key]), key, axes)
+            if key in logarithmic:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_formatter("")
+        figure.axes[0].set_ylabel(metric_label(metric))
+        figure.axes[0].legend()
+    return figure
 
-    groups = _groups(trials)
 
-    def draw(key: str, axes: Axes) -> None:
-        values = [v for group in groups.values() for v in group[key].dropna()]
-        is_number = all(finite(v) is not None for v in values)
-        # Layer sizes and names are categories, ordered by length and letter.
-        names = sorted({str(v) for v in values}, key=lambda s: (len(s), s))
-        for state, group in groups.items():
-            x = group[key].dropna()
-            y = group["value"][x.index]
-            if not is_number:
-                x = x.map(lambda value: names.index(str(value)))
-            axes.plot(x, y, "o", label=state, **_MARKERS[state])
-        if not is_number:
-            axes.set_xticks(range(len(names)), names)
-            axes.set_xlim(-0.5, len(names) - 0.5)
-        elif key in logarithmic:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("")
-        axes.set_xlabel(key)
-        if key == keys[0]:
-            axes.set_ylabel(metric_label(metric))
-            axes.legend()
-
-    panels = [functools.partial(draw, key) for key in keys]
-    return plots.grid(panels, columns=3, size=(3.6, 2.5), sharey=True)
+def _plot_slice(frame: pd.DataFrame, key: str, axes: Axes) -> None:
+    if all(finite(value) is not None for value in frame[key]):
+        _plot_points(frame, key, axes)
+        return
+    # Layer sizes and names are categories, ordered by length and letter.
+    names = sorted({*map(str, frame[key])}, key=lambda s: (len(s), s))
+    places = [names.index(str(value)) for value in frame[key]]
+    _plot_points(frame.assign(**{key: places}), key, axes)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)

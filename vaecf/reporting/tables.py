@@ -16,15 +16,17 @@ from typing import Any
 
 from vaecf.reporting.writers import finite
 
-# {model: {metric: {"mean", "stderr", "users"}}}; a model may lack metrics.
+# {"mean", "stderr", "users"}, all optional; None for an unknown metric.
+Cell = Mapping[str, Any] | None
+# {model: {metric: cell}}; a model may lack metrics.
 Rows = Mapping[str, Mapping[str, Any]]
 
 MISSING = "–"
+_MEANS = "mean ± standard error over users"
 _ACRONYMS = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 # Metrics where more is not better.
 _PROPERTIES = frozenset({"coverage", "popularity"})
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]\d+)?|–")
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 
 
 # --- Text of names and numbers ----------------------------------------------
@@ -41,16 +43,14 @@ def is_accuracy(name: str) -> bool:
     return name.partition("@")[0] not in _PROPERTIES
 
 
-def printable(text: object, *, keep_newlines: bool = False) -> str:
-    """Returns the text without escape sequences and control characters."""
-    clean = _ESCAPES.sub("", str(text))
-    if keep_newlines:
-        clean = clean.replace("\r\n", "\n").replace("\r", "\n")
+def printable(text: object, *, keep: str = "") -> str:
+    """Returns the text with replacements for control characters not in `keep`.
+
+    The replacement is U+FFFD.
+    """
     return "".join(
-        c
-        if c.isprintable() or (keep_newlines and c == "\n")
-        else "\N{REPLACEMENT CHARACTER}"
-        for c in clean
+        c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}"
+        for c in str(text)
     )
 
 
@@ -64,6 +64,27 @@ def quantity(value: object) -> str:
         x = float(value)
         return f"{x:,.4f}" if 0.1 <= abs(x) < 100 else f"{x:,.4g}"
     return str(value)
+
+
+def cell_values(cell: Cell) -> tuple[float, float]:
+    """Returns (mean, standard error) of a cell; NaN for missing values."""
+    values = (finite((cell or {}).get(key)) for key in ("mean", "stderr"))
+    mean, stderr = (math.nan if v is None else v for v in values)
+    return mean, stderr
+
+
+def cell_texts(cell: Cell) -> tuple[str, str]:
+    """Returns (mean, "± standard error" or ""), with the same decimals."""
+    mean, stderr = cell_values(cell)
+    if math.isnan(mean):
+        return MISSING, ""
+    digits = 4 if abs(mean) < 10 else 2 if abs(mean) < 1000 else 0
+    error = "" if math.isnan(stderr) else f"± {stderr:,.{digits}f}"
+    return f"{mean:,.{digits}f}", error
+
+
+def _cell(cell: Cell) -> str:
+    return " ".join(cell_texts(cell)).strip()
 
 
 # --- The formatter ----------------------------------------------------------
@@ -107,8 +128,8 @@ def _width(text: str) -> int:
 
 def results_rows(
     results: Mapping[str, Any], *, split: str = "test", name: str = "model"
-) -> dict[str, dict[str, Any]]:
-    """Returns the rows of a results table: {model: {metric: cell}}.
+) -> dict[str, Mapping[str, Any]]:
+    """Returns the rows of a results table, the run's model `name` first.
 
     Args:
       results: {"test": {metric: cell}, "validation": {metric: cell},
@@ -116,20 +137,12 @@ def results_rows(
         same for upper bounds, such as the oracle of generated data}. Each key
         is optional.
       split: "test" or "validation".
-      name: name of the run's model, which comes first.
+      name: name of the run's model.
     """
     baselines = results.get("baselines") or {}
     references = results.get("references") or {}
     models = {name: results, **baselines, **references}
-    return {
-        model: {m: cell for m, cell in cells.items() if _is_cell(cell)}
-        for model, splits in models.items()
-        if (cells := splits.get(split))
-    }
-
-
-def _is_cell(value: object) -> bool:
-    return isinstance(value, Mapping) and "mean" in value
+    return {n: cells[split] for n, cells in models.items() if cells.get(split)}
 
 
 def metric_names(rows: Rows) -> list[str]:
@@ -146,48 +159,21 @@ def best_models(
     than two models have the metric.
     """
     means = {
-        model: cell_values(cells[metric])[0]
+        model: mean
         for model, cells in rows.items()
-        if model not in references and metric in cells
+        if not math.isnan(mean := cell_values(cells.get(metric))[0])
+        and model not in references
     }
-    known = [mean for mean in means.values() if not math.isnan(mean)]
-    if len(known) < 2 or not is_accuracy(metric):
+    if len(means) < 2 or not is_accuracy(metric):
         return set()
-    return {model for model, mean in means.items() if mean == max(known)}
-
-
-def cell_values(cell: Mapping[str, Any] | None) -> tuple[float, float]:
-    """Returns (mean, standard error) of a cell; NaN for missing values."""
-    mean, stderr = (finite((cell or {}).get(key)) for key in ("mean", "stderr"))
-    return (
-        math.nan if mean is None else mean,
-        math.nan if stderr is None else stderr,
-    )
-
-
-def cell_texts(cell: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Returns (mean, "± standard error" or ""), with the same decimals."""
-    mean, stderr = cell_values(cell)
-    if math.isnan(mean):
-        return MISSING, ""
-    digits = 4 if abs(mean) < 10 else 2 if abs(mean) < 1000 else 0
-    error = "" if math.isnan(stderr) else f"± {stderr:,.{digits}f}"
-    return f"{mean:,.{digits}f}", error
-
-
-def _cell(cell: Mapping[str, Any] | None) -> str:
-    return " ".join(cell_texts(cell)).strip()
+    return {model for model in means if means[model] == max(means.values())}
 
 
 def users_text(rows: Rows, left_out: int = 0) -> str:
     """Returns the number of users behind the means, as text."""
     cells = [cell for row in rows.values() for cell in row.values()]
-    counts = {cell["users"] for cell in cells if cell.get("users")} or {0}
-    text = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
-    text += " user" if counts == {1} else " users"
-    if left_out:
-        text += f" ({left_out:,} left out: no held-out items)"
-    return text
+    users = max((cell.get("users") or 0 for cell in cells), default=0)
+    return f"{users:,} users" + f" ({left_out:,} left out)" * bool(left_out)
 
 
 def results_table(
@@ -205,7 +191,7 @@ def results_table(
     A star marks the largest mean of each accuracy metric.
 
     Args:
-      rows: {model: {metric: {"mean", "stderr", "users"}}}.
+      rows: see `results_rows`.
       title: first line.
       protocol: protocol of the evaluation; means under different protocols
         cannot be compared.
@@ -214,29 +200,23 @@ def results_table(
       references: rows that are never starred.
       footnote: last line.
     """
-    metrics = metric_names(rows)
-    best = {m: best_models(rows, m, references) for m in metrics}
-    table = format_table(
+    lines: list[dict[str, object]] = []
+    for model, cells in rows.items():
+        lines.append({"model": model})
+        for metric in metric_names(rows):
+            is_best = model in best_models(rows, metric, references)
+            text = _cell(cells.get(metric)) + " *" * is_best
+            lines[-1][metric_label(metric)] = text
+    users = users_text(rows, users_left_out)
+    return "\n".join(
         [
-            {"model": model}
-            | {
-                metric_label(m): _cell(cells.get(m)) + " *" * (model in best[m])
-                for m in metrics
-            }
-            for model, cells in rows.items()
+            printable(title),
+            printable(f"dataset {dataset}, protocol {protocol}, {users}"),
+            f"\n{format_table(lines)}\n",
+            _MEANS + "; * largest mean" * (len(rows) > 1),
+            *([printable(footnote, keep="\n")] if footnote else []),
         ]
     )
-    note = "mean ± standard error over users"
-    if any(best.values()):
-        note += "; * largest mean"
-    about = (
-        f"dataset {dataset}, protocol {protocol}, "
-        f"{users_text(rows, users_left_out)}"
-    )
-    lines = [printable(title), printable(about), "", table, "", note]
-    if footnote:
-        lines.append(printable(footnote, keep_newlines=True))
-    return "\n".join(lines)
 
 
 # --- Recommendations --------------------------------------------------------
@@ -276,11 +256,7 @@ def recommendations_table(
 
 
 def trials_table(
-    trials: Sequence[Mapping[str, Any]],
-    *,
-    metric: str,
-    title: str,
-    first: str = "trial",
+    trials: Sequence[Mapping[str, Any]], *, metric: str, title: str
 ) -> str:
     """Returns a table of the trials of a sweep, one per line.
 
@@ -289,14 +265,13 @@ def trials_table(
         "best_epoch", "seconds" and "params" ({setting: value}).
       metric: name of the metric.
       title: first line.
-      first: heading of the column with the trials' numbers.
     """
     rows = [
         {
-            first: str(t["number"]),
+            "number": t["number"],
             metric_label(metric): t["value"],
-            "best epoch": f"{quantity(t['best_epoch'])} of "
-            f"{quantity(t['epochs'])}",
+            "best epoch": t["best_epoch"],
+            "epochs": t["epochs"],
             "seconds": None if t["seconds"] is None else f"{t['seconds']:.1f}",
             **t["params"],
         }
@@ -315,14 +290,16 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
       compared: the result of `vaecf.evaluation.compare.compare`.
     """
     metric, groups = metric_label(compared["metric"]), compared["groups"]
-    names = [name for name in ("dataset", "protocol") if compared[name]]
-    about = [f"{name} {compared[name]}" for name in names]
-    left_out = compared["left_out"]
+    about = [
+        f"{name} {compared[name]}"
+        for name in ("dataset", "protocol")
+        if compared[name] is not None
+    ]
+    left_out = f" ({compared['left_out']:,} left out)"
     about.append(
-        f"{compared['users']:,} users"
-        + (f" ({left_out:,} left out)" * bool(left_out))
+        f"{compared['users']:,} users{left_out * bool(compared['left_out'])}"
     )
-    note = "mean ± standard error over users"
+    note = _MEANS
     if any(group["seeds"] > 1 for group in groups.values()):
         note += "; where the seed is 'mean', over seeds"
     blocks = [
@@ -332,23 +309,28 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
     ]
     if compared["comparisons"]:
         reference = printable(compared["reference"])
+        differences = [
+            {
+                "model": name,
+                "difference": f"{c['difference']:+.4f}",
+                "s.e.": None if c["stderr"] is None else f"{c['stderr']:.4f}",
+                "95 % bootstrap": f"{c['low']:+.4f} to {c['high']:+.4f}",
+                "p (t-test)": f"{c['p']:.2g}",
+                "p (Holm)": f"{c['p_holm']:.2g}",
+            }
+            for name, c in compared["comparisons"].items()
+        ]
         blocks += [
             f"{metric} against {reference}, paired by user",
-            format_table(_differences(compared["comparisons"])),
+            format_table(differences),
         ]
-    blocks += [
-        f"{metric} by history length (users)",
-        format_table(
-            [
-                {"model": name}
-                | {
-                    f"{bucket['bucket']} ({bucket['users']:,})": _cell(bucket)
-                    for bucket in group["history_length"]
-                }
-                for name, group in groups.items()
-            ]
-        ),
-    ]
+    lengths: list[dict[str, object]] = []
+    for name, group in groups.items():
+        lengths.append({"model": name})
+        for bucket in group["history_length"]:
+            heading = f"{bucket['bucket']} ({bucket['users']:,})"
+            lengths[-1][heading] = _cell(bucket)
+    blocks += [f"{metric} by history length (users)", format_table(lengths)]
     return "\n\n".join(blocks)
 
 
@@ -365,19 +347,3 @@ def _metrics_by_run(compared: Mapping[str, Any]) -> list[dict[str, object]]:
             for m in compared["metrics"]:
                 rows[-1][metric_label(m)] = _cell(run["metrics"][m])
     return rows
-
-
-def _differences(
-    comparisons: Mapping[str, Mapping[str, Any]],
-) -> list[dict[str, object]]:
-    return [
-        {
-            "model": name,
-            "difference": f"{c['difference']:+.4f}",
-            "s.e.": None if c["stderr"] is None else f"{c['stderr']:.4f}",
-            "95 % bootstrap": f"{c['low']:+.4f} to {c['high']:+.4f}",
-            "p (t-test)": f"{c['p']:.2g}",
-            "p (Holm)": f"{c['p_holm']:.2g}",
-        }
-        for name, c in comparisons.items()
-    ]

@@ -1,13 +1,11 @@
 """Writers of a run's records: JSON lines and TensorBoard events.
 
-A record is a mapping of names to plain values. A new kind of writer derives
-from `Writer` and implements `write(record, step)` and `close()`. In a run of
-several processes only process 0 makes writers.
+A record is a mapping of names to plain values. In a run of several processes
+only process 0 makes writers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import numbers
@@ -16,7 +14,7 @@ import pathlib
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, Self
+from typing import Any
 
 from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
@@ -26,7 +24,7 @@ Record = Mapping[str, Value]
 
 
 class Writer:
-    """Base class of writers; leaving its `with` block closes the writer."""
+    """Base class of writers."""
 
     def write(self, record: Record, step: int) -> None:
         """Writes a record that belongs to a training step.
@@ -37,13 +35,7 @@ class Writer:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Writes what is buffered and closes files. May be called twice."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+        """Writes what is buffered. May be called twice."""
 
 
 def plain(name: str, value: object) -> Value:
@@ -62,6 +54,11 @@ def plain(name: str, value: object) -> Value:
         f"record value {name!r} is {type(value).__name__}, not a number, "
         "string or None"
     )
+
+
+def is_nonfinite(value: object) -> bool:
+    """Returns whether the value is NaN or infinite, which JSON cannot hold."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def finite(value: object) -> float | None:
@@ -89,14 +86,8 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise VaecfError(
             f"cannot read {path}: {error.strerror}; check the path"
         ) from error
-    return [record for _, record in _parse(data, path)]
-
-
-def _parse(
-    data: bytes, path: str | os.PathLike[str]
-) -> list[tuple[bytes, dict[str, Any]]]:
     lines = [(n, x) for n, x in enumerate(data.split(b"\n"), 1) if x.strip()]
-    parsed = []
+    records = []
     for number, line in lines:
         try:
             record = json.loads(line.decode("utf-8"))
@@ -108,19 +99,20 @@ def _parse(
             raise VaecfError(
                 f"{path}, line {number}: not a JSON record; delete that line"
             ) from error
-        parsed.append((line, record))
-    return parsed
+        records.append(record)
+    return records
 
 
-def open_text(path: pathlib.Path, mode: str) -> IO[str]:
-    """Opens a text file to write or append; creates its directories.
+def write_text(path: pathlib.Path, text: str, *, mode: str = "a") -> None:
+    """Appends to a text file, or replaces it; creates its directories.
 
     Raises:
       VaecfError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, mode, encoding="utf-8", newline="\n")
+        with path.open(mode, encoding="utf-8", newline="\n") as file:
+            file.write(text)
     except OSError as error:
         raise VaecfError(
             f"cannot write {path}: {error.strerror}; choose another path"
@@ -148,37 +140,26 @@ class JsonlWriter(Writer):
         self, path: str | os.PathLike[str], resume_from_step: int | None = None
     ) -> None:
         path = pathlib.Path(path)
-        last_step = math.inf if resume_from_step is None else resume_from_step
         if path.exists():
-            data = path.read_bytes()
-            kept = b"".join(
-                line + b"\n"
-                for line, record in _parse(data, path)
-                if (finite(record.get("step")) or 0) <= last_step
-            )
-            if kept != data:
-                workdir_lib.write_bytes(path, kept)
-        self._file = open_text(path, "a")
+            kept = [
+                json.dumps(record) + "\n"
+                for record in read_records(path)
+                if resume_from_step is None
+                or record.get("step", 0) <= resume_from_step
+            ]
+            workdir_lib.write_bytes(path, "".join(kept).encode())
+        write_text(path, "")
+        self._path = path
 
     def write(self, record: Record, step: int) -> None:
         """Appends a record; readers of the file see the line at once."""
         values = {name: plain(name, value) for name, value in record.items()}
-        nonfinite = [
-            name
-            for name, value in values.items()
-            if isinstance(value, float) and not math.isfinite(value)
-        ]
+        nonfinite = [name for name, v in values.items() if is_nonfinite(v)]
         now = round(time.time(), 3)
         line: dict[str, Any] = {"step": int(step), "time": now, **values}
-        line |= dict.fromkeys(nonfinite)
         if nonfinite:
-            line["nonfinite"] = nonfinite
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+            line |= {**dict.fromkeys(nonfinite), "nonfinite": nonfinite}
+        write_text(self._path, json.dumps(line, allow_nan=False) + "\n")
 
 
 # --- TensorBoard ------------------------------------------------------------
@@ -201,14 +182,21 @@ class TensorBoardWriter(Writer):
         directory: str | os.PathLike[str],
         resume_from_step: int | None = None,
     ) -> None:
-        self._directory = pathlib.Path(directory)
-        self._purge = None if resume_from_step is None else resume_from_step + 1
-        self._events: Any = None
+        from tensorboardX import SummaryWriter
+
+        purge = None if resume_from_step is None else resume_from_step + 1
+        # A file's name holds the time in seconds. The suffix keeps a run that
+        # is restarted within a second from overwriting its first file.
+        earlier = pathlib.Path(directory).glob("events.out.tfevents.*")
+        self._events = SummaryWriter(
+            str(directory),
+            purge_step=purge,
+            flush_secs=30,
+            filename_suffix=f".{len(list(earlier))}",
+        )
 
     def write(self, record: Record, step: int) -> None:
         """Adds an event for each value."""
-        if self._events is None:
-            self._events = self._open()
         for name, value in record.items():
             value = plain(name, value)
             tag = re.sub(r"[^-/\w.]", "_", name).lstrip("/")
@@ -217,42 +205,16 @@ class TensorBoardWriter(Writer):
             elif value is not None:
                 self._events.add_scalar(tag, float(value), step)
 
-    def _open(self) -> Any:
-        from tensorboardX import SummaryWriter
-
-        # A file's name holds the time in seconds. The suffix keeps a run that
-        # is restarted within a second from overwriting its first file.
-        number = len(list(self._directory.glob("events.out.tfevents.*")))
-        return SummaryWriter(
-            str(self._directory),
-            purge_step=self._purge,
-            flush_secs=30,
-            filename_suffix=f".{number}",
-        )
-
     def close(self) -> None:
         """Writes the queued events and closes the file."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-
-
-# --- Several writers --------------------------------------------------------
+        self._events.close()
 
 
 class MultiWriter(Writer):
-    """Writes every record with each of several writers, in order.
+    """Writes every record with each of several writers, in order."""
 
-    Args:
-      writers: writers that `close` closes.
-      borrowed: writers that `close` leaves open.
-    """
-
-    def __init__(
-        self, writers: Sequence[Writer], borrowed: Sequence[Writer] = ()
-    ) -> None:
-        self._own = tuple(writers)
-        self._writers = (*writers, *borrowed)
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self._writers = writers
 
     def write(self, record: Record, step: int) -> None:
         """Writes the record with each writer."""
@@ -260,7 +222,6 @@ class MultiWriter(Writer):
             writer.write(record, step=step)
 
     def close(self) -> None:
-        """Closes its own writers, even if closing one of them raises."""
-        with contextlib.ExitStack() as stack:
-            for writer in reversed(self._own):
-                stack.callback(writer.close)
+        """Closes the writers."""
+        for writer in self._writers:
+            writer.close()

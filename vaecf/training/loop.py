@@ -82,7 +82,7 @@ def train(
       dataset: data to train and validate on.
       workdir: directory of checkpoints and metrics.
       show_progress: None shows a progress bar if stderr is a terminal.
-      extra_writer: also receives every record; the caller closes it.
+      extra_writer: also receives every record.
       trace_dir: directory for a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for no profile.
       pipeline: input pipeline that the caller made; None makes one.
@@ -129,7 +129,7 @@ def train(
             config.train.epochs,
             steps,
             initial_epoch=progress.epoch,
-            enabled=show_progress if processes.is_lead() else False,
+            enabled=processes.is_lead() and show_progress is not False,
         ) as bar,
     ):
         dispatcher = _Dispatcher(
@@ -348,20 +348,16 @@ def open_writers(
     Args:
       workdir: directory of the run.
       step: step to resume from; later records are dropped.
-      extra: one more writer, which is not closed.
+      extra: one more writer.
     """
     if not processes.is_lead():
         return writers.MultiWriter([])
     return writers.MultiWriter(
         [
-            writers.JsonlWriter(
-                workdir / "metrics.jsonl", resume_from_step=step
-            ),
-            writers.TensorBoardWriter(
-                workdir / "tensorboard", resume_from_step=step
-            ),
-        ],
-        borrowed=[] if extra is None else [extra],
+            writers.JsonlWriter(workdir / "metrics.jsonl", step),
+            writers.TensorBoardWriter(workdir / "tensorboard", step),
+            *([extra] if extra is not None else []),
+        ]
     )
 
 

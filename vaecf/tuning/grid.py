@@ -181,7 +181,5 @@ def _summarise(
             "another workdir"
         )
     title = f"{len(sound)} members by validation users"
-    text = tables.trials_table(
-        sound, metric=metric, title=title, first="member"
-    )
+    text = tables.trials_table(sound, metric=metric, title=title)
     log(f"\n{text}\n\ntable: {path}")
