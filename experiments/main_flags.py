@@ -58,30 +58,36 @@ _DEFINE = {
 }
 
 
+_SWITCHES = {
+    "train": "Train, or resume training.",
+    "test": "Evaluate the best checkpoint.",
+    "inference_benchmark": "Measure query latency.",
+    "baselines_tuned": "Tune the baselines on the validation users.",
+    "trace": "Profile steps into <workdir>/trace.",
+    "amp": "Sets config.precision.policy to amp.",
+    "xla": "No effect: XLA is always on here.",
+}
+_PATHS = {
+    "workdir": "Directory of the run.",
+    "checkpoint_dir": "The same as --workdir.",
+    "per_user": "Parquet or .csv file for the test users' metrics.",
+    "log_path": "JSON log in the recipe's format.",
+    "results_dir": "Directory for args.json and statistics.json.",
+}
+
+
 def define() -> None:
     """Defines the flags; main.py calls this function once."""
-    flags.DEFINE_bool("train", False, "Train, or resume training.")
-    flags.DEFINE_bool("test", False, "Evaluate the best checkpoint.")
-    flags.DEFINE_bool("inference_benchmark", False, "Measure query latency.")
-    flags.DEFINE_string("workdir", None, "Directory of the run.")
-    flags.DEFINE_string("checkpoint_dir", None, "The same as --workdir.")
-    flags.DEFINE_list(
-        "inference_batch_sizes", ["1"], "Batch sizes of --inference_benchmark."
-    )
-    flags.DEFINE_integer(
-        "top_results", 100, "List length of --inference_benchmark."
-    )
-    cli.define_list_switch(
-        "baselines",
-        tuple(BASELINES),
-        "Evaluate baselines as well: all of them without a value, or a list.",
-    )
-    flags.DEFINE_bool(
-        "baselines_tuned",
-        False,
-        "Choose the baselines' settings on the validation users, starting "
-        "from the given ones.",
-    )
+    for name, about in _SWITCHES.items():
+        flags.DEFINE_bool(name, False, about)
+    for name, about in _PATHS.items():
+        flags.DEFINE_string(name, None, about)
+    about = "Evaluate baselines: all of them without a value, or a list."
+    cli.define_list_switch("baselines", tuple(BASELINES), about)
+    about = "Batch sizes of --inference_benchmark."
+    flags.DEFINE_list("inference_batch_sizes", ["1"], about)
+    about = "List length of --inference_benchmark."
+    flags.DEFINE_integer("top_results", 100, about, lower_bound=1)
     for flag, (name, key) in _BASELINE_SETTINGS.items():
         setting = BASELINES[name].settings[key]
         _DEFINE[type(setting.default)](flag, setting.default, setting.meaning)
@@ -89,16 +95,6 @@ def define() -> None:
         setting = config_lib.settings()[key]
         meaning = setting.metadata["meaning"]
         _DEFINE[type(setting.default)](flag, None, f"{meaning} (config.{key})")
-    flags.DEFINE_bool("amp", False, "Sets config.precision.policy to amp.")
-    flags.DEFINE_bool("xla", False, "Accepted; XLA is always on here.")
-    flags.DEFINE_bool("trace", False, "Profile steps into <workdir>/trace.")
-    flags.DEFINE_string(
-        "per_user", None, "Parquet or .csv file for the test users' metrics."
-    )
-    flags.DEFINE_string("log_path", None, "JSON log in the recipe's format.")
-    flags.DEFINE_string(
-        "results_dir", None, "Directory for args.json and statistics.json."
-    )
     cli.define_processes()
 
 
@@ -113,9 +109,8 @@ def parse(
       VaecfError: flags contradict each other, or the config is not valid.
     """
     _check(values)
-    workdir = pathlib.Path(
-        values["workdir"].value or values["checkpoint_dir"].value
-    )
+    directory = values["workdir"].value or values["checkpoint_dir"].value
+    workdir = pathlib.Path(directory)
     flag = values["config"]
     config = flag.value
     if not (values["train"].value or flag.present):
@@ -141,15 +136,9 @@ def _check(values: flags.FlagValues) -> None:
         raise VaecfError(
             "nothing to do: give --train, --test or --inference_benchmark"
         )
-    directories = (values["workdir"].value, values["checkpoint_dir"].value)
-    if all(directories):
+    if bool(values["workdir"].value) == bool(values["checkpoint_dir"].value):
         raise VaecfError(
-            "--workdir and --checkpoint_dir mean the same: give one of them"
-        )
-    if not any(directories):
-        raise VaecfError(
-            "--workdir (or the recipe's --checkpoint_dir) is missing: give "
-            "the run a directory, e.g. --workdir=runs/first"
+            "give the run one directory, such as --workdir=runs/first"
         )
     for name, other in _NEEDS.items():
         given = values[name].value and values[name].present
@@ -160,18 +149,11 @@ def _check(values: flags.FlagValues) -> None:
             raise VaecfError(
                 f"--{flag} has no effect without --baselines={name}"
             )
-    if values["top_results"].value < 1:
-        raise VaecfError(
-            f"--top_results={values['top_results'].value} must be at least 1"
-        )
     sizes = values["inference_batch_sizes"].value
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise VaecfError(
-            f"--inference_batch_sizes={','.join(sizes)}: give numbers of users "
-            "of at least 1, separated by commas"
+            f"--inference_batch_sizes={','.join(sizes)}: give numbers of users"
         )
-    if values["xla"].value:
-        cli.log("--xla: always on here")
 
 
 def _actions(values: flags.FlagValues, config: Config) -> experiment.Actions:
@@ -179,34 +161,19 @@ def _actions(values: flags.FlagValues, config: Config) -> experiment.Actions:
     for flag, (name, key) in _BASELINE_SETTINGS.items():
         if values[flag].present:
             settings.setdefault(name, {})[key] = values[flag].value
-    sizes = values["inference_batch_sizes"].value
-    same = ("train", "test", "baselines", "baselines_tuned", "top_results")
-    paths = ("per_user", "log_path", "results_dir")
-    return experiment.Actions(
-        **{name: values[name].value for name in (*same, "trace")},
-        **{
-            name: pathlib.Path(values[name].value)
-            for name in paths
-            if values[name].value
-        },
-        settings=settings,
-        inference_batch_sizes=(
-            tuple(map(int, sizes))
-            if values["inference_benchmark"].value
-            else ()
-        ),
-        arguments=_arguments(values, config),
-    )
-
-
-def _arguments(values: flags.FlagValues, config: Config) -> dict[str, Any]:
-    """Returns the recipe's flags as its args.json has them, and --workdir."""
-    settings = config_lib.flatten(config.to_dict())
-    names = (
-        *("train", "test", "inference_benchmark", "top_results", "trace"),
-        *("amp", "xla", "log_path", "results_dir", "checkpoint_dir", "workdir"),
-    )
-    return {
-        **{name: settings[key] for name, key in _RECIPE.items()},
-        **{name: values[name].value for name in names},
+    same = ("train", "test", "trace", "top_results", "baselines")
+    given: dict[str, Any] = {
+        name: values[name].value for name in (*same, "baselines_tuned")
     }
+    for name in ("per_user", "log_path", "results_dir"):
+        if path := values[name].value:
+            given[name] = pathlib.Path(path)
+    if values["inference_benchmark"].value:
+        sizes = values["inference_batch_sizes"].value
+        given["inference_batch_sizes"] = tuple(map(int, sizes))
+    # The recipe's flags, as in its args.json, and our own.
+    flat = config_lib.flatten(config.to_dict())
+    arguments = {name: flat[key] for name, key in _RECIPE.items()}
+    for name in (*_SWITCHES, *_PATHS, "top_results"):
+        arguments[name] = values[name].value
+    return experiment.Actions(**given, settings=settings, arguments=arguments)

@@ -21,6 +21,9 @@ from vaecf.errors import VaecfError
 # What ml_collections raises for keys, values and files that do not fit.
 _CONFIG_ERRORS = (KeyError, AttributeError, TypeError, ValueError, OSError)
 
+# The name by which ml_collections imports the file of --config.
+_CONFIG_MODULE = "config_config"
+
 # What JAX's collectives raise when a process has died.
 _LOST_PEER = r"(?i)gloo|nccl|connection (closed|reset|refused)|unavailable"
 
@@ -39,11 +42,8 @@ def run(
 
     Args:
       main: called with the arguments that are not flags.
-      keep_programs: use the cache of compiled programs on the disk
-        (`compilation_cache.keep_programs`). Benchmarks that time compilation
-        do not.
-      takes_arguments: pass arguments that are not flags to `main` instead of
-        refusing them.
+      keep_programs: use the cache of compiled programs on the disk.
+      takes_arguments: `main` takes arguments that are not flags.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -74,13 +74,12 @@ def run(
             if not re.search(_LOST_PEER, str(error)):
                 traceback.print_exc()
                 return _exit(1)
-            return _exit(
-                _fail(
-                    "another process of the run died or cannot be reached: see "
-                    "its output; the same command resumes from the last "
-                    f"checkpoint ({str(error).splitlines()[0]})"
-                )
+            reason = str(error).splitlines()[0]
+            message = (
+                "another process of the run died or cannot be reached: see its "
+                "output; the same command resumes from the last checkpoint "
             )
+            return _exit(_fail(f"{message}({reason})"))
 
     app.run(guarded, flags_parser=_parse)
 
@@ -91,10 +90,9 @@ def log(message: str) -> None:
 
 
 def log_best_command(path: pathlib.Path) -> None:
-    """Adds the command that trains a sweep's best trial to its best.json.
+    """Adds the command that trains the best trial to a sweep's best.json.
 
-    Args:
-      path: best.json; nothing happens if no trial is complete yet.
+    Nothing happens without the file, that is, before a trial is complete.
     """
     if not path.exists():
         return
@@ -107,13 +105,8 @@ def log_best_command(path: pathlib.Path) -> None:
     for key, value in changes.items():
         value = tuple(value) if isinstance(value, list) else value
         words.append(f"--config.{key}={value}")
-    command = " \\\n    ".join(
-        (
-            "python experiments/main.py",
-            *map(shlex.quote, words),
-            "--workdir=runs/best --train --test",
-        )
-    )
+    words = ["python experiments/main.py", *map(shlex.quote, words)]
+    command = " \\\n    ".join([*words, "--workdir=runs/best --train --test"])
     workdir.write_json(path, {**best, "command": command})
     log(f"\n{command}")
 
@@ -129,11 +122,8 @@ def define_processes() -> None:
         "host:port of process 0, for a run of several processes. Slurm, Open "
         "MPI and Kubernetes provide this flag and the next two.",
     )
-    flags.DEFINE_integer(
-        "num_processes",
-        None,
-        "Number of processes; 1 runs alone, whatever started it.",
-    )
+    about = "Number of processes; 1 runs alone, whatever started it."
+    flags.DEFINE_integer("num_processes", None, about)
     flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 
 
@@ -155,12 +145,10 @@ def _several_processes() -> bool:
 
 
 def _exit(status: int) -> int:
-    """Returns the status, or exits at once if there are several processes.
-
-    JAX's shutdown would wait for the other processes, which may be waiting for
-    this one.
-    """
+    """Returns the status, or exits at once if there are several processes."""
     if _several_processes():
+        # JAX's shutdown would wait for the other processes, which may be
+        # waiting for this one.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -173,13 +161,11 @@ def _exit(status: int) -> int:
 def with_flags(message: str) -> str:
     """Returns the message with settings spelled as command-line flags.
 
-    The library does not know about flags: it says 'user_column=...' and
-    'config.train.epochs', which become '--user_column=...' and
+    'user_column=...' and 'config.train.epochs' become '--user_column=...' and
     '--config.train.epochs' if the entry point has these flags. A word that
-    could be plain English is left alone unless '=' follows it, or ':' at the
-    start of the message.
+    could be plain English changes only before '=', or before ':' at the start
+    of the message.
     """
-
     keys = config_lib.settings() if "config" in flags.FLAGS else ()
 
     def spell(match: re.Match[str]) -> str:
@@ -210,10 +196,8 @@ def _keep_programs() -> None:
     try:
         compilation_cache.keep_programs()
     except OSError as error:
-        print(
-            f"warning: compiled programs are not cached: {error}",
-            file=sys.stderr,
-        )
+        text = f"warning: compiled programs are not cached: {error}"
+        print(text, file=sys.stderr)
 
 
 def _quiet_libraries() -> None:
@@ -232,26 +216,19 @@ def _quiet_libraries() -> None:
 
 
 def define_config(default: pathlib.Path) -> Any:
-    """Defines --config, a config file, and --config.<key> for its keys.
+    """Defines --config, and --config.<key> for the keys of the file.
 
     ml_collections loads the default file and applies the overrides of the
-    command line here, so mistakes in them exit here as in `run`.
-
-    Args:
-      default: config file to use without --config.
-
-    Returns:
-      The flag's holder; `.value` is the locked ConfigDict.
+    command line here, so mistakes in them exit here as in `run`. Returns the
+    flag's holder, whose `.value` is the locked ConfigDict.
     """
     from ml_collections import config_flags
 
+    about = "Config file; --config.<key>=... changes a key."
     return _in_one_line(
         sys.argv,
         lambda: config_flags.DEFINE_config_file(
-            "config",
-            str(default),
-            "Config file; --config.<key>=... changes a key.",
-            lock_config=True,
+            "config", str(default), about, lock_config=True
         ),
     )
 
@@ -276,52 +253,42 @@ def _in_one_line(argv: Sequence[str], parse: Callable[[], Any]) -> Any:
 
 def _config_file_mistake(error: Exception) -> str:
     """Returns one line if the file of --config caused the error, else ''."""
-    files = [os.path.realpath(file) for file in _config_files()]
     cause: BaseException | None = error
     while cause is not None:
         places = [
-            (frame.filename, frame.lineno)
-            for frame in traceback.extract_tb(cause.__traceback__)
+            (frame.f_code.co_filename, line)
+            for frame, line in traceback.walk_tb(cause.__traceback__)
+            if frame.f_globals.get("__name__") == _CONFIG_MODULE
         ]
+        reason: object = cause
         if isinstance(cause, SyntaxError):
-            places.append((cause.filename or "", cause.lineno))
-        for path, line in reversed(places):
-            if os.path.realpath(path) in files:
-                reason = cause.msg if isinstance(cause, SyntaxError) else cause
-                kind = type(cause).__name__
-                return f"--config={path}, line {line}: {reason} ({kind})"
+            places.append((cause.filename or "", cause.lineno or 0))
+            reason = cause.msg
+        if places:
+            path, line = places[-1]
+            kind = type(cause).__name__
+            return f"--config={path}, line {line}: {reason} ({kind})"
         cause = cause.__cause__ or cause.__context__
     text = str(error)
-    missing = re.search(r"No such file or directory: '([^']+)'", text)
-    if missing and missing[1] in _config_files():
+    if f"Failed loading config file {_CONFIG_MODULE}" not in text:
+        return ""
+    if missing := re.search(r"No such file or directory: '([^']+)'", text):
         return f"--config={missing[1]}: no such file"
-    if "Failed loading config file" in text:
-        return f"--config cannot be loaded: {text.splitlines()[-1].strip()}"
-    return ""
-
-
-def _config_files() -> list[str]:
-    """Returns the paths that --config names on the command line."""
-    files = []
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if name == "config" and argument.startswith("-"):
-            # A config file may be followed by ':' and a string for it.
-            files.append((value if equals else following).partition(":")[0])
-    return files
+    return f"--config cannot be loaded: {text.splitlines()[-1].strip()}"
 
 
 def _override_mistake(text: str, argv: Sequence[str]) -> str:
     """Returns one line for a --config.<key> that the config does not have."""
     if "'get_config'" in text:
         return "--config names a file without get_config()"
-    close = re.search(r"(\w+)\W+(?:n\W*)?Did you mean \"(\w+)\"", text)
-    for name in (a.lstrip("-").partition("=")[0] for a in argv[1:]):
-        for part in name.split(".")[1:]:
-            if re.search(rf"\b{re.escape(part)}\b", text.partition("Did")[0]):
-                hint = f"; did you mean {close[2]}?" if close else ""
-                return f"--{name}: the config has no key {part!r}{hint}"
-    return " ".join(text.replace("\\n", " ").split())
+    text = text.replace("\\n", " ").replace("\\", "")
+    if not (key := re.search(r"'(\w+)'", text)):
+        return " ".join(text.split())
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:]]
+    name = next((n for n in names if key[1] in n.split(".")), "config")
+    near = re.search(r'Did you mean "(\w+)"', text)
+    hint = f"; did you mean {near[1]}?" if near else ""
+    return f"--{name}: the config has no key {key[1]!r}{hint}"
 
 
 # --- A flag for a list of choices -------------------------------------------
@@ -333,19 +300,15 @@ class _ListSwitch(flags.ArgumentParser):
     def __init__(self, choices: tuple[str, ...]) -> None:
         self._choices = choices
 
-    def parse(self, argument: str | tuple[str, ...]) -> tuple[str, ...]:
-        if isinstance(argument, tuple):
-            return argument
+    def parse(self, argument: str) -> tuple[str, ...]:
         if argument in ("true", "false"):
             return self._choices if argument == "true" else ()
-        names = [name.strip() for name in argument.split(",")]
-        for name in filter(None, names):
+        names = filter(None, (name.strip() for name in argument.split(",")))
+        for name in (found := tuple(names)):
             if name not in self._choices:
-                raise ValueError(
-                    f"{name!r} is unknown, use one of "
-                    f"{', '.join(self._choices)}"
-                )
-        return tuple(filter(None, names))
+                known = ", ".join(self._choices)
+                raise ValueError(f"{name!r} is unknown, use one of {known}")
+        return found
 
     def flag_type(self) -> str:
         return "list of names"
@@ -355,13 +318,12 @@ def define_list_switch(
     name: str, choices: tuple[str, ...], help_text: str
 ) -> None:
     """Defines --name (all choices), --name=a,b and --noname."""
-    flags.DEFINE_flag(
-        flags.Flag(
-            parser=_ListSwitch(choices),
-            serializer=flags.CsvListSerializer(","),
-            name=name,
-            default=(),
-            help_string=f"{help_text} ({', '.join(choices)})",
-            boolean=True,
-        )
+    flag = flags.Flag(
+        parser=_ListSwitch(choices),
+        serializer=flags.CsvListSerializer(","),
+        name=name,
+        default="",
+        help_string=f"{help_text} ({', '.join(choices)})",
+        boolean=True,
     )
+    flags.DEFINE_flag(flag)

@@ -175,7 +175,9 @@ class LossConfig:
 class OptimizerConfig:
     """The optimiser."""
 
-    name: str = _setting("adam", "A name in training.optimizers.OPTIMIZERS.")
+    name: str = _setting(
+        "adam", "Optimiser: 'adam' or 'nadam'.", _one_of("adam", "nadam")
+    )
     learning_rate: float = _setting(1e-3, "Learning rate.", _POSITIVE)
     beta1: float = _setting(0.9, "Decay of the first moment.", _FRACTION)
     beta2: float = _setting(0.999, "Decay of the second moment.", _FRACTION)
@@ -373,10 +375,8 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
     """Returns the config with some settings changed.
 
     Args:
-      changes: values by dotted key, such as {"train.epochs": 40}.
-
-    Raises:
-      VaecfError: as `from_mapping`.
+      changes: values by dotted key, such as {"train.epochs": 40}; checked as
+        in `from_mapping`.
     """
     values, known = config.to_dict(), settings()
     for key, value in changes.items():

@@ -66,20 +66,7 @@ class Actions:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What the stages of a run share.
-
-    Attributes:
-      config: settings of this call.
-      workdir: directory of the run, locked.
-      actions: what to do.
-      dataset: the dataset.
-      mesh: devices.
-      validation: evaluator of the validation users.
-      test: evaluator of the test users.
-      results: content of results.json; each stage replaces its own part.
-      recipe_log: writer of `actions.log_path`, or None.
-      log: receives one line at a time.
-    """
+    """What the stages of a run share."""
 
     config: Config
     workdir: pathlib.Path
@@ -88,7 +75,7 @@ class _Run:
     mesh: Mesh
     validation: Evaluator
     test: Evaluator
-    results: dict[str, Any]
+    results: dict[str, Any]  # of results.json; each stage replaces its part
     recipe_log: recipe_log.RecipeLogWriter | None
     log: Callable[[str], None]
 
@@ -161,8 +148,11 @@ def _opened(
         precision.policy(config.precision.policy)
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
         dataset = find_dataset(config.data.dir)
-        if actions.test:
-            _require_test_users(dataset, config.data.dir)
+        if actions.test and dataset.test.held_out.nnz == 0:
+            raise VaecfError(
+                f"{config.data.dir}: the dataset has no test users with "
+                "held-out items: prepare it with more held_out_users"
+            )
     with within("starting"):
         processes.require_same(_common_input(config, dataset, actions))
     with contextlib.ExitStack() as stack:
@@ -173,10 +163,10 @@ def _opened(
                 workdir_lib.check_or_create(
                     workdir, config, dataset, train=actions.train
                 )
-                for name in ("per_user", "results_dir"):
-                    if (path := getattr(actions, name)) is not None:
-                        folder = path.parent if name == "per_user" else path
-                        workdir_lib.make_folder(folder, f"{name}={path}")
+                if (path := actions.per_user) is not None:
+                    workdir_lib.make_folder(path.parent, f"per_user={path}")
+                if (path := actions.results_dir) is not None:
+                    workdir_lib.make_folder(path, f"results_dir={path}")
                 if actions.log_path is not None:
                     recipe_writer = recipe_log.RecipeLogWriter(actions.log_path)
                     recipe_writer.parameters(actions.arguments)
@@ -208,20 +198,6 @@ def _check(config: Config, workdir: pathlib.Path, actions: Actions) -> None:
             "the inference benchmark measures a single process: run it with "
             "num_processes=1"
         )
-
-
-def _require_test_users(dataset: Dataset, directory: str) -> None:
-    if dataset.test.held_out.nnz > 0:
-        return
-    if n_users := dataset.test.fold_in.n_users:
-        raise VaecfError(
-            f"{directory}: none of the {n_users:,} test users has a held-out "
-            "item that training users have; prepare it with more held_out_users"
-        )
-    raise VaecfError(
-        f"{directory}: the dataset has no test users; prepare it with "
-        "held_out_users above 0"
-    )
 
 
 def _common_input(
@@ -284,10 +260,8 @@ def _validate(run: _Run, model: TrainedModel) -> TrainedModel:
     """Sets results['validation'] and returns the model with tuned weights."""
     model = tune_blend(model, run.validation, log=run.log)
     run.results.pop("linear", None)
-    if model.branch is not None:
-        weights = {
-            name: float(model.branch[name]) for name in ("gain", "prior")
-        }
+    if (branch := model.branch) is not None:
+        weights = {name: float(branch[name]) for name in ("gain", "prior")}
         run.results["linear"] = weights
     with run.within("a validation"):
         run.results["validation"] = run.validation.summary(
@@ -302,7 +276,7 @@ def _test(run: _Run, model: TrainedModel) -> None:
     for key in ("history_length", ORACLE):
         results.pop(key, None)  # an earlier test may have had other metrics
     evaluation = run.test(model.ranker(run.test.depth), model.scorer_params)
-    assert evaluation is not None  # `_require_test_users` has checked
+    assert evaluation is not None  # `_opened` requires test users
     results["test"] = evaluation.summary
     results["users_left_out"] = evaluation.left_out
     metric = run.config.eval.best_metric
@@ -403,13 +377,9 @@ def _report(run: _Run, model: TrainedModel) -> None:
         )
         run.log(f"\nreport: {report_path}\nresults: {results_path}")
         _finish_recipe_log(run)
-        if run.actions.results_dir is not None:
-            recipe_log.write_statistics(
-                run.actions.results_dir,
-                run.actions.arguments,
-                run.results,
-                records,
-            )
+        if (folder := run.actions.results_dir) is not None:
+            arguments = run.actions.arguments
+            recipe_log.write_statistics(folder, arguments, run.results, records)
 
 
 def _finish_recipe_log(run: _Run) -> None:

@@ -48,9 +48,9 @@ _KINDS = {
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path whose file replaces `path` at the end.
 
-    The temporary file is flushed to the disk and then renamed, so that a
-    reader, or a crash, sees the old file or the new one. Parent directories
-    are created. If the block raises, `path` stays as it is.
+    The temporary file is flushed to the disk before it is renamed, so `path`
+    always holds a whole file: the old one until the block succeeds. Parent
+    directories are created.
 
     Raises:
       VaecfError: the file cannot be written.
@@ -84,8 +84,7 @@ def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a new directory to fill, which replaces `directory` at the end.
 
     The new files are flushed to the disk first. If the block raises,
-    `directory` stays as it is and the new directory is removed. The caller
-    decides whether an existing directory may be replaced.
+    `directory` stays as it is and the new directory is removed.
 
     Raises:
       VaecfError: the disk or the permissions do not allow it.
@@ -102,40 +101,32 @@ def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             _sync(path)
         if target.exists():
             os.rename(target, old)
-        try:
-            os.rename(fresh, target)
-        except OSError:
-            if old.exists():
-                os.rename(old, target)
-            raise
+        os.rename(fresh, target)
         _sync(target.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise VaecfError(f"cannot write {directory}: {reason}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        if target.exists():  # otherwise the old directory is the only one
-            shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def make_folder(folder: pathlib.Path, setting: str) -> None:
-    """Creates a directory for output, and raises if it is not writable.
-
-    Args:
-      folder: the directory.
-      setting: the setting that names it, as 'results_dir=...', for the message.
+    """Creates a directory for output.
 
     Raises:
-      VaecfError: files cannot be written there.
+      VaecfError: files cannot be written there; names the `setting`, such as
+        'results_dir=...'.
     """
-    reason: str | None = "permission denied"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return
+        reason = None if os.access(folder, os.W_OK) else "permission denied"
     except OSError as error:
         reason = error.strerror
-    raise VaecfError(f"{setting} cannot be written ({reason})")
+    if reason:
+        raise VaecfError(f"{setting} cannot be written ({reason})")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -152,14 +143,10 @@ def read_json(path: pathlib.Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise VaecfError(
-            f"{path}: no such file; is its directory the workdir of a run?"
-        ) from None
     except OSError as error:
+        reason = str(error.strerror).lower()  # such as 'no such file or ...'
         raise VaecfError(
-            f"{path}: cannot be read ({error.strerror}); give the workdir of a "
-            "run"
+            f"{path}: {reason}; is its directory the workdir of a run?"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VaecfError(f"{path}: not JSON ({error})") from None
@@ -183,11 +170,9 @@ def _sync(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds the workdir for this process; the lock dies with the process.
+    """Locks the workdir for this process; creates it if necessary.
 
-    Args:
-      workdir: directory to lock; created if necessary.
-      wait: wait until another process releases the lock.
+    The operating system releases the lock when the process ends.
 
     Raises:
       VaecfError: another process holds the lock and `wait` is false, or the
@@ -220,14 +205,11 @@ def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def require_no_other(workdir: pathlib.Path, kind: str) -> None:
-    """Raises if the directory holds another kind of content.
+    """Raises VaecfError if the directory holds another kind of content.
 
     Args:
-      workdir: the directory that `kind` is to use.
-      kind: 'run', 'population' or 'sweep'.
-
-    Raises:
-      VaecfError: names what the directory holds.
+      workdir: the directory.
+      kind: the content it should hold: 'run', 'population' or 'sweep'.
     """
     if (workdir / _KINDS[kind][1]).exists():
         return
@@ -268,13 +250,12 @@ def check_or_create(
     Args:
       workdir: a directory that the caller has `locked`.
       config: settings of this call.
-      dataset: dataset of this call, with `manifest`, `items`, `name`, `path`.
+      dataset: the `data.dataset.Dataset` of this call.
       train: False for a call that only scores: it may use another precision,
         and nothing is written.
 
     Raises:
-      VaecfError: the workdir holds a run with another config or dataset; names
-        the keys that differ.
+      VaecfError: the workdir holds another run; names the keys that differ.
     """
     require_no_other(workdir, "run")
     values = config.to_dict()
@@ -283,8 +264,7 @@ def check_or_create(
         old = read_json(workdir / CONFIG)
         if not train:
             old["precision"] = values["precision"]
-        _check_config(workdir, old, values)
-        _check_dataset(workdir, read_json(workdir / DATASET), dataset)
+        _check_same(workdir, old, values, dataset)
     elif train:
         write_identity(workdir, dataset.manifest, dataset.items)
         # Blend weights of an earlier model do not fit the new one.
@@ -293,8 +273,11 @@ def check_or_create(
         write_json(workdir / CONFIG, values)
 
 
-def _check_config(
-    workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]
+def _check_same(
+    workdir: pathlib.Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    dataset: Any,
 ) -> None:
     flat_old, flat_new = config_lib.flatten(old), config_lib.flatten(new)
     changes = "; ".join(
@@ -306,6 +289,14 @@ def _check_config(
             f"workdir {workdir} holds a run with another config: {changes}. "
             "Use the same values to resume it, or choose another workdir"
         )
+    manifest = read_json(workdir / DATASET)
+    if keys := _differing(manifest, dataset.manifest):
+        raise VaecfError(
+            f"workdir {workdir} holds a run on another dataset: "
+            f"{manifest.get('name')!r}, and {dataset.path} is {dataset.name!r} "
+            f"(they differ in {', '.join(keys)}). Use the dataset of the run, "
+            "or choose another workdir"
+        )
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -315,32 +306,15 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
       old: nested dict of the run, as in its config.json.
       new: nested dict of this call.
     """
-    a, b = config_lib.flatten(old), config_lib.flatten(new)
-    resumable = {
+    settings = config_lib.settings()
+    return [
         key
-        for key, field in config_lib.settings().items()
-        if field.metadata["resumable"]
-    }
-    return sorted(
-        key
-        for key in (a.keys() | b.keys()) - resumable
-        if a.get(key, ...) != b.get(key, ...)
-    )
+        for key in _differing(config_lib.flatten(old), config_lib.flatten(new))
+        if key not in settings or not settings[key].metadata["resumable"]
+    ]
 
 
-def _check_dataset(
-    workdir: pathlib.Path, old: Mapping[str, Any], dataset: Any
-) -> None:
-    if old == dataset.manifest:
-        return
-    keys = sorted(
-        key
-        for key in old.keys() | dataset.manifest.keys()
-        if old.get(key) != dataset.manifest.get(key)
-    )
-    raise VaecfError(
-        f"workdir {workdir} holds a run on another dataset: "
-        f"{old.get('name')!r}, and {dataset.path} is {dataset.name!r} (they "
-        f"differ in {', '.join(keys)}). Use the dataset of the run, or choose "
-        "another workdir"
-    )
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Returns the keys whose values differ, or that one mapping lacks."""
+    keys = sorted(a.keys() | b.keys())
+    return [key for key in keys if a.get(key, ...) != b.get(key, ...)]

@@ -286,7 +286,6 @@ def test_the_recipes_results(trained) -> None:
     statistics = json.loads((folder / "statistics.json").read_text())
     assert statistics["results"] == results(trained.workdir)
     assert statistics["history"]["train/loss"] == losses(trained.workdir)
-    assert "--xla: always on here" in trained.done.out
 
 
 # --- A second call ----------------------------------------------------------
