@@ -264,9 +264,9 @@ def _validate(run: _Run, model: TrainedModel) -> TrainedModel:
         weights = {name: float(branch[name]) for name in ("gain", "prior")}
         run.results["linear"] = weights
     with run.within("a validation"):
-        run.results["validation"] = run.validation.summary(
+        run.results["validation"] = run.validation(
             model.ranker(run.validation.depth), model.scorer_params
-        )
+        ).summary
     return model
 
 
@@ -276,7 +276,6 @@ def _test(run: _Run, model: TrainedModel) -> None:
     for key in ("history_length", ORACLE):
         results.pop(key, None)  # an earlier test may have had other metrics
     evaluation = run.test(model.ranker(run.test.depth), model.scorer_params)
-    assert evaluation is not None  # `_opened` requires test users
     results["test"] = evaluation.summary
     results["users_left_out"] = evaluation.left_out
     metric = run.config.eval.best_metric
@@ -314,12 +313,9 @@ def _test(run: _Run, model: TrainedModel) -> None:
         if name in results:
             frames.pop(baselines.label(name, results[name]), None)
         results[name] = result
-        if on_test is not None:
-            label = baselines.label(name, result)
-            frames[label] = per_user.frame(label, on_test, dataset)
+        label = baselines.label(name, result)
+        frames[label] = per_user.frame(label, on_test, dataset)
         save_partial_results()
-        if (line := baselines.tuned_line(name, result)) is not None:
-            log(line)
     table = tables.results_table(
         tables.results_rows(baselines.grouped(results), name=title),
         title="Test users",

@@ -22,7 +22,7 @@ def test_write_and_read(tmp_path) -> None:
     )
     # NaN for a user without held-out items.
     values = np.array([0.5, np.nan, 1.0, 0.25])
-    evaluation = Evaluation({}, {"ndcg@10": values}, 3, 1, None)
+    evaluation = Evaluation({}, {"ndcg@10": values}, 1, None)
     path = tmp_path / "users.parquet"
     both = [per_user.frame(n, evaluation, data) for n in ("mult_vae", "ease")]
     per_user.write(path, both)
@@ -40,11 +40,12 @@ def test_write_and_read(tmp_path) -> None:
     assert read["ease"].equals(both[1], null_equal=True)
 
     per_user.write(tmp_path / "users.csv", both)
-    lines = (tmp_path / "users.csv").read_text().splitlines()
-    assert lines[0] == "model,user,fold_in,held_out,ndcg@10"
-    assert len(lines) == 9
-    path.write_text("no Parquet")
-    assert per_user.read(path) == {}
-    assert per_user.read(tmp_path / "nowhere.parquet") == {}
-    with pytest.raises(VaecfError, match=r"users\.parquet"):
-        per_user.write(path / "u.csv", both)
+    text = per_user.read(tmp_path / "users.csv")
+    assert list(text) == list(read)
+    assert text["ease"].equals(both[1], null_equal=True)
+    for content, message in (("no Parquet", "neither"), (None, "neither")):
+        path.write_text(content) if content else path.unlink()
+        with pytest.raises(VaecfError, match=rf"users\.parquet: {message}"):
+            per_user.read(path)
+    with pytest.raises(VaecfError, match=r"users\.csv"):
+        per_user.write(tmp_path / "users.csv" / "u.csv", both)

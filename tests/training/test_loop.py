@@ -283,7 +283,7 @@ def script(monkeypatch, values):
             for name in self.metrics
         }
         left.pop(0)
-        return evaluator.Evaluation(summary, {}, 16, 0, None)
+        return evaluator.Evaluation(summary, {}, 0, None)
 
     monkeypatch.setattr(evaluator.Evaluator, "__call__", evaluated)
     return left

@@ -39,7 +39,7 @@ class Setting(NamedTuple):
       default: value without tuning; tuning starts from it.
       meaning: one sentence.
       grid: candidates for tuning, ascending; () is never tuned.
-      may_be_zero: whether 0 is allowed; the value must be above 0 otherwise.
+      may_be_zero: whether 0 is allowed; otherwise values must be above 0.
     """
 
     default: float
@@ -172,19 +172,8 @@ def settings(
     return result
 
 
-def fit(name: str, train: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters of a baseline fitted to interactions.
-
-    Args:
-      name: one of `BASELINES`.
-      train: `Interactions` of the training users.
-      settings: all settings of the baseline.
-    """
-    return BASELINES[name].fit(train, **settings)
-
-
 def scorer(name: str, n_items: int) -> Scorer:
-    """Returns the scorer for the parameters that `fit` returns."""
+    """Returns the scorer for the fitted parameters of a baseline."""
     baseline = BASELINES[name]
     return Scorer(baseline.scores, baseline.partition, n_items)
 
@@ -207,7 +196,7 @@ def evaluate(
     changes: Mapping[str, float] | None = None,
     tuned: bool = False,
     log: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, Any], Evaluation | None]:
+) -> tuple[dict[str, Any], Evaluation]:
     """Fits a baseline to the training users and evaluates both splits.
 
     Args:
@@ -217,7 +206,7 @@ def evaluate(
       changes: settings other than the defaults.
       tuned: choose the settings by the validation users' `best_metric`,
         starting from `changes`. The test users only see the chosen settings.
-      log: receives lines about the candidates of a search that takes long.
+      log: receives lines about a search.
 
     Returns:
       ({'validation', 'test': summaries, 'fit_seconds', the settings, 'tuned':
@@ -247,21 +236,23 @@ def evaluate(
         )
     found = candidates.validate(chosen)
     on_test = test(candidates.ranker, candidates.params(chosen))
-    test_summary = {} if on_test is None else on_test.summary
-    result = {**found, "test": test_summary, **chosen}
+    result = {**found, "test": on_test.summary, **chosen}
     if is_tuned:
-        result["tuned"] = {
-            "metric": metric,
-            "value": found["validation"][metric]["mean"],
-            "tried": [
-                {
-                    **dict(key),
-                    "value": tried["validation"][metric]["mean"],
-                    "fit_seconds": tried["fit_seconds"],
-                }
-                for key, tried in candidates.tried.items()
-            ],
-        }
+        tried = [
+            {
+                **dict(key),
+                "value": candidate["validation"][metric]["mean"],
+                "fit_seconds": candidate["fit_seconds"],
+            }
+            for key, candidate in candidates.tried.items()
+        ]
+        value = found["validation"][metric]["mean"]
+        result["tuned"] = {"metric": metric, "value": value, "tried": tried}
+        seconds = sum(candidate["fit_seconds"] for candidate in tried)
+        log(
+            f"{label(name, result)}: best of {len(tried)} by validation "
+            f"{metric} {value:.4f}; fits took {seconds:.1f} s"
+        )
     return result, on_test
 
 
@@ -295,7 +286,8 @@ class _Candidates:
             self._last = None
             gc.collect()  # frees host arrays that JAX no longer uses
             began = time.perf_counter()
-            params = fit(self._name, self._validation.train, settings)
+            train = self._validation.train
+            params = BASELINES[self._name].fit(train, **settings)
             self._fit_seconds = time.perf_counter() - began
             self._last = settings, self.ranker.place(params)
         return self._last[1]
@@ -303,22 +295,21 @@ class _Candidates:
     def validate(self, settings: dict[str, float]) -> dict[str, Any]:
         """Returns {'validation': summary, 'fit_seconds'}."""
         key = tuple(settings.items())
-        if key not in self.tried:
-            params = self.params(settings)
-            summary = self._validation.summary(self.ranker, params)
-            self.tried[key] = {
-                "validation": summary,
-                "fit_seconds": self._fit_seconds,
-            }
-            waited = time.monotonic() - self._logged_at
-            if self._log is not None and waited > _SECONDS_BETWEEN_LINES:
-                self._logged_at = time.monotonic()
-                metric = self._validation.best_metric
-                self._log(
-                    f"tried {label(self._name, settings)}: validation {metric} "
-                    f"{summary[metric]['mean']:.4f}"
-                )
-        return self.tried[key]
+        if key in self.tried:
+            return self.tried[key]
+        params = self.params(settings)
+        summary = self._validation(self.ranker, params).summary
+        result = {"validation": summary, "fit_seconds": self._fit_seconds}
+        self.tried[key] = result
+        waited = time.monotonic() - self._logged_at
+        if self._log is not None and waited > _SECONDS_BETWEEN_LINES:
+            self._logged_at = time.monotonic()
+            metric = self._validation.best_metric
+            self._log(
+                f"tried {label(self._name, settings)}: validation {metric} "
+                f"{summary[metric]['mean']:.4f}"
+            )
+        return result
 
 
 def evaluate_oracle(
@@ -334,7 +325,8 @@ def evaluate_oracle(
     Returns:
       {'validation': summary, 'test': summary}.
     """
-    ranker = test.compile(scorers.oracle(dataset.n_items))
+    # The metrics of validation are those of the test, or more.
+    ranker = validation.compile(scorers.oracle(dataset.n_items))
     first = dataset.split_sizes[0]
     summaries = {}
     for split, users in (("validation", validation), ("test", test)):
@@ -343,7 +335,7 @@ def evaluate_oracle(
             dataset.oracle["user_group"][first:last],
             dataset.oracle["group_item"],
         )
-        summaries[split] = users.summary(ranker, ranker.place(params))
+        summaries[split] = users(ranker, ranker.place(params)).summary
         first = last
     return summaries
 
@@ -358,22 +350,24 @@ def keep_earlier(
     """Returns per-user metrics of baselines that an earlier call evaluated.
 
     A baseline is kept if its metrics are those of the current test; all others
-    are removed from `results`. Processes other than the lead write nothing, and
-    keep none.
+    are removed from `results`, with a line to `log`. Processes other than the
+    lead write nothing, and keep none.
 
     Args:
       results: content of results.json with the current 'test'; changed.
       frame: `per_user.frame` of the current test.
-      path: per-user file of the earlier call.
-      log: receives a line that names the removed baselines.
+      path: per-user file of the earlier call; may be missing or damaged.
 
     Returns:
       Frames by label.
     """
     earlier = {name: results.pop(name) for name in BASELINES if name in results}
-    if not processes.is_lead():
+    if not processes.is_lead() or not earlier:
         return {}
-    frames = per_user.read(path)
+    try:
+        frames = per_user.read(path)
+    except VaecfError:
+        frames = {}
     kept: dict[str, pl.DataFrame] = {}
     removed: list[str] = []
     for name, result in earlier.items():
@@ -391,25 +385,8 @@ def keep_earlier(
     return kept
 
 
-def tuned_line(name: str, result: Mapping[str, Any]) -> str | None:
-    """Returns a line about the tuning of a baseline; None without tuning."""
-    if "tuned" not in result:
-        return None
-    tuned = result["tuned"]
-    seconds = sum(candidate["fit_seconds"] for candidate in tuned["tried"])
-    return (
-        f"{label(name, result)}: best of {len(tuned['tried'])} by validation "
-        f"{tuned['metric']} {tuned['value']:.4f}; fits took {seconds:.1f} s"
-    )
-
-
 def grouped(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the results as `report.write_report` takes them.
-
-    Args:
-      results: content of results.json, where baselines and the oracle stand
-        beside the model's own results.
-    """
+    """Returns the content of results.json as `report.write_report` takes it."""
     keys = ("train", "validation", "test", "users_left_out", "history_length")
     groups = {key: results[key] for key in (*keys, "linear") if key in results}
     groups["baselines"] = {

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
-from vaecf.evaluation import significance
+from vaecf.evaluation import per_user, significance
 from vaecf.evaluation.evaluator import by_history_length, mean_and_stderr
 
+if TYPE_CHECKING:
+    import polars as pl
+
 _MOST_SETTINGS = 3  # in the name of a group
-_USER_COLUMNS = ("user", "fold_in", "held_out")
 
 
 class Entry(NamedTuple):
@@ -26,7 +28,7 @@ class Entry(NamedTuple):
       path: the run's workdir, or the file.
       model: name of the model; for a baseline with its settings.
       config: settings of the run by dotted key; None for baselines and files.
-      users: {'user', 'fold_in', 'held_out'}, arrays [U].
+      users: `per_user.USER_COLUMNS`, arrays [U].
       values: {metric: float64 [U]}; NaN for users without held-out items.
       validation: {metric: mean over the validation users}; {} if unknown.
     """
@@ -60,7 +62,8 @@ def compare(
 
     Args:
       paths: workdirs of tested runs, or files written by `per_user.write`.
-      metric: metric to compare by; None takes the first run's best_metric.
+      metric: metric to compare by; None takes the first run's best_metric, or
+        the first metric if the test lacks it.
       reference: name of a group, or one of `paths`. None takes the group that
         is the best on the validation users, or the first group if the
         validation metrics of any group are unknown.
@@ -109,43 +112,28 @@ def compare(
         "users": int(evaluated_U.sum()),
         "left_out": int((~evaluated_U).sum()),
         "reference": reference,
-        "runs": _run_results(groups, metrics),
-        "groups": _group_results(groups, metrics, metric, mean_U),
+        "runs": [
+            {
+                "path": str(entry.path),
+                "group": name,
+                "seed": entry.seed,
+                "metrics": {m: _summary([entry], m) for m in metrics},
+            }
+            for name, group in groups.items()
+            for entry in group
+        ],
+        "groups": {
+            name: {
+                "seeds": len(group),
+                "metrics": {m: _summary(group, m) for m in metrics},
+                "validation": _validation(group, metric),
+                "history_length": by_history_length(
+                    mean_U[name], group[0].users["fold_in"]
+                ),
+            }
+            for name, group in groups.items()
+        },
         "comparisons": {name: p._asdict() for name, p in paired.items()},
-    }
-
-
-def _run_results(
-    groups: Mapping[str, Sequence[Entry]], metrics: Sequence[str]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "path": str(entry.path),
-            "group": name,
-            "seed": entry.seed,
-            "metrics": {m: _summary([entry], m) for m in metrics},
-        }
-        for name, group in groups.items()
-        for entry in group
-    ]
-
-
-def _group_results(
-    groups: Mapping[str, Sequence[Entry]],
-    metrics: Sequence[str],
-    metric: str,
-    mean_U: Mapping[str, np.ndarray],
-) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "seeds": len(group),
-            "metrics": {m: _summary(group, m) for m in metrics},
-            "validation": _validation(group, metric),
-            "history_length": by_history_length(
-                mean_U[name], group[0].users["fold_in"]
-            ),
-        }
-        for name, group in groups.items()
     }
 
 
@@ -154,26 +142,27 @@ def _group_results(
 
 def _common_manifest(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
     """Returns the manifest of the runs' dataset; {} if there are only files."""
-    found = {
-        path: workdir_lib.read_json(path / workdir_lib.DATASET)
-        for path in paths
-        if path.is_dir()
-    }
-    for path, manifest in found.items():
-        first = next(iter(found))
-        if manifest != found[first]:
+    runs = [path for path in paths if path.is_dir()]
+    if not runs:
+        return {}
+    manifest, *others = (
+        workdir_lib.read_json(run / workdir_lib.DATASET) for run in runs
+    )
+    for run, other in zip(runs[1:], others):
+        if other != manifest:
             raise VaecfError(
-                f"{first} and {path} are runs on different datasets "
-                f"({found[first].get('name')!r}, {manifest.get('name')!r}; "
-                "their manifests differ): compare runs on one prepared dataset"
+                f"{runs[0]} and {run} are runs on different datasets "
+                f"({manifest.get('name')!r}, {other.get('name')!r}; their "
+                "manifests differ): compare runs on one prepared dataset"
             )
-    return next(iter(found.values()), {})
+    return manifest
 
 
 def _read(path: pathlib.Path, *, baselines: bool) -> list[Entry]:
     """Returns the models of a run or file, the run's own model first."""
     if not path.is_dir():
-        return _entries(path, path, {}, {})
+        frames = per_user.read(path)
+        return [_entry(path, m, f, None, {}) for m, f in frames.items()]
     config = workdir_lib.read_config(path)
     file = path / workdir_lib.PER_USER
     if not file.exists():
@@ -181,66 +170,39 @@ def _read(path: pathlib.Path, *, baselines: bool) -> list[Entry]:
             f"{path}: no per-user metrics; evaluate the run on the test users"
         )
     results = workdir_lib.read_json(path / workdir_lib.RESULTS)
-    validation = {config.title: results.get("validation", {})}
-    for name, result in results.items():
-        if isinstance(result, Mapping) and "validation" in result:
-            validation[name] = result["validation"]
-    settings = config_lib.flatten(config.to_dict())
-    entries = _entries(path, file, {config.title: settings}, validation)
-    return [e for e in entries if baselines or e.model == config.title]
-
-
-def _entries(
-    path: pathlib.Path,
-    file: pathlib.Path,
-    configs: Mapping[str, Any],
-    validation: Mapping[str, Any],
-) -> list[Entry]:
-    frame = _read_frame(file)
     entries = []
-    for (model,), part in frame.group_by("model", maintain_order=True):
-        # The label 'ease (l2 500)' is 'ease' in results.json.
-        known = validation.get(model, validation.get(model.split(" (")[0], {}))
-        metrics = [
-            c for c in part.columns if c not in ("model", *_USER_COLUMNS)
-        ]
-        entries.append(
-            Entry(
-                path,
-                model,
-                configs.get(model),
-                {name: part[name].to_numpy() for name in _USER_COLUMNS},
-                {
-                    name: part[name].cast(float).fill_null(np.nan).to_numpy()
-                    for name in metrics
-                },
-                {name: cell["mean"] for name, cell in known.items()},
-            )
-        )
+    for model, frame in per_user.read(file).items():
+        if model == config.title:
+            settings = config_lib.flatten(config.to_dict())
+            entries.append(_entry(path, model, frame, settings, results))
+        elif baselines:
+            # 'ease (l2 500)' is 'ease' in results.json.
+            result = results.get(model.split(" (")[0], {})
+            entries.append(_entry(path, model, frame, None, result))
     return entries
 
 
-def _read_frame(path: pathlib.Path) -> Any:
-    import polars as pl
-
-    try:
-        if path.suffix == ".csv":
-            frame = pl.read_csv(path, infer_schema_length=None)
-        else:
-            frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0]
-        raise VaecfError(
-            f"{path}: neither a workdir nor per-user metrics ({reason})"
-        ) from None
-    columns = ("model", *_USER_COLUMNS)
-    missing = [name for name in columns if name not in frame.columns]
-    if missing or not len(frame):
-        raise VaecfError(
-            f"{path}: not a file of per-user metrics (it has no "
-            f"{', '.join(missing) or 'rows'})"
-        )
-    return frame
+def _entry(
+    path: pathlib.Path,
+    model: str,
+    frame: pl.DataFrame,
+    config: Mapping[str, Any] | None,
+    results: Mapping[str, Any],
+) -> Entry:
+    columns = per_user.USER_COLUMNS
+    metrics = frame.drop("model", *columns)
+    validation = results.get("validation", {})
+    return Entry(
+        path,
+        model,
+        config,
+        {name: frame[name].to_numpy() for name in columns},
+        {
+            metric.name: metric.cast(float).fill_null(np.nan).to_numpy()
+            for metric in metrics
+        },
+        {name: cell["mean"] for name, cell in validation.items()},
+    )
 
 
 def _require_same_users(entries: Sequence[Entry]) -> None:
@@ -262,11 +224,9 @@ def _choose_metrics(
         m for m in entries[0].values if all(m in e.values for e in entries)
     ]
     if asked is None:
-        configs = [e.config for e in entries if e.config is not None]
-        if configs:
-            asked = configs[0]["eval.best_metric"]
-        else:
-            asked = common[0] if common else "ndcg@100"
+        best = [e.config["eval.best_metric"] for e in entries if e.config]
+        preferred = [metric for metric in best[:1] if metric in common]
+        asked = [*preferred, *common, "ndcg@100"][0]
     if asked not in common:
         lacking = next(e for e in entries if asked not in e.values)
         raise VaecfError(
@@ -300,19 +260,12 @@ def _group(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
             # A baseline has the same values in all runs.
             others.setdefault(entry.model, [entry])
         else:
-            has_namesake = entry.model in others or any(
-                e.model == entry.model and e.path != entry.path
-                for e in entries
-                if e.config is None
+            has_namesake = any(
+                e.model == entry.model and e.path != entry.path for e in entries
             )
             suffix = f" in {entry.path}" if has_namesake else ""
             others[entry.model + suffix] = [entry]
-    taken = {e.model for e in entries if e.config is None}
-    named = {
-        f"{name} (run)" if name in taken else name: group
-        for name, group in zip(_names(list(runs.values())), runs.values())
-    }
-    return named | others
+    return dict(zip(_names(list(runs.values())), runs.values())) | others
 
 
 def _identity(entry: Entry) -> dict[str, Any]:

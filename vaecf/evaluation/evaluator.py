@@ -23,17 +23,15 @@ class Evaluation(NamedTuple):
     Attributes:
       summary: {'ndcg@100': {'mean', 'stderr', 'users'}, ...}. Mean and
         standard error are None where they do not exist; coverage, a single
-        number of all lists, has no standard error.
+        number of all lists, has no standard error. {} for an empty split.
       per_user: {'ndcg@100': float64 [U], ...}; NaN for users without held-out
         items. Coverage has no values per user.
-      users: number of users with at least one held-out item.
       left_out: number of users without held-out items.
-      lists: the ranked lists of all users.
+      lists: ranked lists of all users; no lists for an empty split.
     """
 
     summary: dict[str, dict[str, Any]]
     per_user: dict[str, np.ndarray]
-    users: int
     left_out: int
     lists: RankedLists
 
@@ -51,15 +49,8 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Ranks the users of one split and compares with their held-out items.
 
-    The same evaluator serves every scorer. `compile` makes a ranker; calling
-    the evaluator with new parameters does not compile again:
-
-        validation = Evaluator.for_split(
-            dataset, "validation", config.eval, mesh
-        )
-        ranker = validation.compile(scorer)
-        for params in epochs:
-            print(validation(ranker, params).summary)
+    The same evaluator serves every scorer. Evaluating new parameters with the
+    ranker that `compile` returned does not compile again.
 
     Attributes:
       fold_in: histories that the scorer sees.
@@ -85,15 +76,18 @@ class Evaluator:
     ) -> Evaluator:
         """Returns the evaluator of a dataset's 'validation' or 'test' split.
 
-        Its metrics are `config.metrics`, and `config.best_metric` if that is
-        not one of them.
+        Its metrics are `config.metrics`; for validation also
+        `config.best_metric`, by which epochs and settings are chosen.
         """
         held = dataset.split(split)
+        names = config.metrics
+        if split == "validation" and config.best_metric not in names:
+            names = (*names, config.best_metric)
         return cls(
             held.fold_in,
             held.held_out,
             dataset.train,
-            tuple(dict.fromkeys((*config.metrics, config.best_metric))),
+            names,
             config.best_metric,
             config.batch_size,
             mesh,
@@ -113,7 +107,7 @@ class Evaluator:
         """Returns a ranker of the scorer, deep enough for the metrics."""
         return Ranker(scorer, self.mesh, self.depth)
 
-    def __call__(self, ranker: Ranker, params: Any) -> Evaluation | None:
+    def __call__(self, ranker: Ranker, params: Any) -> Evaluation:
         """Ranks all users of the split and evaluates the lists.
 
         On several processes all must call this method. The means are those of
@@ -121,14 +115,11 @@ class Evaluator:
         different epochs or settings.
 
         Args:
-          ranker: result of `compile`, or any other ranker of this depth.
-          params: parameters of its scorer.
-
-        Returns:
-          None if no user of the split has a held-out item.
+          ranker: result of `compile`, or any ranker of at least this depth.
+          params: parameters of the ranker's scorer.
         """
         if self.is_empty:
-            return None
+            return Evaluation({}, {}, self.held_out.n_users, ranker.no_lists())
         lists = ranker(
             params,
             self.fold_in.indptr,
@@ -138,19 +129,10 @@ class Evaluator:
         evaluation = self.evaluate_lists(lists)
         return evaluation._replace(summary=_from_lead(evaluation.summary))
 
-    def summary(self, ranker: Ranker, params: Any) -> dict[str, Any]:
-        """Returns the summary of an evaluation; {} for an empty split."""
-        evaluation = self(ranker, params)
-        return {} if evaluation is None else evaluation.summary
-
     def best_value(self, ranker: Ranker, params: Any) -> float:
-        """Returns the mean of `best_metric`, the only metric computed.
-
-        The split must not be empty.
-        """
-        metric = self.best_metric
-        only = dataclasses.replace(self, metrics=(metric,))
-        return only.summary(ranker, params)[metric]["mean"]
+        """Returns the mean of `best_metric` on a split that is not empty."""
+        only = dataclasses.replace(self, metrics=(self.best_metric,))
+        return only(ranker, params).summary[self.best_metric]["mean"]
 
     def evaluate_lists(self, lists: RankedLists) -> Evaluation:
         """Returns the metrics of given lists, one list per user of the split.
@@ -192,13 +174,8 @@ class Evaluator:
                     "stderr": None,
                     "users": int(evaluated_U.sum()),
                 }
-        return Evaluation(
-            summary,
-            per_user,
-            int(evaluated_U.sum()),
-            int((~evaluated_U).sum()),
-            lists,
-        )
+        left_out = int((~evaluated_U).sum())
+        return Evaluation(summary, per_user, left_out, lists)
 
     @functools.cached_property
     def _item_share_I(self) -> np.ndarray:
@@ -210,19 +187,14 @@ def _from_lead(summary: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Returns the means and standard errors of process 0."""
     if processes.alone():
         return summary
-    keys = ("mean", "stderr")
-    numbers = [
-        math.nan if cell[key] is None else cell[key]
-        for cell in summary.values()
-        for key in keys
-    ]
-    received = iter(processes.from_lead(numbers))
-    result = {}
-    for name, cell in summary.items():
-        values = {key: next(received) for key in keys}
-        result[name] = cell | {
-            key: None if math.isnan(x) else x for key, x in values.items()
-        }
+    cells = [(name, key) for name in summary for key in ("mean", "stderr")]
+    numbers = [summary[name][key] for name, key in cells]
+    received = processes.from_lead(
+        [math.nan if x is None else x for x in numbers]
+    )
+    result = {name: dict(cell) for name, cell in summary.items()}
+    for (name, key), x in zip(cells, received, strict=True):
+        result[name][key] = None if math.isnan(x) else x
     return result
 
 

@@ -7,23 +7,21 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from vaecf import workdir as workdir_lib
+from vaecf.errors import VaecfError
 from vaecf.evaluation.evaluator import Evaluation
 
 if TYPE_CHECKING:
     import polars as pl
 
+# Columns besides model and metrics: raw id, numbers of items.
+USER_COLUMNS = ("user", "fold_in", "held_out")
+
 
 def frame(model: str, evaluation: Evaluation, dataset: Any) -> pl.DataFrame:
-    """Returns the metrics of every test user.
+    """Returns the metrics of a dataset's test users, one row per user.
 
-    Args:
-      model: name of the model, the same in all rows.
-      evaluation: metrics of the test users.
-      dataset: the dataset whose test users were evaluated.
-
-    Returns:
-      DataFrame with columns model, user (raw id), fold_in and held_out
-      (numbers of items), and one column per metric.
+    The columns are model (the same name in all rows), `USER_COLUMNS`, and one
+    column per metric.
     """
     import polars as pl
 
@@ -41,11 +39,9 @@ def frame(model: str, evaluation: Evaluation, dataset: Any) -> pl.DataFrame:
 
 
 def write(path: pathlib.Path, frames: Iterable[pl.DataFrame]) -> None:
-    """Writes frames with the same columns to one file, atomically.
+    """Writes results of `frame` with the same columns to one file, atomically.
 
-    Args:
-      path: a CSV file if its suffix is .csv, else a Parquet file.
-      frames: results of `frame`.
+    The file is CSV if its suffix is .csv, else Parquet.
 
     Raises:
       VaecfError: the file cannot be written.
@@ -61,17 +57,29 @@ def write(path: pathlib.Path, frames: Iterable[pl.DataFrame]) -> None:
 
 
 def read(path: pathlib.Path) -> dict[str, pl.DataFrame]:
-    """Returns the frames of a Parquet file that `write` wrote, by model.
+    """Returns the frames of a file that `write` wrote, by model.
 
-    A missing or damaged file has no frames: the next test writes it again.
+    Raises:
+      VaecfError: the file cannot be read, or lacks a column or rows.
     """
     import polars as pl
 
     try:
-        rows = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError):
-        return {}
-    if "model" not in rows.columns:
-        return {}
+        if path.suffix == ".csv":
+            rows = pl.read_csv(path, infer_schema_length=None)
+        else:
+            rows = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        raise VaecfError(
+            f"{path}: neither a workdir nor per-user metrics ({reason})"
+        ) from None
+    columns = ("model", *USER_COLUMNS)
+    missing = [name for name in columns if name not in rows.columns]
+    if missing or not len(rows):
+        raise VaecfError(
+            f"{path}: not a file of per-user metrics (it has no "
+            f"{', '.join(missing) or 'rows'})"
+        )
     parts = rows.partition_by("model", as_dict=True, maintain_order=True)
     return {str(name): part for (name,), part in parts.items()}

@@ -399,7 +399,7 @@ def make_validator(
         began = time.perf_counter()
         with processes.deadline(config.mesh.peer_timeout, "a validation"):
             result = validation(ranker, scorers.ModelParams(params, linear))
-        if result is None:
+        if validation.is_empty:
             return {}
         seconds = time.perf_counter() - began
         return {**result.record("validation"), "validation/seconds": seconds}
