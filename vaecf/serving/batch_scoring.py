@@ -3,7 +3,7 @@
 Memory is bounded by one partition of users, not by the file, except for the
 user ids. A first pass over the file replaces ids by numbers and appends the
 pairs to one temporary file per partition. A second pass ranks partition after
-partition while the output is written.
+partition, each to a temporary file; the output joins these files.
 """
 
 from __future__ import annotations
@@ -21,26 +21,22 @@ from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.data.row_batches import Batch, file_batches
 from vaecf.errors import VaecfError
+from vaecf.evaluation.ranking import RankedLists
 from vaecf.serving.trained_model import TrainedModel, load
 
 if TYPE_CHECKING:
     import polars as pl
 
 _USERS_PER_PARTITION = 65_536
+_ROWS_PER_PARTITION = 2**22  # of the output, at most
 
 
 class Scored(NamedTuple):
-    """Counts of `score_file`.
+    """Counts of `score_file`."""
 
-    Attributes:
-      users: number of users in the histories.
-      rows: number of recommendations written.
-      unknown_items: number of history rows whose item the model does not know.
-    """
-
-    users: int
-    rows: int
-    unknown_items: int
+    users: int  # in the histories
+    rows: int  # recommendations written
+    unknown_items: int  # history rows whose item the model does not know
 
 
 def score_file(
@@ -57,14 +53,15 @@ def score_file(
 ) -> Scored:
     """Writes the k best items of every user of a file.
 
+    The output has the columns user, rank (from 1), item and score (natural
+    logarithm of the item's probability), with users in order of their first
+    row. It is replaced atomically.
+
     Args:
       workdir: workdir of a run, or a directory written by `Recommender.save`.
       histories: CSV or TSV (also gzipped) or Parquet file with one row per
         (user, item), in any order.
-      output: file to write, CSV if its suffix is .csv, else Parquet. Its
-        columns are user, rank (from 1), item and score (natural logarithm of
-        the item's probability), users in order of their first row. The file is
-        replaced atomically.
+      output: file to write, CSV if its suffix is .csv, else Parquet.
       k: number of items per user.
       user_column: user column of the histories.
       item_column: item column of the histories.
@@ -75,12 +72,17 @@ def score_file(
     Raises:
       VaecfError: an argument or the file cannot be used; nothing is written.
     """
+    import polars as pl
+
     if k < 1:
         raise VaecfError(f"k={k} must be at least 1")
     _check_output(output, histories)
     columns = {"user": user_column, "item": item_column}
     batches = file_batches(layouts.require(histories), None, columns)
     model = load(workdir)
+    k = min(k, len(model.items))
+    size = min(_USERS_PER_PARTITION, max(1, _ROWS_PER_PARTITION // k))
+    ranker = model.ranker(k, exclude_seen)
     rows = done = 0
     with (
         workdir_lib.atomic_file(output) as target,
@@ -89,27 +91,51 @@ def score_file(
         ) as name,
     ):
         folder = pathlib.Path(name)
-        partitions = _partition(batches, model.items, folder)
+        partitions = _partition(batches, model.items, folder, size)
         n_users = len(partitions.users)
         if n_users == 0:
             raise VaecfError(f"{histories} holds no rows")
-
-        def frames() -> Iterator[pl.DataFrame]:
-            nonlocal rows, done
-            for users, matrix in partitions.read(len(model.items)):
-                for frame, n in _recommend(
-                    model, users, matrix, k, exclude_seen, batch_size
-                ):
-                    rows, done = rows + frame.height, done + n
-                    progress(done, n_users)
-                    yield frame
-
-        # In the temporary directory: after an error, polars may still create
-        # the file.
-        written = folder / output.name
-        _write(frames(), partitions.users.dtype, model.items, written)
-        written.replace(target)
+        parts: list[pathlib.Path] = []
+        for users, matrix in partitions.read(len(model.items)):
+            frames = []
+            for lists in ranker.blocks(
+                model.scorer_params,
+                matrix.indptr,
+                matrix.indices,
+                batch_size=batch_size,
+            ):
+                frames.append(_frame(model, lists, users))
+                users = users[len(lists.item_UK) :]
+                done += len(lists.item_UK)
+                progress(done, n_users)
+            parts.append(folder / f"{len(parts)}.parquet")
+            part = pl.concat(frames)
+            part.write_parquet(parts[-1])
+            rows += part.height
+        joined = pl.scan_parquet(parts, glob=False)
+        if output.suffix == ".csv":
+            joined.sink_csv(target)
+        else:
+            joined.sink_parquet(target)
     return Scored(n_users, rows, partitions.unknown_items)
+
+
+def _frame(
+    model: TrainedModel, lists: RankedLists, users: pl.Series
+) -> pl.DataFrame:
+    """Returns lists with raw ids; they belong to the first of the users."""
+    import polars as pl
+
+    columns = model.columns(lists)
+    item_type = pl.Int64 if model.items.type == "int64" else pl.String
+    return pl.DataFrame(
+        {
+            "user": users.gather(columns["row"]),
+            "rank": columns["rank"].astype(np.int32),
+            "item": pl.Series(columns["item"].tolist(), dtype=item_type),
+            "score": columns["score"].astype(np.float32),
+        }
+    )
 
 
 def _check_output(output: pathlib.Path, histories: pathlib.Path) -> None:
@@ -126,27 +152,19 @@ def _check_output(output: pathlib.Path, histories: pathlib.Path) -> None:
         )
 
 
-# --- First pass -------------------------------------------------------------
-
-
 class _Partitions(NamedTuple):
-    """Files of (user number, item index) pairs, one per partition of users.
-
-    Attributes:
-      folder: directory of the files.
-      users: raw ids of all users, by user number.
-      unknown_items: number of rows with an unknown item.
-    """
+    """Files of (user number, item index) pairs, one per partition of users."""
 
     folder: pathlib.Path
-    users: pl.Series
-    unknown_items: int
+    size: int  # users per partition
+    users: pl.Series  # raw ids, by user number
+    unknown_items: int  # rows with an unknown item
 
     def read(self, n_items: int) -> Iterator[tuple[pl.Series, Interactions]]:
         """Yields the users of each partition and their histories."""
-        for first in range(0, len(self.users), _USERS_PER_PARTITION):
-            users = self.users[first : first + _USERS_PER_PARTITION]
-            path = self.folder / f"{first // _USERS_PER_PARTITION}.pairs"
+        for first in range(0, len(self.users), self.size):
+            users = self.users[first : first + self.size]
+            path = self.folder / f"{first // self.size}.pairs"
             pairs = np.fromfile(path, np.int32).reshape(-1, 2)
             known = pairs[pairs[:, 1] >= 0]
             matrix, _ = Interactions.from_pairs(
@@ -156,7 +174,7 @@ class _Partitions(NamedTuple):
 
 
 def _partition(
-    batches: Iterator[Batch], items: IdTable, folder: pathlib.Path
+    batches: Iterator[Batch], items: IdTable, folder: pathlib.Path, size: int
 ) -> _Partitions:
     """Numbers the users by first appearance and writes the pairs."""
     number: dict[str, int] = {}
@@ -176,11 +194,11 @@ def _partition(
         item = _map_distinct(frame["item"], items.index_of)
         unknown += int((item < 0).sum())
         pairs = np.stack([user, item], axis=1)
-        partition = user // _USERS_PER_PARTITION
+        partition = user // size
         for p in np.unique(partition):
             with open(folder / f"{p}.pairs", "ab") as file:
                 pairs[partition == p].tofile(file)
-    return _Partitions(folder, _typed(list(number), user_type), unknown)
+    return _Partitions(folder, size, _typed(list(number), user_type), unknown)
 
 
 def _map_distinct(
@@ -206,80 +224,3 @@ def _typed(ids: list[str], dtype: Any) -> pl.Series:
         series.cast(pl.Categorical(pl.Categories.random()))
     )
     return pl.Series(raw[codes].tolist())
-
-
-# --- Second pass ------------------------------------------------------------
-
-
-def _recommend(
-    model: TrainedModel,
-    users: pl.Series,
-    matrix: Interactions,
-    k: int,
-    exclude_seen: bool,
-    batch_size: int,
-) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Yields (recommendations, number of users) of each batch."""
-    import polars as pl
-
-    ranker = model.ranker(min(k, len(model.items)), exclude_seen)
-    first = 0
-    for lists in ranker.blocks(
-        model.scorer_params,
-        matrix.indptr,
-        matrix.indices,
-        batch_size=batch_size,
-    ):
-        columns = model.columns(lists)
-        frame = pl.DataFrame(
-            {
-                "user": users.gather(first + columns["row"]),
-                "rank": columns["rank"].astype(np.int32),
-                "item": pl.Series(columns["item"].tolist()),
-                "score": columns["score"].astype(np.float32),
-            }
-        )
-        yield frame, len(lists.item_UK)
-        first += len(lists.item_UK)
-
-
-def _write(
-    frames: Iterator[pl.DataFrame],
-    user_type: Any,
-    items: IdTable,
-    path: pathlib.Path,
-) -> None:
-    """Writes frames to one file as they come."""
-    import polars as pl
-    from polars.io.plugins import register_io_source
-
-    schema = {
-        "user": user_type,
-        "rank": pl.Int32,
-        "item": pl.Int64 if items.type == "int64" else pl.String,
-        "score": pl.Float32,
-    }
-    failure: list[Exception] = []
-
-    def source(
-        with_columns: Any, predicate: Any, n_rows: Any, batch_size: Any
-    ) -> Iterator[pl.DataFrame]:
-        del with_columns, predicate, n_rows, batch_size  # everything is written
-        try:
-            for frame in frames:
-                yield frame.cast(schema)  # type: ignore[arg-type]
-        except VaecfError as error:
-            failure.append(error)
-            raise
-
-    try:
-        lazy = register_io_source(source, schema=schema)
-        if path.suffix == ".csv":
-            lazy.sink_csv(path)
-        else:
-            lazy.sink_parquet(path)
-    except pl.exceptions.PolarsError:
-        # polars hides the error of a source in one of its own.
-        if failure:
-            raise failure[0] from None
-        raise

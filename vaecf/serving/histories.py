@@ -16,17 +16,10 @@ from vaecf.errors import VaecfError
 def as_histories(
     histories: Any, items: IdTable, user_column: str, item_column: str
 ) -> tuple[np.ndarray, Interactions, int]:
-    """Returns (users [U], interactions with `items`, unknown items).
+    """Returns (users [U], interactions with `items`, number of unknown items).
 
-    The last value is the number of history items that are not in `items`.
-
-    Args:
-      histories: DataFrame, mapping from user to items, sequence of item
-        sequences, or SciPy sparse matrix [users, items] in the order of
-        `items`.
-      items: item ids of the model.
-      user_column: user column of a DataFrame.
-      item_column: item column of a DataFrame.
+    `Recommender.recommend` describes the accepted forms. Unknown items are
+    history items that are not in `items`.
 
     Raises:
       VaecfError: the histories have another form, a column is missing, or a

@@ -7,9 +7,10 @@ from typing import Any
 
 from vaecf import config as config_lib
 from vaecf.config import BLEND, Config
-from vaecf.errors import VaecfError, did_you_mean
+from vaecf.errors import VaecfError
 
-# Keywords of the constructor and the settings that they change.
+# Keywords of the constructor and the settings that they change; anneal_epochs
+# becomes a number of steps.
 KEYWORDS = {
     "model": "model.name",
     "hidden": "model.hidden",
@@ -18,6 +19,7 @@ KEYWORDS = {
     "dropout_rate": "model.dropout_rate",
     "init": "model.init",
     "anneal_cap": "loss.anneal_cap",
+    "anneal_epochs": "loss.total_anneal_steps",
     "weight_decay": "loss.weight_decay",
     "gamma": "loss.gamma",
     "learning_rate": "optimizer.learning_rate",
@@ -40,21 +42,6 @@ _DEFAULTS: dict[str, Any] = {
     "anneal_epochs": 50.0,
 }
 _REC_VAE: dict[str, Any] = {"gamma": 0.005, "alternating_epochs": (3, 1)}
-
-
-def check(settings: Mapping[str, Any]) -> None:
-    """Raises for an unknown keyword.
-
-    Raises:
-      TypeError: names the keyword.
-    """
-    known = (*KEYWORDS, "anneal_epochs")
-    for keyword in settings:
-        if keyword not in known:
-            raise TypeError(
-                f"Recommender has no setting {keyword!r}"
-                f"{did_you_mean(keyword, known)}"
-            )
 
 
 def blend() -> dict[str, Any]:

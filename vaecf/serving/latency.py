@@ -21,17 +21,9 @@ def measure(
 ) -> dict[str, float]:
     """Returns latency and throughput of queries with random histories.
 
-    Like NVIDIA's recipe: a query takes item indices on the host and returns
-    ranked item indices on the host. Compilation is not measured.
-
-    Args:
-      model: the model to query.
-      batch_size: users per query.
-      k: length of the lists.
-      items_per_user: items per history.
-      repeats: number of measured queries.
-      warm_up: number of queries before, which are not measured.
-      seed: seed of the histories.
+    As in NVIDIA's recipe, a query takes item indices on the host and returns
+    ranked item indices on the host. The `warm_up` queries before the `repeats`
+    measured ones are not measured, and so compilation is not either.
 
     Returns:
       For batch_size 1: {'batch_1_mean_throughput': users/s,

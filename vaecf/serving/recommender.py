@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from vaecf import config as config_lib
@@ -15,7 +16,7 @@ from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data import prepare
 from vaecf.data.id_table import IdTable
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, did_you_mean
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.serving import histories as histories_lib
 from vaecf.serving import keywords
@@ -42,11 +43,9 @@ class Recommender:
     def __init__(self, **settings: Any) -> None:
         """Initialises a recommender to be fitted.
 
-        A loaded model has its own settings. `vaecf.config` describes the
-        settings in full.
-
         Args:
-          **settings: any of these keywords.
+          **settings: any of these keywords; `vaecf.config` describes them in
+            full.
 
             - model: 'mult_vae' (default), 'mult_dae' or 'rec_vae'.
             - hidden: units of the encoder's hidden layers, from the items
@@ -54,25 +53,21 @@ class Recommender:
               number.
             - latent: units of the latent layer; default 200.
             - activation: 'tanh' (default) or 'relu'; rec_vae uses swish.
-            - dropout_rate: share of a history that is dropped from the input in
-              training; default 0.5.
+            - dropout_rate: share of a history to drop in training; default 0.5.
             - init: initial output weights, 'random' (default) or 'spectral'.
             - anneal_cap: largest weight of mult_vae's KL term; default 0.2.
-            - anneal_epochs: epochs in which this weight rises to the cap;
-              default 50.
+            - anneal_epochs: epochs until this weight is the cap; default 50.
             - gamma: weight of rec_vae's KL term per interaction of the user;
-              default 0.005; 0 uses the annealed weight. Ignored by the other
-              models.
-            - weight_decay: factor of the sum of squared weights in the loss;
-              default 0.
+              default 0.005; 0 uses the annealed weight.
+            - weight_decay: factor of the squared weights in the loss; default
+              0.
             - learning_rate: learning rate of Adam; default 1e-3.
             - epochs: passes over the training users, at most; default 100.
             - batch_size: users per step; default 500.
             - alternating_epochs: epochs that train rec_vae's encoder and
-              decoder in alternation; default (3, 1). Ignored by the other
-              models.
+              decoder in alternation; default (3, 1).
             - ema: decay per epoch of the moving average of the parameters that
-              ranks; default 0, which ranks with the parameters themselves.
+              ranks; default 0, no average.
             - patience: validations without improvement before `fit` stops;
               default 10; None never stops early. The model is validated after
               every epoch, rec_vae after every round of `alternating_epochs`.
@@ -90,7 +85,12 @@ class Recommender:
         Raises:
           TypeError: a keyword is unknown.
         """
-        keywords.check(settings)
+        known = keywords.KEYWORDS
+        for keyword in settings.keys() - known.keys():
+            raise TypeError(
+                f"Recommender has no setting {keyword!r}"
+                f"{did_you_mean(keyword, known)}"
+            )
         self._settings = settings
         self._model: TrainedModel | None = None
 
@@ -98,16 +98,13 @@ class Recommender:
     def blend(cls, **changes: Any) -> Recommender:
         """Returns a recommender of a blend: RecVAE beside a linear branch.
 
-        The most accurate model on most datasets, with `vaecf.config.BLEND` as
-        settings.
-
-        Args:
-          **changes: keywords of the constructor.
+        The most accurate model on most datasets. Its settings are
+        `vaecf.config.BLEND` with `changes`, keywords of the constructor.
         """
         return cls(**{**keywords.blend(), **changes})
 
     def __repr__(self) -> str:
-        """Returns the model's name, and its size once it is fitted."""
+        """Returns the model's name, and its size if it is fitted."""
         if self._model is None:
             branch = "+linear" if self._settings.get("linear_l2") else ""
             name = self._settings.get("model", Config().model.name)
@@ -183,9 +180,6 @@ class Recommender:
     def load(cls, directory: str | pathlib.Path) -> Recommender:
         """Loads the best model of a run's workdir, or a saved model.
 
-        Args:
-          directory: workdir of a run, or a directory written by `save`.
-
         Raises:
           VaecfError: a file is missing or damaged; names the file.
         """
@@ -196,15 +190,10 @@ class Recommender:
     def save(
         self, directory: str | pathlib.Path, *, overwrite: bool = False
     ) -> pathlib.Path:
-        """Writes the model to a self-contained directory, atomically.
+        """Writes the model to a self-contained directory, and returns its path.
 
-        Args:
-          directory: a new or empty directory; with `overwrite` also one written
-            by this method.
-          overwrite: whether a saved model may be replaced.
-
-        Returns:
-          The directory.
+        The directory is written atomically. It must be new or empty; with
+        `overwrite` it may also hold a saved model.
 
         Raises:
           VaecfError: nothing is fitted, or the directory holds other files or
@@ -243,9 +232,8 @@ class Recommender:
           exclude_seen: do not recommend items of the history.
           allow_items: recommend only these items.
           deny_items: do not recommend these items.
-          score: 'log_probability', the natural logarithm of the probability
-            that the model gives the item among all items; 'probability'; or
-            'logit'.
+          score: 'log_probability' (natural logarithm, among all items),
+            'probability' or 'logit'.
           user_column: user column of a DataFrame.
           item_column: item column of a DataFrame.
           batch_size: users per batch on the device.
@@ -328,14 +316,10 @@ class Recommender:
             first += len(lists.item_UK)
 
     def similar_items(self, item: Any, k: int = 10) -> pd.DataFrame:
-        """Returns the items with the most similar output weights.
-
-        Args:
-          item: raw id.
-          k: number of items, at least 1.
+        """Returns the k items with output weights most similar to `item`.
 
         Returns:
-          DataFrame with columns rank (from 1), item and score (cosine
+          DataFrame with columns rank (from 1), item (raw id) and score (cosine
           similarity, in [-1, 1]).
 
         Raises:
@@ -348,7 +332,10 @@ class Recommender:
         index = int(model.items.index_of([item])[0])
         if index < 0:
             raise VaecfError(f"item {item!r} is not known to the model")
-        vector_IH = model.item_vectors()
+        kernel_HI = np.asarray(jax.device_get(model.params["output_kernel"]))
+        vector_IH = kernel_HI.T[: len(model.items)]
+        norm_I = np.linalg.norm(vector_IH, axis=1, keepdims=True)
+        vector_IH = vector_IH / np.maximum(norm_I, np.finfo(np.float32).tiny)
         cosine_I = vector_IH @ vector_IH[index]
         cosine_I[index] = -np.inf
         # A stable sort ranks ties by item index, like `recommend`.
@@ -368,18 +355,9 @@ class Recommender:
         user_column: str = "user",
         item_column: str = "item",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the latent representation of every history.
+        """Returns (users [U], latent representations float32 [U, latent]).
 
-        Args:
-          histories: see `recommend`.
-          user_column: user column of a DataFrame.
-          item_column: item column of a DataFrame.
-
-        Returns:
-          (users [U], representations float32 [U, latent]).
-
-        Raises:
-          VaecfError: nothing is fitted, or the histories cannot be used.
+        The arguments and errors are those of `recommend`.
         """
         model = self._fitted()
         users, matrix, _ = histories_lib.as_histories(
@@ -407,16 +385,17 @@ def _allowed(
     if allow is None and deny is None:
         return None
     mask = np.full(len(items), allow is None)
-    for name, ids, value in (
-        ("allow_items", allow, True),
-        ("deny_items", deny, False),
-    ):
-        if ids is None:
-            continue
-        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-            raise VaecfError(f"{name}={ids!r}: pass a list of items")
-        index = items.index_of(list(ids))
-        if unknown := int((index < 0).sum()):
-            logging.warning("ignored %d unknown items of %s", unknown, name)
-        mask[index[index >= 0]] = value
+    if allow is not None:
+        mask[_known(items, allow, "allow_items")] = True
+    if deny is not None:
+        mask[_known(items, deny, "deny_items")] = False
     return mask
+
+
+def _known(items: IdTable, ids: Iterable[Any], name: str) -> np.ndarray:
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise VaecfError(f"{name}={ids!r}: pass a list of items")
+    index = items.index_of(list(ids))
+    if unknown := int((index < 0).sum()):
+        logging.warning("ignored %d unknown items of %s", unknown, name)
+    return index[index >= 0]

@@ -13,13 +13,9 @@ from vaecf.serving.trained_model import TrainedModel
 def sample_recommendations(
     model: TrainedModel, dataset: Dataset, *, n_users: int = 3, k: int = 10
 ) -> list[dict[str, Any]]:
-    """Returns recommendations for the first test users, with raw ids.
+    """Returns k recommendations for each of the first test users, as raw ids.
 
-    Args:
-      model: the model.
-      dataset: the dataset, whose fold-in items are the histories.
-      n_users: number of users.
-      k: items per user.
+    Their histories are the fold-in items of the dataset.
 
     Returns:
       [{'user', 'history': [item, ...], 'rows': [{'rank', 'item', 'score'},

@@ -44,14 +44,14 @@ class TrainedModel:
 
     Attributes:
       config: settings of the run that trained the model.
-      manifest: manifest of the dataset that the model was trained on.
+      manifest: manifest of the dataset of that run.
       items: raw item ids, by item index.
       module: module over all items.
       mesh: devices ('data', 'item') that the parameters lie on.
       params: parameters of the module, on the mesh.
       directory: where the model was loaded from.
       progress: epoch and step at which the parameters were saved.
-      branch: linear branch of a blend, on the mesh; None if there is none.
+      branch: linear branch of a blend, on the mesh; None without one.
     """
 
     config: Config
@@ -88,15 +88,12 @@ class TrainedModel:
     def columns(
         self, lists: ranking.RankedLists, score: str = "log_probability"
     ) -> dict[str, np.ndarray]:
-        """Returns lists as columns of a long table.
-
-        Args:
-          lists: result of a ranker of this model.
-          score: 'log_probability', 'probability' or 'logit'.
+        """Returns the lists of a ranker of this model as a long table.
 
         Returns:
           {'row': user's row in `lists`, 'rank': from 1, 'item': raw id,
-          'score': float32}, without the places after the end of a list.
+          'score': float32, a 'log_probability', 'probability' or 'logit'},
+          without the places after the end of a list.
         """
         row, rank = np.nonzero(lists.item_UK >= 0)
         value = lists.score_UK[row, rank]
@@ -112,11 +109,7 @@ class TrainedModel:
         }
 
     def encode(self, histories: Interactions) -> np.ndarray:
-        """Returns the latent representations of users, float32 [U, latent].
-
-        Args:
-          histories: interactions of U users with this model's items.
-        """
+        """Returns the latent representations of users, float32 [U, latent]."""
         n_users = histories.n_users
         size = min(_USERS_PER_ENCODING, sparse_batch.bucket_users(n_users))
         n_batches = max(1, -(-n_users // size))
@@ -139,32 +132,10 @@ class TrainedModel:
     def _encoder(self) -> Callable[..., jax.Array]:
         return jax.jit(functools.partial(self.module.apply, method="encode"))
 
-    def item_vectors(self) -> np.ndarray:
-        """Returns the normalised output weights of all items, float32 [I, H].
-
-        H is the size of the decoder's last hidden layer.
-        """
-        kernel_HI = np.asarray(jax.device_get(self.params["output_kernel"]))
-        vector_IH = kernel_HI.T[: len(self.items)]
-        norm_I = np.linalg.norm(vector_IH, axis=1, keepdims=True)
-        return vector_IH / np.maximum(norm_I, np.finfo(np.float32).tiny)
-
     def save(
         self, directory: pathlib.Path, *, overwrite: bool = False
     ) -> pathlib.Path:
-        """Writes a self-contained copy that `load` reads, atomically.
-
-        Args:
-          directory: a new or empty directory; with `overwrite` also one that
-            this method wrote.
-          overwrite: whether a saved model may be replaced.
-
-        Returns:
-          The directory.
-
-        Raises:
-          VaecfError: the directory holds other files or cannot be written.
-        """
+        """Writes a self-contained copy; see `Recommender.save`."""
         if directory.exists():
             _require_replaceable(directory, overwrite)
         with workdir_lib.atomic_directory(directory) as fresh:
@@ -205,9 +176,7 @@ def load(
     policy: str | None = None,
     mesh: Mesh | None = None,
 ) -> TrainedModel:
-    """Loads the best model of a run, or a model that was saved.
-
-    The model may have been trained on other devices.
+    """Loads the best model of a run, trained on any devices, or a saved model.
 
     Args:
       directory: workdir of a run, or directory of `TrainedModel.save`.
@@ -272,15 +241,10 @@ def tune_blend(
 ) -> TrainedModel:
     """Returns the model with the blend weights that rank validation users best.
 
-    The weights are saved in the model's directory with all candidates that were
-    tried. They are chosen once for each best epoch.
-
-    Args:
-      model: a model whose directory the caller has locked. Without a linear
-        branch it is returned unchanged.
-      validation: evaluator of the validation users. If it is empty, the model
-        keeps its weights.
-      log: receives one line of text.
+    The weights are saved in the model's directory, which the caller has locked,
+    with all candidates that were tried. They are chosen once for each best
+    epoch. A model without a linear branch is returned unchanged, and so is any
+    model if there are no validation users.
     """
     if model.branch is None or validation.is_empty:
         return model
