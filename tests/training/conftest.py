@@ -15,7 +15,9 @@ from vaecf import config as config_lib
 from vaecf.config import Config
 from vaecf.data import synthetic
 from vaecf.data.dataset import Dataset
-from vaecf.training import loop
+from vaecf.models import sparse_batch
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import input_pipeline, loop
 from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 
@@ -63,19 +65,56 @@ def dataset() -> Dataset:
     )
 
 
+def _setup_of(
+    config: Config,
+    mesh: tuple[int, int] = (1, 1),
+    n_items: int = 33,
+    **changes: Any,
+) -> state_lib.TrainSetup:
+    setup = state_lib.make_setup(config, n_items, mesh_lib.make_mesh(*mesh))
+    return dataclasses.replace(setup, **changes)
+
+
+@pytest.fixture(scope="session")
+def setup_of() -> Callable[..., state_lib.TrainSetup]:
+    """setup_of(config, mesh=(1, 1), n_items=33, tx=...)"""
+    return _setup_of
+
+
 @pytest.fixture(scope="session")
 def take() -> Callable[..., tuple[state_lib.TrainState, step_lib.StepMetrics]]:
-    """`train_step`, compiled quickly rather than well."""
-    return jax.jit(
-        step_lib.train_step,
-        static_argnums=0,
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
+    """Returns `train_step`, compiled."""
+    return jax.jit(step_lib.train_step, static_argnums=0)
+
+
+@pytest.fixture(scope="session")
+def run_epochs(dataset: Dataset) -> Callable[..., Any]:
+    """run_epochs(setup, config, [0, 1]) → (state, metrics of every step)."""
+
+    def run(setup, config, epochs, *, state=None, kind="resident"):
+        seed, size = config.seed, config.train.batch_size
+        pipeline = input_pipeline.make_pipeline(
+            kind, setup, dataset.train, seed
+        )
+        state = state or state_lib.init_state(setup, seed)
+        taken = []
+        for epoch in epochs:
+            phase = setup.model.phase(epoch, config.train)
+            state = state_lib.begin_phase(setup, state, phase)
+            order = input_pipeline.epoch_order(
+                seed, epoch, 60, size, parts=setup.parts(size)
+            )
+            ready = pipeline.prepare(order, setup.in_phase(phase))
+            state, metrics = pipeline.run(state, ready, 0, len(order))
+            taken.append(metrics)
+        return state, jax.tree.map(lambda *x: np.concatenate(x), *taken)
+
+    return run
 
 
 @pytest.fixture(scope="session")
 def train(dataset: Dataset) -> Callable[..., loop.TrainResult]:
-    """train(workdir, options) on the small dataset."""
+    """train(workdir, config) on the small dataset."""
 
     def run(
         workdir: pathlib.Path,
@@ -88,6 +127,19 @@ def train(dataset: Dataset) -> Callable[..., loop.TrainResult]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def host_batch(dataset: Dataset) -> Callable[..., sparse_batch.SparseBatch]:
+    """host_batch(users, slots=512, parts=1) of the small dataset."""
+
+    def batch(users, slots: int = 512, parts: int = 1):
+        users, data = np.asarray(users, np.int32), dataset.train
+        return sparse_batch.assemble_on_host(
+            data.indptr, data.indices, users, slots, parts
+        )
+
+    return batch
 
 
 def _assert_trees(compare: Callable[..., None], a: Any, b: Any, **how: Any):
@@ -119,17 +171,3 @@ def assert_close() -> Callable[..., None]:
         _assert_trees(np.testing.assert_allclose, a, b, rtol=rtol, atol=atol)
 
     return check
-
-
-@pytest.fixture(scope="session")
-def without_validation(dataset: Dataset) -> Dataset:
-    """The dataset with nothing held out of the validation users."""
-    held = dataset.validation
-    empty = dataclasses.replace(
-        held.held_out,
-        indptr=np.zeros_like(held.held_out.indptr),
-        indices=held.held_out.indices[:0],
-    )
-    return dataclasses.replace(
-        dataset, validation=held._replace(held_out=empty)
-    )

@@ -8,6 +8,7 @@ orbax reads the live buffers, which the next step would overwrite.
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 from typing import Any
 
@@ -34,7 +35,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """Opens the directory, which the first save creates."""
+        """Opens the directory; the first save creates it."""
         self._directory = directory.absolute()
         self._managers: dict[str, ocp.CheckpointManager] = {}
 
@@ -59,13 +60,9 @@ class Checkpoints:
     def save(
         self, which: str, step: int, tree: Any, position: dict[str, Any]
     ) -> None:
-        """Saves a checkpoint, then removes the previous one.
+        """Saves arrays and JSON values, then removes the previous checkpoint.
 
-        Args:
-          which: LATEST or BEST.
-          step: global step; saving a step again keeps the first checkpoint.
-          tree: pytree of arrays.
-          position: JSON values to save beside the arrays.
+        Saving a step again keeps the first checkpoint.
 
         Raises:
           VaecfError: the files cannot be written.
@@ -102,51 +99,22 @@ class Checkpoints:
         padding zeros are removed or added.
 
         Args:
-          which: LATEST or BEST.
           abstract: pytree of jax.ShapeDtypeStruct with shardings.
           n_items: items of the catalogue.
 
         Raises:
           VaecfError: there is no such checkpoint, or its arrays do not fit.
         """
-        arguments = ocp.args.StandardRestore(
-            abstract,
-            strict=not self._padded_otherwise(which, abstract, n_items),
-        )
-        return self._restore(which, state=arguments)["state"]
-
-    def _padded_otherwise(
-        self, which: str, abstract: Any, n_items: int
-    ) -> bool:
-        """Returns whether the shapes differ, but only in the items' padding."""
-        paddings = {
-            mesh_lib.padded_items(n_items, shards)
-            for shards in range(1, _MOST_ITEM_SHARDS + 1)
-        }
-        # The handler accepts only orbax's own kind of path.
         step = self._require(which)
-        directory = self._manager(which).directory / str(step)
+        # The handler accepts only orbax's own kind of path.
+        directory = self._manager(which).directory / str(step) / "state"
         try:
-            tree = ocp.StandardCheckpointHandler().metadata(directory / "state")
+            saved = ocp.StandardCheckpointHandler().metadata(directory)
+            strict = not _same_but_for_padding(saved, abstract, n_items)
         except (OSError, ValueError):
-            return False  # damaged
-        saved = {
-            _names(path): x.shape
-            for path, x in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        differing = 0
-        for path, x in jax.tree_util.tree_leaves_with_path(abstract):
-            shape = saved.get(_names(path))
-            if shape is None or len(shape) != len(x.shape):
-                return False
-            spec = tuple(getattr(x.sharding, "spec", ())) + (None,) * len(shape)
-            for d, (old, new) in enumerate(zip(shape, x.shape, strict=True)):
-                axes = spec[d] if isinstance(spec[d], tuple) else (spec[d],)
-                of_items = mesh_lib.ITEM in axes and old in paddings
-                if old != new and not of_items:
-                    return False
-                differing += old != new
-        return differing > 0
+            strict = True  # damaged
+        arguments = ocp.args.StandardRestore(abstract, strict=strict)
+        return self._restore(which, state=arguments)["state"]
 
     def _restore(self, which: str, **arguments: Any) -> Any:
         step = self._require(which)
@@ -177,12 +145,35 @@ class Checkpoints:
         self._managers.clear()
 
 
-def _names(path: Any) -> tuple[str, ...]:
-    """Returns the path of a leaf; orbax replaces NamedTuples by dicts."""
-    return tuple(
-        str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))))
-        for k in path
+def _same_but_for_padding(saved: Any, wanted: Any, n_items: int) -> bool:
+    """Returns whether shapes differ at most in the padding of the items."""
+    paddings = {
+        mesh_lib.padded_items(n_items, shards)
+        for shards in range(1, _MOST_ITEM_SHARDS + 1)
+    }
+    saved, wanted = _by_name(saved), _by_name(wanted)
+
+    def fits(old: tuple[int, ...], new: Any) -> bool:
+        spec = getattr(new.sharding, "spec", ())
+        return len(old) == len(new.shape) and all(
+            a == b or (mesh_lib.ITEM in (axes or ()) and a in paddings)
+            for a, b, axes in itertools.zip_longest(old, new.shape, spec)
+        )
+
+    return wanted.keys() <= saved.keys() and all(
+        fits(saved[name].shape, wanted[name]) for name in wanted
     )
+
+
+def _by_name(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Returns the leaves by path; orbax replaces NamedTuples by dicts."""
+    return {
+        tuple(
+            str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))))
+            for k in path
+        ): x
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def restore_params(
@@ -190,10 +181,7 @@ def restore_params(
 ) -> Any:
     """Returns the best scoring parameters, placed on a mesh.
 
-    Args:
-      saved: checkpoints of the run.
-      model: module over all items, padded for the mesh.
-      mesh: mesh with axes ('data', 'item').
+    `model` is the module over all items, padded for the mesh.
 
     Raises:
       VaecfError: there is no such checkpoint, or it does not fit the model.

@@ -23,10 +23,7 @@ def keep_programs(max_bytes: int = _MAX_BYTES) -> None:
 
     Settings of the user take precedence: JAX_COMPILATION_CACHE_DIR (an empty
     value means no cache), JAX_ENABLE_COMPILATION_CACHE, or `jax.config`.
-
-    Args:
-      max_bytes: size above which the least recently used programs are
-        deleted.
+    Above `max_bytes`, the least recently used programs are deleted.
 
     Raises:
       OSError: the folder cannot be written; nothing was changed.

@@ -45,9 +45,7 @@ def epoch_order(
     resume at any step without a saved iterator.
 
     Args:
-      seed: seed of the run.
       epoch: counted from 0.
-      n_users: number of training users.
       batch_size: users per batch, over all devices.
       drop_remainder: drop the users that do not fill the last batch (other
         users in each epoch) instead of padding the batch.
@@ -92,11 +90,6 @@ def batch_order(
 ) -> tuple[int, Callable[[int], np.ndarray]]:
     """Returns (steps per epoch, function from an epoch to its `epoch_order`).
 
-    Args:
-      config: settings of the run.
-      setup: static part of the run.
-      train: training interactions.
-
     Raises:
       VaecfError: there are no users, or less than one batch of them.
     """
@@ -105,17 +98,14 @@ def batch_order(
         raise VaecfError("the dataset has no training users")
     size = min(config.train.batch_size, n_users)  # the rest would be padding
     drop_remainder = config.train.drop_remainder
-
-    def order_of(epoch: int) -> np.ndarray:
-        return epoch_order(
-            config.seed,
-            epoch,
-            n_users,
-            size,
-            drop_remainder=drop_remainder,
-            parts=setup.parts(size),
-        )
-
+    order_of = functools.partial(
+        epoch_order,
+        config.seed,
+        n_users=n_users,
+        batch_size=size,
+        drop_remainder=drop_remainder,
+        parts=setup.parts(size),
+    )
     return steps_per_epoch(n_users, size, drop_remainder), order_of
 
 
@@ -142,13 +132,7 @@ class Epoch(NamedTuple):
 
 
 class InputPipeline:
-    """Runs the steps of an epoch.
-
-    Args:
-      setup: static part of the run.
-      train: training interactions.
-      seed: seed of the run.
-    """
+    """Runs the steps of an epoch."""
 
     def __init__(
         self, setup: TrainSetup, train: Interactions, seed: int
@@ -165,10 +149,10 @@ class InputPipeline:
     def prepare(
         self, order: np.ndarray, setup: TrainSetup | None = None
     ) -> Epoch:
-        """Returns the epoch with the given batches.
+        """Returns an epoch with the batches of `epoch_order`.
 
         Args:
-          order: int32 [steps, batch_size], result of `epoch_order`.
+          order: int32 [steps, batch_size].
           setup: setup of the epoch's phase; None for that of the pipeline.
         """
         raise NotImplementedError
@@ -178,11 +162,7 @@ class InputPipeline:
     ) -> tuple[TrainState, StepMetrics]:
         """Takes steps start .. stop-1 and waits for the device.
 
-        Args:
-          state: state before the steps; donated.
-          epoch: result of `prepare`.
-          start: first step.
-          stop: one past the last step.
+        The buffers of `state` are donated.
 
         Returns:
           (state, metrics of every step, float32 [stop - start] on the host).
@@ -198,13 +178,10 @@ class InputPipeline:
                 # At most two windows are on the device.
                 jax.block_until_ready(taken[-1])
             taken.append(totals)
-        columns = zip(*jax.device_get(taken), strict=True)
         skipped = start % length
-        return state, StepMetrics(
-            *(
-                np.concatenate(x)[skipped : skipped + stop - start]
-                for x in columns
-            )
+        return state, jax.tree.map(
+            lambda *x: np.concatenate(x)[skipped : skipped + stop - start],
+            *jax.device_get(taken),
         )
 
     def _steps(
@@ -214,44 +191,33 @@ class InputPipeline:
         window: sparse_batch.Csr,
         bounds: tuple[np.int32, np.int32],
     ) -> tuple[TrainState, StepMetrics]:
-        args = (
-            state,
-            window,
-            epoch.order,
-            self._key,
-            *processes.put(bounds, self._everywhere),
-        )
-        key = (
-            epoch.setup.phase,
-            epoch.n_slots,
-            epoch.order.shape,
-            window.item_M.shape,
-        )
+        bounds = processes.put(bounds, self._everywhere)
+        args = (state, window, epoch.order, self._key, *bounds)
+        shapes = epoch.n_slots, epoch.order.shape, window.item_M.shape
+        key = (epoch.setup.phase, *shapes)
         if key not in self._programs:
             began = time.perf_counter()
-            self._programs[key] = (
-                jax.jit(
-                    functools.partial(
-                        step_lib.train_steps,
-                        epoch.setup,
-                        epoch.n_slots,
-                        epoch.csr_spec,
-                    ),
-                    donate_argnums=0,
-                    out_shardings=(
-                        state_lib.state_shardings(self._setup),
-                        self._everywhere,
-                    ),
-                )
-                .lower(*args)
-                .compile()
+            steps = functools.partial(
+                step_lib.train_steps, epoch.setup, epoch.n_slots, epoch.csr_spec
             )
+            places = (state_lib.state_shardings(self._setup), self._everywhere)
+            program = jax.jit(steps, donate_argnums=0, out_shardings=places)
+            self._programs[key] = program.lower(*args).compile()
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key](*args)
 
-    def _slots(self, order: np.ndarray) -> int:
-        parts = self._setup.parts(order.shape[1])
-        return _usual_slots(self._counts, order, parts)
+    def _slots(self, users: np.ndarray, parts: int) -> int:
+        """Returns the slots that a part of each row of users needs.
+
+        Usually they are the same in every epoch, so that few programs are
+        compiled.
+        """
+        return max(
+            sparse_batch.slots_to_expect(
+                self._counts[:-1], users.shape[1] // parts
+            ),
+            sparse_batch.slots_for(self._counts[users], parts),
+        )
 
     def program_bytes(self) -> int:
         """Returns the memory of a device that the largest program needs.
@@ -291,7 +257,7 @@ class ResidentPipeline(InputPipeline):
         """Returns an epoch of one window; see `InputPipeline`."""
         return Epoch(
             steps=len(order),
-            n_slots=self._slots(order),
+            n_slots=self._slots(order, self._setup.parts(order.shape[1])),
             order=processes.put(order, self._by_user),
             window=lambda _: self._csr,
             csr_spec=P(),
@@ -304,12 +270,7 @@ class StreamedPipeline(InputPipeline):
 
     A window holds the users of the next few steps; each device receives its
     own users. The next window is assembled and sent while the device trains.
-
-    Args:
-      setup: static part of the run.
-      train: training interactions.
-      seed: seed of the run.
-      window_bytes: approximate size of a window, at least one step.
+    A window takes about `window_bytes` and holds at least one step.
     """
 
     def __init__(
@@ -342,9 +303,7 @@ class StreamedPipeline(InputPipeline):
             .swapaxes(1, 2)
             .reshape(len(order_WLB), shards, -1)
         )
-        n_items = _usual_slots(
-            self._counts, user_WDU.reshape(len(user_WDU), -1), shards
-        )
+        n_items = self._slots(user_WDU.reshape(len(user_WDU), -1), shards)
         place = mesh_lib.shardings(self._setup.mesh, P(mesh_lib.DATA))
         own = mesh_lib.local_data_shards(self._setup.mesh)
 
@@ -358,23 +317,19 @@ class StreamedPipeline(InputPipeline):
             )
             if len(own) == shards:
                 return jax.device_put(window, place)
-            return sparse_batch.Csr(
-                *(
-                    processes.from_shards(
-                        dict(zip(own, np.split(x, len(own)))), shards, place
-                    )
-                    for x in window
-                )
-            )
+
+            def put(x: np.ndarray) -> jax.Array:
+                by_shard = dict(zip(own, np.split(x, len(own))))
+                return processes.from_shards(by_shard, shards, place)
+
+            return jax.tree.map(put, window)
 
         in_window = np.arange(length * batch_size // shards, dtype=np.int32)
+        in_window = np.tile(in_window.reshape(length, -1), (1, shards))
         return Epoch(
             steps=steps,
-            n_slots=self._slots(order),
-            order=processes.put(
-                np.tile(in_window.reshape(length, -1), (1, shards)),
-                self._by_user,
-            ),
+            n_slots=self._slots(order, self._setup.parts(batch_size)),
+            order=processes.put(in_window, self._by_user),
             window=_Ahead(assemble, len(user_WDU), self._thread),
             csr_spec=P(mesh_lib.DATA),
             setup=setup or self._setup,
@@ -401,14 +356,6 @@ class _Ahead:
         return self._made[w].result()
 
 
-def _usual_slots(counts: np.ndarray, order: np.ndarray, parts: int) -> int:
-    # Usually the same in every epoch, so that few programs are compiled.
-    return max(
-        sparse_batch.slots_to_expect(counts[:-1], order.shape[1] // parts),
-        sparse_batch.slots_for(counts[order], parts),
-    )
-
-
 def make_pipeline(
     kind: str,
     setup: TrainSetup,
@@ -417,14 +364,9 @@ def make_pipeline(
     *,
     log: Callable[[str], None] = logging.debug,
 ) -> InputPipeline:
-    """Returns the input pipeline of a run.
+    """Returns a pipeline: 'resident', 'streamed', or 'auto' as `choose` says.
 
-    Args:
-      kind: 'resident', 'streamed', or 'auto' for the result of `choose`.
-      setup: static part of the run.
-      train: training interactions.
-      seed: seed of the run.
-      log: receives the choice of 'auto'.
+    `log` receives the choice of 'auto'.
     """
     if kind == "auto":
         kind, why = choose(train)

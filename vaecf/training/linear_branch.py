@@ -45,14 +45,7 @@ def prepare(
 
     A new run fits the branch, a resumed run reads it. The weights are always
     the defaults, even after blend tuning: all epochs of a run must be
-    validated alike.
-
-    Args:
-      config: settings of the branch.
-      train: training interactions.
-      workdir: directory of the run, locked by the caller.
-      mesh: mesh with axes ('data', 'item').
-      log: receives one line of text.
+    validated alike. The caller holds the lock of the workdir.
 
     Raises:
       VaecfError: the branch does not fit into memory, or a file cannot be
@@ -101,12 +94,6 @@ def load(
     directory: pathlib.Path, mesh: Mesh, config: LinearConfig, n_items: int
 ) -> dict[str, Any]:
     """Reads the branch of a workdir onto a mesh, with the default weights.
-
-    Args:
-      directory: the workdir.
-      mesh: mesh with axes ('data', 'item').
-      config: settings that the branch was fitted with.
-      n_items: items of the catalogue.
 
     Raises:
       VaecfError: a file is missing or damaged; names it.
@@ -172,11 +159,8 @@ def with_weights(
     branch: Mapping[str, Any], *, gain: float, prior: float
 ) -> dict[str, Any]:
     """Returns the branch with other weights."""
-    return {
-        **branch,
-        "gain": jnp.float32(gain),
-        "prior": jnp.float32(prior),
-    }
+    weights = {"gain": jnp.float32(gain), "prior": jnp.float32(prior)}
+    return {**branch, **weights}
 
 
 def save(
@@ -188,13 +172,7 @@ def save(
     """Writes the branch, with its current weights, from the mesh.
 
     The files that it was read from may no longer exist, or may belong to
-    another model by now.
-
-    Args:
-      branch: the arrays, on a mesh.
-      config: settings that the branch was fitted with.
-      n_items: items of the catalogue; padding is not written.
-      target: directory to write to.
+    another model by now. Padding items are not written.
     """
     (target / FOLDER).mkdir()
     for name, shape in blend.shapes(config.rank, n_items).items():

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from vaecf.config import Config
 from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
@@ -78,8 +80,6 @@ def train(
     this function alike, with a workdir on a shared file system.
 
     Args:
-      config: settings of the run.
-      dataset: data to train and validate on.
       workdir: directory of checkpoints and metrics.
       show_progress: None shows a progress bar if stderr is a terminal.
       extra_writer: also receives every record.
@@ -104,21 +104,29 @@ def train(
     # --- State: from the latest checkpoint, or new --------------------------
     deadline = functools.partial(processes.deadline, config.mesh.peer_timeout)
     saver = _Saver(Checkpoints(workdir / "checkpoints"), setup, deadline)
-    if saver.step(LATEST) is not None:
+    if saver.checkpoints.step(LATEST) is not None:
         with deadline("reading a checkpoint"):
             progress, state = resume(setup, saver.checkpoints, steps)
-        log(_resume_line(config, progress, state))
+        if progress.epoch < config.train.epochs:
+            line = f"resuming from epoch {progress.epoch}"
+            log(f"{line}, step {int(state.step)}")
+        else:
+            log(f"nothing left to train: {progress.epoch} epochs are done")
     else:
         progress = TrainProgress()
-        state = init_state(config, setup, dataset, workdir, log)
+        state = state_lib.init_state(setup, config.seed)
+        if config.model.init == "spectral":
+            state = spectral_init.start(
+                state, config.seed, dataset.train, workdir, log=log
+            )
     first_step = int(state.step)
 
     # --- Validation, writers ------------------------------------------------
     linear = linear_branch.prepare(
         config.linear, dataset.train, workdir, mesh, log=log
     )
-    validate = make_validator(config, dataset, setup, linear)
-    writer = open_writers(workdir, first_step, extra_writer)
+    validate = _make_validator(config, dataset, setup, linear)
+    writer = _open_writers(workdir, first_step, extra_writer)
 
     # --- Epochs -------------------------------------------------------------
     with (
@@ -159,7 +167,7 @@ def train(
                 if unfinished and (now.interrupted or now.overdue):
                     saver.save(LATEST, state, progress)
                     if now.interrupted:
-                        raise stopped(progress, workdir)
+                        raise _stopped(progress, workdir)
 
             # --- End of the epoch -------------------------------------------
             record = training_record(config, state.opt_state, progress, steps)
@@ -182,7 +190,7 @@ def train(
             if due or now.interrupted or now.overdue:
                 saver.save(LATEST, state, progress)
             if now.interrupted:
-                raise stopped(progress, workdir)
+                raise _stopped(progress, workdir)
 
         saver.finish(state, progress)
         summary = summarise(progress, pipeline, config, mesh)
@@ -203,9 +211,6 @@ class _Saver:
         self._setup, self._deadline = setup, deadline
         self._saved_at = time.monotonic()
 
-    def step(self, which: str) -> int | None:
-        return self.checkpoints.step(which)
-
     def save(
         self, which: str, state: TrainState, progress: TrainProgress
     ) -> None:
@@ -221,27 +226,11 @@ class _Saver:
         if progress.best is None:
             # Without validation users, the last parameters count as the best.
             self.save(BEST, state, progress)
-        if self.step(LATEST) != int(state.step):
+        if self.checkpoints.step(LATEST) != int(state.step):
             self.save(LATEST, state, progress)
 
     def overdue(self) -> bool:
         return time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
-
-
-def init_state(
-    config: Config,
-    setup: TrainSetup,
-    dataset: Dataset,
-    workdir: pathlib.Path,
-    log: Callable[[str], None],
-) -> TrainState:
-    """Returns the state before the first step, by `config.model.init`."""
-    state = state_lib.init_state(setup, config.seed)
-    if config.model.init == "spectral":
-        state = spectral_init.start(
-            state, config.seed, dataset.train, workdir, log=log
-        )
-    return state
 
 
 def _update_bar(
@@ -269,20 +258,18 @@ class _Dispatcher:
     ) -> None:
         self._pipeline, self._deadline = pipeline, deadline
         self._interrupted, self._overdue = interrupted, overdue
-        self._clock = signals.Clock()
-        self._tracer = signals.Tracer(trace_dir)
+        self._clock, self._trace_dir = signals.Clock(), trace_dir
+        self._dispatches = 0
 
     def run(
         self, state: TrainState, epoch: Epoch, start: int
     ) -> tuple[TrainState, StepMetrics, SyncedStatus]:
         """Takes some steps of an epoch and waits for them.
 
-        Returns:
-          (state, metrics of every step on the host, status with the seconds
-          that the steps took without compilation).
+        The seconds of the returned status are without compilation.
         """
         stop = self._clock.next_stop(start, epoch.steps)
-        with self._tracer.stretch(), self._deadline("a dispatch of steps"):
+        with self._profile(), self._deadline("a dispatch of steps"):
             compiled_before = self._pipeline.compile_seconds
             began = time.perf_counter()
             state, metrics = self._pipeline.run(state, epoch, start, stop)
@@ -291,6 +278,13 @@ class _Dispatcher:
             now = self.status(seconds)
         self._clock.ran(stop - start, now.seconds)
         return state, metrics, now
+
+    def _profile(self) -> contextlib.AbstractContextManager[Any]:
+        """Profiles the second dispatch; the first one compiles."""
+        self._dispatches += 1
+        if self._trace_dir is None or self._dispatches != 2:
+            return contextlib.nullcontext()
+        return jax.profiler.trace(self._trace_dir, create_perfetto_trace=True)
 
     def status(self, seconds: float = 0.0) -> SyncedStatus:
         return signals.sync_status(
@@ -310,12 +304,7 @@ def restore_state(setup: TrainSetup, saved: Checkpoints) -> TrainState:
 def resume(
     setup: TrainSetup, saved: Checkpoints, steps: int
 ) -> tuple[TrainProgress, TrainState]:
-    """Returns the latest progress and state.
-
-    Args:
-      setup: static part of the run.
-      saved: checkpoints of the run.
-      steps: steps of an epoch.
+    """Returns the latest progress and state, with `steps` steps per epoch.
 
     Raises:
       VaecfError: the checkpoint is damaged or belongs to another run.
@@ -332,62 +321,37 @@ def resume(
     return progress, state
 
 
-def _resume_line(
-    config: Config, progress: TrainProgress, state: TrainState
-) -> str:
-    if progress.epoch >= config.train.epochs:
-        return f"nothing left to train: {progress.epoch} epochs are done"
-    return f"resuming from epoch {progress.epoch}, step {int(state.step)}"
-
-
-def open_writers(
+def _open_writers(
     workdir: pathlib.Path, step: int, extra: writers.Writer | None
 ) -> writers.MultiWriter:
-    """Opens the writers of a run; only process 0 writes.
-
-    Args:
-      workdir: directory of the run.
-      step: step to resume from; later records are dropped.
-      extra: one more writer.
-    """
+    """Opens the writers of process 0; records after `step` are dropped."""
     if not processes.is_lead():
         return writers.MultiWriter([])
-    return writers.MultiWriter(
-        [
-            writers.JsonlWriter(workdir / "metrics.jsonl", step),
-            writers.TensorBoardWriter(workdir / "tensorboard", step),
-            *([extra] if extra is not None else []),
-        ]
-    )
+    own = [
+        writers.JsonlWriter(workdir / "metrics.jsonl", step),
+        writers.TensorBoardWriter(workdir / "tensorboard", step),
+    ]
+    return writers.MultiWriter(own if extra is None else [*own, extra])
 
 
-def stopped(progress: TrainProgress, workdir: pathlib.Path) -> Interrupted:
-    """Returns the exception that ends an interrupted, saved run."""
-    where = (
-        f"in epoch {progress.epoch + 1}"
-        if progress.step_in_epoch
-        else f"after epoch {progress.epoch}"
-    )
+def _stopped(progress: TrainProgress, workdir: pathlib.Path) -> Interrupted:
+    where = f"after epoch {progress.epoch}"
+    if progress.step_in_epoch:
+        where = f"in epoch {progress.epoch + 1}"
     return Interrupted(
         f"stopped {where}; train again in workdir {workdir} to resume"
     )
 
 
-def make_validator(
+def _make_validator(
     config: Config,
     dataset: Dataset,
     setup: TrainSetup,
-    linear: dict[str, Any] | None = None,
+    linear: dict[str, Any] | None,
 ) -> Callable[[TrainState], dict[str, Any]]:
     """Returns a function from a state to a record of validation metrics.
 
     The record is {} if there are no validation users.
-
-    Args:
-      config: settings of the run.
-      dataset: holds the validation users.
-      setup: static part of the run.
-      linear: linear branch of a blend; None for none.
     """
     validation = Evaluator.for_split(
         dataset, "validation", config.eval, setup.mesh
@@ -420,11 +384,7 @@ def _validation_line(
     record: dict[str, Any],
     better: bool,
 ) -> str:
-    values = "  ".join(
-        f"{name} {record[f'validation/{name}']:.4f}"
-        for name in dict.fromkeys(
-            (config.eval.best_metric, *config.eval.metrics)
-        )
-    )
+    names = dict.fromkeys((config.eval.best_metric, *config.eval.metrics))
+    values = "  ".join(f"{n} {record[f'validation/{n}']:.4f}" for n in names)
     mark = "  (best so far)" if better else ""
     return f"epoch {progress.epoch}  validation: {values}{mark}"

@@ -45,14 +45,10 @@ def make_optimizer(
     policy: Policy,
     groups: Mapping[str, tuple[str, ...]] | None = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimiser of a run.
+    """Returns the optimiser of a run, with a loss scale if the policy asks.
 
-    Args:
-      config: name and settings of the optimiser.
-      precision: settings of the loss scale.
-      policy: decides whether the loss is scaled.
-      groups: top-level parameters that are trained in alternation, by group;
-        None or {} trains all parameters together.
+    `groups` names the top-level parameters that are trained in alternation, by
+    group; without groups all parameters are trained together.
     """
     optimizer = OPTIMIZERS[config.name](config)
     if groups:
@@ -72,11 +68,8 @@ def alternating(
     """Returns an optimiser with separate state for each group of parameters.
 
     Its update takes the gradients of one or more whole groups. The states of
-    the other groups (moments and step counts) do not change.
-
-    Args:
-      inner: the optimiser of every group.
-      groups: names of top-level parameters by group.
+    the other groups (moments and step counts) do not change. `groups` holds the
+    names of top-level parameters.
     """
 
     def part(tree: Any, names: tuple[str, ...]) -> Any:
@@ -149,26 +142,15 @@ def dynamic_loss_scale(
     finite, however many come in a row: the training loop checks
     `skipped_in_a_row` and raises a clear error.
 
-    Args:
-      inner: the optimiser.
-      initial: first scale.
-      growth_factor: factor after `growth_interval` finite steps.
-      growth_interval: finite steps before the scale grows.
-      backoff_factor: factor after a step that is not finite.
-      floor: smallest scale.
-      ceiling: largest scale.
-
-    Returns:
-      A transformation whose state is a `LossScaleState`. Its gradients must be
-      those of the whole mesh, so that all devices skip the same steps.
+    The state is a `LossScaleState`. The gradients must be those of the whole
+    mesh, so that all devices skip the same steps.
     """
 
     def init(params: Any) -> LossScaleState:
-        def zero() -> jax.Array:
-            return jnp.zeros((), jnp.int32)
-
+        # Separate buffers: each is donated to the first step.
+        finite, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
         return LossScaleState(
-            jnp.float32(initial), zero(), zero(), zero(), inner.init(params)
+            jnp.float32(initial), finite, skipped, in_a_row, inner.init(params)
         )
 
     def update(

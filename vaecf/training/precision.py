@@ -19,7 +19,6 @@ class Policy(NamedTuple):
     """A precision policy.
 
     Attributes:
-      name: 'fp32', 'tf32', 'bf16' or 'fp16'.
       dtype: dtype of operands and logits.
       precision: `lax.Precision` of the products. The default of JAX would
         let float32 products run in TF32 on a GPU.
@@ -45,10 +44,8 @@ NAMES = ("amp", *POLICIES)
 def policy(name: str, backend: str | None = None) -> Policy:
     """Returns the policy of a name; 'amp' is bf16, or fp16 on an old GPU.
 
-    Args:
-      name: 'amp', 'fp32', 'tf32', 'bf16' or 'fp16'.
-      backend: platform that computes, such as 'cpu'; None takes the default
-        platform of JAX.
+    `backend` is the platform that computes, such as 'cpu'; None takes the
+    default platform of JAX.
 
     Raises:
       VaecfError: the name is unknown, or 'tf32' without an NVIDIA GPU.

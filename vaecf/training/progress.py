@@ -48,15 +48,10 @@ class TrainProgress:
     def add(
         self, metrics: StepMetrics, seconds: float, train: TrainConfig
     ) -> None:
-        """Adds some steps of the current epoch.
+        """Adds some steps of the current epoch; metrics are arrays [steps].
 
         The sums are taken step by step in float64. They do not depend on the
         number of steps of a dispatch, which the clock decides.
-
-        Args:
-          metrics: of every step, arrays [steps].
-          seconds: time that the steps took.
-          train: settings of the loop.
         """
         for step in zip(*metrics, strict=True):
             sums = self.epoch_sums or [0.0] * len(step)
@@ -126,11 +121,7 @@ def check_health(
 ) -> None:
     """Raises VaecfError if the loss has diverged.
 
-    Args:
-      config: settings of the run.
-      opt_state: state of the optimiser after the steps.
-      metrics: metrics of the steps.
-      progress: progress before the steps.
+    `progress` is that before the steps, `opt_state` the one after them.
     """
     epoch = progress.epoch + 1
     if isinstance(opt_state, optimizers.LossScaleState):

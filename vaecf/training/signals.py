@@ -1,15 +1,13 @@
-"""Interrupts, the length of dispatches, profiles, and status of processes."""
+"""Interrupts, the length of dispatches, and the status of processes."""
 
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from vaecf.parallel import processes
@@ -43,7 +41,13 @@ class Clock:
 
 
 class SyncedStatus(NamedTuple):
-    """Status that all processes of a run share between dispatches."""
+    """Status that all processes of a run share between dispatches.
+
+    Attributes:
+      seconds: time of the last dispatch.
+      interrupted: whether a process received a signal.
+      overdue: whether a process last saved too long ago.
+    """
 
     seconds: float
     interrupted: bool
@@ -57,11 +61,6 @@ def sync_status(
 
     All processes must take the same steps and save after the same step, but
     their clocks and signals differ.
-
-    Args:
-      seconds: time of the last dispatch.
-      interrupted: whether this process received a signal.
-      overdue: whether this process last saved too long ago.
     """
     if processes.alone():
         return SyncedStatus(seconds, interrupted, overdue)
@@ -70,23 +69,6 @@ def sync_status(
     )
     longest, stopped, late = everyone.max(axis=0)
     return SyncedStatus(float(longest), bool(stopped), bool(late))
-
-
-class Tracer:
-    """Profiles the second dispatch; the first one compiles."""
-
-    def __init__(self, directory: pathlib.Path | None) -> None:
-        self._directory, self._stretches = directory, 0
-
-    @contextlib.contextmanager
-    def stretch(self) -> Iterator[None]:
-        """Encloses a dispatch and the wait for its result."""
-        self._stretches += 1
-        if self._directory is None or self._stretches != 2:
-            yield
-            return
-        with jax.profiler.trace(self._directory, create_perfetto_trace=True):
-            yield
 
 
 # Signals that the main thread has received in its blocks of `interrupts`.

@@ -41,14 +41,7 @@ def start(
 
     The vectors are rotated at random, so that no hidden unit matters more than
     another, and scaled to the norm of the weights that they replace. All other
-    parameters are unchanged.
-
-    Args:
-      state: initial state with random weights.
-      seed: seed of the rotation.
-      train: training interactions.
-      workdir: shared directory for the vectors that process 0 computes.
-      log: receives one line of text.
+    parameters are unchanged. Processes exchange the vectors in the workdir.
 
     Raises:
       VaecfError: the vectors do not fit into memory.

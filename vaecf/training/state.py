@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from vaecf.config import Config, LossConfig, TrainConfig
+from vaecf.config import Config, LossConfig
 from vaecf.errors import VaecfError
 from vaecf.models import mult_vae, registry
 from vaecf.models.mult_vae import Phase
@@ -105,9 +105,7 @@ class TrainSetup:
     def moment_specs(self, shapes: Any, specs: Any) -> Any:
         """Returns the PartitionSpecs of moments and of summed gradients.
 
-        Args:
-          shapes: pytree of arrays or shapes, like the parameters.
-          specs: their PartitionSpecs without ZeRO.
+        `specs` are those of the parameters.
         """
         if not self.zero:
             return specs
@@ -120,12 +118,8 @@ def make_setup(
 ) -> TrainSetup:
     """Returns the setup of a run.
 
-    Args:
-      config: settings of the run.
-      n_items: items of the catalogue.
-      mesh: mesh with axes ('data', 'item').
-      backend: platform that computes, such as 'cpu'; None takes the default
-        platform of JAX.
+    `backend` is the platform that computes, such as 'cpu'; None takes the
+    default platform of JAX.
 
     Raises:
       VaecfError: a setting does not fit the model or the device.
@@ -136,6 +130,9 @@ def make_setup(
     model = registry.make_model(config.model, policy, n_items, shards, backend)
     _check_phases(config, model)
     sum_in_fp32 = config.mesh.reduce == "fp32"
+    # A CPU is faster with arrays of users x items that are not too large:
+    # every dispatch allocates them, and maps their memory, anew.
+    most = 1024 if backend == "cpu" else config.train.batch_size
     return TrainSetup(
         model=registry.shard_model(model, mesh),
         tx=optimizers.make_optimizer(
@@ -143,7 +140,7 @@ def make_setup(
         ),
         loss=config.loss,
         mesh=mesh,
-        microbatch=_microbatch(config.train, backend),
+        microbatch=config.train.microbatch or most,
         reduce_dtype=jnp.float32 if sum_in_fp32 else policy.dtype,
         zero=config.mesh.zero,
         averaged=config.train.ema > 0,
@@ -165,24 +162,10 @@ def _check_phases(config: Config, model: mult_vae.MultDAE) -> None:
         )
 
 
-def _microbatch(config: TrainConfig, backend: str) -> int:
-    if config.microbatch:
-        return config.microbatch
-    # A CPU is faster with arrays of users x items that are not too large:
-    # every dispatch allocates them, and maps their memory, anew.
-    return 1024 if backend == "cpu" else config.batch_size
-
-
 # --- Initialisation ---------------------------------------------------------
 
 
-def first_state(setup: TrainSetup, key: jax.Array) -> TrainState:
-    """Returns the state before the first step.
-
-    Args:
-      setup: of the run.
-      key: typed PRNG key of the initial parameters.
-    """
+def _first_state(setup: TrainSetup, key: jax.Array) -> TrainState:
     params = registry.init_params(setup.whole, key)
     state = TrainState(jnp.int32(0), params, setup.tx.init(params))
     if not setup.averaged:
@@ -199,7 +182,7 @@ def init_state(setup: TrainSetup, seed: int) -> TrainState:
     """
 
     def init(key_data: jax.Array) -> TrainState:
-        return first_state(setup, jax.random.wrap_key_data(key_data))
+        return _first_state(setup, jax.random.wrap_key_data(key_data))
 
     place = state_shardings(setup)
     return jax.jit(init, out_shardings=place)(_key_data(jax.random.key, seed))
@@ -207,7 +190,7 @@ def init_state(setup: TrainSetup, seed: int) -> TrainState:
 
 def abstract_state(setup: TrainSetup) -> TrainState:
     """Returns shape and dtype of every array of the state."""
-    init = functools.partial(first_state, setup)
+    init = functools.partial(_first_state, setup)
     return jax.eval_shape(init, jax.random.key(0))
 
 
@@ -229,11 +212,8 @@ def _key_data(make: Callable[[int], jax.Array], seed: int) -> np.ndarray:
 def step_key(seed: int, place: NamedSharding | None = None) -> jax.Array:
     """Returns the key from which the key of every step is folded.
 
-    It differs from the key of the initial parameters.
-
-    Args:
-      seed: seed of the run.
-      place: sharding of the key; None for the default device.
+    It differs from the key of the initial parameters. `place` is its sharding;
+    None for the default device.
     """
     if place is None:
         return jax.random.fold_in(jax.random.key(seed), 1)
@@ -272,12 +252,7 @@ def update_average(state: TrainState, decay: float, epoch: int) -> TrainState:
     average = d · average + (1 - d) · params with d = min(decay,
     (1 + epoch) / (10 + epoch)): an exponential form of the averaging of
     Polyak & Juditsky 1992. The smaller weights of the first epochs forget the
-    initial parameters sooner.
-
-    Args:
-      state: state after the last step of the epoch.
-      decay: largest weight of the previous average, below 1.
-      epoch: the epoch, counted from 0.
+    initial parameters sooner. Epochs are counted from 0.
     """
     if state.average is None:
         return state

@@ -86,7 +86,6 @@ def loss_fn(
         those of the same name in `params`.
       batch: the microbatch.
       first_row: index of the microbatch's first user in the global batch.
-      setup: static.
       params: all parameters.
       key: PRNG key of the step.
       kl_weight: β of the step.
@@ -127,21 +126,13 @@ def gradients(
     step: jax.Array,
     scale: jax.Array | float = 1.0,
 ) -> tuple[Any, StepMetrics]:
-    """Returns gradients of the loss and the metrics of a step.
+    """Returns gradients of scale · loss, and the metrics without the scale.
 
     The loss is that of `loss_fn` for all users of the batch, plus
-    `weight_decay` Σ |W|² over the weight matrices.
-
-    Args:
-      setup: static.
-      params: parameters.
-      batch: global batch, the concatenation of its `setup.parts` microbatches.
-      key: PRNG key of the step.
-      step: int32, global step, which determines the weight of the KL term.
-      scale: the loss is multiplied by this before it is differentiated.
-
-    Returns:
-      (gradients of the trained parameters, metrics without the scale).
+    `weight_decay` Σ |W|² over the weight matrices. The global step (int32)
+    determines the weight of the KL term. The batch is the concatenation of its
+    `setup.parts` microbatches. The gradients are those of the trained
+    parameters.
     """
     kl_weight = losses.anneal_weight(
         step,
@@ -182,7 +173,6 @@ def _local_gradients(
     kl_weight: jax.Array,
     scale: jax.Array,
 ) -> tuple[Any, jax.Array, LossSums]:
-    """Returns gradients, users and sums of the loss, on one device."""
     axes = (mesh_lib.DATA,) if setup.data_shards > 1 else ()
     n_local = batch.count_B.shape[0]
     first_row = lax.axis_index(mesh_lib.DATA) * n_local if axes else 0
@@ -255,15 +245,13 @@ def _sum_over_data_shards(setup: TrainSetup, grads: Any, specs: Any) -> Any:
     """
 
     def reduce(grad: jax.Array, spec: P) -> jax.Array:
-        scattered = [
-            d for d, axes in enumerate(spec) if mesh_lib.DATA in (axes or ())
-        ]
         x = grad.astype(setup.reduce_dtype)
-        if scattered:
-            [dimension] = scattered
-            x = lax.psum_scatter(
-                x, mesh_lib.DATA, scatter_dimension=dimension, tiled=True
-            )
+        for dimension, axes in enumerate(spec):
+            if mesh_lib.DATA in (axes or ()):
+                x = lax.psum_scatter(
+                    x, mesh_lib.DATA, scatter_dimension=dimension, tiled=True
+                )
+                break
         else:
             x = lax.psum(x, mesh_lib.DATA)
         return x.astype(grad.dtype)
@@ -279,11 +267,8 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """Returns the state after one update, and the metrics of the step.
 
-    Args:
-      setup: static.
-      state: state before the step.
-      batch: global batch, the concatenation of its `setup.parts` microbatches.
-      key: `step_key(seed)`; the step number is folded in here.
+    `key` is the `step_key` of the run; the step number is folded in here. The
+    batch is as in `gradients`.
     """
     grads, metrics = gradients(
         setup,
@@ -315,13 +300,11 @@ def train_steps(
     The bounds are traced, so that any range of steps runs the same program.
 
     Args:
-      setup: static.
-      n_slots: static slots of a microbatch.
-      csr_spec: as in `assemble`.
-      state: state before the first step.
-      csr: as in `assemble`.
+      setup: static part of the run, as are `n_slots` and `csr_spec`.
+      n_slots: slots of a microbatch.
+      csr_spec: as in `assemble`, as is `csr`.
       order_SB: int32 [steps, batch_size], users of each batch.
-      key: `step_key(seed)`.
+      key: `step_key` of the run.
       start: int32, first step, a row of order_SB.
       stop: int32, one past the last step.
 
@@ -354,7 +337,6 @@ def assemble(
     """Returns a global batch of interactions that are on the device.
 
     Args:
-      setup: static.
       csr: all training interactions; or, by data shard, those of its users.
       user_B: int32 [batch_size], users, numbered as in `csr`.
       n_slots: static slots of a microbatch.
