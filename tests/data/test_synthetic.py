@@ -274,7 +274,7 @@ def test_bad_arguments_are_named():
         synthetic.make("x")
     with pytest.raises(VaecfError, match=r"'n_item'; did you mean n_items"):
         synthetic.make("synthetic", n_item=3)
-    with pytest.raises(VaecfError, match="n_items must be an integer of at l"):
+    with pytest.raises(VaecfError, match="n_items must be at least 20"):
         synthetic.make("synthetic", n_items=3)
     with pytest.raises(VaecfError, match=r"focus=1 must be in \[0, 1\)"):
         synthetic.make("synthetic", focus=1)

@@ -38,28 +38,19 @@ _ROUNDS = 4  # of draws with replacement before single users are completed
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Sizes and distributions of generated data.
-
-    Attributes:
-      n_train_users: training users.
-      n_held_out_users: validation users; as many again are test users.
-      n_items: size of the catalogue.
-      n_groups: taste groups.
-      focus: in [0, 1); the share of an item's audience that belongs to its own
-        groups rather than to all.
-      popularity: knots (rank, weight) of the popularity curve, interpolated
-        linearly in the logarithms of both.
-      lengths: knots (quantile, items) of the history length, rising.
-      bend: between two knots, at distance t in [0, 1], the logarithm of the
-        length rises as t ** bend.
-    """
+    """Sizes and distributions of generated data."""
 
     n_train_users: int
-    n_held_out_users: int
+    n_held_out_users: int  # for validation, and as many for test
     n_items: int
     n_groups: int
+    # In [0, 1): the share of an item's audience that belongs to its own groups
+    # rather than to all.
     focus: float
+    # Knots (rank, weight), interpolated linearly in the logarithms of both.
     popularity: tuple[tuple[float, float], ...]
+    # Knots (quantile, items) of the history length, rising. Between two knots,
+    # at distance t in [0, 1], the logarithm rises as t ** bend.
     lengths: tuple[tuple[float, float], ...]
     bend: float = 1.0
 
@@ -68,14 +59,6 @@ class Recipe:
         """Training, validation and test users."""
         return self.n_train_users + 2 * self.n_held_out_users
 
-
-# Quantiles of the held-out items per user of MovieLens 20M under the split of
-# Liang et al. (2018): 20,000 held-out users, of whom a fifth of the history,
-# rounded down, is held out. Published as aggregate statistics only.
-_ML20M_HELD_OUT_QUANTILES = (
-    (0.0, 1), (0.01, 1), (0.05, 2), (0.1, 2), (0.25, 3), (0.5, 7), (0.75, 17),
-    (0.9, 34), (0.95, 49), (0.99, 94), (0.999, 196), (1.0, 475),
-)  # fmt: skip
 
 RECIPES = {
     "synthetic": Recipe(
@@ -95,26 +78,28 @@ RECIPES = {
             (0.75, 32.7), (0.9, 53), (0.95, 75), (0.99, 164), (1.0, 300),
         ),
     ),
-    # A history of n items holds out n // 5, so that h held-out items stand
-    # for 5 h to 5 h + 4 items; `bend` brings the total to 9,990,682. The
-    # popularity knots were fitted by iteration so that the held-out items of
-    # the generated users show the shares of the real ones.
     "ml-20m-shape": Recipe(
         n_train_users=116_677,
         n_held_out_users=10_000,
         n_items=20_108,
         n_groups=64,
         focus=0.66,
+        # Fitted so that the held-out items of the generated users show the
+        # shares of the real ones.
         popularity=(
             (1, 1.0), (5, 0.652), (18, 0.365), (55, 0.16), (180, 0.0674),
             (550, 0.0205), (1_450, 0.005), (3_200, 0.00105),
             (6_300, 0.000224), (12_000, 1.58e-5), (20_108, 4.73e-6),
         ),
-        lengths=tuple(
-            (quantile, 5.0 * held_out + 2 if quantile else 5.0)
-            for quantile, held_out in _ML20M_HELD_OUT_QUANTILES
+        # From the published quantiles of the held-out items per user under the
+        # split of Liang et al. (2018): 1, 1, 2, 2, 3, 7, 17, 34, 49, 94, 196,
+        # 475. Of n items n // 5 are held out, so h stands for 5 h + 2 items.
+        lengths=(
+            (0.0, 5.0), (0.01, 7.0), (0.05, 12.0), (0.1, 12.0), (0.25, 17.0),
+            (0.5, 37.0), (0.75, 87.0), (0.9, 172.0), (0.95, 247.0),
+            (0.99, 472.0), (0.999, 982.0), (1.0, 2377.0),
         ),
-        bend=1.179,
+        bend=1.179,  # makes the total 9,990,725; the real one is 9,990,682
     ),
 }  # fmt: skip
 
@@ -131,9 +116,8 @@ def popularity(recipe: Recipe) -> np.ndarray:
 def history_lengths(recipe: Recipe, n_users: int) -> np.ndarray:
     """Returns items per user, int64 [n_users] ascending.
 
-    These are the curve's quantiles at (k + 1/2) / n_users, without sampling
-    error, so that the total is the same for every seed. No user gets more than
-    half of the items.
+    These are the curve's quantiles at (k + 1/2) / n_users, so that the total
+    is the same for every seed. No user gets more than half of the items.
     """
     quantile, length = np.array(recipe.lengths).T
     at = (np.arange(n_users) + 0.5) / n_users
@@ -191,15 +175,10 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
     `n_train_users` are a random choice of training users. Every item occurs in
     training: an item that no training user drew replaces a random draw.
 
-    ``synthetic``: 4,000 + 400 + 400 users, 1,000 items, 30 items per user.
-
-    ``ml-20m-shape``: MovieLens 20M under the paper's split: 116,677 + 10,000
-    + 10,000 users, 20,108 items, 9,990,725 interactions (real: 9,990,682). In
-    the held-out part of seed 0, the share of the k most popular items is::
-
-      k           10    30   100   300  1000  2000  5000  8000
-      generated .044  .106  .235  .436  .718  .861  .971  .994
-      real      .044  .105  .234  .436  .719  .861  .971  .994
+    ``synthetic`` has 30 items per user. ``ml-20m-shape`` has the sizes, the
+    history lengths and the popularity of MovieLens 20M under the paper's
+    split: the k most popular items have the same share of the held-out items
+    to .001, for k from 10 to 8,000.
 
     Args:
       name: ``synthetic`` or ``ml-20m-shape``.
@@ -207,10 +186,10 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
       **overrides: fields of `Recipe`, such as ``n_train_users=500``.
 
     Returns:
-      A `Dataset` of protocol ``vaecf`` with integer user ids, string item ids
-      and the oracle ``user_group`` (theta, float32 [n_users, n_groups], in the
-      order of the users table) and ``group_item`` (Phi, float32 [n_groups,
-      n_items]). ``user_group[u] @ group_item`` ranks best.
+      A dataset of protocol ``vaecf`` with the oracle ``user_group`` (theta,
+      float32 [n_users, n_groups], in the order of the users table) and
+      ``group_item`` (Phi, float32 [n_groups, n_items]). ``user_group[u] @
+      group_item`` is the best ranking of user u.
 
     Raises:
       VaecfError: unknown name or field, or sizes that do not fit.
@@ -224,12 +203,11 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
     lengths = history_lengths(recipe, recipe.n_users)
     lengths = lengths[_permutation(recipe.n_users, rng)]
     histories = draw_histories(user_group, group_item, lengths, rng)
-    at = recipe.n_train_users
-    train = _cover_items(histories.rows(slice(0, at)), rng)
+    n_train, n_held_out = recipe.n_train_users, recipe.n_held_out_users
+    train = _cover_items(histories.rows(slice(0, n_train)), rng)
     held_out = []
-    for start in (at, at + recipe.n_held_out_users):
-        users = slice(start, start + recipe.n_held_out_users)
-        part = histories.rows(users)
+    for start in (n_train, n_train + n_held_out):
+        part = histories.rows(slice(start, start + n_held_out))
         held_out.append(hold_out(part, TEST_PROPORTION, rng.random(part.nnz)))
     width = len(str(recipe.n_items))
     items = [f"item-{i:0{width}d}" for i in range(1, recipe.n_items + 1)]
@@ -263,20 +241,18 @@ def _recipe(name: str, overrides: dict[str, Any]) -> Recipe:
             f"cannot generate {name!r}; known are {', '.join(RECIPES)}"
         )
     fields = [field.name for field in dataclasses.fields(Recipe)]
-    for key in overrides:
-        if key not in fields:
-            raise VaecfError(
-                f"{name} has no field {key!r}{did_you_mean(key, fields)} "
-                f"(fields are {', '.join(fields)})"
-            )
+    for key in overrides.keys() - fields:
+        raise VaecfError(
+            f"{name} has no field {key!r}{did_you_mean(key, fields)} "
+            f"(fields are {', '.join(fields)})"
+        )
     recipe = dataclasses.replace(RECIPES[name], **overrides)
     least = {"n_train_users": 1, "n_held_out_users": 0, "n_items": 20}
     for key, minimum in {**least, "n_groups": 1}.items():
-        value = getattr(recipe, key)
-        if not isinstance(value, int) or value < minimum:
+        if getattr(recipe, key) < minimum:
             raise VaecfError(
-                f"{name}: {key} must be an integer of at least {minimum}, "
-                f"got {value!r}"
+                f"{name}: {key} must be at least {minimum}, got "
+                f"{getattr(recipe, key)!r}"
             )
     if not 0 <= recipe.focus < 1:
         raise VaecfError(f"{name}: focus={recipe.focus!r} must be in [0, 1)")
@@ -305,10 +281,10 @@ def _cover_items(train: Interactions, rng: np.random.Generator) -> Interactions:
     indices = train.indices.copy()
     indices[chosen] = unseen
     user = np.repeat(np.arange(train.n_users), train.counts)
-    keys = np.sort(user * train.n_items + indices)
-    return Interactions(
-        train.indptr, (keys % train.n_items).astype(np.int32), train.n_items
+    covered, _ = Interactions.from_pairs(
+        user, indices, train.n_users, train.n_items
     )
+    return covered
 
 
 # --- Drawing without replacement ---------------------------------------------
@@ -330,7 +306,6 @@ def draw_histories(
       user_group: float [n_users, n_groups], rows sum to 1.
       group_item: float [n_groups, n_items], rows sum to 1.
       lengths: items per user, int64 [n_users], at most n_items.
-      rng: source of the draws.
 
     Raises:
       VaecfError: a user's mixture has fewer items than the user's length.
@@ -343,12 +318,9 @@ def draw_histories(
     while start < len(lengths):
         stop = int(np.searchsorted(indptr, indptr[start] + _CHUNK, "right")) - 1
         stop = min(max(stop, start + 1), len(lengths))
+        users = slice(start, stop)
         keys = _draw_chunk(
-            user_group[start:stop],
-            group_item,
-            group_cdf,
-            lengths[start:stop],
-            rng,
+            user_group[users], group_item, group_cdf, lengths[users], rng
         )
         indices[indptr[start] : indptr[stop]] = keys % n_items
         start = stop
@@ -385,12 +357,10 @@ def _draw_chunk(
     n_groups, n_items = group_item.shape
     user_cdf = _flat_cdf(user_group)
     keys = np.empty(0, np.int64)  # distinct, in the order drawn
-    missing, factor = lengths, 1.25
-    for _ in range(_ROUNDS):
-        n_draws = np.where(
-            missing > 0, np.ceil(missing * factor) + 2, 0
-        ).astype(np.int64)
-        user = np.repeat(np.arange(len(lengths)), n_draws)
+    missing = lengths
+    for round_ in range(_ROUNDS):
+        n_draws = np.ceil(missing * 1.25 * 2**round_) + 2 * (missing > 0)
+        user = np.repeat(np.arange(len(lengths)), n_draws.astype(np.int64))
         group = _draw(user_cdf, user, n_groups, rng)
         item = _draw(group_cdf, group, n_items, rng)
         keys = np.concatenate([keys, user * n_items + item])
@@ -398,7 +368,6 @@ def _draw_chunk(
         keys = keys[np.sort(first)]
         found = np.bincount(keys // n_items, minlength=len(lengths))
         missing = np.maximum(lengths - found, 0)
-        factor *= 2
         if not missing.any():
             break
     # Keep each user's earliest draws: order by user, then by time.
@@ -406,39 +375,30 @@ def _draw_chunk(
     rank = np.arange(len(keys)) - np.repeat(np.cumsum(found) - found, found)
     keys = np.sort(keys[rank < np.repeat(lengths, found)])
     rest = [keys]
-    for slow in np.flatnonzero(missing):
-        base = slow * n_items
-        low, high = np.searchsorted(keys, [base, base + n_items])
-        items = _draw_rest(
-            user_group[slow] @ group_item,
-            keys[low:high] - base,
-            int(missing[slow]),
-            rng,
-        )
-        rest.append(base + items)
+    for slow in np.flatnonzero(missing).tolist():
+        seen = keys[keys // n_items == slow] % n_items
+        probability = user_group[slow] @ group_item
+        more = _draw_rest(probability, seen, int(missing[slow]), rng)
+        rest.append(slow * n_items + more)
     return np.sort(np.concatenate(rest)) if len(rest) > 1 else keys
 
 
 def _draw_rest(
-    probability: np.ndarray,
-    found: np.ndarray,
-    n: int,
-    rng: np.random.Generator,
+    probability: np.ndarray, seen: np.ndarray, n: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws the next `n` items of a user who has `found`, by a Gumbel top-k.
+    """Draws the next `n` items after those `seen`, by a Gumbel top-k.
 
     After some draws without replacement, the rest is again such a draw from
     the remaining items, so this may follow any number of rounds.
     """
     with np.errstate(divide="ignore"):  # log 0 = -inf: never drawn
-        score = np.log(probability) - np.log(
-            -np.log1p(-rng.random(len(probability)))
-        )
-    score[found] = -np.inf
+        gumbel = -np.log(-np.log1p(-rng.random(len(probability))))
+        score = np.log(probability) + gumbel
+    score[seen] = -np.inf
     best = np.argsort(-score, kind="stable")[:n]
     if len(best) < n or score[best[-1]] == -np.inf:
         raise VaecfError(
-            f"a user needs {len(found) + n} items, but only "
+            f"a user needs {len(seen) + n} items, but only "
             f"{np.count_nonzero(probability)} of {len(probability)} items "
             "have a probability above 0"
         )
