@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from typing import Any
 
 from vaecf import workdir as workdir_lib
 from vaecf.data import download
@@ -20,50 +20,32 @@ from vaecf.errors import VaecfError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One known dataset.
-
-    Attributes:
-      name: name of the dataset in the library and on the command line.
-      title: full name.
-      licence: terms in short, with their address.
-      held_out_users: validation users; as many again are test users.
-      urls: addresses of the archive in the order in which they are tried; with
-        `files`, addresses of the folder that holds these files.
-      digest: checksum of the archive, published by its owner; None if there is
-        none. Then `counts` are also checked for users and items.
-      ratings_member: path (or glob) of the ratings inside the archive.
-      files: plain files below each of `urls`, for datasets without an archive.
-      dialect: how to read a text file that `layouts.detect` does not
-        recognise; None for the released layouts.
-      min_rating: ratings of at least this value are interactions; None for
-        implicit data, where every row is one.
-      min_items_per_user: threshold of the papers.
-      min_users_per_item: threshold of the papers.
-      protocol: split that is used unless another is chosen.
-      counts: published facts of the ratings file: `ratings`, `users`, `items`
-        (distinct items with a rating).
-      manual: how to get data that no program may download.
-      generated: made by `vaecf.data.synthetic`; nothing to download.
-      config: name of the file in configs/ to train with.
-    """
+    """One known dataset."""
 
     name: str
     title: str
-    licence: str
-    held_out_users: int
+    licence: str  # terms in short, with their address
+    held_out_users: int  # for validation, and as many for test
+    # Addresses of the archive in the order in which they are tried; with
+    # `files`, addresses of the folder that holds these files.
     urls: tuple[str, ...] = ()
+    # The owner's checksum of the archive. Without one, the `counts` of users
+    # and items are checked too.
     digest: Digest | None = None
-    ratings_member: str = ""
-    files: tuple[str, ...] = ()
+    ratings_member: str = ""  # path (or glob) of the ratings in the archive
+    files: tuple[str, ...] = ()  # for datasets without an archive
+    # How to read a text file whose layout `layouts.detect` does not know.
     dialect: Dialect | None = None
-    min_rating: float | None = None
+    min_rating: float | None = None  # of an interaction; None: all are
     min_items_per_user: int = 5
     min_users_per_item: int = 0
     protocol: str = "paper"
+    # Published facts of the ratings file: `ratings`, `users` and `items`
+    # (distinct items with a rating).
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    manual: str = ""
-    generated: bool = False
-    config: str = "ml1m"
+    manual: str = ""  # how to get data that no program may download
+    generated: bool = False  # by `vaecf.data.synthetic`
+    config: str = "ml1m"  # name of the file in configs/ to train with
 
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
@@ -84,11 +66,10 @@ def _movielens(
     member: str,
     counts: Mapping[str, int],
     *,
-    held_out_users: int,
     md5: str | None = None,
     mirrored: bool = False,
     readme: str | None = None,
-    config: str = "ml1m",
+    **more: Any,
 ) -> Entry:
     """Returns an entry with the MD5 that GroupLens publishes beside the zip."""
     archive = f"{name}.zip"
@@ -101,12 +82,11 @@ def _movielens(
             f"permission: {_GROUPLENS}{readme or name + '-README.html'}"
         ),
         counts=counts,
-        held_out_users=held_out_users,
         urls=(_GROUPLENS + archive, *mirrors, _WAYBACK + _GROUPLENS + archive),
         digest=Digest("md5", md5) if md5 else None,
         ratings_member=member,
         min_rating=4.0,  # Liang et al. (2018): more than 3.5 stars
-        config=config,
+        **more,
     )
 
 
@@ -131,22 +111,20 @@ def _lightgcn(
 
 
 def _generated(
-    name: str, title: str, held_out_users: int, config: str = "ml1m"
+    name: str, title: str, held_out_users: int, config: str
 ) -> Entry:
+    licence = "generated here: Apache-2.0, like the code"
     return Entry(
-        name=name,
-        title=title,
-        licence="generated here: Apache-2.0, like the code",
-        held_out_users=held_out_users,
-        protocol="vaecf",
-        generated=True,
-        config=config,
-    )
+        name, title, licence, held_out_users,
+        protocol="vaecf", generated=True, config=config,
+    )  # fmt: skip
 
 
 ENTRIES = (
     _generated("synthetic", "Generated taste groups", 400, "synthetic"),
-    _generated("ml-20m-shape", "Generated, shaped as MovieLens 20M", 10_000),
+    _generated(
+        "ml-20m-shape", "Generated, shaped as MovieLens 20M", 10_000, "ml1m"
+    ),
     _movielens(
         "ml-100k", "MovieLens 100K (1998)", "ml-100k/u.data",
         {"ratings": 100_000, "users": 943, "items": 1_682},
@@ -184,8 +162,7 @@ ENTRIES = (
     ),
     _movielens(
         # GroupLens replaces this archive from time to time, so no checksum is
-        # pinned. TensorFlow Datasets records 978,202 bytes and sha256 696d65a3
-        # dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436 for 2018.
+        # pinned.
         "ml-latest-small", "MovieLens latest-small (2018)",
         "ml-latest-small/ratings.csv",
         {"ratings": 100_836, "users": 610, "items": 9_724},
@@ -238,7 +215,7 @@ ENTRIES = (
         {"ratings": 1_027_370, "users": 29_858, "items": 40_981},
     ),
 )  # fmt: skip
-CATALOG: Mapping[str, Entry] = MappingProxyType({e.name: e for e in ENTRIES})
+CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in ENTRIES}
 
 
 def get(name: str) -> Entry:
@@ -262,8 +239,7 @@ def fetch(
 ) -> pathlib.Path:
     """Downloads a known dataset once and returns the path of its ratings.
 
-    The archive and the unpacked ratings stay in the cache, where a second call
-    finds them without network access.
+    Archive and ratings stay in the cache: a second call needs no network.
 
     Args:
       name: a name of the catalog.
@@ -272,8 +248,7 @@ def fetch(
       urls: addresses to try instead of the entry's, in order.
 
     Returns:
-      The ratings file; or its folder if there are several files
-      (`Entry.files`, or a `ratings_member` with a glob).
+      The ratings file, or the folder of several files.
 
     Raises:
       VaecfError: unknown or generated dataset, a dataset that has to be
@@ -290,50 +265,27 @@ def fetch(
         raise VaecfError(entry.manual)
     root = pathlib.Path(cache_dir or download.user_cache_dir()) / name
     ratings = root / "ratings"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VaecfError(
-            f"cannot write to {root} ({error.strerror}); choose another "
-            "directory with cache_dir"
-        ) from error
+    workdir_lib.make_folder(root, f"cache_dir={root}")
     # Two processes would mix their bytes in one .part file.
     with workdir_lib.locked(root, wait=True):
         if entry.files:
             for file in entry.files:
                 addresses = [f"{url.rstrip('/')}/{file}" for url in sources]
-                _download(entry, addresses, ratings / file)
+                download.download(addresses, ratings / file)
             return ratings
         if not ratings.exists():
             packed = root / sources[0].rsplit("/", 1)[-1]
-            _download(entry, sources, packed)
+            download.download(sources, packed, digest=entry.digest)
             download.extract(packed, entry.ratings_member, ratings)
     if "*" in entry.ratings_member:
         return ratings
     return ratings / entry.ratings_member.rsplit("/", 1)[-1]
 
 
-def _download(
-    entry: Entry, urls: Sequence[str], destination: pathlib.Path
-) -> None:
-    try:
-        download.download(urls, destination, digest=entry.digest)
-    except VaecfError as error:
-        if destination.exists():  # the cached file itself is at fault
-            raise
-        raise VaecfError(
-            f"{entry.name}: {error}. Get it elsewhere and pass ratings=FILE, "
-            f"or place the archive at {destination}"
-        ) from error
-
-
 def check_counts(entry: Entry, **found: int | None) -> None:
-    """Compares the counts of a ratings file with the published counts.
+    """Compares counts before any filter with the published counts.
 
-    Args:
-      entry: the dataset.
-      **found: `ratings`, `users` and `items` before any threshold or filter;
-        None is not compared.
+    Counts that are None are not compared.
 
     Raises:
       VaecfError: a count differs; names expected and found.

@@ -59,17 +59,12 @@ def download(
     *,
     digest: Digest | None = None,
 ) -> None:
-    """Downloads one file from the first source that has it.
+    """Downloads one file from the first of `urls` that has it.
 
-    An interrupted download is resumed, in this call or in a later one, as long
-    as the server still offers the same file. A file with the wrong digest is
-    kept under the suffix ``.mismatch``, and the next source is tried.
-
-    Args:
-      urls: addresses of the file, tried in this order.
-      destination: path of the finished file; nothing is downloaded if it
-        exists and its digest is right.
-      digest: the publisher's checksum, or None.
+    Does nothing if `destination` exists and its digest is right. An interrupted
+    download is resumed, in this call or in a later one, as long as the server
+    still offers the same file. A file with the wrong digest is kept under the
+    suffix ``.mismatch``, and the next address is tried.
 
     Raises:
       VaecfError: no source gave the file (names each with its reason), or an
@@ -85,16 +80,26 @@ def download(
     destination.parent.mkdir(parents=True, exist_ok=True)
     reasons = []
     for url in urls:
-        part = _part_path(destination, url)
+        # One part per address, so that bytes of two servers are never joined.
+        tag = hashlib.sha256(url.encode()).hexdigest()[:8]
+        part = destination.with_name(f"{destination.name}.{tag}.part")
         try:
             _download_one(url, part, digest is not None)
-            _finish(part, destination, digest)
-            return
         except _SourceError as error:
             reasons.append(f"{url} ({error})")
+            continue
+        _validator_path(part).unlink(missing_ok=True)
+        problem = _wrong_digest(part, digest)
+        if problem is None:
+            os.replace(part, destination)
+            return
+        kept = destination.with_name(destination.name + ".mismatch")
+        os.replace(part, kept)
+        reasons.append(f"{url} ({problem}; kept as {kept})")
     raise VaecfError(
         f"{destination.name} could not be downloaded from "
-        + "; ".join(reasons or ["nowhere: no address is known"])
+        f"{'; '.join(reasons)}. Get it elsewhere and place it at "
+        f"{destination}, or pass ratings=FILE"
     )
 
 
@@ -108,28 +113,8 @@ def _wrong_digest(path: pathlib.Path, digest: Digest | None) -> str | None:
     return f"{digest.algorithm} {found}, but the publisher gives {digest.value}"
 
 
-def _finish(
-    part: pathlib.Path, destination: pathlib.Path, digest: Digest | None
-) -> None:
-    """Renames a complete part to its destination, or to ``.mismatch``."""
-    problem = _wrong_digest(part, digest)
-    _validator_path(part).unlink(missing_ok=True)
-    if problem is None:
-        os.replace(part, destination)
-        return
-    kept = destination.with_name(destination.name + ".mismatch")
-    os.replace(part, kept)
-    raise _SourceError(f"{problem}; kept as {kept}")
-
-
 def _size(path: pathlib.Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _part_path(destination: pathlib.Path, url: str) -> pathlib.Path:
-    # One part per address, so that bytes of two servers are never joined.
-    tag = hashlib.sha256(url.encode()).hexdigest()[:8]
-    return destination.with_name(f"{destination.name}.{tag}.part")
 
 
 def _validator_path(part: pathlib.Path) -> pathlib.Path:
@@ -225,13 +210,12 @@ def _is_final(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, urllib.error.URLError):
+        text = str(error.reason)
     if isinstance(error, urllib.error.HTTPError):
         text = f"HTTP {error.code} {error.reason}"
-    elif isinstance(error, urllib.error.URLError):
-        text = str(error.reason)
-    else:
-        text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _tls_context() -> ssl.SSLContext:
@@ -262,9 +246,8 @@ def extract(
       member: path inside the archive; its last component may be a glob
         (``combined_data_*.txt``). If the exact path is missing, files with
         that last component in any folder are taken.
-      directory: new directory for the files, written atomically. Only the
-        last components of the archive's paths are used as names, so that an
-        archive cannot write anywhere else.
+      directory: new directory for the files, written atomically. Only the last
+        components of paths are used, so that no file is written elsewhere.
 
     Returns:
       Paths of the unpacked files in order of name.
