@@ -123,9 +123,9 @@ def test_more_interactions_than_int32_counts():
     [
         (np.array([0, 1], np.int32), np.zeros(1, np.int32), "int64"),
         (np.array([0, 1], np.int64), np.zeros(1, np.int64), "int32"),
-        (np.array([0, 2], np.int64), np.zeros(1, np.int32), "ends at 2"),
-        (np.array([1, 1], np.int64), np.zeros(1, np.int32), "start with 0"),
-        (np.zeros(0, np.int64), np.zeros(0, np.int32), "start with 0"),
+        (np.array([0, 2], np.int64), np.zeros(1, np.int32), "ends at"),
+        (np.array([1, 1], np.int64), np.zeros(1, np.int32), "must start"),
+        (np.zeros(0, np.int64), np.zeros(0, np.int32), "must start"),
         ([0, 1], np.zeros(1, np.int32), "NumPy array"),
     ],
 )

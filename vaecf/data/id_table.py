@@ -83,11 +83,12 @@ class IdTable:
     def index_of(self, raw_ids: Any) -> np.ndarray:
         """Returns the indices of raw ids.
 
+        Types may differ from the table's if the ids read the same: ``"12"``
+        finds 12, and 12 finds ``"12"``. 12.0 finds 12 too, since pandas turns
+        a column of integers with gaps into floats.
+
         Args:
-          raw_ids: a sequence, array or Series ``[n]`` of ids. Types may differ
-            from the table's if the ids read the same: ``"12"`` finds 12, and
-            12 finds ``"12"``. 12.0 finds 12 too, since pandas turns a column
-            of integers with gaps into floats.
+          raw_ids: a sequence, array or Series ``[n]``.
 
         Returns:
           int32 ``[n]``, -1 where the id is unknown or missing.
@@ -110,23 +111,21 @@ class IdTable:
         return np.where(pd.isna(query), -1, found).astype(np.int32)
 
     def write(self, path: pathlib.Path, column: str, **more: Any) -> None:
-        """Writes a Parquet file with the ids and their indices.
+        """Writes ids, their indices and more string columns ``[n]`` as Parquet.
 
-        Args:
-          path: file to write.
-          column: name of the id column, 'item' or 'user'.
-          **more: further string columns ``[n]``, by name.
+        The id column is called `column`: 'item' or 'user'.
         """
         import polars as pl
 
         kind = pl.Int64 if self.type == "int64" else pl.String
-        columns = [
-            pl.Series(column, self.ids.tolist(), dtype=kind),
-            pl.Series("index", np.arange(len(self), dtype=np.int64)),
-        ]
-        for name, values in more.items():
-            columns.append(pl.Series(name, list(values), dtype=pl.String))
-        pl.DataFrame(columns).write_parquet(path)
+        frame = pl.DataFrame(
+            {
+                column: pl.Series(self.ids.tolist(), dtype=kind),
+                "index": np.arange(len(self), dtype=np.int64),
+                **{k: pl.Series(v, dtype=pl.String) for k, v in more.items()},
+            }
+        )
+        frame.write_parquet(path)
 
     @classmethod
     def read(cls, path: pathlib.Path, column: str) -> IdTable:

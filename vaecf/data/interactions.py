@@ -46,26 +46,22 @@ class Interactions:
         """Checks shapes and dtypes."""
         for name, dtype in (("indptr", np.int64), ("indices", np.int32)):
             array = getattr(self, name)
-            found = f"{type(array).__name__} {getattr(array, 'dtype', '')}"
-            if (
-                not isinstance(array, np.ndarray)
-                or array.ndim != 1
-                or array.dtype != dtype
-            ):
+            is_array = isinstance(array, np.ndarray) and array.ndim == 1
+            if not is_array or array.dtype != dtype:
                 raise VaecfError(
                     f"Interactions.{name} must be a 1-d NumPy array of "
-                    f"{np.dtype(dtype)}, got {found}"
+                    f"{np.dtype(dtype)}, got {type(array).__name__} "
+                    f"{getattr(array, 'dtype', '')}"
                 )
         if not 0 <= self.n_items <= np.iinfo(np.int32).max:
             raise VaecfError(
                 f"Interactions.n_items must be in [0, 2^31), got {self.n_items}"
             )
-        if len(self.indptr) == 0 or self.indptr[0] != 0:
-            raise VaecfError("Interactions.indptr must start with 0")
-        if self.indptr[-1] != len(self.indices):
+        ends = self.indptr[[0, -1]].tolist() if len(self.indptr) else []
+        if ends != [0, len(self.indices)]:
             raise VaecfError(
-                f"Interactions.indptr ends at {int(self.indptr[-1])} but "
-                f"there are {len(self.indices)} indices"
+                f"Interactions.indptr starts and ends at {ends}, it must start "
+                f"with 0 and end with {len(self.indices)}, the indices"
             )
 
     @property
@@ -107,8 +103,8 @@ class Interactions:
         """Returns the matrix of some users, in the given order.
 
         Args:
-          users: a slice (with step 1 the indices are a view, not a copy), or
-            an integer array ``[n]`` of row numbers, repeats allowed.
+          users: a slice (a view if its step is 1), or integers ``[n]``, which
+            may repeat.
 
         Raises:
           IndexError: a row number is out of range.
@@ -124,15 +120,8 @@ class Interactions:
                     self.n_items,
                 )
             users = np.arange(start, stop, step)
-        rows = np.asarray(users)
-        if rows.size == 0:
-            rows = rows.astype(np.int64)
-        if rows.ndim != 1 or rows.dtype.kind not in "iu":
-            raise IndexError(
-                "rows() takes a slice or a 1-d integer array, "
-                f"got {rows.ndim}-d {rows.dtype}"
-            )
-        rows = np.arange(self.n_users)[rows]  # checks, and maps negative ones
+        # Checks the numbers, and maps negative ones.
+        rows = np.arange(self.n_users)[users]
         counts = self.indptr[rows + 1] - self.indptr[rows]
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         # Position of every wanted entry in the source: the start of its row
@@ -192,9 +181,7 @@ class Interactions:
     def from_scipy(cls, matrix: Any) -> Interactions:
         """Converts a two-dimensional SciPy sparse matrix or array.
 
-        Args:
-          matrix: users x items, any format, not modified. Duplicate entries
-            are summed; every nonzero sum is one interaction.
+        Every nonzero entry is an interaction, after duplicates are summed.
 
         Raises:
           VaecfError: the matrix is not sparse and two-dimensional.
@@ -220,13 +207,7 @@ class Interactions:
         n_users: int,
         n_items: int,
     ) -> tuple[Interactions, int]:
-        """Builds the matrix from pairs in any order; repeats collapse.
-
-        Args:
-          user: integers ``[n]`` in ``[0, n_users)``.
-          item: integers ``[n]`` in ``[0, n_items)``.
-          n_users: number of rows.
-          n_items: number of columns.
+        """Builds the matrix from pairs ``[n]`` in any order; repeats collapse.
 
         Returns:
           The matrix, and the number of pairs that repeated an earlier one.

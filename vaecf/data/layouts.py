@@ -140,11 +140,7 @@ def files_of(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def require(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path if it exists and is not an empty file.
-
-    Raises:
-      VaecfError: no such file (names a similar one), or an empty file.
-    """
+    """Returns `path`; raises if the file is missing (with a hint) or empty."""
     if not path.exists():
         names = []
         if path.parent.is_dir():

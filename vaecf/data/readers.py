@@ -137,8 +137,8 @@ def _check_threshold(
         without = "rating" not in layout.columns
     if min_rating is not None and without:
         raise VaecfError(
-            f"{path} ({layout}) holds no ratings: leave out min_rating, or "
-            "name the columns with user_column, item_column and rating_column"
+            f"{path} holds no ratings: leave out min_rating, or name the "
+            "columns with user_column, item_column and rating_column"
         )
 
 
@@ -258,14 +258,11 @@ def convert_ratings(batch: Batch) -> pl.Series:
 
 
 def encode_ids(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes ids as positions in the ascending list of distinct ids.
-
-    Args:
-      column: categorical ``[n]``.
+    """Encodes a categorical ``[n]`` as positions in its ascending ids.
 
     Returns:
-      Codes int32 ``[n]`` and raw ids ``[distinct]``, which are int64 if every
-      id reads as an integer in its usual form, else object of ``str``.
+      Codes int32 ``[n]`` and ids ``[distinct]``, int64 or ``str`` as in
+      `Ratings`.
     """
     import polars as pl
 
@@ -282,11 +279,7 @@ def encode_ids(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     codes = np.empty(int(physical.max()) + 1, np.int32)
     codes[physical[order]] = np.arange(len(order), dtype=np.int32)
     ids = ids.gather(order)
-    if all_integers:
-        raw = ids.to_numpy()
-    else:
-        raw = np.empty(len(ids), object)
-        raw[:] = ids.to_list()
+    raw = ids.to_numpy() if all_integers else np.array(ids.to_list(), object)
     return codes[column.to_physical().to_numpy()], raw
 
 

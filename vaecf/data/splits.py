@@ -72,9 +72,7 @@ def paper(
     Raises:
       VaecfError: no training user would remain, or a value is out of range.
     """
-    return _paper_split(
-        ratings, held_out_users, seed, test_proportion, reseed=True
-    )
+    return _paper_split(ratings, held_out_users, seed, test_proportion, True)
 
 
 def recipe(
@@ -90,9 +88,7 @@ def recipe(
     users come from one stream of NumPy's legacy generator. For arguments and
     errors see `paper`.
     """
-    return _paper_split(
-        ratings, held_out_users, seed, test_proportion, reseed=False
-    )
+    return _paper_split(ratings, held_out_users, seed, test_proportion, False)
 
 
 def vaecf(
@@ -118,7 +114,7 @@ def vaecf(
       keep_all_items: keep the columns of items that no training user has.
 
     Raises:
-      VaecfError: no training user would remain, or a value is out of range.
+      VaecfError: see `paper`.
     """
     if test_users is None:
         test_users = validation_users
@@ -171,11 +167,8 @@ def hold_out(
     Of n items, ``floor(proportion * n)`` are held out, but at least one and at
     most n - 1 if n >= 2. A single item is folded in.
 
-    Args:
-      histories: users x items.
-      proportion: share to hold out, in (0, 1).
-      keys: random floats ``[nnz]``; the items with a user's lowest keys are
-        held out.
+    The items with a user's lowest `keys`, random floats ``[nnz]``, are held
+    out.
     """
     counts = histories.counts
     # The small addend makes 0.2 * 15 equal 3 instead of 2.9999...
@@ -245,10 +238,8 @@ def _paper_split(
     held_out_users: int,
     seed: int,
     test_proportion: float,
-    *,
     reseed: bool,
 ) -> Split:
-    """Splits as the paper's notebook and the recipe's script do."""
     present = _present_users(
         ratings, held_out_users, held_out_users, seed, test_proportion
     )
@@ -312,12 +303,10 @@ def _paper_split(
 def _draw_held_out(
     user: np.ndarray, rng: np.random.RandomState, proportion: float
 ) -> np.ndarray:
-    """Draws the held-out rows of grouped users, as the originals do.
+    """Draws the held-out rows, bool ``[n]``, of grouped users ``[n]``.
 
-    Args:
-      user: int32 ``[n]``, equal values next to each other.
-      rng: advanced by one ``choice`` for each user with 5 rows or more.
-      proportion: share of a user's rows, rounded down.
+    As in the originals, `rng` makes one ``choice`` for each user with 5 rows
+    or more, and the number of held-out rows is rounded down.
     """
     held = np.zeros(len(user), bool)
     starts = np.flatnonzero(np.diff(user, prepend=-1))
