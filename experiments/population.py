@@ -37,7 +37,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Sets --config.data.dir.")
 def main(argv: Sequence[str]) -> None:
     """Trains the members and prints how to test the best one."""
     del argv
-    from vaecf.tuning import grid
+    from vaecf.tuning import population
 
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     if _DATA_DIR.value is not None:
@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> None:
     for key, found in map(_parse, _MEMBERS.value):
         values.setdefault(key, []).extend(found)
     base = config_lib.from_mapping(config)
-    best = grid.train(values, base, workdir, log=cli.log)[0]["number"]
-    path = shlex.quote(str(workdir / best))
+    rows = population.train_grid(values, base, workdir, log=cli.log)
+    path = shlex.quote(str(workdir / rows[0]["member"]))
     cli.log(f"\npython experiments/main.py --workdir={path} --test")
 
 

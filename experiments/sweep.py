@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -24,15 +25,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's directory.")
 flags.mark_flags_as_required(["space", "workdir"])
 _STUDY = flags.DEFINE_string("study", "sweep", "Name in the storage.")
 _TRIALS = flags.DEFINE_integer("trials", 20, "Trials in all, over all workers.")
-_STORAGE = flags.DEFINE_string(
-    "storage", None, "A .journal or .log file, or a database's URL, to share."
-)
+_STORAGE = flags.DEFINE_string("storage", None, ".journal or .log file; URL.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "Processes on this machine.")
 _AT_ONCE = flags.DEFINE_integer("population", 1, "Trials of a worker at once.")
 _PRUNER = flags.DEFINE_string("pruner", "median", "median, hyperband or none.")
-_AFTER = flags.DEFINE_integer(
-    "prune_after", None, "Epochs no trial is stopped before (a fifth of all)."
-)
+_AFTER = flags.DEFINE_integer("prune_after", None, "Epochs before pruning.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of what is tried.")
 _KEEP = flags.DEFINE_bool("keep_all", False, "Keep all files of the trials.")
 
@@ -42,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     from vaecf.tuning import space, study, sweep
 
+    # As Ctrl-C, so that the workers of this process save and stop, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = study.SweepPlan(
         base=config_lib.from_mapping(_CONFIG.value),
         space=space.load(pathlib.Path(_SPACE.value)),

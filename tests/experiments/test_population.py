@@ -73,6 +73,7 @@ def test_every_combination_is_a_member(flags, tmp_path, command) -> None:
         ("--members=loss.gamma", "--members: give a setting and its values"),
         ("--members=model.dropout_rate=1", "config.model.dropout_rate=1.0 m"),
         ("--config.mesh.data=2", "config.mesh.data=1 and"),
+        ("--config.data.feed=streamed", "config.data.feed='resident'"),
         ("--config.seeed=1", "seeed"),
         ("--data_dir=nosuch", "nosuch"),
         ("--workdir=/proc/nosuch", "cannot be written"),

@@ -29,7 +29,7 @@ from vaecf.tuning import study as study_lib
 plan = pickle.load(open(sys.argv[1], "rb"))
 study = study_lib.open_study(plan, "data")
 while (trial := study_lib.next_trial(study, plan)) is not None:
-    folder = study_lib.trial_directory(plan, trial.number)
+    folder = plan.trial_directory(trial.number)
     with workdir_lib.locked(folder), study_lib.heartbeat(trial, folder):
         trial.report(0.25, 1)
         if sys.argv[2:] == ["hang"]:
@@ -156,7 +156,7 @@ def test_the_trial_of_a_lost_host_is_tried_again(plan, monkeypatch) -> None:
     study = study_lib.open_study(made, "data")
     trial = study_lib.next_trial(study, made)
     assert trial is not None
-    folder = study_lib.trial_directory(made, 0)
+    folder = made.trial_directory(0)
     monkeypatch.setattr(study_lib.socket, "gethostname", lambda: "elsewhere")
     with workdir_lib.locked(folder), study_lib.heartbeat(trial, folder):
         pass

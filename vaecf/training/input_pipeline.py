@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -144,6 +145,8 @@ class InputPipeline:
         self._by_user = mesh_lib.shardings(setup.mesh, P(None, mesh_lib.DATA))
         self._key = state_lib.step_key(seed, self._everywhere)
         self._programs: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+        self._numbers: dict[str, Any] = {}
         self.compile_seconds = 0.0
 
     def prepare(
@@ -192,19 +195,34 @@ class InputPipeline:
         bounds: tuple[np.int32, np.int32],
     ) -> tuple[TrainState, StepMetrics]:
         bounds = processes.put(bounds, self._everywhere)
-        args = (state, window, epoch.order, self._key, *bounds)
-        shapes = epoch.n_slots, epoch.order.shape, window.item_M.shape
-        key = (epoch.setup.phase, *shapes)
-        if key not in self._programs:
-            began = time.perf_counter()
-            steps = functools.partial(
-                step_lib.train_steps, epoch.setup, epoch.n_slots, epoch.csr_spec
-            )
-            places = (state_lib.state_shardings(self._setup), self._everywhere)
-            program = jax.jit(steps, donate_argnums=0, out_shardings=places)
-            self._programs[key] = program.lower(*args).compile()
-            self.compile_seconds += time.perf_counter() - began
+        args = (state, self._numbers, window, epoch.order, self._key, *bounds)
+        shapes = (epoch.order.shape, window.item_M.shape)
+        key = (epoch.setup.phase, epoch.n_slots, *shapes)
+        began = time.perf_counter()
+        with self._lock:  # threads that share the programs wait
+            if key not in self._programs:
+                self._programs[key] = self._compile(epoch, args)
+                self.compile_seconds += time.perf_counter() - began
         return self._programs[key](*args)
+
+    def _compile(self, epoch: Epoch, args: tuple) -> Any:
+        def train_steps(state: TrainState, numbers: Any, *rest: Any) -> Any:
+            return step_lib.train_steps(
+                self._setup_with(numbers, epoch.setup),
+                epoch.n_slots,
+                epoch.csr_spec,
+                state,
+                *rest,
+            )
+
+        places = (state_lib.state_shardings(self._setup), self._everywhere)
+        program = jax.jit(train_steps, donate_argnums=0, out_shardings=places)
+        return program.lower(*args).compile()
+
+    def _setup_with(self, numbers: Any, setup: TrainSetup) -> TrainSetup:
+        """Returns the setup with `numbers`, arguments of the program."""
+        del numbers
+        return setup
 
     def _slots(self, users: np.ndarray, parts: int) -> int:
         """Returns the slots that a part of each row of users needs.

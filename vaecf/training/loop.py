@@ -9,7 +9,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -63,6 +63,18 @@ class TrainResult:
     summary: dict[str, Any]
 
 
+class Shared(NamedTuple):
+    """What several runs share; each run makes for itself what is None.
+
+    Attributes:
+      pipeline: input pipeline with the seed of the run.
+      linear: linear branch of a blend, on the mesh.
+    """
+
+    pipeline: InputPipeline | None = None
+    linear: dict[str, Any] | None = None
+
+
 def train(
     config: Config,
     dataset: Dataset,
@@ -71,7 +83,7 @@ def train(
     show_progress: bool | None = None,
     extra_writer: writers.Writer | None = None,
     trace_dir: pathlib.Path | None = None,
-    pipeline: input_pipeline.InputPipeline | None = None,
+    shared: Shared | None = None,
     log: Callable[[str], None] = logging.info,
 ) -> TrainResult:
     """Trains a model, resuming from the latest checkpoint of the workdir.
@@ -85,7 +97,7 @@ def train(
       extra_writer: also receives every record.
       trace_dir: directory for a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for no profile.
-      pipeline: input pipeline that the caller made; None makes one.
+      shared: what the caller made for several runs.
       log: receives one line of text at a time.
 
     Raises:
@@ -94,10 +106,11 @@ def train(
         gradients keep overflowing.
     """
     # --- Mesh, model, data --------------------------------------------------
+    shared = shared or Shared()
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     setup = state_lib.make_setup(config, dataset.n_items, mesh)
     steps, order_of = input_pipeline.batch_order(config, setup, dataset.train)
-    pipeline = pipeline or input_pipeline.make_pipeline(
+    pipeline = shared.pipeline or input_pipeline.make_pipeline(
         config.data.feed, setup, dataset.train, config.seed, log=log
     )
 
@@ -122,7 +135,7 @@ def train(
     first_step = int(state.step)
 
     # --- Validation, writers ------------------------------------------------
-    linear = linear_branch.prepare(
+    linear = shared.linear or linear_branch.prepare(
         config.linear, dataset.train, workdir, mesh, log=log
     )
     validate = _make_validator(config, dataset, setup, linear)

@@ -3,41 +3,45 @@
 Members of a population differ only in their seed and in numbers that the
 program takes as arguments (`VARIED`). Each member is a run of `training.loop`
 in a thread of its own, and computes what a separate run computes, to rounding.
-The members share the interactions on the device and the compiled steps, and as
-many of them as there are cores are trained at the same time. Eight members of
-configs/ml100k.py took 0.6 times as long as separate runs in one process (20
-epochs on two busy cores, compilation included).
+The members share the interactions on the device, the compiled steps and the
+linear branch, and as many of them as there are cores are trained at the same
+time. Eight members of configs/ml100k.py took 0.6 times as long as separate runs
+in one process (20 epochs on two busy cores, compilation included).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import itertools
 import os
 import pathlib
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import pandas as pd
 
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
-from vaecf.data.dataset import Dataset
+from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
+from vaecf.evaluation import metrics
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import bag_of_items
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
+from vaecf.reporting import tables
+from vaecf.reporting.writers import Writer
 from vaecf.serving import trained_model
-from vaecf.training import input_pipeline, linear_branch, signals
+from vaecf.training import input_pipeline, linear_branch, loop, signals
 from vaecf.training import state as state_lib
-from vaecf.training import step as step_lib
+from vaecf.training.state import TrainSetup
 
 T = TypeVar("T")
 
@@ -65,34 +69,204 @@ def check(configs: Sequence[Config]) -> None:
     """Raises VaecfError unless runs fit in one program on one device."""
     if not configs:
         raise VaecfError("a population needs at least one member")
-    first, *others = [config_lib.flatten(c.to_dict()) for c in configs]
+    first, *others = map(_flat, configs)
     check_settings(
         key
         for key, value in first.items()
         if any(other[key] != value for other in others)
     )
-    config = configs[0]
-    if not processes.alone():
+    if not processes.alone() or _mesh(configs[0]).size > 1:
         raise VaecfError(
-            "a population is trained by one process: set num_processes=1"
+            "a population is trained by one process on one device: set "
+            "num_processes=1, config.mesh.data=1 and config.mesh.item=1"
         )
-    if mesh_lib.make_mesh(config.mesh.data, config.mesh.item).size > 1:
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return config_lib.flatten(config.to_dict())
+
+
+def _mesh(config: Config) -> jax.sharding.Mesh:
+    return mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+
+
+# --- A grid of settings -----------------------------------------------------
+
+
+def grid(
+    values: Mapping[str, Sequence[Any]], base: Config
+) -> dict[str, Config]:
+    """Returns the config of every combination of values, by a short name.
+
+    {'seed': [0, 1], 'loss.gamma': [0.01]} makes 'seed=0,gamma=0.01' and
+    'seed=1,gamma=0.01'. The first setting varies slowest.
+
+    Raises:
+      VaecfError: a setting is unknown, has no values or one value twice, or
+        the config refuses a value.
+    """
+    if not values or not all(values.values()):
         raise VaecfError(
-            "a population is trained on one device: set config.mesh.data=1 "
-            "and config.mesh.item=1"
+            "members: give a setting and its values, such as seed=0,1,2"
         )
-    if config.data.feed == "streamed":
+    configs: dict[str, Config] = {}
+    for combination in itertools.product(*values.values()):
+        changes = dict(zip(values, combination, strict=True))
+        try:
+            config = config_lib.replace(base, changes)
+        except VaecfError as error:
+            raise VaecfError(f"members: {error}") from None
+        flat = _flat(config)
+        # No two settings that may vary end in the same word.
+        name = ",".join(f"{k.rpartition('.')[2]}={flat[k]}" for k in values)
+        if name in configs:
+            raise VaecfError(f"members: {name} is there twice: remove one")
+        configs[name] = config
+    return configs
+
+
+def train_grid(
+    values: Mapping[str, Sequence[Any]],
+    base: Config,
+    workdir: pathlib.Path,
+    *,
+    log: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Trains the members of a grid, or resumes them; writes members.csv.
+
+    Args:
+      values: settings and their values, see `grid`.
+      base: the settings that all members share.
+      workdir: gets the workdir of each member, by the member's name. Members
+        of earlier calls stay, and trained members are not trained again.
+      log: receives one line of text at a time.
+
+    Returns:
+      The rows of members.csv, the best member first.
+
+    Raises:
+      VaecfError: bad input, or every member failed.
+      KeyboardInterrupt: interrupted, with everything saved.
+    """
+    members = grid(values, base)
+    names, configs = [*members], [*members.values()]
+    directories = [workdir / name for name in names]
+    check(configs)
+    metrics.parse(base.eval.best_metric)
+    dataset = find_dataset(base.data.dir)
+    value = f"validation/{base.eval.best_metric}"
+
+    def train_member(m: int, shared: loop.Shared) -> dict[str, Any]:
+        flat = _flat(configs[m])
+        row = {"member": names[m], **{key: flat[key] for key in values}}
+        row |= dict.fromkeys((value, "best_epoch", "epochs", "seconds"))
+        try:
+            summary = train_run(
+                *(configs[m], dataset, directories[m], shared),
+                # One progress bar: the members advance at about one speed.
+                show_progress=None if m == 0 else False,
+            )
+        except VaecfError as error:
+            return row | {"error": str(error)}
+        figures = {key: summary.get(key, cell) for key, cell in row.items()}
+        return row | figures | {value: summary["value"], "error": None}
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir_lib.locked(workdir))
+        workdir_lib.require_no_other(workdir, "population")
+        for directory, config in zip(directories, configs, strict=True):
+            stack.enter_context(workdir_lib.locked(directory))
+            workdir_lib.check_or_create(directory, config, dataset)
+        log(
+            f"training {len(members)} members of {base.title} on "
+            f"{dataset.name}: {dataset.train.n_users:,} users, "
+            f"{dataset.n_items:,} items, {dataset.train.nnz:,} interactions"
+        )
+        rows = train_members(
+            configs, directories, dataset, train_member, log=log
+        )
+        rows.sort(key=lambda row: (bool(row["error"]), -(row[value] or 0)))
+        path = workdir / workdir_lib.MEMBERS
+        csv = pd.DataFrame(rows).to_csv(index=False)
+        workdir_lib.write_bytes(path, csv.encode())
+    for row in rows:
+        if row["error"] is not None:
+            log(f"{row['member']} failed: {row['error']}")
+    sound = [row for row in rows if row.pop("error") is None]
+    if not sound:
         raise VaecfError(
-            "config.data.feed='streamed' is not possible for a population, "
-            "which keeps the interactions on the device: use 'resident'"
+            "every member failed, see above: change the settings, and choose "
+            "another workdir"
         )
+    log(f"\n{tables.format_table(sound)}\n\ntable: {path}")
+    return rows
+
+
+# --- Runs -------------------------------------------------------------------
+
+
+def train_run(
+    config: Config,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    shared: loop.Shared | None = None,
+    *,
+    writer: Writer | None = None,
+    show_progress: bool | None = False,
+) -> dict[str, Any]:
+    """Trains a member or a trial, or resumes it.
+
+    A blend is valued with weights that are tuned for it, as users load it.
+    During training, all epochs are compared with the same weights.
+
+    Args:
+      config: settings of the run.
+      dataset: data to train and validate on.
+      workdir: directory of the run, locked by the caller.
+      shared: what the run shares with others.
+      writer: receives the records of the run, too.
+      show_progress: None shows a progress bar if stderr is a terminal.
+
+    Returns:
+      The summary in results.json, and 'value': the best metric of the
+      validation users, or None if there are none.
+
+    Raises:
+      VaecfError: the run failed.
+      KeyboardInterrupt: interrupted, with everything saved.
+    """
+    result = loop.train(
+        config,
+        dataset,
+        workdir,
+        show_progress=show_progress,
+        extra_writer=writer,
+        shared=shared,
+        log=lambda line: None,
+    )
+    path, summary = workdir / workdir_lib.RESULTS, result.summary
+    results = workdir_lib.read_json(path) if path.exists() else {}
+    # Other results belong to a model of fewer epochs.
+    if results.get("train", {}).get("epochs") != summary["epochs"]:
+        (workdir / workdir_lib.PER_USER).unlink(missing_ok=True)
+        workdir_lib.write_json(path, {"train": summary})
+    value = result.progress.best
+    if config.linear.l2 and value is not None:
+        mesh = result.setup.mesh
+        model = trained_model.load(workdir, mesh=mesh)
+        trained_model.tune_blend(
+            model,
+            Evaluator.for_split(dataset, "validation", config.eval, mesh),
+        )
+        value = float(linear_branch.read_weights(workdir)["value"])
+    return {**summary, "value": value}
 
 
 def train_members(
     configs: Sequence[Config],
     directories: Sequence[pathlib.Path],
     dataset: Dataset,
-    train: Callable[[int, input_pipeline.InputPipeline], T],
+    train: Callable[[int, loop.Shared], T],
     *,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[T]:
@@ -102,8 +276,8 @@ def train_members(
       configs: settings of the members; they may differ in `VARIED`.
       directories: workdirs of the members, locked by the caller.
       dataset: data to train on.
-      train: called with the index of a member and the pipeline that its
-        `loop.train` is to use. If one call raises, the others save and stop.
+      train: trains a member by its index, with what the members share. If one
+        call raises, the others save and stop.
       log: receives one line of text at a time.
 
     Returns:
@@ -114,21 +288,22 @@ def train_members(
       KeyboardInterrupt: the members were interrupted, with everything saved.
     """
     check(configs)
-    config = configs[0]
-    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
-    # Fitted once; the loops read it from their workdirs.
-    if linear_branch.prepare(
-        config.linear, dataset.train, directories[0], mesh, log=log
-    ):
+    linear = linear_branch.prepare(
+        *(configs[0].linear, dataset.train, directories[0], _mesh(configs[0])),
+        log=log,
+    )
+    if linear is not None:
         for directory in directories[1:]:
             linear_branch.share(directories[0], directory)
-    shared = _SharedPipeline(configs, dataset)
+    pipeline = _SharedPipeline(configs, dataset)
     with (
         signals.interrupts() as interrupted,
         futures.ThreadPoolExecutor(_n_cores(), "member") as threads,
     ):
         jobs = [
-            threads.submit(train, m, shared.of_member(own))
+            threads.submit(
+                train, m, loop.Shared(pipeline.of_member(own), linear)
+            )
             for m, own in enumerate(configs)
         ]
         done, _ = futures.wait(jobs, return_when=futures.FIRST_EXCEPTION)
@@ -142,98 +317,49 @@ def train_members(
     return [job.result() for job in jobs]
 
 
-class _SharedPipeline(input_pipeline.ResidentPipeline):
-    """A pipeline whose compiled steps take the numbers of any member."""
-
-    def __init__(self, configs: Sequence[Config], dataset: Dataset) -> None:
-        config, train = configs[0], dataset.train
-        if config.data.feed == "auto":
-            feed, why = input_pipeline.choose(train)
-            if feed != "resident":
-                raise VaecfError(
-                    f"a population keeps the interactions on the device: {why}"
-                    "; train separate runs"
-                )
-        mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
-        setup = state_lib.make_setup(config, dataset.n_items, mesh)
-        super().__init__(setup, train, config.seed)
-        self._config, self._lock = config, threading.Lock()
-        flats = [config_lib.flatten(c.to_dict()) for c in configs]
-        # Numbers that all members share remain constants of the program.
-        self._varied = [k for k in _NUMBERS if len({f[k] for f in flats}) > 1]
-        self._numbers: dict[str, Any] = {}
-
-    def of_member(self, config: Config) -> _SharedPipeline:
-        """Returns the pipeline of a member."""
-        member = copy.copy(self)
-        member._key = state_lib.step_key(config.seed, self._everywhere)
-        flat = config_lib.flatten(config.to_dict())
-        member._numbers = {key: np.float32(flat[key]) for key in self._varied}
-        if "model.dropout_rate" in member._numbers:
-            rate = bag_of_items.traced_rate(config.model.dropout_rate)
-            member._numbers["model.dropout_rate"] = rate
-        return member
-
-    def _steps(
-        self, state: Any, epoch: input_pipeline.Epoch, window: Any, bounds: Any
-    ) -> Any:
-        bounds = jax.device_put(bounds, self._everywhere)
-        arguments = (
-            *(state, self._numbers, window, epoch.order, self._key),
-            *bounds,
-        )
-        began = time.perf_counter()
-        key = (epoch.setup.phase, epoch.n_slots)
-        with self._lock:  # the other members wait for the program
-            if key not in self._programs:
-                self._programs[key] = self._compile(epoch, arguments)
-        self.compile_seconds += time.perf_counter() - began
-        return self._programs[key](*arguments)
-
-    def _compile(self, epoch: input_pipeline.Epoch, arguments: tuple) -> Any:
-        def train_steps(state: Any, numbers: Any, *arguments: Any) -> Any:
-            setup = state_lib.make_setup(
-                _with_numbers(self._config, numbers),
-                self._setup.model.n_items,
-                self._setup.mesh,
-            )
-            return step_lib.train_steps(
-                setup.in_phase(epoch.setup.phase),
-                epoch.n_slots,
-                epoch.csr_spec,
-                state,
-                *arguments,
-            )
-
-        places = (state_lib.state_shardings(self._setup), self._everywhere)
-        program = jax.jit(train_steps, donate_argnums=0, out_shardings=places)
-        return program.lower(*arguments).compile()
-
-
-def _with_numbers(config: Config, numbers: Mapping[str, Any]) -> Config:
-    """Returns the config with traced scalars, which `replace` would refuse."""
-    for key, value in numbers.items():
-        section, name = key.split(".")
-        changed = dataclasses.replace(getattr(config, section), **{name: value})
-        config = dataclasses.replace(config, **{section: changed})
-    return config
-
-
 def _n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def tuned_value(directory: pathlib.Path, dataset: Dataset) -> float:
-    """Tunes the weights of a trained blend and returns its validation value.
+class _SharedPipeline(input_pipeline.ResidentPipeline):
+    """A pipeline whose compiled steps take the numbers of any member."""
 
-    During training all epochs of all runs are compared with the same weights.
-    Finished runs are compared by the models that users would load.
-    """
-    config = workdir_lib.read_config(directory)
-    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
-    model = trained_model.load(directory, mesh=mesh)
-    validation = Evaluator.for_split(dataset, "validation", config.eval, mesh)
-    trained_model.tune_blend(model, validation)
-    return float(linear_branch.read_weights(directory)["value"])
+    def __init__(self, configs: Sequence[Config], dataset: Dataset) -> None:
+        config, train = configs[0], dataset.train
+        feed, why = config.data.feed, "set config.data.feed='resident'"
+        if feed == "auto":
+            feed, why = input_pipeline.choose(train)
+        if feed != "resident":
+            raise VaecfError(
+                "a population keeps the interactions on the device "
+                f"(config.data.feed): {why}, or train separate runs"
+            )
+        setup = state_lib.make_setup(config, dataset.n_items, _mesh(config))
+        super().__init__(setup, train, config.seed)
+        self._config, flats = config, [*map(_flat, configs)]
+        # Numbers that all members share remain constants of the program.
+        self._varied = [k for k in _NUMBERS if len({f[k] for f in flats}) > 1]
+
+    def of_member(self, config: Config) -> _SharedPipeline:
+        """Returns the pipeline of a member."""
+        member, flat = copy.copy(self), _flat(config)
+        member._key = state_lib.step_key(config.seed, self._everywhere)
+        member._numbers = {key: np.float32(flat[key]) for key in self._varied}
+        if "model.dropout_rate" in member._numbers:
+            rate = bag_of_items.traced_rate(config.model.dropout_rate)
+            member._numbers["model.dropout_rate"] = rate
+        return member
+
+    def _setup_with(self, numbers: Any, setup: TrainSetup) -> TrainSetup:
+        config = self._config
+        for key, value in numbers.items():
+            # `config.replace` would refuse traced scalars.
+            section, name = key.split(".")
+            part = dataclasses.replace(
+                getattr(config, section), **{name: value}
+            )
+            config = dataclasses.replace(config, **{section: part})
+        made = state_lib.make_setup(config, setup.model.n_items, setup.mesh)
+        return made.in_phase(setup.phase)

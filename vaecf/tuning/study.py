@@ -48,18 +48,18 @@ BEAT_SECONDS, GRACE_SECONDS = 60.0, 600.0
 # A trial that exceeds the memory of its host kills its worker each time.
 MAX_LOST = 3
 
+# Raised by Optuna for a trial that has ended.
+ENDED = (ValueError, optuna.exceptions.UpdateFinishedTrialError)
+
 # Attributes of a trial.
 BEAT, HOST, FOLDER, ERROR = "beat", "host", "folder", "error"
 LOST = "lost"  # number of workers that were lost while they ran the trial
-EPOCHS, BEST_EPOCH, SECONDS = "epochs", "best_epoch", "seconds"
 
 # Settings that may differ between the workers of a study: they say where a
 # trial runs, not what it computes.
-_PER_WORKER = frozenset(
-    {
-        *("data.dir", "data.feed", "train.microbatch", "eval.batch_size"),
-        *("mesh.data", "mesh.item", "mesh.zero", "mesh.peer_timeout"),
-    }
+_PER_WORKER = (
+    *("data.dir", "data.feed", "train.microbatch", "eval.batch_size"),
+    *("mesh.data", "mesh.item", "mesh.zero", "mesh.peer_timeout"),
 )
 
 
@@ -80,6 +80,9 @@ class SweepPlan:
       population: number of trials that a worker trains in one program.
       seed: seed of the sampler.
       keep_all: keep all files of the trials, not only the best checkpoints.
+
+    Raises:
+      VaecfError: a number is too small.
     """
 
     base: Config
@@ -94,42 +97,47 @@ class SweepPlan:
     seed: int = 0
     keep_all: bool = False
 
+    def __post_init__(self) -> None:
+        least = {"trials": 1, "population": 1, "prune_after": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise VaecfError(f"{name}={value} must be at least {bound}")
+        if not self.storage:
+            journal = str(self.workdir / "study.journal")
+            object.__setattr__(self, "storage", journal)
 
-class _Sampler(optuna.samplers.BaseSampler):
-    """TPE, seeded by (seed, number of the trial).
+    @property
+    def storage_name(self) -> str:
+        """The storage without its password, for messages."""
+        return re.sub(r"://[^/@]*@", "://***@", self.storage)
+
+    def trial_directory(self, number: int) -> pathlib.Path:
+        """Returns the workdir of a trial on this host."""
+        return self.workdir.absolute() / "trials" / f"{number:05d}"
+
+
+class _Sampler(optuna.samplers.TPESampler):
+    """TPE, seeded for each trial by (seed, number of the trial).
 
     Workers need no seeds of their own, and a resumed sweep proposes what an
     uninterrupted one would.
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._current: tuple[int, Any] = (-1, None)
+        super().__init__()
+        self._sweep_seed = seed
 
-    def _tpe(self, trial: FrozenTrial) -> Any:
-        if self._current[0] != trial.number:
-            digest = hashlib.sha256(f"{self._seed} {trial.number}".encode())
-            tpe = optuna.samplers.TPESampler(
-                seed=int.from_bytes(digest.digest()[:4], "little"),
-                multivariate=True,
-                # Keeps workers from proposing what others already run.
-                constant_liar=True,
-            )
-            self._current = (trial.number, tpe)
-        return self._current[1]
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-        return self._tpe(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: Any, trial: Any, space: Any) -> Any:
-        return self._tpe(trial).sample_relative(study, trial, space)
-
-    def sample_independent(
-        self, study: Any, trial: Any, name: str, distribution: Any
-    ) -> Any:
-        return self._tpe(trial).sample_independent(
-            study, trial, name, distribution
+    def before_trial(self, study: Any, trial: FrozenTrial) -> None:
+        text = f"{self._sweep_seed} {trial.number}"
+        digest = hashlib.sha256(text.encode()).digest()
+        super().__init__(
+            seed=int.from_bytes(digest[:4], "little"),
+            multivariate=True,
+            # Keeps workers from proposing what others already run.
+            constant_liar=True,
         )
+        super().before_trial(study, trial)
 
 
 def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
@@ -153,60 +161,27 @@ def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
         direction="maximize",
         load_if_exists=True,
     )
-    new = _identity(plan, dataset)
+    # Trials can be compared if all of this is equal, as JSON values.
+    base = config_lib.flatten(plan.base.to_dict())
+    fixed = base.keys() - plan.space.keys() - {*_PER_WORKER}
+    new = {f"config.{key}": base[key] for key in fixed}
+    new |= {f"space of {key}": value for key, value in plan.space.items()}
+    new = json.loads(json.dumps({**new, "dataset": dataset}))
     old = study.user_attrs.get("identity")
     if old is None:
         study.set_user_attr("identity", new)
     elif old != new:
-        keys = sorted(
-            key
-            for key in old.keys() | new.keys()
-            if old.get(key) != new.get(key)
-        )
+        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
         raise VaecfError(
-            f"study={plan.study} began with another {', '.join(keys)}: use "
-            "the same to resume it, or choose another study and workdir"
+            f"study={plan.study} began with another {', '.join(sorted(keys))}: "
+            "use the same to resume it, or choose another study and workdir"
         )
     return study
 
 
-def _identity(plan: SweepPlan, dataset: str) -> dict[str, Any]:
-    """Returns what must be equal for trials to compare, as JSON values."""
-    base = config_lib.flatten(plan.base.to_dict())
-    identity = {
-        f"config.{key}": value
-        for key, value in base.items()
-        if key not in _PER_WORKER | plan.space.keys()
-    }
-    identity |= {f"space of {key}": value for key, value in plan.space.items()}
-    return json.loads(json.dumps({**identity, "dataset": dataset}))
-
-
-def storage_of(plan: SweepPlan) -> str:
-    """Returns where the trials are stored: a file, or the URL of a database.
-
-    Raises:
-      VaecfError: the storage is neither.
-    """
-    if not plan.storage:
-        return str(plan.workdir / "study.journal")
-    if "://" in plan.storage or plan.storage.endswith((".journal", ".log")):
-        return plan.storage
-    raise VaecfError(
-        f"storage={plan.storage} must be a file ending in .journal or .log, or "
-        "the URL of a database, such as sqlite:///sweep.db"
-    )
-
-
-def without_password(storage: str) -> str:
-    """Returns the storage's name for messages."""
-    return re.sub(r"://[^/@]*@", "://***@", storage)
-
-
 def _open_storage(plan: SweepPlan) -> optuna.storages.BaseStorage:
-    storage = storage_of(plan)
-    where = f"storage={without_password(storage)}"
-    if "://" not in storage:
+    storage, where = plan.storage, f"storage={plan.storage_name}"
+    if storage.endswith((".journal", ".log")) and "://" not in storage:
         try:
             pathlib.Path(storage).parent.mkdir(parents=True, exist_ok=True)
             return optuna.storages.JournalStorage(JournalFileBackend(storage))
@@ -216,35 +191,33 @@ def _open_storage(plan: SweepPlan) -> optuna.storages.BaseStorage:
             ) from error
         except ValueError as error:  # includes JSON's
             raise VaecfError(f"{where} is not a journal ({error})") from error
+    if "://" not in storage:
+        raise VaecfError(
+            f"{where} must be a file ending in .journal or .log, or the URL of "
+            "a database, such as sqlite:///sweep.db"
+        )
     # SQLite locks the whole file while another worker writes.
     wait = {"connect_args": {"timeout": 60}}
     arguments: Any = wait if storage.startswith("sqlite") else None
-    for attempts_left in (2, 1, 0):
+    reason = ""
+    for _ in range(3):  # of two hosts that create the tables at once, one fails
         try:
             return optuna.storages.RDBStorage(storage, arguments)
         except Exception as error:  # depends on the database's driver
-            # Of two hosts that create the tables at once, one fails.
-            if not attempts_left:
-                reason = str(error).strip().splitlines()[0]
-                raise VaecfError(f"{where} cannot be used ({reason})") from None
+            reason = str(error).strip().splitlines()[0]
             time.sleep(0.5)
-    raise AssertionError
+    raise VaecfError(f"{where} cannot be used ({reason})")
 
 
 def _pruner(plan: SweepPlan) -> optuna.pruners.BasePruner:
     epochs, after = plan.base.train.epochs, plan.prune_after
-    if after is None:
-        after = max(1, epochs // 5)
+    after = max(1, epochs // 5 if after is None else after)
     if plan.pruner == "none":
         return optuna.pruners.NopPruner()
     if plan.pruner == "median":
-        return optuna.pruners.MedianPruner(
-            n_startup_trials=5, n_warmup_steps=after
-        )
+        return optuna.pruners.MedianPruner(n_warmup_steps=after)
     if plan.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(
-            min_resource=max(1, after), max_resource=max(1, after, epochs)
-        )
+        return optuna.pruners.HyperbandPruner(after, max(after, epochs))
     raise VaecfError(
         f"pruner={plan.pruner} must be one of {', '.join(PRUNERS)}"
         f"{did_you_mean(plan.pruner, PRUNERS)}"
@@ -289,32 +262,23 @@ def next_trial(study: optuna.Study, plan: SweepPlan) -> Trial | None:
         study.tell(trial, state=TrialState.FAIL)
 
 
-def next_trials(study: optuna.Study, plan: SweepPlan) -> list[Trial]:
-    """Returns up to `plan.population` trials to train together now.
+def next_trials(study: optuna.Study, plan: SweepPlan) -> Iterator[Trial]:
+    """Yields up to `plan.population` trials to train together now.
 
-    A trial that lost a worker is returned alone: it may be the reason.
+    A trial that lost a worker is yielded alone: it may be the reason.
     """
-    taken: list[Trial] = []
-    try:
-        while len(taken) < plan.population:
-            trial = next_trial(study, plan)
-            if trial is None:
-                break
-            if trial.user_attrs.get(LOST):
-                for other in taken:
-                    enqueue_again(study, other.number)
-                return [trial]
-            taken.append(trial)
-    except BaseException:  # interrupted
-        for trial in taken:
+    for n_before in range(plan.population):
+        trial = next_trial(study, plan)
+        if trial is None:
+            return
+        if not trial.user_attrs.get(LOST):
+            yield trial
+            continue
+        if n_before == 0:
+            yield trial
+        else:
             enqueue_again(study, trial.number)
-        raise
-    return taken
-
-
-def trial_directory(plan: SweepPlan, number: int) -> pathlib.Path:
-    """Returns the workdir of a trial on this host."""
-    return plan.workdir.absolute() / "trials" / f"{number:05d}"
+        return
 
 
 def enqueue_again(
@@ -328,15 +292,16 @@ def enqueue_again(
       lost: whether its worker was lost.
 
     Returns:
-      False if another process has ended the trial before.
+      False if the trial has ended before.
     """
     try:
         study.tell(number, state=TrialState.FAIL)
-    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+    except ENDED:
         return False
     trial = study.get_trials()[number]
-    kept = {k: v for k, v in trial.user_attrs.items() if k in (FOLDER, SECONDS)}
-    kept[LOST] = trial.user_attrs.get(LOST, 0) + lost
+    kept = {LOST: trial.user_attrs.get(LOST, 0) + lost}
+    if FOLDER in trial.user_attrs:
+        kept[FOLDER] = trial.user_attrs[FOLDER]
     hopeless = kept[LOST] >= MAX_LOST
     if hopeless:
         kept[ERROR] = (

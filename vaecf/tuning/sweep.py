@@ -4,48 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import pathlib
-import pickle
+import shutil
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import optuna
 import pandas as pd
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-import vaecf
+from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import metrics
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.reporting import plots, sweep_plots, tables
+from vaecf.reporting.writers import Writer
 from vaecf.training import compilation_cache, precision
+from vaecf.training.loop import Shared
 from vaecf.tuning import population
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
-from vaecf.tuning import trial as trial_lib
 from vaecf.tuning.study import SweepPlan
 
 Log = Callable[[str], None]
 
 # More failures in a row are not the fault of the trials.
 _MAX_FAILED = 5
-_WORKER = "from vaecf.tuning import sweep; sweep.worker()"
 _SHOWN = 10
 # A parameter is important if it decides which trials are in the best quarter;
 # with fewer than five trials there, the figure would describe the sampler.
 _QUANTILE, _MIN_FOR_IMPORTANCES = 0.25, 20
-_COLUMNS = (
-    *("number", "state", "value", "epochs", "best_epoch", "seconds"),
-    *("began", "host", "folder", "error"),
-)
+# Errors that end a trial but not the sweep: a diverged loss, or a model that
+# does not fit the memory of the device.
+_TRIAL_ERRORS = (VaecfError, jax.errors.JaxRuntimeError)
 
 
 def sweep(
@@ -59,7 +57,8 @@ def sweep(
 
     Args:
       plan: what to do.
-      workers: processes on this host; 1 for the calling process.
+      workers: processes on this host; 1 for the calling process. Each of
+        several workers imports the main module, as `multiprocessing` does.
       log: receives one line of text at a time.
 
     Returns:
@@ -71,26 +70,22 @@ def sweep(
       VaecfError: the plan cannot be carried out.
       KeyboardInterrupt: the sweep was interrupted, with everything saved.
     """
-    for name, value, least in (
-        ("trials", plan.trials, 1),
-        ("workers", workers, 1),
-        ("population", plan.population, 1),
-        ("prune_after", plan.prune_after or 0, 0),
-    ):
-        if value < least:
-            raise VaecfError(f"{name}={value} must be at least {least}")
+    if workers < 1:
+        raise VaecfError(f"workers={workers} must be at least 1")
     workdir_lib.require_no_other(plan.workdir, "sweep")
     metrics.parse(plan.base.eval.best_metric)
     space_lib.check(plan.space, plan.base)
     if plan.population > 1:
         population.check_settings(plan.space)
-    plan = dataclasses.replace(
-        plan,
-        storage=study_lib.storage_of(plan),
-        # Small enough that every worker has some trials.
-        population=min(plan.population, -(-plan.trials // workers)),
-    )
-    dataset = _find_dataset(plan)
+    # Small enough that every worker has some trials.
+    at_once = min(plan.population, -(-plan.trials // workers))
+    plan = dataclasses.replace(plan, population=at_once)
+    dataset = find_dataset(plan.base.data.dir)
+    if dataset.validation.held_out.nnz == 0:
+        raise VaecfError(
+            f"{plan.base.data.dir}: a sweep needs validation users; prepare "
+            "the dataset with more held_out_users"
+        )
     study = study_lib.open_study(plan, dataset.manifest_hash)
     _check_or_create(plan)
 
@@ -98,14 +93,12 @@ def sweep(
         n_finished = len(study_lib.finished(study))
         return f"{n_finished} of {plan.trials} trials are finished"
 
-    storage = study_lib.without_password(plan.storage)
-    log(f"study {plan.study}: {progress()}; {storage}")
+    log(f"study {plan.study}: {progress()}; {plan.storage_name}")
     try:
-        with _sigterm_interrupts():
-            if workers == 1:
-                _work(plan, dataset, show_progress=None, log=log)
-            else:
-                _work_in_processes(plan, workers, log)
+        if workers == 1:
+            _work(plan, dataset, show_progress=None, log=log)
+        else:
+            _work_in_processes(plan, workers, log)
     except KeyboardInterrupt:
         summarise(plan, study, log)
         raise KeyboardInterrupt(
@@ -116,33 +109,22 @@ def sweep(
     return summarise(plan, study, log)
 
 
-def _find_dataset(plan: SweepPlan) -> Dataset:
-    dataset = find_dataset(plan.base.data.dir)
-    if dataset.validation.held_out.nnz == 0:
-        raise VaecfError(
-            f"{plan.base.data.dir}: a sweep needs validation users; prepare "
-            "the dataset with more held_out_users"
-        )
-    return dataset
-
-
 def _check_or_create(plan: SweepPlan) -> None:
     """Records the study that the workdir belongs to, or checks it."""
-    path = plan.workdir / workdir_lib.SWEEP
-    storage = study_lib.without_password(plan.storage)
+    path, storage = plan.workdir / workdir_lib.SWEEP, plan.storage_name
     if "://" not in storage:  # the directories may be moved together
         storage = os.path.relpath(storage, plan.workdir)
     new = {"study": plan.study, "storage": storage}
     if not path.exists():
         workdir_lib.write_json(path, new)
-    old = workdir_lib.read_json(path)
-    for name, value in new.items():
-        if old.get(name) != value:
-            raise VaecfError(
-                f"workdir {plan.workdir} holds the trials of {name} "
-                f"{old.get(name)!r}, not {value!r}: use the same {name}, or "
-                "choose another workdir"
-            )
+    if (old := workdir_lib.read_json(path)) != new:
+        raise VaecfError(
+            f"workdir {plan.workdir} holds the trials of {old}, not of {new}: "
+            "use the same study and storage, or choose another workdir"
+        )
+
+
+# --- Trials -----------------------------------------------------------------
 
 
 def _work(
@@ -152,24 +134,27 @@ def _work(
     # Settings that this machine cannot run would fail every trial.
     precision.policy(plan.base.precision.policy)
     mesh_lib.make_mesh(plan.base.mesh.data, plan.base.mesh.item)
-    if plan.population > 1:
-        population.check([plan.base])
     study = study_lib.open_study(plan, dataset.manifest_hash)
     failed = 0
-    while trials := study_lib.next_trials(study, plan):
-        runs = [trial_lib.TrialRun(plan, study, t, log) for t in trials]
+    while True:
+        trials: list[Trial] = []
         try:
-            with contextlib.ExitStack() as stack:
-                for run in runs:
-                    stack.enter_context(run.opened(dataset))
-                _train(runs, dataset, show_progress)
+            for trial in study_lib.next_trials(study, plan):
+                trials.append(trial)
+            runs = [TrialRun(plan, study, trial, log) for trial in trials]
+            _train(
+                [run for run in runs if run.state is None],
+                dataset,
+                show_progress,
+            )
         except BaseException:  # interrupted, or a defect
-            for run in runs:
-                if run.state is None:
-                    run.enqueue_again()
+            for trial in trials:
+                study_lib.enqueue_again(study, trial.number)
             raise
         finally:
             jax.clear_caches()  # the next trials compile their own programs
+        if not trials:
+            return
         for run in runs:
             failed = failed + 1 if run.state == TrialState.FAIL else 0
         if failed >= _MAX_FAILED:
@@ -180,19 +165,161 @@ def _work(
 
 
 def _train(
-    runs: list[trial_lib.TrialRun], dataset: Dataset, show_progress: bool | None
+    runs: list[TrialRun], dataset: Dataset, show_progress: bool | None
 ) -> None:
-    if len(runs) == 1:
-        trial_lib.train(runs[0], dataset, show_progress=show_progress)
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.opened(dataset))
+        if len(runs) == 1:
+            runs[0].train(dataset, show_progress=show_progress)
+        elif runs:
+            population.train_members(
+                [run.config for run in runs],
+                [run.directory for run in runs],
+                dataset,
+                lambda m, shared: runs[m].train(dataset, shared),
+            )
+
+
+class _Pruned(Exception):
+    """The pruner has stopped the trial, or another worker runs it."""
+
+
+class TrialRun(Writer):
+    """A trial that this process runs; receives the records of its training.
+
+    Attributes:
+      number: number of the trial.
+      config: settings of the trial.
+      directory: its workdir.
+      state: how the trial ended; None until then.
+    """
+
+    def __init__(
+        self, plan: SweepPlan, study: optuna.Study, trial: Trial, log: Log
+    ) -> None:
+        self.number, self.config = trial.number, plan.base
+        self.directory = plan.trial_directory(trial.number)
+        self.state: TrialState | None = None
+        self._params = space_lib.values(plan.space, trial.params)
+        self._study, self._trial, self._log = study, trial, log
+        self._keep_all = plan.keep_all
+        frozen = study.get_trials(deepcopy=False)[trial.number]
+        self._curve = dict(frozen.intermediate_values)
+        try:
+            self.config = config_lib.replace(plan.base, self._params)
+        except VaecfError as error:
+            self._finish(TrialState.FAIL, error=error)
+
+    @contextlib.contextmanager
+    def opened(self, dataset: Dataset) -> Iterator[None]:
+        """Holds the workdir and sends heartbeats."""
+        earlier = self._trial.user_attrs.get(study_lib.FOLDER)
+        if earlier is not None:
+            _take_over_files(pathlib.Path(earlier), self.directory)
+        with (
+            workdir_lib.locked(self.directory),
+            study_lib.heartbeat(self._trial, self.directory),
+        ):
+            workdir_lib.check_or_create(self.directory, self.config, dataset)
+            yield
+
+    def train(
+        self,
+        dataset: Dataset,
+        shared: Shared | None = None,
+        show_progress: bool | None = False,
+    ) -> None:
+        """Trains the trial, or resumes it, and tells the study its result.
+
+        Raises:
+          VaecfError: the memory of the device cannot hold the population.
+        """
+        try:
+            summary = population.train_run(
+                *(self.config, dataset, self.directory, shared),
+                writer=self,
+                show_progress=show_progress,
+            )
+        except _Pruned:
+            self._finish(TrialState.PRUNED)
+        except _TRIAL_ERRORS as error:
+            if shared and "RESOURCE_EXHAUSTED" in str(error):
+                raise VaecfError(
+                    "the population does not fit the memory of the device "
+                    f"({_first_line(error)}): train fewer trials at once"
+                ) from error
+            self._finish(TrialState.FAIL, error=error)
+        else:
+            self._finish(TrialState.COMPLETE, value=summary["value"])
+
+    def write(self, record: Mapping[str, Any], step: int) -> None:
+        """Reports a validation; raises to stop a pruned trial."""
+        value = record.get(f"validation/{self.config.eval.best_metric}")
+        if value is None:
+            return
+        epoch = int(record["epoch"])
+        try:
+            # An interrupted trial may repeat a validation.
+            if epoch not in self._curve:
+                self._trial.report(value, epoch)
+                self._curve[epoch] = value
+        except study_lib.ENDED:
+            raise _Pruned from None
+        last = epoch >= self.config.train.epochs
+        if not last and self._trial.should_prune():
+            raise _Pruned
+
+    def _finish(
+        self,
+        state: TrialState,
+        *,
+        value: float | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Tells the study the result, and logs it."""
+        self.state, result = state, state.name.lower()
+        try:
+            if error is not None:
+                result = f"failed: {_first_line(error)}"
+                self._trial.set_user_attr(study_lib.ERROR, _first_line(error))
+            self._study.tell(self._trial, value, state)
+        except study_lib.ENDED:
+            self._log(f"trial {self.number}: taken over by another worker")
+            return
+        if not self._keep_all:
+            _remove_unused(self.directory, state == TrialState.COMPLETE)
+        if value is not None:
+            result = f"{self.config.eval.best_metric} {value:.4f}"
+        settings = ", ".join(
+            f"{k}={tables.quantity(v)}" for k, v in self._params.items()
+        )
+        n_epochs = max(self._curve, default=0)
+        self._log(
+            f"trial {self.number}: {result}; {settings}; {n_epochs} epochs"
+        )
+
+
+def _take_over_files(earlier: pathlib.Path, directory: pathlib.Path) -> None:
+    """Moves the files of the interrupted attempt, if this host has them."""
+    if directory.exists() or not earlier.is_dir():
         return
-    population.train_members(
-        [run.config for run in runs],
-        [run.directory for run in runs],
-        dataset,
-        lambda m, pipeline: trial_lib.train(
-            runs[m], dataset, show_progress=False, pipeline=pipeline
-        ),
-    )
+    # A worker that only seems to be lost keeps its files.
+    if study_lib.is_free(earlier):
+        with contextlib.suppress(OSError):  # on another disk: starts anew
+            os.replace(earlier, directory)
+
+
+def _remove_unused(directory: pathlib.Path, keep_best: bool) -> None:
+    unused = ["tensorboard", "checkpoints/latest"]
+    if not keep_best:
+        unused += [workdir_lib.CHECKPOINTS, workdir_lib.LINEAR]
+    for name in unused:
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # --- Several processes ------------------------------------------------------
@@ -205,37 +332,27 @@ def _work_in_processes(plan: SweepPlan, workers: int, log: Log) -> None:
       KeyboardInterrupt: after the workers have saved.
       VaecfError: every worker failed.
     """
-    package = pathlib.Path(vaecf.__file__).resolve().parents[1]
-    path = os.pathsep.join(
-        filter(None, [str(package), os.environ.get("PYTHONPATH")])
-    )
-    processes = []
-    for number in range(workers):
-        gpus = share_of_gpus(number, workers, os.environ)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER],
-            stdin=subprocess.PIPE,
-            env=os.environ | gpus | {"PYTHONPATH": path},
-            # Ctrl-C reaches the workers once, from this process.
-            start_new_session=True,
-        )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-            pipe.write(pickle.dumps((plan, share_of_cores(number, workers))))
-        processes.append(process)
+    spawn = multiprocessing.get_context("spawn")
+    processes = [
+        spawn.Process(target=_worker, args=(plan, number, workers))
+        for number in range(workers)
+    ]
+    for process in processes:
+        process.start()
     try:
         for process in processes:
-            process.wait()
+            process.join()
     except KeyboardInterrupt:
         for process in processes:
-            process.send_signal(signal.SIGINT)
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)
         for process in processes:
-            process.wait()
+            process.join()
         raise
     finally:
         for process in processes:
             process.kill()  # after a second Ctrl-C
-    statuses = [process.returncode for process in processes]
+    statuses = [process.exitcode for process in processes]
     for number, status in enumerate(statuses):
         if status:
             log(
@@ -247,6 +364,29 @@ def _work_in_processes(plan: SweepPlan, workers: int, log: Log) -> None:
             "every worker failed: see their messages above, then resume the "
             "sweep"
         )
+
+
+def _worker(plan: SweepPlan, number: int, workers: int) -> None:
+    os.setsid()  # Ctrl-C reaches the workers once, from the parent
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Before XLA starts its threads and looks for GPUs.
+    os.environ.update(share_of_gpus(number, workers, os.environ))
+    if cores := share_of_cores(number, workers):
+        os.sched_setaffinity(0, cores)
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+
+    try:
+        with contextlib.suppress(OSError):  # the parent has warned of it
+            compilation_cache.keep_programs()
+        dataset = find_dataset(plan.base.data.dir)
+        _work(plan, dataset, show_progress=False, log=log)
+    except VaecfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def share_of_cores(number: int, workers: int) -> list[int]:
@@ -274,41 +414,6 @@ def share_of_gpus(
     return {name: environment.get(name, f"{0.9 / workers:.3f}")}
 
 
-def worker() -> None:
-    """Runs a process of `_work_in_processes`, which sends the plan to stdin."""
-    plan, cores = pickle.loads(sys.stdin.buffer.read())
-    if cores:  # before XLA starts its threads
-        os.sched_setaffinity(0, cores)
-    try:
-        with contextlib.suppress(OSError):  # the parent has warned of it
-            compilation_cache.keep_programs()
-        with _sigterm_interrupts():
-            _work(
-                plan,
-                _find_dataset(plan),
-                show_progress=False,
-                log=lambda line: print(line, flush=True),
-            )
-    except VaecfError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Handles SIGTERM as Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread handles signals
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 # --- Results ----------------------------------------------------------------
 
 
@@ -317,8 +422,8 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Writes trials.csv, best.json and plots, and returns the rows."""
     rows = [_row(plan, trial) for trial in study_lib.counted(study)]
-    flat = [row | row["params"] for row in rows]
-    frame = pd.DataFrame(flat, columns=[*_COLUMNS, *plan.space])
+    frame = pd.DataFrame([{**row, **row["params"]} for row in rows])
+    frame = frame.drop(columns="params", errors="ignore")
     path = plan.workdir / "trials.csv"
     workdir_lib.write_bytes(path, frame.to_csv(index=False).encode())
     complete = sorted(
@@ -333,44 +438,12 @@ def summarise(
         f"Best of {len(complete)} complete trials, {len(rows)} in all "
         "(validation users)"
     )
-    log("")
-    log(tables.trials_table(complete[:_SHOWN], metric=metric, title=title))
+    table = tables.trials_table(complete[:_SHOWN], metric=metric, title=title)
     names = ("number", "folder", "value", "best_epoch", "params")
     best = {name: complete[0][name] for name in names}
     best |= {"study": plan.study, "metric": f"validation/{metric}"}
     workdir_lib.write_json(plan.workdir / "best.json", best)
-    log(f"\ntrials: {path}\nbest: {plan.workdir / 'best.json'}")
-    for name, figure in _plots(plan, study, rows, len(complete)).items():
-        workdir_lib.write_bytes(plan.workdir / name, plots.to_png(figure))
-        log(f"plot: {plan.workdir / name}")
-    return rows
-
-
-def _row(plan: SweepPlan, trial: FrozenTrial) -> dict[str, Any]:
-    attributes = trial.user_attrs
-    return {
-        "number": trial.number,
-        "state": trial.state.name.lower().replace("fail", "failed"),
-        "value": trial.value,
-        "epochs": attributes.get(study_lib.EPOCHS),
-        "best_epoch": attributes.get(study_lib.BEST_EPOCH),
-        "seconds": attributes.get(study_lib.SECONDS),
-        "began": trial.datetime_start,
-        "host": attributes.get(study_lib.HOST),
-        "folder": attributes.get(study_lib.FOLDER),
-        "error": attributes.get(study_lib.ERROR),
-        "params": space_lib.values(plan.space, trial.params),
-    }
-
-
-def _plots(
-    plan: SweepPlan,
-    study: optuna.Study,
-    rows: list[dict[str, Any]],
-    n_complete: int,
-) -> dict[str, Any]:
-    """Returns figures by file name."""
-    metric = plan.base.eval.best_metric
+    log(f"\n{table}\n\ntrials: {path}\nbest: {plan.workdir / 'best.json'}")
     logarithmic = {k for k, d in plan.space.items() if d.get("log")}
     figures = {
         "history.png": sweep_plots.history(rows, metric=metric),
@@ -378,18 +451,39 @@ def _plots(
             rows, [*plan.space], metric=metric, logarithmic=logarithmic
         ),
     }
-    if n_complete >= _MIN_FOR_IMPORTANCES:
-        make: Any = optuna.importance.PedAnovaImportanceEvaluator
-        try:
-            evaluator = make(target_quantile=_QUANTILE)
-        except TypeError:  # before optuna 5
-            evaluator = make(baseline_quantile=_QUANTILE)
-        # Optuna raises if no parameter varies.
-        with contextlib.suppress(ValueError, RuntimeError):
-            shares = optuna.importance.get_param_importances(
-                study, evaluator=evaluator
-            )
-            figures["importances.png"] = sweep_plots.importances(
-                shares, metric=metric
-            )
-    return figures
+    enough = len(complete) >= _MIN_FOR_IMPORTANCES
+    if enough and (shares := _importances(study)):
+        figure = sweep_plots.importances(shares, metric=metric)
+        figures["importances.png"] = figure
+    for name, figure in figures.items():
+        workdir_lib.write_bytes(plan.workdir / name, plots.to_png(figure))
+        log(f"plot: {plan.workdir / name}")
+    return rows
+
+
+def _row(plan: SweepPlan, trial: FrozenTrial) -> dict[str, Any]:
+    curve, attributes = trial.intermediate_values, trial.user_attrs
+    return {
+        "number": trial.number,
+        "state": trial.state.name.lower().replace("fail", "failed"),
+        "value": trial.value,
+        "epochs": max(curve, default=None),
+        "best_epoch": max(curve, key=lambda e: (curve[e], -e), default=None),
+        "seconds": trial.duration.total_seconds() if trial.duration else None,
+        "began": trial.datetime_start,
+        **{name: attributes.get(name) for name in ("host", "folder", "error")},
+        "params": space_lib.values(plan.space, trial.params),
+    }
+
+
+def _importances(study: optuna.Study) -> dict[str, float]:
+    make: Any = optuna.importance.PedAnovaImportanceEvaluator
+    try:
+        evaluator = make(target_quantile=_QUANTILE)
+    except TypeError:  # before optuna 5
+        evaluator = make(baseline_quantile=_QUANTILE)
+    with contextlib.suppress(ValueError, RuntimeError):  # no parameter varies
+        return optuna.importance.get_param_importances(
+            study, evaluator=evaluator
+        )
+    return {}
