@@ -21,8 +21,9 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common
-from vaecf import cli
+from experiments.benchmark import common, tables
+from vaecf import cli, workdir
+from vaecf import config as config_lib
 from vaecf.errors import VaecfError
 
 FLAGS = flags.FLAGS
@@ -34,76 +35,62 @@ WHOLE = "the whole blend"
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates the variants, prints a table and writes the JSON."""
-    from vaecf import workdir
     from vaecf.evaluation import significance
     from vaecf.evaluation.evaluator import mean_and_stderr
 
     paths = [pathlib.Path(run) for run in argv[1:]]
-    if not paths:
-        raise VaecfError("give the workdirs of finished blends")
-    _check(paths)
+    _require_same_settings(paths)
     values: dict[str, list[np.ndarray]] = {}
     for path in paths:
-        for name, value_U in _variants(path, FLAGS.ease_l2).items():
+        for name, value_U in _variants(path).items():
             values.setdefault(name, []).append(value_U)
             cli.log(f"{path}: {name} {np.nanmean(value_U):.4f}")
-    real_U = ~np.isnan(values[WHOLE][0])
-    mean_U = {k: np.mean(v, axis=0)[real_U] for k, v in values.items()}
-    paired = significance.paired(
-        {k: v for k, v in mean_U.items() if k != WHOLE}, mean_U[WHOLE]
+    mean_U = {name: np.mean(seeds, axis=0) for name, seeds in values.items()}
+    real_U = ~np.isnan(mean_U[WHOLE])
+    whole_U = mean_U.pop(WHOLE)[real_U]
+    against = significance.paired(
+        {name: value_U[real_U] for name, value_U in mean_U.items()}, whole_U
     )
-    rows = [
-        {
-            "variant": name,
-            **mean_and_stderr(np.array([np.nanmean(v) for v in per_seed])),
-            "seeds": [float(np.nanmean(value_U)) for value_U in per_seed],
-            "against": paired[name]._asdict() if name in paired else None,
-        }
-        for name, per_seed in values.items()
-    ]
+    rows, cells = [], []
+    for name, per_seed in values.items():
+        seeds = [float(np.nanmean(value_U)) for value_U in per_seed]
+        row = {"variant": name, "seeds": seeds, "against": None}
+        row |= mean_and_stderr(np.array(seeds))
+        cells.append([name, _cell(row["mean"], row["stderr"]), "", ""])
+        if name in against:
+            other = against[name]
+            row["against"] = other._asdict()
+            cells[-1][2] = _cell(other.difference, other.stderr, "+")
+            cells[-1][3] = f"{other.p_holm:.1e}"
+        rows.append(row)
     metric = workdir.read_config(paths[0]).eval.best_metric
-    cli.log("\n" + _table(metric, rows))
-    common.write({"runs": [str(path) for path in paths], "variants": rows})
+    titles = ("", metric, f"against {WHOLE}", "p (Holm)")
+    cli.log(f"\n{tables.markdown(titles, cells)}")
+    common.write_json({"runs": argv[1:], "variants": rows})
 
 
-def _check(paths: Sequence[pathlib.Path]) -> None:
-    """Raises VaecfError if the runs differ in more than their seed."""
-    from vaecf import config as config_lib
-    from vaecf import workdir
+def _cell(value: float, stderr: float | None, sign: str = "") -> str:
+    spread = "" if stderr is None else f" ± {stderr:.4f}"
+    return f"{value:{sign}.4f}{spread}"
 
-    first, *others = (
-        {
-            **config_lib.flatten(workdir.read_config(path).to_dict()),
-            "the dataset": workdir.read_json(path / workdir.DATASET),
-        }
+
+def _require_same_settings(paths: Sequence[pathlib.Path]) -> None:
+    if not paths:
+        raise VaecfError("give the workdirs of finished blends")
+    runs = [
+        config_lib.flatten(workdir.read_config(path).to_dict())
+        | {"the dataset": workdir.read_json(path / workdir.DATASET)}
         for path in paths
-    )
-    for path, other in zip(paths[1:], others):
-        for key in first.keys() - {"seed", "data.dir"}:
-            if other[key] != first[key]:
-                raise VaecfError(
-                    f"{path} and {paths[0]} differ in {key}: give runs that "
-                    "differ only in their seed"
-                )
+    ]
+    for key in runs[0].keys() - {"seed", "data.dir"}:
+        if any(run[key] != runs[0][key] for run in runs):
+            raise VaecfError(
+                f"the runs differ in {key}: give runs that differ only in "
+                "their seed"
+            )
 
 
-def _table(metric: str, rows: Sequence[dict[str, Any]]) -> str:
-    def spread(value: float | None) -> str:
-        return "" if value is None else f" ± {value:.4f}"
-
-    cells = []
-    for row in rows:
-        mean = f"{row['mean']:.4f}{spread(row['stderr'])}"
-        against = p = ""
-        if other := row["against"]:
-            against = f"{other['difference']:+.4f}{spread(other['stderr'])}"
-            p = f"{other['p_holm']:.1e}"
-        cells.append((row["variant"], mean, against, p))
-    head = ("", metric, f"against {WHOLE}", "p (Holm)")
-    return common.markdown(head, cells)
-
-
-def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
+def _variants(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns the metric of every test user, float64 [U], by variant."""
     from vaecf.data.dataset import find_dataset
     from vaecf.evaluation import baselines, blend_tuning, scorers
@@ -113,24 +100,28 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
     from vaecf.serving.trained_model import load
     from vaecf.training import linear_branch
 
-    model = load(workdir)
+    model = load(path)
     if model.branch is None:
         raise VaecfError(
-            f"{workdir}: config.linear.l2 is 0, so that there is no linear "
-            "branch to remove"
+            f"{path}: config.linear.l2 is 0, so that there is no linear branch "
+            "to remove"
         )
     dataset = find_dataset(model.config.data.dir)
     n_items = dataset.n_items
     validation, test = (
-        Evaluator.for_split(dataset, s, model.config.eval, model.mesh)
-        for s in ("validation", "test")
+        Evaluator.for_split(dataset, split, model.config.eval, model.mesh)
+        for split in ("validation", "test")
     )
     test = dataclasses.replace(test, metrics=(test.best_metric,))
     ranker = model.ranker(test.depth)
 
     def measured(ranker: Any, params: Any) -> np.ndarray:
-        values = test(ranker, params).per_user[test.best_metric]
-        return np.asarray(values, np.float64)
+        values_U = test(ranker, params).per_user[test.best_metric]
+        return np.asarray(values_U, np.float64)
+
+    def alone(scorer: Any, params: Any) -> np.ndarray:
+        ranker = test.compile(scorer)
+        return measured(ranker, ranker.place(params))
 
     def tuned(branch: Any, **grids: Any) -> np.ndarray:
         params = ModelParams(model.params, branch)
@@ -140,19 +131,17 @@ def _variants(workdir: pathlib.Path, ease_l2: float) -> dict[str, np.ndarray]:
         )
         return measured(ranker, ModelParams(model.params, branch))
 
-    def alone(scorer: Any, params: Any) -> np.ndarray:
-        its_ranker = test.compile(scorer)
-        return measured(its_ranker, its_ranker.place(params))
-
-    ease = blend.fit(dataset.train, l2=ease_l2, dropout=0.0, user_exponent=0.0)
+    ease = blend.fit(
+        dataset.train, l2=FLAGS.ease_l2, dropout=0.0, user_exponent=0.0
+    )
     name = model.config.model.name
     of_ease = linear_branch.with_weights(ease, gain=blend.GAIN, prior=0.0)
     item_item = {"item_item": ease["item_item"]}
     return {
         f"{name} alone": measured(ranker, ModelParams(model.params)),
         "EASE alone": alone(baselines.scorer("ease", n_items), item_item),
-        "linear branch alone": measured(
-            test.compile(scorers.linear_branch(n_items)), model.branch
+        "linear branch alone": alone(
+            scorers.linear_branch(n_items), model.branch
         ),
         f"{name} and EASE": tuned(of_ease, priors=(0.0,)),
         f"{name} and EASE, prior divided out": tuned(of_ease),

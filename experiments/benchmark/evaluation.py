@@ -14,13 +14,14 @@ import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common, tables
+from experiments.benchmark import common
 from vaecf import cli
 
 FLAGS = flags.FLAGS
@@ -33,10 +34,10 @@ def benchmark() -> dict[str, Any]:
     """Generates the users, compiles, and measures in turns."""
     from experiments.benchmark import workloads
     from vaecf.data import synthetic
-    from vaecf.evaluation import metrics
+    from vaecf.evaluation.evaluator import Evaluator
 
     config = common.config_from_flags()
-    depth = metrics.depth(config.eval.metrics)
+    batch_size = config.eval.batch_size
     model = workloads.random_model(config, FLAGS.items)
     dataset = synthetic.make(
         "ml-20m-shape",
@@ -46,57 +47,63 @@ def benchmark() -> dict[str, Any]:
         n_held_out_users=FLAGS.users,
         n_items=FLAGS.items,
     )
-    work = workloads.validation(
-        config, model.mesh, model.scorer(), model.params, dataset
+    evaluator = Evaluator.for_split(
+        dataset, "validation", config.eval, model.mesh
     )
-    ceiling = workloads.decoder_product(
-        config, model.mesh, config.eval.batch_size, FLAGS.items
+    ranker, params = model.ranker(evaluator.depth), model.scorer_params
+    fold_in = evaluator.fold_in
+
+    def rank() -> Any:
+        return ranker(
+            params, fold_in.indptr, fold_in.indices, batch_size=batch_size
+        )
+
+    began = time.perf_counter()
+    evaluator(ranker, params)
+    first = time.perf_counter() - began
+    lists = rank()
+    rates = common.in_turns(
+        {
+            "ceiling": workloads.decoder_product(
+                config, model.mesh, batch_size, FLAGS.items
+            ),
+            "evaluation": _users_per_second(lambda: evaluator(ranker, params)),
+            "ranking": _users_per_second(rank),
+            "metrics": _users_per_second(
+                lambda: evaluator.evaluate_lists(lists)
+            ),
+        }
     )
     flop = 2 * config.model.hidden[0] * FLAGS.items
-    began = time.perf_counter()
-    work.evaluate()
-    first = time.perf_counter() - began
-    rounds = [_turn(ceiling, work, flop) for _ in range(FLAGS.repeats)]
-    middle = common.medians(rounds)
-    fold_in = dataset.validation.fold_in
+    users_per_second = statistics.median(rates["evaluation"])
+    fraction = common.ratio(rates["evaluation"], rates["ceiling"])
     return {
-        "users_per_second": FLAGS.users / middle["seconds"],
-        **middle,
+        "users_per_second": users_per_second,
+        "seconds": FLAGS.users / users_per_second,
+        "ranking_seconds": FLAGS.users / statistics.median(rates["ranking"]),
+        "metrics_seconds": FLAGS.users / statistics.median(rates["metrics"]),
+        "ceiling_gflops": statistics.median(rates["ceiling"]),
+        "fraction_of_ceiling": 1e-9 * flop * fraction,
         "first_seconds": first,
         "users": FLAGS.users,
         "items": FLAGS.items,
-        "batch_size": config.eval.batch_size,
-        "k": depth,
+        "batch_size": batch_size,
+        "k": evaluator.depth,
         "flop_per_user": flop,
         "interactions_per_user": fold_in.nnz / fold_in.n_users,
         "input": model.module.input_lowering,
         **common.describe(config, model.mesh),
-        "rounds": rounds,
+        "rates": rates,
     }
 
 
-def _turn(ceiling: Any, work: Any, flop: int) -> dict[str, float]:
-    """Measures the ceiling, the evaluation and its parts, and the ceiling."""
-    turn = FLAGS.seconds / FLAGS.repeats
-    rates = ceiling(turn / 2)
-    seconds = statistics.mean(common.timings(work.evaluate, turn))
-    ranking = statistics.mean(common.timings(work.rank, turn))
-    work.score()  # ranks, the first time
-    scoring = statistics.mean(common.timings(work.score, min(turn, 1.0)))
-    rates += ceiling(turn / 2)
-    gflops = statistics.median(rates)
-    rate = FLAGS.users / seconds
-    cli.log(f"evaluation {rate:,.0f} users/s, ceiling {gflops:,.1f} GFLOP/s")
-    return {
-        "seconds": seconds,
-        "ranking_seconds": ranking,
-        "metrics_seconds": scoring,
-        "ceiling_gflops": gflops,
-        "fraction_of_ceiling": rate * flop / (1e9 * gflops),
-    }
+def _users_per_second(call: Callable[[], Any]) -> Callable[[float], float]:
+    return lambda seconds: (
+        FLAGS.users / statistics.mean(common.timings(call, seconds))
+    )
 
 
-main = common.main_of(benchmark, tables.evaluation)
+main = common.main_of("evaluation", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

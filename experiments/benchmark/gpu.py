@@ -23,7 +23,7 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common
+from experiments.benchmark import common, machine
 from vaecf import cli
 from vaecf.errors import VaecfError
 
@@ -60,15 +60,15 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
       'result'.
     """
     name, *flags_ = arguments
+    record: dict[str, Any] = {"arguments": list(arguments)}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "result.json"
         script = f"benchmark/{name}.py"
         try:
-            common.run_script(script, *flags_, f"--json={path}", echo=True)
+            machine.run_script(script, *flags_, f"--json={path}", echo=True)
         except VaecfError as error:
-            return {"arguments": list(arguments), "error": str(error)}
-        result = json.loads(path.read_text())
-        return {"arguments": list(arguments), "result": result}
+            return {**record, "error": str(error)}
+        return {**record, "result": json.loads(path.read_text())}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
             record = {"arguments": list(arguments), "error": "no time left"}
         records.append(record)
         # After every benchmark, in case the machine is lost.
-        common.write({"runs": records})
+        common.write_json({"runs": records})
     failed = [record for record in records if "error" in record]
     for record in failed:
         cli.log(f"failed: {' '.join(record['arguments'])}: {record['error']}")

@@ -19,12 +19,17 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common, tables
+from experiments.benchmark import common
 from vaecf import cli
 
 FLAGS = flags.FLAGS
 common.define_flags(batch_size=500, repeats=300)
 flags.DEFINE_list("batch_sizes", ["1", "8", "64", "512"], "Users per query.")
+flags.register_validator(
+    "batch_sizes",
+    lambda sizes: all(size.isdecimal() and int(size) for size in sizes),
+    "must be numbers of users of at least 1",
+)
 flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=1)
 flags.DEFINE_integer("k", 100, "List length.", lower_bound=1)
 flags.DEFINE_integer("items_per_user", 10, "Items of a history.", lower_bound=1)
@@ -32,24 +37,22 @@ flags.DEFINE_integer("items_per_user", 10, "Items of a history.", lower_bound=1)
 
 def benchmark() -> dict[str, Any]:
     """Compiles and measures."""
+    import jax
     import jax.numpy as jnp
 
     from experiments.benchmark import workloads
-    from vaecf.errors import VaecfError
     from vaecf.serving import latency
 
-    if not all(text.isdecimal() and int(text) for text in FLAGS.batch_sizes):
-        raise VaecfError(
-            f"--batch_sizes={','.join(FLAGS.batch_sizes)} must be numbers of "
-            "users of at least 1"
-        )
     config = common.config_from_flags()
     model = workloads.random_model(config, FLAGS.items)
     dtype = jnp.dtype(model.module.dtype)
     n_bytes = model.params["output_kernel"].size * dtype.itemsize
-    reads = [_read_seconds(n_bytes)]
+    weights = jnp.ones(n_bytes // 4, jnp.float32)
+    read = jax.jit(jnp.sum).lower(weights).compile()
+    reads: list[float] = []
     batches: dict[str, Any] = {}
     for size in map(int, FLAGS.batch_sizes):
+        reads += common.timings(lambda: read(weights), 0.2)
         measured = latency.measure(
             model,
             batch_size=size,
@@ -57,12 +60,10 @@ def benchmark() -> dict[str, Any]:
             items_per_user=FLAGS.items_per_user,
             repeats=FLAGS.repeats,
         )
-        figures = {
+        batches[str(size)] = {
             name.removeprefix(f"batch_{size}_"): value
             for name, value in measured.items()
         }
-        batches[str(size)] = figures
-        reads.append(_read_seconds(n_bytes))
     floor = statistics.mean(reads)
     cli.log(f"reading the output weights once takes {1e3 * floor:.3f} ms")
     return {
@@ -77,19 +78,7 @@ def benchmark() -> dict[str, Any]:
     }
 
 
-def _read_seconds(n_bytes: int) -> float:
-    """Returns the mean seconds to sum so many bytes on the device."""
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones(n_bytes // 4, jnp.float32)
-    program = jax.jit(jnp.sum).lower(x).compile()
-    jax.block_until_ready(program(x))
-    times = common.timings(lambda: program(x), 0.1, group_seconds=0.0)
-    return statistics.mean(times)
-
-
-main = common.main_of(benchmark, tables.inference)
+main = common.main_of("inference", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

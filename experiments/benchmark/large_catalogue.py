@@ -13,18 +13,18 @@ so that the loss falls.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import pathlib
 import statistics
 import sys
-import time
 from typing import Any
 
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common, tables
+from experiments.benchmark import common, machine
 from vaecf import cli
 
 FLAGS = flags.FLAGS
@@ -33,12 +33,6 @@ flags.DEFINE_integer("items", 1_000_000, "Items.", lower_bound=1)
 flags.DEFINE_integer("devices", 1, "Virtual CPU devices.", lower_bound=1)
 flags.DEFINE_integer("steps", 4, "Training steps.", lower_bound=1)
 flags.DEFINE_integer("history", 40, "Interactions per user.", lower_bound=1)
-
-_DEFAULTS = {
-    "model.hidden": (64,),
-    "model.latent": 16,
-    "model.item_block": 16_384,
-}
 
 
 def benchmark() -> dict[str, Any]:
@@ -51,20 +45,24 @@ def benchmark() -> dict[str, Any]:
     from experiments.benchmark import workloads
 
     config = common.config_from_flags(
-        {**_DEFAULTS, "mesh.data": -1 if FLAGS.devices > 1 else 1}
+        **{
+            "model.hidden": (64,),
+            "model.latent": 16,
+            "model.item_block": 16_384,
+            "mesh.data": -1 if FLAGS.devices > 1 else 1,
+        }
     )
     train = _interactions(config.train.batch_size)
-    before = common.peak_rss_bytes()
+    before = machine.peak_rss_bytes()
     trainer = workloads.Trainer(config, train)
     jax.block_until_ready(trainer.state)
-    initialised = common.peak_rss_bytes()
+    initialised = machine.peak_rss_bytes()
     losses, seconds = [], []
     for step in range(FLAGS.steps):
         totals, took = trainer.run(1)
         losses.append(float(totals.nll[0] / totals.users[0]) / FLAGS.history)
         seconds.append(took)
         cli.log(f"step {step + 1}: loss {losses[-1]:.4f}, {took:.1f} s")
-    described = common.describe(config, trainer.setup.mesh)
     return {
         "items": FLAGS.items,
         "hidden": config.model.hidden[0],
@@ -79,7 +77,7 @@ def benchmark() -> dict[str, Any]:
         "program_bytes_per_device": trainer.pipeline.program_bytes(),
         "peak_rss_bytes_before": before,
         "peak_rss_bytes_initialised": initialised,
-        **described,
+        **common.describe(config, trainer.setup.mesh),
         # Last, because it raises the peak memory.
         "assembled_users_per_second": _assembled(),
     }
@@ -106,24 +104,22 @@ def _assembled() -> float:
 
     n_users, users = 200_000, 8192
     train = _interactions(n_users)
-    rng = np.random.default_rng(FLAGS.seed)
-    rates = []
-    for _ in range(7):
-        user_1U = rng.choice(n_users, (1, users), replace=False)
-        began = time.perf_counter()
-        sparse_batch.window(
-            train.indptr,
-            train.indices,
-            user_1U.astype(np.int32),
-            users * FLAGS.history,
-        )
-        rates.append(users / (time.perf_counter() - began))
-    rate = statistics.median(rates)
+    order = np.random.default_rng(FLAGS.seed).permutation(n_users)
+    batches = itertools.cycle(
+        order[: 24 * users].astype(np.int32).reshape(24, 1, users)
+    )
+    times = common.timings(
+        lambda: sparse_batch.window(
+            train.indptr, train.indices, next(batches), users * FLAGS.history
+        ),
+        1.0,
+    )
+    rate = users / statistics.median(times)
     cli.log(f"the streamed pipeline's thread assembles {rate:,.0f} users/s")
     return rate
 
 
-main = common.main_of(benchmark, tables.large_catalogue)
+main = common.main_of("large", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -21,7 +21,7 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common, tables
+from experiments.benchmark import common, machine
 from vaecf import cli
 
 RATES, SEEDS = ("0.0005", "0.001", "0.002", "0.004"), ("0", "1")
@@ -37,27 +37,25 @@ def benchmark() -> dict[str, Any]:
     from vaecf.data import dataset, synthetic
 
     made = synthetic.make(
-        "synthetic",
-        n_train_users=743,
-        n_held_out_users=100,
-        n_items=1300,
+        "synthetic", n_train_users=743, n_held_out_users=100, n_items=1300
     )
-    rounds: dict[str, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        data = pathlib.Path(folder) / "data"
-        dataset.write_dataset(data, made)
+    turns: dict[str, list[dict[str, float]]] = {
+        "processes": [],
+        "population": [],
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        dataset.write_dataset(folder / "data", made)
         for turn in range(FLAGS.repeats):
-            for way in ("processes", "population"):
-                found = _measure(
-                    way, data, pathlib.Path(folder, way, f"{turn}")
-                )
-                rounds.setdefault(way, []).append(found)
-                cli.log(f"{way}: {found['seconds']:.1f} s")
+            for way, measured in turns.items():
+                workdir = folder / f"{way}-{turn}"
+                measured.append(_measure(way, folder / "data", workdir))
+                cli.log(f"{way}: {measured[-1]['seconds']:.1f} s")
     return {
         "members": len(RATES) * len(SEEDS),
-        "ways": {way: common.medians(turns) for way, turns in rounds.items()},
-        "processor": common.processor(),
-        "versions": common.versions(),
+        "ways": {way: common.medians(turns[way]) for way in turns},
+        "device": machine.processor(),
+        "versions": machine.versions(),
     }
 
 
@@ -65,34 +63,31 @@ def _measure(
     way: str, data: pathlib.Path, folder: pathlib.Path
 ) -> dict[str, float]:
     """Returns the seconds of everything, of the steps and of compiling them."""
-    shared = (
-        f"--config={common.ROOT / 'configs' / 'ml100k.py'}",
-        f"--data_dir={data}",
-        f"--config.train.epochs={FLAGS.epochs}",
-        "--config.data.feed=resident",
-        "--config.mesh.data=1",
-    )
-    rates, seeds = ",".join(RATES), ",".join(SEEDS)
-    commands = [
-        (
-            "population.py",
-            f"--members=optimizer.learning_rate={rates}",
-            f"--members=seed={seeds}",
-            f"--workdir={folder}",
-        )
-    ]
-    if way == "processes":
+    if way == "population":
         commands = [
             (
-                *("main.py", "--train", f"--seed={seed}", f"--lr={rate}"),
+                "population.py",
+                f"--members=optimizer.learning_rate={','.join(RATES)}",
+                f"--members=seed={','.join(SEEDS)}",
+                f"--workdir={folder}",
+            )
+        ]
+    else:
+        commands = [
+            (
+                *("main.py", "--train", f"--lr={rate}", f"--seed={seed}"),
                 f"--workdir={folder / f'{rate}-{seed}'}",
             )
             for rate, seed in itertools.product(RATES, SEEDS)
         ]
     seconds = sum(
-        common.run_script(
+        machine.run_script(
             *command,
-            *shared,
+            f"--config={machine.ROOT / 'configs' / 'ml100k.py'}",
+            f"--data_dir={data}",
+            f"--config.train.epochs={FLAGS.epochs}",
+            "--config.data.feed=resident",
+            "--config.mesh.data=1",
             JAX_COMPILATION_CACHE_DIR=f"{folder}-programs",
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )["seconds"]
@@ -114,7 +109,7 @@ def _measure(
     }
 
 
-main = common.main_of(benchmark, tables.population)
+main = common.main_of("population", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -19,7 +19,7 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common, tables
+from experiments.benchmark import common, machine
 from vaecf import cli
 from vaecf.errors import VaecfError
 
@@ -44,11 +44,11 @@ def benchmark() -> dict[str, Any]:
     """
     held_out = max(int(FLAGS.rows * _HELD_OUT_PER_ROW), 1)
     pandas, seed = "benchmark/preparation_pandas.py", str(FLAGS.seed)
+    turns: dict[str, list[dict[str, float]]] = {"vaecf": [], "pandas": []}
     with tempfile.TemporaryDirectory(dir=FLAGS.dir) as folder:
         ratings = f"{folder}/ratings.csv"
         cli.log(f"generating {FLAGS.rows:,} rows")
-        common.run_script(pandas, "generate", ratings, str(FLAGS.rows), seed)
-        rounds: dict[str, list[dict[str, float]]] = {"vaecf": [], "pandas": []}
+        machine.run_script(pandas, "generate", ratings, str(FLAGS.rows), seed)
         for turn in range(FLAGS.repeats):
             ours, theirs = f"{folder}/vaecf-{turn}", f"{folder}/pandas-{turn}"
             commands = {
@@ -70,39 +70,31 @@ def benchmark() -> dict[str, Any]:
                 ),
             }
             for name, command in commands.items():
-                rounds[name].append(common.run_script(*command))
-                cli.log(f"{name}: {rounds[name][-1]['seconds']:.2f} s")
-        if not same(pathlib.Path(ours), pathlib.Path(theirs)):
+                turns[name].append(machine.run_script(*command))
+                cli.log(f"{name}: {turns[name][-1]['seconds']:.2f} s")
+        if not same(ours, theirs):
             raise VaecfError("vaecf and pandas prepared different matrices")
-    medians = {name: common.medians(turns) for name, turns in rounds.items()}
+    medians = {name: common.medians(turns[name]) for name in turns}
     return {
         **medians,
         "ratio": medians["pandas"]["seconds"] / medians["vaecf"]["seconds"],
         "rows": FLAGS.rows,
         "held_out_users": held_out,
-        "processor": common.processor(),
-        "versions": common.versions(),
+        "device": machine.processor(),
+        "versions": machine.versions(),
     }
 
 
-def same(ours: pathlib.Path, theirs: pathlib.Path) -> bool:
+def same(ours: str, theirs: str) -> bool:
     """Returns whether two directories hold the same matrices and ids."""
-    import numpy as np
-
     from vaecf.data.dataset import open_dataset
 
-    a, b = open_dataset(ours), open_dataset(theirs)
-    pairs = [(a.items.ids, b.items.ids), (a.users.ids, b.users.ids)]
-    for p, q in zip(
-        (a.train, *a.validation, *a.test),
-        (b.train, *b.validation, *b.test),
-        strict=True,
-    ):
-        pairs += [(p.indptr, q.indptr), (p.indices, q.indices)]
-    return all(np.array_equal(x, y) for x, y in pairs)
+    a, b = open_dataset(ours).manifest, open_dataset(theirs).manifest
+    # Digests of all arrays and id tables.
+    return (a["arrays"], a["ids"]) == (b["arrays"], b["ids"])
 
 
-main = common.main_of(benchmark, tables.preparation)
+main = common.main_of("preparation", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

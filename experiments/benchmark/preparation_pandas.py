@@ -50,8 +50,7 @@ def generate(path: str, rows: str, seed: str) -> None:
     # Popularity must not show in the ids, which have gaps as the real ones.
     raw = rng.permutation(n_items * 5)[:n_items] + 1
     keys = np.unique(user * n_items + np.minimum(item, n_items - 1))
-    if len(keys) > n_rows:
-        keys = np.sort(rng.permutation(keys)[:n_rows])
+    keys = np.sort(rng.permutation(keys)[:n_rows])
     n = len(keys)
     frame = pl.DataFrame(
         {
@@ -60,70 +59,55 @@ def generate(path: str, rows: str, seed: str) -> None:
             "rating": rng.choice(10, n, p=STARS) / 2 + 0.5,
             "timestamp": rng.integers(789_652_009, 1_427_784_002, n),
         }
-    ).sort("userId", "movieId")
-    frame.write_csv(path)
+    )
+    frame.sort("userId", "movieId").write_csv(path)
 
 
-def prepare(source: str, output_dir: str, held_out: str, random: str) -> None:
+def prepare(source: str, output_dir: str, held_out: str, seed: str) -> None:
     """Reads the ratings, and writes five `.npz` files and two id maps."""
-    output, held_out_users = pathlib.Path(output_dir), int(held_out)
-    np.random.seed(int(random))
+    np.random.seed(int(seed))
     rows = pd.read_csv(source).drop("timestamp", axis=1)
     rows = rows[rows["rating"] >= MIN_RATING]
     per_user = rows.groupby("userId").size()
-    enough = per_user.index[per_user >= MIN_ITEMS_PER_USER]
-    rows = rows[rows["userId"].isin(enough)]
-
-    users = rows.groupby("userId").size().index
+    users = per_user.index[per_user >= MIN_ITEMS_PER_USER]
+    rows = rows[rows["userId"].isin(users)]
     users = users[np.random.permutation(users.size)]
-    n_train = users.size - 2 * held_out_users
-    train = rows.loc[rows["userId"].isin(users[:n_train])]
+    n_train = users.size - 2 * int(held_out)
+    train = rows[rows["userId"].isin(users[:n_train])]
     items = pd.unique(train["movieId"])
-    item_index = {raw: index for index, raw in enumerate(items)}
     user_index = {raw: index for index, raw in enumerate(users)}
+    item_index = {raw: index for index, raw in enumerate(items)}
 
-    parts = {"train_data": train}
-    blocks = {
-        "vad": users[n_train : n_train + held_out_users],
-        "test": users[n_train + held_out_users :],
-    }
-    for name, block in blocks.items():
-        plays = rows.loc[rows["userId"].isin(block)]
-        plays = plays.loc[plays["movieId"].isin(items)]
-        fold_in, held_out = _split(plays)
-        parts[f"{name}_data_true"] = fold_in
-        parts[f"{name}_data_test"] = held_out
+    splits = {"train_data": {"train_data": train}}
+    blocks = np.split(users[n_train:], 2)
+    for name, block in zip(("vad", "test"), blocks):
+        plays = rows[rows["userId"].isin(block)]
+        plays = plays[plays["movieId"].isin(items)]
+        fold_in, held = _split(plays)
+        splits[name] = {
+            f"{name}_data_true": fold_in,
+            f"{name}_data_test": held,
+        }
 
-    numbers = {
-        name: pd.DataFrame(
-            {
-                "uid": part["userId"].map(lambda raw: user_index[raw]),
-                "sid": part["movieId"].map(lambda raw: item_index[raw]),
-            }
-        )
-        for name, part in parts.items()
-    }
+    output = pathlib.Path(output_dir)
     output.mkdir(parents=True)
-    for first, second in (
-        ("train_data", "train_data"),
-        ("vad_data_true", "vad_data_test"),
-        ("test_data_true", "test_data_test"),
-    ):
-        start = 0
-        if first != second:
-            start = min(numbers[n]["uid"].min() for n in (first, second))
-        stop = max(numbers[n]["uid"].max() for n in (first, second)) + 1
-        for name in {first, second}:
-            uid, sid = numbers[name]["uid"], numbers[name]["sid"]
+    for parts in splits.values():
+        uids = {
+            name: part["userId"].map(lambda raw: user_index[raw])
+            for name, part in parts.items()
+        }
+        start = min(uid.min() for uid in uids.values())
+        stop = max(uid.max() for uid in uids.values()) + 1
+        for name, uid in uids.items():
+            sid = parts[name]["movieId"].map(lambda raw: item_index[raw])
             matrix = scipy.sparse.csr_matrix(
-                (np.ones_like(uid), (uid - start, sid)),
-                dtype="float64",
+                (np.ones(len(uid)), (uid - start, sid)),
                 shape=(stop - start, len(items)),
             )
             scipy.sparse.save_npz(output / f"{name}.npz", matrix)
     for name, index in (("show2id", item_index), ("profile2id", user_index)):
-        with open(output / f"{name}.json", "w") as stream:
-            json.dump({str(raw): at for raw, at in index.items()}, stream)
+        text = json.dumps({str(raw): at for raw, at in index.items()})
+        (output / f"{name}.json").write_text(text)
 
 
 def _split(plays: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -131,12 +115,10 @@ def _split(plays: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     fold_in, held_out = [], []
     for _, group in plays.groupby("userId"):
         size = len(group)
-        if size < MIN_ITEMS_PER_USER:
-            fold_in.append(group)
-            continue
         held = np.zeros(size, bool)
-        count = int(TEST_PROPORTION * size)
-        held[np.random.choice(size, size=count, replace=False)] = True
+        if size >= MIN_ITEMS_PER_USER:
+            count = int(TEST_PROPORTION * size)
+            held[np.random.choice(size, size=count, replace=False)] = True
         fold_in.append(group[~held])
         held_out.append(group[held])
     return pd.concat(fold_in), pd.concat(held_out)

@@ -13,19 +13,17 @@ installed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import statistics
 import sys
-import tempfile
 from typing import Any
 
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common, tables
+from experiments.benchmark import common, peers
 from vaecf import cli
 from vaecf import config as config_lib
 
@@ -37,10 +35,12 @@ common.define_flags(batch_size=4096)
 flags.DEFINE_integer("users", 116_677, "Training users.", lower_bound=1)
 flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=1)
 flags.DEFINE_list(
+    "peers", [], f"Also measure some of {', '.join((OWN, *peers.VARIANTS))}."
+)
+flags.register_validator(
     "peers",
-    [],
-    "Also measure torch_dense, torch_sparse, torch_compile_bf16 (needs CUDA) "
-    f"or {OWN}.",
+    lambda names: set(names) <= {OWN, *peers.VARIANTS},
+    f"use some of {', '.join((OWN, *peers.VARIANTS))}",
 )
 flags.DEFINE_string(
     "peer_python",
@@ -57,21 +57,13 @@ flags.DEFINE_bool(
 
 def benchmark() -> dict[str, Any]:
     """Generates the data, compiles, and measures in turns."""
-    from experiments.benchmark import peers, workloads
+    from experiments.benchmark import workloads
     from vaecf.data import synthetic
-    from vaecf.errors import VaecfError
 
     if FLAGS.peers:
         # Peers may share the GPU, of which JAX would reserve three quarters.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # Settings that cannot be measured fail before the data are generated.
-    config = common.config_from_flags({"eval.batch_size": 2000})
-    for name in FLAGS.peers:
-        if name not in (OWN, *peers.VARIANTS):
-            raise VaecfError(
-                f"--peers={name} is unknown: use some of {OWN}, "
-                f"{', '.join(peers.VARIANTS)}"
-            )
+    config = common.config_from_flags(**{"eval.batch_size": 2000})
     dataset = synthetic.make(
         "ml-20m-shape",
         seed=FLAGS.seed,
@@ -81,38 +73,28 @@ def benchmark() -> dict[str, Any]:
     )
     train, batch_size = dataset.train, config.train.batch_size
     trainer = workloads.Trainer(config, train)
-    ceiling = workloads.decoder_product(
-        config, trainer.setup.mesh, batch_size, FLAGS.items
+    mesh = trainer.setup.mesh
+    ceiling = workloads.decoder_product(config, mesh, batch_size, FLAGS.items)
+    fp32 = config_lib.replace(config, {"precision.policy": "fp32"})
+    others = {
+        name: workloads.Trainer(fp32, train)
+        if name == OWN
+        else peers.Peer(name, FLAGS.peer_python, config, train)
+        for name in FLAGS.peers
+    }
+    contestants = {"vaecf": trainer, **others}
+    rates = common.in_turns(
+        {"ceiling": ceiling} | {k: v.measure for k, v in contestants.items()}
     )
     # The logits, the gradient of the hidden layer and that of the weights, with
     # 2 FLOP for each of hidden x items entries: no implementation needs less.
     flop = 3 * 2 * config.model.hidden[0] * FLAGS.items
-    with contextlib.ExitStack() as stack:
-        others: dict[str, Any] = {}
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        for name in FLAGS.peers:
-            if name == OWN:
-                fp32 = config_lib.replace(config, {"precision.policy": "fp32"})
-                others[name] = workloads.Trainer(fp32, train)
-            else:
-                others[name] = stack.enter_context(
-                    peers.Peer(name, FLAGS.peer_python, config, train, folder)
-                )
-            cli.log(f"{name} is ready")
-        rounds = [
-            _turn(ceiling, {"vaecf": trainer, **others}, flop)
-            for _ in range(FLAGS.repeats)
-        ]
-    middle = common.medians(
-        [{k: v for k, v in turn.items() if k != "peers"} for turn in rounds]
-    )
-    evaluation_seconds = None
-    if FLAGS.evaluate:
-        evaluate = trainer.validation(dataset).evaluate
-        evaluate()  # compiles
-        [evaluation_seconds] = common.timings(evaluate, 0.0, 0.0)
     return {
-        **middle,
+        "users_per_second": statistics.median(rates["vaecf"]),
+        "ceiling_gflops": statistics.median(rates["ceiling"]),
+        "fraction_of_ceiling": 1e-9
+        * flop
+        * common.ratio(rates["vaecf"], rates["ceiling"]),
         "flop_per_user": flop,
         "batch_size": batch_size,
         "users": train.n_users,
@@ -125,59 +107,41 @@ def benchmark() -> dict[str, Any]:
         "steps": trainer.steps,
         "loss_first": trainer.losses[0],
         "loss_last": trainer.losses[-1],
-        "evaluation_seconds": evaluation_seconds,
-        "peers": _summarise(rounds, others),
-        **common.describe(config, trainer.setup.mesh),
-        "rounds": rounds,
+        "evaluation_seconds": _evaluation_seconds(trainer, config, dataset),
+        "peers": {
+            name: {
+                **other.figures(),
+                "users_per_second": statistics.median(rates[name]),
+                "ratio": common.ratio(rates["vaecf"], rates[name]),
+            }
+            for name, other in others.items()
+        },
+        **common.describe(config, mesh),
+        "rates": rates,
     }
 
 
-def _turn(
-    ceiling: Any, contestants: dict[str, Any], flop: int
-) -> dict[str, Any]:
-    """Measures the ceiling, ours, the ceiling again, and the peers."""
-    seconds = FLAGS.seconds / FLAGS.repeats
-    rates = ceiling(seconds / 2)
-    answers = {}
-    for name, contestant in contestants.items():
-        answer = contestant.measure(seconds)
-        answer["users_per_second"] = answer["users"] / answer["seconds"]
-        answers[name] = answer
-        if name == "vaecf":
-            rates += ceiling(seconds / 2)
-        cli.log(f"{name}: {answer['users_per_second']:,.0f} users/s")
-    rate = answers.pop("vaecf")["users_per_second"]
-    gflops = statistics.median(rates)
-    cli.log(f"ceiling: {gflops:,.1f} GFLOP/s")
-    return {
-        "users_per_second": rate,
-        "ceiling_gflops": gflops,
-        "fraction_of_ceiling": rate * flop / (1e9 * gflops),
-        "peers": answers,
-    }
+def _evaluation_seconds(
+    trainer: Any, config: config_lib.Config, dataset: Any
+) -> float | None:
+    """Returns the seconds of an evaluation; None without --evaluate."""
+    if not FLAGS.evaluate:
+        return None
+    from vaecf.evaluation import scorers
+    from vaecf.evaluation.evaluator import Evaluator
+    from vaecf.training import state
+
+    setup = trainer.setup
+    evaluator = Evaluator.for_split(
+        dataset, "validation", config.eval, setup.mesh
+    )
+    ranker = evaluator.compile(scorers.model(setup.model))
+    params = scorers.ModelParams(state.scoring_params(setup, trainer.state))
+    evaluator(ranker, params)  # compiles
+    return common.timings(lambda: evaluator(ranker, params), 0.0)[0]
 
 
-def _summarise(
-    rounds: list[dict[str, Any]], others: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns medians over the turns; a ratio is taken within a turn."""
-    result = {}
-    for name, peer in others.items():
-        answers = [turn["peers"][name] for turn in rounds]
-        rates = [answer["users_per_second"] for answer in answers]
-        result[name] = {
-            **peer.facts,
-            **answers[-1],
-            "users_per_second": statistics.median(rates),
-            "ratio": statistics.median(
-                turn["users_per_second"] / rate
-                for turn, rate in zip(rounds, rates)
-            ),
-        }
-    return result
-
-
-main = common.main_of(benchmark, tables.training)
+main = common.main_of("training", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -1,0 +1,110 @@
+"""The machine that benchmarks run on: processor, memory, versions, processes.
+
+Imports only the standard library, because `torch_mult_vae.py` runs in an
+interpreter that may have neither JAX nor absl.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+
+from vaecf import __version__
+from vaecf.errors import VaecfError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+_PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "numpy", "scipy"),
+    *("pandas", "polars"),
+)
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+
+
+def peak_rss_bytes() -> int:
+    """Returns the largest resident memory of this process so far.
+
+    Prefers Linux's VmHWM: the `ru_maxrss` of a child process starts with the
+    memory of its parent at the time of the fork.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        [kib] = re.findall(r"VmHWM:\s*(\d+)", status.read_text())
+        return 1024 * int(kib)
+    return _RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Returns the model name of the host's processor and its cores."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"model name\s*: (.*)", text)
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name}, {cores()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, vaecf and the installed packages."""
+    found = {"python": platform.python_version(), "vaecf": __version__}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def run_script(
+    script: str, *arguments: str, echo: bool = False, **environment: str
+) -> dict[str, float]:
+    """Runs a script of experiments/ in a process of its own.
+
+    Args:
+      script: path below experiments/.
+      arguments: its command line.
+      echo: print the output when the script has ended.
+      environment: additional environment variables.
+
+    Returns:
+      {'seconds', 'peak_rss_bytes'}. The peak includes the memory that this
+      process has at the fork, so that it should not be large.
+
+    Raises:
+      VaecfError: the script failed; with the last line of its output.
+    """
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / script), *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process.stdout:
+        output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if echo:
+        print(output, end="", flush=True)
+    if process.returncode:
+        last = (output.strip().splitlines() or ["no output"])[-1]
+        raise VaecfError(
+            f"{script} ended with status {process.returncode}: {last}"
+        )
+    return {"seconds": seconds, "peak_rss_bytes": usage.ru_maxrss * _RSS_UNIT}
