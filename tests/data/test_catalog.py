@@ -170,12 +170,6 @@ def test_check_counts():
         catalog.check_counts(entry, ratings=99_999, users=942)
 
 
-def test_a_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(VaecfError, match="cannot be written"):
-        catalog.fetch("ml-1m", tmp_path / "file")
-
-
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "file"),
@@ -268,9 +262,7 @@ def test_mirrors_are_tried_in_order(server, tmp_path, pin):
     assert asked == ["/a.zip", *["/b.zip"] * 3, "/wrong.zip", "/c.zip"]
 
 
-def test_checksum_mismatch_names_both_digests_and_the_path(
-    server, tmp_path, pin
-):
+def test_wrong_checksum_names_both_digests_and_the_path(server, tmp_path, pin):
     pin("ml-20m", ARCHIVE)
     server.files["/ml-20m.zip"] = bad = b"not the archive"
     with pytest.raises(VaecfError) as caught:
@@ -284,9 +276,7 @@ def test_checksum_mismatch_names_both_digests_and_the_path(
     assert not (tmp_path / "ml-20m/ratings").exists()
 
 
-def test_a_wrong_archive_of_the_user_is_reported_and_left(
-    server, tmp_path, pin
-):
+def test_a_wrong_archive_of_the_user_stays(server, tmp_path, pin):
     pin("ml-20m", ARCHIVE)
     mine = tmp_path / "ml-20m/ml-20m.zip"
     mine.parent.mkdir()
@@ -308,31 +298,22 @@ def test_all_sources_failing_names_each_with_its_reason(server, tmp_path):
             "ml-1m", tmp_path, [dead, server.url + "/ml-1m.zip", "nonsense"]
         )
     message = str(caught.value)
-    assert f"{dead} ([Errno" in message and "refused" in message
-    assert f"{server.url}/ml-1m.zip (HTTP 404" in message
-    assert "nonsense (unknown url type" in message
-    assert "ratings=FILE" in message and "\n" not in message
+    for part in (f"{dead} ([Errno", "HTTP 404", "nonsense (", "ratings=FILE"):
+        assert part in message
+    assert "\n" not in message
 
 
-def test_sets_of_plain_files_give_their_folder(server, tmp_path):
-    server.files["/g/train.txt"] = b"0 1 2\n1 0\n"
-    server.files["/g/test.txt"] = b"0 3\n"
+def test_several_files_give_their_folder(server, tmp_path):
+    files = {"train.txt": b"0 1 2\n1 0\n", "test.txt": b"0 3\n"}
+    server.files |= {f"/g/{name}": body for name, body in files.items()}
     folder = catalog.fetch("gowalla", tmp_path, [server.url + "/g/"])
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
-        "train.txt": b"0 1 2\n1 0\n",
-        "test.txt": b"0 3\n",
-    }
-
-
-def test_several_members_give_their_folder(server, tmp_path):
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == files
+    names = ["combined_data_1.txt", "combined_data_2.txt"]
     server.files["/n.zip"] = zip_bytes(
-        {"combined_data_1.txt": "1:", "x/combined_data_2.txt": "2:", "y": ""}
+        {names[0]: "", f"x/{names[1]}": "", "y": ""}
     )
     folder = catalog.fetch("netflix", tmp_path, [server.url + "/n.zip"])
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "combined_data_1.txt",
-        "combined_data_2.txt",
-    ]
+    assert sorted(p.name for p in folder.iterdir()) == names
 
 
 # --- archives ----------------------------------------------------------------
@@ -353,12 +334,7 @@ AT = ARCHIVE.index(b"59,49,4.5")
 
 @pytest.mark.parametrize(
     "body",
-    [
-        b"",
-        b"no archive",
-        ARCHIVE[:3000],
-        ARCHIVE[:AT] + b"8" + ARCHIVE[AT + 1 :],
-    ],
+    [b"", b"text", ARCHIVE[:3000], ARCHIVE[:AT] + b"8" + ARCHIVE[AT + 1 :]],
     ids=["empty", "text", "truncated", "wrong-crc"],
 )
 def test_damaged_archive_leaves_nothing(tmp_path, body):
