@@ -98,19 +98,15 @@ def test_files_are_as_described(tmp_path):
     made = example(users=[f"u{i}" for i in range(10)])
     write_dataset(tmp_path / "a", made)
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    names = {p.name for p in (tmp_path / "a").iterdir()}
-    parts = ("train", *(f"{s}.{p}" for s in ("validation", "test")
-                        for p in ("fold_in", "held_out")))  # fmt: skip
-    arrays = {f"{p}.{k}.npy" for p in parts for k in ("indptr", "indices")}
+    arrays = {f"{name}.npy" for name in manifest["arrays"]}
     tables = {"items.parquet", "users.parquet"}
-    assert names == arrays | tables | {"manifest.json"}
+    names = {p.name for p in (tmp_path / "a").iterdir()}
+    assert names == arrays | tables | {"manifest.json"} and len(arrays) == 10
     for name in arrays:
         file = tmp_path / "a" / name
-        entry = manifest["arrays"][name.removesuffix(".npy")]
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
         array = np.load(file, allow_pickle=False)
-        assert entry == {
-            "sha256": digest,
+        assert manifest["arrays"][name.removesuffix(".npy")] == {
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
             "dtype": array.dtype.str,
             "shape": list(array.shape),
         }
@@ -129,11 +125,9 @@ def test_files_are_as_described(tmp_path):
     assert items.columns == ["item", "index"]
     assert manifest["schema_version"] == 1
     assert manifest["protocol_constants"] == {"seed": 3, "min_rating": None}
-    assert manifest["counts"]["train_users"] == 5
-    assert manifest["counts"]["dropped_users"] == 1
-    assert manifest["counts"]["interactions"] == sum(
-        m.nnz for m in made.matrices.values()
-    )
+    counts = manifest["counts"]
+    assert (counts["train_users"], counts["dropped_users"]) == (5, 1)
+    assert counts["interactions"] == sum(m.nnz for m in made.matrices.values())
     canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     assert made.manifest_hash == (
         hashlib.sha256(canonical.encode()).hexdigest()
@@ -220,8 +214,7 @@ def tree(folder):
     )
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("fail_at", [0, 9])
+@pytest.mark.parametrize(("overwrite", "fail_at"), [(False, 9), (True, 0)])
 @pytest.mark.parametrize(
     ("raised", "seen"),
     [
@@ -260,7 +253,7 @@ def test_existing_directories(tmp_path):
     opened = open_dataset(tmp_path / "empty")
     other = write_dataset(tmp_path / "empty", example(seed=1), overwrite=True)
     assert_equal(other, example(seed=1))
-    # Who has the old one open keeps it.
+    # A process that has the old dataset open keeps its arrays.
     assert opened.train.indices.tolist() == example().train.indices.tolist()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
@@ -275,15 +268,16 @@ def test_existing_directories(tmp_path):
 
 def test_parts_must_fit():
     good = example()
-    fields = {
-        "name": "x",
-        "protocol": "vaecf",
-        "train": good.train,
-        "validation": good.validation,
-        "test": good.test,
-        "items": good.items,
-        "users": good.users,
-    }
+    names = (
+        "name",
+        "protocol",
+        "train",
+        "validation",
+        "test",
+        "items",
+        "users",
+    )
+    fields = {name: getattr(good, name) for name in names}
     for name, value, message in (
         ("items", IdTable([1, 2]), "item table has 2"),
         ("users", IdTable([1, 2]), "user table has 2"),
@@ -302,10 +296,8 @@ def test_id_lookup_across_types():
     assert ints.index_of([10, "10", None, 10.0]).tolist()[:3] == [0, 0, -1]
     assert ints.index_of(np.array([10.0, np.nan, 10.5])).tolist() == [0, -1, -1]
     assert ints.index_of(np.array([10, 2**63], np.uint64)).tolist() == [0, -1]
-    assert ints.index_of(pd.Series([10, None], dtype="Int64")).tolist() == [
-        0,
-        -1,
-    ]
+    nullable = pd.Series([10, None], dtype="Int64")
+    assert ints.index_of(nullable).tolist() == [0, -1]
     texts = IdTable(["10", "x", "é"])
     assert texts.index_of([10, "x", "é", "é "]).tolist() == [0, 1, 2, -1]
     assert texts.index_of(pd.Series(["x", None])).tolist() == [1, -1]
@@ -331,33 +323,25 @@ def test_find_dataset(tmp_path):
         open_dataset(tmp_path / "nowhere")
 
 
-def write_recipe(folder, made, padded=False):
-    folder.mkdir(parents=True)
-    names = (
-        "train_data",
-        "vad_data_true",
-        "vad_data_test",
-        "test_data_true",
-        "test_data_test",
-    )
-    for name, part in zip(names, made.matrices.values(), strict=True):
-        scipy.sparse.save_npz(
-            folder / f"{name}.npz", part.to_scipy().astype("float64")
-        )
-    for name, table in (("show2id", made.items), ("profile2id", made.users)):
-        ids = {str(raw): i for i, raw in enumerate(table.ids.tolist())}
-        (folder / f"{name}.json").write_text(json.dumps(ids))
+RECIPE_FILES = (
+    "train_data", "vad_data_true", "vad_data_test", "test_data_true",
+    "test_data_test",
+)  # fmt: skip
 
 
 def test_the_recipes_directory(tmp_path):
     made = example(items=[5, 3, 9, 1, 0, 7, 8])
     folder = tmp_path / "ml-20m" / "preprocessed"
-    write_recipe(folder, made)
+    folder.mkdir(parents=True)
+    expected = [part.to_scipy() for part in made.matrices.values()]
+    for name, part in zip(RECIPE_FILES, expected, strict=True):
+        scipy.sparse.save_npz(folder / f"{name}.npz", part.astype("float64"))
+    for name, table in (("show2id", made.items), ("profile2id", made.users)):
+        ids = {str(raw): i for i, raw in enumerate(table.ids.tolist())}
+        (folder / f"{name}.json").write_text(json.dumps(ids))
     for opened in (open_dataset(folder), find_dataset(tmp_path)):
-        for x, y in zip(
-            opened.matrices.values(), made.matrices.values(), strict=True
-        ):
-            assert (x.to_scipy() != y.to_scipy()).nnz == 0
+        for x, y in zip(opened.matrices.values(), expected, strict=True):
+            assert (x.to_scipy() != y).nnz == 0
         assert opened.items.ids.tolist() == [5, 3, 9, 1, 0, 7, 8]
         assert opened.users.ids.tolist() == list(range(10))
         assert opened.protocol == "recipe"
@@ -386,11 +370,9 @@ def test_the_papers_directory(tmp_path):
     opened = open_dataset(tmp_path)
     expected = (
         [[1, 1, 0], [0, 0, 1]],
-        [[0, 1, 0], [1, 0, 0]],
-        [[0, 0, 1], [0, 0, 0]],
-        [[1, 0, 0], [0, 0, 0], [0, 0, 1]],
-        np.zeros((3, 3)),
-    )
+        [[0, 1, 0], [1, 0, 0]], [[0, 0, 1], [0, 0, 0]],
+        [[1, 0, 0], [0, 0, 0], [0, 0, 1]], np.zeros((3, 3)),
+    )  # fmt: skip
     for part, want in zip(opened.matrices.values(), expected, strict=True):
         np.testing.assert_array_equal(part.to_scipy().toarray(), want)
     assert opened.items.ids.tolist() == [11, 7, 30]

@@ -8,6 +8,7 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vaecf.data import interactions
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 
@@ -84,14 +85,12 @@ def test_rows_equals_dense_indexing(args, data):
     full = dense(matrix)
     bound = st.none() | st.integers(-n - 2, n + 2)
     steps = st.none() | st.sampled_from([1, 2, -1, -3])
+    numbers = (
+        st.lists(st.integers(-n, n - 1), max_size=12) if n else st.just([])
+    )
     for key in (
         slice(data.draw(bound), data.draw(bound), data.draw(steps)),
-        np.array(
-            data.draw(st.lists(st.integers(-n, n - 1), max_size=12))
-            if n
-            else [],
-            np.int64,
-        ),
+        np.array(data.draw(numbers), np.int64),
     ):
         part = matrix.rows(key)
         np.testing.assert_array_equal(dense(part), full[key])
@@ -154,8 +153,6 @@ def test_check_names_the_user(indptr, indices, message):
 
 @given(pairs(), st.integers(1, 5))
 def test_check_and_counts_do_not_depend_on_the_block(args, block):
-    from vaecf.data import interactions
-
     matrix, _ = Interactions.from_pairs(*args)
     expected = matrix.item_counts()
     with pytest.MonkeyPatch.context() as patch:
@@ -163,13 +160,12 @@ def test_check_and_counts_do_not_depend_on_the_block(args, block):
         patch.setattr(interactions, "_BLOCK_USERS", block)
         matrix.check()
         np.testing.assert_array_equal(matrix.item_counts(), expected)
-        spoilt = matrix.indices.copy()
-        for u in np.flatnonzero(matrix.counts > 1):
-            at = matrix.indptr[u] + 1
-            spoilt[at - 1 : at + 1] = spoilt[at - 1 : at + 1][::-1]
+        for u in np.flatnonzero(matrix.counts > 1)[:1]:
+            spoilt = matrix.indices.copy()
+            row = spoilt[matrix.indptr[u] : matrix.indptr[u + 1]]
+            row[:2] = row[1::-1]
             with pytest.raises(VaecfError, match=f"user {u} "):
                 Interactions(matrix.indptr, spoilt, matrix.n_items).check()
-            break
 
 
 def test_out_of_range_pairs_are_refused():

@@ -52,9 +52,8 @@ def literal(frame, n_heldout, seed, reseed, prop=0.2):
             k = len(group)
             held = np.zeros(k, bool)
             if k >= 5:
-                held[np.random.choice(k, size=int(prop * k), replace=False)] = (
-                    True
-                )
+                n_held = int(prop * k)
+                held[np.random.choice(k, size=n_held, replace=False)] = True
             fold_in.append(group[~held])
             held_out.append(group[held])
         fold_in, held_out = pd.concat(fold_in), pd.concat(held_out)
@@ -63,11 +62,11 @@ def literal(frame, n_heldout, seed, reseed, prop=0.2):
         result[f"{name}_fold_in"] = matrix(fold_in, start, end - start)
         result[f"{name}_held_out"] = matrix(held_out, start, end - start)
         result[f"{name}_users"] = list(unique_uid[start:end])
-    result["users"] = (
-        list(blocks["train"])
-        + result.pop("validation_users")
-        + result.pop("test_users")
-    )
+    result["users"] = [
+        *blocks["train"],
+        *result.pop("validation_users"),
+        *result.pop("test_users"),
+    ]
     result["items"] = list(unique_sid)
     return result
 
@@ -104,19 +103,17 @@ def random_frame(seed, n_users, n_items, n, strings=False, repeats=False):
     return frame
 
 
-@pytest.mark.parametrize("strings", [False, True])
-@pytest.mark.parametrize("repeats", [False, True])
-@pytest.mark.parametrize("seed", range(3))
-def test_paper_and_recipe_equal_the_literal_split(seed, repeats, strings):
+@pytest.mark.parametrize("seed", range(4))
+def test_paper_and_recipe_equal_the_literal_split(seed):
+    strings, repeats = seed % 2 == 1, seed >= 2
     frame = random_frame(seed, 150, 60, 2000, strings, repeats)
     ratings = read_ratings(frame)
     for held_out in (0, 1, 30):
         expected = literal(frame, held_out, 98765, reseed=True)
         assert_same(splits.paper(ratings, held_out), ratings, expected)
         expected = literal(frame, held_out, seed, reseed=False)
-        assert_same(
-            splits.recipe(ratings, held_out, seed=seed), ratings, expected
-        )
+        got = splits.recipe(ratings, held_out, seed=seed)
+        assert_same(got, ratings, expected)
 
 
 def test_the_two_protocols_differ():
@@ -130,14 +127,9 @@ def test_the_two_protocols_differ():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 2**31),
-    st.integers(3, 25),
-    st.integers(1, 20),
-    st.integers(1, 150),
-    st.booleans(),
-    st.booleans(),
-    st.data(),
-)
+    st.integers(0, 2**31), st.integers(3, 25), st.integers(1, 20),
+    st.integers(1, 150), st.booleans(), st.booleans(), st.data(),
+)  # fmt: skip
 def test_literal_on_small_data(seed, n_users, n_items, n, strings, repeats, d):
     """Few rows: users lose all their items, splits are empty."""
     frame = random_frame(seed, n_users, n_items, n, strings, repeats)
@@ -149,9 +141,8 @@ def test_literal_on_small_data(seed, n_users, n_items, n, strings, repeats, d):
         expected = literal(frame, held_out, protocol_seed, reseed)
         got = split(ratings, held_out, seed=protocol_seed)
         assert_same(got, ratings, expected)
-        assert len(got.user_codes) + got.counts[
-            "held_out_users_without_items"
-        ] == (n_present)
+        lost = got.counts["held_out_users_without_items"]
+        assert len(got.user_codes) + lost == n_present
 
 
 def test_the_global_generator_is_left_alone():
@@ -167,13 +158,9 @@ def test_the_global_generator_is_left_alone():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 2**31),
-    st.integers(3, 25),
-    st.integers(1, 20),
-    st.integers(1, 200),
-    st.sampled_from([0.2, 0.5, 0.05, 0.9]),
-    st.data(),
-)
+    st.integers(0, 2**31), st.integers(3, 25), st.integers(1, 20),
+    st.integers(1, 200), st.sampled_from([0.2, 0.5, 0.05, 0.9]), st.data(),
+)  # fmt: skip
 def test_vaecf_invariants(seed, n_users, n_items, n, proportion, data):
     frame = random_frame(seed, n_users, n_items, n)
     ratings = read_ratings(frame)
@@ -271,11 +258,8 @@ def test_filters_against_pandas(seed, per_user, per_item, iterate):
         if not iterate or len(expected) == before:
             break
     ratings = read_ratings(frame)
-    limits = dict(
-        min_items_per_user=per_user,
-        min_users_per_item=per_item,
-        iterate=iterate,
-    )
+    limits = {"min_items_per_user": per_user, "min_users_per_item": per_item}
+    limits["iterate"] = iterate
     if expected.empty:
         with pytest.raises(VaecfError, match="min_"):
             filters.filter_ratings(ratings, **limits)
@@ -283,11 +267,8 @@ def test_filters_against_pandas(seed, per_user, per_item, iterate):
     got, report = filters.filter_ratings(ratings, **limits)
     assert list(ratings.user_ids[got.user]) == list(expected["user"])
     assert list(ratings.item_ids[got.item]) == list(expected["item"])
-    assert report["users_after_filters"] == expected["user"].nunique()
-    assert report["dropped_users"] == (
-        frame["user"].nunique() - expected["user"].nunique()
-    )
-    assert report["dropped_items"] == (
-        frame["item"].nunique() - expected["item"].nunique()
-    )
+    n_users, n_items = expected.nunique()[["user", "item"]]
+    assert report["users_after_filters"] == n_users
+    assert report["dropped_users"] == frame["user"].nunique() - n_users
+    assert report["dropped_items"] == frame["item"].nunique() - n_items
     assert report["dropped_interactions"] == len(frame) - len(expected)
