@@ -41,32 +41,20 @@ _TABLES = ("items", "users")
 class Dataset:
     """Interactions split under a protocol.
 
-    Attributes:
-      name: of the data, such as ``"ml-1m"``.
-      protocol: how the users were split; printed beside every metric.
-      train: training users x items.
-      validation: held-out users for choosing a model.
-      test: held-out users for reporting.
-      items: raw ids of the columns.
-      users: raw ids of the rows: train, then validation, then test.
-      manifest: see `make_dataset`.
-      path: the dataset's directory, or None for a dataset in memory.
-      oracle: arrays of the distribution that generated synthetic data, by
-        name; None for real data.
-
     Raises:
       VaecfError: the sizes of the parts differ.
     """
 
-    name: str
-    protocol: str
+    name: str  # of the data, such as "ml-1m"
+    protocol: str  # how the users were split
     train: Interactions
-    validation: HeldOut
-    test: HeldOut
-    items: IdTable
-    users: IdTable
-    manifest: dict[str, Any]
-    path: pathlib.Path | None = None
+    validation: HeldOut  # users for choosing a model
+    test: HeldOut  # users for reporting
+    items: IdTable  # raw ids of the columns
+    users: IdTable  # raw ids of the rows: train, then validation, then test
+    manifest: dict[str, Any]  # see `make_dataset`
+    path: pathlib.Path | None = None  # directory; None for data in memory
+    # Arrays of the distribution that generated the data; None for real data.
     oracle: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
@@ -78,11 +66,11 @@ class Dataset:
                     f"{len(self.items)}"
                 )
         for name in ("validation", "test"):
-            fold_in, held_out = self.split(name)
-            if fold_in.n_users != held_out.n_users:
+            n_fold_in, n_held_out = (part.n_users for part in self.split(name))
+            if n_fold_in != n_held_out:
                 raise VaecfError(
-                    f"{name} has {fold_in.n_users} fold-in users and "
-                    f"{held_out.n_users} held-out users"
+                    f"{name} has {n_fold_in} fold-in users and {n_held_out} "
+                    "held-out users"
                 )
         if (n_users := sum(self.split_sizes)) != len(self.users):
             raise VaecfError(
@@ -139,11 +127,9 @@ class Dataset:
         Raises:
           VaecfError: any other name.
         """
-        if name not in ("validation", "test"):
-            raise VaecfError(
-                f"unknown split {name!r}: it is 'validation' or 'test'"
-            )
-        return self.validation if name == "validation" else self.test
+        if name in ("validation", "test"):
+            return self.validation if name == "validation" else self.test
+        raise VaecfError(f"unknown split {name!r}: use 'validation' or 'test'")
 
 
 def make_dataset(

@@ -58,10 +58,6 @@ class IdTable:
         """Returns the number of ids."""
         return len(self.ids)
 
-    def __repr__(self) -> str:
-        """Returns length and type."""
-        return f"IdTable({len(self):,} ids, {self.type})"
-
     @property
     def type(self) -> str:
         """``"int64"`` or ``"string"``."""

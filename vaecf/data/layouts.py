@@ -107,10 +107,9 @@ def dialect_of(
         return layout
     if layout is not None:
         return TEXT_LAYOUTS[layout]
-    if separator is None:
-        return Dialect(_guess_separator(path), True, columns)
-    # A shell passes backslash and t on as two characters.
-    mark = "\t" if separator == r"\t" else separator
+    mark = _guess_separator(path) if separator is None else separator
+    if mark == r"\t":  # as a shell passes a tab
+        mark = "\t"
     if len(mark.encode()) != 1:
         raise VaecfError(
             f"separator={separator!r} must be one character, such as ';' or a "

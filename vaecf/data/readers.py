@@ -25,22 +25,17 @@ _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 class Ratings(NamedTuple):
     """Interactions as pairs of codes, in the order of the source.
 
-    Attributes:
-      user: int32 ``[n]``, indices into `user_ids`.
-      item: int32 ``[n]``, indices into `item_ids`.
-      user_ids: ascending raw ids, int64 or object of ``str``. Int64 only if
-        every id is an integer in its usual form: one ``007`` makes all ids
-        strings, in the order of their code points.
-      item_ids: likewise.
-      counts: for the manifest: ``rows_read``, ``blank_rows`` (not part of the
-        rows), ``below_min_rating``, and the distinct ``users_read`` and
-        ``items_read`` before the threshold, None if they were not counted.
+    Int64 ids are used only if every id is an integer in its usual form: one
+    ``007`` makes all ids strings, in the order of their code points.
     """
 
-    user: np.ndarray
-    item: np.ndarray
-    user_ids: np.ndarray
+    user: np.ndarray  # int32 [n], indices into user_ids
+    item: np.ndarray  # int32 [n], indices into item_ids
+    user_ids: np.ndarray  # ascending raw ids, int64 or object of str
     item_ids: np.ndarray
+    # For the manifest: `rows_read`, `blank_rows` (not part of the rows),
+    # `below_min_rating`, and the distinct `users_read` and `items_read` before
+    # the threshold, None if they were not counted.
     counts: dict[str, Any]
 
     @property

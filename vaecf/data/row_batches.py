@@ -22,20 +22,14 @@ BATCH_ROWS = 1 << 20
 
 
 class Batch(NamedTuple):
-    """Consecutive rows of a file.
+    """Consecutive rows of a file."""
 
-    Attributes:
-      frame: columns ``user``, ``item`` and, if asked for, ``rating``, with
-        the types of the source, and ``row``, the row's number from 0.
-      source: name of the file, for messages.
-      first_line: line of row 0 in the file, or None if lines do not matter.
-      names: names of the columns in the source, for messages.
-    """
-
+    # Columns `user`, `item` and, if asked for, `rating`, with the types of the
+    # source, and `row`, the row's number from 0.
     frame: pl.DataFrame
-    source: str
-    first_line: int | None
-    names: dict[str, str]
+    source: str  # name of the file, for messages
+    first_line: int | None  # line of row 0; None if the file is not a text
+    names: dict[str, str]  # of the columns in the source, for messages
 
     def place(self, index: int) -> str:
         """Returns where a row of `frame` stands in the file, for a message."""

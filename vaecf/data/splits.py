@@ -24,26 +24,17 @@ _PAPER_MIN_ITEMS = 5
 
 
 class Split(NamedTuple):
-    """A split of `Ratings`.
-
-    Attributes:
-      train: training users x vocabulary.
-      validation: held-out users for choosing a model.
-      test: held-out users for reporting.
-      item_codes: int32 ``[n_items]``, the vocabulary as codes of the ratings.
-      user_codes: int32, users as codes: train, validation, test.
-      counts: ``held_out_users_without_items``, which are in no matrix (0 for
-        ``vaecf``), and ``interactions_outside_vocabulary``.
-      duplicates: rows that repeat a pair of their matrix.
-    """
+    """A split of `Ratings`."""
 
     train: Interactions
     validation: HeldOut
     test: HeldOut
-    item_codes: np.ndarray
-    user_codes: np.ndarray
+    item_codes: np.ndarray  # int32 [n_items], the vocabulary in the ratings
+    user_codes: np.ndarray  # int32, users of train, validation and test
+    # `held_out_users_without_items`, which are in no matrix (0 for vaecf), and
+    # `interactions_outside_vocabulary`.
     counts: dict[str, int]
-    duplicates: int
+    duplicates: int  # rows that repeat a pair of their matrix
 
 
 def paper(

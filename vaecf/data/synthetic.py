@@ -152,10 +152,10 @@ def plant_groups(
 def draw_mixtures(
     mass: np.ndarray, n_users: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws mixtures, float32 [n_users, n_groups], of one to three groups.
+    """Draws mixtures, float32 [n_users, n_groups], with exponential shares.
 
-    40 % of the users have one group, 40 % two, 20 % three. Groups are picked
-    with probability `mass`, with exponential shares.
+    40 % of the users have one group, 40 % two, 20 % three, picked with
+    probability `mass`.
     """
     n_picks = 1 + np.searchsorted([0.4, 0.8], rng.random(n_users), "right")
     share = -np.log1p(-rng.random((n_users, 3)))  # exponential variates
@@ -171,9 +171,8 @@ def draw_mixtures(
 def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
     """Generates a dataset split for strong generalisation, with its oracle.
 
-    Users are independent draws from one distribution, so the first
-    `n_train_users` are a random choice of training users. Every item occurs in
-    training: an item that no training user drew replaces a random draw.
+    The first `n_train_users` of the independent draws are the training users.
+    An item that no training user drew replaces a random draw.
 
     ``synthetic`` has 30 items per user. ``ml-20m-shape`` has the sizes, the
     history lengths and the popularity of MovieLens 20M under the paper's
