@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import re
+import socket
 import threading
 import zipfile
 
@@ -53,9 +54,7 @@ class Server:
         start = 0
         fresh = handler.headers.get("If-Range") in (None, etag)
         if wanted and fresh:
-            match = re.fullmatch(r"bytes=(\d+)-", wanted)
-            assert match is not None
-            start = int(match.group(1))
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if start >= len(body):
                 handler.send_response(416)
                 handler.send_header("Content-Range", f"bytes */{len(body)}")
@@ -172,15 +171,14 @@ def test_check_counts():
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(
-    ("name", "file"),
+    "file",
     [
-        ("ml-100k", "ml-100k/u.data"),
-        ("ml-latest-small", "ml-latest-small/ratings.csv"),
-        ("ml-1m", "ml-1m/ratings.csv.gz"),
-        ("yelp2018", "yelp2018/interactions.parquet"),
+        "ml-100k/u.data", "ml-latest-small/ratings.csv",
+        "ml-1m/ratings.csv.gz", "yelp2018/interactions.parquet",
     ],
-)
-def test_published_counts_are_those_of_the_files(realdata_dir, name, file):
+)  # fmt: skip
+def test_published_counts_are_those_of_the_files(realdata_dir, file):
+    name = file.split("/")[0]
     counts = readers.read_ratings(realdata_dir / file).counts
     keys = ("rows_read", "users_read", "items_read")
     found = dict(zip(("ratings", "users", "items"), map(counts.get, keys)))
@@ -262,20 +260,6 @@ def test_mirrors_are_tried_in_order(server, tmp_path, pin):
     assert asked == ["/a.zip", *["/b.zip"] * 3, "/wrong.zip", "/c.zip"]
 
 
-def test_wrong_checksum_names_both_digests_and_the_path(server, tmp_path, pin):
-    pin("ml-20m", ARCHIVE)
-    server.files["/ml-20m.zip"] = bad = b"not the archive"
-    with pytest.raises(VaecfError) as caught:
-        catalog.fetch("ml-20m", tmp_path, [server.url + "/ml-20m.zip"])
-    message = str(caught.value)
-    assert hashlib.md5(bad).hexdigest() in message
-    assert hashlib.md5(ARCHIVE).hexdigest() in message
-    kept = tmp_path / "ml-20m/ml-20m.zip.mismatch"
-    assert str(kept) in message and kept.read_bytes() == bad
-    assert "\n" not in message and "ratings=FILE" in message
-    assert not (tmp_path / "ml-20m/ratings").exists()
-
-
 def test_a_wrong_archive_of_the_user_stays(server, tmp_path, pin):
     pin("ml-20m", ARCHIVE)
     mine = tmp_path / "ml-20m/ml-20m.zip"
@@ -287,20 +271,22 @@ def test_a_wrong_archive_of_the_user_stays(server, tmp_path, pin):
     assert mine.read_bytes() == b"mine" and server.requests == []
 
 
-def test_all_sources_failing_names_each_with_its_reason(server, tmp_path):
-    closed = http.server.HTTPServer(
-        ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
-    )
-    dead = f"http://127.0.0.1:{closed.server_address[1]}/ml-1m.zip"
-    closed.server_close()
-    with pytest.raises(VaecfError) as caught:
-        catalog.fetch(
-            "ml-1m", tmp_path, [dead, server.url + "/ml-1m.zip", "nonsense"]
-        )
-    message = str(caught.value)
-    for part in (f"{dead} ([Errno", "HTTP 404", "nonsense (", "ratings=FILE"):
-        assert part in message
-    assert "\n" not in message
+def test_all_sources_failing_names_each_with_its_reason(server, tmp_path, pin):
+    pin("ml-20m", ARCHIVE)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}/ml-20m.zip"
+    server.files["/wrong.zip"] = bad = b"not the archive"
+    urls = [server.url + "/ml-20m.zip", server.url + "/wrong.zip"]
+    with pytest.raises(VaecfError, match="ratings=FILE") as caught:
+        catalog.fetch("ml-20m", tmp_path, [dead, "nonsense", *urls])
+    kept = tmp_path / "ml-20m/ml-20m.zip.mismatch"
+    for part in (
+        f"{dead} ([Errno", "nonsense (", f"{urls[0]} (HTTP 404", str(kept),
+        hashlib.md5(bad).hexdigest(), hashlib.md5(ARCHIVE).hexdigest(),
+    ):  # fmt: skip
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value) and kept.read_bytes() == bad
+    assert not (tmp_path / "ml-20m/ratings").exists()
 
 
 def test_several_files_give_their_folder(server, tmp_path):

@@ -71,14 +71,14 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))
 @given(
     st.integers(0, 2**31),
     st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 3)),
-    st.sampled_from([WIDE, TEXT]),
-    st.sampled_from([WIDE, TEXT]),
+    st.sampled_from([(WIDE, TEXT), (TEXT, WIDE), (WIDE, WIDE), (TEXT, TEXT)]),
     st.data(),
 )
-def test_round_trip(tmp_path_factory, seed, sizes, kind_i, kind_u, data):
-    items = data.draw(st.lists(kind_i, max_size=6, unique=True))
+def test_round_trip(tmp_path_factory, seed, sizes, kinds, data):
+    n_users = sum(sizes)
+    items = data.draw(st.lists(kinds[0], max_size=6, unique=True))
     users = data.draw(
-        st.lists(kind_u, min_size=sum(sizes), max_size=sum(sizes), unique=True)
+        st.lists(kinds[1], min_size=n_users, max_size=n_users, unique=True)
     )
     made = example(seed, sizes, len(items), items, users)
     path = tmp_path_factory.mktemp("d") / "a"

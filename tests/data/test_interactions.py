@@ -169,15 +169,16 @@ def test_check_and_counts_do_not_depend_on_the_block(args, block):
 
 
 def test_out_of_range_pairs_are_refused():
-    with pytest.raises(VaecfError, match=r"item indices must be in \[0, 3\)"):
-        Interactions.from_pairs([0], [3], 1, 3)
-    with pytest.raises(VaecfError, match="user indices"):
-        Interactions.from_pairs([-1], [0], 1, 3)
-    with pytest.raises(VaecfError, match="one length"):
-        Interactions.from_pairs([0, 0], [0], 1, 3)
-    with pytest.raises(IndexError):
-        Interactions.from_pairs([], [], 2, 3)[0].row(2)
-    with pytest.raises(IndexError):
-        Interactions.from_pairs([], [], 2, 3)[0].rows(np.array([2]))
+    for user, item, message in (
+        ([0], [3], r"item indices must be in \[0, 3\)"),
+        ([-1], [0], "user indices"),
+        ([0, 0], [0], "one length"),
+    ):
+        with pytest.raises(VaecfError, match=message):
+            Interactions.from_pairs(user, item, 1, 3)
+    empty, _ = Interactions.from_pairs([], [], 2, 3)
+    for read in (lambda: empty.row(2), lambda: empty.rows(np.array([2]))):
+        with pytest.raises(IndexError):
+            read()
     with pytest.raises(VaecfError, match="scipy"):
         Interactions.from_scipy(np.zeros((2, 2)))
