@@ -318,14 +318,14 @@ def _test(run: _Run, model: TrainedModel) -> None:
         save_partial_results()
     table = tables.results_table(
         tables.results_rows(baselines.grouped(results), name=title),
-        title="Test users",
         protocol=dataset.protocol,
         dataset=dataset.name,
         users_left_out=evaluation.left_out,
         references=(ORACLE,),
-        footnote=baselines.ORACLE_NOTE if ORACLE in results else None,
     )
     log(f"\n{table}")
+    if ORACLE in results:
+        log(baselines.ORACLE_NOTE)
 
 
 def _measure_latency(run: _Run, model: TrainedModel) -> None:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 _STYLE = pathlib.Path(__file__).with_name("vaecf.mplstyle")
 _MARKED_POINTS = 30  # a curve with more points has no markers
+_TITLES = {
+    "train/kl": "Training: KL divergence, nats per user",
+    "train/anneal": "Training: weight of the KL term",
+}
 # Greys; the other colours are those of matplotlib's current style.
 DARK, LIGHT = "0.4", "0.65"
 
@@ -137,15 +141,14 @@ def plot_curve(
     marker = "o" if len(values) <= _MARKED_POINTS else None
     style = {"color": "C0", "marker": marker, **style}
     axes.plot(values.index, values, **style)
-    axes.set(title=name, xlabel="epoch")
+    axes.set(title=_TITLES.get(name, name), xlabel="epoch")
     integer_ticks(axes)
     return axes
 
 
 def plot_loss(history: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Plots the training loss and its negative log-likelihood by epoch."""
-    dashed = {"color": DARK, "linestyle": "--"}
-    axes = plot_curve(history, "train/loss", axes, label="loss", **dashed)
+    axes = plot_curve(history, "train/loss", axes, label="loss", color=DARK)
     plot_curve(history, "train/nll", axes, label="NLL")
     axes.set_title("Training: negative log-likelihood and loss")
     axes.set_ylabel("nats per user")
@@ -216,16 +219,12 @@ def learning_curves(
     names = [name for name in names if name in history]
     if not names:
         return None
-    titles = {
-        "train/kl": "Training: KL divergence, nats per user",
-        "train/anneal": "Training: weight of the KL term",
-    }
     with new_figure(len(names), columns=2, size=(4.9, 2.75)) as figure:
         for name, axes in zip(names, figure.axes, strict=False):
             if name == "train/loss":
                 plot_loss(history, axes)
-            elif name in titles:
-                plot_curve(history, name, axes).set_title(titles[name])
+            elif name in _TITLES:
+                plot_curve(history, name, axes)
             else:
                 plot_validation(
                     history, axes, metric=metric, baselines=baselines

@@ -79,14 +79,7 @@ class Progress:
         loss: float,
         users_per_second: float,
     ) -> None:
-        """Shows how far the run is.
-
-        Args:
-          epoch: the current epoch, counted from 1.
-          step_in_epoch: steps of the current epoch already done.
-          loss: the latest loss.
-          users_per_second: the current speed.
-        """
+        """Shows the state after `step_in_epoch` steps of an epoch, from 1."""
         where = f"epoch {epoch}/{self._epochs}"
         figures = f"loss {loss:.2f}, {users_per_second:,.0f} users/s"
         if self._bar is not None:

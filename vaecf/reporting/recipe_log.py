@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import pathlib
 import statistics
 import time
@@ -47,15 +46,12 @@ class RecipeLogWriter(Writer):
     Records of the training loop are renamed: `train/epoch_seconds` becomes
     `train_epoch_time`, and `validation/ndcg@100` becomes `ndcg@100`. Names that
     the recipe does not have are skipped. Each unit is logged before the first
-    value.
-
-    Args:
-      path: the file; an existing file is replaced, as the recipe does.
+    value. An existing file is replaced, as the recipe does.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = pathlib.Path(path)
-        write_text(self._path, "", mode="w")
+    def __init__(self, path: pathlib.Path) -> None:
+        write_text(path, "", mode="w")
+        self._path = path
         self._start = time.time()
         self._declared: set[str] = set()
         # Values of each name by epoch, for the means over the run.
@@ -141,11 +137,8 @@ def write_statistics(
 ) -> None:
     """Writes args.json and statistics.json, the recipe's files of results.
 
-    Args:
-      folder: directory for the files.
-      arguments: the command line.
-      results: content of results.json.
-      records: lines of metrics.jsonl.
+    `arguments` is the command line by flag, `results` the content of
+    results.json and `records` that of metrics.jsonl.
     """
     history: dict[str, list[Any]] = {}
     for record in records:

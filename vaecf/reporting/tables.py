@@ -26,6 +26,7 @@ _MEANS = "mean ± standard error over users"
 _ACRONYMS = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 # Metrics where more is not better.
 _PROPERTIES = frozenset({"coverage", "popularity"})
+_SHOWN = 5  # entries of a history
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]\d+)?|–")
 
 
@@ -44,13 +45,9 @@ def is_accuracy(name: str) -> bool:
 
 
 def printable(text: object, *, keep: str = "") -> str:
-    """Returns the text with replacements for control characters not in `keep`.
-
-    The replacement is U+FFFD.
-    """
+    """Returns the text with U+FFFD for control characters not in `keep`."""
     return "".join(
-        c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}"
-        for c in str(text)
+        c if c.isprintable() or c in keep else "\ufffd" for c in str(text)
     )
 
 
@@ -179,26 +176,22 @@ def users_text(rows: Rows, left_out: int = 0) -> str:
 def results_table(
     rows: Rows,
     *,
-    title: str,
     protocol: str,
     dataset: str,
     users_left_out: int = 0,
     references: Collection[str] = (),
-    footnote: str | None = None,
 ) -> str:
-    """Returns a table of models by metrics with cells `0.4012 ± 0.0061`.
+    """Returns a table of test metrics by model, with cells `0.4012 ± 0.0061`.
 
     A star marks the largest mean of each accuracy metric.
 
     Args:
       rows: see `results_rows`.
-      title: first line.
       protocol: protocol of the evaluation; means under different protocols
         cannot be compared.
       dataset: name of the dataset.
       users_left_out: users in no mean because they have no held-out items.
       references: rows that are never starred.
-      footnote: last line.
     """
     lines: list[dict[str, object]] = []
     for model, cells in rows.items():
@@ -208,15 +201,9 @@ def results_table(
             text = _cell(cells.get(metric)) + " *" * is_best
             lines[-1][metric_label(metric)] = text
     users = users_text(rows, users_left_out)
-    return "\n".join(
-        [
-            printable(title),
-            printable(f"dataset {dataset}, protocol {protocol}, {users}"),
-            f"\n{format_table(lines)}\n",
-            _MEANS + "; * largest mean" * (len(rows) > 1),
-            *([printable(footnote, keep="\n")] if footnote else []),
-        ]
-    )
+    about = printable(f"dataset {dataset}, protocol {protocol}, {users}")
+    note = _MEANS + "; * largest mean" * (len(rows) > 1)
+    return f"Test users\n{about}\n\n{format_table(lines)}\n\n{note}"
 
 
 # --- Recommendations --------------------------------------------------------
@@ -229,20 +216,17 @@ def history_text(history: Sequence[object], shown: int) -> str:
     return text + (f"; and {more:,} more" if more > 0 else "")
 
 
-def recommendations_table(
-    records: Sequence[Mapping[str, Any]], *, shown_history: int = 5
-) -> str:
+def recommendations_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Returns the recommended items of a few users, one table per user.
 
     Args:
       records: for each user a mapping with "user" (raw id), "history" (titles
         or raw ids) and "rows": mappings with "rank", "item", "score" and, if
         known, "title".
-      shown_history: number of entries of the history to show.
     """
     blocks = []
     for record in records:
-        history = history_text(record.get("history", ()), shown_history)
+        history = history_text(record.get("history", ()), _SHOWN)
         # An id is no quantity: 1234, not 1,234.
         table = format_table(
             [{**row, "item": str(row["item"])} for row in record["rows"]]

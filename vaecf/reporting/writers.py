@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import numbers
-import os
 import pathlib
 import re
 import time
@@ -72,7 +71,7 @@ def finite(value: object) -> float | None:
 # --- JSON lines -------------------------------------------------------------
 
 
-def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the records of a JSON-lines file, in the order of the file.
 
     An incomplete last line, written when the process died, is ignored.
@@ -81,7 +80,7 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       VaecfError: the file is missing, or another line is damaged.
     """
     try:
-        data = pathlib.Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise VaecfError(
             f"cannot read {path}: {error.strerror}; check the path"
@@ -125,30 +124,22 @@ class JsonlWriter(Writer):
     `time` is in seconds since 1970. JSON has no NaN and no infinity: such
     values become null, and the list `nonfinite` holds their names.
 
-    Args:
-      path: the file. An incomplete last line is removed.
-      resume_from_step: step of the checkpoint that the run resumes from.
-        Records of later steps are removed, because the run will write them
-        again. None keeps all records.
+    Records of steps after `resume_from_step`, the step of the checkpoint that
+    the run resumes from, are removed from an existing file, because the run
+    will write them again. So is an incomplete last line.
 
     Raises:
       VaecfError: the file cannot be written, or a line other than the last one
         is damaged.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], resume_from_step: int | None = None
-    ) -> None:
-        path = pathlib.Path(path)
-        if path.exists():
-            kept = [
-                json.dumps(record) + "\n"
-                for record in read_records(path)
-                if resume_from_step is None
-                or record.get("step", 0) <= resume_from_step
-            ]
-            workdir_lib.write_bytes(path, "".join(kept).encode())
-        write_text(path, "")
+    def __init__(self, path: pathlib.Path, resume_from_step: int = 0) -> None:
+        kept = [
+            json.dumps(record) + "\n"
+            for record in (read_records(path) if path.exists() else [])
+            if record.get("step", 0) <= resume_from_step
+        ]
+        workdir_lib.write_bytes(path, "".join(kept).encode())
         self._path = path
 
     def write(self, record: Record, step: int) -> None:
@@ -171,26 +162,21 @@ class TensorBoardWriter(Writer):
     Numbers become scalars and strings become texts; None is skipped. A tag
     cannot contain `@`: `ndcg@100` becomes `ndcg_100`.
 
-    Args:
-      directory: directory of the event files; each writer adds a file.
-      resume_from_step: step of the checkpoint that the run resumes from.
-        TensorBoard hides the events of later steps in earlier files.
+    Each writer adds a file to the directory. TensorBoard hides the events of
+    steps after `resume_from_step` in earlier files.
     """
 
     def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        resume_from_step: int | None = None,
+        self, directory: pathlib.Path, resume_from_step: int = 0
     ) -> None:
         from tensorboardX import SummaryWriter
 
-        purge = None if resume_from_step is None else resume_from_step + 1
         # A file's name holds the time in seconds. The suffix keeps a run that
         # is restarted within a second from overwriting its first file.
-        earlier = pathlib.Path(directory).glob("events.out.tfevents.*")
+        earlier = directory.glob("events.out.tfevents.*")
         self._events = SummaryWriter(
             str(directory),
-            purge_step=purge,
+            purge_step=resume_from_step + 1,
             flush_secs=30,
             filename_suffix=f".{len(list(earlier))}",
         )
