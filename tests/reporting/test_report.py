@@ -140,7 +140,8 @@ def test_nothing_foreign_is_loaded_or_run(
 def test_a_run_without_results(
     tmp_path: pathlib.Path, results: dict[str, Any]
 ) -> None:
-    empty: dict[str, Any] = {"config": {}, "dataset": {}, "environment": {}}
+    empty: dict[str, Any] = {"config": {}, "environment": {}}
+    empty["dataset"] = {"name": "d", "protocol": "p"}
     arguments = {**empty, "title": "t", "records": [], "results": results}
     text = _written(tmp_path / "report.html", arguments)
     assert "No results yet." in Page(text).text

@@ -51,16 +51,13 @@ def new_figure(
     n_plots: int,
     *,
     columns: int = 1,
-    size: tuple[float, float] = (9.8, 2.6),
+    height: float = 2.6,
     sharey: bool = False,
 ) -> Iterator[Figure]:
     """Yields a figure with `n_plots` Axes, to draw on in the report's style.
 
-    Args:
-      n_plots: number of plots.
-      columns: largest number of plots side by side.
-      size: width and height of a plot in inches.
-      sharey: use the same y axis for all plots.
+    `columns` is the largest number of plots side by side, and `height` is that
+    of one plot, in inches.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -68,8 +65,7 @@ def new_figure(
     columns = min(columns, n_plots)
     rows = -(-n_plots // columns)
     with style.context(_STYLE):
-        inches = columns * size[0], rows * size[1]
-        figure = Figure(inches, layout="constrained")
+        figure = Figure((9.8, rows * height), layout="constrained")
         figure.subplots(rows, columns, squeeze=False, sharey=sharey)
         for axes in figure.axes[n_plots:]:
             axes.set_axis_off()
@@ -219,7 +215,7 @@ def learning_curves(
     names = [name for name in names if name in history]
     if not names:
         return None
-    with new_figure(len(names), columns=2, size=(4.9, 2.75)) as figure:
+    with new_figure(len(names), columns=2, height=2.75) as figure:
         for name, axes in zip(names, figure.axes, strict=False):
             if name == "train/loss":
                 plot_loss(history, axes)
@@ -260,10 +256,9 @@ def metrics_bars(rows: Rows) -> Figure | None:
     metrics = [name for name in metric_names(rows) if is_accuracy(name)]
     if not metrics:
         return None
-    columns = min(3, len(metrics))
-    size = 9.8 / columns, 0.75 + 0.32 * len(rows)
+    height = 0.75 + 0.32 * len(rows)
     with new_figure(
-        len(metrics), columns=columns, size=size, sharey=True
+        len(metrics), columns=3, height=height, sharey=True
     ) as figure:
         for metric, axes in zip(metrics, figure.axes, strict=False):
             plot_metric(rows, metric, axes)

@@ -44,10 +44,10 @@ def write_report(
     model_name: str = "model",
     metric: str = "ndcg@100",
 ) -> None:
-    """Writes the report. The same arguments give the same bytes.
+    """Writes the report atomically. The same arguments give the same bytes.
 
     Args:
-      path: the file, which is replaced atomically.
+      path: the file.
       title: heading of the page.
       config: settings of the run; may be nested.
       dataset: "name", "protocol" and counts; may be nested.
@@ -59,7 +59,7 @@ def write_report(
       environment: versions and devices.
       recommendations: see `tables.recommendations_table`.
       model_name: name of the run's model.
-      metric: the metric that selected the checkpoint; shown first.
+      metric: the metric that selected the checkpoint.
 
     Raises:
       VaecfError: the file cannot be written.
@@ -70,29 +70,14 @@ def write_report(
         models = tables.results_rows(results, split=split, name=model_name)
         if models:
             rows[split] = models
-    # The summary shows the first split with results.
-    split, models = next(iter(rows.items()), ("test", {}))
-    cells = models.get(model_name, {})
-    names = [name for name in cells if tables.is_accuracy(name)]
-    names.sort(key=lambda name: name != metric)
     page = _template().render(
         title=title,
-        about=f"dataset {dataset.get('name', 'unknown')}, "
-        f"protocol {dataset.get('protocol', 'unknown')}",
-        split=split,
-        headline={name: cells[name] for name in names[:3]},
-        others={
-            name: " ".join(tables.cell_texts(row[metric]))
-            for name, row in models.items()
-            if name != model_name and metric in row
-        },
+        about=f"dataset {dataset['name']}, protocol {dataset['protocol']}",
+        model_name=model_name,
         metric=metric,
         rows=rows,
-        references=tuple(results.get("references") or {}),
-        train=results.get("train"),
+        results=results,
         timedelta=datetime.timedelta,
-        weights=results.get("linear"),
-        users_left_out=results.get("users_left_out", 0),
         history=history,
         figures=_figures(history, results, rows, metric),
         recommendations=recommendations,
@@ -136,7 +121,7 @@ def _figures(
     baselines = {
         name: tables.cell_values(cells[metric])[0]
         for name, cells in rows.get("validation", {}).items()
-        if name in (results.get("baselines") or {}) and metric in cells
+        if name in results.get("baselines", {}) and metric in cells
     }
     figures = {
         "Learning curves": plots.learning_curves(

@@ -55,7 +55,7 @@ def history(trials: Sequence[Trial], *, metric: str) -> Figure:
     so_far = by_trial["value"][by_trial["state"] == "complete"].cummax()
     so_far[max(t["number"] for t in trials)] = so_far.max()
     best = frame.iloc[-1]
-    with plots.new_figure(1, size=(8.0, 3.4)) as figure:
+    with plots.new_figure(1, height=3.4) as figure:
         (axes,) = figure.axes
         _plot_points(frame, "trial", axes)
         label = "best so far"
@@ -74,7 +74,7 @@ def importances(shares: Mapping[str, float], *, metric: str) -> Figure:
     """Plots the share of each setting in the sum, 1, the largest on top."""
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     rows = {key: {"importance": {"mean": share}} for key, share in ordered}
-    with plots.new_figure(1, size=(8.0, 1.1 + 0.3 * len(rows))) as figure:
+    with plots.new_figure(1, height=1.1 + 0.3 * len(rows)) as figure:
         axes = plots.plot_metric(rows, "importance", figure.axes[0])
         axes.set_title(f"Importance for validation {metric_label(metric)}")
         axes.set_xlabel("share in reaching the best quarter (PED-ANOVA)")
@@ -93,9 +93,7 @@ def slices(
     The settings of `logarithmic` get a logarithmic axis.
     """
     frame = _frame(trials)
-    with plots.new_figure(
-        len(keys), columns=3, size=(3.6, 2.5), sharey=True
-    ) as figure:
+    with plots.new_figure(len(keys), columns=3, sharey=True) as figure:
         for key, axes in zip(keys, figure.axes, strict=False):
             _plot_slice(frame.dropna(subset=[key]), key, axes)
             if key in logarithmic:

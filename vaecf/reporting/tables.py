@@ -90,11 +90,8 @@ def _cell(cell: Cell) -> str:
 def format_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Returns a table: headings, a rule, and a line per row.
 
-    Columns of numbers are aligned on the right.
-
-    Args:
-      rows: cells by heading; numbers are formatted by `quantity`. A row may
-        lack cells.
+    Rows map headings to cells, and may lack cells. Numbers are formatted by
+    `quantity`; columns of numbers are aligned on the right.
     """
     columns = []
     for heading in dict.fromkeys(heading for row in rows for heading in row):
@@ -136,9 +133,8 @@ def results_rows(
       split: "test" or "validation".
       name: name of the run's model.
     """
-    baselines = results.get("baselines") or {}
-    references = results.get("references") or {}
-    models = {name: results, **baselines, **references}
+    models = {name: results}
+    models |= results.get("baselines", {}) | results.get("references", {})
     return {n: cells[split] for n, cells in models.items() if cells.get(split)}
 
 
@@ -183,15 +179,9 @@ def results_table(
 ) -> str:
     """Returns a table of test metrics by model, with cells `0.4012 ± 0.0061`.
 
-    A star marks the largest mean of each accuracy metric.
-
-    Args:
-      rows: see `results_rows`.
-      protocol: protocol of the evaluation; means under different protocols
-        cannot be compared.
-      dataset: name of the dataset.
-      users_left_out: users in no mean because they have no held-out items.
-      references: rows that are never starred.
+    A star marks the largest mean of each accuracy metric; rows of models in
+    `references` have none. Means under different protocols cannot be compared.
+    `users_left_out` have no held-out items, and are in no mean.
     """
     lines: list[dict[str, object]] = []
     for model, cells in rows.items():
@@ -206,7 +196,7 @@ def results_table(
     return f"Test users\n{about}\n\n{format_table(lines)}\n\n{note}"
 
 
-# --- Recommendations --------------------------------------------------------
+# --- Recommendations, sweeps, comparisons -----------------------------------
 
 
 def history_text(history: Sequence[object], shown: int) -> str:
@@ -219,10 +209,8 @@ def history_text(history: Sequence[object], shown: int) -> str:
 def recommendations_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Returns the recommended items of a few users, one table per user.
 
-    Args:
-      records: for each user a mapping with "user" (raw id), "history" (titles
-        or raw ids) and "rows": mappings with "rank", "item", "score" and, if
-        known, "title".
+    Each record has "user" (raw id), "history" (titles or raw ids) and "rows":
+    mappings with "rank", "item", "score" and, if known, "title".
     """
     blocks = []
     for record in records:
@@ -236,19 +224,13 @@ def recommendations_table(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
-# --- Sweeps -----------------------------------------------------------------
-
-
 def trials_table(
     trials: Sequence[Mapping[str, Any]], *, metric: str, title: str
 ) -> str:
     """Returns a table of the trials of a sweep, one per line.
 
-    Args:
-      trials: mappings with "number", "value" (of the metric), "epochs",
-        "best_epoch", "seconds" and "params" ({setting: value}).
-      metric: name of the metric.
-      title: first line.
+    `trials` are mappings with "number", "value" (of the metric), "epochs",
+    "best_epoch", "seconds" and "params" ({setting: value}).
     """
     rows = [
         {
@@ -264,14 +246,10 @@ def trials_table(
     return f"{printable(title)}\n\n{format_table(rows)}"
 
 
-# --- Comparisons ------------------------------------------------------------
-
-
 def comparison_table(compared: Mapping[str, Any]) -> str:
     """Returns three tables: metrics, paired differences, history lengths.
 
-    Args:
-      compared: the result of `vaecf.evaluation.compare.compare`.
+    `compared` is the result of `vaecf.evaluation.compare.compare`.
     """
     metric, groups = metric_label(compared["metric"]), compared["groups"]
     about = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import os
 import pathlib
 import re
 import time
@@ -71,7 +72,7 @@ def finite(value: object) -> float | None:
 # --- JSON lines -------------------------------------------------------------
 
 
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Returns the records of a JSON-lines file, in the order of the file.
 
     An incomplete last line, written when the process died, is ignored.
@@ -80,7 +81,7 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
       VaecfError: the file is missing, or another line is damaged.
     """
     try:
-        data = path.read_bytes()
+        data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise VaecfError(
             f"cannot read {path}: {error.strerror}; check the path"
