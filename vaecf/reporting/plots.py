@@ -12,20 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import pathlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vaecf.reporting.tables import (
-    Rows,
-    cell_texts,
-    cell_values,
-    is_accuracy,
-    metric_label,
-    metric_names,
-    printable,
-)
+from vaecf.reporting import tables
 from vaecf.reporting.writers import finite
 
 if TYPE_CHECKING:
@@ -48,11 +41,7 @@ DARK, LIGHT = "0.4", "0.65"
 
 @contextlib.contextmanager
 def new_figure(
-    n_plots: int,
-    *,
-    columns: int = 1,
-    height: float = 2.6,
-    sharey: bool = False,
+    n_plots: int, *, columns: int = 1, height: float = 2.6, sharey: bool = False
 ) -> Iterator[Figure]:
     """Yields a figure with `n_plots` Axes, to draw on in the report's style.
 
@@ -76,7 +65,7 @@ def to_svg(figure: Figure) -> str:
     """Returns an SVG document; the same figure gives the same text."""
     svg = _saved(figure, format="svg", metadata={"Date": None})
     # XML cannot contain control characters.
-    return printable(svg.decode(), keep="\n")
+    return tables.printable(svg.decode(), keep="\n")
 
 
 def to_png(figure: Figure) -> bytes:
@@ -164,23 +153,23 @@ def plot_validation(
     `baselines` maps names of other models to values, which become horizontal
     lines.
     """
-    name, label = f"validation/{metric}", metric_label(metric)
+    name, label = f"validation/{metric}", tables.metric_label(metric)
     axes = plot_curve(history, name, axes)
     values = history[name].dropna()
     if f"{name}_stderr" in history:
         error = history[f"{name}_stderr"][values.index]
         # An outline shows the error of a single point, too.
-        band: dict[str, Any] = {"color": "C0", "alpha": 0.25, "linewidth": 2}
-        axes.fill_between(values.index, values - error, values + error, **band)
+        low, high = values - error, values + error
+        band = axes.fill_between(low.index, low, high, color="C0", alpha=0.25)
+        band.set_linewidth(2)
     epoch, best = int(values.idxmax()), values.max()
     axes.plot(epoch, best, "o", markersize=6, color="C1")
     axes.set_title(f"Validation {label}, best {best:.4f} at epoch {epoch}")
     axes.set_ylabel(f"{label}, ± s.e.")
     lines = sorted((baselines or {}).items(), key=lambda line: -line[1])
-    for number, (model, value) in enumerate(lines):
-        dashes = (0, (1 + 2 * (number % 4), 2))
-        line: dict[str, Any] = {"color": DARK, "linestyle": dashes}
-        axes.axhline(value, label=model, linewidth=1, **line)
+    styles = itertools.cycle([":", "--", "-.", "-"])
+    for (model, value), style in zip(lines, styles, strict=False):
+        axes.axhline(value, label=model, color=DARK, lw=1, linestyle=style)
     if lines:
         axes.legend()
     return axes
@@ -231,29 +220,33 @@ def learning_curves(
 # --- Bars and points --------------------------------------------------------
 
 
-def plot_metric(rows: Rows, metric: str, axes: Axes | None = None) -> Axes:
+def plot_metric(
+    rows: tables.Rows, metric: str, axes: Axes | None = None
+) -> Axes:
     """Plots one metric of every model as bars with standard errors.
 
     The first row is highlighted. `rows`: see `tables.results_rows`.
     """
     axes = axes or _new_axes()
     cells, places = [row.get(metric) for row in rows.values()], range(len(rows))
-    means, errors = zip(*map(cell_values, cells), strict=True)
+    means, errors = zip(*map(tables.cell_values, cells), strict=True)
     colours = ["C0", *[LIGHT] * (len(rows) - 1)]
     bars = axes.barh(places, means, xerr=errors, height=0.62, color=colours)
-    texts = [cell_texts(cell)[0] for cell in cells]
+    texts = [tables.cell_texts(cell)[0] for cell in cells]
     axes.bar_label(bars, texts, padding=3, fontsize=8)
     axes.margins(x=0.18)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(places, list(rows))
     axes.grid(visible=False, axis="y")
-    axes.set_title(metric_label(metric))
+    axes.set_title(tables.metric_label(metric))
     return axes
 
 
-def metrics_bars(rows: Rows) -> Figure | None:
+def metrics_bars(rows: tables.Rows) -> Figure | None:
     """Returns a plot per accuracy metric, or None without such a metric."""
-    metrics = [name for name in metric_names(rows) if is_accuracy(name)]
+    metrics = [
+        name for name in tables.metric_names(rows) if tables.is_accuracy(name)
+    ]
     if not metrics:
         return None
     height = 0.75 + 0.32 * len(rows)
@@ -277,8 +270,8 @@ def plot_history_lengths(
     "users", in order.
     """
     axes = axes or _new_axes()
-    places, label = range(len(buckets)), metric_label(metric)
-    means, errors = zip(*map(cell_values, buckets), strict=True)
+    places, label = range(len(buckets)), tables.metric_label(metric)
+    means, errors = zip(*map(tables.cell_values, buckets), strict=True)
     axes.errorbar(places, means, errors, fmt="o", color="C0")
     texts = [f"{b['bucket']}\n{b['users']:,} users" for b in buckets]
     axes.set_xticks(places, texts)

@@ -18,14 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vaecf import workdir as workdir_lib
-from vaecf.reporting.writers import (
-    Record,
-    Writer,
-    finite,
-    is_nonfinite,
-    plain,
-    write_text,
-)
+from vaecf.reporting import writers
+from vaecf.reporting.writers import Record, Writer
 
 # {name: (value, unit)}
 Figures = Mapping[str, tuple[Any, str]]
@@ -50,7 +44,7 @@ class RecipeLogWriter(Writer):
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        write_text(path, "", mode="w")
+        writers.write_text(path, "", mode="w")
         self._path = path
         self._start = time.time()
         self._declared: set[str] = set()
@@ -67,7 +61,9 @@ class RecipeLogWriter(Writer):
             if name not in self._declared:
                 self._declared.add(name)
                 self._emit("METADATA", metric=name, metadata={"unit": unit})
-        data = {name: plain(name, v) for name, (v, _) in figures.items()}
+        data = {
+            name: writers.plain(name, v) for name, (v, _) in figures.items()
+        }
         self._emit("LOG", step=list(step), data=data)
 
     def write(self, record: Record, step: int) -> None:
@@ -78,14 +74,11 @@ class RecipeLogWriter(Writer):
         figures = {}
         for name, value in record.items():
             split, _, metric = name.partition("/")
-            if name in _NAMES:
-                new_name, unit = _NAMES[name]
-            elif split == "validation":
-                new_name, unit = metric, "1"
-            else:
+            if name not in _NAMES and split != "validation":
                 continue
+            new_name, unit = _NAMES.get(name, (metric, "1"))
             figures[new_name] = value, unit
-            if (number := finite(value)) is not None:
+            if (number := writers.finite(value)) is not None:
                 self._history.setdefault(new_name, []).append(number)
         if figures:
             self.log(figures, step=(record.get("epoch", step),))
@@ -116,7 +109,7 @@ class RecipeLogWriter(Writer):
         if "data" in fields:
             # JSON has neither NaN nor infinity.
             fields["data"] = {
-                name: str(value) if is_nonfinite(value) else value
+                name: str(value) if writers.is_nonfinite(value) else value
                 for name, value in fields["data"].items()
             }
         line = {
@@ -126,7 +119,8 @@ class RecipeLogWriter(Writer):
             "type": kind,
             **fields,
         }
-        write_text(self._path, f"DLLL {json.dumps(line, default=str)}\n")
+        text = json.dumps(line, default=str)
+        writers.write_text(self._path, f"DLLL {text}\n")
 
 
 def write_statistics(

@@ -18,6 +18,8 @@ from vaecf.reporting import plots, tables
 if TYPE_CHECKING:
     import pandas as pd
 
+_TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
+
 
 def environment(devices: Iterable[Any]) -> dict[str, str]:
     """Returns the JAX devices and the versions of packages."""
@@ -64,13 +66,22 @@ def write_report(
     Raises:
       VaecfError: the file cannot be written.
     """
+    import jinja2
+
     history = plots.history_frame(records)
     rows = {}
     for split in ("test", "validation"):
         models = tables.results_rows(results, split=split, name=model_name)
         if models:
             rows[split] = models
-    page = _template().render(
+    template = jinja2.Template(
+        _TEMPLATE.read_text("utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = template.render(
         title=title,
         about=f"dataset {dataset['name']}, protocol {dataset['protocol']}",
         model_name=model_name,
@@ -93,19 +104,6 @@ def write_report(
     )
     page = tables.printable(page, keep="\n")
     workdir_lib.write_bytes(path, page.encode("utf-8"))
-
-
-def _template() -> Any:
-    import jinja2
-
-    path = pathlib.Path(__file__).with_name("report.html.jinja")
-    return jinja2.Template(
-        path.read_text("utf-8"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _figures(

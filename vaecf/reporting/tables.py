@@ -108,10 +108,7 @@ def format_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _width(text: str) -> int:
-    """Returns the columns of a terminal that the text takes.
-
-    Wide letters (Chinese, Japanese) take two.
-    """
+    # Wide letters (Chinese, Japanese) take two columns of a terminal.
     letters = [c for c in text if not unicodedata.combining(c)]
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in letters)
     return len(letters) + wide
@@ -148,8 +145,7 @@ def best_models(
 ) -> set[str]:
     """Returns the models with the largest mean of an accuracy metric.
 
-    References are left out. The set is empty for other metrics, and if fewer
-    than two models have the metric.
+    References are left out. The set is empty for other metrics.
     """
     means = {
         model: mean
@@ -157,7 +153,7 @@ def best_models(
         if not math.isnan(mean := cell_values(cells.get(metric))[0])
         and model not in references
     }
-    if len(means) < 2 or not is_accuracy(metric):
+    if not is_accuracy(metric):
         return set()
     return {model for model in means if means[model] == max(means.values())}
 
@@ -166,7 +162,11 @@ def users_text(rows: Rows, left_out: int = 0) -> str:
     """Returns the number of users behind the means, as text."""
     cells = [cell for row in rows.values() for cell in row.values()]
     users = max((cell.get("users") or 0 for cell in cells), default=0)
-    return f"{users:,} users" + f" ({left_out:,} left out)" * bool(left_out)
+    return _users(users, left_out)
+
+
+def _users(count: int, left_out: int) -> str:
+    return f"{count:,} users" + f" ({left_out:,} left out)" * bool(left_out)
 
 
 def results_table(
@@ -192,7 +192,7 @@ def results_table(
             lines[-1][metric_label(metric)] = text
     users = users_text(rows, users_left_out)
     about = printable(f"dataset {dataset}, protocol {protocol}, {users}")
-    note = _MEANS + "; * largest mean" * (len(rows) > 1)
+    note = f"{_MEANS}; * largest mean"
     return f"Test users\n{about}\n\n{format_table(lines)}\n\n{note}"
 
 
@@ -252,15 +252,9 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
     `compared` is the result of `vaecf.evaluation.compare.compare`.
     """
     metric, groups = metric_label(compared["metric"]), compared["groups"]
-    about = [
-        f"{name} {compared[name]}"
-        for name in ("dataset", "protocol")
-        if compared[name] is not None
-    ]
-    left_out = f" ({compared['left_out']:,} left out)"
-    about.append(
-        f"{compared['users']:,} users{left_out * bool(compared['left_out'])}"
-    )
+    names = [name for name in ("dataset", "protocol") if compared[name]]
+    about = [f"{name} {compared[name]}" for name in names]
+    about.append(_users(compared["users"], compared["left_out"]))
     note = _MEANS
     if any(group["seeds"] > 1 for group in groups.values()):
         note += "; where the seed is 'mean', over seeds"
