@@ -62,17 +62,12 @@ def test_statuses(run: Run) -> None:
     error = VaecfError("a.csv has\nno column\r\n'x'")
     line = "error: a.csv has no column 'x'\n"
     assert run(raising(error)) == (2, "", line)
-
-
-def test_an_interrupt(run: Run) -> None:
     assert run(raising(KeyboardInterrupt())) == (130, "", "interrupted\n")
     status, _, err = run(raising(KeyboardInterrupt("in epoch 3")))
     assert (status, err) == (130, "interrupted: in epoch 3\n")
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("bug"), OSError("disk"), ZeroDivisionError()]
-)
+@pytest.mark.parametrize("error", [ValueError("bug"), OSError("disk")])
 def test_a_bug_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -104,17 +99,13 @@ def test_a_bug_keeps_its_traceback(
     ],
 )  # fmt: skip
 def test_settings_become_flags(run: Run, message: str, expected: str) -> None:
+    _, _, err = run(raising(VaecfError(message)))
+    assert err == f"error: {message}\n"  # without these flags
     config = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
     for name in ("user_column", "k", "baselines"):
         flags.DEFINE_string(name, None, "")
     _, _, err = run(raising(VaecfError(message)), config=config)
     assert err == f"error: {expected}\n"
-
-
-def test_settings_without_a_flag_stay_as_they_are(run: Run) -> None:
-    message = "user_column='x', config.seed=-1"
-    _, _, err = run(raising(VaecfError(message)))
-    assert err == f"error: {message}\n"
 
 
 # --- Flags ------------------------------------------------------------------
@@ -140,24 +131,21 @@ def test_a_mistaken_flag(run: Run, arguments: list[str], message: str) -> None:
     assert err.count("\n") == 1 and err.endswith("\n")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ([], ()),
-        (["--methods"], ("a", "b", "c")),
-        (["--nomethods"], ()),
-        (["--methods=b"], ("b",)),
-        (["--methods=c, a"], ("c", "a")),
-        (["--methods="], ()),
-    ],
-)
-def test_list_switch(
-    run: Run, arguments: list[str], expected: tuple[str, ...]
-) -> None:
+def test_list_switch(run: Run) -> None:
     cli.define_list_switch("methods", ("a", "b", "c"), "Which")
-    seen = []
-    run(lambda argv: seen.append(flags.FLAGS["methods"].value), *arguments)
-    assert seen == [expected]
+    for argument, expected in {
+        "--methods": ("a", "b", "c"),
+        "--nomethods": (),
+        "--methods=b": ("b",),
+        "--methods=c, a": ("c", "a"),
+        "--methods=": (),
+    }.items():
+        assert flags.FLAGS["methods"].value == ()
+        seen = []
+        run(lambda argv: seen.append(flags.FLAGS.methods), argument)  # noqa: B023
+        assert seen == [expected]
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS["methods"].value = ()
 
 
 # --- Config files -----------------------------------------------------------
@@ -190,24 +178,24 @@ def test_the_config_flag(run: Run, config: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.sise=4", "--config.sise: the config has no key 'sise'; "
-         "did you mean size?"),
-        ("--config.prt.rate=1", "--config.prt.rate: the config has no key "
-         "'prt'; did you mean part?"),
-        ("--config.part.rte=1", "--config.part.rte: the config has no key "
-         "'rte'; did you mean rate?"),
-        ("--config.size=x", "flag --config.size=x: invalid literal"),
-        ("--config.part=3", "flag --config.part=3: "),
+        ("sise=4", ": the config has no key 'sise'; did you mean size?"),
+        ("prt.rate=1", ": the config has no key 'prt'; did you mean part?"),
+        ("part.rte=1", ": the config has no key 'rte'; did you mean rate?"),
+        ("part.zzzz=1", ": the config has no key 'zzzz'"),
+        ("size=x", "=x: invalid literal"),
+        ("part=3", "=3: "),
     ],
-)  # fmt: skip
+)
 def test_a_mistaken_override(
     run: Run, config: pathlib.Path, named: bool, override: str, message: str
 ) -> None:
     """Whether the config is named on the command line or is the default."""
-    arguments = [f"--config={config}"] * named + [override]
+    arguments = [f"--config={config}"] * named + [f"--config.{override}"]
     status, out, err = run(lambda argv: 0, *arguments, config=config)
     assert (status, out) == (2, "")
-    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    key = override.partition("=")[0]
+    assert re.match(rf"error: (flag )?--config\.{key}{re.escape(message)}", err)
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -215,20 +203,12 @@ def test_a_mistaken_override(
     [
         (None, r"--config=\S*new\.py: no such file"),
         ("x = 1", r"--config names a file without get_config\(\)"),
-        (
-            "def get_config(:",
-            r"--config=\S*new\.py, line 1: invalid syntax \(SyntaxError\)",
-        ),
-        (
-            "\nimport nowhere_to_be_had",
-            r"--config=\S*new\.py, line 2: No module named .*\)",
-        ),
-        (
-            "def get_config():\n    return open('no/x.csv')",
-            r"--config=\S*new\.py, line 2: .*'no/x.csv' \(FileNotFoundError\)",
-        ),
+        ("def get_config(:", r"\S*new\.py, line 1: invalid .*\(SyntaxError\)"),
+        ("\nimport nowhere", r"\S*new\.py, line 2: No module named .*\)"),
+        ("def get_config():\n    return open('no/x.csv')",
+         r"--config=\S*new\.py, line 2: .*'no/x.csv' \(FileNotFoundError\)"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("overrides", [(), ("--config.size=3",)])
 def test_a_mistaken_config_file(
     run: Run,

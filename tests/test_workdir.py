@@ -27,18 +27,15 @@ with workdir_lib.locked(pathlib.Path(sys.argv[1])):
 """
 
 
-# Settings that may differ between a run and its resumption.
+# Settings that may differ between a run and its resumption, of each type.
 RESUMABLE = {
     "data.dir": "elsewhere",
     "data.feed": "streamed",
     "train.epochs": 9,
     "train.microbatch": 7,
-    "train.warm_up_epochs": 0,
-    "eval.every_epochs": 2,
     "eval.batch_size": 8,
     "eval.metrics": ("mrr@5",),
     "eval.patience": 3,
-    "mesh.data": 2,
     "mesh.item": 2,
     "mesh.zero": True,
     "precision.max_skipped_in_a_row": 3,
@@ -50,14 +47,8 @@ def config(changes: dict[str, object] | None = None) -> config_lib.Config:
 
 
 def make(seed: int) -> Dataset:
-    return synthetic.make(
-        "synthetic",
-        seed=seed,
-        n_train_users=12,
-        n_held_out_users=2,
-        n_items=20,
-        n_groups=3,
-    )
+    size = {"n_train_users": 12, "n_held_out_users": 2, "n_items": 20}
+    return synthetic.make("synthetic", seed, n_groups=3, **size)
 
 
 @pytest.fixture(scope="module")
@@ -72,39 +63,22 @@ def files(folder: pathlib.Path) -> dict[str, bytes]:
 # --- Lock -------------------------------------------------------------------
 
 
-@pytest.fixture
-def holder(tmp_path):
-    """Another process that holds the workdir until its input ends."""
-    process = subprocess.Popen(
+def test_the_lock_of_another_process(tmp_path):
+    """It holds the workdir until it dies."""
+    with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-    )
-    assert int(process.stdout.readline()) == process.pid
-    yield process
-    process.kill()
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
-
-
-@pytest.mark.parametrize("end", ["dies", "exits"])
-def test_second_process_is_refused(tmp_path, holder, end):
-    for _ in range(2):
+    ) as holder:
+        assert int(holder.stdout.readline()) == holder.pid
         with (
-            pytest.raises(VaecfError, match="in use") as e,
+            pytest.raises(VaecfError, match=f"use by process {holder.pid}:"),
             workdir_lib.locked(tmp_path),
         ):
             pytest.fail("two processes hold the workdir")
-        assert f"process {holder.pid}:" in str(e.value)
-        assert f"workdir {tmp_path}" in str(e.value)
-    if end == "dies":
         holder.kill()
-    else:
-        holder.stdin.close()
-    holder.wait()
     with workdir_lib.locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
@@ -123,14 +97,14 @@ def test_lock_is_released_after_an_error_and_between_runs(tmp_path):
         pass
 
 
-def test_workdir_that_cannot_be_created(tmp_path):
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_workdir_that_cannot_be_created(tmp_path, name):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with (
-            pytest.raises(VaecfError, match="cannot be written"),
-            workdir_lib.locked(path),
-        ):
-            pass
+    with (
+        pytest.raises(VaecfError, match="cannot be written"),
+        workdir_lib.locked(tmp_path / name),
+    ):
+        pass
 
 
 # --- Identity ---------------------------------------------------------------
@@ -158,11 +132,7 @@ def test_another_config_is_refused(tmp_path, dataset):
     changes = {
         "seed": 8,
         "model.hidden": (6, 5),
-        "model.dropout_rate": 0.4,
         "train.batch_size": 17,
-        "train.drop_remainder": True,
-        "loss.weight_decay": 0.1,
-        "loss.total_anneal_steps": 21,
         "eval.best_metric": "ndcg@5",
         "precision.policy": "bf16",
         "mesh.reduce": "compute",
@@ -184,15 +154,10 @@ def test_what_may_change_between_runs(tmp_path, dataset):
     after = files(tmp_path)
     assert json.loads(after["config.json"]) == config(RESUMABLE).to_dict()
     assert after["dataset.json"] == before["dataset.json"]
-
-
-def test_scoring_may_use_another_precision_and_writes_nothing(
-    tmp_path, dataset
-):
-    before = begin(tmp_path, dataset)
-    other = config({"precision.policy": "bf16"})
+    # Scoring may use another precision, and writes nothing.
+    other = config({**RESUMABLE, "precision.policy": "bf16"})
     workdir_lib.check_or_create(tmp_path, other, dataset, train=False)
-    assert files(tmp_path) == before
+    assert files(tmp_path) == after
 
 
 def test_another_dataset_is_refused(tmp_path, dataset):
@@ -217,19 +182,17 @@ def test_before_the_first_checkpoint_anything_may_change(tmp_path, dataset):
 
 
 @pytest.mark.parametrize(
-    ("file", "kind"),
-    [("members.csv", "a population"), ("sweep.json", "a sweep")],
+    ("file", "kind"), [("members.csv", "population"), ("sweep.json", "sweep")]
 )
 def test_directory_of_another_kind(tmp_path, dataset, file, kind):
     (tmp_path / file).touch()
-    with pytest.raises(VaecfError, match=f"holds {kind} .{file}"):
+    with pytest.raises(VaecfError, match=f"holds a {kind} .{file}"):
         workdir_lib.check_or_create(tmp_path, config(), dataset)
-    own = kind.split()[1]
-    workdir_lib.require_no_other(tmp_path, own)
+    workdir_lib.require_no_other(tmp_path, kind)
     (tmp_path / file).unlink()
     begin(tmp_path, dataset)
     with pytest.raises(VaecfError, match=r"holds a run .config\.json"):
-        workdir_lib.require_no_other(tmp_path, own)
+        workdir_lib.require_no_other(tmp_path, kind)
 
 
 # --- Files ------------------------------------------------------------------
@@ -237,41 +200,33 @@ def test_directory_of_another_kind(tmp_path, dataset, file, kind):
 
 def test_missing_and_damaged_json(tmp_path):
     path = tmp_path / "config.json"
-    with pytest.raises(VaecfError, match="no such file"):
-        workdir_lib.read_json(path)
-    with pytest.raises(VaecfError, match="is a directory"):
-        workdir_lib.read_json(tmp_path)
-    for content in (b"", b"{", b"\xff\xfe\x00", b"not json"):
+    for place, message in ((path, "no such file"), (tmp_path, "is a direct")):
+        with pytest.raises(VaecfError, match=message):
+            workdir_lib.read_json(place)
+    for content in (b"", b"{", b"\xff\xfe\x00"):
         path.write_bytes(content)
-        with pytest.raises(VaecfError, match="not JSON") as e:
+        with pytest.raises(VaecfError, match=f"{path}: not JSON"):
             workdir_lib.read_json(path)
-        assert str(path) in str(e.value) and "\n" not in str(e.value)
 
 
 def test_write_json_is_all_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "new" / "a.json"
     workdir_lib.write_json(path, {"é": [1, None, 0.5]})
-    assert json.loads(path.read_bytes()) == {"é": [1, None, 0.5]}
     before = path.read_bytes()
-    with pytest.raises(ValueError):
-        workdir_lib.write_json(path, {"x": float("nan")})
-    with pytest.raises(TypeError):
-        workdir_lib.write_json(path, {"x": object()})
-    replaced = []
+    assert json.loads(before) == {"é": [1, None, 0.5]}
+    for bad, error in ((float("nan"), ValueError), (object(), TypeError)):
+        with pytest.raises(error):
+            workdir_lib.write_json(path, {"x": bad})
 
     def replace(source, target):
-        # The new file is complete, in the same directory, and the old one is
-        # still there.
+        # The new file is complete, in the same directory.
         assert json.loads(pathlib.Path(source).read_bytes()) == {"x": 2}
-        assert pathlib.Path(source).parent == path.parent
-        assert path.read_bytes() == before
-        replaced.append(target)
+        assert pathlib.Path(source).parent == path.parent and target == path
         raise OSError("killed here")
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(VaecfError, match=f"{path}: killed here"):
         workdir_lib.write_json(path, {"x": 2})
-    assert replaced == [path]
     assert files(path.parent) == {"a.json": before}
 
 
@@ -279,17 +234,15 @@ def test_atomic_directory(tmp_path):
     target = tmp_path / "parent" / "made"
     for content in ("first", "second"):
         with workdir_lib.atomic_directory(target) as fresh:
-            (fresh / "a").write_text(content)
             (fresh / content).touch()
-        assert (target / "a").read_text() == content
-        assert set(files(target)) == {"a", content}
+        assert set(files(target)) == {content}
     with (
         pytest.raises(RuntimeError),
         workdir_lib.atomic_directory(target) as fresh,
     ):
-        (fresh / "a").write_text("third")
+        (fresh / "third").touch()
         raise RuntimeError
-    assert (target / "a").read_text() == "second"
+    assert set(files(target)) == {"second"}
     assert list(target.parent.iterdir()) == [target]
 
 

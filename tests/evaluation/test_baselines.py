@@ -193,3 +193,25 @@ def test_settings_and_labels():
     ):
         with pytest.raises(VaecfError, match=message):
             baselines.settings(name, changes)
+
+
+def test_grouped_results() -> None:
+    cell = {"ndcg@100": {"mean": 0.5, "stderr": 0.1, "users": 9}}
+    both = {"test": cell, "validation": cell}
+    results = {
+        "train": {"seconds": 1.0},
+        "inference": {"batch_1_mean_latency": 1.0},
+        **both,
+        "users_left_out": 2,
+        "ease": both,
+        "oracle": both,
+    }
+    assert baselines.grouped(results) == {
+        "train": {"seconds": 1.0},
+        "validation": cell,
+        "test": cell,
+        "users_left_out": 2,
+        "baselines": {"ease": both},
+        "references": {"oracle": both},
+    }
+    assert baselines.grouped({}) == {"baselines": {}, "references": {}}

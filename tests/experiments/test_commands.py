@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from absl import flags
 
-from vaecf.data import catalog
+from vaecf.data import catalog, synthetic
 from vaecf.data.dataset import open_dataset
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -147,3 +147,26 @@ def test_the_recipes_commands(run, monkeypatch) -> None:
         assert f"batch_1_mean_{figure}: " in out
     made = {path.name for path in pathlib.Path().iterdir()}
     assert made == {"configs", "data", "checkpoints"}
+
+
+@pytest.mark.slow
+def test_the_demo_twice(run, monkeypatch) -> None:
+    """On a tenth of its dataset, with one epoch."""
+    small = {"n_train_users": 400, "n_held_out_users": 50, "n_items": 100}
+    make = synthetic.make
+    monkeypatch.setattr(synthetic, "make", lambda name: make(name, **small))
+    out = run("demo", "--epochs=1", "--workdir=demo")
+    table, _, shown = out.partition("Ten recommendations for three users")
+    rows = dict(re.findall(r"^(\w[\w ()]*?) +(0\.\d{4}) ±", table, re.M))
+    assert set(rows) == {"mult_vae", "popularity", "ease (l2 500)", "oracle"}
+    # No model beats the distribution that generated the data.
+    assert max(rows, key=lambda name: float(rows[name])) == "oracle"
+    # The test users come after 400 training and 50 validation users.
+    assert all(str(user) in shown for user in (451, 452, 453))
+    assert len(set(re.findall(r"item-\d+", shown))) >= 10
+    assert len(re.findall(r"^ *10 ", shown, re.M)) == 3
+    path = pathlib.Path("demo/run/results.json")
+    before = json.loads(path.read_text())
+    again = run("demo", "--epochs=1", "--workdir=demo")
+    assert json.loads(path.read_text())["test"] == before["test"]
+    assert again.partition("Ten recommendations")[2] in out

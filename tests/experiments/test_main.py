@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -128,12 +129,9 @@ def test_the_baselines_metrics(trained, oracle_dir) -> None:
 
 
 def test_per_user_values_are_those_of_the_table(trained, oracle_dir) -> None:
-    data = open_dataset(oracle_dir)
+    data, made = open_dataset(oracle_dir), results(trained.workdir)
     frame = pl.read_parquet(trained.folder / "per_user.parquet")
     assert frame.equals(pl.read_parquet(trained.workdir / "per_user.parquet"))
-    names = ["model", "user", "fold_in", "held_out", "ndcg@100", "recall@5"]
-    assert frame.columns == names
-    made = results(trained.workdir)
     ease = frame.filter(pl.col("model") == "ease (l2 500)")["ndcg@100"].mean()
     assert ease == pytest.approx(made["ease"]["test"]["ndcg@100"]["mean"])
     assert frame["model"].n_unique() == 1 + len(BASELINES)
@@ -149,13 +147,10 @@ def test_per_user_values_are_those_of_the_table(trained, oracle_dir) -> None:
 
 def test_results(trained) -> None:
     made = results(trained.workdir)
-    assert {"train", "validation", "test", "oracle", *BASELINES} < set(made)
-    train = made["train"]
+    train, epochs = made["train"], records(trained.workdir, "train/loss")
     assert train["epochs"] == 3 and train["devices"] == 1
     assert train["precision"] == "fp32"
-    seconds = [
-        r["train/epoch_seconds"] for r in records(trained.workdir, "train/loss")
-    ]
+    seconds = [r["train/epoch_seconds"] for r in epochs]
     assert train["seconds"] == pytest.approx(sum(seconds))
     # The first of three epochs is the warm-up; each has 120 users.
     speed = 240 / sum(seconds[1:])
@@ -168,11 +163,8 @@ def test_metrics_of_every_epoch_and_validation(trained) -> None:
     epochs = records(trained.workdir, "train/loss")
     validations = records(trained.workdir, "validation/ndcg@100")
     assert [r["epoch"] for r in epochs] == [1, 2, 3]
-    assert [r["step"] for r in epochs] == [
-        3,
-        6,
-        9,
-    ]  # 120 users in batches of 50
+    # 120 users in batches of 50.
+    assert [r["step"] for r in epochs] == [3, 6, 9]
     assert [r["epoch"] for r in validations] == [1, 2, 3]
     # anneal = min(0.3, step / 2000) of configs/synthetic.py, at the last step.
     for r in epochs:
@@ -198,24 +190,21 @@ def test_identity_of_the_run(trained, oracle_dir) -> None:
     assert manifest == open_dataset(oracle_dir).manifest
     items = pl.read_parquet(trained.workdir / "items.parquet")
     assert items["item"].to_list() == list(open_dataset(oracle_dir).items.ids)
+    files = {path.name for path in trained.folder.iterdir()}
+    assert files == {"run", "log.json", "results", "per_user.parquet"}
+    assert not list(trained.folder.rglob("*.tmp*"))
 
 
-def test_the_report_is_self_contained(trained) -> None:
+def test_report_events_and_trace(trained) -> None:
     page = (trained.workdir / "report.html").read_text("utf-8")
-    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:|//)", page)
-    assert "<script" not in page
     for text in ("mult_vae on synthetic", *BASELINES, "oracle", "item-"):
         assert text in page
     for split in ("test", "validation"):
         mean = results(trained.workdir)[split]["ndcg@100"]["mean"]
         assert f"{mean:.4f}" in page
-
-
-def test_tensorboard_and_trace(trained) -> None:
     (events,) = (trained.workdir / "tensorboard").glob("events.out.tfevents.*")
-    content = events.read_bytes()
     for tag in (b"train/loss", b"validation/ndcg_100"):
-        assert tag in content
+        assert tag in events.read_bytes()
     (trace,) = (trained.workdir / "trace").rglob("perfetto_trace.json.gz")
     with gzip.open(trace, "rt") as stream:
         assert json.load(stream)["traceEvents"]
@@ -223,33 +212,24 @@ def test_tensorboard_and_trace(trained) -> None:
 
 def test_latency(trained) -> None:
     figures = results(trained.workdir)["inference"]
+    assert "batch_2_mean_latency" not in figures
     for size in (1, 3):
         mean = figures[f"batch_{size}_mean_latency"]
         throughput = figures[f"batch_{size}_mean_throughput"]
         assert throughput == pytest.approx(size / mean)
         out = trained.done.out
         assert f"batch_{size}_mean_latency: {mean:.6g} s\n" in out
-        assert (
-            f"batch_{size}_mean_throughput: {throughput:.6g} users/s\n" in out
-        )
         p = [figures[f"batch_{size}_p{q}_latency"] for q in (50, 90, 95, 99)]
         assert p[0] > 0 and p == sorted(p)
-    assert "batch_2_mean_latency" not in figures
-
-
-def test_no_other_files(trained) -> None:
-    files = {path.name for path in trained.folder.iterdir()}
-    assert files == {"run", "log.json", "results", "per_user.parquet"}
-    assert not list(trained.folder.rglob("*.tmp*"))
 
 
 # --- Files of the recipe ----------------------------------------------------
 
 
 def test_the_recipes_log(trained) -> None:
+    """tests/reporting/test_recipe_log.py checks the format."""
     lines = (trained.folder / "log.json").read_text().splitlines()
-    assert all(line.startswith("DLLL {") for line in lines)
-    entries = [json.loads(line[5:]) for line in lines]
+    entries = [json.loads(line.removeprefix("DLLL ")) for line in lines]
     units = {
         e["metric"]: e["metadata"]["unit"]
         for e in entries
@@ -258,21 +238,18 @@ def test_the_recipes_log(trained) -> None:
     first, *middle, final = [e for e in entries if e["type"] == "LOG"]
     assert first["step"] == "PARAMETER" and final["step"] == []
     assert first["data"]["epochs"] == 3 and first["data"]["train"] is True
-    speeds = {
-        e["step"][0]: e["data"]["train_throughput"]
-        for e in middle
-        if "train_throughput" in e["data"]
-    }
-    epochs = records(trained.workdir, "train/loss")
-    assert speeds == {r["epoch"]: r["train/users_per_second"] for r in epochs}
+    logged = [e["data"].get("train_throughput") for e in middle]
+    speeds = [
+        r["train/users_per_second"]
+        for r in records(trained.workdir, "train/loss")
+    ]
+    assert [speed for speed in logged if speed] == speeds
     # The mean leaves out the warm-up epoch.
     mean = final["data"]["mean_training_throughput"]
-    assert mean == pytest.approx((speeds[2] + speeds[3]) / 2)
+    assert mean == pytest.approx((speeds[1] + speeds[2]) / 2)
     test = results(trained.workdir)["test"]
     assert final["data"]["test_ndcg@100"] == test["ndcg@100"]["mean"]
-    assert units["train_throughput"] == units["batch_3_mean_throughput"]
-    assert units["train_throughput"] == "users/s"
-    assert units["train_epoch_time"] == units["batch_1_p99_latency"] == "s"
+    assert units["batch_3_mean_throughput"] == "users/s"
     for entry in (*middle, final):
         assert set(entry["data"]) <= set(units)
 
@@ -311,12 +288,9 @@ def main(command):
 
 def test_the_same_command_again(trained, workdir, main) -> None:
     before, epochs = results(workdir), records(workdir, "epoch")
-    again = ("--test", "--baselines=popularity,ease", f"--workdir={workdir}")
+    again = ("--test", f"--workdir={workdir}")
     assert "nothing left to train" in main(*trained.training, *again)
     after = results(workdir)
-    for name in ("popularity", "ease"):
-        assert after[name].pop("fit_seconds") > 0
-        del before[name]["fit_seconds"]
     same = ("validation", "test", "oracle", *BASELINES)
     assert {k: after[k] for k in same} == {k: before[k] for k in same}
     assert after["train"]["best_epoch"] == before["train"]["best_epoch"]
@@ -324,54 +298,45 @@ def test_the_same_command_again(trained, workdir, main) -> None:
 
 
 def test_a_test_uses_the_config_of_the_run(workdir, main) -> None:
+    """It keeps the baselines, and replaces one with another setting."""
     before, config = results(workdir), (workdir / "config.json").read_text()
-    rows = pl.read_parquet(workdir / "per_user.parquet")
-    out = main("--test", f"--workdir={workdir}")
-    for name in ("test", *BASELINES):
-        assert results(workdir)[name] == before[name]
-    assert all(name in out for name in BASELINES)
-    assert "ease (l2 500)" in (workdir / "report.html").read_text()
-    assert pl.read_parquet(workdir / "per_user.parquet").equals(rows)
+    out = main(
+        "--test", f"--workdir={workdir}", "--baselines=ease", "--ease_l2=5"
+    )
+    after = results(workdir)
+    assert after["ease"]["l2"] == 5
+    for name in {"test", *BASELINES} - {"ease"}:
+        assert after[name] == before[name]
+    assert all(name in out for name in (*BASELINES, "ease (l2 5)"))
+    assert "ease (l2 5)" in (workdir / "report.html").read_text()
+    models = pl.read_parquet(workdir / "per_user.parquet")["model"].unique()
+    assert "ease (l2 5)" in models and "ease (l2 500)" not in models
+    assert len(models) == 1 + len(BASELINES)
     assert (workdir / "config.json").read_text() == config
 
 
 def test_a_test_with_other_metrics_and_precision(
     workdir, main, monkeypatch
 ) -> None:
-    """The config of the run stays, and nothing of the old metrics does."""
+    """The config of the run stays; results in the old metrics go."""
     before, config = results(workdir), (workdir / "config.json").read_text()
-    policies = []
-    load = experiment.load
+    load, policies = experiment.load, []
 
     def spy(directory, *, policy, mesh):
         policies.append(policy)
         return load(directory, policy=policy, mesh=mesh)
 
     monkeypatch.setattr(experiment, "load", spy)
-    metrics = "('recall@5','ndcg@10','coverage@5')"
-    out = main(
-        *("--test", "--amp", f"--workdir={workdir}"),
-        f"--config.eval.metrics={metrics}",
-    )
+    metrics = "--config.eval.metrics=('recall@5','ndcg@10','coverage@5')"
+    out = main("--test", "--amp", f"--workdir={workdir}", metrics)
+    assert policies == ["amp"]
     after = results(workdir)
     assert {"recall@5", "ndcg@10", "coverage@5"} <= set(after["test"])
     old, new = (r["test"]["recall@5"]["mean"] for r in (before, after))
     assert new == pytest.approx(old, abs=0.05)
-    assert policies == ["amp"]
     assert (workdir / "config.json").read_text() == config
     assert not set(BASELINES) & set(after)
     assert re.search("removed .*popularity, itemknn, ials, ease", out)
-
-
-def test_a_baseline_is_replaced_by_one_with_other_settings(
-    workdir, main
-) -> None:
-    again = ("--test", f"--workdir={workdir}", "--baselines=ease")
-    assert "ease (l2 5)" in main(*again, "--ease_l2=5")
-    assert results(workdir)["ease"]["l2"] == 5
-    models = pl.read_parquet(workdir / "per_user.parquet")["model"].unique()
-    assert "ease (l2 5)" in models and "ease (l2 500)" not in models
-    assert len(models) == 1 + len(BASELINES)
 
 
 def test_training_on_drops_the_results_of_the_old_model(
@@ -403,13 +368,6 @@ def test_results_so_far_are_saved_when_a_baseline_is_interrupted(
     assert {"test", "popularity"} < set(results(workdir))
     models = pl.read_parquet(workdir / "per_user.parquet")["model"].unique()
     assert set(models) == {"mult_vae", "popularity"}
-
-
-def test_another_seed_is_another_run(trained, tmp_path, main) -> None:
-    main(*trained.training, "--seed=1", f"--workdir={tmp_path}")
-    assert "test" not in results(tmp_path)
-    pairs = zip(losses(trained.workdir), losses(tmp_path), strict=True)
-    assert all(a != b for a, b in pairs)
 
 
 def test_a_run_without_epochs(trained, tmp_path, main) -> None:
@@ -457,33 +415,35 @@ def test_a_flag_of_the_recipe_sets_its_key(config_of, name: str) -> None:
     assert made == config_lib.replace(base, {key: expected}) != base
 
 
-def test_defaults_of_the_recipe_and_flags_without_equals_sign(config_of):
-    base = config_lib.from_mapping(ml20m.get_config())
-    assert config_of() == base
-    made = config_of("--epochs", "3", "--amp")
-    changes = {"train.epochs": 3, "precision.policy": "amp"}
-    assert made == config_lib.replace(base, changes)
-
-
-def test_a_flag_overrides_the_config(config_of) -> None:
-    made = config_of(f"--config={ROOT}/configs/ml1m.py", "--epochs=3")
+def test_defaults_and_flags_beside_the_config(config_of) -> None:
+    assert config_of() == config_lib.from_mapping(ml20m.get_config())
+    made = config_of(f"--config={ROOT}/configs/ml1m.py", "--epochs", "3")
     assert (made.train.epochs, made.train.batch_size) == (3, 250)
 
 
-def test_help_shows_the_flags() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / "main.py"), "--help"],
+# --- The process ------------------------------------------------------------
+
+
+def python(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
+    script = str(ROOT / "experiments" / "main.py")
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        cwd=cwd,
         capture_output=True,
         text=True,
     )
-    shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.M))
-    wanted = {
-        *RECIPE,
-        *("config", "workdir", "train", "test", "inference_benchmark"),
-        *("inference_batch_sizes", "baselines", "ease_l2", "per_user"),
-        *("baselines_tuned", "itemknn_neighbours", "itemknn_shrinkage"),
-        *("ials_factors", "ials_l2", "ials_alpha", "ials_iterations"),
-        *("xla", "top_results", "trace", "log_path", "checkpoint_dir"),
-        *("results_dir", "coordinator_address"),
-    }
-    assert wanted <= shown
+
+
+def test_help_and_a_mistake(tmp_path) -> None:
+    shown = python("--help", cwd=tmp_path).stdout
+    wanted = (*RECIPE, "config", "workdir", "train", "test", "ease_l2", "xla")
+    for name in (*wanted, "top_results", "log_path", "coordinator_address"):
+        assert re.search(rf"^  --(\[no\])?{name}\b", shown, re.M), name
+    done = python("--train", "--config.model.latnet=3", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: --config.model.latnet: the config has no key 'latnet'; did "
+        "you mean latent?\n"
+    )
+    assert not list(tmp_path.iterdir())

@@ -8,9 +8,10 @@ import pathlib
 import re
 from typing import Any
 
+import jax
 import pytest
 
-from vaecf.reporting.report import write_report
+from vaecf.reporting.report import environment, write_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=https://evil.example/x>"
 SVG_URL = "data:image/svg+xml;base64,"
@@ -145,3 +146,9 @@ def test_a_run_without_results(
     arguments = {**empty, "title": "t", "records": [], "results": results}
     text = _written(tmp_path / "report.html", arguments)
     assert "No results yet." in Page(text).text
+
+
+def test_environment() -> None:
+    found = environment(jax.devices())
+    assert found["jax"] == jax.__version__
+    assert found["device"].startswith("8 x ")
