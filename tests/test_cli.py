@@ -165,11 +165,8 @@ def config(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_the_config_flag(run: Run, config: pathlib.Path) -> None:
     seen = []
-    run(
-        lambda argv: seen.append(flags.FLAGS["config"].value),
-        "--config.size=9",
-        config=config,
-    )
+    main = lambda argv: seen.append(flags.FLAGS["config"].value)  # noqa: E731
+    run(main, "--config.size=9", config=config)
     assert seen[0].to_dict() == {"size": 9, "part": {"rate": 0.5}}
     assert seen[0].is_locked
 

@@ -237,8 +237,8 @@ def test_which_keys_may_differ_on_resumption(key: str) -> None:
 def test_keys_on_one_side_only_differ() -> None:
     old, new = config_lib.Config().to_dict(), config_lib.Config().to_dict()
     del new["model"]["latent"], old["loss"]["gamma"]
-    differing = workdir_lib.differing_keys(old, new)
-    assert differing == ["loss.gamma", "model.latent"]
+    keys = workdir_lib.differing_keys(old, new)
+    assert keys == ["loss.gamma", "model.latent"]
 
 
 def test_replace() -> None:

@@ -62,27 +62,15 @@ def test_docstring_has_the_commands(name: str) -> None:
 def test_the_recipe() -> None:
     """Defaults of the arguments of NVIDIA's main.py, and its architecture."""
     has(
-        "ml20m",
-        seed=0,
-        model__name="mult_vae",
-        model__hidden=(600,),
-        model__latent=200,
-        model__activation="tanh",
-        model__dropout_rate=0.5,
-        train__batch_size=24_576,
-        train__epochs=400,
-        train__warm_up_epochs=5,
-        train__drop_remainder=True,
-        eval__batch_size=10_000,
-        eval__every_epochs=50,
-        loss__anneal_cap=0.1,
-        loss__total_anneal_steps=15_000,
-        loss__weight_decay=0,
-        optimizer__learning_rate=0.004,
-        optimizer__beta1=0.9,
-        optimizer__beta2=0.9,
-        optimizer__epsilon=1e-8,
-    )
+        "ml20m", seed=0, model__name="mult_vae", model__hidden=(600,),
+        model__latent=200, model__activation="tanh", model__dropout_rate=0.5,
+        train__batch_size=24_576, train__epochs=400, train__warm_up_epochs=5,
+        train__drop_remainder=True, eval__batch_size=10_000,
+        eval__every_epochs=50, loss__anneal_cap=0.1,
+        loss__total_anneal_steps=15_000, loss__weight_decay=0,
+        optimizer__learning_rate=0.004, optimizer__beta1=0.9,
+        optimizer__beta2=0.9, optimizer__epsilon=1e-8,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -92,38 +80,25 @@ def test_the_recipe() -> None:
 def test_recvae(data: str, gamma: float) -> None:
     """Defaults of the authors' run.py; 50 rounds of three epochs and one."""
     has(
-        f"{data}_recvae",
-        model__name="rec_vae",
-        model__hidden=(600,),
-        model__latent=200,
-        model__dropout_rate=0.5,
-        train__alternating_epochs=(3, 1),
-        train__epochs=200,
-        train__batch_size=500,
-        optimizer__learning_rate=5e-4,
-        loss__gamma=gamma,
-    )
+        f"{data}_recvae", model__name="rec_vae", model__hidden=(600,),
+        model__latent=200, model__dropout_rate=0.5,
+        train__alternating_epochs=(3, 1), train__epochs=200,
+        train__batch_size=500, optimizer__learning_rate=5e-4, loss__gamma=gamma,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["ml20m_paper", "netflix", "msd"])
 def test_the_paper(name: str) -> None:
     """Liang et al. (2018), section 4.5, and the notebook with it."""
     has(
-        name,
-        model__name="mult_vae",
-        model__hidden=(600,),
-        model__latent=200,
-        train__batch_size=500,
-        train__epochs=200,
-        train__drop_remainder=False,
-        loss__anneal_cap=0.2,
-        loss__total_anneal_steps=200_000,
-        optimizer__learning_rate=1e-3,
-        optimizer__beta1=0.9,
+        name, model__name="mult_vae", model__hidden=(600,), model__latent=200,
+        train__batch_size=500, train__epochs=200, train__drop_remainder=False,
+        loss__anneal_cap=0.2, loss__total_anneal_steps=200_000,
+        optimizer__learning_rate=1e-3, optimizer__beta1=0.9,
         optimizer__beta2=0.999,
         eval__metrics=("ndcg@100", "recall@20", "recall@50"),
         eval__best_metric="ndcg@100",
-    )
+    )  # fmt: skip
 
 
 def test_the_papers_dae() -> None:

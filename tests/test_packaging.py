@@ -35,7 +35,6 @@ REQUIRED = requirements(PROJECT["dependencies"])
 def test_types_and_version() -> None:
     assert (ROOT / "vaecf" / "py.typed").is_file()
     assert re.fullmatch(r"\d+\.\d+\.\d+", vaecf.__version__)
-    assert PROJECT["dynamic"] == ["version"]
 
 
 def test_python_and_jax() -> None:

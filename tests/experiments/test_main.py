@@ -64,10 +64,9 @@ def check(
     assert set(summary) == {"ndcg@100", "recall@5"}
     for name, metric, k in (("ndcg@100", ndcg, 100), ("recall@5", recall, 5)):
         values = [metric(r, w, k) for r, w in zip(ranked, wanted, strict=True)]
-        assert summary[name]["users"] == len(values) == 20
-        mean, stderr = np.mean(values), np.std(values, ddof=1) / math.sqrt(20)
-        assert summary[name]["mean"] == pytest.approx(mean, abs=1e-12)
-        assert summary[name]["stderr"] == pytest.approx(stderr, abs=1e-12)
+        cell = {"mean": np.mean(values), "users": 20}
+        cell["stderr"] = np.std(values, ddof=1) / math.sqrt(20)
+        assert summary[name] == pytest.approx(cell, abs=1e-12)
 
 
 def rank(score_UI: np.ndarray, data: Dataset, split: str) -> list[list[int]]:
@@ -162,30 +161,25 @@ def test_results(trained) -> None:
 def test_metrics_of_every_epoch_and_validation(trained) -> None:
     epochs = records(trained.workdir, "train/loss")
     validations = records(trained.workdir, "validation/ndcg@100")
-    assert [r["epoch"] for r in epochs] == [1, 2, 3]
-    # 120 users in batches of 50.
-    assert [r["step"] for r in epochs] == [3, 6, 9]
     assert [r["epoch"] for r in validations] == [1, 2, 3]
+    # 120 users in batches of 50.
+    assert [(r["epoch"], r["step"]) for r in epochs] == [(1, 3), (2, 6), (3, 9)]
     # anneal = min(0.3, step / 2000) of configs/synthetic.py, at the last step.
     for r in epochs:
         assert r["train/anneal"] == pytest.approx((r["step"] - 1) / 2000)
-        assert r["train/skipped_steps"] == 0
     # The best checkpoint is tested, not the last.
     best = max(validations, key=lambda r: r["validation/ndcg@100"])
     made = results(trained.workdir)
     assert made["train"]["best_epoch"] == best["epoch"]
-    assert made["validation"]["ndcg@100"]["mean"] == pytest.approx(
-        best["validation/ndcg@100"], abs=1e-12
-    )
+    mean = made["validation"]["ndcg@100"]["mean"]
+    assert mean == pytest.approx(best["validation/ndcg@100"], abs=1e-12)
 
 
 def test_identity_of_the_run(trained, oracle_dir) -> None:
     config = json.loads((trained.workdir / "config.json").read_text())
-    flat = config_lib.flatten(config)
-    assert flat["model.hidden"] == [12] and flat["model.latent"] == 6
-    assert flat["train.batch_size"] == 50 and flat["train.epochs"] == 3
-    assert flat["eval.every_epochs"] == 1
-    assert flat["data.dir"] == str(oracle_dir)
+    assert config["model"]["hidden"] == [12]
+    assert config["eval"]["every_epochs"] == 1
+    assert config["data"]["dir"] == str(oracle_dir)
     manifest = json.loads((trained.workdir / "dataset.json").read_text())
     assert manifest == open_dataset(oracle_dir).manifest
     items = pl.read_parquet(trained.workdir / "items.parquet")
@@ -211,16 +205,14 @@ def test_report_events_and_trace(trained) -> None:
 
 
 def test_latency(trained) -> None:
+    """tests/serving/test_latency.py checks the figures."""
     figures = results(trained.workdir)["inference"]
     assert "batch_2_mean_latency" not in figures
     for size in (1, 3):
         mean = figures[f"batch_{size}_mean_latency"]
-        throughput = figures[f"batch_{size}_mean_throughput"]
-        assert throughput == pytest.approx(size / mean)
-        out = trained.done.out
-        assert f"batch_{size}_mean_latency: {mean:.6g} s\n" in out
-        p = [figures[f"batch_{size}_p{q}_latency"] for q in (50, 90, 95, 99)]
-        assert p[0] > 0 and p == sorted(p)
+        assert mean > 0
+        line = f"batch_{size}_mean_latency: {mean:.6g} s\n"
+        assert line in trained.done.out
 
 
 # --- Files of the recipe ----------------------------------------------------
@@ -230,28 +222,19 @@ def test_the_recipes_log(trained) -> None:
     """tests/reporting/test_recipe_log.py checks the format."""
     lines = (trained.folder / "log.json").read_text().splitlines()
     entries = [json.loads(line.removeprefix("DLLL ")) for line in lines]
-    units = {
-        e["metric"]: e["metadata"]["unit"]
-        for e in entries
-        if e["type"] == "METADATA"
-    }
-    first, *middle, final = [e for e in entries if e["type"] == "LOG"]
-    assert first["step"] == "PARAMETER" and final["step"] == []
-    assert first["data"]["epochs"] == 3 and first["data"]["train"] is True
-    logged = [e["data"].get("train_throughput") for e in middle]
-    speeds = [
-        r["train/users_per_second"]
-        for r in records(trained.workdir, "train/loss")
-    ]
-    assert [speed for speed in logged if speed] == speeds
+    declared = [e for e in entries if e["type"] == "METADATA"]
+    units = {e["metric"]: e["metadata"]["unit"] for e in declared}
+    first, *epochs, final = [e["data"] for e in entries if e["type"] == "LOG"]
+    assert first["epochs"] == 3 and first["train"] is True
+    losses_in_log = [e["train_loss"] for e in epochs if "train_loss" in e]
+    assert losses_in_log == losses(trained.workdir)
     # The mean leaves out the warm-up epoch.
-    mean = final["data"]["mean_training_throughput"]
+    speeds = [e["train_throughput"] for e in epochs if "train_throughput" in e]
+    mean = final["mean_training_throughput"]
     assert mean == pytest.approx((speeds[1] + speeds[2]) / 2)
     test = results(trained.workdir)["test"]
-    assert final["data"]["test_ndcg@100"] == test["ndcg@100"]["mean"]
+    assert final["test_ndcg@100"] == test["ndcg@100"]["mean"]
     assert units["batch_3_mean_throughput"] == "users/s"
-    for entry in (*middle, final):
-        assert set(entry["data"]) <= set(units)
 
 
 def test_the_recipes_results(trained) -> None:
@@ -378,21 +361,20 @@ def test_a_run_without_epochs(trained, tmp_path, main) -> None:
 # --- Flags of the recipe ----------------------------------------------------
 
 RECIPE = {
-    "epochs": ("7", "train.epochs", 7),
-    "batch_size_train": ("64", "train.batch_size", 64),
-    "batch_size_validation": ("32", "eval.batch_size", 32),
-    "validation_step": ("3", "eval.every_epochs", 3),
-    "warm_up_epochs": ("2", "train.warm_up_epochs", 2),
-    "total_anneal_steps": ("100", "loss.total_anneal_steps", 100),
-    "anneal_cap": ("0.3", "loss.anneal_cap", 0.3),
-    "lam": ("0.01", "loss.weight_decay", 0.01),
-    "lr": ("0.001", "optimizer.learning_rate", 0.001),
-    "beta1": ("0.8", "optimizer.beta1", 0.8),
-    "beta2": ("0.95", "optimizer.beta2", 0.95),
-    "activation": ("relu", "model.activation", "relu"),
-    "seed": ("5", "seed", 5),
-    "data_dir": ("/data", "data.dir", "/data"),
-    "amp": ("true", "precision.policy", "amp"),
+    "epochs": ("train.epochs", 7),
+    "batch_size_train": ("train.batch_size", 64),
+    "batch_size_validation": ("eval.batch_size", 32),
+    "validation_step": ("eval.every_epochs", 3),
+    "warm_up_epochs": ("train.warm_up_epochs", 2),
+    "total_anneal_steps": ("loss.total_anneal_steps", 100),
+    "anneal_cap": ("loss.anneal_cap", 0.3),
+    "lam": ("loss.weight_decay", 0.01),
+    "lr": ("optimizer.learning_rate", 0.001),
+    "beta1": ("optimizer.beta1", 0.8),
+    "beta2": ("optimizer.beta2", 0.95),
+    "activation": ("model.activation", "relu"),
+    "seed": ("seed", 5),
+    "data_dir": ("data.dir", "/data"),
 }
 
 
@@ -409,16 +391,18 @@ def config_of(parsed):
 
 @pytest.mark.parametrize("name", RECIPE)
 def test_a_flag_of_the_recipe_sets_its_key(config_of, name: str) -> None:
-    text, key, expected = RECIPE[name]
+    key, value = RECIPE[name]
     base = config_lib.from_mapping(ml20m.get_config())
-    made = config_of(f"--{name}={text}")
-    assert made == config_lib.replace(base, {key: expected}) != base
+    made = config_of(f"--{name}={value}")
+    assert made == config_lib.replace(base, {key: value}) != base
 
 
 def test_defaults_and_flags_beside_the_config(config_of) -> None:
     assert config_of() == config_lib.from_mapping(ml20m.get_config())
-    made = config_of(f"--config={ROOT}/configs/ml1m.py", "--epochs", "3")
+    config = f"--config={ROOT}/configs/ml1m.py"
+    made = config_of(config, "--epochs", "3", "--amp")
     assert (made.train.epochs, made.train.batch_size) == (3, 250)
+    assert made.precision.policy == "amp"
 
 
 # --- The process ------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
@@ -15,17 +14,10 @@ from vaecf.data import synthetic
 from vaecf.data.dataset import Dataset, write_dataset
 
 
-def listing(folder: pathlib.Path) -> dict[str, str | None]:
-    """All paths in a folder, with digests of the files."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
-        if path.is_file()
-        else None
-        for path in folder.rglob("*")
-        if path.name != ".lock"
-    }
+def listing(folder: pathlib.Path) -> dict[str, bytes | None]:
+    """All paths in a folder, with the content of the files."""
+    paths = [p for p in folder.rglob("*") if p.name != ".lock"]
+    return {str(p): p.read_bytes() if p.is_file() else None for p in paths}
 
 
 def generated(seed: int = 0, n_held_out_users: int = 20) -> Dataset:
@@ -87,14 +79,8 @@ def training(tiny, data_dir) -> tuple[str, ...]:
         ("--train --batch_size_train=0", ["config.train.batch_size=0 must"]),
         ("--train --activation=gelu",
          ["config.model.activation='gelu' must be one of", "tanh, relu"]),
-        ("--train --lr=nan", ["config.optimizer.learning_rate=nan"]),
         ("--train --config.optimizer.name=adan",
          ["--config.optimizer.name='adan'", "did you mean adam?"]),
-        ("--train --config.precision.policy=tf32",
-         ["--config.precision.policy='tf32'", "needs an NVIDIA GPU"]),
-        ("--train --config.mesh.data=64", ["config.mesh.data=64", "8 devices"]),
-        ("--train --config.eval.metrics=('ngcd@10',)", ["'ngcd@10' is not"]),
-        ("--train --config.eval.best_metric=ngcd@10", ["'ngcd@10' is not"]),
         ("--train --top_results=0", ["--top_results=0"]),
         ("--inference_benchmark --inference_batch_sizes=1,x",
          ["--inference_batch_sizes=1,x"]),
@@ -108,7 +94,6 @@ def training(tiny, data_dir) -> tuple[str, ...]:
         ("--test --inference_batch_sizes=2", ["without --inference_benchmark"]),
         ("--test --baselines_tuned", ["--baselines_tuned", "--baselines"]),
         ("--test --ease_l2=5", ["--ease_l2", "without --baselines=ease"]),
-        ("--test --ease_l2=5 --baselines=ials", ["without --baselines=ease"]),
         ("--test", ["workdir w holds no trained model"]),
         ("--inference_benchmark", ["workdir w holds no trained model"]),
         ("--train", ["no dataset in data/ml-20m", "prepare_dataset.py"]),

@@ -35,15 +35,15 @@ SMALL = {
     "eval.metrics": ("ndcg@100", "recall@5"),
     "mesh.data": 1,
 }
-REC_VAE = {
-    "model.name": "rec_vae",
-    "loss.gamma": 0.005,
-    "train.alternating_epochs": (2, 1),
-}
 MODELS: dict[str, dict[str, Any]] = {
     "mult_vae": {},
-    "rec_vae": REC_VAE,
-    "blend": {**REC_VAE, "linear.l2": 20.0, "model.init": "spectral"},
+    "rec_vae+linear": {
+        "model.name": "rec_vae",
+        "model.init": "spectral",
+        "loss.gamma": 0.005,
+        "train.alternating_epochs": (2, 1),
+        "linear.l2": 20.0,
+    },
 }
 
 
