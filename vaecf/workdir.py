@@ -56,7 +56,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       VaecfError: the file cannot be written.
     """
     target = pathlib.Path(path)
-    temporary = target.with_name(f".{target.name}.tmp-{_unique()}")
+    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(8)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -90,7 +90,7 @@ def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
       VaecfError: the disk or the permissions do not allow it.
     """
     target = pathlib.Path(os.path.realpath(directory))
-    mark = _unique()
+    mark = secrets.token_hex(8)
     fresh = target.parent / f".{target.name}.tmp-{mark}"
     old = target.parent / f".{target.name}.old-{mark}"
     try:
@@ -117,8 +117,7 @@ def make_folder(folder: pathlib.Path, setting: str) -> None:
     """Creates a directory for output.
 
     Raises:
-      VaecfError: files cannot be written there; names the `setting`, such as
-        'results_dir=...'.
+      VaecfError: it cannot be written; names `setting`, as 'results_dir=...'.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,10 +149,6 @@ def read_json(path: pathlib.Path) -> Any:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VaecfError(f"{path}: not JSON ({error})") from None
-
-
-def _unique() -> str:
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _sync(path: pathlib.Path) -> None:
@@ -197,8 +192,7 @@ def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
                 f"workdir {workdir} is in use by process {holder}: wait for "
                 "that process, or choose another workdir"
             ) from None
-        lock.seek(0)
-        lock.truncate()
+        lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         yield
@@ -207,9 +201,7 @@ def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
 def require_no_other(workdir: pathlib.Path, kind: str) -> None:
     """Raises VaecfError if the directory holds another kind of content.
 
-    Args:
-      workdir: the directory.
-      kind: the content it should hold: 'run', 'population' or 'sweep'.
+    Kinds are 'run', 'population' and 'sweep'.
     """
     if (workdir / _KINDS[kind][1]).exists():
         return
@@ -222,21 +214,14 @@ def require_no_other(workdir: pathlib.Path, kind: str) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> Config:
-    """Returns the settings of the run in `workdir`.
-
-    Raises:
-      VaecfError: config.json is missing, damaged, or lacks a key.
-    """
+    """Returns the settings of the run in `workdir`; raises VaecfError."""
     return config_lib.from_mapping(read_json(workdir / CONFIG))
 
 
 def write_identity(
     workdir: pathlib.Path, manifest: Mapping[str, Any], items: Any
 ) -> None:
-    """Writes a dataset's manifest and item ids, an `IdTable`.
-
-    A trained model can then be used without the dataset.
-    """
+    """Writes what a model needs of its dataset; `items` is an `IdTable`."""
     with atomic_file(workdir / ITEMS) as temporary:
         items.write(temporary, "item")
     write_json(workdir / DATASET, dict(manifest))
@@ -300,12 +285,7 @@ def _check_same(
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns the keys whose change forbids resuming a run.
-
-    Args:
-      old: nested dict of the run, as in its config.json.
-      new: nested dict of this call.
-    """
+    """Returns the keys of nested configs whose change forbids resuming."""
     settings = config_lib.settings()
     return [
         key
