@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
     from vaecf.evaluation.evaluator import mean_and_stderr
 
     paths = [pathlib.Path(run) for run in argv[1:]]
+    if not paths:
+        raise VaecfError("give the workdirs of finished blends")
     _require_same_settings(paths)
     values: dict[str, list[np.ndarray]] = {}
     for path in paths:
@@ -54,14 +56,13 @@ def main(argv: Sequence[str]) -> None:
     rows, cells = [], []
     for name, per_seed in values.items():
         seeds = [float(np.nanmean(value_U)) for value_U in per_seed]
-        row = {"variant": name, "seeds": seeds, "against": None}
+        row = {"variant": name, "seeds": seeds}
         row |= mean_and_stderr(np.array(seeds))
         cells.append([name, _cell(row["mean"], row["stderr"]), "", ""])
-        if name in against:
-            other = against[name]
+        if other := against.get(name):
             row["against"] = other._asdict()
-            cells[-1][2] = _cell(other.difference, other.stderr, "+")
-            cells[-1][3] = f"{other.p_holm:.1e}"
+            difference = _cell(other.difference, other.stderr, "+")
+            cells[-1][2:] = difference, f"{other.p_holm:.1e}"
         rows.append(row)
     metric = workdir.read_config(paths[0]).eval.best_metric
     titles = ("", metric, f"against {WHOLE}", "p (Holm)")
@@ -75,19 +76,15 @@ def _cell(value: float, stderr: float | None, sign: str = "") -> str:
 
 
 def _require_same_settings(paths: Sequence[pathlib.Path]) -> None:
-    if not paths:
-        raise VaecfError("give the workdirs of finished blends")
     runs = [
         config_lib.flatten(workdir.read_config(path).to_dict())
         | {"the dataset": workdir.read_json(path / workdir.DATASET)}
+        | {"seed": 0, "data.dir": ""}
         for path in paths
     ]
-    for key in runs[0].keys() - {"seed", "data.dir"}:
+    for key in runs[0]:
         if any(run[key] != runs[0][key] for run in runs):
-            raise VaecfError(
-                f"the runs differ in {key}: give runs that differ only in "
-                "their seed"
-            )
+            raise VaecfError(f"the runs differ in {key}, not only in the seed")
 
 
 def _variants(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -126,25 +123,22 @@ def _variants(path: pathlib.Path) -> dict[str, np.ndarray]:
     def tuned(branch: Any, **grids: Any) -> np.ndarray:
         params = ModelParams(model.params, branch)
         chosen = blend_tuning.search(validation, ranker, params, **grids)
-        branch = linear_branch.with_weights(
-            branch, gain=chosen["gain"], prior=chosen["prior"]
-        )
+        weights = {name: chosen[name] for name in ("gain", "prior")}
+        branch = linear_branch.with_weights(branch, **weights)
         return measured(ranker, ModelParams(model.params, branch))
 
-    ease = blend.fit(
-        dataset.train, l2=FLAGS.ease_l2, dropout=0.0, user_exponent=0.0
-    )
-    name = model.config.model.name
-    of_ease = linear_branch.with_weights(ease, gain=blend.GAIN, prior=0.0)
+    l2 = FLAGS.ease_l2
+    ease = blend.fit(dataset.train, l2=l2, dropout=0.0, user_exponent=0.0)
+    ease = linear_branch.with_weights(ease, gain=blend.GAIN, prior=0.0)
     item_item = {"item_item": ease["item_item"]}
+    branch_scorer = scorers.linear_branch(n_items)
+    name = model.config.model.name
     return {
         f"{name} alone": measured(ranker, ModelParams(model.params)),
         "EASE alone": alone(baselines.scorer("ease", n_items), item_item),
-        "linear branch alone": alone(
-            scorers.linear_branch(n_items), model.branch
-        ),
-        f"{name} and EASE": tuned(of_ease, priors=(0.0,)),
-        f"{name} and EASE, prior divided out": tuned(of_ease),
+        "linear branch alone": alone(branch_scorer, model.branch),
+        f"{name} and EASE": tuned(ease, priors=(0.0,)),
+        f"{name} and EASE, prior divided out": tuned(ease),
         f"{name} and linear branch": tuned(model.branch, priors=(0.0,)),
         WHOLE: tuned(model.branch),
     }

@@ -25,24 +25,16 @@ def define_json() -> None:
 
 
 def define_flags(
-    *, batch_size: int, seconds: float = 30.0, repeats: int = 5
+    batch_size: int, seconds: float = 30.0, repeats: int = 5
 ) -> None:
     """Defines the flags of every benchmark of a model."""
     define_json()
     flags.DEFINE_string("precision", "fp32", "config.precision.policy.")
-    flags.DEFINE_integer(
-        "batch_size", batch_size, "Users per batch.", lower_bound=1
-    )
-    flags.DEFINE_float(
-        "seconds", seconds, "Time for each thing measured.", lower_bound=0.0
-    )
-    flags.DEFINE_integer(
-        "repeats", repeats, "Turns that this time is split into.", lower_bound=1
-    )
+    flags.DEFINE_integer("batch_size", batch_size, "Users per batch.", 1)
+    flags.DEFINE_float("seconds", seconds, "Time for each thing measured.", 0.0)
+    flags.DEFINE_integer("repeats", repeats, "Turns to split the time into.", 1)
     flags.DEFINE_integer("seed", 0, "Seed of the data and of the model.")
-    flags.DEFINE_multi_string(
-        "set", [], "Another setting, such as --set=model.input=gather."
-    )
+    flags.DEFINE_multi_string("set", [], "Settings: --set=model.input=gather.")
 
 
 def config_from_flags(**defaults: Any) -> Config:
@@ -83,9 +75,11 @@ def describe(config: Config, mesh: Any) -> dict[str, Any]:
 
     from vaecf.training import precision
 
+    own = ("users", "items", "k", "items_per_user", "history", "repeats")
     host, devices = machine.processor(), jax.devices()
     kind = devices[0].device_kind if devices[0].platform != "cpu" else host
     return {
+        **{name: FLAGS[name].value for name in own if name in FLAGS},
         "config": config.to_dict(),
         # The policy that 'amp' stands for on this device.
         "precision": precision.policy(config.precision.policy).name,
@@ -166,20 +160,7 @@ def write_json(result: Mapping[str, Any]) -> None:
         workdir.write_json(pathlib.Path(FLAGS.json), result)
 
 
-def main_of(
-    name: str, benchmark: Callable[[], dict[str, Any]]
-) -> Callable[[Sequence[str]], None]:
-    """Returns the main function of a script: measure, print a table, write.
-
-    Args:
-      name: of the table, a key of `tables.COLUMNS`.
-      benchmark: returns what the JSON holds.
-    """
-
-    def main(argv: Sequence[str]) -> None:
-        del argv
-        result = benchmark()
-        cli.log(f"\n{result['device']}\n\n{tables.table(name, [result])}")
-        write_json(result)
-
-    return main
+def report(benchmark: str, result: dict[str, Any]) -> None:
+    """Prints the table of a benchmark of `tables.COLUMNS` and writes JSON."""
+    cli.log(f"\n{result['device']}\n\n{tables.table(benchmark, [result])}")
+    write_json(result)

@@ -30,7 +30,7 @@ flags.DEFINE_integer("users", 10_000, "Held-out users.", lower_bound=1)
 flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=20)
 
 
-def benchmark() -> dict[str, Any]:
+def main(argv: list[str]) -> None:
     """Generates the users, compiles, and measures in turns."""
     from experiments.benchmark import workloads
     from vaecf.data import synthetic
@@ -53,40 +53,43 @@ def benchmark() -> dict[str, Any]:
     ranker, params = model.ranker(evaluator.depth), model.scorer_params
     fold_in = evaluator.fold_in
 
-    def rank() -> Any:
-        return ranker(
-            params, fold_in.indptr, fold_in.indices, batch_size=batch_size
+    def users_per_second(
+        call: Callable[..., Any], *args: Any, **options: Any
+    ) -> Callable[[float], float]:
+        return lambda seconds: (
+            FLAGS.users
+            / statistics.mean(
+                common.timings(lambda: call(*args, **options), seconds)
+            )
         )
 
     began = time.perf_counter()
-    evaluator(ranker, params)
+    lists = evaluator(ranker, params).lists
     first = time.perf_counter() - began
-    lists = rank()
+    histories = (fold_in.indptr, fold_in.indices)
     rates = common.in_turns(
         {
             "ceiling": workloads.decoder_product(
                 config, model.mesh, batch_size, FLAGS.items
             ),
-            "evaluation": _users_per_second(lambda: evaluator(ranker, params)),
-            "ranking": _users_per_second(rank),
-            "metrics": _users_per_second(
-                lambda: evaluator.evaluate_lists(lists)
+            "evaluation": users_per_second(evaluator, ranker, params),
+            "ranking": users_per_second(
+                ranker, params, *histories, batch_size=batch_size
             ),
+            "metrics": users_per_second(evaluator.evaluate_lists, lists),
         }
     )
+    median = {name: statistics.median(turns) for name, turns in rates.items()}
     flop = 2 * config.model.hidden[0] * FLAGS.items
-    users_per_second = statistics.median(rates["evaluation"])
-    fraction = common.ratio(rates["evaluation"], rates["ceiling"])
-    return {
-        "users_per_second": users_per_second,
-        "seconds": FLAGS.users / users_per_second,
-        "ranking_seconds": FLAGS.users / statistics.median(rates["ranking"]),
-        "metrics_seconds": FLAGS.users / statistics.median(rates["metrics"]),
-        "ceiling_gflops": statistics.median(rates["ceiling"]),
-        "fraction_of_ceiling": 1e-9 * flop * fraction,
+    ratio = common.ratio(rates["evaluation"], rates["ceiling"])
+    result = {
+        "users_per_second": median["evaluation"],
+        "seconds": FLAGS.users / median["evaluation"],
+        "ranking_seconds": FLAGS.users / median["ranking"],
+        "metrics_seconds": FLAGS.users / median["metrics"],
+        "ceiling_gflops": median["ceiling"],
+        "fraction_of_ceiling": 1e-9 * flop * ratio,
         "first_seconds": first,
-        "users": FLAGS.users,
-        "items": FLAGS.items,
         "batch_size": batch_size,
         "k": evaluator.depth,
         "flop_per_user": flop,
@@ -95,15 +98,8 @@ def benchmark() -> dict[str, Any]:
         **common.describe(config, model.mesh),
         "rates": rates,
     }
+    common.report("evaluation", result)
 
-
-def _users_per_second(call: Callable[[], Any]) -> Callable[[float], float]:
-    return lambda seconds: (
-        FLAGS.users / statistics.mean(common.timings(call, seconds))
-    )
-
-
-main = common.main_of("evaluation", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -11,7 +11,6 @@ fails, its error is recorded and the next one starts.
 from __future__ import annotations
 
 import importlib.util
-import json
 import pathlib
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from absl import flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from experiments.benchmark import common, machine
-from vaecf import cli
+from vaecf import cli, workdir
 from vaecf.errors import VaecfError
 
 FLAGS = flags.FLAGS
@@ -53,12 +52,7 @@ RUNS: tuple[tuple[str, ...], ...] = (
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Runs one benchmark in a process of its own.
-
-    Returns:
-      {'arguments', 'result'}; if the benchmark fails, 'error' instead of
-      'result'.
-    """
+    """Runs one benchmark; returns {'arguments', 'result' or 'error'}."""
     name, *flags_ = arguments
     record: dict[str, Any] = {"arguments": list(arguments)}
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +62,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             machine.run_script(script, *flags_, f"--json={path}", echo=True)
         except VaecfError as error:
             return {**record, "error": str(error)}
-        return {**record, "result": json.loads(path.read_text())}
+        return {**record, "result": workdir.read_json(path)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,10 +75,9 @@ def main(argv: Sequence[str]) -> int:
             arguments = (*arguments, "--peers=torch_compile_bf16")
         cli.log(f"\n--- {' '.join(arguments)}")
         if time.monotonic() - began < FLAGS.limit:
-            record = run(arguments)
+            records.append(run(arguments))
         else:
-            record = {"arguments": list(arguments), "error": "no time left"}
-        records.append(record)
+            records.append({"arguments": arguments, "error": "no time left"})
         # After every benchmark, in case the machine is lost.
         common.write_json({"runs": records})
     failed = [record for record in records if "error" in record]

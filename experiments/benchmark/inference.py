@@ -13,7 +13,6 @@ from __future__ import annotations
 import pathlib
 import statistics
 import sys
-from typing import Any
 
 from absl import flags
 
@@ -35,7 +34,7 @@ flags.DEFINE_integer("k", 100, "List length.", lower_bound=1)
 flags.DEFINE_integer("items_per_user", 10, "Items of a history.", lower_bound=1)
 
 
-def benchmark() -> dict[str, Any]:
+def main(argv: list[str]) -> None:
     """Compiles and measures."""
     import jax
     import jax.numpy as jnp
@@ -50,7 +49,7 @@ def benchmark() -> dict[str, Any]:
     weights = jnp.ones(n_bytes // 4, jnp.float32)
     read = jax.jit(jnp.sum).lower(weights).compile()
     reads: list[float] = []
-    batches: dict[str, Any] = {}
+    batches = {}
     for size in map(int, FLAGS.batch_sizes):
         reads += common.timings(lambda: read(weights), 0.2)
         measured = latency.measure(
@@ -66,19 +65,14 @@ def benchmark() -> dict[str, Any]:
         }
     floor = statistics.mean(reads)
     cli.log(f"reading the output weights once takes {1e3 * floor:.3f} ms")
-    return {
+    result = {
         "batches": batches,
-        "items": FLAGS.items,
-        "k": FLAGS.k,
-        "items_per_user": FLAGS.items_per_user,
-        "repeats": FLAGS.repeats,
         "read_gb_per_second": n_bytes / floor / 1e9,
         "floor_seconds": floor,
         **common.describe(config, model.mesh),
     }
+    common.report("inference", result)
 
-
-main = common.main_of("inference", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

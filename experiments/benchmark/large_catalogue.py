@@ -35,7 +35,7 @@ flags.DEFINE_integer("steps", 4, "Training steps.", lower_bound=1)
 flags.DEFINE_integer("history", 40, "Interactions per user.", lower_bound=1)
 
 
-def benchmark() -> dict[str, Any]:
+def main(argv: list[str]) -> None:
     """Takes the steps, and returns what the JSON holds."""
     import jax
 
@@ -53,7 +53,6 @@ def benchmark() -> dict[str, Any]:
         }
     )
     train = _interactions(config.train.batch_size)
-    before = machine.peak_rss_bytes()
     trainer = workloads.Trainer(config, train)
     jax.block_until_ready(trainer.state)
     initialised = machine.peak_rss_bytes()
@@ -63,24 +62,22 @@ def benchmark() -> dict[str, Any]:
         losses.append(float(totals.nll[0] / totals.users[0]) / FLAGS.history)
         seconds.append(took)
         cli.log(f"step {step + 1}: loss {losses[-1]:.4f}, {took:.1f} s")
-    return {
-        "items": FLAGS.items,
+    result = {
         "hidden": config.model.hidden[0],
         "latent": config.model.latent,
         "batch_size": config.train.batch_size,
-        "history": FLAGS.history,
         "losses": losses,
         "log_items": math.log(FLAGS.items),
         "step_seconds": seconds,
         "compile_seconds": trainer.pipeline.compile_seconds,
         "state_bytes": sum(x.nbytes for x in jax.tree.leaves(trainer.state)),
         "program_bytes_per_device": trainer.pipeline.program_bytes(),
-        "peak_rss_bytes_before": before,
         "peak_rss_bytes_initialised": initialised,
         **common.describe(config, trainer.setup.mesh),
         # Last, because it raises the peak memory.
         "assembled_users_per_second": _assembled(),
     }
+    common.report("large", result)
 
 
 def _interactions(n_users: int) -> Any:
@@ -118,8 +115,6 @@ def _assembled() -> float:
     cli.log(f"the streamed pipeline's thread assembles {rate:,.0f} users/s")
     return rate
 
-
-main = common.main_of("large", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -22,18 +22,23 @@ from vaecf.errors import VaecfError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-_PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "numpy", "scipy"),
-    *("pandas", "polars"),
-)
+_PACKAGES = [
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "scipy",
+    "pandas",
+    "polars",
+]
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
 def peak_rss_bytes() -> int:
     """Returns the largest resident memory of this process so far.
 
-    Prefers Linux's VmHWM: the `ru_maxrss` of a child process starts with the
-    memory of its parent at the time of the fork.
+    On Linux `ru_maxrss` starts with the parent's memory at the fork.
     """
     status = pathlib.Path("/proc/self/status")
     if status.exists():
@@ -79,8 +84,8 @@ def run_script(
       environment: additional environment variables.
 
     Returns:
-      {'seconds', 'peak_rss_bytes'}. The peak includes the memory that this
-      process has at the fork, so that it should not be large.
+      {'seconds', 'peak_rss_bytes'}; the peak is at least the memory that this
+      process has at the fork.
 
     Raises:
       VaecfError: the script failed; with the last line of its output.

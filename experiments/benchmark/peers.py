@@ -32,6 +32,9 @@ class Peer:
       config: settings of the model.
       train: Interactions of the training users.
 
+    Attributes:
+      figures: {'version', 'loss', 'peak_rss_bytes', ...} of the process.
+
     Raises:
       VaecfError: the process fails; its error goes to our stderr.
     """
@@ -41,38 +44,25 @@ class Peer:
     ) -> None:
         self._name = name
         script = pathlib.Path(__file__).with_name("torch_mult_vae.py")
-        settings = json.dumps(config.to_dict())
         with tempfile.TemporaryDirectory() as folder:
             matrix = f"{folder}/train.npz"
+            settings = json.dumps(config.to_dict())
             scipy.sparse.save_npz(matrix, train.to_scipy(), compressed=False)
-            try:
-                self._process = subprocess.Popen(
-                    [python, str(script), name, matrix, settings],
-                    bufsize=0,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    env={**os.environ, "PYTHONPATH": str(machine.ROOT)},
-                )
-            except OSError as error:
-                raise VaecfError(
-                    f"--peer_python={python} cannot be run: {error.strerror}"
-                ) from None
-            self._figures = self._answer()
+            self._process = subprocess.Popen(
+                [python, str(script), name, matrix, settings],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(machine.ROOT)},
+            )
+            self.figures = self._answer()
 
     def measure(self, seconds: float) -> float:
-        """Trains for about `seconds`, at least one step; returns users/s.
-
-        Raises:
-          VaecfError: the process died.
-        """
+        """Trains for about `seconds`, at least one step; returns users/s."""
         with contextlib.suppress(BrokenPipeError):  # `_answer` says why
             self._process.stdin.write(f"{seconds}\n".encode())
-        self._figures = self._answer()
-        return self._figures["users_per_second"]
-
-    def figures(self) -> dict[str, Any]:
-        """Returns {'version', 'loss', 'peak_rss_bytes', ...} of the process."""
-        return self._figures
+        self.figures = self._answer()
+        return self.figures["users_per_second"]
 
     def _answer(self) -> dict[str, Any]:
         if line := self._process.stdout.readline():

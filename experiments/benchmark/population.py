@@ -32,17 +32,14 @@ flags.DEFINE_integer("epochs", 50, "Epochs per member.", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "Turns; medians count.", lower_bound=1)
 
 
-def benchmark() -> dict[str, Any]:
+def main(argv: list[str]) -> None:
     """Generates the data and trains in turns."""
     from vaecf.data import dataset, synthetic
 
     made = synthetic.make(
         "synthetic", n_train_users=743, n_held_out_users=100, n_items=1300
     )
-    turns: dict[str, list[dict[str, float]]] = {
-        "processes": [],
-        "population": [],
-    }
+    turns: dict[str, list[Any]] = {"processes": [], "population": []}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         dataset.write_dataset(folder / "data", made)
@@ -51,12 +48,13 @@ def benchmark() -> dict[str, Any]:
                 workdir = folder / f"{way}-{turn}"
                 measured.append(_measure(way, folder / "data", workdir))
                 cli.log(f"{way}: {measured[-1]['seconds']:.1f} s")
-    return {
+    result = {
         "members": len(RATES) * len(SEEDS),
         "ways": {way: common.medians(turns[way]) for way in turns},
         "device": machine.processor(),
         "versions": machine.versions(),
     }
+    common.report("population", result)
 
 
 def _measure(
@@ -64,20 +62,19 @@ def _measure(
 ) -> dict[str, float]:
     """Returns the seconds of everything, of the steps and of compiling them."""
     if way == "population":
-        commands = [
-            (
-                "population.py",
-                f"--members=optimizer.learning_rate={','.join(RATES)}",
-                f"--members=seed={','.join(SEEDS)}",
-                f"--workdir={folder}",
-            )
+        runs = [
+            "population.py",
+            f"--members=optimizer.learning_rate={','.join(RATES)}",
+            f"--members=seed={','.join(SEEDS)}",
+            f"--workdir={folder}",
         ]
+        commands = [runs]
     else:
         commands = [
-            (
+            [
                 *("main.py", "--train", f"--lr={rate}", f"--seed={seed}"),
                 f"--workdir={folder / f'{rate}-{seed}'}",
-            )
+            ]
             for rate, seed in itertools.product(RATES, SEEDS)
         ]
     seconds = sum(
@@ -108,8 +105,6 @@ def _measure(
         "other_seconds": seconds - steps - compilation,
     }
 
-
-main = common.main_of("population", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

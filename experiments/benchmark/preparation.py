@@ -13,7 +13,6 @@ from __future__ import annotations
 import pathlib
 import sys
 import tempfile
-from typing import Any
 
 from absl import flags
 
@@ -32,17 +31,21 @@ flags.DEFINE_integer("repeats", 1, "Turns; medians count.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of the rows and of the splits.")
 flags.DEFINE_string("dir", None, "Folder for temporary files.")
 
+_SETTINGS = (
+    *(
+        "--user_column=userId",
+        "--item_column=movieId",
+        "--rating_column=rating",
+    ),
+    *("--min_rating=4", "--protocol=recipe"),
+)
 # As in the recipe: 10,000 held-out users for the rows of MovieLens 20M.
 _HELD_OUT_PER_ROW = 10_000 / 20_000_263
 
 
-def benchmark() -> dict[str, Any]:
-    """Generates the rows, runs both ways in turns, and compares the results.
-
-    Raises:
-      VaecfError: a process failed, or the results differ.
-    """
-    held_out = max(int(FLAGS.rows * _HELD_OUT_PER_ROW), 1)
+def main(argv: list[str]) -> None:
+    """Generates the rows, runs both ways in turns, and compares the results."""
+    held_out = str(max(int(FLAGS.rows * _HELD_OUT_PER_ROW), 1))
     pandas, seed = "benchmark/preparation_pandas.py", str(FLAGS.seed)
     turns: dict[str, list[dict[str, float]]] = {"vaecf": [], "pandas": []}
     with tempfile.TemporaryDirectory(dir=FLAGS.dir) as folder:
@@ -54,20 +57,13 @@ def benchmark() -> dict[str, Any]:
             commands = {
                 "vaecf": (
                     "prepare_dataset.py",
+                    *_SETTINGS,
                     f"--ratings={ratings}",
-                    "--user_column=userId",
-                    "--item_column=movieId",
-                    "--rating_column=rating",
-                    "--min_rating=4",
-                    "--protocol=recipe",
                     f"--held_out_users={held_out}",
                     f"--seed={seed}",
                     f"--output={ours}",
                 ),
-                "pandas": (
-                    *(pandas, "prepare", ratings, theirs),
-                    *(str(held_out), seed),
-                ),
+                "pandas": (pandas, "prepare", ratings, theirs, held_out, seed),
             }
             for name, command in commands.items():
                 turns[name].append(machine.run_script(*command))
@@ -75,14 +71,15 @@ def benchmark() -> dict[str, Any]:
         if not same(ours, theirs):
             raise VaecfError("vaecf and pandas prepared different matrices")
     medians = {name: common.medians(turns[name]) for name in turns}
-    return {
+    result = {
         **medians,
         "ratio": medians["pandas"]["seconds"] / medians["vaecf"]["seconds"],
         "rows": FLAGS.rows,
-        "held_out_users": held_out,
+        "held_out_users": int(held_out),
         "device": machine.processor(),
         "versions": machine.versions(),
     }
+    common.report("preparation", result)
 
 
 def same(ours: str, theirs: str) -> bool:
@@ -93,8 +90,6 @@ def same(ours: str, theirs: str) -> bool:
     # Digests of all arrays and id tables.
     return (a["arrays"], a["ids"]) == (b["arrays"], b["ids"])
 
-
-main = common.main_of("preparation", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

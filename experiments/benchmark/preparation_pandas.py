@@ -18,28 +18,23 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-MIN_RATING = 4
-MIN_ITEMS_PER_USER = 5
-TEST_PROPORTION = 0.2
-
-# Of MovieLens 20M (its README): 20,000,263 ratings of 26,744 movies by
-# 138,493 users with at least 20 ratings each, ordered by user and movie.
-RATINGS_PER_USER = 20_000_263 / 138_493
-ITEMS = 26_744
-LEAST = 20
-# Shares of 0.5, 1.0 ... 5.0 stars, rounded: half of the ratings are 4 or more.
+# Shares of 0.5, 1.0 ... 5.0 stars in MovieLens 20M, rounded.
 STARS = (0.012, 0.034, 0.014, 0.072, 0.044, 0.214, 0.110, 0.278, 0.077, 0.145)
 
 
 def generate(path: str, rows: str, seed: str) -> None:
-    """Writes ``userId,movieId,rating,timestamp`` without repeated pairs."""
+    """Writes ``userId,movieId,rating,timestamp`` without repeated pairs.
+
+    The sizes are those of MovieLens 20M: 20,000,263 ratings of 26,744 movies by
+    138,493 users with at least 20 ratings each, ordered by user and movie.
+    """
     import polars as pl
 
     n_rows, rng = int(rows), np.random.Generator(np.random.PCG64(int(seed)))
-    n_users = max(round(n_rows / RATINGS_PER_USER), 1)
-    n_items = min(ITEMS, max(n_rows // 20, 100))
-    # A log-normal tail above the least; median near 68 as in the original.
-    counts = LEAST + rng.lognormal(3.85, 1.25, n_users)
+    n_users = max(round(n_rows / 20_000_263 * 138_493), 1)
+    n_items = min(26_744, max(n_rows // 20, 100))
+    # A log-normal tail; the median is near 68 as in the original.
+    counts = 20 + rng.lognormal(3.85, 1.25, n_users)
     counts *= n_rows / counts.sum()
     # Repeats are dropped below: draw more than is wanted.
     user = np.repeat(np.arange(n_users), np.ceil(counts * 1.5).astype(int))
@@ -67,9 +62,9 @@ def prepare(source: str, output_dir: str, held_out: str, seed: str) -> None:
     """Reads the ratings, and writes five `.npz` files and two id maps."""
     np.random.seed(int(seed))
     rows = pd.read_csv(source).drop("timestamp", axis=1)
-    rows = rows[rows["rating"] >= MIN_RATING]
+    rows = rows[rows["rating"] >= 4]
     per_user = rows.groupby("userId").size()
-    users = per_user.index[per_user >= MIN_ITEMS_PER_USER]
+    users = per_user.index[per_user >= 5]
     rows = rows[rows["userId"].isin(users)]
     users = users[np.random.permutation(users.size)]
     n_train = users.size - 2 * int(held_out)
@@ -78,20 +73,16 @@ def prepare(source: str, output_dir: str, held_out: str, seed: str) -> None:
     user_index = {raw: index for index, raw in enumerate(users)}
     item_index = {raw: index for index, raw in enumerate(items)}
 
-    splits = {"train_data": {"train_data": train}}
-    blocks = np.split(users[n_train:], 2)
-    for name, block in zip(("vad", "test"), blocks):
+    splits = [{"train_data": train}]
+    for name, block in zip(("vad", "test"), np.split(users[n_train:], 2)):
         plays = rows[rows["userId"].isin(block)]
         plays = plays[plays["movieId"].isin(items)]
-        fold_in, held = _split(plays)
-        splits[name] = {
-            f"{name}_data_true": fold_in,
-            f"{name}_data_test": held,
-        }
+        names = f"{name}_data_true", f"{name}_data_test"
+        splits.append(dict(zip(names, _split(plays))))
 
     output = pathlib.Path(output_dir)
     output.mkdir(parents=True)
-    for parts in splits.values():
+    for parts in splits:
         uids = {
             name: part["userId"].map(lambda raw: user_index[raw])
             for name, part in parts.items()
@@ -114,11 +105,10 @@ def _split(plays: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Holds out a fifth of the rows of each user, one user at a time."""
     fold_in, held_out = [], []
     for _, group in plays.groupby("userId"):
-        size = len(group)
-        held = np.zeros(size, bool)
-        if size >= MIN_ITEMS_PER_USER:
-            count = int(TEST_PROPORTION * size)
-            held[np.random.choice(size, size=count, replace=False)] = True
+        n = len(group)
+        held = np.zeros(n, bool)
+        if n >= 5:
+            held[np.random.choice(n, size=int(0.2 * n), replace=False)] = True
         fold_in.append(group[~held])
         held_out.append(group[held])
     return pd.concat(fold_in), pd.concat(held_out)

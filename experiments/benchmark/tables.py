@@ -81,17 +81,18 @@ def _rows(benchmark: str, run: Result) -> Iterable[Result]:
     """Yields the rows of a run; values that it lacks come from the run."""
     if benchmark == "training":
         yield {"name": "vaecf", "ceiling": _CEILING.format(**run), "times": ""}
-        for name, peer in run["peers"].items():
-            library, _, variant = name.partition("_")
-            version = peer["version"].partition("+")[0]
+        for peer, figures in run["peers"].items():
+            name = "vaecf, in turns with it"
+            library, _, variant = peer.partition("_")
+            if library == "torch":
+                version = figures["version"].partition("+")[0]
+                name = f"PyTorch {version}, {variant}"
             yield {
-                **peer,
-                "name": f"PyTorch {version}, {variant}"
-                if library == "torch"
-                else "vaecf, in turns with it",
-                "precision": "bf16" if "bf16" in name else "fp32",
+                **figures,
+                "name": name,
+                "precision": "bf16" if "bf16" in peer else "fp32",
                 "ceiling": "",
-                "times": f"{peer['ratio']:.2f} ×",
+                "times": f"{figures['ratio']:.2f} ×",
             }
     elif benchmark == "inference":
         for size, figures in run["batches"].items():
@@ -152,20 +153,19 @@ def results(benchmark: str) -> list[Result]:
 
 def main() -> None:
     """Prints a table for every benchmark and device, large runs first."""
+
+    def device(run: Result) -> str:
+        return f"{run['device']}, Python {run['versions']['python']}"
+
+    def size(run: Result) -> tuple[int, int]:
+        return run.get("items", 0), run.get("batch_size", 0)
+
     for benchmark in COLUMNS:
-        by_device: dict[str, list[Result]] = {}
-        for run in results(benchmark):
-            versions = run["versions"]
-            jax = f", jax {versions['jax']}" if "jax" in versions else ""
-            where = f"{run['device']}, Python {versions['python']}{jax}"
-            by_device.setdefault(where, []).append(run)
-        for where, runs in by_device.items():
-            runs.sort(
-                key=lambda run: (run.get("items", 0), run.get("batch_size", 0)),
-                reverse=True,
-            )
-            title = benchmark.capitalize()
-            print(f"\n{title}, {where}:\n\n{table(benchmark, runs)}")
+        runs = sorted(results(benchmark), key=size, reverse=True)
+        for where in dict.fromkeys(map(device, runs)):
+            here = [run for run in runs if device(run) == where]
+            title = f"{benchmark.capitalize()}, {where}"
+            print(f"\n{title}:\n\n{table(benchmark, here)}")
 
 
 if __name__ == "__main__":

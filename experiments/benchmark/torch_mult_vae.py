@@ -13,7 +13,6 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.benchmark import machine
-
-WARM_UP_STEPS = 2
 
 
 class Dense(nn.Module):
@@ -143,15 +140,6 @@ VARIANTS = {
 }
 
 
-def batches(n_users: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields the full batches of one shuffled epoch after the other."""
-    rng = np.random.default_rng(0)
-    while True:
-        order = rng.permutation(n_users)
-        for start in range(0, n_users - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]
-
-
 def main(name: str, file: str, settings: str) -> None:
     """Warms up, then trains whenever a line on stdin asks for it."""
     config, matrix = json.loads(settings), scipy.sparse.load_npz(file)
@@ -164,24 +152,25 @@ def main(name: str, file: str, settings: str) -> None:
         lr=config["optimizer"]["learning_rate"],
         fused=name == "torch_compile_bf16",
     )
-    order = batches(matrix.shape[0], config["train"]["batch_size"])
+    batch_size = config["train"]["batch_size"]
+    user = np.random.default_rng(0).permutation(matrix.shape[0])
+    full = user[: len(user) // batch_size * batch_size]
+    order = itertools.cycle(full.reshape(-1, batch_size))
 
-    def run(seconds: float, at_least: int = 1) -> dict[str, Any]:
-        users, began = 0, time.perf_counter()
-        for step in itertools.count(1):
-            batch = next(order)
+    def run(seconds: float) -> dict[str, Any]:
+        steps, began = 0, time.perf_counter()
+        while not steps or time.perf_counter() - began < seconds:
             adam.zero_grad()
-            loss = model(batch, device)
+            loss = model(next(order), device)
             loss.backward()
             adam.step()
-            users += len(batch)
-            if device.type == "cuda" and step % 16 == 0:
+            steps += 1
+            if device.type == "cuda" and steps % 16 == 0:
                 torch.cuda.synchronize()
-            if step >= at_least and time.perf_counter() - began >= seconds:
-                break
         last_loss = loss.item()  # waits for the device
+        spent = time.perf_counter() - began
         return {
-            "users_per_second": users / (time.perf_counter() - began),
+            "users_per_second": steps * batch_size / spent,
             "loss": last_loss,
             "peak_rss_bytes": machine.peak_rss_bytes(),
             "peak_device_bytes": torch.cuda.max_memory_allocated(),
@@ -189,7 +178,8 @@ def main(name: str, file: str, settings: str) -> None:
             "device": str(device),
         }
 
-    print(json.dumps(run(0.0, WARM_UP_STEPS)), flush=True)
+    run(0.0)
+    print(json.dumps(run(0.0)), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(float(line))), flush=True)
 

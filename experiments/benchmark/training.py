@@ -6,9 +6,6 @@
 
 Trains on generated interactions with the shape of MovieLens-20M, with the data
 on the device and many steps per dispatch, as the training loop does.
-
-Needs jax, flax, optax, orbax-checkpoint and SciPy; vaecf itself need not be
-installed.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import os
 import pathlib
 import statistics
 import sys
-from typing import Any
 
 from absl import flags
 
@@ -34,13 +30,12 @@ FLAGS = flags.FLAGS
 common.define_flags(batch_size=4096)
 flags.DEFINE_integer("users", 116_677, "Training users.", lower_bound=1)
 flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=1)
-flags.DEFINE_list(
-    "peers", [], f"Also measure some of {', '.join((OWN, *peers.VARIANTS))}."
-)
+_PEERS = (OWN, *peers.VARIANTS)
+flags.DEFINE_list("peers", [], f"Also measure some of {', '.join(_PEERS)}.")
 flags.register_validator(
     "peers",
-    lambda names: set(names) <= {OWN, *peers.VARIANTS},
-    f"use some of {', '.join((OWN, *peers.VARIANTS))}",
+    lambda names: set(names) <= set(_PEERS),
+    f"use some of {', '.join(_PEERS)}",
 )
 flags.DEFINE_string(
     "peer_python",
@@ -55,7 +50,7 @@ flags.DEFINE_bool(
 )
 
 
-def benchmark() -> dict[str, Any]:
+def main(argv: list[str]) -> None:
     """Generates the data, compiles, and measures in turns."""
     from experiments.benchmark import workloads
     from vaecf.data import synthetic
@@ -86,19 +81,21 @@ def benchmark() -> dict[str, Any]:
     rates = common.in_turns(
         {"ceiling": ceiling} | {k: v.measure for k, v in contestants.items()}
     )
+    evaluation_seconds = None
+    if FLAGS.evaluate:
+        evaluate = trainer.evaluation(dataset)
+        evaluate()  # compiles
+        evaluation_seconds = common.timings(evaluate, 0.0)[0]
     # The logits, the gradient of the hidden layer and that of the weights, with
     # 2 FLOP for each of hidden x items entries: no implementation needs less.
     flop = 3 * 2 * config.model.hidden[0] * FLAGS.items
-    return {
+    fraction = 1e-9 * flop * common.ratio(rates["vaecf"], rates["ceiling"])
+    result = {
         "users_per_second": statistics.median(rates["vaecf"]),
         "ceiling_gflops": statistics.median(rates["ceiling"]),
-        "fraction_of_ceiling": 1e-9
-        * flop
-        * common.ratio(rates["vaecf"], rates["ceiling"]),
+        "fraction_of_ceiling": fraction,
         "flop_per_user": flop,
         "batch_size": batch_size,
-        "users": train.n_users,
-        "items": FLAGS.items,
         "interactions": train.nnz,
         "input": trainer.setup.model.input_lowering,
         "microbatch": trainer.setup.microbatch,
@@ -107,10 +104,10 @@ def benchmark() -> dict[str, Any]:
         "steps": trainer.steps,
         "loss_first": trainer.losses[0],
         "loss_last": trainer.losses[-1],
-        "evaluation_seconds": _evaluation_seconds(trainer, config, dataset),
+        "evaluation_seconds": evaluation_seconds,
         "peers": {
             name: {
-                **other.figures(),
+                **other.figures,
                 "users_per_second": statistics.median(rates[name]),
                 "ratio": common.ratio(rates["vaecf"], rates[name]),
             }
@@ -119,29 +116,8 @@ def benchmark() -> dict[str, Any]:
         **common.describe(config, mesh),
         "rates": rates,
     }
+    common.report("training", result)
 
-
-def _evaluation_seconds(
-    trainer: Any, config: config_lib.Config, dataset: Any
-) -> float | None:
-    """Returns the seconds of an evaluation; None without --evaluate."""
-    if not FLAGS.evaluate:
-        return None
-    from vaecf.evaluation import scorers
-    from vaecf.evaluation.evaluator import Evaluator
-    from vaecf.training import state
-
-    setup = trainer.setup
-    evaluator = Evaluator.for_split(
-        dataset, "validation", config.eval, setup.mesh
-    )
-    ranker = evaluator.compile(scorers.model(setup.model))
-    params = scorers.ModelParams(state.scoring_params(setup, trainer.state))
-    evaluator(ranker, params)  # compiles
-    return common.timings(lambda: evaluator(ranker, params), 0.0)[0]
-
-
-main = common.main_of("training", benchmark)
 
 if __name__ == "__main__":
     cli.run(main)

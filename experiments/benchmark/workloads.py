@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import statistics
 import time
@@ -18,6 +19,8 @@ from experiments.benchmark import common, machine
 from vaecf import __version__
 from vaecf.config import Config
 from vaecf.data.id_table import IdTable
+from vaecf.evaluation import scorers
+from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving.trained_model import TrainedModel
 from vaecf.training import input_pipeline, precision
@@ -32,10 +35,6 @@ class Trainer:
     A last partial batch is left out, because it would count fewer users for the
     same work.
 
-    Args:
-      config: settings of the run.
-      train: Interactions of the training users.
-
     Attributes:
       setup: static part of the step.
       state: parameters and optimiser state.
@@ -44,6 +43,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, train: Any) -> None:
+        self._config = config
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
         self.setup = state_lib.make_setup(config, train.n_items, mesh)
         self.state = state_lib.init_state(self.setup, config.seed)
@@ -60,8 +60,7 @@ class Trainer:
             config.data.feed, self.setup, train, config.seed
         )
         self._epoch = self.pipeline.prepare(order)
-        self._stretch = 0
-        self.steps = 0
+        self._stretch = self.steps = 0
         self.losses: list[float] = []
 
     def measure(self, seconds: float) -> float:
@@ -78,13 +77,24 @@ class Trainer:
             spent += self.run(self._stretch)[1]
         return (self.steps - first) * self._batch_size / spent
 
+    @property
     def figures(self) -> dict[str, Any]:
-        """Returns the version, the last loss and the peak memory so far."""
+        """The version, the last loss and the peak memory so far."""
         return {
             "version": __version__,
             "loss": self.losses[-1],
             "peak_rss_bytes": machine.peak_rss_bytes(),
         }
+
+    def evaluation(self, dataset: Any) -> Callable[[], Any]:
+        """Returns a function that evaluates the validation users."""
+        setup = self.setup
+        evaluator = Evaluator.for_split(
+            dataset, "validation", self._config.eval, setup.mesh
+        )
+        ranker = evaluator.compile(scorers.model(setup.model))
+        params = state_lib.scoring_params(setup, self.state)
+        return lambda: evaluator(ranker, scorers.ModelParams(params))
 
     def run(self, steps: int) -> tuple[StepMetrics, float]:
         """Takes up to `steps` steps, but not beyond the end of the epoch.
@@ -109,19 +119,11 @@ class Trainer:
 def decoder_product(
     config: Config, mesh: Mesh, batch_size: int, items: int
 ) -> Callable[[float], float]:
-    """Compiles the output layer's product [users, hidden] x [hidden, items].
+    """Returns a function from seconds to the GFLOP/s of the output layer.
 
-    Every implementation computes this product: it is the machine's ceiling.
-
-    Args:
-      config: width of the hidden layer, and precision of the product.
-      mesh: ('data', 'item'), over whose devices the product is sharded.
-      batch_size: users on an accelerator; on a CPU more users than 4,096
-        change only the memory.
-      items: items before padding.
-
-    Returns:
-      Function from seconds to the GFLOP/s that it measured in that time.
+    Every implementation computes its product [users, hidden] x [hidden, items],
+    so that it is the machine's ceiling. `batch_size` counts on an accelerator;
+    on a CPU more users than 4,096 change only the memory.
     """
     policy = precision.policy(config.precision.policy)
     hidden = config.model.hidden[0]
@@ -136,27 +138,27 @@ def decoder_product(
             out_shardings=NamedSharding(mesh, spec),
         )()
 
-    users_BH = random((users, hidden), P(mesh_lib.DATA, None))
-    items_HI = random((hidden, items), P(None, mesh_lib.ITEM))
+    products = [
+        functools.partial(
+            jax.lax.dot,
+            random((users, hidden), P(mesh_lib.DATA, None)),
+            random((hidden, items), P(None, mesh_lib.ITEM)),
+            precision=policy.precision,
+            preferred_element_type=dtype,
+        )
+        # Sums are float32; a narrower result may be faster to write.
+        for dtype in {jnp.dtype(jnp.float32), jnp.dtype(policy.dtype)}
+    ]
 
-    def gflops(dtype: Any, seconds: float) -> float:
-        def product() -> jax.Array:
-            return jax.lax.dot(
-                users_BH,
-                items_HI,
-                precision=policy.precision,
-                preferred_element_type=dtype,
-            )
+    def gflops(seconds: float) -> float:
+        times = []
+        for product in products:
+            jax.block_until_ready(product())  # compiles
+            found = common.timings(product, seconds / len(products))
+            times.append(statistics.median(found))
+        return 2e-9 * users * hidden * items / min(times)
 
-        product()  # compiles
-        times = common.timings(product, seconds)
-        return 2e-9 * users * hidden * items / statistics.median(times)
-
-    # Sums are float32; a narrower result may be faster to write.
-    dtypes = {jnp.dtype(jnp.float32), jnp.dtype(policy.dtype)}
-    return lambda seconds: max(
-        gflops(dtype, seconds / len(dtypes)) for dtype in dtypes
-    )
+    return gflops
 
 
 def random_model(config: Config, n_items: int) -> TrainedModel:
