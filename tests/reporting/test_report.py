@@ -79,13 +79,10 @@ def test_content(tmp_path: pathlib.Path, arguments: dict[str, Any]) -> None:
     assert source == _written(tmp_path / "again.html", arguments)
     page = Page(source)
     text = "\n".join(page.text)
+    headings = "Summary Results Dataset Configuration Environment"
     for fact in (
-        "Summary",
-        "Results",
+        *headings.split(),
         "Learning curves",
-        "Dataset",
-        "Configuration",
-        "Environment",
         "Recommendations",
         "0.4012",
         "± 0.0061 s.e.",

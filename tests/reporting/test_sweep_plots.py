@@ -60,11 +60,9 @@ def test_slices() -> None:
     assert points(hidden, "complete") == [(2, 0.2), (0, 0.4), (1, 0.4)]
 
 
-def test_five_slices_do_not_fill_two_rows() -> None:
-    five = {f"k{n}": 0.1 * n for n in range(5)}
-    many = [{**t, "params": five} for t in TRIALS]
-    figure = sweep_plots.slices(many, list(five), metric="ndcg@100")
-    assert [axes.axison for axes in figure.axes] == [True] * 5 + [False]
+def test_five_plots_do_not_fill_two_rows() -> None:
+    with plots.new_figure(5, columns=3) as figure:
+        assert [axes.axison for axes in figure.axes] == [True] * 5 + [False]
 
 
 def test_importances() -> None:

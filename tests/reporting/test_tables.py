@@ -33,28 +33,13 @@ def test_format_table() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (1234567, "1,234,567"),
-        (0.40123, "0.4012"),
-        (0.00123456, "0.001235"),
-        ("a", "a"),
-        ((600, 200), "(600, 200)"),
-    ],
-)
-def test_quantity(value: object, text: str) -> None:
-    assert tables.quantity(value) == text
-
-
-def test_metric_labels() -> None:
+def test_quantities_and_metric_labels() -> None:
+    values = [None, 1234567, 0.40123, 0.00123456, "a", (600, 200)]
+    texts = ["–", "1,234,567", "0.4012", "0.001235", "a", "(600, 200)"]
+    assert [*map(tables.quantity, values)] == texts
     names = ["ndcg@100", "hit_rate@5", "mrr@10"]
-    assert [*map(tables.metric_label, names)] == [
-        "NDCG@100",
-        "Hit rate@5",
-        "MRR@10",
-    ]
+    labels = ["NDCG@100", "Hit rate@5", "MRR@10"]
+    assert [*map(tables.metric_label, names)] == labels
 
 
 def test_results_table(results: dict[str, Any]) -> None:
