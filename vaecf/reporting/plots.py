@@ -36,9 +36,6 @@ _TITLES = {
 DARK, LIGHT = "0.4", "0.65"
 
 
-# --- Figures ----------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def new_figure(
     n_plots: int, *, columns: int = 1, height: float = 2.6, sharey: bool = False
@@ -93,9 +90,6 @@ def _new_axes() -> Axes:
 def integer_ticks(axes: Axes) -> None:
     """Restricts the ticks of the x axis to whole numbers."""
     axes.locator_params("x", nbins=8, integer=True, min_n_ticks=1)
-
-
-# --- Curves over epochs -----------------------------------------------------
 
 
 def history_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -215,9 +209,6 @@ def learning_curves(
                     history, axes, metric=metric, baselines=baselines
                 )
     return figure
-
-
-# --- Bars and points --------------------------------------------------------
 
 
 def plot_metric(

@@ -36,7 +36,6 @@ class Progress:
     one line for the last epoch. Everything goes to standard error.
 
     Args:
-      epochs: epochs of the whole run.
       steps: optimiser steps per epoch.
       initial_epoch: epochs that a resumed run has already done.
       enabled: False prints nothing, not even notes.

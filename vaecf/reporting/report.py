@@ -49,8 +49,6 @@ def write_report(
     """Writes the report atomically. The same arguments give the same bytes.
 
     Args:
-      path: the file.
-      title: heading of the page.
       config: settings of the run; may be nested.
       dataset: "name", "protocol" and counts; may be nested.
       records: records of metrics.jsonl (`writers.read_records`).
@@ -58,9 +56,8 @@ def write_report(
         "users_left_out" of the test, "train" {"users_per_second", "seconds"},
         "history_length" (see `plots.plot_history_lengths`), and "linear"
         {"gain", "prior"}, the weights of a blend.
-      environment: versions and devices.
+      environment: see `environment`.
       recommendations: see `tables.recommendations_table`.
-      model_name: name of the run's model.
       metric: the metric that selected the checkpoint.
 
     Raises:

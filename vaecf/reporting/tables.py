@@ -30,9 +30,6 @@ _SHOWN = 5  # entries of a history
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]\d+)?|–")
 
 
-# --- Text of names and numbers ----------------------------------------------
-
-
 def metric_label(name: str) -> str:
     """Returns `NDCG@100` for `ndcg@100`."""
     kind, at, k = name.partition("@")
@@ -84,9 +81,6 @@ def _cell(cell: Cell) -> str:
     return " ".join(cell_texts(cell)).strip()
 
 
-# --- The formatter ----------------------------------------------------------
-
-
 def format_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Returns a table: headings, a rule, and a line per row.
 
@@ -114,9 +108,6 @@ def _width(text: str) -> int:
     return len(letters) + wide
 
 
-# --- Results ----------------------------------------------------------------
-
-
 def results_rows(
     results: Mapping[str, Any], *, split: str = "test", name: str = "model"
 ) -> dict[str, Mapping[str, Any]]:
@@ -128,7 +119,6 @@ def results_rows(
         same for upper bounds, such as the oracle of generated data}. Each key
         is optional.
       split: "test" or "validation".
-      name: name of the run's model.
     """
     models = {name: results}
     models |= results.get("baselines", {}) | results.get("references", {})
@@ -194,9 +184,6 @@ def results_table(
     about = printable(f"dataset {dataset}, protocol {protocol}, {users}")
     note = f"{_MEANS}; * largest mean"
     return f"Test users\n{about}\n\n{format_table(lines)}\n\n{note}"
-
-
-# --- Recommendations, sweeps, comparisons -----------------------------------
 
 
 def history_text(history: Sequence[object], shown: int) -> str:

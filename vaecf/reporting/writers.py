@@ -69,9 +69,6 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-# --- JSON lines -------------------------------------------------------------
-
-
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Returns the records of a JSON-lines file, in the order of the file.
 
@@ -152,9 +149,6 @@ class JsonlWriter(Writer):
         if nonfinite:
             line |= {**dict.fromkeys(nonfinite), "nonfinite": nonfinite}
         write_text(self._path, json.dumps(line, allow_nan=False) + "\n")
-
-
-# --- TensorBoard ------------------------------------------------------------
 
 
 class TensorBoardWriter(Writer):
