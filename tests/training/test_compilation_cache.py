@@ -23,10 +23,7 @@ THRESHOLD = "jax_persistent_cache_min_compile_time_secs"
 
 @pytest.fixture
 def config() -> Iterator[Callable[[str], Any]]:
-    """config(name) is a setting of JAX; all start as those of a new process.
-
-    Afterwards they are as before.
-    """
+    """Returns a reader of JAX's settings, which start as in a new process."""
     names = (DIRECTORY, ENABLED, THRESHOLD)
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in zip(names, (None, True, 1.0), strict=True):
@@ -37,19 +34,18 @@ def config() -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.fixture
-def user_cache(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> pathlib.Path:
+def user_cache(tmp_path, monkeypatch) -> pathlib.Path:
     """The user's cache directory, not there yet."""
     path = tmp_path / "cache"
     monkeypatch.setattr(
-        platformdirs, "user_cache_dir", lambda name: str(path / name)
+        platformdirs, "user_cache_dir", lambda name: path / name
     )
     monkeypatch.delenv(THRESHOLD.upper(), raising=False)
+    monkeypatch.setattr(sys, "argv", ["tool.py"])
     return path
 
 
-def test_the_users_cache_is_the_default(config, user_cache) -> None:
+def test_the_users_cache_is_the_default(config, user_cache):
     compilation_cache.keep_programs()
     directory = user_cache / "vaecf" / "jax"
     assert config(DIRECTORY) == str(directory)
@@ -65,35 +61,37 @@ def test_the_users_cache_is_the_default(config, user_cache) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [(DIRECTORY, "mine"), (DIRECTORY, ""), (ENABLED, False)]
 )
-def test_settings_of_the_user_win(config, user_cache, name, value) -> None:
+def test_settings_of_the_user_win(config, user_cache, monkeypatch, name, value):
     jax.config.update(name, value)
     compilation_cache.keep_programs()
     directory = value if name == DIRECTORY else None
     assert config(DIRECTORY) == directory and config(THRESHOLD) == 1
     assert not user_cache.exists()
-
-
-def test_a_threshold_of_the_user_wins(config, user_cache, monkeypatch) -> None:
     monkeypatch.setenv(THRESHOLD.upper(), "1")
+    jax.config.update(DIRECTORY, None)
+    jax.config.update(ENABLED, True)
     compilation_cache.keep_programs()
     assert config(DIRECTORY) is not None and config(THRESHOLD) == 1
 
 
 def test_a_directory_that_cannot_be_written_fails_nothing(
-    config, user_cache, monkeypatch, capsys
-) -> None:
+    config, user_cache, capsys
+):
+    # Only entry points that ask keep programs.
+    with pytest.raises(SystemExit):
+        cli.run(lambda argv: None)
+    assert config(DIRECTORY) is None and not user_cache.exists()
     user_cache.write_text("a file where the directory should be")
-    monkeypatch.setattr(sys, "argv", ["tool.py"])
     with pytest.raises(SystemExit) as exit:
         cli.run(lambda argv: print("done"), keep_programs=True)
     out, err = capsys.readouterr()
     assert exit.value.code in (None, 0) and out == "done\n"
-    assert err.startswith("warning: ")
-    assert str(user_cache) in err and err.count("\n") == 1
+    assert err.startswith("warning: ") and err.count("\n") == 1
+    assert str(user_cache) in err
     assert config(DIRECTORY) is None and config(THRESHOLD) == 1
 
 
-def test_what_was_used_longest_ago_goes_first(config, user_cache) -> None:
+def test_what_was_used_longest_ago_goes_first(config, user_cache):
     directory = user_cache / "vaecf" / "jax"
     (directory / "autotuned").mkdir(parents=True)
     names = ("new-cache", "autotuned/old", "read-cache", "middle-cache")
@@ -106,19 +104,8 @@ def test_what_was_used_longest_ago_goes_first(config, user_cache) -> None:
     assert list((directory / "autotuned").iterdir()) == []
 
 
-def test_only_entry_points_that_ask_keep_programs(
-    config, user_cache, monkeypatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["tool.py"])
-    with pytest.raises(SystemExit):
-        cli.run(lambda argv: None)
-    assert config(DIRECTORY) is None and not user_cache.exists()
-
-
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners here")
-def test_a_directory_that_others_can_write_is_not_used(
-    config, user_cache
-) -> None:
+def test_a_directory_that_others_can_write_is_not_used(config, user_cache):
     directory = user_cache / "vaecf" / "jax"
     directory.mkdir(parents=True)
     directory.chmod(0o777)

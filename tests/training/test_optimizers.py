@@ -1,4 +1,4 @@
-"""Optimisers against their papers; the loss scale's schedule by hand."""
+"""Optimisers and the schedule of the loss scale against their papers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from vaecf import config as config_lib
 from vaecf.models import sparse_batch
-from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import optimizers, precision
 from vaecf.training import state as state_lib
 
@@ -76,33 +75,13 @@ def test_optimizer(small, name, policy, settings):
             params["w"], w, rtol=1e-5, atol=1e-5 * o.learning_rate
         )
     if policy == "fp16":
-        # The scale grew three times and changed nothing.
+        # The scale grew three times, by the settings, and changed nothing.
         assert state.scale == 8 * config.precision.initial_loss_scale
         state = state.inner
     else:
         assert not isinstance(state, optimizers.LossScaleState)
     moments = jax.tree.leaves((state[0].mu, state[0].nu))
     assert [m.dtype for m in moments] == [jnp.float32] * 2
-
-
-def test_loss_scale_settings_arrive(small):
-    config = small(
-        precision={
-            "policy": "fp16",
-            "initial_loss_scale": 128.0,
-            "loss_scale_growth_interval": 2,
-        }
-    )
-    tx = optimizers.make_optimizer(
-        config.optimizer, config.precision, precision.policy("fp16")
-    )
-    params = jnp.ones(2)
-    state = tx.init(params)
-    scales = []
-    for _ in range(4):
-        scales.append(float(state.scale))
-        _, state = tx.update(params, state, params)
-    assert scales == [128, 128, 256, 256]
 
 
 def test_the_config_offers_every_optimizer():
@@ -140,7 +119,7 @@ def gradients(value: float = 1.0) -> Any:
 
 
 def run(tx, flags: str, params: Any = PARAMS):
-    """States after each of the steps: '+' finite, '-' not."""
+    """Returns (params, state) after each step: '+' finite, '-' not."""
     update = jax.jit(tx.update)
     state, states = tx.init(params), []
     for at, flag in enumerate(flags):
@@ -154,23 +133,12 @@ def run(tx, flags: str, params: Any = PARAMS):
     return states
 
 
-def test_schedule_by_hand():
-    tx = optimizers.dynamic_loss_scale(
-        optax.sgd(0.1), initial=8.0, growth_interval=3, floor=2.0, ceiling=32.0
-    )
-    flags = "+++++----++++++++++++"
-    scales = [8, 8, 16, 16, 16, 8, 4, 2, 2, 2, 2, 4, 4, 4]
-    scales += [8, 8, 8, 16, 16, 16, 32]
-    finite = [1, 2, 0, 1, 2, 0, 0, 0, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
-    in_all = [0, 0, 0, 0, 0, 1, 2, 3, 4] + [4] * 12
-    in_a_row = [0, 0, 0, 0, 0, 1, 2, 3, 4] + [0] * 12
-    states = [state for _, state in run(tx, flags)]
-    assert [float(s.scale) for s in states] == scales
-    assert [int(s.finite_steps) for s in states] == finite
-    assert [int(s.skipped) for s in states] == in_all
-    assert [int(s.skipped_in_a_row) for s in states] == in_a_row
-    last = [s for _, s in run(tx, "+++" * 5)]
-    assert float(last[-1].scale) == 32.0 and last[-1].scale.dtype == np.float32
+def test_bad_gradients_are_never_applied(assert_same):
+    """Unlike with `optax.apply_if_finite`, however many come in a row."""
+    tx = optimizers.dynamic_loss_scale(optax.adam(0.1))
+    params, state = run(tx, "-" * 60)[-1]
+    assert_same(params, PARAMS)
+    assert state.skipped_in_a_row == 60 and state.scale == 1.0
 
 
 @settings(deadline=None)
@@ -202,6 +170,7 @@ def test_schedule_is_the_papers(flags, interval):
     trailing = len(flags) - len(flags.rstrip("-"))
     assert int(state.skipped) == flags.count("-")
     assert int(state.skipped_in_a_row) == trailing
+    assert state.scale.dtype == np.float32
 
 
 _UPDATES: dict[int, Any] = {}
@@ -224,28 +193,6 @@ def test_bad_gradient_changes_nothing(assert_same, bad, leaf):
     assert after.inner[0].count == state.inner[0].count + 1
 
 
-def test_never_gives_in(assert_same):
-    """Unlike `optax.apply_if_finite`, however many bad ones come in a row."""
-    tx = optimizers.dynamic_loss_scale(optax.adam(0.1))
-    params, state = run(tx, "-" * 60)[-1]
-    assert_same(params, PARAMS)
-    assert state.skipped_in_a_row == 60 and state.scale == 1.0
-
-
-def test_equals_the_optimiser_alone_on_finite_gradients(assert_same):
-    adam = optax.adam(0.1)
-    wrapped = optimizers.dynamic_loss_scale(adam, growth_interval=2)
-    params, state = PARAMS, adam.init(PARAMS)
-    update = jax.jit(adam.update)
-    for at, (scaled_params, scaled) in enumerate(run(wrapped, "+" * 7)):
-        updates, state = update(gradients(2.0 ** (at % 3)), state, params)
-        params = optax.apply_updates(params, updates)
-        # Powers of two: scaling and unscaling are exact.
-        assert_same(scaled_params, params)
-        assert_same(scaled.inner, state)
-    assert scaled.scale == 2.0**18
-
-
 def test_scale_and_skips_without_the_wrapper():
     state = optax.adam(0.1).init(PARAMS)
     assert optimizers.loss_scale_of(state) == 1
@@ -254,38 +201,21 @@ def test_scale_and_skips_without_the_wrapper():
     assert optimizers.loss_scale_of(wrapped.init(PARAMS)) == 64
 
 
-@settings(deadline=None)
-@given(st.lists(st.sampled_from([0.0, 1.0, -3e38, *BAD]), max_size=6))
-def test_all_finite(values):
-    tree = [jnp.float32(v) for v in values]
-    assert bool(optimizers.all_finite(tree)) == bool(np.isfinite(values).all())
-
-
 def test_float16_overflows_recovers_and_all_devices_agree(
-    small, dataset, take, assert_same
+    small, setup_of, host_batch, take, assert_same
 ):
-    """A scale far too large: steps are skipped until it fits."""
-    config = small(precision={"policy": "fp16", "initial_loss_scale": 2.0**24})
-    setup = state_lib.make_setup(
-        config, dataset.n_items, mesh_lib.make_mesh(2, 2)
-    )
-    users = np.arange(16, dtype=np.int32)
-    batch = sparse_batch.assemble_on_host(
-        dataset.train.indptr,
-        dataset.train.indices,
-        users,
-        512,
-        setup.data_shards,
-    )
+    """With a scale far too large, steps are skipped until it fits."""
+    fp16 = {"policy": "fp16", "initial_loss_scale": 2.0**24}
+    setup = setup_of(small(precision=fp16), (2, 2))
+    batch = host_batch(range(16), parts=2)
     state, key = state_lib.init_state(setup, 0), state_lib.step_key(0)
-    first = state
-    losses, skipped = [], []
+    losses, skipped = [], [0]
     for _ in range(40):
         before = state
         state, totals = take(setup, state, batch, key)
         losses.append(float(totals.nll))
         skipped.append(int(state.opt_state.skipped))
-        if skipped[-1] > (skipped[-2] if len(skipped) > 1 else 0):
+        if skipped[-1] > skipped[-2]:
             assert_same(state.params, before.params)
             assert_same(state.opt_state.inner, before.opt_state.inner)
             assert state.opt_state.scale == before.opt_state.scale / 2
@@ -294,21 +224,18 @@ def test_float16_overflows_recovers_and_all_devices_agree(
         for x in (*state.opt_state[:4], state.params["input_bias"]):
             for shard in x.addressable_shards:
                 np.testing.assert_array_equal(shard.data, x)
-    assert 1 <= skipped[-1] <= 20
-    assert skipped[0] == 1 and skipped[-1] == skipped[-10]
+    assert skipped[1] == 1 and skipped[-1] == skipped[-10] <= 20
     assert int(state.opt_state.inner[0].count) == 40 - skipped[-1]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     assert np.all(np.isfinite(losses))
-    assert np.any(
-        np.asarray(state.params["input_kernel"])
-        != np.asarray(first.params["input_kernel"])
-    )
 
 
-def test_one_shards_overflow_makes_all_devices_skip(small, take, assert_same):
+def test_one_shards_overflow_makes_all_devices_skip(
+    small, setup_of, take, assert_same
+):
     """A weight of one item shard overflows float16; nobody may apply."""
     config = small(precision={"policy": "fp16", "initial_loss_scale": 8.0})
-    setup = state_lib.make_setup(config, 200, mesh_lib.make_mesh(2, 2))
+    setup = setup_of(config, (2, 2), 200)
     state = state_lib.init_state(setup, 0)
     kernel = np.array(state.params["output_kernel"])
     # Item 199 is on the second item shard, and in one user's history.

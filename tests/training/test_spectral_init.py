@@ -7,20 +7,10 @@ import pytest
 
 from vaecf.errors import VaecfError
 from vaecf.models import low_rank
-from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import spectral_init
 from vaecf.training import state as state_lib
 
 N_ITEMS, N_UNITS = 33, 6
-
-
-@pytest.fixture
-def setup_of(small):
-    def make(mesh=(1, 1), **train):
-        config = small(train=train)
-        return state_lib.make_setup(config, N_ITEMS, mesh_lib.make_mesh(*mesh))
-
-    return make
 
 
 def begun(setup, dataset, tmp_path, seed=7):
@@ -34,12 +24,12 @@ def begun(setup, dataset, tmp_path, seed=7):
 
 
 def test_items_lie_as_their_users_have_it(
-    setup_of, dataset, tmp_path, monkeypatch
+    small, setup_of, dataset, tmp_path, monkeypatch
 ):
     """Inner products of a full decomposition in float64, up to a factor."""
     # Of directions this close to each other, six turns find some per cent off.
     monkeypatch.setattr(low_rank, "_POWER_ITERATIONS", 300)
-    before, state, after = begun(setup_of(), dataset, tmp_path)
+    before, state, after = begun(setup_of(small()), dataset, tmp_path)
     kernel = np.asarray(after.params["output_kernel"], np.float64)
     assert kernel.shape == before.shape == (N_UNITS, 128)
     assert not kernel[:, N_ITEMS:].any()
@@ -81,8 +71,9 @@ def test_no_unit_is_above_others(dataset):
     assert not np.allclose(turned[0], turned[1])
 
 
-def test_the_average_begins_there_too(setup_of, dataset, tmp_path):
-    _, _, state = begun(setup_of(ema=0.9), dataset, tmp_path)
+def test_the_average_begins_there_too(small, setup_of, dataset, tmp_path):
+    setup = setup_of(small(train={"ema": 0.9}))
+    _, _, state = begun(setup, dataset, tmp_path)
     ours, average = (
         tree["output_kernel"] for tree in (state.params, state.average)
     )
@@ -91,10 +82,9 @@ def test_the_average_begins_there_too(setup_of, dataset, tmp_path):
     assert len(pointers) == 2  # each may be donated
 
 
-@pytest.mark.parametrize("mesh", [(2, 1), (2, 4)])
-def test_on_any_mesh_it_is_the_same(setup_of, dataset, tmp_path, mesh):
-    _, _, one = begun(setup_of(), dataset, tmp_path)
-    _, state, other = begun(setup_of(mesh), dataset, tmp_path)
+def test_on_any_mesh_it_is_the_same(small, setup_of, dataset, tmp_path):
+    _, _, one = begun(setup_of(small()), dataset, tmp_path)
+    _, state, other = begun(setup_of(small(), (2, 4)), dataset, tmp_path)
     ours, theirs = (s.params["output_kernel"] for s in (one, other))
     np.testing.assert_allclose(
         np.asarray(ours)[:, :N_ITEMS],
@@ -118,28 +108,21 @@ def test_more_units_than_items(dataset):
     )
 
 
-def test_it_counts_at_the_start_alone(small, train, dataset, tmp_path):
-    """A run that goes on is the one that was not stopped, bit for bit."""
-    how = {"model": {"init": "spectral"}}
-    said: list[str] = []
-    straight = train(
-        tmp_path / "straight", small(**how, train={"epochs": 3}),
-        log=said.append,
-    )  # fmt: skip
-    assert sum("output weights: 6 singular" in line for line in said) == 1
-    train(tmp_path / "parts", small(**how, train={"epochs": 1}))
-    said.clear()
-    parts = train(
-        tmp_path / "parts", small(**how, train={"epochs": 3}), log=said.append
-    )
-    assert not any("output weights" in line for line in said)
-    for name in ("output_kernel", "input_kernel"):
-        np.testing.assert_array_equal(straight.params[name], parts.params[name])
+def test_it_counts_at_the_start_alone(small, train, tmp_path, assert_same):
+    """A resumed run equals the uninterrupted one, bit for bit."""
+    runs, said = [], []
+    for name, epochs in (("whole", 2), ("parts", 1), ("parts", 2)):
+        config = small(model={"init": "spectral"}, train={"epochs": epochs})
+        said.clear()
+        runs.append(train(tmp_path / name, config, log=said.append))
+        lines = sum("output weights: 6 singular" in line for line in said)
+        assert lines == (len(runs) < 3)
+    assert_same(runs[0].params, runs[2].params)
 
 
 def test_what_does_not_fit_names_the_key(
-    setup_of, dataset, tmp_path, monkeypatch
+    small, setup_of, dataset, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(low_rank.memory, "host_free_bytes", lambda: 1000)
     with pytest.raises(VaecfError, match=r"set model\.init='random'"):
-        begun(setup_of(), dataset, tmp_path)
+        begun(setup_of(small()), dataset, tmp_path)

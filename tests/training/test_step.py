@@ -16,7 +16,6 @@ import scipy.special
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import state as state_lib
-from vaecf.training import step as step_lib
 
 N_ITEMS = 21
 HISTORIES = [
@@ -218,14 +217,11 @@ BATCH = np.array([4, 2, 7, 3, 0, 6, len(HISTORIES)], np.int32)
 
 def golden_options(small, variant: str):
     changes = VARIANTS[variant]
+    loss = {"total_anneal_steps": 10, "anneal_cap": 0.15}
     # An epsilon that keeps Adam smooth where a gradient is nearly zero.
     return small(
         optimizer={"epsilon": 0.05, "learning_rate": 0.05},
-        loss={
-            "total_anneal_steps": 10,
-            "anneal_cap": 0.15,
-            **changes.get("loss", {}),
-        },
+        loss=loss | changes.get("loss", {}),
         model=changes.get("model", {}),
     )
 
@@ -237,33 +233,23 @@ def test_reference_gradient_is_the_slope_of_the_reference_loss(small, variant):
     drawn = draws(config, 3, 9, len(BATCH))
 
     def at(t: float) -> float:
-        moved = [
-            tuple(x + t * d for x, d in zip(pair, ds))
-            for pair, ds in zip(layers, direction)
-        ]
+        moved = jax.tree.map(lambda x, d: x + t * d, layers, direction)
         totals, _ = reference(config, moved, BATCH, *drawn, 9)
         return totals[0] / totals[3]
 
     rng = np.random.default_rng(0)
-    direction = [[rng.normal(size=x.shape) for x in pair] for pair in layers]
+    direction = jax.tree.map(lambda x: rng.normal(size=x.shape), layers)
     _, gradients = reference(config, layers, BATCH, *drawn, 9)
-    slope = sum(
-        np.sum(g * d)
-        for gs, ds in zip(gradients, direction)
-        for g, d in zip(gs, ds)
-    )
+    products = jax.tree.map(lambda g, d: np.sum(g * d), gradients, direction)
+    slope = sum(jax.tree.leaves(products))
     assert (at(1e-6) - at(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-6)
 
 
 def assert_layers_close(params: Any, expected: Any, atol: float = 0.0) -> None:
-    for at, (pair, wanted) in enumerate(zip(by_layer(params), expected)):
-        for name, x, y in zip(("weights", "bias"), pair, wanted):
+    for pair, wanted in zip(by_layer(params), expected, strict=True):
+        for x, y in zip(pair, wanted):
             np.testing.assert_allclose(
-                x,
-                y,
-                rtol=1e-5,
-                atol=1e-5 * np.abs(y).max() + atol,
-                err_msg=f"{name} of layer {at}",
+                x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max() + atol
             )
 
 
@@ -307,14 +293,11 @@ def test_golden_gradient(small, take, variant, microbatch, mesh):
         assert not np.any(np.asarray(difference[name])[N_ITEMS:])
 
 
-def test_a_batch_that_is_not_whole_microbatches_is_refused(small):
+def test_a_batch_that_is_not_whole_microbatches_is_refused(small, take):
     setup = setup_on(small(), microbatch=3)
     with pytest.raises(ValueError, match="do not divide into 3 microbatches"):
-        jax.eval_shape(
-            lambda state: step_lib.train_step(
-                setup, state, batch_of(BATCH), state_lib.step_key(0)
-            ),
-            shuffled(setup),
+        take.eval_shape(
+            setup, shuffled(setup), batch_of(BATCH), state_lib.step_key(0)
         )
 
 

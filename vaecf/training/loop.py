@@ -139,7 +139,15 @@ def train(
         config.linear, dataset.train, workdir, mesh, log=log
     )
     validate = _make_validator(config, dataset, setup, linear)
-    writer = _open_writers(workdir, first_step, extra_writer)
+    outputs: list[writers.Writer] = []
+    if processes.is_lead() and progress.epoch < config.train.epochs:
+        # Records after the checkpoint are dropped and written again.
+        outputs = [
+            writers.JsonlWriter(workdir / "metrics.jsonl", first_step),
+            writers.TensorBoardWriter(workdir / "tensorboard", first_step),
+            *([extra_writer] if extra_writer is not None else []),
+        ]
+    writer = writers.MultiWriter(outputs)
 
     # --- Epochs -------------------------------------------------------------
     with (
@@ -332,19 +340,6 @@ def resume(
             "is damaged, or from a run with another batch size or dataset"
         )
     return progress, state
-
-
-def _open_writers(
-    workdir: pathlib.Path, step: int, extra: writers.Writer | None
-) -> writers.MultiWriter:
-    """Opens the writers of process 0; records after `step` are dropped."""
-    if not processes.is_lead():
-        return writers.MultiWriter([])
-    own = [
-        writers.JsonlWriter(workdir / "metrics.jsonl", step),
-        writers.TensorBoardWriter(workdir / "tensorboard", step),
-    ]
-    return writers.MultiWriter(own if extra is None else [*own, extra])
 
 
 def _stopped(progress: TrainProgress, workdir: pathlib.Path) -> Interrupted:

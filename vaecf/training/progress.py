@@ -22,11 +22,10 @@ class TrainProgress:
 
     Attributes:
       epoch: finished epochs.
-      step_in_epoch: steps taken in the current epoch.
       best: best value of the validation metric; None before the first
         validation.
-      best_epoch: finished epochs when it was reached.
-      validations_without_gain: validations since then.
+      best_epoch: finished epochs at the best value.
+      validations_without_gain: validations since the best value.
       seconds: training time, without validation and compilation.
       timed_users: users trained after the warm-up epochs.
       timed_seconds: training time after the warm-up epochs.

@@ -46,8 +46,6 @@ class TrainSetup:
 
     Attributes:
       model: module of one item shard, for use inside `jax.shard_map`.
-      tx: the optimiser.
-      loss: weights of the loss terms.
       mesh: mesh with axes ('data', 'item').
       microbatch: users whose activations a device holds at once.
       reduce_dtype: dtype in which gradients are summed over the data shards.
