@@ -23,17 +23,15 @@ BAD = {
     ),
     "section": ({"model": {"choices": [1]}}, "'model' is not a known key"),
     "fixed": ({"data.dir": {"choices": ["a"]}}, "set config.data.dir"),
-    "metric": ({"eval.best_metric": {"choices": ["ndcg@5"]}}, "compared"),
+    "metric": (
+        {"eval.best_metric": {"choices": ["ndcg@5"]}},
+        "same for all trials",
+    ),
     "order": ({LR: {"low": 2.0, "high": 1.0}}, "low=2.0, high=1.0"),
     "no high": ({LR: {"low": 2.0}}, "must have low and high"),
     "no dict": ({LR: [1, 2]}, "must have low and high"),
-    "text": ({LR: {"low": "a", "high": 1}}, "'low': 'a'"),
     "nan": ({LR: {"low": float("nan"), "high": 1.0}}, "=nan must be finite"),
     "log of 0": ({LR: {"low": 0, "high": 1, "log": True}}, "low > 0"),
-    "log step": (
-        {LR: {"low": 0.1, "high": 1.0, "log": True, "step": 0.1}},
-        "'step': 0.1",
-    ),
     "step": ({"model.latent": {"low": 1, "high": 9, "step": 0.5}}, "int"),
     "word": ({LR: {"low": 0.1, "high": 1.0, "lgo": True}}, "may have log"),
     "no choice": ({"model.latent": {"choices": []}}, "must be a list"),
@@ -45,7 +43,6 @@ BAD = {
     ),
     "type": ({"model.latent": {"low": 0.5, "high": 4}}, "of type int"),
     "value": ({"model.activation": {"choices": ["tahn"]}}, "mean tanh"),
-    "layers": ({"model.hidden": {"choices": [(0,)]}}, "model.hidden"),
     "empty": ({}, "at least one key"),
 }
 
@@ -62,8 +59,7 @@ def test_spaces_that_are_refused(name, base) -> None:
     ("text", "message"),
     [
         (None, "no such file"),
-        ("x = 1", r"no get_space\(\)"),
-        ("def get_space(", "SyntaxError"),
+        ("x = 1", "KeyError: 'get_space'"),
         ("def get_space(): return 1 / 0", "ZeroDivisionError"),
     ],
 )

@@ -52,6 +52,7 @@ _NUMBERS = (
 )
 # The settings in which members may differ.
 VARIED = ("seed", *_NUMBERS)
+_FIGURES = ("best_epoch", "epochs", "seconds")
 
 
 def check_settings(keys: Iterable[str]) -> None:
@@ -59,9 +60,8 @@ def check_settings(keys: Iterable[str]) -> None:
     for key in keys:
         if key not in VARIED:
             raise VaecfError(
-                f"{key} changes the program or the shapes of its arrays, so "
-                "it must not vary within a population: train separate runs, "
-                f"or vary only {', '.join(VARIED)}"
+                f"{key} changes the program, so it must not vary within a "
+                f"population: vary {', '.join(VARIED)}, or train separate runs"
             )
 
 
@@ -69,11 +69,9 @@ def check(configs: Sequence[Config]) -> None:
     """Raises VaecfError unless runs fit in one program on one device."""
     if not configs:
         raise VaecfError("a population needs at least one member")
-    first, *others = map(_flat, configs)
+    flats = [*map(_flat, configs)]
     check_settings(
-        key
-        for key, value in first.items()
-        if any(other[key] != value for other in others)
+        k for k in flats[0] if any(f[k] != flats[0][k] for f in flats)
     )
     if not processes.alone() or _mesh(configs[0]).size > 1:
         raise VaecfError(
@@ -134,12 +132,8 @@ def train_grid(
 ) -> list[dict[str, Any]]:
     """Trains the members of a grid, or resumes them; writes members.csv.
 
-    Args:
-      values: settings and their values, see `grid`.
-      base: the settings that all members share.
-      workdir: gets the workdir of each member, by the member's name. Members
-        of earlier calls stay, and trained members are not trained again.
-      log: receives one line of text at a time.
+    Each member has a workdir of its name in `workdir`. Members of earlier calls
+    stay, and trained members are not trained again.
 
     Returns:
       The rows of members.csv, the best member first.
@@ -159,17 +153,18 @@ def train_grid(
     def train_member(m: int, shared: loop.Shared) -> dict[str, Any]:
         flat = _flat(configs[m])
         row = {"member": names[m], **{key: flat[key] for key in values}}
-        row |= dict.fromkeys((value, "best_epoch", "epochs", "seconds"))
+        summary, error = {}, None
+        # One progress bar: the members advance at about one speed.
+        bar = None if m == 0 else False
         try:
             summary = train_run(
                 *(configs[m], dataset, directories[m], shared),
-                # One progress bar: the members advance at about one speed.
-                show_progress=None if m == 0 else False,
+                show_progress=bar,
             )
-        except VaecfError as error:
-            return row | {"error": str(error)}
-        figures = {key: summary.get(key, cell) for key, cell in row.items()}
-        return row | figures | {value: summary["value"], "error": None}
+        except VaecfError as failure:
+            error = str(failure)
+        figures = {key: summary.get(key) for key in _FIGURES}
+        return {**row, value: summary.get("value"), **figures, "error": error}
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lib.locked(workdir))
@@ -177,11 +172,7 @@ def train_grid(
         for directory, config in zip(directories, configs, strict=True):
             stack.enter_context(workdir_lib.locked(directory))
             workdir_lib.check_or_create(directory, config, dataset)
-        log(
-            f"training {len(members)} members of {base.title} on "
-            f"{dataset.name}: {dataset.train.n_users:,} users, "
-            f"{dataset.n_items:,} items, {dataset.train.nnz:,} interactions"
-        )
+        log(f"training {len(members)} members on {dataset.name}")
         rows = train_members(
             configs, directories, dataset, train_member, log=log
         )
@@ -216,24 +207,12 @@ def train_run(
 ) -> dict[str, Any]:
     """Trains a member or a trial, or resumes it.
 
-    A blend is valued with weights that are tuned for it, as users load it.
-    During training, all epochs are compared with the same weights.
-
-    Args:
-      config: settings of the run.
-      dataset: data to train and validate on.
-      workdir: directory of the run, locked by the caller.
-      shared: what the run shares with others.
-      writer: receives the records of the run, too.
-      show_progress: None shows a progress bar if stderr is a terminal.
+    The arguments and errors are those of `loop.train`.
 
     Returns:
       The summary in results.json, and 'value': the best metric of the
-      validation users, or None if there are none.
-
-    Raises:
-      VaecfError: the run failed.
-      KeyboardInterrupt: interrupted, with everything saved.
+      validation users, or None if there are none. Blends are compared with the
+      tuned weights with which users load them.
     """
     result = loop.train(
         config,
@@ -244,22 +223,19 @@ def train_run(
         shared=shared,
         log=lambda line: None,
     )
-    path, summary = workdir / workdir_lib.RESULTS, result.summary
+    path, value = workdir / workdir_lib.RESULTS, result.progress.best
     results = workdir_lib.read_json(path) if path.exists() else {}
     # Other results belong to a model of fewer epochs.
-    if results.get("train", {}).get("epochs") != summary["epochs"]:
+    if results.get("train", {}).get("epochs") != result.summary["epochs"]:
         (workdir / workdir_lib.PER_USER).unlink(missing_ok=True)
-        workdir_lib.write_json(path, {"train": summary})
-    value = result.progress.best
+        workdir_lib.write_json(path, {"train": result.summary})
     if config.linear.l2 and value is not None:
         mesh = result.setup.mesh
+        users = Evaluator.for_split(dataset, "validation", config.eval, mesh)
         model = trained_model.load(workdir, mesh=mesh)
-        trained_model.tune_blend(
-            model,
-            Evaluator.for_split(dataset, "validation", config.eval, mesh),
-        )
+        trained_model.tune_blend(model, users)
         value = float(linear_branch.read_weights(workdir)["value"])
-    return {**summary, "value": value}
+    return {**result.summary, "value": value}
 
 
 def train_members(
@@ -278,7 +254,7 @@ def train_members(
       dataset: data to train on.
       train: trains a member by its index, with what the members share. If one
         call raises, the others save and stop.
-      log: receives one line of text at a time.
+      log: receives one line of text.
 
     Returns:
       The results of `train`, in the order of the members.

@@ -34,25 +34,19 @@ def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Returns what `get_space()` of a Python file returns.
 
     Raises:
-      VaecfError: the file is missing, raises an exception, or does not define
-        `get_space`.
+      VaecfError: the file is missing, fails, or does not define `get_space`.
     """
     if not path.is_file():
         raise VaecfError(
             f"space={path}: no such file; configs/sweeps/ has examples"
         )
     try:
-        names = runpy.run_path(str(path))
-        if "get_space" in names:
-            return names["get_space"]()
+        return runpy.run_path(str(path))["get_space"]()
     except Exception as error:
         raise VaecfError(
-            f"space={path} cannot be run ({type(error).__name__}: {error})"
+            f"space={path}: get_space() must return the search space, but "
+            f"failed ({type(error).__name__}: {error})"
         ) from error
-    raise VaecfError(
-        f"space={path} has no get_space(): define a function that returns "
-        "the search space"
-    )
 
 
 def check(space: Space, base: Config) -> None:
@@ -72,14 +66,11 @@ def check(space: Space, base: Config) -> None:
             )
         if key in _FIXED:
             raise VaecfError(
-                f"space: {key} must be the same for all trials, which could "
-                f"not be compared otherwise: set config.{key} instead"
+                f"space: {key} must be the same for all trials, to compare "
+                f"them: set config.{key} instead"
             )
-    for key, distribution in distributions(space, base).items():
-        extremes = space[key].get("choices")
-        if extremes is None:
-            extremes = [distribution.low, distribution.high]
-        for value in extremes:
+    for key, made in distributions(space, base).items():
+        for value in space[key].get("choices") or (made.low, made.high):
             try:
                 config_lib.replace(base, {key: value})
             except VaecfError as error:
@@ -87,11 +78,7 @@ def check(space: Space, base: Config) -> None:
 
 
 def distributions(space: Space, base: Config) -> dict[str, Any]:
-    """Returns Optuna's distribution of every key.
-
-    Raises:
-      VaecfError: a description is neither an interval nor choices.
-    """
+    """Returns Optuna's distribution of every key; raises as `check`."""
     current = config_lib.flatten(base.to_dict())
     return {
         key: _distribution(key, description, current[key])
@@ -141,9 +128,7 @@ def _stored(choice: Any) -> Any:
 def values(space: Space, stored: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a trial from the parameters that Optuna stored.
 
-    Args:
-      space: the search space of the trial.
-      stored: the trial's parameters, in which choices such as tuples are text.
+    Optuna stores choices such as tuples as text.
     """
     found = {}
     for key, value in stored.items():

@@ -143,9 +143,7 @@ class _Sampler(optuna.samplers.TPESampler):
 def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
     """Opens the study of the plan, or creates it.
 
-    Args:
-      plan: the sweep.
-      dataset: `manifest_hash` of its dataset.
+    `dataset` is the `manifest_hash` of the plan's dataset.
 
     Raises:
       VaecfError: the storage cannot be used, or the study belongs to another
@@ -286,13 +284,7 @@ def enqueue_again(
 ) -> bool:
     """Ends a running trial and enqueues it again with all that is known of it.
 
-    Args:
-      study: the study.
-      number: number of the trial.
-      lost: whether its worker was lost.
-
-    Returns:
-      False if the trial has ended before.
+    `lost` says that its worker was lost. Returns False if the trial has ended.
     """
     try:
         study.tell(number, state=TrialState.FAIL)
@@ -343,9 +335,7 @@ def is_free(directory: pathlib.Path) -> bool:
 def heartbeat(trial: Trial, directory: pathlib.Path) -> Iterator[None]:
     """Tells the other workers regularly that this one runs the trial.
 
-    Args:
-      trial: a running trial.
-      directory: its workdir, locked by this process.
+    The caller holds the lock of `directory`, the workdir of the trial.
     """
     trial.set_user_attr(BEAT, time.time())
     trial.set_user_attr(FOLDER, str(directory))

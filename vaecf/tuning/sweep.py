@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -57,9 +58,9 @@ def sweep(
 
     Args:
       plan: what to do.
-      workers: processes on this host; 1 for the calling process. Each of
-        several workers imports the main module, as `multiprocessing` does.
-      log: receives one line of text at a time.
+      workers: processes on this host; 1 for the calling process. Several are
+        started by `multiprocessing`, which imports the main module in each.
+      log: receives one line of text.
 
     Returns:
       A row per trial with 'number', 'state', 'value' (of the best metric),
@@ -105,7 +106,7 @@ def sweep(
             f"{progress()}; the same call resumes the sweep ({plan.workdir})"
         ) from None
     if len(study_lib.finished(study)) < plan.trials:
-        log(f"{progress()}; other workers run the rest, or the next call does")
+        log(f"{progress()}; other workers, or the next call, run the rest")
     return summarise(plan, study, log)
 
 
@@ -120,7 +121,7 @@ def _check_or_create(plan: SweepPlan) -> None:
     if (old := workdir_lib.read_json(path)) != new:
         raise VaecfError(
             f"workdir {plan.workdir} holds the trials of {old}, not of {new}: "
-            "use the same study and storage, or choose another workdir"
+            "use the same, or choose another workdir"
         )
 
 
@@ -142,11 +143,8 @@ def _work(
             for trial in study_lib.next_trials(study, plan):
                 trials.append(trial)
             runs = [TrialRun(plan, study, trial, log) for trial in trials]
-            _train(
-                [run for run in runs if run.state is None],
-                dataset,
-                show_progress,
-            )
+            sound = [run for run in runs if run.state is None]
+            _train(sound, dataset, show_progress)
         except BaseException:  # interrupted, or a defect
             for trial in trials:
                 study_lib.enqueue_again(study, trial.number)
@@ -188,11 +186,7 @@ class _Pruned(Exception):
 class TrialRun(Writer):
     """A trial that this process runs; receives the records of its training.
 
-    Attributes:
-      number: number of the trial.
-      config: settings of the trial.
-      directory: its workdir.
-      state: how the trial ended; None until then.
+    `state` is None until the trial has ended.
     """
 
     def __init__(
@@ -214,9 +208,13 @@ class TrialRun(Writer):
     @contextlib.contextmanager
     def opened(self, dataset: Dataset) -> Iterator[None]:
         """Holds the workdir and sends heartbeats."""
-        earlier = self._trial.user_attrs.get(study_lib.FOLDER)
-        if earlier is not None:
-            _take_over_files(pathlib.Path(earlier), self.directory)
+        # The files of an interrupted attempt. A worker that only seems to be
+        # lost keeps them; those on another disk are not moved.
+        earlier = self._trial.user_attrs.get(study_lib.FOLDER, "")
+        may_move = os.path.isdir(earlier) and not self.directory.exists()
+        if may_move and study_lib.is_free(pathlib.Path(earlier)):
+            with contextlib.suppress(OSError):
+                os.replace(earlier, self.directory)
         with (
             workdir_lib.locked(self.directory),
             study_lib.heartbeat(self._trial, self.directory),
@@ -230,11 +228,7 @@ class TrialRun(Writer):
         shared: Shared | None = None,
         show_progress: bool | None = False,
     ) -> None:
-        """Trains the trial, or resumes it, and tells the study its result.
-
-        Raises:
-          VaecfError: the memory of the device cannot hold the population.
-        """
+        """Trains the trial, or resumes it, and tells the study its result."""
         try:
             summary = population.train_run(
                 *(self.config, dataset, self.directory, shared),
@@ -287,8 +281,11 @@ class TrialRun(Writer):
         except study_lib.ENDED:
             self._log(f"trial {self.number}: taken over by another worker")
             return
-        if not self._keep_all:
-            _remove_unused(self.directory, state == TrialState.COMPLETE)
+        unused = ["tensorboard", "checkpoints/latest"]
+        if state != TrialState.COMPLETE:
+            unused += [workdir_lib.CHECKPOINTS, workdir_lib.LINEAR]
+        for name in unused if not self._keep_all else ():
+            shutil.rmtree(self.directory / name, ignore_errors=True)
         if value is not None:
             result = f"{self.config.eval.best_metric} {value:.4f}"
         settings = ", ".join(
@@ -300,24 +297,6 @@ class TrialRun(Writer):
         )
 
 
-def _take_over_files(earlier: pathlib.Path, directory: pathlib.Path) -> None:
-    """Moves the files of the interrupted attempt, if this host has them."""
-    if directory.exists() or not earlier.is_dir():
-        return
-    # A worker that only seems to be lost keeps its files.
-    if study_lib.is_free(earlier):
-        with contextlib.suppress(OSError):  # on another disk: starts anew
-            os.replace(earlier, directory)
-
-
-def _remove_unused(directory: pathlib.Path, keep_best: bool) -> None:
-    unused = ["tensorboard", "checkpoints/latest"]
-    if not keep_best:
-        unused += [workdir_lib.CHECKPOINTS, workdir_lib.LINEAR]
-    for name in unused:
-        shutil.rmtree(directory / name, ignore_errors=True)
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -326,12 +305,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _work_in_processes(plan: SweepPlan, workers: int, log: Log) -> None:
-    """Starts workers and waits for them; passes an interrupt on.
-
-    Raises:
-      KeyboardInterrupt: after the workers have saved.
-      VaecfError: every worker failed.
-    """
+    """Starts workers and waits for them; passes an interrupt on."""
     spawn = multiprocessing.get_context("spawn")
     processes = [
         spawn.Process(target=_worker, args=(plan, number, workers))
@@ -355,15 +329,9 @@ def _work_in_processes(plan: SweepPlan, workers: int, log: Log) -> None:
     statuses = [process.exitcode for process in processes]
     for number, status in enumerate(statuses):
         if status:
-            log(
-                f"worker {number} ended with status {status}; another worker, "
-                "or the next call, resumes its trial"
-            )
+            log(f"worker {number} ended with status {status}")
     if all(statuses):
-        raise VaecfError(
-            "every worker failed: see their messages above, then resume the "
-            "sweep"
-        )
+        raise VaecfError("every worker failed, see above: resume the sweep")
 
 
 def _worker(plan: SweepPlan, number: int, workers: int) -> None:
@@ -373,10 +341,7 @@ def _worker(plan: SweepPlan, number: int, workers: int) -> None:
     os.environ.update(share_of_gpus(number, workers, os.environ))
     if cores := share_of_cores(number, workers):
         os.sched_setaffinity(0, cores)
-
-    def log(line: str) -> None:
-        print(line, flush=True)
-
+    log = functools.partial(print, flush=True)
     try:
         with contextlib.suppress(OSError):  # the parent has warned of it
             compilation_cache.keep_programs()
@@ -426,18 +391,13 @@ def summarise(
     frame = frame.drop(columns="params", errors="ignore")
     path = plan.workdir / "trials.csv"
     workdir_lib.write_bytes(path, frame.to_csv(index=False).encode())
-    complete = sorted(
-        (row for row in rows if row["state"] == "complete"),
-        key=lambda row: (-row["value"], row["number"]),
-    )
+    complete = [row for row in rows if row["state"] == "complete"]
+    complete.sort(key=lambda row: -row["value"])
     if not complete:
         log(f"no trial is complete yet; trials: {path}")
         return rows
     metric = plan.base.eval.best_metric
-    title = (
-        f"Best of {len(complete)} complete trials, {len(rows)} in all "
-        "(validation users)"
-    )
+    title = f"Best of {len(complete)} complete trials, by validation users"
     table = tables.trials_table(complete[:_SHOWN], metric=metric, title=title)
     names = ("number", "folder", "value", "best_epoch", "params")
     best = {name: complete[0][name] for name in names}
