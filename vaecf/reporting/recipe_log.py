@@ -21,8 +21,7 @@ from vaecf import workdir as workdir_lib
 from vaecf.reporting import writers
 from vaecf.reporting.writers import Record, Writer
 
-# {name: (value, unit)}
-Figures = Mapping[str, tuple[Any, str]]
+Figures = Mapping[str, tuple[Any, str]]  # {name: (value, unit)}
 
 # The recipe's name and unit for each of our names.
 _NAMES = {
