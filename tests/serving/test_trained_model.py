@@ -7,12 +7,15 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 
 import jax
 import numpy as np
 import polars as pl
 import pytest
 
+from experiments.benchmark import workloads
+from vaecf import config as config_lib
 from vaecf.data.id_table import IdTable
 from vaecf.errors import VaecfError
 from vaecf.parallel import mesh as mesh_lib
@@ -41,21 +44,19 @@ def same(model, shop):
     ) and np.array_equal(model.items.ids, other.items.ids)
 
 
-def test_save_keeps_everything(shop, saved):
-    model = trained_model.load(saved)
+def test_save_keeps_everything(shop, copy, tmp_path):
+    """Also when the directory moves."""
+    directory = copy.rename(tmp_path / "elsewhere")
+    model = trained_model.load(directory)
     other = shop.recommender._model
     assert same(model, shop)
     assert model.config == other.config
     assert model.manifest == other.manifest
     assert model.progress == other.progress and model.progress["epoch"] == 4
-    assert model.directory == saved
+    assert model.directory == directory
 
 
-def test_a_copy_may_be_moved(copy, shop, tmp_path):
-    assert same(trained_model.load(copy.rename(tmp_path / "elsewhere")), shop)
-
-
-@pytest.mark.parametrize("mesh", [(1, 1), (4, 1), (2, 2), (1, 4)])
+@pytest.mark.parametrize("mesh", [(4, 1), (2, 2)])
 def test_it_loads_onto_any_mesh(shop, saved, mesh):
     model = trained_model.load(saved, mesh=mesh_lib.make_mesh(*mesh))
     kernel = model.params["output_kernel"]
@@ -69,8 +70,6 @@ def test_it_loads_in_another_precision(shop, saved):
     assert model.config.precision.policy == "bf16"
     assert shop.recommender._model.config.precision.policy == "fp32"
     assert same(model, shop)
-    matrix = np.zeros((1, 30))
-    matrix[0, :5] = 1
     lists = [
         m.ranker(5)(
             m.scorer_params,
@@ -85,12 +84,6 @@ def test_it_loads_in_another_precision(shop, saved):
     assert (lists[0].score_UK != lists[1].score_UK).any()
 
 
-def test_a_ranker_is_compiled_once(shop):
-    model = shop.recommender._model
-    assert model.ranker(3) is model.ranker(3)
-    assert model.ranker(3) is not model.ranker(3, False)
-
-
 # --- Damage -----------------------------------------------------------------
 
 
@@ -102,14 +95,10 @@ def refused(folder):
     return message
 
 
-def test_nothing_there(tmp_path):
-    assert "config.json: no such file; is its directory" in refused(tmp_path)
-    assert "config.json" in refused(tmp_path / "missing")
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        (".", "config.json: no such file"),
         ("config.json", "no such file"),
         ("dataset.json", "no such file"),
         ("items.parquet", "no such file"),
@@ -124,7 +113,7 @@ def test_something_is_missing(copy, name, message):
 
 
 @pytest.mark.parametrize("name", ["config.json", "dataset.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff\xfe{"])
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[]", b"\xff\xfe{"])
 def test_json_is_damaged(copy, name, content):
     (copy / name).write_bytes(content)
     with pytest.raises(VaecfError) as error:
@@ -132,24 +121,17 @@ def test_json_is_damaged(copy, name, content):
     assert "\n" not in str(error.value)
 
 
-def test_items_are_damaged(copy):
-    path = copy / "items.parquet"
-    path.write_bytes(path.read_bytes()[:100])
-    assert "items.parquet: " in refused(copy)
-
-
-@pytest.mark.parametrize("change", ["order", "fewer", "more", "column"])
+@pytest.mark.parametrize("change", ["cut", "order", "fewer", "more", "column"])
 def test_items_are_those_of_another_run(copy, change):
     """29 and 31 items have arrays of the same padded shape."""
     path = copy / "items.parquet"
     ids = pl.read_parquet(path).sort("index")["item"].to_list()
-    ids = {
-        "order": ids[::-1],
-        "fewer": ids[:-1],
-        "more": [*ids, "sku-30"],
-        "column": ids,
-    }[change]
-    IdTable(ids).write(path, "user" if change == "column" else "item")
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        changed = {"order": ids[::-1], "fewer": ids[:-1], "more": [*ids, "x"]}
+        column = "user" if change == "column" else "item"
+        IdTable(changed.get(change, ids)).write(path, column)
     assert "items.parquet: " in refused(copy)
 
 
@@ -195,12 +177,6 @@ def test_any_file_of_the_checkpoint_is_damaged(shop, saved, tmp_path):
 
 def test_a_deleted_model_is_freed() -> None:
     """No cache keeps a model alive."""
-    import gc
-    import weakref
-
-    from experiments.benchmark import workloads
-    from vaecf import config as config_lib
-
     config = config_lib.replace(
         config_lib.Config(), {"precision.policy": "bf16"}
     )

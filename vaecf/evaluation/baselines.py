@@ -52,17 +52,14 @@ class Baseline(NamedTuple):
     """A model that is fitted in one go.
 
     Attributes:
-      fit: (train interactions, **settings) -> parameters.
-      scores: see `Scorer.apply`.
-      partition: see `Scorer.partition`.
+      model: module with `fit(train interactions, **settings)`, and with
+        `scores` and `PARTITION` for its `Scorer`.
       settings: settings of `fit`, by name.
       directions: see `coordinate_search`.
       outer: see `coordinate_search`.
     """
 
-    fit: Callable[..., dict[str, Any]]
-    scores: Callable[..., Any]
-    partition: Mapping[str, tuple[str | None, ...]]
+    model: Any
     settings: Mapping[str, Setting] = {}
     directions: tuple[Mapping[str, int], ...] | None = None
     outer: str | None = None
@@ -74,13 +71,9 @@ class Baseline(NamedTuple):
 
 
 BASELINES: dict[str, Baseline] = {
-    "popularity": Baseline(
-        popularity.fit, popularity.scores, popularity.PARTITION
-    ),
+    "popularity": Baseline(popularity),
     "itemknn": Baseline(
-        knn.fit,
-        knn.scores,
-        knn.PARTITION,
+        knn,
         {
             "neighbours": Setting(
                 100,
@@ -96,9 +89,7 @@ BASELINES: dict[str, Baseline] = {
         },
     ),
     "ials": Baseline(
-        ials.fit,
-        ials.scores,
-        ials.PARTITION,
+        ials,
         {
             "factors": Setting(
                 64, "Factors of implicit ALS.", (16, 32, 64, 128)
@@ -125,9 +116,7 @@ BASELINES: dict[str, Baseline] = {
         outer="factors",
     ),
     "ease": Baseline(
-        linear.fit,
-        linear.scores,
-        linear.PARTITION,
+        linear,
         {
             "l2": Setting(
                 500.0,
@@ -174,8 +163,8 @@ def settings(
 
 def scorer(name: str, n_items: int) -> Scorer:
     """Returns the scorer for the fitted parameters of a baseline."""
-    baseline = BASELINES[name]
-    return Scorer(baseline.scores, baseline.partition, n_items)
+    model = BASELINES[name].model
+    return Scorer(model.scores, model.PARTITION, n_items)
 
 
 def label(name: str, result: Mapping[str, Any]) -> str:
@@ -202,7 +191,7 @@ def evaluate(
     Args:
       name: one of `BASELINES`.
       validation: evaluator of the validation users.
-      test: evaluator of the test users.
+      test: evaluator of the test users, with these metrics or fewer.
       changes: settings other than the defaults.
       tuned: choose the settings by the validation users' `best_metric`,
         starting from `changes`. The test users only see the chosen settings.
@@ -287,7 +276,7 @@ class _Candidates:
             gc.collect()  # frees host arrays that JAX no longer uses
             began = time.perf_counter()
             train = self._validation.train
-            params = BASELINES[self._name].fit(train, **settings)
+            params = BASELINES[self._name].model.fit(train, **settings)
             self._fit_seconds = time.perf_counter() - began
             self._last = settings, self.ranker.place(params)
         return self._last[1]
@@ -317,13 +306,8 @@ def evaluate_oracle(
 ) -> dict[str, Any]:
     """Evaluates ranking by the probabilities that generated the data.
 
-    Args:
-      dataset: a synthetic dataset that holds these probabilities.
-      validation: evaluator of its validation users.
-      test: evaluator of its test users.
-
     Returns:
-      {'validation': summary, 'test': summary}.
+      {'validation': summary, 'test': summary} for a synthetic dataset.
     """
     # The metrics of validation are those of the test, or more.
     ranker = validation.compile(scorers.oracle(dataset.n_items))

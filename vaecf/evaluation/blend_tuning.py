@@ -31,13 +31,8 @@ def search(
 ) -> dict[str, Any]:
     """Returns the weights that give the best value of `best_metric`.
 
-    Among equally good weights the first one tried wins.
-
-    Args:
-      evaluator: validation users; not empty.
-      ranker: of the blend's scorer.
-      params: parameters of the blend; their own weights are ignored.
-      priors: candidates of the prior, ascending.
+    Among equally good weights the first one tried wins. The weights in `params`
+    are ignored.
 
     Returns:
       {'gain', 'prior', 'metric', 'value', 'model_alone', 'tried': [{'gain',

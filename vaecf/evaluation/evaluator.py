@@ -222,8 +222,7 @@ def by_history_length(
       buckets: largest number of groups; each has about as many users.
 
     Returns:
-      [{'bucket': '5-12', 'mean', 'stderr', 'users'}, ...], shortest histories
-      first.
+      [{'bucket': '5-12', 'mean', 'stderr', 'users'}, ...], shortest first.
     """
     real_U = ~np.isnan(values_U)
     values_U, length_U = values_U[real_U], length_U[real_U]

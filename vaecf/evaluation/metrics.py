@@ -1,8 +1,9 @@
 """Ranking metrics, from ranked item indices. NumPy, float64.
 
-Shapes in names: U users, K ranks, I items. Relevance is binary. The metrics of
-hits are NaN for users without held-out items: callers leave these users out of
-the mean and report their number.
+Shapes in names: U users, K ranks, I items. Relevance is binary. `n_held_out_U`
+is the number n of held-out items. The metrics of hits are NaN for users without
+held-out items: callers leave these users out of the mean and report their
+number.
 
 To add a metric, add its function to `HIT_METRICS` or `LIST_METRICS`.
 """
@@ -55,11 +56,6 @@ def ndcg(hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int) -> np.ndarray:
 
     DCG@k sums hit_r / log2(r + 1) over the ranks r = 1..k. NDCG@k divides it by
     the DCG@k of a list that ranks all n held-out items first.
-
-    Args:
-      hits_UK: bool [U, K], result of `hits`.
-      n_held_out_U: int [U], number n of held-out items.
-      k: length of the lists.
     """
     discount_K = 1.0 / np.log2(np.arange(2, k + 2))
     dcg_U = hits_UK[:, :k] @ discount_K[: hits_UK.shape[1]]
@@ -126,15 +122,10 @@ def coverage(
 def popularity(
     ranked_UK: np.ndarray, item_share_I: np.ndarray, k: int
 ) -> np.ndarray:
-    """Returns the mean popularity of each list's items, float64 [U].
+    """Returns the mean share of the first k items, float64 [U].
 
-    Args:
-      ranked_UK: int [U, K]; -1 after the end of a list.
-      item_share_I: float [I], share of training users who have the item.
-      k: length of the lists.
-
-    Returns:
-      Means; NaN for an empty list.
+    `item_share_I` is the share of the training users who have the item. The
+    mean of an empty list is NaN.
     """
     shown = ranked_UK[:, :k]
     real = shown >= 0

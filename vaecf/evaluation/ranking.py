@@ -84,9 +84,6 @@ def rank_local(
       n_items: number of items over all shards, without padding.
       exclude_seen: do not rank the items of the history.
       item_axis: mesh axis of the items; None if they are not sharded.
-
-    Returns:
-      Lists [B, k], the same on every item shard.
     """
     n_local = scores_BI.shape[1]
     offset = mesh_lib.item_offset(n_local, item_axis)
@@ -231,13 +228,9 @@ class Ranker:
     def __init__(
         self, scorer: Scorer, mesh: Mesh, k: int, *, exclude_seen: bool = True
     ) -> None:
-        """Initialises a ranker; nothing is compiled before the first call.
+        """Initialises a ranker of lists of length k.
 
-        Args:
-          scorer: the scorer to rank by.
-          mesh: devices ('data', 'item').
-          k: length of the lists.
-          exclude_seen: do not rank the items of the history.
+        `exclude_seen` leaves the items of the history out of the lists.
         """
         self.mesh, self.k, self.n_items = mesh, k, scorer.n_items
         self._scorer, self._exclude_seen = scorer, exclude_seen
@@ -254,7 +247,7 @@ class Ranker:
         return processes.put(params, mesh_lib.shardings(self.mesh, specs))
 
     def allow(self, allowed: np.ndarray) -> jax.Array:
-        """Returns bool [items] as the `allowed_I` that a call takes."""
+        """Returns bool [items] on the mesh, as the `allowed_I` of a call."""
         padded = np.zeros(self._padded_items(), bool)
         padded[: self.n_items] = allowed
         spec = mesh_lib.shardings(self.mesh, P(mesh_lib.ITEM))
@@ -295,7 +288,7 @@ class Ranker:
         batch_size: int,
         allowed_I: jax.Array | None = None,
     ) -> Iterator[RankedLists]:
-        """Yields ranked lists batch by batch.
+        """Yields ranked lists batch by batch, as NumPy arrays.
 
         The device computes the next batch while the caller uses the last one.
 
@@ -305,9 +298,6 @@ class Ranker:
           indices: int32 [interactions], their items.
           batch_size: users per batch, over all devices.
           allowed_I: result of `allow`; None allows every item.
-
-        Yields:
-          NumPy lists of at most `batch_size` users, in the order of the users.
 
         Raises:
           VaecfError: `batch_size` is below 1.
@@ -397,7 +387,6 @@ class Ranker:
         allowed_I: jax.Array | None,
     ) -> jax.Array:
         """Returns int32 [B, 2 k + 1]: items, bits of scores and log_total."""
-
         rank = functools.partial(
             rank_local,
             k=self.k,

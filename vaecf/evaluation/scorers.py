@@ -30,11 +30,9 @@ class ModelParams(NamedTuple):
 def model(module: mult_vae.MultDAE) -> Scorer:
     """Returns the scorer of an autoencoder, or of its blend.
 
-    Its parameters are `ModelParams`. In half precision the matrices of the
-    autoencoder are rounded once per set of parameters, not in every query.
-
-    Args:
-      module: the module as one item shard sees it.
+    Its parameters are `ModelParams`; the module is that of one item shard. In
+    half precision the matrices of the autoencoder are rounded once per set of
+    parameters, not in every query.
     """
     dtype = jnp.dtype(module.dtype)
     casts: tuple[Any, ...] = () if dtype.itemsize != 2 else (dtype,)

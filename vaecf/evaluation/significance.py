@@ -17,8 +17,7 @@ class Paired(NamedTuple):
     Attributes:
       difference: mean over users of value minus the reference's value.
       stderr: standard error of the difference; None for a single user.
-      low: lower end of the 95 % percentile bootstrap interval of the mean.
-      high: its upper end.
+      low, high: 95 % percentile bootstrap interval of the mean.
       p: p-value of the two-sided paired t-test; 1 for a single user, and for
         equal values.
       p_holm: p corrected for all comparisons (`holm`).
@@ -41,14 +40,13 @@ def paired(
 ) -> dict[str, Paired]:
     """Compares every model with the reference.
 
+    All comparisons use the same bootstrap resamples.
+
     Args:
       values: float [U] of each model, without NaN.
       reference_U: float [U], of the same users in the same order.
       resamples: number of bootstrap resamples.
-      seed: seed of the bootstrap; all comparisons use the same resamples.
-
-    Returns:
-      `Paired` by name, in the order of `values`.
+      seed: seed of the bootstrap.
     """
     if not values:
         return {}
@@ -88,11 +86,6 @@ def bootstrap(
 
     The numbers are those of `scipy.stats.bootstrap`, which takes twice as long
     for 10,000 users.
-
-    Args:
-      difference_UC: float [U, C].
-      resamples: number of draws of U users with replacement.
-      seed: seed of PCG64.
 
     Returns:
       (lower ends, upper ends), float64 [C].
