@@ -69,8 +69,7 @@ def compare(
         validation metrics of any group are unknown.
       baselines: also compare the baselines of the runs. A baseline of several
         runs counts once.
-      resamples: number of bootstrap resamples.
-      seed: seed of the bootstrap.
+      resamples, seed: of the bootstrap.
 
     Returns:
       {'dataset', 'protocol', 'metric', 'metrics', 'users', 'left_out',

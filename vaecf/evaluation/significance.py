@@ -45,8 +45,7 @@ def paired(
     Args:
       values: float [U] of each model, without NaN.
       reference_U: float [U], of the same users in the same order.
-      resamples: number of bootstrap resamples.
-      seed: seed of the bootstrap.
+      resamples, seed: of the bootstrap.
     """
     if not values:
         return {}

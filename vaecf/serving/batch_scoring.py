@@ -55,18 +55,14 @@ def score_file(
 
     The output has the columns user, rank (from 1), item and score (natural
     logarithm of the item's probability), with users in order of their first
-    row. It is replaced atomically.
+    row. It is replaced atomically. The arguments not described here are those
+    of `Recommender.recommend`.
 
     Args:
       workdir: workdir of a run, or a directory written by `Recommender.save`.
       histories: CSV or TSV (also gzipped) or Parquet file with one row per
         (user, item), in any order.
       output: file to write, CSV if its suffix is .csv, else Parquet.
-      k: number of items per user.
-      user_column: user column of the histories.
-      item_column: item column of the histories.
-      exclude_seen: do not recommend items of the history.
-      batch_size: users per batch on the device.
       progress: called with (number of users done, number of all users).
 
     Raises:
