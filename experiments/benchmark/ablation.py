@@ -47,12 +47,10 @@ def main(argv: Sequence[str]) -> None:
         for name, value_U in _variants(path).items():
             values.setdefault(name, []).append(value_U)
             cli.log(f"{path}: {name} {np.nanmean(value_U):.4f}")
-    mean_U = {name: np.mean(seeds, axis=0) for name, seeds in values.items()}
-    real_U = ~np.isnan(mean_U[WHOLE])
-    whole_U = mean_U.pop(WHOLE)[real_U]
-    against = significance.paired(
-        {name: value_U[real_U] for name, value_U in mean_U.items()}, whole_U
-    )
+    real_U = ~np.isnan(values[WHOLE][0])
+    mean_U = {k: np.mean(v, axis=0)[real_U] for k, v in values.items()}
+    whole_U = mean_U.pop(WHOLE)
+    against = significance.paired(mean_U, whole_U)
     rows, cells = [], []
     for name, per_seed in values.items():
         seeds = [float(np.nanmean(value_U)) for value_U in per_seed]
@@ -92,17 +90,13 @@ def _variants(path: pathlib.Path) -> dict[str, np.ndarray]:
     from vaecf.data.dataset import find_dataset
     from vaecf.evaluation import baselines, blend_tuning, scorers
     from vaecf.evaluation.evaluator import Evaluator
-    from vaecf.evaluation.scorers import ModelParams
     from vaecf.models import blend
     from vaecf.serving.trained_model import load
     from vaecf.training import linear_branch
 
     model = load(path)
     if model.branch is None:
-        raise VaecfError(
-            f"{path}: config.linear.l2 is 0, so that there is no linear branch "
-            "to remove"
-        )
+        raise VaecfError(f"{path}: no linear branch (config.linear.l2 is 0)")
     dataset = find_dataset(model.config.data.dir)
     n_items = dataset.n_items
     validation, test = (
@@ -121,11 +115,11 @@ def _variants(path: pathlib.Path) -> dict[str, np.ndarray]:
         return measured(ranker, ranker.place(params))
 
     def tuned(branch: Any, **grids: Any) -> np.ndarray:
-        params = ModelParams(model.params, branch)
+        params = scorers.ModelParams(model.params, branch)
         chosen = blend_tuning.search(validation, ranker, params, **grids)
         weights = {name: chosen[name] for name in ("gain", "prior")}
         branch = linear_branch.with_weights(branch, **weights)
-        return measured(ranker, ModelParams(model.params, branch))
+        return measured(ranker, scorers.ModelParams(model.params, branch))
 
     l2 = FLAGS.ease_l2
     ease = blend.fit(dataset.train, l2=l2, dropout=0.0, user_exponent=0.0)
@@ -134,7 +128,7 @@ def _variants(path: pathlib.Path) -> dict[str, np.ndarray]:
     branch_scorer = scorers.linear_branch(n_items)
     name = model.config.model.name
     return {
-        f"{name} alone": measured(ranker, ModelParams(model.params)),
+        f"{name} alone": measured(ranker, scorers.ModelParams(model.params)),
         "EASE alone": alone(baselines.scorer("ease", n_items), item_item),
         "linear branch alone": alone(branch_scorer, model.branch),
         f"{name} and EASE": tuned(ease, priors=(0.0,)),

@@ -40,13 +40,10 @@ def define_flags(
 def config_from_flags(**defaults: Any) -> Config:
     """Returns the default settings (Liang et al. 2018) with those of the flags.
 
-    Args:
-      defaults: settings of the benchmark by dotted key, which `--set` may
-        override.
+    `--set` overrides `defaults`, the settings of the benchmark by dotted key.
 
     Raises:
-      VaecfError: a key is unknown, a value is not allowed, or this device
-        lacks the precision.
+      VaecfError: a key is unknown, or a value is not allowed on this device.
     """
     from vaecf.training import precision
 
@@ -96,11 +93,8 @@ def timings(call: Callable[[], Any], seconds: float) -> list[float]:
     """Returns the seconds of a call, timed several times.
 
     Calls shorter than 0.05 s are timed in groups of this duration, so that
-    dispatching and reading the clock do not count.
-
-    Args:
-      call: may return arrays that are still being computed.
-      seconds: time to spend; at least one call is made.
+    dispatching and reading the clock do not count. At least one call is made;
+    it may return arrays that are still being computed.
     """
     import jax
 
@@ -129,12 +123,7 @@ def in_turns(
     The speed of a shared machine drifts by a factor of two within hours, so
     only rates of the same turn are compared (`ratio`).
 
-    Args:
-      contestants: functions from seconds to a rate: users/s, or GFLOP/s of
-        the machine's ceiling.
-
-    Returns:
-      The rates of every contestant.
+    Contestants are functions from seconds to a rate: users/s, or GFLOP/s.
     """
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(FLAGS.repeats):

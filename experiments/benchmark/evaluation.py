@@ -3,9 +3,8 @@
     python experiments/benchmark/evaluation.py --json=out.json
 
 Evaluates generated held-out users with the shape of MovieLens-20M as the
-training loop does, from histories on the host to metrics with standard errors,
-with a random model. The ceiling is the one product that every implementation
-computes: the scores of all items.
+training loop does, with a random model. The ceiling is the one product that
+every implementation computes: the scores of all items.
 """
 
 from __future__ import annotations
@@ -52,31 +51,24 @@ def main(argv: list[str]) -> None:
     )
     ranker, params = model.ranker(evaluator.depth), model.scorer_params
     fold_in = evaluator.fold_in
+    histories = (fold_in.indptr, fold_in.indices)
 
-    def users_per_second(
-        call: Callable[..., Any], *args: Any, **options: Any
-    ) -> Callable[[float], float]:
-        return lambda seconds: (
-            FLAGS.users
-            / statistics.mean(
-                common.timings(lambda: call(*args, **options), seconds)
-            )
-        )
+    def rate(call: Callable[[], Any]) -> Callable[[float], float]:
+        return lambda t: FLAGS.users / statistics.mean(common.timings(call, t))
 
     began = time.perf_counter()
     lists = evaluator(ranker, params).lists
     first = time.perf_counter() - began
-    histories = (fold_in.indptr, fold_in.indices)
     rates = common.in_turns(
         {
             "ceiling": workloads.decoder_product(
                 config, model.mesh, batch_size, FLAGS.items
             ),
-            "evaluation": users_per_second(evaluator, ranker, params),
-            "ranking": users_per_second(
-                ranker, params, *histories, batch_size=batch_size
+            "evaluation": rate(lambda: evaluator(ranker, params)),
+            "ranking": rate(
+                lambda: ranker(params, *histories, batch_size=batch_size)
             ),
-            "metrics": users_per_second(evaluator.evaluate_lists, lists),
+            "metrics": rate(lambda: evaluator.evaluate_lists(lists)),
         }
     )
     median = {name: statistics.median(turns) for name, turns in rates.items()}

@@ -44,8 +44,7 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("training", "--precision=fp16", _BIG, "--seconds=15"),
     ("training", "--precision=bf16", "--batch_size=4096", "--seconds=15"),
     ("inference", "--precision=fp32", "--batch_sizes=1"),
-    # Checks the automatic choice of the input layer, and the cost of saving
-    # memory.
+    # The other input layer, and the cost of saving memory.
     (*_BF16, "--set=model.input=gather", "--seconds=10"),
     (*_BF16, "--set=train.microbatch=8192", "--seconds=10"),
 )
@@ -54,7 +53,7 @@ RUNS: tuple[tuple[str, ...], ...] = (
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Runs one benchmark; returns {'arguments', 'result' or 'error'}."""
     name, *flags_ = arguments
-    record: dict[str, Any] = {"arguments": list(arguments)}
+    record = {"arguments": list(arguments)}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "result.json"
         script = f"benchmark/{name}.py"
@@ -67,7 +66,6 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs all benchmarks; 1 if any of them failed or had no time left."""
-    del argv
     has_torch = importlib.util.find_spec("torch") is not None
     began, records = time.monotonic(), []
     for arguments in RUNS:

@@ -24,11 +24,6 @@ from vaecf import cli
 FLAGS = flags.FLAGS
 common.define_flags(batch_size=500, repeats=300)
 flags.DEFINE_list("batch_sizes", ["1", "8", "64", "512"], "Users per query.")
-flags.register_validator(
-    "batch_sizes",
-    lambda sizes: all(size.isdecimal() and int(size) for size in sizes),
-    "must be numbers of users of at least 1",
-)
 flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=1)
 flags.DEFINE_integer("k", 100, "List length.", lower_bound=1)
 flags.DEFINE_integer("items_per_user", 10, "Items of a history.", lower_bound=1)

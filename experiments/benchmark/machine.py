@@ -22,16 +22,7 @@ from vaecf.errors import VaecfError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-_PACKAGES = [
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "numpy",
-    "scipy",
-    "pandas",
-    "polars",
-]
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pandas")
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
@@ -42,16 +33,14 @@ def peak_rss_bytes() -> int:
     """
     status = pathlib.Path("/proc/self/status")
     if status.exists():
-        [kib] = re.findall(r"VmHWM:\s*(\d+)", status.read_text())
-        return 1024 * int(kib)
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", status.read_text())[0])
     return _RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def cores() -> int:
     """Returns the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    linux = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
 
 
 def processor() -> str:
@@ -86,9 +75,6 @@ def run_script(
     Returns:
       {'seconds', 'peak_rss_bytes'}; the peak is at least the memory that this
       process has at the fork.
-
-    Raises:
-      VaecfError: the script failed; with the last line of its output.
     """
     paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
     environment["PYTHONPATH"] = os.pathsep.join(paths)

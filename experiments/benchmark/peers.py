@@ -34,9 +34,6 @@ class Peer:
 
     Attributes:
       figures: {'version', 'loss', 'peak_rss_bytes', ...} of the process.
-
-    Raises:
-      VaecfError: the process fails; its error goes to our stderr.
     """
 
     def __init__(

@@ -62,13 +62,10 @@ def _measure(
 ) -> dict[str, float]:
     """Returns the seconds of everything, of the steps and of compiling them."""
     if way == "population":
-        runs = [
-            "population.py",
-            f"--members=optimizer.learning_rate={','.join(RATES)}",
-            f"--members=seed={','.join(SEEDS)}",
-            f"--workdir={folder}",
-        ]
-        commands = [runs]
+        rates, seeds = ",".join(RATES), ",".join(SEEDS)
+        rates = f"--members=optimizer.learning_rate={rates}"
+        seeds = f"--members=seed={seeds}"
+        commands = [["population.py", rates, seeds, f"--workdir={folder}"]]
     else:
         commands = [
             [
@@ -90,10 +87,8 @@ def _measure(
         )["seconds"]
         for command in commands
     )
-    trained = [
-        json.loads(path.read_text())["train"]
-        for path in folder.glob("*/results.json")
-    ]
+    files = folder.glob("*/results.json")
+    trained = [json.loads(file.read_text())["train"] for file in files]
     steps = sum(member["seconds"] for member in trained)
     # All members of a population report the compilation of its one program.
     total = max if way == "population" else sum

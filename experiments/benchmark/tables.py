@@ -2,8 +2,7 @@
 
     python experiments/benchmark/tables.py
 
-Reads experiments/benchmark/results/*.json. Peers and ceilings were measured in
-turns within the run that a row belongs to.
+Reads experiments/benchmark/results/*.json.
 """
 
 from __future__ import annotations
@@ -18,8 +17,11 @@ Result = dict[str, Any]
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 
-_SETTINGS = {"batch": "{batch_size:,}", "precision": "{precision}"}
-_USERS = {"users/s": "{users_per_second:,.0f}"}
+_SPEED = {
+    "batch": "{batch_size:,}",
+    "precision": "{precision}",
+    "users/s": "{users_per_second:,.0f}",
+}
 _CEILING = "{fraction_of_ceiling:.0%} of {ceiling_gflops:,.0f} GFLOP/s"
 _PEAK = {"peak memory": "{gb:.1f} GB"}
 
@@ -27,15 +29,13 @@ _PEAK = {"peak memory": "{gb:.1f} GB"}
 COLUMNS = {
     "training": {
         "": "{name}",
-        **_SETTINGS,
-        **_USERS,
+        **_SPEED,
         "decoder products": "{ceiling}",
         "vaecf is": "{times}",
         **_PEAK,
     },
     "evaluation": {
-        **_SETTINGS,
-        **_USERS,
+        **_SPEED,
         "decoder product": _CEILING,
         "ranking": "{ranking_seconds:.2f} s",
         "metrics": "{metrics_seconds:.2f} s",
@@ -82,14 +82,12 @@ def _rows(benchmark: str, run: Result) -> Iterable[Result]:
     if benchmark == "training":
         yield {"name": "vaecf", "ceiling": _CEILING.format(**run), "times": ""}
         for peer, figures in run["peers"].items():
-            name = "vaecf, in turns with it"
-            library, _, variant = peer.partition("_")
-            if library == "torch":
-                version = figures["version"].partition("+")[0]
-                name = f"PyTorch {version}, {variant}"
+            version = figures["version"].partition("+")[0]
+            torch = f"PyTorch {version}, {peer.removeprefix('torch_')}"
+            own = peer.startswith("vaecf")
             yield {
                 **figures,
-                "name": name,
+                "name": "vaecf, in turns with it" if own else torch,
                 "precision": "bf16" if "bf16" in peer else "fp32",
                 "ceiling": "",
                 "times": f"{figures['ratio']:.2f} ×",
@@ -154,18 +152,14 @@ def results(benchmark: str) -> list[Result]:
 def main() -> None:
     """Prints a table for every benchmark and device, large runs first."""
 
-    def device(run: Result) -> str:
-        return f"{run['device']}, Python {run['versions']['python']}"
-
     def size(run: Result) -> tuple[int, int]:
         return run.get("items", 0), run.get("batch_size", 0)
 
     for benchmark in COLUMNS:
         runs = sorted(results(benchmark), key=size, reverse=True)
-        for where in dict.fromkeys(map(device, runs)):
-            here = [run for run in runs if device(run) == where]
-            title = f"{benchmark.capitalize()}, {where}"
-            print(f"\n{title}:\n\n{table(benchmark, here)}")
+        for device in dict.fromkeys(run["device"] for run in runs):
+            here = [run for run in runs if run["device"] == device]
+            print(f"\n{benchmark}, {device}\n\n{table(benchmark, here)}")
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def main(name: str, file: str, settings: str) -> None:
             "device": str(device),
         }
 
-    run(0.0)
+    run(0.0)  # warms up
     print(json.dumps(run(0.0)), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(float(line))), flush=True)

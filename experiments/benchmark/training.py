@@ -23,8 +23,7 @@ from experiments.benchmark import common, peers
 from vaecf import cli
 from vaecf import config as config_lib
 
-# Our own step in fp32, as a peer of another precision.
-OWN = "vaecf_fp32"
+OWN = "vaecf_fp32"  # our own step, as a peer of another precision
 
 FLAGS = flags.FLAGS
 common.define_flags(batch_size=4096)
@@ -42,12 +41,7 @@ flags.DEFINE_string(
     os.environ.get("VAECF_PEER_PYTHON", sys.executable),
     "Interpreter that has PyTorch; also $VAECF_PEER_PYTHON.",
 )
-flags.DEFINE_bool(
-    "evaluate",
-    False,
-    "Also evaluate 10,000 held-out users, so that the peak memory is that of "
-    "training with validation.",
-)
+flags.DEFINE_bool("evaluate", False, "Also evaluate 10,000 held-out users.")
 
 
 def main(argv: list[str]) -> None:

@@ -33,13 +33,7 @@ class Trainer:
     """Runs the full batches of one epoch, again and again.
 
     A last partial batch is left out, because it would count fewer users for the
-    same work.
-
-    Attributes:
-      setup: static part of the step.
-      state: parameters and optimiser state.
-      steps: steps taken.
-      losses: mean loss per user of every stretch of steps.
+    same work. `losses` holds the mean loss per user of every stretch of steps.
     """
 
     def __init__(self, config: Config, train: Any) -> None:
@@ -64,10 +58,7 @@ class Trainer:
         self.losses: list[float] = []
 
     def measure(self, seconds: float) -> float:
-        """Trains for about `seconds` and returns users/s without compilation.
-
-        As the training loop does, steps are dispatched in stretches.
-        """
+        """Trains for about `seconds`; returns users/s without compilation."""
         if not self._stretch:
             self.run(1)
             _, one = self.run(1)
@@ -97,7 +88,7 @@ class Trainer:
         return lambda: evaluator(ranker, scorers.ModelParams(params))
 
     def run(self, steps: int) -> tuple[StepMetrics, float]:
-        """Takes up to `steps` steps, but not beyond the end of the epoch.
+        """Takes up to `steps` steps, at most to the end of the epoch.
 
         Returns:
           (metrics of every step, seconds without compilation).
