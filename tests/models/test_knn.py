@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from oracles import interactions, random_dense
 
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -29,11 +30,9 @@ def brute_force(x: np.ndarray, k: int, shrinkage: float) -> np.ndarray:
 @pytest.mark.parametrize("block", [7, 1024])
 @pytest.mark.parametrize("shrinkage", [0.0, 7.5])
 @pytest.mark.parametrize("k", [1, 4, 19, 20, 50])
-def test_itemknn_against_brute_force(
-    k, shrinkage, block, interactions, monkeypatch
-):
+def test_itemknn_against_brute_force(k, shrinkage, block, monkeypatch):
     monkeypatch.setattr(knn, "_BLOCK", block)
-    x = (np.random.default_rng(0).random((60, 20)) < 0.3).astype(float)
+    x = random_dense(60, 20)
     x[:, 19] = 0
     weights = knn.fit(interactions(x), k, shrinkage)["item_item"]
     assert weights.dtype == np.float32 and weights.shape == (20, 128)
@@ -43,7 +42,7 @@ def test_itemknn_against_brute_force(
     assert not weights[:, 20:].any()
 
 
-def test_itemknn_breaks_ties_by_item_index(interactions):
+def test_itemknn_breaks_ties_by_item_index():
     """All of four items that everyone has are equally near."""
     weights = knn.fit(interactions(np.ones((3, 4))), 2, 0.0)
     expected = np.zeros((4, 4))
@@ -52,13 +51,14 @@ def test_itemknn_breaks_ties_by_item_index(interactions):
     np.testing.assert_allclose(weights["item_item"][:, :4], expected, rtol=1e-6)
 
 
-def test_itemknn_errors(interactions, free_bytes):
+def test_itemknn_errors(free_bytes):
     train, _ = Interactions.from_pairs([0, 1], [7, 49_999], 2, 50_000)
     free_bytes(2**30)
     with pytest.raises(VaecfError, match="leave out itemknn"):
         knn.fit(train, 10, 0.0)
-    train = interactions(np.eye(3))
-    with pytest.raises(VaecfError, match="neighbours=0"):
-        knn.fit(train, 0, 0.0)
-    with pytest.raises(VaecfError, match="shrinkage=nan"):
-        knn.fit(train, 1, float("nan"))
+    for settings, message in (
+        ((0, 0.0), "neighbours=0"),
+        ((1, float("nan")), "shrinkage=nan"),
+    ):
+        with pytest.raises(VaecfError, match=message):
+            knn.fit(interactions(np.eye(3)), *settings)

@@ -10,65 +10,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from oracles import (
+    ITEMS,
+    USERS,
+    assert_same_on_mesh,
+    batch_of,
+    dense,
+    histories,
+    normal,
+    random_histories,
+    weighted_gradients,
+)
 
 from vaecf.models import likelihood
-from vaecf.models.sparse_batch import SparseBatch, assemble_on_host
+from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
-USERS, ITEMS, UNITS, SLOTS = 6, 16, 3, 100
-HIGHEST = lax.Precision.HIGHEST
-MESHES = [(1, 4), (2, 2), (4, 1)]
-
-histories = st.lists(
-    st.sets(st.integers(0, ITEMS - 1)).map(sorted),
-    min_size=USERS,
-    max_size=USERS,
-)
-few = functools.partial(settings, deadline=None)
-
-
-def batch_of(users, n_slots=SLOTS, shards=1) -> SparseBatch:
-    """Each shard has n_slots, and its rows count from its own first user."""
-    indptr = np.cumsum([0, *map(len, users)])
-    items = np.array([i for items in users for i in items], np.int32)
-    every = np.arange(len(users))
-    return assemble_on_host(indptr, items, every, n_slots, shards)
-
-
-def dense(users, n_items=ITEMS) -> np.ndarray:
-    x = np.zeros((len(users), n_items))
-    for u, items in enumerate(users):
-        x[u, items] = 1
-    return x
-
-
-def random_histories(seed, n_users=USERS, n_items=ITEMS):
-    """Any lengths; the second user has no items."""
-    rng = np.random.default_rng(seed)
-    users = [
-        sorted(rng.permutation(n_items)[: rng.integers(1, n_items)].tolist())
-        for _ in range(n_users)
-    ]
-    users[1] = []
-    return users
-
-
-def normal(seed, *shape) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-HIDDEN, OUTPUT, BIAS = (
+UNITS = 3
+INPUTS = HIDDEN, OUTPUT, BIAS = (
     normal(6, USERS, UNITS),
     normal(7, UNITS, ITEMS),
     normal(8, ITEMS),
 )
 WEIGHT = normal(9, USERS)
 # A single block; with a remainder; without one; larger than the items.
-BLOCKS = [0, 5, 8, 100]
+BLOCKS = pytest.mark.parametrize("block", [0, 5, 8, 100])
 
 
 def nll_by_definition(x, hidden, kernel, bias) -> np.ndarray:
@@ -87,41 +57,34 @@ def gradients_by_definition(x, hidden, kernel, bias, weight):
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "block"))
-def nll_and_gradients(
-    hidden, kernel, bias, batch, weight, dtype=jnp.float32, block=0
-):
-    def weighted(hidden, kernel, bias):
+def nll_and_gradients(inputs, batch, weight, dtype=jnp.float32, block=0):
+    def weighted(inputs):
         nll = likelihood.multinomial_nll(
-            hidden,
-            kernel,
-            bias,
+            *inputs,
             batch,
             dtype=dtype,
-            precision=HIGHEST,
+            precision=lax.Precision.HIGHEST,
             block=block,
         )
         return jnp.sum(weight * nll), nll
 
-    gradients, nll = jax.grad(weighted, (0, 1, 2), has_aux=True)(
-        hidden, kernel, bias
-    )
+    gradients, nll = jax.grad(weighted, has_aux=True)(inputs)
     return nll, gradients
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@few(max_examples=40)
+@BLOCKS
+@settings(deadline=None, max_examples=40)
 @given(users=histories, seed=st.integers(0, 99))
+@example(users=[[]] * USERS, seed=0)
 def test_nll_and_gradients_equal_their_definitions(block, users, seed):
-    x = dense(users)
-    arrays = [
-        normal(seed + k, *a.shape)
-        for k, a in enumerate((HIDDEN, OUTPUT, BIAS, WEIGHT))
-    ]
-    *inputs, weight = arrays
+    *inputs, weight = (
+        normal(seed + k, *a.shape) for k, a in enumerate((*INPUTS, WEIGHT))
+    )
     nll, gradients = nll_and_gradients(
-        *inputs, batch_of(users), weight, block=block
+        inputs, batch_of(users), weight, block=block
     )
     assert nll.dtype == jnp.float32
+    x = dense(users)
     np.testing.assert_allclose(
         nll, nll_by_definition(x, *inputs), rtol=1e-5, atol=1e-5
     )
@@ -132,15 +95,15 @@ def test_nll_and_gradients_equal_their_definitions(block, users, seed):
     empty = [not items for items in users]
     assert not np.asarray(nll)[empty].any()
     assert not np.asarray(gradients[0])[empty].any()
+    if not x.any():
+        assert not any(np.asarray(g).any() for g in gradients)
 
 
 def test_gradients_equal_finite_differences():
     users = random_histories(5)
     x = dense(users)
-    inputs = [a.astype(float) for a in (HIDDEN, OUTPUT, BIAS)]
-    _, gradients = nll_and_gradients(
-        HIDDEN, OUTPUT, BIAS, batch_of(users), WEIGHT
-    )
+    inputs = [a.astype(float) for a in INPUTS]
+    _, gradients = nll_and_gradients(INPUTS, batch_of(users), WEIGHT)
     step = 1e-5
     for array, gradient in zip(inputs, gradients):
         numeric = np.zeros(array.shape)
@@ -154,8 +117,13 @@ def test_gradients_equal_finite_differences():
         np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    ("dtype", "block"),
+    [
+        *((jnp.float32, block) for block in (0, 5, 8, 100)),
+        *((half, n) for half in (jnp.bfloat16, jnp.float16) for n in (0, 5)),
+    ],
+)
 def test_padding_items_have_no_probability_and_no_gradient(dtype, block):
     real = 11
     users = random_histories(7, n_items=real)
@@ -167,72 +135,47 @@ def test_padding_items_have_no_probability_and_no_gradient(dtype, block):
     )
     assert np.isneginf(bias[real:]).all() and np.isfinite(bias[:real]).all()
     nll, gradients = nll_and_gradients(
-        HIDDEN, kernel, bias, batch, WEIGHT, dtype, block
+        (HIDDEN, kernel, bias), batch, WEIGHT, dtype, block
     )
-    alone, alone_gradients = nll_and_gradients(
-        HIDDEN, OUTPUT[:, :real], BIAS[:real], batch, WEIGHT, dtype, block
-    )
+    alone = HIDDEN, OUTPUT[:, :real], BIAS[:real]
+    alone_nll, expected = nll_and_gradients(alone, batch, WEIGHT, dtype, block)
     eps = max(float(jnp.finfo(dtype).eps), 1e-6)
-    np.testing.assert_allclose(nll, alone, rtol=1e-6)
-    np.testing.assert_allclose(gradients[0], alone_gradients[0], atol=8 * eps)
-    for got, want in zip(gradients[1:], alone_gradients[1:]):
+    np.testing.assert_allclose(nll, alone_nll, rtol=1e-6)
+    np.testing.assert_allclose(gradients[0], expected[0], atol=8 * eps)
+    for got, want in zip(gradients[1:], expected[1:]):
         np.testing.assert_allclose(got[..., :real], want, atol=8 * eps)
         assert not np.asarray(got)[..., real:].any()
     np.testing.assert_allclose(
-        nll,
-        nll_by_definition(
-            dense(users, real), HIDDEN, OUTPUT[:, :real], BIAS[:real]
-        ),
-        rtol=8 * eps,
+        nll, nll_by_definition(dense(users, real), *alone), rtol=8 * eps
     )
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_users_without_items_have_no_loss(block):
-    batch = batch_of([[]] * USERS)
-    nll, gradients = nll_and_gradients(
-        HIDDEN, OUTPUT, BIAS, batch, WEIGHT, block=block
-    )
-    for array in (nll, *gradients):
-        assert not np.asarray(array).any()
-
-
-@pytest.mark.parametrize("block", BLOCKS)
+@BLOCKS
 def test_nll_of_large_logits(block):
     """exp(3e4) overflows unless the maximum is subtracted first."""
-    users = random_histories(8)
-    near = nll_and_gradients(HIDDEN, OUTPUT, BIAS, batch_of(users), WEIGHT)
+    batch = batch_of(random_histories(8))
+    near = nll_and_gradients(INPUTS, batch, WEIGHT, block=block)
     for shift in (-3e4, 3e4):
-        far = nll_and_gradients(
-            HIDDEN,
-            OUTPUT,
-            BIAS + np.float32(shift),
-            batch_of(users),
-            WEIGHT,
-            block=block,
-        )
+        inputs = HIDDEN, OUTPUT, BIAS + np.float32(shift)
+        far = nll_and_gradients(inputs, batch, WEIGHT, block=block)
         for a, b in zip(jax.tree.leaves(far), jax.tree.leaves(near)):
             np.testing.assert_allclose(a, b, atol=0.1)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", [0, 5])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_nll_in_half_precision(dtype, block):
     users = random_histories(9)
     x, batch = dense(users), batch_of(users)
-    nll, gradients = nll_and_gradients(
-        HIDDEN, OUTPUT, BIAS, batch, WEIGHT, dtype, block
-    )
-    single, _ = nll_and_gradients(HIDDEN, OUTPUT, BIAS, batch, WEIGHT)
+    nll, gradients = nll_and_gradients(INPUTS, batch, WEIGHT, dtype, block)
+    single, _ = nll_and_gradients(INPUTS, batch, WEIGHT)
     eps = float(jnp.finfo(dtype).eps)
-    logits = np.abs(HIDDEN @ OUTPUT + BIAS).max()
+    largest = np.abs(HIDDEN @ OUTPUT + BIAS).max()
     assert nll.dtype == jnp.float32
-    assert (
-        np.abs(nll - nll_by_definition(x, HIDDEN, OUTPUT, BIAS))
-        <= 2 * eps * logits * x.sum(1)
-    ).all()
+    error = np.abs(nll - nll_by_definition(x, *INPUTS))
+    assert (error <= 2 * eps * largest * x.sum(1)).all()
     assert np.abs(nll - single).max() > eps / 10
-    expected = gradients_by_definition(x, HIDDEN, OUTPUT, BIAS, WEIGHT)
+    expected = gradients_by_definition(x, *INPUTS, WEIGHT)
     for got, want in zip(gradients, expected):
         assert got.dtype == jnp.float32
         assert np.linalg.norm(got - want) < 4 * eps * np.linalg.norm(want)
@@ -242,27 +185,26 @@ def test_nll_in_half_precision(dtype, block):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_output_gradients_sum_over_many_users_in_float32(dtype, block):
     n = 4096
+    inputs = jnp.ones((n, 1)), jnp.zeros((1, 2)), jnp.zeros(2)
     _, (_, kernel, bias) = nll_and_gradients(
-        jnp.ones((n, 1)),
-        jnp.zeros((1, 2)),
-        jnp.zeros(2),
-        batch_of([[0]] * n, n),
-        jnp.ones(n),
-        dtype,
-        block,
+        inputs, batch_of([[0]] * n, n), jnp.ones(n), dtype, block
     )
     assert bias.tolist() == [-n / 2, n / 2]
     assert kernel.tolist() == [[-n / 2, n / 2]]
 
 
-@pytest.mark.parametrize("shape", MESHES)
-@pytest.mark.parametrize("real", [13, 3])
-@pytest.mark.parametrize("block", [0, 3])
+@pytest.mark.parametrize(
+    ("shape", "real", "block"),
+    [
+        *(((1, 4), real, block) for real in (13, 3) for block in (0, 3)),
+        *(((2, 2), 13, 3), ((2, 2), 3, 0), ((4, 1), 13, 0), ((4, 1), 3, 3)),
+    ],
+)
 def test_nll_on_a_mesh_equals_one_device(shape, real, block):
     """Padding fills a part of a shard (13), or whole shards (3)."""
-    mesh = mesh_lib.make_mesh(*shape)
     users = random_histories(10, n_users=8, n_items=real)
-    hidden, weight = normal(11, 8, UNITS), normal(12, 8)
+    inputs = normal(11, 8, UNITS), OUTPUT, BIAS
+    weight = normal(12, 8)
 
     def loss(hidden, kernel, bias, batch, item_axis=None):
         bias = likelihood.mask_padding_items(bias, real, item_axis)
@@ -271,40 +213,29 @@ def test_nll_on_a_mesh_equals_one_device(shape, real, block):
             kernel,
             bias,
             batch,
-            precision=HIGHEST,
+            precision=lax.Precision.HIGHEST,
             item_axis=item_axis,
             block=block if item_axis else 0,
         )
 
-    def gradients(loss, batch):
-        def weighted(*inputs):
-            nll = loss(*inputs, batch)
-            return jnp.sum(weight * nll), nll
-
-        return jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(
-            hidden, OUTPUT, BIAS
-        )
-
     sharded = jax.shard_map(
         functools.partial(loss, item_axis="item"),
-        mesh=mesh,
+        mesh=mesh_lib.make_mesh(*shape),
         in_specs=(P("data"), P(None, "item"), P("item"), P("data")),
         out_specs=P("data"),
     )
-    one, one_nll = gradients(loss, batch_of(users))
-    many, many_nll = gradients(sharded, batch_of(users, shards=shape[0]))
-    assert len(many_nll.sharding.device_set) == 4
-    assert len(one_nll.sharding.device_set) == 1
-    np.testing.assert_allclose(many_nll, one_nll, rtol=1e-5, atol=1e-5)
-    for a, b in zip(many, one):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-        assert np.abs(b).max() > 0.1
-    x = dense(users, real)
-    inputs = hidden, OUTPUT[:, :real], BIAS[:real]
-    np.testing.assert_allclose(
-        many_nll, nll_by_definition(x, *inputs), rtol=1e-5, atol=1e-5
+    one = weighted_gradients(loss, weight, inputs, batch_of(users))
+    many = weighted_gradients(
+        sharded, weight, inputs, batch_of(users, shards=shape[0])
     )
-    for got, want in zip(many, gradients_by_definition(x, *inputs, weight)):
+    assert_same_on_mesh(many, one, 1e-5)
+    assert all(np.abs(x).max() > 0.1 for x in jax.tree.leaves(one))
+    x = dense(users, real)
+    alone = inputs[0], OUTPUT[:, :real], BIAS[:real]
+    np.testing.assert_allclose(
+        many[1], nll_by_definition(x, *alone), rtol=1e-5, atol=1e-5
+    )
+    for got, want in zip(many[0], gradients_by_definition(x, *alone, weight)):
         padded = np.zeros(got.shape)
         padded[..., : want.shape[-1]] = want
         np.testing.assert_allclose(got, padded, rtol=1e-4, atol=1e-4)
@@ -314,14 +245,10 @@ def test_logits_accumulate_in_the_output_dtype():
     """1 + 2^-12 is no bfloat16, but the float32 sum must keep it."""
     hidden = jnp.array([[1.0, 2.0**-12]])
     kernel, bias = jnp.ones((2, 1)), jnp.array([2.0**-13])
-    whole = likelihood.logits(hidden, kernel, bias, dtype=jnp.bfloat16)
-    half = likelihood.logits(
-        hidden,
-        kernel,
-        bias,
-        dtype=jnp.bfloat16,
-        output_dtype=jnp.bfloat16,
+    logits = functools.partial(
+        likelihood.logits, hidden, kernel, bias, dtype=jnp.bfloat16
     )
+    whole, half = logits(), logits(output_dtype=jnp.bfloat16)
     assert whole.dtype == jnp.float32 and half.dtype == jnp.bfloat16
     assert whole.tolist() == [[1 + 2.0**-12 + 2.0**-13]]
     assert half.tolist() == [[1.0]]

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
-import scipy.stats
+from scipy import special, stats
 
 from vaecf.models import losses
 
 
 def kl_by_quadrature(mean: float, log_variance: float) -> float:
     """∫ q log(q / p) over one dimension."""
-    q = scipy.stats.norm(mean, np.exp(log_variance / 2))
-    p = scipy.stats.norm()
+    q, p = stats.norm(mean, np.exp(log_variance / 2)), stats.norm()
     value, _ = scipy.integrate.quad(
         lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)),
         mean - 12 * q.std(),
@@ -26,17 +25,12 @@ def kl_by_quadrature(mean: float, log_variance: float) -> float:
 
 
 def test_kl_equals_the_integral():
-    rng = np.random.default_rng(0)
-    mean = rng.normal(size=(4, 3)) * 2
-    log_variance = rng.normal(size=(4, 3))
-    expected = [
-        sum(kl_by_quadrature(m, v) for m, v in zip(*user))
-        for user in zip(mean, log_variance)
-    ]
+    mean, log_variance = np.random.default_rng(0).normal(size=(2, 2, 2))
+    expected = np.vectorize(kl_by_quadrature)(mean, log_variance).sum(axis=1)
     got = losses.gaussian_kl(
         jnp.asarray(mean, jnp.float32), jnp.asarray(log_variance, jnp.float32)
     )
-    assert got.shape == (4,) and got.dtype == jnp.float32
+    assert got.shape == (2,) and got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -54,6 +48,25 @@ def test_kl_by_hand(mean, variance, expected):
         jnp.array([mean]), jnp.log(jnp.array([variance], jnp.float32))
     )
     np.testing.assert_allclose(got, [expected], atol=1e-6)
+
+
+def test_composite_prior():
+    """The wide part bounds the cost of an outlier."""
+    z, mean = np.array([[[0.3, -40.0, 100.0]], [[0.2, -39.5, 0.0]]])
+    log_variance = np.array([[-2.0, 1.0, 0.0]])
+    log_density = losses.composite_log_prior(
+        *(jnp.asarray(x, jnp.float32) for x in (z, mean, log_variance))
+    )
+    parts = [(0.15, 0.0, 0.0), (0.75, mean, log_variance), (0.1, 0.0, 10.0)]
+    each = special.logsumexp(
+        [
+            np.log(weight) + stats.norm.logpdf(z, m, np.exp(v / 2))
+            for weight, m, v in parts
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(log_density, each.sum(axis=1), rtol=1e-5)
+    assert log_density[0] > -20
 
 
 @pytest.mark.parametrize(

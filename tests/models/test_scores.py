@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from oracles import interactions, random_dense
 
 from vaecf.models import ials, knn, linear, low_rank, popularity, sparse_batch
 from vaecf.parallel import mesh as mesh_lib
@@ -16,7 +17,7 @@ USERS, ITEMS = 60, 20
 
 @pytest.fixture(scope="module")
 def x() -> np.ndarray:
-    x = (np.random.default_rng(0).random((USERS, ITEMS)) < 0.3).astype(float)
+    x = random_dense(USERS, ITEMS)
     x[7] = 0
     return x
 
@@ -80,7 +81,7 @@ def made(name: str, x: np.ndarray, train):
         *((name, b) for name in ("ease", "low_rank") for b in ("cpu", "gpu")),
     ],
 )
-def test_scores(x, name, backend, shape, interactions, monkeypatch):
+def test_scores(x, name, backend, shape, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(linear, "_MAX_GATHERED_USERS", 0)
     train = interactions(x)
@@ -107,7 +108,7 @@ def test_scores(x, name, backend, shape, interactions, monkeypatch):
     assert np.isfinite(got).all() and not got[:, ITEMS:].any()
 
 
-def test_the_item_axis_of_every_parameter_is_sharded(x, interactions):
+def test_the_item_axis_of_every_parameter_is_sharded(x):
     for name in ("popularity", "oracle", "ease", "low_rank", "ials"):
         _, partition, params, _ = made(name, x, interactions(x))
         for key, spec in mesh_lib.specs(params, partition).items():

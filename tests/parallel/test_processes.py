@@ -15,13 +15,9 @@ from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 
 ALL = {"coordinator_address": "h:1234", "num_processes": 2, "process_id": 1}
-LAUNCHERS = (
-    "SLURM_PROCID",
-    "SLURM_STEP_NUM_TASKS",
-    "OMPI_COMM_WORLD_SIZE",
-    "KUBERNETES_SERVICE_HOST",
-    "JOB_COMPLETION_INDEX",
-)
+SLURM = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"
+MPI = "OMPI_COMM_WORLD_SIZE"
+KUBERNETES = "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"
 
 
 @pytest.fixture
@@ -31,7 +27,7 @@ def started(monkeypatch):
     monkeypatch.setattr(
         jax.distributed, "initialize", lambda *a, **k: calls.append((a, k))
     )
-    for name in LAUNCHERS:
+    for name in (*SLURM, MPI, *KUBERNETES):
         monkeypatch.delenv(name, raising=False)
     return calls
 
@@ -47,18 +43,15 @@ def test_start_with_arguments(started):
 @pytest.mark.parametrize(
     ("environment", "joins"),
     [
-        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "16"}, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        (dict(zip(SLURM, ("3", "16"))), True),
+        ({MPI: "2"}, True),
         # A shell inside an allocation, and a step of one task.
-        ({"SLURM_STEP_NUM_TASKS": "4"}, False),
-        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({SLURM[1]: "4"}, False),
+        (dict(zip(SLURM, ("0", "1"))), False),
+        ({MPI: "1"}, False),
+        ({KUBERNETES[0]: "10.0.0.1"}, False),
         # The package that JAX needs for Kubernetes is missing.
-        (
-            {"KUBERNETES_SERVICE_HOST": "1.1.1.1", "JOB_COMPLETION_INDEX": "0"},
-            False,
-        ),
+        (dict(zip(KUBERNETES, ("1.1.1.1", "0"))), False),
     ],
 )
 def test_start_by_a_launcher(started, monkeypatch, environment, joins):
@@ -166,10 +159,7 @@ def three(monkeypatch):
 
 def test_an_error_of_one_process_is_raised_in_all(three):
     three[:] = False, True
-    with (
-        pytest.raises(VaecfError, match="process 2 stopped"),
-        processes.agreement(),
-    ):
+    with pytest.raises(VaecfError, match="process 2"), processes.agreement():
         pass
     with pytest.raises(VaecfError, match="mine"), processes.agreement():
         raise VaecfError("mine")
@@ -180,22 +170,17 @@ def test_an_error_of_one_process_is_raised_in_all(three):
 
 def test_another_value_is_named(three, monkeypatch):
     digests = []
-
-    def record(x):
-        digests.append(x)
-        return x[None]
-
     with monkeypatch.context() as m:
-        m.setattr(processes, "gather", record)
+        m.setattr(processes, "gather", lambda x: digests.append(x) or x[None])
         for value in (1, 2):
             processes.require_same({"same": "x", "seed": value})
     three[:] = digests[0], digests[0]
     processes.require_same({"same": "x", "seed": 1})
-    with pytest.raises(VaecfError, match="process 1 has another seed than"):
-        processes.require_same({"same": "x", "seed": 2})
-    three[:] = digests[0], digests[1]
-    with pytest.raises(VaecfError, match="process 2 has another seed than"):
-        processes.require_same({"same": "x", "seed": 1})
+    for seed, last, other in ((2, 0, 1), (1, 1, 2)):
+        three[:] = digests[0], digests[last]
+        message = f"process {other} has another seed than"
+        with pytest.raises(VaecfError, match=message):
+            processes.require_same({"same": "x", "seed": seed})
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 1)])

@@ -88,30 +88,16 @@ class Kept(NamedTuple):
     chunks: jax.Array
 
 
-class _Rows(NamedTuple):
-    """Static settings of `_sum_rows`, hashable for jit and custom_vjp."""
-
-    n_users: int
-    dtype: Any
-
-
-def chunk_size(n_slots: int) -> int:
-    """Returns how many interactions are gathered at once.
-
-    On a CPU a chunk's rows should stay in the cache, which makes the sums nine
-    times faster than a single gather. Chunks also skip the work for dropped
-    interactions. An accelerator gathers all interactions at once.
-    """
-    return min(n_slots, 2048) if jax.default_backend() == "cpu" else n_slots
-
-
 def compact(
     keep_N: jax.Array, item_N: jax.Array, row_N: jax.Array, n_users: int
 ) -> Kept:
     """Returns the kept interactions without gaps, in their order."""
-    n_slots = keep_N.shape[0]
-    size = chunk_size(n_slots)
-    shape = (-(-n_slots // size), size)
+    size = keep_N.shape[0]
+    if jax.default_backend() == "cpu":
+        # The rows of a chunk should stay in the cache: the sums are nine times
+        # faster. Chunks also skip the work for dropped interactions.
+        size = min(size, 2048)
+    shape = (-(-keep_N.shape[0] // size), size)
     place_N = jnp.cumsum(keep_N, dtype=jnp.int32) - 1
     place_N = jnp.where(keep_N, place_N, shape[0] * size)
     axes = varying_axes(place_N, item_N, row_N)
@@ -124,30 +110,29 @@ def compact(
     return Kept(pack(item_N, 0), pack(row_N, n_users), -(-n_kept // size))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_rows(rows: _Rows, kernel_IH: jax.Array, kept: Kept) -> jax.Array:
-    """Returns the sum of each user's kernel rows, float32 [B, H].
-
-    The rows are rounded to `rows.dtype` first.
-    """
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_rows(
+    n_users: int, dtype: Any, kernel_IH: jax.Array, kept: Kept
+) -> jax.Array:
+    """Returns the sum of each user's kernel rows of `dtype`, float32 [B, H]."""
 
     def add(c: jax.Array, sum_BH: jax.Array) -> jax.Array:
         rows_KH = jnp.take(kernel_IH, kept.item_CK[c], axis=0, mode="clip")
-        rows_KH = rows_KH.astype(rows.dtype).astype(jnp.float32)
+        rows_KH = rows_KH.astype(dtype).astype(jnp.float32)
         return sum_BH.at[kept.row_CK[c]].add(rows_KH, mode="drop")
 
-    zeros = jnp.zeros((rows.n_users, kernel_IH.shape[1]), jnp.float32)
+    zeros = jnp.zeros((n_users, kernel_IH.shape[1]), jnp.float32)
     zeros = vary(zeros, varying_axes(kernel_IH, *kept))
     return lax.fori_loop(0, kept.chunks, add, zeros)
 
 
-def _sum_rows_forward(
-    rows: _Rows, kernel_IH: jax.Array, kept: Kept
-) -> tuple[jax.Array, tuple]:
-    return _sum_rows(rows, kernel_IH, kept), (kernel_IH, kept)
+def _sum_rows_forward(*args: Any) -> tuple[jax.Array, tuple]:
+    return _sum_rows(*args), args[2:]
 
 
-def _sum_rows_backward(rows: _Rows, saved: tuple, g_BH: jax.Array) -> tuple:
+def _sum_rows_backward(
+    n_users: int, dtype: Any, saved: tuple, g_BH: jax.Array
+) -> tuple:
     """Sums in float32: a popular item's gradient has many users' terms."""
     kernel_IH, kept = saved
 
@@ -176,7 +161,7 @@ def bag_of_items(
     precision: lax.Precision | None = None,
     item_axis: str | None = None,
 ) -> jax.Array:
-    """Returns the sum of the kernel's rows over each user's kept items.
+    """Returns the sum of each user's kept kernel rows, float32 [B, H].
 
     Args:
       kernel_IH: float [I, H], one row per item.
@@ -186,11 +171,11 @@ def bag_of_items(
         0/1 array [B, I] of `dtype` and multiplies. They are equal to float
         tolerance.
       dtype: dtype of the operands; sums are float32, also in the gradient.
-      precision: matrix-product precision of the dense lowering.
-      item_axis: mesh axis of the kernel's rows, None when not sharded.
+      precision: precision of the matrix product.
+      item_axis: see the module's docstring; the sum is over all item shards.
 
-    Returns:
-      float32 [B, H], summed over all item shards.
+    Raises:
+      ValueError: `lowering` is unknown.
     """
     n_users, n_local = batch.count_B.shape[0], kernel_IH.shape[0]
     keep_N = keep_interactions(batch, dropout)
@@ -201,7 +186,7 @@ def bag_of_items(
         # The gradient of a replicated kernel sums over this shard's users
         # only. Marked as varying, shard_map sums it over the shards.
         kernel_IH = vary(kernel_IH, varying_axes(kernel_IH, *kept))
-        sum_BH = _sum_rows(_Rows(n_users, dtype), kernel_IH, kept)
+        sum_BH = _sum_rows(n_users, dtype, kernel_IH, kept)
     elif lowering == "dense":
         # The scatter drops rows out of bounds.
         row_N = jnp.where(keep_N, batch.row_N, n_users)
@@ -226,33 +211,20 @@ def normalised_bag(
     batch: SparseBatch,
     *,
     dropout: Dropout | None = None,
-    lowering: str = "gather",
-    dtype: jnp.dtype = jnp.float32,
-    precision: lax.Precision | None = None,
-    item_axis: str | None = None,
+    **settings: Any,
 ) -> jax.Array:
     """Returns the L2-normalised, dropped-out bag of items times a matrix.
 
     h_u = 1 / (|x_u|_2 (1 - rate)) · sum over kept items i of u of kernel_i,
 
-    with |x_u|_2 = sqrt(n_u) because x is binary. As in the authors' code of
-    Liang et al. 2018, normalisation comes before dropout.
+    float32 [B, H], with |x_u|_2 = sqrt(n_u) because x is binary; 0 for users
+    without items. As in the authors' code of Liang et al. 2018, normalisation
+    comes before dropout. Arguments as in `bag_of_items`.
 
     The norm and the scale of the dropout are factors per row outside the sum,
-    so that x is exactly 0/1 in any dtype. Arguments as in `bag_of_items`.
-
-    Returns:
-      float32 [B, H], summed over all item shards; 0 for users without items.
+    so that x is exactly 0/1 in any dtype.
     """
-    sum_BH = bag_of_items(
-        kernel_IH,
-        batch,
-        dropout=dropout,
-        lowering=lowering,
-        dtype=dtype,
-        precision=precision,
-        item_axis=item_axis,
-    )
+    sum_BH = bag_of_items(kernel_IH, batch, dropout=dropout, **settings)
     kept = traced_rate(dropout.rate if dropout is not None else 0.0).kept
     norm_B = jnp.sqrt(jnp.maximum(batch.count_B, 1).astype(jnp.float32))
     return sum_BH / (norm_B * jnp.float32(kept))[:, None]

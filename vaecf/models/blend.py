@@ -33,16 +33,18 @@ _PSEUDO_USERS = 5.0  # added to the users of each item: p_i > 0
 
 PARTITION = linear.PARTITION | low_rank.PARTITION | {"log_share": ("item",)}
 
-# `rank=None` means the full matrix up to this many items, and factors of this
-# rank beyond.
-FULL_RANK_ITEMS, RANK = 25_000, 512
+FULL_RANK_ITEMS, RANK = 25_000, 512  # of `rank=None`, see `effective_rank`
 
 # Used before validation users choose g and ρ, or if there are none.
 GAIN, PRIOR = 1.4, 0.3
 
 
 def effective_rank(rank: int | None, n_items: int) -> int:
-    """Returns the rank that a setting means; 0 for the full matrix."""
+    """Returns the rank of the factors; 0 for the full matrix.
+
+    None means the full matrix up to `FULL_RANK_ITEMS` items, and factors of
+    rank `RANK` beyond.
+    """
     if rank is None:
         return 0 if n_items <= FULL_RANK_ITEMS else RANK
     return min(rank, n_items)
@@ -72,37 +74,21 @@ def fit(
 ) -> dict[str, np.ndarray]:
     """Returns the arrays of the linear branch: B or its factors, and log p.
 
-    Args:
-      train: Interactions (users x items).
-      l2: as in `linear.fit`.
-      dropout: as in `linear.fit`.
-      user_exponent: as in `linear.fit`.
-      rank: rank of the factors; 0 for the full matrix; None for the full
-        matrix up to `FULL_RANK_ITEMS` items and rank `RANK` beyond.
-
-    Returns:
-      float32 arrays of `shapes`; the axes that `PARTITION` shards are padded.
+    The arrays are float32 and have the shapes of `shapes`, with padding along
+    the axes that `PARTITION` shards. `rank` as in `effective_rank`; all other
+    arguments as in `linear.fit`.
 
     Raises:
       VaecfError: the branch does not fit into memory.
     """
-    if k := effective_rank(rank, train.n_items):
-        fitted = low_rank.fit(
-            train,
-            l2,
-            k,
-            dropout=dropout,
-            user_exponent=user_exponent,
-            advice=f"set linear.rank below {k:,}, or linear.l2=0 for no branch",
-        )
+    settings = {"dropout": dropout, "user_exponent": user_exponent}
+    k = effective_rank(rank, train.n_items)
+    advice = f"linear.rank below {k:,}" if k else f"linear.rank={RANK}"
+    advice = f"set {advice}, or linear.l2=0 for no branch"
+    if k:
+        fitted = low_rank.fit(train, l2, k, advice=advice, **settings)
     else:
-        fitted = linear.fit(
-            train,
-            l2,
-            dropout=dropout,
-            user_exponent=user_exponent,
-            advice=f"set linear.rank={RANK}, or linear.l2=0 for no branch",
-        )
+        fitted = linear.fit(train, l2, advice=advice, **settings)
     count_I = train.item_counts() + _PSEUDO_USERS
     share_I = np.log(count_I / (train.n_users + _PSEUDO_USERS))
     return {**fitted, "log_share": mesh_lib.pad_items(share_I)}
@@ -116,13 +102,8 @@ def scores(
 ) -> jax.Array:
     """Returns the blend's scores of this shard's items, float32 [B, I].
 
-    The module's docstring has the formula.
-
-    Args:
-      model_BI: logits of the autoencoder; -inf for padding.
-      branch: arrays of `fit`, and the scalars 'gain' (g) and 'prior' (ρ).
-      batch: the users' histories.
-      user_B: the users' indices, not used.
+    `model_BI` are the logits of the autoencoder, -inf for padding. `branch`
+    holds the arrays of `fit` and the scalars 'gain' (g) and 'prior' (ρ).
     """
     linear_BI = branch_scores(branch, batch, user_B)
     log_BI = jnp.log(jnp.maximum(linear_BI, 0.0) + _EPSILON)

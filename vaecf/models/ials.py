@@ -42,31 +42,11 @@ _SYSTEM_BYTES, _TILE_BYTES = 2**26, 2**23
 
 
 def scores(
-    params: dict[str, jax.Array],
-    batch: SparseBatch,
-    user_B: jax.Array,
-    *,
-    item_axis: str | None = mesh_lib.ITEM,
+    params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
 ) -> jax.Array:
-    """Returns w_u · h_i, float32 [B, I], for users with any history.
-
-    Args:
-      params: parameters of `fit`.
-      batch: the users' histories.
-      user_B: the users' indices, not used.
-      item_axis: mesh axis of the items; ignored if the items do not vary over
-        it.
-    """
+    """Returns w_u · h_i, float32 [B, I], for users with any history."""
     factor_IF = params["item_factor"]
-    if item_axis not in mesh_lib.varying_axes(factor_IF):
-        item_axis = None
-    user_BF = solve(
-        factor_IF,
-        params["unobserved"],
-        params["ridge"],
-        batch,
-        item_axis=item_axis,
-    )
+    user_BF = solve(factor_IF, params["unobserved"], params["ridge"], batch)
     return lax.dot(user_BF, factor_IF.T, precision=lax.Precision.HIGHEST)
 
 
@@ -75,8 +55,6 @@ def solve(
     unobserved_FF: jax.Array,
     ridge: jax.Array,
     batch: SparseBatch,
-    *,
-    item_axis: str | None = None,
 ) -> jax.Array:
     """Returns each user's least-squares factors for fixed items.
 
@@ -85,11 +63,11 @@ def solve(
       unobserved_FF: float32 [F, F], α HᵀH over all items.
       ridge: float32 [3]: λ, α |I| and ν.
       batch: the users' interactions, rows ascending.
-      item_axis: mesh axis of the items, None when they are not sharded.
 
     Returns:
       float32 [B, F], the same on every item shard; 0 for an empty history.
     """
+    item_axis = mesh_lib.item_axis(factor_IF)
     n_users, n_factors = batch.count_B.shape[0], factor_IF.shape[1]
     size = max(1, min(n_users, _SYSTEM_BYTES // (4 * n_factors**2)))
     n_blocks = -(-n_users // size)
@@ -117,10 +95,9 @@ def _sum_tiles(
     user_S: jax.Array,
     item_axis: str | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (Σ h_i h_iᵀ [S, F, F], Σ h_i [S, F]) over users' histories.
+    """Returns (Σ h_i h_iᵀ [S, F, F], Σ h_i [S, F]) of consecutive users.
 
-    `user_S` are consecutive users. The histories are cut into tiles of up to
-    `_TILE` interactions, which the loop sums `step` at a time.
+    The loop sums `step` tiles at a time.
     """
     (n_users,), (size,) = batch.count_B.shape, user_S.shape
     n_local, n_factors = factor_IF.shape
@@ -151,8 +128,7 @@ def _sum_tiles(
             factor_TLF,
             precision=lax.Precision.HIGHEST,
         )
-        # Tiles of later users are out of bounds, so that the scatters drop
-        # them.
+        # Tiles of later users are out of bounds, and the scatters drop them.
         row_T = jnp.where(tile_T < end, user_T - user_S[0], size)
         return (
             gram_SFF.at[row_T].add(gram_TFF, mode="drop"),
@@ -218,7 +194,7 @@ def fit(
     """Returns item factors, fitted on one device by alternating sweeps.
 
     Args:
-      train: Interactions (users x items).
+      train: the training users.
       factors: F, at least 1.
       l2: λ, above 0.
       alpha: α, the weight of all pairs, to which observed pairs add 1; above
@@ -256,11 +232,9 @@ def fit(
         item_IF = _half_sweep(user_UF, to_items, of_items)
     if not jnp.isfinite(item_IF).all():
         raise VaecfError(f"iALS: the factors are not finite; increase l2={l2}")
-    rows = mesh_lib.padded_items(n_items)
+    padding = mesh_lib.padded_items(n_items) - n_items
     return {
-        "item_factor": np.pad(
-            np.asarray(item_IF), ((0, rows - n_items), (0, 0))
-        ),
+        "item_factor": np.pad(np.asarray(item_IF), ((0, padding), (0, 0))),
         "unobserved": np.asarray(_unobserved(item_IF, to_users[0])),
         "ridge": np.asarray(to_users[1:]),
     }
@@ -270,7 +244,5 @@ def _batch(indptr: np.ndarray, indices: np.ndarray) -> SparseBatch:
     """Returns all rows of a CSR matrix as one batch on the device."""
     counts = np.diff(indptr).astype(np.int32)
     row_N = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return jax.tree.map(
-        jnp.asarray,
-        SparseBatch(indices.astype(np.int32), row_N, counts),
-    )
+    batch = SparseBatch(indices.astype(np.int32), row_N, counts)
+    return jax.tree.map(jnp.asarray, batch)

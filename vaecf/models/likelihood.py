@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaecf.models.bag_of_items import Kept, compact
+from vaecf.models.bag_of_items import compact
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel.mesh import item_offset, vary, varying_axes
 
@@ -48,16 +48,11 @@ def over_shards(
     other_B: jax.Array,
     item_axis: str | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (logsumexp_B, sum of other_B) over all item shards.
+    """Returns (logsumexp_B, sum of other_B) over all item shards, float32.
 
     A single collective gathers three numbers per user, which every shard then
-    combines.
-
-    Args:
-      max_B: float32 [B], finite, the maximum of a shard's logits.
-      sum_B: float32 [B], the shard's sum of exp(logit - max).
-      other_B: float32 [B], another value to sum over the shards.
-      item_axis: mesh axis of the items, None if they are not sharded.
+    combines: the finite maximum of the shard's logits, the shard's sum of
+    exp(logit - max), and another value.
     """
     if item_axis:
         max_TB, sum_TB, other_TB = jnp.unstack(
@@ -70,16 +65,6 @@ def over_shards(
         sum_B = jnp.sum(sum_TB * jnp.exp(max_TB - max_B[None, :]), axis=0)
         other_B = jnp.sum(other_TB, axis=0)
     return max_B + jnp.log(sum_B), other_B
-
-
-def _logits_dtype(dtype: Any) -> Any:
-    """Returns the dtype in which the product writes the logits.
-
-    The compute dtype halves the memory traffic. On a CPU, however, bfloat16
-    products are twice as fast if they write float32.
-    """
-    fast = jax.default_backend() != "cpu" or dtype != jnp.bfloat16
-    return dtype if fast else jnp.float32
 
 
 class _Head(NamedTuple):
@@ -111,8 +96,7 @@ def _transpose(x_BH: jax.Array) -> jax.Array:
     precision product with a transposed left operand falls back to float32,
     which is 1.8 times slower. XLA does not fold a gather.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    if not on_cpu or x_BH.dtype.itemsize >= 4:
+    if jax.default_backend() != "cpu" or x_BH.dtype.itemsize >= 4:
         return x_BH.T
     rows, columns = x_BH.shape
     place_HB = (
@@ -124,8 +108,7 @@ def _transpose(x_BH: jax.Array) -> jax.Array:
 def _local_items(head: _Head, batch: SparseBatch, n_local: int) -> jax.Array:
     """Returns the item indices within this shard, int32 [N].
 
-    Padding and items of other shards get n_local, which is out of bounds, so
-    that scatters drop them.
+    Padding and items of other shards get n_local, which scatters drop.
     """
     n_users = batch.count_B.shape[0]
     item_N = batch.item_N - item_offset(n_local, head.item_axis)
@@ -144,12 +127,16 @@ def _dense_forward(
     hidden_BH, kernel_HI = (
         x.astype(head.dtype) for x in (hidden_BH, kernel_HI)
     )
+    # Logits of the compute dtype halve the memory traffic. On a CPU, however,
+    # bfloat16 products are twice as fast if they write float32.
+    on_cpu = jax.default_backend() == "cpu"
+    slow = on_cpu and head.dtype == jnp.bfloat16
     logits_BI = logits(
         hidden_BH,
         kernel_HI,
         bias_I,
         dtype=head.dtype,
-        output_dtype=_logits_dtype(head.dtype),
+        output_dtype=jnp.float32 if slow else head.dtype,
         precision=head.precision,
     )
     item_N = _local_items(head, batch, n_local)
@@ -232,11 +219,18 @@ def _block_logits(
     return logits_BK, kernel_HK
 
 
-def _targets(head: _Head, batch: SparseBatch, n_local: int) -> Kept:
-    """Returns this shard's interactions in chunks."""
-    item_N = _local_items(head, batch, n_local)
-    n_users = batch.count_B.shape[0]
-    return compact(item_N < n_local, item_N, batch.row_N, n_users)
+def _take(
+    head: _Head,
+    rounded_BH: jax.Array,
+    kernel_HI: jax.Array,
+    row_K: jax.Array,
+    item_K: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (rows [K, H], columns [H, K]) of rounded values, float32."""
+    kernel_HK = jnp.take(kernel_HI, item_K, axis=1, mode="clip")
+    kernel_HK = kernel_HK.astype(head.dtype).astype(jnp.float32)
+    hidden_KH = jnp.take(rounded_BH, row_K, axis=0, mode="clip")
+    return hidden_KH.astype(jnp.float32), kernel_HK
 
 
 def _blocked_forward(
@@ -267,14 +261,13 @@ def _blocked_forward(
         n_local, head.block, add_block, vary(nothing, axes)
     )
 
-    targets = _targets(head, batch, n_local)
+    item_N = _local_items(head, batch, n_local)
+    targets = compact(item_N < n_local, item_N, batch.row_N, n_users)
     rounded_BH = hidden_BH.astype(head.dtype).astype(jnp.float32)
 
     def add_targets(c: jax.Array, target_B: jax.Array) -> jax.Array:
         item_K, row_K = targets.item_CK[c], targets.row_CK[c]
-        kernel_HK = jnp.take(kernel_HI, item_K, axis=1, mode="clip")
-        kernel_HK = kernel_HK.astype(head.dtype).astype(jnp.float32)
-        hidden_KH = jnp.take(rounded_BH, row_K, axis=0, mode="clip")
+        hidden_KH, kernel_HK = _take(head, rounded_BH, kernel_HI, row_K, item_K)
         logit_K = jnp.sum(hidden_KH.T * kernel_HK, axis=0)
         return target_B.at[row_K].add(logit_K + bias_I[item_K], mode="drop")
 
@@ -316,10 +309,7 @@ def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
         item_K, row_K = targets.item_CK[c], targets.row_CK[c]
         # After the last target the row is out of bounds and gives 0.
         g_K = g_B.at[row_K].get(mode="fill", fill_value=0)
-        kernel_HK = jnp.take(kernel_HI, item_K, axis=1, mode="clip")
-        kernel_HK = kernel_HK.astype(head.dtype).astype(jnp.float32)
-        hidden_KH = jnp.take(rounded_BH, row_K, axis=0, mode="clip")
-        hidden_KH = hidden_KH.astype(jnp.float32)
+        hidden_KH, kernel_HK = _take(head, rounded_BH, kernel_HI, row_K, item_K)
         d_hidden_KH = (g_K[None, :] * kernel_HK).T
         return (
             d_hidden_BH.at[row_K].add(-d_hidden_KH, mode="drop"),
@@ -337,14 +327,8 @@ def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _nll(
-    head: _Head,
-    hidden_BH: jax.Array,
-    kernel_HI: jax.Array,
-    bias_I: jax.Array,
-    batch: SparseBatch,
-) -> jax.Array:
-    return _forward(head, hidden_BH, kernel_HI, bias_I, batch)[0]
+def _nll(head: _Head, *inputs: Any) -> jax.Array:
+    return _forward(head, *inputs)[0]
 
 
 def _forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
@@ -387,7 +371,7 @@ def multinomial_nll(
       dtype: dtype of the logits and of the products' operands; exponentials
         and sums are float32.
       precision: precision of the matrix products.
-      item_axis: mesh axis over which I is sharded, None if it is not.
+      item_axis: see the module's docstring.
       block: items per block, 0 for a single block. The backward pass computes
         the logits of a block again, so that memory is B x block instead of
         B x I. The values are equal to float tolerance.

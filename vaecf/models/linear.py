@@ -21,8 +21,8 @@ from vaecf.parallel import mesh as mesh_lib
 
 PARTITION: dict[str, tuple[str | None, ...]] = {"item_item": (None, "item")}
 
-# Up to this many users an accelerator gathers rows as well; see
-# `choose_lowering`.
+# Up to this many users an accelerator gathers rows, as a CPU does. For more,
+# the product with all rows is faster.
 _MAX_GATHERED_USERS = 8
 _BLOCK = 2048  # rows or columns of a matrix that are computed at once
 
@@ -30,7 +30,7 @@ _BLOCK = 2048  # rows or columns of a matrix that are computed at once
 def scores(
     params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
 ) -> jax.Array:
-    """Returns x · B, float32 [B, I]: Steck 2019, equation 1."""
+    """Returns x · B of this shard's items, float32 [B, I]."""
     weights = params["item_item"]
     return bag_of_items.bag_of_items(
         weights,
@@ -42,11 +42,7 @@ def scores(
 
 
 def choose_lowering(batch: SparseBatch) -> str:
-    """Returns the faster lowering of `bag_of_items` for scoring a batch.
-
-    The product with all rows pays off on an accelerator and for more than a
-    few users.
-    """
+    """Returns the faster lowering of `bag_of_items` for scoring a batch."""
     few = batch.count_B.shape[0] <= _MAX_GATHERED_USERS
     return "gather" if few or jax.default_backend() == "cpu" else "dense"
 
@@ -73,7 +69,7 @@ def fit(
     that of a users x users matrix.
 
     Args:
-      train: Interactions (users x items).
+      train: the training users.
       l2: λ, in squared interactions, above 0.
       dropout: p, in [0, 1); 0 for EASE.
       user_exponent: κ, at least 0; 0 gives all users the same weight.
@@ -115,10 +111,7 @@ def fit(
 def penalties(
     train: Any, l2: float, dropout: float, user_exponent: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the user weights w [U] and the diagonal of Λ [I], float64.
-
-    `fit` has the formulas and the arguments.
-    """
+    """Returns `fit`'s user weights w [U] and diagonal of Λ [I], float64."""
     mean = max(train.nnz / train.n_users, 1)
     weight_U = (np.maximum(train.counts, 1) / mean) ** -user_exponent
     count_I = np.bincount(
@@ -199,7 +192,6 @@ def dense_product(left: Any, right: Any) -> np.ndarray:
     """Returns the product of two sparse matrices, computed in row blocks."""
     dense = np.empty((left.shape[0], right.shape[1]), left.dtype)
     for first in range(0, len(dense), _BLOCK):
-        dense[first : first + _BLOCK] = (
-            left[first : first + _BLOCK] @ right
-        ).toarray()
+        rows = slice(first, first + _BLOCK)
+        dense[rows] = (left[rows] @ right).toarray()
     return dense

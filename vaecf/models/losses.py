@@ -14,15 +14,8 @@ import jax.numpy as jnp
 def gaussian_kl(mean_BZ: jax.Array, log_variance_BZ: jax.Array) -> jax.Array:
     """Returns KL(N(mean, variance) || N(0, 1)) of each user.
 
-    1/2 · sum_z (variance + mean² - 1 - log variance), Kingma & Welling 2014,
-    appendix B.
-
-    Args:
-      mean_BZ: float32 [B, Z].
-      log_variance_BZ: float32 [B, Z].
-
-    Returns:
-      float32 [B].
+    1/2 · sum_z (variance + mean² - 1 - log variance), float32 [B]: Kingma &
+    Welling 2014, appendix B.
     """
     return 0.5 * jnp.sum(
         jnp.exp(log_variance_BZ) + jnp.square(mean_BZ) - 1.0 - log_variance_BZ,
@@ -45,24 +38,14 @@ def composite_log_prior(
     weights: tuple[float, float, float] = (0.15, 0.75, 0.1),
     wide_log_variance: float = 10.0,
 ) -> jax.Array:
-    """Returns the log density of RecVAE's composite prior.
+    """Returns the log density of RecVAE's composite prior, float32 [B].
 
     Σ_z log(w_1 N(z; 0, 1) + w_2 N(z; previous posterior) + w_3 N(z; 0, wide)),
 
-    Shenbin et al. 2020, section 3.2. As in the authors' code, the mixture is
-    taken in each dimension, and its third part is a wide Gaussian that the
-    paper does not have. The defaults are that code's constants.
-
-    Args:
-      z_BZ: float32 [B, Z].
-      previous_mean_BZ: float32 [B, Z], mean of the previous encoder's
-        posterior.
-      previous_log_variance_BZ: float32 [B, Z], its log-variance.
-      weights: w_1, w_2 and w_3.
-      wide_log_variance: log-variance of the wide Gaussian.
-
-    Returns:
-      float32 [B].
+    Shenbin et al. 2020, section 3.2, with the `weights` w. As in the authors'
+    code, the mixture is taken in each dimension, and its third part is a wide
+    Gaussian that the paper does not have. The defaults are that code's
+    constants.
     """
     parts = (
         (jnp.zeros_like(z_BZ), jnp.zeros_like(z_BZ)),
@@ -99,7 +82,7 @@ def is_left_out(weight: Any) -> bool:
 def anneal_weight(
     step: jax.Array | int, *, cap: Any, total_steps: Any
 ) -> jax.Array:
-    """Returns the weight β of the KL term, min(cap, step / total_steps).
+    """Returns the KL term's weight β, min(cap, step / total_steps), float32.
 
     Liang et al. 2018, section 2.2.2, in the form of the authors' and NVIDIA's
     code. β is a function of the global step, which checkpoints hold, so that
@@ -110,9 +93,6 @@ def anneal_weight(
       cap: largest weight, a number or a traced scalar.
       total_steps: steps until the weight would reach 1, a number or a traced
         scalar; 0 gives `cap` from the first step on.
-
-    Returns:
-      float32 scalar.
     """
     if is_left_out(total_steps):
         return jnp.float32(cap)

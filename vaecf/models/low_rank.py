@@ -61,13 +61,8 @@ def fit(
     Martinsson and Tropp 2011, algorithm 4.4). Its random start is the same in
     every fit.
 
-    Args:
-      train: Interactions (users x items).
-      l2: λ as in `linear.fit`, above 0.
-      rank: K, at least 1; reduced to the number of items if above.
-      dropout: as in `linear.fit`.
-      user_exponent: as in `linear.fit`.
-      advice: what to do if the fit needs more memory, for the error message.
+    The rank K is reduced to the number of items if above. All other arguments
+    are those of `linear.fit`.
 
     Returns:
       The parameters of `scores`, float32, with zeros in the padding:
@@ -112,8 +107,7 @@ def scores(params: dict[str, jax.Array], batch: SparseBatch) -> jax.Array:
     holds that diagonal: what an item of the history adds to its own score.
     """
     rows_IK, columns_KI = params["input_factors"], params["output_factors"]
-    is_sharded = mesh_lib.ITEM in mesh_lib.varying_axes(rows_IK, columns_KI)
-    axis = mesh_lib.ITEM if is_sharded else None
+    axis = mesh_lib.item_axis(rows_IK)
     code_BK = bag_of_items.bag_of_items(
         rows_IK,
         batch,
@@ -149,12 +143,10 @@ def item_vectors(
 ) -> np.ndarray:
     """Returns the items' positions in the largest directions of `fit`.
 
-    These are the right singular vectors of A, each scaled by s / √(1 + s²).
+    These are the right singular vectors of A, each scaled by s / √(1 + s²):
+    float32 [I, rank], with zeros in the columns beyond the number of items.
     The inner products of the positions are the part of AᵀA (I + AᵀA)⁻¹ that
     lies in these directions. Arguments and errors as in `fit`.
-
-    Returns:
-      float32 [I, rank]; columns beyond the number of items are zero.
     """
     _check_memory(train, rank, advice)
     weight_U, ridge_I = linear.penalties(train, l2, dropout, user_exponent)
@@ -197,8 +189,7 @@ def _invert(scaled: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _width(rank: int, n_items: int) -> int:
-    """Directions that the search for `rank` singular vectors iterates."""
-    return min(rank + _OVERSAMPLING, n_items)
+    return min(rank + _OVERSAMPLING, n_items)  # directions of `_largest`
 
 
 def _largest(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,13 +211,10 @@ def _largest(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_memory(train: Any, rank: int, advice: str) -> None:
-    """Raises unless the arrays of a fit fit into memory.
-
-    These are five float32 arrays of items x rank, two of users x rank, and
-    the interactions.
-    """
     n_users, n_items, nnz = train.n_users, train.n_items, train.nnz
     width = _width(rank, n_items)
+    # Five float32 arrays of items x rank, two of users x rank, and the
+    # interactions.
     memory.require_free(
         (20 * n_items + 8 * n_users) * width + 16 * nnz,
         f"a factorisation of rank {rank:,}",

@@ -48,13 +48,13 @@ PARTITION: dict[str, tuple[str | None, ...]] = {
 
 
 class Phase(NamedTuple):
-    """What the steps of an epoch train.
+    """Describes what the steps of an epoch train.
 
     Attributes:
       group: key of the model's `GROUPS`, or 'all' for every parameter.
       dropout: whether the input is dropped out.
-      copies: (source, target) names of top-level parameters; each source is
-        copied into its target before the first step of the epoch.
+      copies: (source, target) names of top-level parameters to copy before
+        the first step of the epoch.
     """
 
     group: str = "all"
@@ -70,22 +70,18 @@ def uniform_items(
 ) -> Callable[..., jax.Array]:
     """Returns an initialiser, uniform in ±limit and 0 for padding items.
 
-    A random number depends on the shape of the array that is drawn. Every mesh
-    therefore draws the array of one device, so that the padding for a mesh
-    does not change the model.
+    Random numbers depend on the shape of the array. Every mesh therefore draws
+    the array of one device, so that padding does not change the model.
     """
 
     def init(
         key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
     ) -> jax.Array:
-        drawn = list(shape)
-        drawn[item_dimension] = min(
-            shape[item_dimension], mesh_lib.padded_items(n_items)
-        )
+        drawn, rows = list(shape), shape[item_dimension]
+        drawn[item_dimension] = min(rows, mesh_lib.padded_items(n_items))
         value = jax.random.uniform(key, drawn, dtype, -limit, limit)
-        value = jnp.pad(
-            value, [(0, n - m) for n, m in zip(shape, drawn, strict=True)]
-        )
+        missing = [(0, n - m) for n, m in zip(shape, drawn, strict=True)]
+        value = jnp.pad(value, missing)
         index = lax.broadcasted_iota(jnp.int32, shape, item_dimension)
         return jnp.where(index < n_items, value, 0.0)
 
@@ -96,9 +92,8 @@ def _glorot_items(
     n_items: int, item_dimension: int, units: int
 ) -> Callable[..., jax.Array]:
     """Returns Glorot uniform; padding items do not count in the fan."""
-    return uniform_items(
-        n_items, item_dimension, (6.0 / (n_items + units)) ** 0.5
-    )
+    limit = (6.0 / (n_items + units)) ** 0.5
+    return uniform_items(n_items, item_dimension, limit)
 
 
 _bias_init = nn.initializers.truncated_normal(stddev=0.001)
@@ -141,7 +136,6 @@ class MultDAE(nn.Module):
     @classmethod
     def phase(cls, epoch: int, config: TrainConfig) -> Phase:
         """Returns what an epoch (counted from 0) trains: all parameters."""
-        del epoch, config
         return ALL
 
     def _encoder_sizes(self) -> tuple[int, ...]:
@@ -182,7 +176,6 @@ class MultDAE(nn.Module):
         self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
     ) -> jax.Array:
         """Returns the last encoder layer before its activation, float32."""
-        act = ACTIVATIONS[self.activation]
         h_BH = bag_of_items.normalised_bag(
             self.input_kernel,
             batch,
@@ -194,16 +187,17 @@ class MultDAE(nn.Module):
         )
         h_BH = h_BH + self.input_bias[None, :]
         for layer in self.encoder:
-            h_BH = layer(act(h_BH))
+            h_BH = layer(self._activate(h_BH))
         return h_BH.astype(jnp.float32)
 
-    def _decode(self, z_BZ: jax.Array) -> jax.Array:
+    def _decode(self, h_BH: jax.Array) -> jax.Array:
         """Returns the last hidden layer, the input of the output layer."""
-        act = ACTIVATIONS[self.activation]
-        h_BH = z_BZ
         for layer in self.decoder:
-            h_BH = act(layer(h_BH))
+            h_BH = self._activate(layer(h_BH))
         return h_BH
+
+    def _activate(self, h_BH: jax.Array) -> jax.Array:
+        return ACTIVATIONS[self.activation](h_BH)
 
     def _dropout(
         self, key: jax.Array, first_row: jax.Array | int
@@ -242,20 +236,18 @@ class MultDAE(nn.Module):
           key: typed PRNG key of this step.
           first_row: row of the first user in the global batch.
         """
-        code = self._encode(batch, self._dropout(key, first_row))
-        z_BZ = ACTIVATIONS[self.activation](code)
+        z_BZ = self._activate(
+            self._encode(batch, self._dropout(key, first_row))
+        )
         nll_B = self._nll(self._decode(z_BZ), batch)
         return nll_B, jnp.zeros_like(nll_B)
 
     def encode(self, batch: SparseBatch) -> jax.Array:
         """Returns the users' representations, float32 [B, Z]."""
-        return ACTIVATIONS[self.activation](self._encode(batch, None))
+        return self._activate(self._encode(batch, None))
 
     def scores(self, batch: SparseBatch) -> jax.Array:
-        """Returns the logits of this shard's items, float32 [B, I].
-
-        Padding items have -inf.
-        """
+        """Returns this shard's logits, float32 [B, I]; -inf for padding."""
         return likelihood.logits(
             self._decode(self.encode(batch)),
             self.output_kernel,

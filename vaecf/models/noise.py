@@ -16,17 +16,10 @@ from jax.extend import random as extended_random
 def counter_bits(
     key: jax.Array, row: jax.Array, column: jax.Array
 ) -> jax.Array:
-    """Returns random bits as a pure function of (key, row, column).
+    """Returns random bits as a pure function of (key, row, column), uint32.
 
-    The generator is Threefry-2x32 (Salmon et al. 2011).
-
-    Args:
-      key: uint32 [2], threefry key data (`jax.random.key_data`).
-      row: int32, any shape.
-      column: int32, same shape.
-
-    Returns:
-      uint32, same shape.
+    The generator is Threefry-2x32 (Salmon et al. 2011). The key is the raw
+    uint32 [2] of `jax.random.key_data`; row and column are int32 of one shape.
     """
     counters = jnp.stack([row, column]).astype(jnp.uint32)
     bits = extended_random.threefry_2x32(key, counters.reshape(-1))
@@ -38,10 +31,7 @@ def counter_normal(
 ) -> jax.Array:
     """Returns standard normal noise, float32 [B, n_columns].
 
-    Args:
-      key: uint32 [2], threefry key data.
-      row_B: int32 [B], rows in the global batch.
-      n_columns: columns of the noise.
+    `row_B` are the users' rows in the global batch, int32.
     """
     shape = (row_B.shape[0], n_columns)
     bits = counter_bits(
@@ -62,19 +52,10 @@ def sample_gaussian(
     key: jax.Array,
     first_row: jax.Array | int,
 ) -> jax.Array:
-    """Returns a reparametrised sample of each user's Gaussian.
+    """Returns a reparametrised sample of each user's Gaussian, float32 [B, Z].
 
-    z = mean + exp(log_variance / 2) · noise, Kingma & Welling 2014,
-    section 2.4.
-
-    Args:
-      mean_BZ: float32 [B, Z].
-      log_variance_BZ: float32 [B, Z].
-      key: typed PRNG key.
-      first_row: row of the first user in the global batch.
-
-    Returns:
-      float32 [B, Z].
+    z = mean + exp(log_variance / 2) · noise, Kingma & Welling 2014, section
+    2.4. `first_row` is the row of the first user in the global batch.
     """
     n_users, n_columns = mean_BZ.shape
     row_B = jnp.arange(n_users, dtype=jnp.int32) + first_row

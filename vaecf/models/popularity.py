@@ -23,11 +23,7 @@ PARTITION: dict[str, tuple[str | None, ...]] = {
 
 
 def fit(train: Any) -> dict[str, np.ndarray]:
-    """Returns the parameters of `scores`: the items' training users.
-
-    Args:
-      train: Interactions (users x items).
-    """
+    """Returns the parameters of `scores`: how many users have each item."""
     return {"item_score": mesh_lib.pad_items(train.item_counts())}
 
 
@@ -45,9 +41,8 @@ def fit_oracle(
 ) -> dict[str, np.ndarray]:
     """Returns the parameters of `oracle_scores`.
 
-    Args:
-      user_group: [U, G], the mixture of groups that generated each user.
-      group_item: [G, I], each group's distribution over the items.
+    `user_group` [U, G] is the mixture of groups that generated each user, and
+    `group_item` [G, I] each group's distribution over the items.
     """
     return {
         "user_group": np.asarray(user_group, np.float32),
@@ -58,12 +53,9 @@ def fit_oracle(
 def oracle_scores(
     params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
 ) -> jax.Array:
-    """Returns the probability of each item under the generator of the data.
+    """Returns the items' probabilities under the generator, float32 [B, I].
 
     No model can rank generated data better.
-
-    Returns:
-      float32 [B, I].
     """
     # A padding user's index is out of bounds. Clipping gives that user finite
     # scores, which nobody reads.

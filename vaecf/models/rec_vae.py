@@ -49,33 +49,22 @@ class Encoder(nn.Module):
 
     h_k = LN(swish(W_k h_{k-1} + b_k + h_1 + ... + h_{k-1})), where h_0 is the
     normalised bag of items: figure 1 of the paper. Mean and log-variance are
-    linear in the last layer.
-
-    Attributes:
-      n_items: items of the catalogue.
-      item_rows: rows of this shard's input kernel.
-      hidden: units of every layer.
-      latent: dimensions of the code.
-      lowering: of the input layer, see `bag_of_items.bag_of_items`.
-      dtype: dtype of the matrix products' operands.
-      precision: precision of the matrix products.
-      item_axis: mesh axis of the items inside `jax.shard_map`, else None.
+    linear in the last layer. Attributes as in `mult_vae.MultDAE`, with one
+    size `hidden` for all layers.
     """
 
     n_items: int
     item_rows: int
     hidden: int
     latent: int
-    lowering: str
+    input_lowering: str
     dtype: Any
     precision: Any
     item_axis: str | None
 
     @nn.compact
     def __call__(
-        self,
-        batch: SparseBatch,
-        dropout: bag_of_items.Dropout | None,
+        self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (mean_BZ, log_variance_BZ), float32."""
         entry = self.n_items**-0.5
@@ -89,7 +78,7 @@ class Encoder(nn.Module):
             kernel_IH,
             batch,
             dropout=dropout,
-            lowering=self.lowering,
+            lowering=self.input_lowering,
             dtype=self.dtype,
             precision=self.precision,
             item_axis=self.item_axis,
@@ -146,14 +135,10 @@ class RecVAE(mult_vae.MultDAE):
     def phase(cls, epoch: int, config: TrainConfig) -> mult_vae.Phase:
         """Returns what an epoch trains: the encoder or the decoder.
 
-        Shenbin et al. 2020, section 3.4: only the encoder is trained with
-        dropout. The current encoder is copied into the composite prior
-        (section 3.2) before each series of decoder epochs.
-
-        Args:
-          epoch: counted from 0.
-          config: its `alternating_epochs` are the numbers of epochs that
-            train the encoder and the decoder, in alternation.
+        `config.alternating_epochs` epochs train the encoder and the decoder in
+        alternation. Only the encoder is trained with dropout. The current
+        encoder is copied into the composite prior (section 3.2) before each
+        series of decoder epochs.
         """
         encoder_epochs, decoder_epochs = config.alternating_epochs
         position = epoch % (encoder_epochs + decoder_epochs)
@@ -179,7 +164,7 @@ class RecVAE(mult_vae.MultDAE):
             item_rows=self.item_rows,
             hidden=width,
             latent=self.latent,
-            lowering=self.input_lowering,
+            input_lowering=self.input_lowering,
             dtype=self.dtype,
             precision=self.precision,
             item_axis=self.item_axis,

@@ -34,11 +34,16 @@ def make_model(
       policy: `dtype` and `precision` of the matrix products, such as a
         `vaecf.training.precision.Policy`.
       n_items: items of the catalogue.
-      item_shards: devices along the items; the item matrices are padded to a
-        multiple of them.
-      backend: platform to choose the input layer for, such as 'cpu'; None
-        takes the default platform of JAX.
+      item_shards: devices along the items, for the padding.
+      backend: platform to choose the input layer for; None for JAX's default.
     """
+    lowering = config.input
+    if lowering == "auto":
+        # Matrix units make the dense product cheap; a CPU is faster at
+        # gathering rows. A catalogue that needs item blocks is too large for a
+        # dense array of users x items.
+        on_cpu = (backend or jax.default_backend()) == "cpu"
+        lowering = "gather" if on_cpu or config.item_block else "dense"
     return MODELS[config.name](
         n_items=n_items,
         item_rows=mesh_lib.padded_items(n_items, item_shards),
@@ -46,29 +51,15 @@ def make_model(
         latent=config.latent,
         activation=config.activation,
         dropout_rate=config.dropout_rate,
-        input_lowering=_input_lowering(
-            config, backend or jax.default_backend()
-        ),
+        input_lowering=lowering,
         item_block=config.item_block,
         dtype=policy.dtype,
         precision=policy.precision,
     )
 
 
-def _input_lowering(config: ModelConfig, backend: str) -> str:
-    if config.input != "auto":
-        return config.input
-    # Matrix units make the dense product cheap; a CPU is faster at gathering
-    # rows. A catalogue that needs item blocks is too large for a dense array
-    # of users x items.
-    return "gather" if backend == "cpu" or config.item_block else "dense"
-
-
 def shard_model(model: mult_vae.MultDAE, mesh: Mesh) -> mult_vae.MultDAE:
-    """Returns the module of one item shard, for use inside `jax.shard_map`.
-
-    With one item shard this is the module over all items.
-    """
+    """Returns the module of one item shard, for use inside `jax.shard_map`."""
     if not mesh_lib.axis(mesh, mesh_lib.ITEM):
         return model
     return model.clone(
@@ -78,12 +69,7 @@ def shard_model(model: mult_vae.MultDAE, mesh: Mesh) -> mult_vae.MultDAE:
 
 
 def init_params(model: mult_vae.MultDAE, key: jax.Array) -> dict[str, Any]:
-    """Returns initial parameters, float32.
-
-    Args:
-      model: module over all items.
-      key: typed PRNG key.
-    """
+    """Returns initial parameters of a module over all items, float32."""
     empty = SparseBatch(*(jnp.zeros((1,), jnp.int32) for _ in range(3)))
     return model.init(key, empty)["params"]
 

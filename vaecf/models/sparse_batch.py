@@ -61,9 +61,7 @@ class Csr(NamedTuple):
 def as_csr(indptr: np.ndarray, indices: np.ndarray) -> Csr:
     """Returns the interactions of all users, and an empty padding user.
 
-    Args:
-      indptr: int64 [n_users + 1].
-      indices: int32 [interactions].
+    `indptr` is int64 [n_users + 1], and `indices` int32 [interactions].
 
     Raises:
       VaecfError: there are 2^31 interactions or more, which int32 positions
@@ -90,8 +88,8 @@ def window(
     """Returns the interactions of some users, one block per data shard.
 
     Args:
-      indptr: int64 [n_users + 1].
-      indices: int32 [interactions], usually a memory map.
+      indptr: as in `as_csr`.
+      indices: as in `as_csr`, usually a memory map.
       user_DU: int32 [shards, users per shard]; n_users marks padding users.
         Within a shard, users are numbered from 0 in this order.
       n_items: places for interactions per shard.
@@ -126,9 +124,7 @@ def window(
 def slots_for(count_SB: np.ndarray, parts: int = 1) -> int:
     """Returns the bucket size that fits the fullest part of any batch.
 
-    Args:
-      count_SB: int [steps, batch_size], interactions of each user.
-      parts: parts that each batch is split into.
+    `count_SB` are the users' interactions, int [steps, batch size].
     """
     steps, batch_size = count_SB.shape
     by_part = count_SB.reshape(steps, parts, batch_size // parts)
@@ -140,12 +136,8 @@ def slots_to_expect(count_U: np.ndarray, users: int) -> int:
     """Returns the bucket size that fits random users in practice.
 
     One size for all epochs means one compilation. The size allows for six
-    standard deviations above the mean of a random part. `slots_for` still
-    gives the size of a part that exceeds it.
-
-    Args:
-      count_U: int [n_users], interactions of every user.
-      users: users of a part.
+    standard deviations above the mean of a random part of `users` users.
+    `slots_for` still gives the size of a part that exceeds it.
     """
     if not len(count_U):
         return bucket(1)
@@ -207,32 +199,32 @@ def assemble_on_host(
     n_slots: int,
     parts: int = 1,
 ) -> SparseBatch:
-    """Returns the same batch, gathered on the host from a memory map.
+    """Returns the batch that `assemble` returns, gathered on the host.
 
     Args:
-      indptr: int64 [n_users + 1].
-      indices: int32 [interactions].
+      indptr: as in `as_csr`.
+      indices: as in `as_csr`, usually a memory map.
       user_B: int32 [B]; n_users marks padding users.
       n_slots: slots of one part.
-      parts: data shards times microbatches.
-
-    Returns:
-      The batch, with parts · n_slots slots.
+      parts: data shards times microbatches; the batch has parts · n_slots
+        slots.
 
     Raises:
       ValueError: a part has more than `n_slots` interactions.
     """
     start_B, count_B = _histories(indptr, user_B)
-    packed = [
-        _pack(indices, starts, counts, n_slots)
-        for starts, counts in zip(
-            np.split(start_B, parts), np.split(count_B, parts), strict=True
-        )
-    ]
+    by_part = np.split(start_B, parts), np.split(count_B, parts)
+    item_PN = np.zeros((parts, n_slots), np.int32)
+    row_PN = np.full((parts, n_slots), len(user_B) // parts, np.int32)
+    for part, (start, count) in enumerate(zip(*by_part, strict=True)):
+        total = int(count.sum())
+        if total > n_slots:
+            raise ValueError(f"{total} interactions do not fit {n_slots} slots")
+        row_PN[part, :total] = np.repeat(np.arange(len(count)), count)
+        offset = np.repeat(start - (np.cumsum(count) - count), count)
+        item_PN[part, :total] = indices[offset + np.arange(total)]
     return SparseBatch(
-        item_N=np.concatenate([items for items, _ in packed]),
-        row_N=np.concatenate([rows for _, rows in packed]),
-        count_B=count_B.astype(np.int32),
+        item_PN.ravel(), row_PN.ravel(), count_B.astype(np.int32)
     )
 
 
@@ -244,18 +236,3 @@ def _histories(
     safe = np.where(real, user, 0)
     start = indptr[safe]
     return start, indptr[safe + real] - start
-
-
-def _pack(
-    indices: np.ndarray, start_B: np.ndarray, count_B: np.ndarray, n_slots: int
-) -> tuple[np.ndarray, np.ndarray]:
-    total = int(count_B.sum())
-    if total > n_slots:
-        raise ValueError(f"{total} interactions do not fit {n_slots} slots")
-    row_N = np.full(n_slots, len(count_B), np.int32)
-    item_N = np.zeros(n_slots, np.int32)
-    first_B = np.cumsum(count_B) - count_B
-    row_N[:total] = np.repeat(np.arange(len(count_B), dtype=np.int32), count_B)
-    positions = np.repeat(start_B - first_B, count_B) + np.arange(total)
-    item_N[:total] = indices[positions]
-    return item_N, row_N

@@ -48,16 +48,11 @@ def device_free_bytes() -> int | None:
 
 
 def require_free(needed: int, what: str, arithmetic: str, advice: str) -> int:
-    """Returns the host's free memory if a computation fits into it, in bytes.
-
-    Args:
-      needed: bytes that the computation needs.
-      what: the computation, for the message.
-      arithmetic: how `needed` is calculated, for the message.
-      advice: what to do instead, for the message.
+    """Returns the host's free memory, in bytes.
 
     Raises:
-      VaecfError: the computation needs more memory than is free.
+      VaecfError: `needed` bytes are not free. The message says `what` needs
+        them, by which `arithmetic`, and gives `advice`.
     """
     free = host_free_bytes()
     if needed > free:

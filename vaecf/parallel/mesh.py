@@ -28,10 +28,8 @@ ITEM_MULTIPLE = 128
 def make_mesh(data: int = -1, item: int = 1) -> Mesh:
     """Returns a mesh ('data', 'item') over the devices.
 
-    Args:
-      data: devices along the users; -1 uses all devices that `item` leaves.
-      item: devices along the items; -1 uses all devices that `data` leaves.
-        If both are given, the mesh has the first data x item devices.
+    One size may be -1, which uses all remaining devices. Otherwise the mesh
+    has the first data x item devices.
 
     Raises:
       VaecfError: a size is neither -1 nor positive, the sizes do not fit the
@@ -43,11 +41,8 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
     rest = data == -1 or item == -1
     if any(size != -1 and size < 1 for size in (data, item)):
         raise VaecfError(f"{asked}: each is -1 or at least 1")
-    if data == -1 and item == -1:
-        raise VaecfError(
-            "config.mesh.data and config.mesh.item are both -1: "
-            "give one of them"
-        )
+    if data == item == -1:
+        raise VaecfError(f"{asked}: give one of them")
     if data == -1:
         data = n_devices // item
     if item == -1:
@@ -71,10 +66,7 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
 
 
 def padded_items(n_items: int, item_shards: int = 1) -> int:
-    """Returns the size of the item dimension, padding included.
-
-    The size is the same for all powers of two up to 128 shards.
-    """
+    """Returns the size of the padded item dimension for some item shards."""
     multiple = math.lcm(ITEM_MULTIPLE, item_shards)
     return -(-n_items // multiple) * multiple
 
@@ -85,20 +77,19 @@ def pad_items(array: np.ndarray) -> np.ndarray:
     Zeros keep products finite. Ranking masks padding items whatever their
     scores are.
     """
-    n_items = array.shape[-1]
-    shape = (*array.shape[:-1], padded_items(n_items))
-    padded = np.zeros(shape, np.float32)
+    *rest, n_items = array.shape
+    padded = np.zeros((*rest, padded_items(n_items)), np.float32)
     padded[..., :n_items] = array
     return padded
 
 
 def local_data_shards(mesh: Mesh) -> list[int]:
     """Returns the data shards that this process has devices of."""
-    mine = [
-        any(device.process_index == jax.process_index() for device in devices)
-        for devices in mesh.devices
+    return [
+        shard
+        for shard, devices in enumerate(mesh.devices)
+        if any(d.process_index == jax.process_index() for d in devices)
     ]
-    return [shard for shard, own in enumerate(mine) if own]
 
 
 def specs(tree: Any, partition: Mapping[str, tuple[str | None, ...]]) -> Any:
@@ -106,11 +97,8 @@ def specs(tree: Any, partition: Mapping[str, tuple[str | None, ...]]) -> Any:
 
     A leaf, for example a moment of Adam, belongs to the parameter whose name
     ends the leaf's path. All other leaves (counts, scales) are replicated.
-
-    Args:
-      tree: pytree of arrays or shapes.
-      partition: mesh axis of each dimension by parameter name, such as
-        `mult_vae.PARTITION`.
+    `partition` holds the mesh axis of each dimension by parameter name, such
+    as `mult_vae.PARTITION`.
     """
 
     def spec(path: tuple, leaf: Any) -> P:
@@ -126,15 +114,9 @@ def specs(tree: Any, partition: Mapping[str, tuple[str | None, ...]]) -> Any:
 def spread(shapes: Any, tree_of_specs: Any, shards: int, items: int) -> Any:
     """Returns specs that shard item matrices over 'data' as well.
 
-    'data' is added to the item dimension if it divides that, else to the other
-    dimension. All other arrays keep their specs: they are small, and each
-    would need a collective of its own.
-
-    Args:
-      shapes: pytree of arrays or shapes.
-      tree_of_specs: their PartitionSpecs.
-      shards: devices along 'data'.
-      items: devices along 'item'.
+    'data', with `shards` devices, is added to the item dimension if it divides
+    that, else to the other dimension. All other arrays keep their specs: they
+    are small, and each would need a collective of its own.
     """
 
     def add(leaf: Any, spec: P) -> P:
@@ -160,22 +142,17 @@ def resize_items(
 ) -> Any:
     """Returns host arrays with item dimensions cut or padded to `rows`.
 
-    Args:
-      tree: pytree of NumPy arrays.
-      partition: as in `specs`.
-      rows: at least the number of items, so that only padding is cut off.
+    `rows` is at least the number of items, so that only padding is cut off.
     """
 
     def resize(x: Any, spec: P) -> Any:
-        for dimension, axis in enumerate(spec):
-            if axis == ITEM and x.shape[dimension] != rows:
-                kept = np.take(
-                    x, range(min(rows, x.shape[dimension])), dimension
-                )
-                missing = [(0, 0)] * x.ndim
-                missing[dimension] = (0, rows - kept.shape[dimension])
-                x = np.pad(kept, missing)
-        return x
+        if ITEM not in spec or x.shape[spec.index(ITEM)] == rows:
+            return x
+        dimension = spec.index(ITEM)
+        kept = np.take(x, range(min(rows, x.shape[dimension])), dimension)
+        missing = [(0, 0)] * x.ndim
+        missing[dimension] = (0, rows - kept.shape[dimension])
+        return np.pad(kept, missing)
 
     return jax.tree.map(resize, tree, specs(tree, partition))
 
@@ -185,30 +162,27 @@ def axis(mesh: Mesh, name: str) -> str | None:
     return name if mesh.shape[name] > 1 else None
 
 
+def item_axis(array: jax.Array) -> str | None:
+    """Returns 'item' if an array varies over that mesh axis, else None."""
+    return ITEM if ITEM in varying_axes(array) else None
+
+
 def item_offset(n_local: int, item_axis: str | None) -> jax.Array | int:
     """Returns the global index of this shard's first item."""
     return lax.axis_index(item_axis) * n_local if item_axis else 0
 
 
 def varying_axes(*arrays: jax.Array) -> tuple[str, ...]:
-    """Returns the mesh axes over which any of the arrays varies.
-
-    Outside `shard_map` this is ().
-    """
-    return tuple(
-        sorted(
-            set().union(
-                *(jax.typeof(x).manual_axis_type.varying for x in arrays)
-            )
-        )
-    )
+    """Returns the mesh axes over which any array varies in `shard_map`."""
+    axes = (jax.typeof(x).manual_axis_type.varying for x in arrays)
+    return tuple(sorted(set().union(*axes)))
 
 
 def vary(tree: Any, axes: tuple[str, ...]) -> Any:
     """Returns arrays marked as varying over mesh axes.
 
     The derivative of the mark sums cotangents over the axes that it adds. This
-    is the all-reduce of the gradient. Outside `shard_map` it is a no-op.
+    is the all-reduce of the gradient.
     """
 
     def mark(x: jax.Array) -> jax.Array:
@@ -224,13 +198,7 @@ def on_mesh(
     """Returns `jax.shard_map` over the axes with more than one device.
 
     Collectives over an axis of one device would still copy data on a CPU. On
-    a single device `local` is returned unchanged.
-
-    Args:
-      mesh: mesh ('data', 'item').
-      local: function of each device's part; names axes by `axis`.
-      in_specs: as in shard_map, for the whole mesh.
-      out_specs: as in shard_map, for the whole mesh.
+    a single device `local`, which names axes by `axis`, is returned unchanged.
     """
     names = [name for name in (DATA, ITEM) if axis(mesh, name)]
     if not names:
@@ -241,11 +209,8 @@ def on_mesh(
         kept = [tuple(name for name in a if name in names) for a in axes]
         return P(*(a if len(a) > 1 else (a[0] if a else None) for a in kept))
 
-    in_specs, out_specs = jax.tree.map(
-        without_single,
-        (in_specs, out_specs),
-        is_leaf=lambda x: isinstance(x, P),
-    )
+    # A PartitionSpec is a leaf of a tree.
+    in_specs, out_specs = jax.tree.map(without_single, (in_specs, out_specs))
     # shard_map's axis_names would leave the other axes to XLA. With them,
     # bfloat16 sums on a CPU crash the process (jax 0.10).
     several = Mesh(
@@ -258,8 +223,4 @@ def on_mesh(
 
 def shardings(mesh: Mesh, tree_of_specs: Any) -> Any:
     """Returns the NamedSharding of every PartitionSpec."""
-    return jax.tree.map(
-        lambda s: NamedSharding(mesh, s),
-        tree_of_specs,
-        is_leaf=lambda s: isinstance(s, P),
-    )
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), tree_of_specs)

@@ -56,15 +56,15 @@ def start(
       VaecfError: the arguments are invalid or incomplete, or the other
         processes did not connect.
     """
-    given = {
-        "coordinator_address": coordinator_address,
-        "num_processes": num_processes,
-        "process_id": process_id,
-    }
     _check(coordinator_address, num_processes, process_id)
     if num_processes == 1:
         return
     if not _launched_together():
+        given = {
+            "coordinator_address": coordinator_address,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
         missing = [name for name, value in given.items() if value is None]
         if len(missing) == len(given):
             return
@@ -78,13 +78,26 @@ def start(
     # This service would catch SIGTERM and not end the process.
     jax.config.update("jax_enable_preemption_service", False)
     where = coordinator_address or "the coordinator"
+    waits = (
+        f"waiting for the other processes at {where}, for up to "
+        f"{_START_SECONDS} s"
+    )
     failed = (
         f"coordinator_address: the other processes did not connect at {where}: "
         "start all of them with the same address and num_processes, and each "
         "with its own process_id"
     )
+
+    def give_up() -> None:
+        _log(f"error: {failed}")
+        os._exit(2)
+
     try:
-        with _waiting(where, failed):
+        # Exits before the runtime would abort with the stacks of all threads.
+        with (
+            _timer(min(5.0, _START_SECONDS / 2), lambda: _log(waits)),
+            _timer(0.95 * _START_SECONDS, give_up),
+        ):
             jax.distributed.initialize(
                 coordinator_address,
                 num_processes,
@@ -112,10 +125,8 @@ def _check(
             )
     if num_processes is not None and num_processes < 1:
         raise VaecfError(f"num_processes={num_processes} must be at least 1")
-    if process_id is not None and (
-        process_id < 0
-        or (num_processes is not None and process_id >= num_processes)
-    ):
+    last = sys.maxsize if num_processes is None else num_processes - 1
+    if process_id is not None and not 0 <= process_id <= last:
         raise VaecfError(
             f"process_id={process_id} must be from 0 to num_processes - 1"
         )
@@ -148,27 +159,8 @@ def _check_port(address: str) -> None:
             ) from None
 
 
-@contextlib.contextmanager
-def _waiting(where: str, failed: str) -> Iterator[None]:
-    """Logs that this process waits, and exits before JAX would abort."""
-
-    def log_wait() -> None:
-        print(
-            f"waiting for the other processes at {where}, for up to "
-            f"{_START_SECONDS} s",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def give_up() -> None:
-        print(f"error: {failed}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    with (
-        _timer(min(5.0, _START_SECONDS / 2), log_wait),
-        _timer(0.95 * _START_SECONDS, give_up),
-    ):
-        yield
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -183,9 +175,6 @@ def _timer(seconds: float, action: Callable[[], None]) -> Iterator[None]:
         timer.cancel()
 
 
-# --- Who is who -------------------------------------------------------------
-
-
 def alone() -> bool:
     """Returns whether there is only one process."""
     return jax.process_count() == 1
@@ -196,18 +185,11 @@ def is_lead() -> bool:
     return jax.process_index() == 0
 
 
-# --- Arrays -----------------------------------------------------------------
-
-
 def put(tree: Any, shardings: Any) -> Any:
     """Returns arrays on the devices, made from equal copies of all processes.
 
     Unlike `jax.device_put`, this does not compare the copies, which would need
-    a collective.
-
-    Args:
-      tree: pytree of NumPy arrays, or of arrays on a device of this process.
-      shardings: one Sharding, or a pytree of them.
+    a collective. `shardings` is one Sharding, or a pytree of them.
     """
     if alone():
         return jax.device_put(tree, shardings)
@@ -228,20 +210,16 @@ def from_shards(
 ) -> jax.Array:
     """Returns the concatenation of shards along the first axis.
 
-    Args:
-      shards: arrays of equal shapes by shard number; a process needs only
-        those on its own devices.
-      n_shards: number of shards of all processes.
-      sharding: divides the first axis into n_shards.
+    `shards` holds arrays of equal shapes by shard number; a process needs only
+    those on its own devices. `sharding` divides the first axis into n_shards.
     """
     size, *rest = next(iter(shards.values())).shape
 
     def shard(index: Any) -> np.ndarray:
         return shards[(index[0].start or 0) // size]
 
-    return jax.make_array_from_callback(
-        (n_shards * size, *rest), sharding, shard
-    )
+    shape = (n_shards * size, *rest)
+    return jax.make_array_from_callback(shape, sharding, shard)
 
 
 # --- Agreement: all processes must call these functions ---------------------
@@ -263,11 +241,7 @@ def from_lead(values: Sequence[float]) -> list[float]:
 
 @contextlib.contextmanager
 def agreement() -> Iterator[None]:
-    """Raises in all processes if the context raises a VaecfError in one.
-
-    Raises:
-      VaecfError: the error of this process, or the news of another's.
-    """
+    """Raises in all processes if the context raises a VaecfError in one."""
     own: VaecfError | None = None
     try:
         yield
@@ -283,21 +257,14 @@ def agreement() -> Iterator[None]:
 
 
 def require_same(values: Mapping[str, Any]) -> None:
-    """Raises unless all processes have the same values.
+    """Raises a VaecfError unless all processes have the same JSON values.
 
-    Args:
-      values: JSON values by name, with the same names in all processes.
-
-    Raises:
-      VaecfError: another process has another value; names it.
+    The error names the value. The names are the same in all processes.
     """
-    digests = [
-        np.frombuffer(
-            hashlib.sha256(json.dumps(value).encode()).digest()[:8], np.uint32
-        )
-        for value in values.values()
-    ]
-    gathered = gather(np.stack(digests))  # [processes, values, 2]
+    texts = (json.dumps(value).encode() for value in values.values())
+    digests = [hashlib.sha256(text).digest()[:8] for text in texts]
+    numbers = np.stack([np.frombuffer(d, np.uint32) for d in digests])
+    gathered = gather(numbers)  # [processes, values, 2]
     for name, of_all in zip(values, gathered.swapaxes(0, 1), strict=True):
         others = np.flatnonzero((of_all != of_all[0]).any(axis=1))
         if len(others):
@@ -308,13 +275,10 @@ def require_same(values: Mapping[str, Any]) -> None:
 
 
 def require_shared_directory(directory: pathlib.Path) -> None:
-    """Raises unless all processes see the same directory.
+    """Raises a VaecfError unless all processes see the same directory.
 
-    All processes must call this function. Process 0 writes a file there, for
-    which the others wait: a network file system may show it later.
-
-    Raises:
-      VaecfError: this process does not see the file of process 0.
+    Process 0 writes a file there, for which the others wait: a network file
+    system may show it later.
     """
     if alone():
         return
@@ -345,32 +309,23 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
     """Ends this process if the context takes longer than a deadline.
 
     A process that waits for a hanging process cannot be interrupted otherwise.
-
-    Args:
-      seconds: the deadline; 0 for none.
-      what: what happens in the context, for the message.
+    0 seconds mean no deadline; `what` names the context in the message.
     """
     if alone() or not seconds:
         yield
         return
     message = (
-        f"{what} took more than {seconds:g} s: another process hangs or cannot "
-        "be reached (config.mesh.peer_timeout sets the limit)"
+        f"error: process {jax.process_index()}: {what} took more than "
+        f"{seconds:g} s: another process hangs or cannot be reached "
+        "(config.mesh.peer_timeout sets the limit)"
     )
-    with _timer(seconds, lambda: abandon(message)):
+
+    def abandon() -> None:
+        # A normal exit would wait for the other processes, which may be
+        # waiting for this one. The runtime tells them that it has gone.
+        _log(message)
+        sys.stdout.flush()
+        os._exit(1)
+
+    with _timer(seconds, abandon):
         yield
-
-
-def abandon(message: str, status: int = 1) -> None:
-    """Ends this process at once, and with it the run.
-
-    A normal exit would wait for the other processes, which may be waiting for
-    this one. The runtime tells them that this process has gone.
-    """
-    print(
-        f"error: process {jax.process_index()}: {message}",
-        file=sys.stderr,
-        flush=True,
-    )
-    sys.stdout.flush()
-    os._exit(status)

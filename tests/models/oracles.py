@@ -1,0 +1,135 @@
+"""Random users, and NumPy references that several tests compare with."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from hypothesis import strategies as st
+
+from vaecf.data.interactions import Interactions
+from vaecf.models.sparse_batch import SparseBatch, assemble_on_host
+
+USERS, ITEMS, SLOTS = 6, 16, 100
+MESHES = [(1, 4), (2, 2), (4, 1)]
+
+histories = st.lists(
+    st.sets(st.integers(0, ITEMS - 1)).map(sorted),
+    min_size=USERS,
+    max_size=USERS,
+)
+
+
+def random_histories(seed, n_users=USERS, n_items=ITEMS) -> list[list[int]]:
+    """Histories of random lengths; the second user has none."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, n_items, n_users)
+    users = [sorted(rng.permutation(n_items)[:n].tolist()) for n in lengths]
+    users[1] = []
+    return users
+
+
+def csr_of(users) -> tuple[np.ndarray, np.ndarray]:
+    indptr = np.cumsum([0, *map(len, users)])
+    return indptr, np.array([i for items in users for i in items], np.int32)
+
+
+def batch_of(users, n_slots=SLOTS, shards=1, padding=0) -> SparseBatch:
+    """Each shard has n_slots, and its rows count from its own first user."""
+    every = np.arange(len(users) + padding)
+    return assemble_on_host(*csr_of(users), every, n_slots, shards)
+
+
+def dense(users, n_items=ITEMS) -> np.ndarray:
+    x = np.zeros((len(users), n_items))
+    for u, items in enumerate(users):
+        x[u, items] = 1
+    return x
+
+
+def random_dense(n_users: int, n_items: int, share=0.3) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.random((n_users, n_items)) < share).astype(float)
+
+
+def interactions(x: np.ndarray) -> Interactions:
+    return Interactions.from_pairs(*np.nonzero(x), *x.shape)[0]
+
+
+def normal(seed, *shape) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def float64(tree):
+    return jax.tree.map(lambda x: np.asarray(x, float), tree)
+
+
+def threefry(key: np.ndarray, row: np.ndarray, column: np.ndarray):
+    """First word of Threefry-2x32-20 (Salmon et al. 2011) at (row, column)."""
+    words = [np.uint32(k) for k in np.asarray(key)]
+    words.append(words[0] ^ words[1] ^ np.uint32(0x1BD11BDA))
+    x, y = (np.asarray(c).astype(np.uint32) for c in (row, column))
+    with np.errstate(over="ignore"):
+        x, y = x + words[0], y + words[1]
+        for block in range(5):
+            for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[block % 2]:
+                x = x + y
+                y = (y << np.uint32(turn)) | (y >> np.uint32(32 - turn))
+                y = y ^ x
+            x = x + words[(block + 1) % 3]
+            y = y + words[(block + 2) % 3] + np.uint32(block + 1)
+    return x
+
+
+def kept(key, rows, n_items: int, rate: float) -> np.ndarray:
+    """Which interactions dropout keeps, bool [rows, items]."""
+    bits = threefry(key, np.asarray(rows)[:, None], np.arange(n_items)[None])
+    return bits >= round(rate * 2**32)
+
+
+def gaussian(key, rows, n_columns: int) -> np.ndarray:
+    """The standard normal noise of some rows, float64."""
+    bits = threefry(key, np.asarray(rows)[:, None], np.arange(n_columns)[None])
+    return np.sqrt(2) * scipy.special.erfinv(((bits >> 9) + 0.5) / 2**22 - 1)
+
+
+def weighted_gradients(f, weight, inputs, *rest):
+    """(gradients of Σ weight · f by the inputs, f), as one program."""
+
+    def loss(inputs):
+        out = f(*inputs, *rest)
+        terms = jax.tree.map(lambda w, x: jnp.sum(w * x), weight, out)
+        return sum(jax.tree.leaves(terms)), out
+
+    return jax.jit(jax.grad(loss, has_aux=True))(inputs)
+
+
+def assert_same_on_mesh(many, one, tolerance: float) -> None:
+    """Compares results of four devices with those of one."""
+    for tree, devices in ((many[1], 4), (one[1], 1)):
+        for x in jax.tree.leaves(tree):
+            assert len(x.sharding.device_set) == devices
+    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def assert_gradients(loss, params, gradients, rtol: float) -> None:
+    """Compares with the slope of a float64 loss along random directions.
+
+    One direction per parameter, so that errors cannot cancel.
+    """
+    leaves, tree = jax.tree.flatten(float64(params))
+    for at, gradient in enumerate(jax.tree.leaves(float64(gradients))):
+        direction = np.random.default_rng(at).normal(size=gradient.shape)
+        moved = [
+            [*leaves[:at], leaves[at] + step * direction, *leaves[at + 1 :]]
+            for step in (1e-5, -1e-5)
+        ]
+        up, down = (loss(jax.tree.unflatten(tree, m)) for m in moved)
+        np.testing.assert_allclose(
+            (gradient * direction).sum(),
+            (up - down) / 2e-5,
+            rtol=rtol,
+            atol=rtol,
+        )
