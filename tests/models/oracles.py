@@ -57,6 +57,19 @@ def interactions(x: np.ndarray) -> Interactions:
     return Interactions.from_pairs(*np.nonzero(x), *x.shape)[0]
 
 
+def item_item(params, n_items: int) -> np.ndarray:
+    """The item-item weights of EASE or of their factors, float64 [I, I]."""
+    if "item_item" in params:
+        return params["item_item"][:, :n_items].astype(float)
+    rows = params["input_factors"][:n_items].astype(float)
+    b = rows @ params["output_factors"][:, :n_items]
+    np.testing.assert_allclose(
+        np.diag(b), params["self_weight"][:n_items], rtol=1e-3, atol=1e-6
+    )
+    np.fill_diagonal(b, 0)
+    return b
+
+
 def normal(seed, *shape) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 

@@ -7,31 +7,22 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from oracles import (
-    ITEMS,
-    MESHES,
-    SLOTS,
-    USERS,
-    assert_same_on_mesh,
-    batch_of,
-    dense,
-    histories,
-    kept,
-    normal,
-    random_histories,
-    weighted_gradients,
-)
+from oracles import ITEMS, batch_of, dense, kept, random_histories
 
 from vaecf.models import bag_of_items
 from vaecf.parallel import mesh as mesh_lib
 
 UNITS = 3
-KERNEL, COTANGENT = normal(0, ITEMS, UNITS), normal(1, USERS, UNITS)
+KERNEL, COTANGENT = (
+    oracles.normal(0, ITEMS, UNITS),
+    oracles.normal(1, oracles.USERS, UNITS),
+)
 KEY = jax.random.key_data(jax.random.key(5))
 LOWERINGS = pytest.mark.parametrize("lowering", ["gather", "dense"])
 
@@ -66,17 +57,19 @@ def keep_interactions(batch, first_row, key=KEY, *, rate):
 
 
 @settings(deadline=None, max_examples=40)
-@given(histories, st.data())
+@given(oracles.histories, st.data())
 def test_dropout_does_not_depend_on_the_layout(users, data):
     rate = data.draw(st.sampled_from([0.0, 0.1, 0.5, 0.9]))
     first = data.draw(st.sampled_from([0, 7, 10_000]))
     users = [data.draw(st.permutations(items)) for items in users]
-    batch = batch_of(users, data.draw(st.sampled_from([SLOTS, 2 * SLOTS])))
+    batch = batch_of(
+        users, data.draw(st.sampled_from([oracles.SLOTS, 2 * oracles.SLOTS]))
+    )
     keep = keep_interactions(batch, first, rate=rate)
     assert kept_pairs(batch, keep, first) == expected_pairs(users, rate, first)
 
 
-@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("shape", oracles.MESHES)
 def test_dropout_does_not_depend_on_the_mesh(shape):
     mesh = mesh_lib.make_mesh(*shape)
     users = random_histories(2, n_users=8)
@@ -91,7 +84,7 @@ def test_dropout_does_not_depend_on_the_mesh(shape):
         jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     )(batch)
     assert keep.sharding.device_set == set(mesh.devices.flat)
-    shard_N = np.arange(len(keep)) // SLOTS
+    shard_N = np.arange(len(keep)) // oracles.SLOTS
     batch = batch._replace(row_N=batch.row_N + shard_N * size)
     expected = expected_pairs(users, 0.5)
     assert kept_pairs(batch, keep) == expected
@@ -158,7 +151,7 @@ def test_the_two_lowerings_are_different_programs():
     [("bag_of_items", None), ("normalised_bag", None), ("normalised_bag", 0.5)],
 )
 @settings(deadline=None, max_examples=25)
-@given(users=histories)
+@given(users=oracles.histories)
 def test_bag_equals_the_dense_product(lowering, name, rate, users):
     x = normalised(users, rate or 0.0, 3)
     if name == "bag_of_items":
@@ -209,10 +202,10 @@ def test_a_popular_item_gets_the_gradient_of_all_its_users(lowering, dtype):
 
 
 @LOWERINGS
-@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("shape", oracles.MESHES)
 def test_bag_on_a_mesh_equals_one_device(lowering, shape):
     users = random_histories(4, n_users=8)
-    cotangent = normal(5, 8, UNITS)
+    cotangent = oracles.normal(5, 8, UNITS)
     size = 8 // shape[0]
 
     def bag(kernel, batch, first_row=0, item_axis=None):
@@ -233,9 +226,9 @@ def test_bag_on_a_mesh_equals_one_device(lowering, shape):
         in_specs=(P("item", None), P("data")),
         out_specs=P("data"),
     )
-    one = weighted_gradients(bag, cotangent, (KERNEL,), batch_of(users))
-    many = weighted_gradients(
+    one = oracles.weighted_gradients(bag, cotangent, (KERNEL,), batch_of(users))
+    many = oracles.weighted_gradients(
         sharded, cotangent, (KERNEL,), batch_of(users, shards=shape[0])
     )
-    assert_same_on_mesh(many, one, 1e-5)
+    oracles.assert_same_on_mesh(many, one, 1e-5)
     assert np.abs(one[0][0]).max() > 0.1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from oracles import batch_of, dense, interactions, random_dense
+from oracles import batch_of, dense, interactions, item_item, random_dense
 
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
@@ -27,16 +27,6 @@ def branch(request):
         TRAIN, l2=4.0, dropout=0.5, user_exponent=0.5, rank=request.param
     )
     return {**fitted, "gain": np.float32(1.7), "prior": np.float32(0.2)}
-
-
-def item_item(branch) -> np.ndarray:
-    """The whole matrix, float64 [I, I]."""
-    if "item_item" in branch:
-        return branch["item_item"][:, :ITEMS].astype(float)
-    rows = branch["input_factors"][:ITEMS].astype(float)
-    matrix = rows @ branch["output_factors"][:, :ITEMS]
-    np.fill_diagonal(matrix, 0)
-    return matrix
 
 
 @pytest.mark.parametrize(
@@ -63,7 +53,7 @@ def test_shapes_equal_those_of_a_fit(branch):
 def expected(branch, logits):
     """The module's formula in float64."""
     x = dense(HISTORIES, ITEMS)
-    linear = np.maximum(x @ item_item(branch), 0)
+    linear = np.maximum(x @ item_item(branch, ITEMS), 0)
     share = (TRAIN.item_counts() + 5) / (TRAIN.n_users + 5)
     branch_UI = 1.7 * (np.log(linear + 0.003) - 0.2 * np.log(share))
     # Without a history, the model ranks alone.

@@ -8,35 +8,23 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 import scipy.special
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from oracles import (
-    ITEMS,
-    USERS,
-    assert_same_on_mesh,
-    batch_of,
-    dense,
-    histories,
-    normal,
-    random_histories,
-    weighted_gradients,
-)
+from oracles import ITEMS, batch_of, dense, normal, random_histories
 
 from vaecf.models import likelihood
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
 UNITS = 3
-INPUTS = HIDDEN, OUTPUT, BIAS = (
-    normal(6, USERS, UNITS),
-    normal(7, UNITS, ITEMS),
-    normal(8, ITEMS),
-)
-WEIGHT = normal(9, USERS)
+SHAPES = (oracles.USERS, UNITS), (UNITS, ITEMS), (ITEMS,), (oracles.USERS,)
+*INPUTS, WEIGHT = (normal(6 + k, *shape) for k, shape in enumerate(SHAPES))
+HIDDEN, OUTPUT, BIAS = INPUTS
 # A single block; with a remainder; without one; larger than the items.
 BLOCKS = pytest.mark.parametrize("block", [0, 5, 8, 100])
 
@@ -74,12 +62,10 @@ def nll_and_gradients(inputs, batch, weight, dtype=jnp.float32, block=0):
 
 @BLOCKS
 @settings(deadline=None, max_examples=40)
-@given(users=histories, seed=st.integers(0, 99))
-@example(users=[[]] * USERS, seed=0)
+@given(users=oracles.histories, seed=st.integers(0, 99))
+@example(users=[[]] * oracles.USERS, seed=0)
 def test_nll_and_gradients_equal_their_definitions(block, users, seed):
-    *inputs, weight = (
-        normal(seed + k, *a.shape) for k, a in enumerate((*INPUTS, WEIGHT))
-    )
+    *inputs, weight = (normal(seed + k, *n) for k, n in enumerate(SHAPES))
     nll, gradients = nll_and_gradients(
         inputs, batch_of(users), weight, block=block
     )
@@ -224,11 +210,11 @@ def test_nll_on_a_mesh_equals_one_device(shape, real, block):
         in_specs=(P("data"), P(None, "item"), P("item"), P("data")),
         out_specs=P("data"),
     )
-    one = weighted_gradients(loss, weight, inputs, batch_of(users))
-    many = weighted_gradients(
+    one = oracles.weighted_gradients(loss, weight, inputs, batch_of(users))
+    many = oracles.weighted_gradients(
         sharded, weight, inputs, batch_of(users, shards=shape[0])
     )
-    assert_same_on_mesh(many, one, 1e-5)
+    oracles.assert_same_on_mesh(many, one, 1e-5)
     assert all(np.abs(x).max() > 0.1 for x in jax.tree.leaves(one))
     x = dense(users, real)
     alone = inputs[0], OUTPUT[:, :real], BIAS[:real]

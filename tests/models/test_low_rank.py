@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from oracles import interactions
+from oracles import interactions, item_item
 
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -24,16 +24,6 @@ def groups(users: int, items: int, n: int = 4) -> np.ndarray:
     return (rng.random((users, items)) < share).astype(float)
 
 
-def product(params: dict[str, np.ndarray], n_items: int) -> np.ndarray:
-    """B, float64 [I, I]."""
-    rows = params["input_factors"][:n_items].astype(float)
-    b = rows @ params["output_factors"][:, :n_items]
-    own = params["self_weight"][:n_items]
-    np.testing.assert_allclose(np.diag(b), own, rtol=1e-3, atol=1e-6)
-    np.fill_diagonal(b, 0)
-    return b
-
-
 @pytest.mark.parametrize("shape", [(90, 20), (15, 40)])
 @pytest.mark.parametrize("dropout", [0.0, 0.6])
 @pytest.mark.parametrize("exponent", [0.0, 0.5])
@@ -45,7 +35,7 @@ def test_full_rank_equals_ease(shape, dropout, exponent):
         params = fit(train, 3.0, rank, **how)
         assert params["output_factors"].shape == (shape[1], 128)
         np.testing.assert_allclose(
-            product(params, shape[1]),
+            item_item(params, shape[1]),
             expected[:, : shape[1]],
             rtol=2e-3,
             atol=2e-5,
@@ -70,7 +60,7 @@ def test_low_rank_equals_its_definition(shape, dropout):
     expected = -p / np.diag(p)
     np.fill_diagonal(expected, 0)
     np.testing.assert_allclose(
-        product(params, shape[1]), expected, rtol=1e-3, atol=1e-5
+        item_item(params, shape[1]), expected, rtol=1e-3, atol=1e-5
     )
 
 
@@ -89,7 +79,7 @@ def test_items_and_users_without_interactions():
     x = groups(40, 30)
     x[:, 7] = x[5] = 0
     params = fit(interactions(x), 5.0, 3, dropout=0.5, user_exponent=0.5)
-    b = product(params, 30)
+    b = item_item(params, 30)
     for row in (b[7], b[:, 7]):
         np.testing.assert_allclose(row, 0, atol=1e-9)
     assert np.isfinite(b).all() and b.any()

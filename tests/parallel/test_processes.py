@@ -67,10 +67,6 @@ def test_start_by_a_launcher(started, monkeypatch, environment, joins):
     ("changes", "message"),
     [
         ({"process_id": None}, "^process_id missing"),
-        (
-            {"coordinator_address": None, "process_id": None},
-            "^coordinator_address and process_id missing",
-        ),
         *(
             ({"coordinator_address": address}, "must be host:port")
             for address in ("h", ":1234", "h:port", "h:70000")
@@ -115,18 +111,22 @@ processes.start("localhost:%d", 2, %d)
 """
 
 
+def run(program: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_process_that_waits_in_vain_exits_with_one_line(process):
     """The runtime itself would abort with the stacks of all threads."""
     with socket.socket() as s:
         s.bind(("", 0))
         port = s.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, "-c", ABSENT % (port, process)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run(ABSENT % (port, process))
     assert done.returncode == 2
     lines = [x for x in done.stderr.splitlines() if x.startswith(("w", "e"))]
     assert lines[0].startswith("waiting for the other processes at localhost")
@@ -209,12 +209,7 @@ print("never")
 
 
 def test_a_deadline_ends_a_process_that_waits():
-    done = subprocess.run(
-        [sys.executable, "-c", LATE],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    done = run(LATE)
     assert done.returncode == 1
     assert done.stdout == "so far\n"
     assert "error: process 0: a step took more than 0.2 s" in done.stderr
