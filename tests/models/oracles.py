@@ -118,13 +118,13 @@ def weighted_gradients(f, weight, inputs, *rest):
     return jax.jit(jax.grad(loss, has_aux=True))(inputs)
 
 
-def assert_same_on_mesh(many, one, tolerance: float) -> None:
+def assert_same_on_mesh(many, one, rtol: float, atol: float) -> None:
     """Compares results of four devices with those of one."""
     for tree, devices in ((many[1], 4), (one[1], 1)):
         for x in jax.tree.leaves(tree):
             assert len(x.sharding.device_set) == devices
     for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 def assert_gradients(loss, params, gradients, rtol: float) -> None:

@@ -230,5 +230,5 @@ def test_bag_on_a_mesh_equals_one_device(lowering, shape):
     many = oracles.weighted_gradients(
         sharded, cotangent, (KERNEL,), batch_of(users, shards=shape[0])
     )
-    oracles.assert_same_on_mesh(many, one, 1e-5)
+    oracles.assert_same_on_mesh(many, one, 1e-5, 1e-6)
     assert np.abs(one[0][0]).max() > 0.1

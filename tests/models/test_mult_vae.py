@@ -196,8 +196,7 @@ def test_initial_parameters(name):
         "decoder_1": (20, 40),
     }
     kernels = {name: params[name]["kernel"] for name in fans}
-    for k, (rows, columns) in fans.items():
-        assert kernels[k].shape == (rows, columns)
+    assert {k: kernel.shape for k, kernel in kernels.items()} == fans
     kernels["input_kernel"] = params["input_kernel"][:100]
     kernels["output_kernel"] = params["output_kernel"][:, :100]
     for kernel in kernels.values():
@@ -326,6 +325,6 @@ def test_a_mesh_equals_one_device(name, shape, lowering):
             (sharded, batch_of(HISTORIES, shards=shape[0])),
         )
     )
-    oracles.assert_same_on_mesh(many, one, 1e-4)
+    oracles.assert_same_on_mesh(many, one, 1e-4, 1e-5)
     trained = {k: v for k, v in one[0][0].items() if k != "prior"}
     assert all(x.any() for x in jax.tree.leaves(trained))

@@ -26,8 +26,8 @@ def test_host_free_bytes(tmp_path, monkeypatch, limit, expected):
 
 
 def test_host_free_bytes_without_proc(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "missing")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    for name in ("_MEMINFO", "_CGROUP"):
+        monkeypatch.setattr(memory, name, tmp_path / "missing")
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 3}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     assert memory.host_free_bytes() == 12_288

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -85,9 +86,8 @@ def test_invalid_arguments(started, changes, message):
 
 
 def test_other_processes_are_missing(started, monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("DEADLINE_EXCEEDED: waiting\nfor tasks")
-
+    error = RuntimeError("DEADLINE_EXCEEDED: waiting\nfor tasks")
+    fail = mock.Mock(side_effect=error)
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(VaecfError, match=r"connect at h:1234.*waiting\)"):
         processes.start(**ALL)
@@ -136,36 +136,36 @@ def test_a_process_that_waits_in_vain_exits_with_one_line(process):
 def test_one_process_agrees_with_itself():
     assert processes.alone() and processes.is_lead()
     np.testing.assert_array_equal(processes.gather([1, 2]), [[1, 2]])
+    processes.require_same({"config.seed": 1})
+    numbers = [0.1, -1e300, 3.0]
+    assert processes.from_lead(numbers) == numbers
     with processes.agreement():
         pass
     with pytest.raises(VaecfError, match="mine"), processes.agreement():
         raise VaecfError("mine")
-    processes.require_same({"config.seed": 1})
-    numbers = [0.1, -1e300, 3.0]
-    assert processes.from_lead(numbers) == numbers
 
 
 @pytest.fixture
 def three(monkeypatch):
     """Plays process 1 of 3; the list has the values of the others."""
     others = []
-    monkeypatch.setattr(
-        processes,
-        "gather",
-        lambda value: np.stack([others[0], np.asarray(value), others[1]]),
-    )
+
+    def gather(value):
+        return np.stack([others[0], np.asarray(value), others[1]])
+
+    monkeypatch.setattr(processes, "gather", gather)
     return others
 
 
 def test_an_error_of_one_process_is_raised_in_all(three):
-    three[:] = False, True
-    with pytest.raises(VaecfError, match="process 2"), processes.agreement():
-        pass
-    with pytest.raises(VaecfError, match="mine"), processes.agreement():
-        raise VaecfError("mine")
     three[:] = False, False
     with processes.agreement():
         pass
+    three[:] = False, True
+    for own, message in ((None, "process 2"), (VaecfError("mine"), "mine")):
+        with pytest.raises(VaecfError, match=message), processes.agreement():
+            if own:
+                raise own
 
 
 def test_another_value_is_named(three, monkeypatch):
