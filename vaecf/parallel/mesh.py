@@ -146,9 +146,10 @@ def resize_items(
     """
 
     def resize(x: Any, spec: P) -> Any:
-        if ITEM not in spec or x.shape[spec.index(ITEM)] == rows:
+        axes = list(spec)
+        if ITEM not in axes or x.shape[axes.index(ITEM)] == rows:
             return x
-        dimension = spec.index(ITEM)
+        dimension = axes.index(ITEM)
         kept = np.take(x, range(min(rows, x.shape[dimension])), dimension)
         missing = [(0, 0)] * x.ndim
         missing[dimension] = (0, rows - kept.shape[dimension])
