@@ -307,13 +307,13 @@ def _first_line(error: BaseException) -> str:
 def _work_in_processes(plan: SweepPlan, workers: int, log: Log) -> None:
     """Starts workers and waits for them; passes an interrupt on."""
     spawn = multiprocessing.get_context("spawn")
-    processes = [
-        spawn.Process(target=_worker, args=(plan, number, workers))
-        for number in range(workers)
-    ]
-    for process in processes:
-        process.start()
+    processes = []
     try:
+        for number in range(workers):
+            arguments = (plan, number, workers)
+            process = spawn.Process(target=_worker, args=arguments)
+            process.start()
+            processes.append(process)
         for process in processes:
             process.join()
     except KeyboardInterrupt:
