@@ -93,15 +93,11 @@ def test_readme_from_a_csv_to_recommendations(run) -> None:
     assert pathlib.Path("runs/shop/report.html").exists()
     out = run("recommend", *recommend)
     assert out.startswith("70 users, 700 recommendations")
-    columns = pl.read_parquet("recommendations.parquet")
-    made = pd.DataFrame(columns.to_dict(as_series=False))
-    assert list(made.columns) == ["user", "rank", "item", "score"]
-    assert list(made["user"].unique()) == list(frame["customer"].unique())
+    made = pl.read_parquet("recommendations.parquet")
+    customers = frame["customer"].unique()
+    assert made["user"].to_list() == np.repeat(customers, 10).tolist()
     assert not set(pairs) & set(zip(made["user"], made["item"]))
-    for _, rows in made.groupby("user"):
-        assert rows["rank"].tolist() == list(range(1, 11))
-        assert rows["item"].is_unique
-        assert (rows["score"].diff().iloc[1:] <= 0).all()
+    assert made["rank"].to_list() == list(range(1, 11)) * 70
 
 
 @pytest.mark.slow

@@ -191,11 +191,9 @@ def test_identity_of_the_run(trained, oracle_dir) -> None:
 
 def test_report_events_and_trace(trained) -> None:
     page = (trained.workdir / "report.html").read_text("utf-8")
-    for text in ("mult_vae on synthetic", *BASELINES, "oracle", "item-"):
+    mean = results(trained.workdir)["test"]["ndcg@100"]["mean"]
+    for text in ("mult_vae on synthetic", *BASELINES, f"{mean:.4f}", "item-"):
         assert text in page
-    for split in ("test", "validation"):
-        mean = results(trained.workdir)[split]["ndcg@100"]["mean"]
-        assert f"{mean:.4f}" in page
     (events,) = (trained.workdir / "tensorboard").glob("events.out.tfevents.*")
     for tag in (b"train/loss", b"validation/ndcg_100"):
         assert tag in events.read_bytes()

@@ -127,23 +127,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 # --- Datasets ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("train.indices.npy", lambda b: b[:-4]),
-        ("manifest.json", lambda b: b[: len(b) // 2]),
-        ("users.parquet", lambda b: None),
-    ],
-)
-def test_a_damaged_dataset(
-    here, training, data_dir, refused, name, damage
-) -> None:
-    shutil.copytree(data_dir, here / "data")
-    path = here / "data" / name
-    content = damage(path.read_bytes())
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
+@pytest.mark.parametrize("name", ["train.indices.npy", "manifest.json"])
+def test_a_damaged_dataset(here, training, data_dir, refused, name) -> None:
+    path = shutil.copytree(data_dir, here / "data") / name
+    path.write_bytes(path.read_bytes()[:-4])
     refused((*training, "--data_dir=data"), name)
 
 
