@@ -210,13 +210,11 @@ def on_mesh(
         kept = [tuple(name for name in a if name in names) for a in axes]
         return P(*(a if len(a) > 1 else (a[0] if a else None) for a in kept))
 
-    # A PartitionSpec is a leaf of a tree.
     in_specs, out_specs = jax.tree.map(without_single, (in_specs, out_specs))
     # shard_map's axis_names would leave the other axes to XLA. With them,
     # bfloat16 sums on a CPU crash the process (jax 0.10).
-    several = Mesh(
-        mesh.devices.squeeze(), names, axis_types=(AxisType.Auto,) * len(names)
-    )
+    auto = (AxisType.Auto,) * len(names)
+    several = Mesh(mesh.devices.squeeze(), names, axis_types=auto)
     return jax.shard_map(
         local, mesh=several, in_specs=in_specs, out_specs=out_specs
     )
