@@ -27,17 +27,13 @@ def scores(seed: int, shift: float = 0.0) -> dict[str, np.ndarray]:
 
 
 def frame(models: dict[str, dict[str, np.ndarray]]) -> pl.DataFrame:
-    held_out = np.where(np.arange(USERS) == 7, 0, 2)
+    users = {
+        "user": [f"u{u}" for u in range(USERS)],
+        "fold_in": FOLD_IN,
+        "held_out": np.where(np.arange(USERS) == 7, 0, 2),
+    }
     return pl.concat(
-        pl.DataFrame(
-            {
-                "model": [name] * USERS,
-                "user": [f"u{u}" for u in range(USERS)],
-                "fold_in": FOLD_IN,
-                "held_out": held_out,
-                **values,
-            }
-        )
+        pl.DataFrame({"model": [name] * USERS, **users, **values})
         for name, values in models.items()
     )
 
@@ -214,36 +210,32 @@ def test_files_of_per_user(runs, tmp_path, compared):
     assert list(left["groups"]) == ["mult_vae", names[0], EASE]
 
 
-def refused(done, *parts: str) -> None:
-    assert done.status == 2 and done.out == ""
-    assert done.err.startswith("error: ") and done.err.count("\n") == 1
-    for part in parts:
-        assert part in done.err, done.err
-
-
 def test_what_does_not_compare_is_refused(runs, tmp_path, command):
+    def refused(arguments, *parts: str) -> None:
+        done = command("compare", *arguments)
+        assert done.status == 2 and done.out == ""
+        assert done.err.startswith("error: ") and done.err.count("\n") == 1
+        for part in parts:
+            assert part in done.err, done.err
+
     a, b, c = runs
-    refused(command("compare"), "no runs to compare")
-    refused(command("compare", a, a), "same run: config and seed 0")
-    refused(command("compare", a, tmp_path / "no"), "neither a workdir nor")
-    refused(command("compare", a, tmp_path), "dataset.json")
-    refused(
-        command("compare", a, b, "--metric=mrr@3"),
-        f"{a}: no per-user mrr@3 of mult_vae",
-    )
-    refused(command("compare", a, b, "--reference=x"), "--reference=x", EASE)
+    refused([], "no runs to compare")
+    refused([a, a], "same run: config and seed 0")
+    refused([a, tmp_path / "no"], "neither a workdir nor")
+    refused([a, tmp_path], "dataset.json")
+    refused([a, b, "--metric=mrr@3"], f"{a}: no per-user mrr@3 of mult_vae")
+    refused([a, b, "--reference=x"], "--reference=x", EASE)
     (b / "per_user.parquet").unlink()
-    refused(command("compare", a, b), f"{b}: no per-user metrics")
-    other = frame({"mult_vae": scores(2)}).with_columns(
-        user=pl.col("user") + "x"
-    )
+    refused([a, b], f"{b}: no per-user metrics")
+    other = frame({"mult_vae": scores(2)})
+    other = other.with_columns(user=pl.col("user") + "x")
     other.write_parquet(b / "per_user.parquet")
-    refused(command("compare", a, b), "different test users (column user)")
+    refused([a, b], "different test users (column user)")
     (c / "dataset.json").write_text(json.dumps({"name": "other"}))
-    refused(command("compare", a, c), "different datasets ('ml', 'other'")
+    refused([a, c], "different datasets ('ml', 'other'")
     broken = tmp_path / "b.csv"
     broken.write_text("user,ndcg@10\n1,0.5\n")
-    refused(command("compare", broken), "it has no model, fold_in, held_out")
+    refused([broken], "it has no model, fold_in, held_out")
 
 
 def test_a_real_run_compares_with_itself_under_another_seed(
