@@ -98,7 +98,6 @@ def train(
       trace_dir: directory for a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for no profile.
       shared: what the caller made for several runs.
-      log: receives one line of text at a time.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
@@ -120,18 +119,10 @@ def train(
     if saver.checkpoints.step(LATEST) is not None:
         with deadline("reading a checkpoint"):
             progress, state = resume(setup, saver.checkpoints, steps)
-        if progress.epoch < config.train.epochs:
-            line = f"resuming from epoch {progress.epoch}"
-            log(f"{line}, step {int(state.step)}")
-        else:
-            log(f"nothing left to train: {progress.epoch} epochs are done")
+        log(_resume_line(config, progress, state))
     else:
         progress = TrainProgress()
-        state = state_lib.init_state(setup, config.seed)
-        if config.model.init == "spectral":
-            state = spectral_init.start(
-                state, config.seed, dataset.train, workdir, log=log
-            )
+        state = _init_state(config, setup, dataset, workdir, log)
     first_step = int(state.step)
 
     # --- Validation, writers ------------------------------------------------
@@ -139,15 +130,9 @@ def train(
         config.linear, dataset.train, workdir, mesh, log=log
     )
     validate = _make_validator(config, dataset, setup, linear)
-    outputs: list[writers.Writer] = []
-    if processes.is_lead() and progress.epoch < config.train.epochs:
-        # Records after the checkpoint are dropped and written again.
-        outputs = [
-            writers.JsonlWriter(workdir / "metrics.jsonl", first_step),
-            writers.TensorBoardWriter(workdir / "tensorboard", first_step),
-            *([extra_writer] if extra_writer is not None else []),
-        ]
-    writer = writers.MultiWriter(outputs)
+    writer = writers.MultiWriter([])
+    if progress.epoch < config.train.epochs:
+        writer = _open_writers(workdir, first_step, extra_writer)
 
     # --- Epochs -------------------------------------------------------------
     with (
@@ -340,6 +325,42 @@ def resume(
             "is damaged, or from a run with another batch size or dataset"
         )
     return progress, state
+
+
+def _init_state(
+    config: Config,
+    setup: TrainSetup,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    log: Callable[[str], None],
+) -> TrainState:
+    state = state_lib.init_state(setup, config.seed)
+    if config.model.init == "spectral":
+        state = spectral_init.start(
+            state, config.seed, dataset.train, workdir, log=log
+        )
+    return state
+
+
+def _resume_line(
+    config: Config, progress: TrainProgress, state: TrainState
+) -> str:
+    if progress.epoch >= config.train.epochs:
+        return f"nothing left to train: {progress.epoch} epochs are done"
+    return f"resuming from epoch {progress.epoch}, step {int(state.step)}"
+
+
+def _open_writers(
+    workdir: pathlib.Path, step: int, extra: writers.Writer | None
+) -> writers.MultiWriter:
+    """Opens the writers of process 0; records after `step` are dropped."""
+    if not processes.is_lead():
+        return writers.MultiWriter([])
+    own = [
+        writers.JsonlWriter(workdir / "metrics.jsonl", step),
+        writers.TensorBoardWriter(workdir / "tensorboard", step),
+    ]
+    return writers.MultiWriter(own if extra is None else [*own, extra])
 
 
 def _stopped(progress: TrainProgress, workdir: pathlib.Path) -> Interrupted:
