@@ -227,11 +227,11 @@ def test_bad_rows(shop, tmp_path, content, messages):
 
 def test_bad_arguments(shop, scattered, tmp_path):
     path = write(scattered, tmp_path / "h.csv")
+    assert ".parquet or .csv" in refused(shop, path, tmp_path / "o.xlsx")
     assert "k=0" in refused(shop, path, k=0)
     assert "batch_size=0" in refused(shop, path, batch_size=0)
     (tmp_path / "folder").mkdir()
     assert "is a folder: name a" in refused(shop, path, tmp_path / "folder")
-    assert ".parquet or .csv" in refused(shop, path, tmp_path / "o.xlsx")
     assert "cannot write" in refused(shop, path, path / "o.parquet")
     with pytest.raises(VaecfError, match=r"config\.json: no such file"):
         score_file(tmp_path / "run", path, tmp_path / "o.parquet")
