@@ -29,29 +29,29 @@ finally:
 
 
 @pytest.mark.slow
-def test_a_second_process_compiles_nothing(trained, tmp_path) -> None:
-    """The first process is that of the tests, with the same cache."""
+def test_a_second_process_compiles_nothing(tiny, data_dir, tmp_path) -> None:
     counted = tmp_path / "counted.json"
     script = str(ROOT / "experiments" / "main.py")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", SCRIPT, str(counted), script, "--test"),
-            *(*trained.training, f"--workdir={tmp_path / 'run'}"),
-        ],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    results = []
+    for name in ("first", "second"):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", SCRIPT, str(counted), script, *tiny),
+                *("--train", "--test", f"--data_dir={data_dir}"),
+                f"--workdir={tmp_path / name}",
+            ],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        path = tmp_path / name / "results.json"
+        results.append(json.loads(path.read_text()))
     for word in ("warning", "error", "cache", "machine"):
         assert word not in done.stderr.lower(), done.stderr
     events = json.loads(counted.read_text())
     prefix = "/jax/compilation_cache/"
     assert events[f"{prefix}compile_requests_use_cache"] > 5
     assert f"{prefix}cache_misses" not in events
-    first, second = (
-        json.loads((workdir / "results.json").read_text())
-        for workdir in (trained.workdir, tmp_path / "run")
-    )
     for split in ("validation", "test"):
-        assert first[split] == second[split]
+        assert results[0][split] == results[1][split]
