@@ -61,4 +61,4 @@ def _parse(text: str) -> tuple[str, list[Any]]:
 
 
 if __name__ == "__main__":
-    cli.run(main, keep_programs=True)
+    cli.run(main, use_compilation_cache=True)

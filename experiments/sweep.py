@@ -61,4 +61,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, keep_programs=True)
+    cli.run(main, use_compilation_cache=True)

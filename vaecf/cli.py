@@ -31,7 +31,7 @@ _LOST_PEER = r"(?i)gloo|nccl|connection (closed|reset|refused)|unavailable"
 def run(
     main: Callable[[Sequence[str]], int | None],
     *,
-    keep_programs: bool = False,
+    use_compilation_cache: bool = False,
     takes_arguments: bool = False,
 ) -> None:
     """Parses the flags, calls `main` and exits.
@@ -42,7 +42,7 @@ def run(
 
     Args:
       main: called with the arguments that are not flags.
-      keep_programs: use the cache of compiled programs on the disk.
+      use_compilation_cache: use the cache of compiled programs on the disk.
       takes_arguments: `main` takes arguments that are not flags.
     """
 
@@ -52,8 +52,8 @@ def run(
                 f"unexpected argument {argv[1]!r}: flags start with --"
             )
         _quiet_libraries()
-        if keep_programs:
-            _keep_programs()
+        if use_compilation_cache:
+            _use_compilation_cache()
         try:
             _join_processes()
             return main(argv)
@@ -190,11 +190,11 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _keep_programs() -> None:
+def _use_compilation_cache() -> None:
     from vaecf.training import compilation_cache
 
     try:
-        compilation_cache.keep_programs()
+        compilation_cache.use_compilation_cache()
     except OSError as error:
         text = f"warning: compiled programs are not cached: {error}"
         print(text, file=sys.stderr)

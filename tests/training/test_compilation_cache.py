@@ -46,7 +46,7 @@ def user_cache(tmp_path, monkeypatch) -> pathlib.Path:
 
 
 def test_the_users_cache_is_the_default(config, user_cache):
-    compilation_cache.keep_programs()
+    compilation_cache.use_compilation_cache()
     directory = user_cache / "vaecf" / "jax"
     assert config(DIRECTORY) == str(directory)
     assert config(THRESHOLD) == 0
@@ -54,7 +54,7 @@ def test_the_users_cache_is_the_default(config, user_cache):
     if os.name == "posix":
         # A program that is loaded is run: nobody else may write one.
         assert directory.stat().st_mode & 0o077 == 0
-    compilation_cache.keep_programs()
+    compilation_cache.use_compilation_cache()
     assert config(DIRECTORY) == str(directory)
 
 
@@ -63,14 +63,14 @@ def test_the_users_cache_is_the_default(config, user_cache):
 )
 def test_settings_of_the_user_win(config, user_cache, monkeypatch, name, value):
     jax.config.update(name, value)
-    compilation_cache.keep_programs()
+    compilation_cache.use_compilation_cache()
     directory = value if name == DIRECTORY else None
     assert config(DIRECTORY) == directory and config(THRESHOLD) == 1
     assert not user_cache.exists()
     monkeypatch.setenv(THRESHOLD.upper(), "1")
     jax.config.update(DIRECTORY, None)
     jax.config.update(ENABLED, True)
-    compilation_cache.keep_programs()
+    compilation_cache.use_compilation_cache()
     assert config(DIRECTORY) is not None and config(THRESHOLD) == 1
 
 
@@ -83,7 +83,7 @@ def test_a_directory_that_cannot_be_written_fails_nothing(
     assert config(DIRECTORY) is None and not user_cache.exists()
     user_cache.write_text("a file where the directory should be")
     with pytest.raises(SystemExit) as exit:
-        cli.run(lambda argv: print("done"), keep_programs=True)
+        cli.run(lambda argv: print("done"), use_compilation_cache=True)
     out, err = capsys.readouterr()
     assert exit.value.code in (None, 0) and out == "done\n"
     assert err.startswith("warning: ") and err.count("\n") == 1
@@ -98,7 +98,7 @@ def test_what_was_used_longest_ago_goes_first(config, user_cache):
     for name, used in zip(names, (400, 100, 300, 200), strict=True):
         (directory / name).write_bytes(bytes(10))
         os.utime(directory / name, (used, 50 if "read" in name else used))
-    compilation_cache.keep_programs(max_bytes=25)
+    compilation_cache.use_compilation_cache(max_bytes=25)
     left = {path.name for path in directory.iterdir() if path.is_file()}
     assert left == {"new-cache", "read-cache"}
     assert list((directory / "autotuned").iterdir()) == []
@@ -110,5 +110,5 @@ def test_a_directory_that_others_can_write_is_not_used(config, user_cache):
     directory.mkdir(parents=True)
     directory.chmod(0o777)
     with pytest.raises(OSError, match="can write there"):
-        compilation_cache.keep_programs()
+        compilation_cache.use_compilation_cache()
     assert config(DIRECTORY) is None

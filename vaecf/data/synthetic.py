@@ -263,7 +263,7 @@ def _permutation(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _cover_items(train: Interactions, rng: np.random.Generator) -> Interactions:
-    """Replaces random draws by the items that nobody drew."""
+    """Overwrites random spare interactions with the items nobody drew."""
     unseen = np.flatnonzero(train.item_counts() == 0)
     if not len(unseen):
         return train

@@ -159,7 +159,10 @@ def resize_items(
 
 
 def axis(mesh: Mesh, name: str) -> str | None:
-    """Returns the axis, or None if it has one device and needs no sums."""
+    """Returns `name` if that axis has several devices, else None.
+
+    An axis of one device needs no collective.
+    """
     return name if mesh.shape[name] > 1 else None
 
 

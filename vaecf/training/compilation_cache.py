@@ -18,12 +18,13 @@ import jax
 _MAX_BYTES = 1 << 30
 
 
-def keep_programs(max_bytes: int = _MAX_BYTES) -> None:
+def use_compilation_cache(max_bytes: int = _MAX_BYTES) -> None:
     """Turns on JAX's persistent compilation cache, in the user's cache folder.
 
     Settings of the user take precedence: JAX_COMPILATION_CACHE_DIR (an empty
     value means no cache), JAX_ENABLE_COMPILATION_CACHE, or `jax.config`.
-    Above `max_bytes`, the least recently used programs are deleted.
+    If the cache is larger than `max_bytes`, the least recently used programs
+    are deleted now, when a run starts.
 
     Raises:
       OSError: the folder cannot be written; nothing was changed.

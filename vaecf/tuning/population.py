@@ -39,7 +39,13 @@ from vaecf.parallel import processes
 from vaecf.reporting import tables
 from vaecf.reporting.writers import Writer
 from vaecf.serving import trained_model
-from vaecf.training import input_pipeline, linear_branch, loop, signals
+from vaecf.training import (
+    input_pipeline,
+    linear_branch,
+    loop,
+    optimizers,
+    signals,
+)
 from vaecf.training import state as state_lib
 from vaecf.training.state import TrainSetup
 
@@ -147,6 +153,7 @@ def train_grid(
     directories = [workdir / name for name in names]
     check(configs)
     metrics.parse(base.eval.best_metric)
+    optimizers.require_known(base.optimizer.name)
     dataset = find_dataset(base.data.dir)
     value = f"validation/{base.eval.best_metric}"
 

@@ -27,7 +27,7 @@ from vaecf.evaluation import metrics
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.reporting import plots, sweep_plots, tables
 from vaecf.reporting.writers import Writer
-from vaecf.training import compilation_cache, precision
+from vaecf.training import compilation_cache, optimizers, precision
 from vaecf.training.loop import Shared
 from vaecf.tuning import population
 from vaecf.tuning import space as space_lib
@@ -75,6 +75,7 @@ def sweep(
         raise VaecfError(f"workers={workers} must be at least 1")
     workdir_lib.require_no_other(plan.workdir, "sweep")
     metrics.parse(plan.base.eval.best_metric)
+    optimizers.require_known(plan.base.optimizer.name)
     space_lib.check(plan.space, plan.base)
     if plan.population > 1:
         population.check_settings(plan.space)
@@ -344,7 +345,7 @@ def _worker(plan: SweepPlan, number: int, workers: int) -> None:
     log = functools.partial(print, flush=True)
     try:
         with contextlib.suppress(OSError):  # the parent has warned of it
-            compilation_cache.keep_programs()
+            compilation_cache.use_compilation_cache()
         dataset = find_dataset(plan.base.data.dir)
         _work(plan, dataset, show_progress=False, log=log)
     except VaecfError as error:
