@@ -112,11 +112,8 @@ class Evaluator:
 
         On several processes all must call this method. The means are those of
         process 0: rounding differences would make the processes choose
-        different epochs or settings.
-
-        Args:
-          ranker: result of `compile`, or any ranker of at least this depth.
-          params: parameters of the ranker's scorer.
+        different epochs or settings. `ranker` is a result of `compile`, or any
+        ranker of at least this depth.
         """
         if self.is_empty:
             return Evaluation({}, {}, self.held_out.n_users, ranker.no_lists())

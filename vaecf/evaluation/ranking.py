@@ -293,7 +293,6 @@ class Ranker:
         The device computes the next batch while the caller uses the last one.
 
         Args:
-          params: parameters of the scorer.
           indptr: int64 [U + 1], row pointers of the histories.
           indices: int32 [interactions], their items.
           batch_size: users per batch, over all devices.
@@ -387,19 +386,19 @@ class Ranker:
         allowed_I: jax.Array | None,
     ) -> jax.Array:
         """Returns int32 [B, 2 k + 1]: items, bits of scores and log_total."""
-        rank = functools.partial(
-            rank_local,
-            k=self.k,
-            n_items=self.n_items,
-            exclude_seen=self._exclude_seen,
-            item_axis=mesh_lib.axis(self.mesh, mesh_lib.ITEM),
-        )
 
         def local(
             params: Any, batch: SparseBatch, user_B: Any, allowed_I: Any
         ) -> RankedLists:
-            scores_BI = self._scorer.apply(params, batch, user_B)
-            return rank(scores_BI, batch, allowed_I)
+            return rank_local(
+                self._scorer.apply(params, batch, user_B),
+                batch,
+                allowed_I,
+                k=self.k,
+                n_items=self.n_items,
+                exclude_seen=self._exclude_seen,
+                item_axis=mesh_lib.axis(self.mesh, mesh_lib.ITEM),
+            )
 
         batch, user_B = _unpack(packed, shape)
         users = P(mesh_lib.DATA)
@@ -415,13 +414,9 @@ class Ranker:
             out_specs=RankedLists(users, users, users),
         )(params, batch, user_B, allowed_I)
         bits = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.int32)
+        score_UK, log_total_U = bits(ranked.score_UK), bits(ranked.log_total_U)
         return jnp.concatenate(
-            [
-                ranked.item_UK,
-                bits(ranked.score_UK),
-                bits(ranked.log_total_U)[:, None],
-            ],
-            axis=1,
+            [ranked.item_UK, score_UK, log_total_U[:, None]], axis=1
         )
 
 

@@ -165,7 +165,6 @@ def bag_of_items(
 
     Args:
       kernel_IH: float [I, H], one row per item.
-      batch: users and their items.
       dropout: which interactions to drop; None keeps all.
       lowering: 'gather' sums gathered rows; 'dense' scatters the batch into a
         0/1 array [B, I] of `dtype` and multiplies. They are equal to float

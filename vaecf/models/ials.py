@@ -194,7 +194,6 @@ def fit(
     """Returns item factors, fitted on one device by alternating sweeps.
 
     Args:
-      train: the training users.
       factors: F, at least 1.
       l2: λ, above 0.
       alpha: α, the weight of all pairs, to which observed pairs add 1; above

@@ -28,7 +28,6 @@ def fit(train: Any, neighbours: int, shrinkage: float) -> dict[str, np.ndarray]:
     on few users.
 
     Args:
-      train: the training users.
       neighbours: how many nearest items to keep for each item, at least 1.
         Ties go to the lower item index.
       shrinkage: h, in interactions, at least 0.

@@ -367,7 +367,6 @@ def multinomial_nll(
       hidden_BH: float [B, H], last hidden layer, the same on all item shards.
       kernel_HI: float32 [H, I], output weights.
       bias_I: float32 [I], output biases; -inf excludes an item.
-      batch: the users' items.
       dtype: dtype of the logits and of the products' operands; exponentials
         and sums are float32.
       precision: precision of the matrix products.

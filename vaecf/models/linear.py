@@ -69,7 +69,6 @@ def fit(
     that of a users x users matrix.
 
     Args:
-      train: the training users.
       l2: λ, in squared interactions, above 0.
       dropout: p, in [0, 1); 0 for EASE.
       user_exponent: κ, at least 0; 0 gives all users the same weight.

@@ -231,10 +231,8 @@ class MultDAE(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the per-user (nll_B, kl_B), float32 [B]; kl_B is zero.
 
-        Args:
-          batch: the users.
-          key: typed PRNG key of this step.
-          first_row: row of the first user in the global batch.
+        `key` is the typed PRNG key of the step, and `first_row` the row of the
+        first user in the global batch.
         """
         z_BZ = self._activate(
             self._encode(batch, self._dropout(key, first_row))

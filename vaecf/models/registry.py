@@ -25,24 +25,21 @@ def make_model(
     policy: Any,
     n_items: int,
     item_shards: int = 1,
-    backend: str | None = None,
 ) -> mult_vae.MultDAE:
     """Returns the module over all items, not yet sharded.
 
     Args:
-      config: architecture.
       policy: `dtype` and `precision` of the matrix products, such as a
         `vaecf.training.precision.Policy`.
       n_items: items of the catalogue.
       item_shards: devices along the items, for the padding.
-      backend: platform to choose the input layer for; None for JAX's default.
     """
     lowering = config.input
     if lowering == "auto":
         # Matrix units make the dense product cheap; a CPU is faster at
         # gathering rows. A catalogue that needs item blocks is too large for a
         # dense array of users x items.
-        on_cpu = (backend or jax.default_backend()) == "cpu"
+        on_cpu = jax.default_backend() == "cpu"
         lowering = "gather" if on_cpu or config.item_block else "dense"
     return MODELS[config.name](
         n_items=n_items,

@@ -152,11 +152,9 @@ class InputPipeline:
     def prepare(
         self, order: np.ndarray, setup: TrainSetup | None = None
     ) -> Epoch:
-        """Returns an epoch with the batches of `epoch_order`.
+        """Returns an epoch with the batches of `order`, an `epoch_order`.
 
-        Args:
-          order: int32 [steps, batch_size].
-          setup: setup of the epoch's phase; None for that of the pipeline.
+        `setup` is that of the epoch's phase; None takes the pipeline's.
         """
         raise NotImplementedError
 

@@ -124,12 +124,11 @@ def check_health(
     """
     epoch = progress.epoch + 1
     if isinstance(opt_state, optimizers.LossScaleState):
-        _, in_a_row = (int(x) for x in optimizers.skips_of(opt_state))
+        in_a_row = int(opt_state.skipped_in_a_row)
         if in_a_row >= config.precision.max_skipped_in_a_row:
-            scale = float(optimizers.loss_scale_of(opt_state))
             raise VaecfError(
                 f"float16 gradients overflowed {in_a_row} steps in a row in "
-                f"epoch {epoch}, at loss scale {scale:g}: lower "
+                f"epoch {epoch}, at loss scale {opt_state.scale:g}: lower "
                 "config.optimizer.learning_rate, or set "
                 "config.precision.policy='bf16'"
             )

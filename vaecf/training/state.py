@@ -111,26 +111,21 @@ class TrainSetup:
         return mesh_lib.spread(shapes, specs, self.data_shards, items)
 
 
-def make_setup(
-    config: Config, n_items: int, mesh: Mesh, backend: str | None = None
-) -> TrainSetup:
+def make_setup(config: Config, n_items: int, mesh: Mesh) -> TrainSetup:
     """Returns the setup of a run.
-
-    `backend` is the platform that computes, such as 'cpu'; None takes the
-    default platform of JAX.
 
     Raises:
       VaecfError: a setting does not fit the model or the device.
     """
-    backend = backend or jax.default_backend()
-    policy = precision.policy(config.precision.policy, backend)
+    policy = precision.policy(config.precision.policy)
     shards = mesh.shape[mesh_lib.ITEM]
-    model = registry.make_model(config.model, policy, n_items, shards, backend)
+    model = registry.make_model(config.model, policy, n_items, shards)
     _check_phases(config, model)
     sum_in_fp32 = config.mesh.reduce == "fp32"
     # A CPU is faster with arrays of users x items that are not too large:
     # every dispatch allocates them, and maps their memory, anew.
-    most = 1024 if backend == "cpu" else config.train.batch_size
+    on_cpu = jax.default_backend() == "cpu"
+    most = 1024 if on_cpu else config.train.batch_size
     return TrainSetup(
         model=registry.shard_model(model, mesh),
         tx=optimizers.make_optimizer(
