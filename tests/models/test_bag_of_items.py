@@ -12,11 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from jax.sharding import PartitionSpec as P
 from oracles import ITEMS, batch_of, dense, kept, random_histories
 
 from vaecf.models import bag_of_items
-from vaecf.parallel import mesh as mesh_lib
 
 UNITS = 3
 KERNEL, COTANGENT = (
@@ -67,28 +65,6 @@ def test_dropout_does_not_depend_on_the_layout(users, data):
     )
     keep = keep_interactions(batch, first, rate=rate)
     assert kept_pairs(batch, keep, first) == expected_pairs(users, rate, first)
-
-
-@pytest.mark.parametrize("shape", oracles.MESHES)
-def test_dropout_does_not_depend_on_the_mesh(shape):
-    mesh = mesh_lib.make_mesh(*shape)
-    users = random_histories(2, n_users=8)
-    size = 8 // shape[0]
-
-    def local(batch):
-        first = lax.axis_index("data") * size
-        return keep_interactions(batch, first, rate=0.5)
-
-    batch = batch_of(users, shards=shape[0])
-    keep = jax.jit(
-        jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-    )(batch)
-    assert keep.sharding.device_set == set(mesh.devices.flat)
-    shard_N = np.arange(len(keep)) // oracles.SLOTS
-    batch = batch._replace(row_N=batch.row_N + shard_N * size)
-    expected = expected_pairs(users, 0.5)
-    assert kept_pairs(batch, keep) == expected
-    assert 0 < len(expected) < sum(map(len, users))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
@@ -199,36 +175,3 @@ def test_a_popular_item_gets_the_gradient_of_all_its_users(lowering, dtype):
         dtype=dtype,
     )
     assert (gradient[0] == n).all() and not gradient[1:].any()
-
-
-@LOWERINGS
-@pytest.mark.parametrize("shape", oracles.MESHES)
-def test_bag_on_a_mesh_equals_one_device(lowering, shape):
-    users = random_histories(4, n_users=8)
-    cotangent = oracles.normal(5, 8, UNITS)
-    size = 8 // shape[0]
-
-    def bag(kernel, batch, first_row=0, item_axis=None):
-        return bag_of_items.normalised_bag(
-            kernel,
-            batch,
-            dropout=bag_of_items.Dropout(KEY, 0.3, first_row),
-            lowering=lowering,
-            precision=lax.Precision.HIGHEST,
-            item_axis=item_axis,
-        )
-
-    sharded = jax.shard_map(
-        lambda kernel, batch: bag(
-            kernel, batch, lax.axis_index("data") * size, "item"
-        ),
-        mesh=mesh_lib.make_mesh(*shape),
-        in_specs=(P("item", None), P("data")),
-        out_specs=P("data"),
-    )
-    one = oracles.weighted_gradients(bag, cotangent, (KERNEL,), batch_of(users))
-    many = oracles.weighted_gradients(
-        sharded, cotangent, (KERNEL,), batch_of(users, shards=shape[0])
-    )
-    oracles.assert_same_on_mesh(many, one, 1e-5, 1e-6)
-    assert np.abs(one[0][0]).max() > 0.1

@@ -34,22 +34,6 @@ def test_kl_equals_the_integral():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("mean", "variance", "expected"),
-    [
-        ([0.0], [1.0], 0.0),
-        ([2.0], [1.0], 2.0),
-        ([0.0], [np.e], (np.e - 2) / 2),
-        ([0.0, 0.0], [0.5, 2.0], 0.25),
-    ],
-)
-def test_kl_by_hand(mean, variance, expected):
-    got = losses.gaussian_kl(
-        jnp.array([mean]), jnp.log(jnp.array([variance], jnp.float32))
-    )
-    np.testing.assert_allclose(got, [expected], atol=1e-6)
-
-
 def test_composite_prior():
     """The wide part bounds the cost of an outlier."""
     z, mean = np.array([[[0.3, -40.0, 100.0]], [[0.2, -39.5, 0.0]]])
@@ -92,17 +76,3 @@ def test_anneal_weight(step, cap, total, expected):
     for got in (weight(step), jax.jit(weight)(jnp.int32(step))):
         assert got.shape == () and got.dtype == jnp.float32
         np.testing.assert_allclose(got, expected, rtol=1e-6)
-
-
-def test_squared_norm_is_of_the_kernels_alone():
-    params = {
-        "input_kernel": jnp.array([[1.0, -2.0], [3.0, 0.0]]),
-        "input_bias": jnp.array([100.0, 100.0]),
-        "encoder_0": {"kernel": jnp.array([[4.0]]), "bias": jnp.array([50.0])},
-    }
-    assert losses.squared_norm_of_kernels(params) == 1 + 4 + 9 + 16
-    gradient = jax.grad(losses.squared_norm_of_kernels)(params)
-    expected = jax.tree.map(lambda x: 2 * x * (x.ndim == 2), params)
-    jax.tree.map(np.testing.assert_array_equal, gradient, expected)
-    nothing = losses.squared_norm_of_kernels({"bias": jnp.ones(3)})
-    assert nothing == 0 and nothing.dtype == jnp.float32

@@ -293,6 +293,7 @@ def test_half_precision_keeps_parameters_and_results_in_float32(name, dtype):
     [
         ("mult_vae", (1, 4), "gather"),
         ("mult_vae", (2, 2), "dense"),
+        ("mult_dae", (1, 4), "dense"),
         ("mult_dae", (4, 1), "dense"),
         ("rec_vae", (2, 2), "gather"),
     ],

@@ -33,13 +33,6 @@ def test_counter_bits_are_threefry(key, counter, expected):
     assert threefry(key, row, column).tolist() == [expected]
 
 
-def test_counter_bits_of_any_shape():
-    row, column = np.mgrid[0:7, 0:5].astype(np.int32)
-    bits = noise.counter_bits(KEY, row, column)
-    assert bits.dtype == jnp.uint32
-    np.testing.assert_array_equal(bits, threefry(KEY, row, column))
-
-
 @pytest.mark.parametrize("rows", [[3, 0, 2**31 - 1], [*range(8)]])
 def test_counter_normal_equals_its_definition(rows):
     """A function of the key, the row and the column alone."""

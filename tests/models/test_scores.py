@@ -35,10 +35,6 @@ MIXTURE = RNG.dirichlet(np.ones(3), size=USERS)
 GROUP_ITEM = RNG.dirichlet(np.ones(ITEMS), size=3)
 
 
-def low_rank_scores(params, batch, user_B):
-    return low_rank.scores(params, batch)
-
-
 # The scores and the fit of every baseline.
 BASELINES = {
     "popularity": (popularity.scores, popularity.fit),
@@ -48,7 +44,10 @@ BASELINES = {
     ),
     "ease": (linear.scores, lambda train: linear.fit(train, 5.0)),
     "itemknn": (knn.scores, lambda train: knn.fit(train, 4, 1.0)),
-    "low_rank": (low_rank_scores, lambda train: low_rank.fit(train, 5.0, 4)),
+    "low_rank": (
+        lambda params, batch, user_B: low_rank.scores(params, batch),
+        lambda train: low_rank.fit(train, 5.0, 4),
+    ),
     "ials": (
         ials.scores,
         lambda train: ials.fit(
@@ -56,12 +55,8 @@ BASELINES = {
         ),
     ),
 }
-PARTITION = (
-    popularity.PARTITION
-    | linear.PARTITION
-    | low_rank.PARTITION
-    | ials.PARTITION
-)
+PARTITION = popularity.PARTITION | linear.PARTITION
+PARTITION |= low_rank.PARTITION | ials.PARTITION
 
 
 def expected_scores(name: str, x: np.ndarray, params) -> np.ndarray:

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec as P
-from oracles import MESHES, csr_of
+from oracles import csr_of
 
 from vaecf.errors import VaecfError
 from vaecf.models import sparse_batch
-from vaecf.parallel import mesh as mesh_lib
 
 USERS, BATCH, SLOTS = 9, 8, 48
 
@@ -73,26 +71,6 @@ def test_both_assemblers_equal_brute_force(users, user_B):
             *csr_of(users), user_B, SLOTS, shards
         )
         assert_batch(host, *expected)
-
-
-@pytest.mark.parametrize("shape", MESHES)
-def test_the_device_assembles_a_shard_as_the_host_does(shape):
-    rng = np.random.default_rng(0)
-    users = [rng.integers(0, 99, n).tolist() for n in rng.integers(0, 7, USERS)]
-    user_B = np.array([4, 9, 0, 8, 2, 2, 9, 7], np.int32)
-    on_mesh = jax.shard_map(
-        functools.partial(sparse_batch.assemble, n_slots=SLOTS),
-        mesh=mesh_lib.make_mesh(*shape),
-        in_specs=(P(), P("data")),
-        out_specs=P("data"),
-    )
-    device = jax.jit(on_mesh)(sparse_batch.as_csr(*csr_of(users)), user_B)
-    host = sparse_batch.assemble_on_host(
-        *csr_of(users), user_B, SLOTS, shape[0]
-    )
-    assert_batch(device, *host)
-    assert host.item_N.shape == (shape[0] * SLOTS,)
-    assert len(device.item_N.sharding.device_set) == 4
 
 
 def test_a_full_batch_and_one_slot_too_few():

@@ -43,14 +43,12 @@ _SMALL = config_lib.replace(
 )
 
 
-def _small(**sections: Any) -> Config:
-    """A small run's config; small(train={"epochs": 5}) changes a key."""
-    return config_lib.replace(_SMALL, config_lib.flatten(sections))
-
-
 @pytest.fixture(scope="session")
 def small() -> Callable[..., Config]:
-    return _small
+    """A small run's config; small(train={"epochs": 5}) changes a key."""
+    return lambda **sections: config_lib.replace(
+        _SMALL, config_lib.flatten(sections)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -65,20 +63,15 @@ def dataset() -> Dataset:
     )
 
 
-def _setup_of(
-    config: Config,
-    mesh: tuple[int, int] = (1, 1),
-    n_items: int = 33,
-    **changes: Any,
-) -> state_lib.TrainSetup:
-    setup = state_lib.make_setup(config, n_items, mesh_lib.make_mesh(*mesh))
-    return dataclasses.replace(setup, **changes)
-
-
 @pytest.fixture(scope="session")
 def setup_of() -> Callable[..., state_lib.TrainSetup]:
     """setup_of(config, mesh=(1, 1), n_items=33, tx=...)"""
-    return _setup_of
+
+    def make(config, mesh=(1, 1), n_items=33, **changes):
+        setup = state_lib.make_setup(config, n_items, mesh_lib.make_mesh(*mesh))
+        return dataclasses.replace(setup, **changes)
+
+    return make
 
 
 @pytest.fixture(scope="session")

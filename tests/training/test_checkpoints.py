@@ -148,10 +148,9 @@ def one_line_error(directory: pathlib.Path, setup) -> str:
 
 
 def flipped(data: bytes) -> bytes:
-    start, middle, end = np.split(
-        np.frombuffer(data, np.uint8), [len(data) // 2, len(data) // 2 + 64]
-    )
-    return start.tobytes() + (~middle).tobytes() + end.tobytes()
+    start = len(data) // 2
+    middle = bytes(byte ^ 255 for byte in data[start : start + 64])
+    return data[:start] + middle + data[start + 64 :]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from vaecf.training import step as step_lib
 pytestmark = pytest.mark.slow
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
-ITEMS, ROWS, FIRST, LATENT, HISTORY = 20_108, 20_224, 600, 200, 73
+ITEMS, ROWS, FIRST, HISTORY = 20_108, 20_224, 600, 73
 INNER = FIRST + 600 * 400 + 400 + 200 * 600 + 600
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 BLOCKS = {"model.item_block": 1024, "train.batch_size": 4096}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import oracles
 import pytest
 import scipy.special
 
@@ -28,9 +29,7 @@ HISTORIES = [
     [10, 14, 15, 16],
     [17, 18],
 ]
-INDPTR = np.cumsum([0, *(len(row) for row in HISTORIES)]).astype(np.int64)
-INDICES = np.concatenate([np.array(row, np.int32) for row in HISTORIES])
-USERS = np.arange(len(HISTORIES), dtype=np.int32)
+INDPTR, INDICES = oracles.csr_of(HISTORIES)
 
 
 def setup_on(config, data: int = 1, item: int = 1, **changes: Any):
@@ -62,51 +61,16 @@ def shuffled(setup, seed: int = 5) -> state_lib.TrainState:
 # --- The reference ----------------------------------------------------------
 
 
-def threefry(key: np.ndarray, x: np.ndarray, y: np.ndarray):
-    """Threefry-2x32 with 20 rounds (Salmon et al. 2011)."""
-    with np.errstate(over="ignore"):
-        k = [np.uint32(key[0]), np.uint32(key[1])]
-        k.append(k[0] ^ k[1] ^ np.uint32(0x1BD11BDA))
-        x, y = x.astype(np.uint32) + k[0], y.astype(np.uint32) + k[1]
-        for block in range(5):
-            for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[block % 2]:
-                x = x + y
-                y = (y << np.uint32(turn)) | (y >> np.uint32(32 - turn))
-                y = y ^ x
-            x = x + k[(block + 1) % 3]
-            y = y + k[(block + 2) % 3] + np.uint32(block + 1)
-    return x, y
-
-
-def test_reference_threefry():
-    """Known answers of the authors' Random123 library."""
-    most = 2**32 - 1
-    pi = (0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3)
-    for key, counter, expected in (
-        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
-        ((most, most), (most, most), (0x1CB996FC, 0xBB002BE7)),
-        (*pi, (0xC4923A9C, 0x483DF7A0)),
-    ):
-        counter = (np.array([c], np.uint32) for c in counter)
-        x, y = threefry(np.array(key, np.uint32), *counter)
-        assert (x[0], y[0]) == expected
-
-
 def draws(config, seed: int, step: int, n_users: int):
     """(kept [B, I], noise [B, Z]) of a step, by row and column alone."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
-    drop, noise = key, None
+    keys, rows, noise = [key], np.arange(n_users), None
     if config.model.name == "mult_vae":
-        drop, noise = jax.random.split(key)
-    row, item = np.indices((n_users, N_ITEMS))
-    bits, _ = threefry(np.asarray(jax.random.key_data(drop)), row, item)
-    kept = bits.astype(float) >= config.model.dropout_rate * 2**32
-    if noise is None:
-        return kept, None
-    row, column = np.indices((n_users, config.model.latent))
-    bits, _ = threefry(np.asarray(jax.random.key_data(noise)), row, column)
-    uniform = ((bits >> np.uint32(9)).astype(float) + 0.5) / 2**22 - 1
-    return kept, np.sqrt(2) * scipy.special.erfinv(uniform)
+        keys = jax.random.split(key)
+        noise_key = jax.random.key_data(keys[1])
+        noise = oracles.gaussian(noise_key, rows, config.model.latent)
+    rate, drop_key = config.model.dropout_rate, jax.random.key_data(keys[0])
+    return oracles.kept(drop_key, rows, N_ITEMS, rate), noise
 
 
 def by_layer(params: Any) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -339,19 +303,3 @@ def test_golden_steps(small, take, variant):
         np.testing.assert_allclose(totals, wanted, rtol=1e-5)
         assert_layers_close(state.params, layers)
         assert state.step == step + 1
-
-
-def test_fresh_parameters_are_what_the_authors_start_from(small):
-    """Glorot uniform over the real items; padding items are zero."""
-    params = state_lib.init_state(
-        setup_on(small(model={"hidden": (64,)})), 0
-    ).params
-    for kernel in (params["input_kernel"], params["output_kernel"].T):
-        kernel = np.asarray(kernel)
-        limit = np.sqrt(6 / (N_ITEMS + 64))
-        assert not np.any(kernel[N_ITEMS:])
-        assert 0.95 * limit < np.abs(kernel).max() <= limit
-        assert kernel[:N_ITEMS].std() == pytest.approx(
-            limit / np.sqrt(3), rel=0.05
-        )
-    assert 0 < np.abs(np.asarray(params["input_bias"])).max() < 0.003
