@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 import pathlib
 import sys
 import typing
@@ -80,10 +81,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 def value_of(config: config_lib.Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+    return operator.attrgetter(key)(config)
 
 
 def refused(config: dict[str, Any], key: str) -> str:
@@ -191,10 +189,7 @@ def test_every_rule_is_tested() -> None:
     assert tested == {key for key in ruled if not choices(key)}
 
 
-@pytest.mark.parametrize(
-    "key",
-    [key for key in SETTINGS if choices(key)],
-)
+@pytest.mark.parametrize("key", filter(choices, SETTINGS))
 def test_an_unknown_choice_names_the_nearest(key: str) -> None:
     longest = max(choices(key), key=len)
     message = refused(changed(key, f"{longest}x"), key)

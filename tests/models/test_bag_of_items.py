@@ -36,18 +36,6 @@ def normalised(users, rate=0.0, first_row=0) -> np.ndarray:
 # --- dropout ----
 
 
-def kept_pairs(batch, keep, first_row=0) -> set[tuple[int, int]]:
-    keep = np.asarray(keep)
-    rows = np.asarray(batch.row_N)[keep] + first_row
-    return set(zip(rows.tolist(), np.asarray(batch.item_N)[keep].tolist()))
-
-
-def expected_pairs(users, rate, first_row=0) -> set[tuple[int, int]]:
-    keep = kept(KEY, first_row + np.arange(len(users)), ITEMS, rate)
-    rows, items = np.nonzero(dense(users) * keep)
-    return set(zip((rows + first_row).tolist(), items.tolist()))
-
-
 @functools.partial(jax.jit, static_argnames="rate")
 def keep_interactions(batch, first_row, key=KEY, *, rate):
     dropout = bag_of_items.Dropout(key, rate, first_row)
@@ -63,8 +51,11 @@ def test_dropout_does_not_depend_on_the_layout(users, data):
     batch = batch_of(
         users, data.draw(st.sampled_from([oracles.SLOTS, 2 * oracles.SLOTS]))
     )
-    keep = keep_interactions(batch, first, rate=rate)
-    assert kept_pairs(batch, keep, first) == expected_pairs(users, rate, first)
+    keep = np.asarray(keep_interactions(batch, first, rate=rate))
+    pairs = set(zip(batch.row_N[keep], batch.item_N[keep]))
+    rows = first + np.arange(len(users))
+    expected = dense(users) * kept(KEY, rows, ITEMS, rate)
+    assert pairs == set(zip(*np.nonzero(expected)))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
