@@ -189,7 +189,7 @@ def test_every_rule_is_tested() -> None:
     assert tested == {key for key in ruled if not choices(key)}
 
 
-@pytest.mark.parametrize("key", filter(choices, SETTINGS))
+@pytest.mark.parametrize("key", list(filter(choices, SETTINGS)))
 def test_an_unknown_choice_names_the_nearest(key: str) -> None:
     longest = max(choices(key), key=len)
     message = refused(changed(key, f"{longest}x"), key)
