@@ -242,7 +242,6 @@ def fetch(
     Archive and ratings stay in the cache: a second call needs no network.
 
     Args:
-      name: a name of the catalog.
       cache_dir: directory of the cache; the default is ``$VAECF_CACHE`` or the
         platform's directory for caches.
       urls: addresses to try instead of the entry's, in order.

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import pathlib
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ import numpy as np
 
 import vaecf
 from vaecf import workdir as workdir_lib
-from vaecf.data import external_formats, storage
+from vaecf.data import external_formats
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
@@ -58,7 +59,6 @@ class Dataset:
     oracle: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
-        """Checks that the parts fit each other."""
         for part, matrix in self.matrices.items():
             if matrix.n_items != len(self.items):
                 raise VaecfError(
@@ -193,8 +193,7 @@ def make_dataset(
     if oracle_facts is not None:
         manifest["oracle"] = oracle_facts
     manifest["arrays"] = {
-        key: storage.describe_array(array)
-        for key, array in dataset.arrays.items()
+        key: _describe_array(array) for key, array in dataset.arrays.items()
     }
     # What a reader of the file gets: no tuples, no NumPy scalars.
     text = json.dumps(manifest, default=lambda scalar: scalar.item())
@@ -269,9 +268,8 @@ def open_dataset(
     if not (path / MANIFEST).is_file():
         return _open_external(path)
     manifest = workdir_lib.read_json(path / MANIFEST)
-    found = None
-    if isinstance(manifest, dict):
-        found = manifest.get("schema_version")
+    is_dict = isinstance(manifest, dict)
+    found = manifest.get("schema_version") if is_dict else None
     if found != _SCHEMA_VERSION:
         raise VaecfError(
             f"{path} has schema version {found}, this vaecf reads "
@@ -280,7 +278,7 @@ def open_dataset(
     items = IdTable.read(path / "items.parquet", "item")
     users = IdTable.read(path / "users.parquet", "user")
     arrays = {
-        name: storage.load_array(path / f"{name}.npy", entry)
+        name: _load_array(path / f"{name}.npy", entry)
         for name, entry in manifest.get("arrays", {}).items()
     }
 
@@ -327,13 +325,54 @@ def _verify(dataset: Dataset) -> None:
     """Compares all values and ids with the manifest's digests."""
     expected = dataset.manifest["arrays"]
     for name, array in dataset.arrays.items():
-        if storage.describe_array(array) != expected[name]:
+        if _describe_array(array) != expected[name]:
             raise VaecfError(f"{name}.npy has another SHA-256 than listed")
     for name, table in zip(_TABLES, (dataset.items, dataset.users)):
         if table.sha256() != dataset.manifest["ids"][name]["sha256"]:
             raise VaecfError(f"{name}.parquet has another SHA-256 than listed")
     for matrix in dataset.matrices.values():
         matrix.check()
+
+
+def _describe_array(array: np.ndarray) -> dict[str, Any]:
+    """Returns the manifest's entry of a C-contiguous array.
+
+    The digest is that of the file that `np.save` writes, so that ``sha256sum``
+    agrees with the manifest.
+    """
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, np.lib.format.header_data_from_array_1_0(array)
+    )
+    digest = hashlib.sha256(header.getvalue())
+    digest.update(array.ravel().data)
+    return {
+        "sha256": digest.hexdigest(),
+        "dtype": array.dtype.str,
+        "shape": list(array.shape),
+    }
+
+
+def _load_array(path: pathlib.Path, expected: dict[str, Any]) -> np.ndarray:
+    """Maps a file read-only and compares it with its manifest entry."""
+    again = "prepare the dataset again"
+    try:
+        array = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise VaecfError(f"{path} is missing; {again}") from None
+    except (ValueError, EOFError, OSError):
+        raise VaecfError(
+            f"{path} is truncated or not a NumPy array; {again}"
+        ) from None
+    dtype, shape = np.dtype(expected["dtype"]), tuple(expected["shape"])
+    if array.shape != shape or array.dtype != dtype:
+        raise VaecfError(
+            f"{path} holds {array.dtype} {list(array.shape)}, its manifest "
+            f"says {dtype} {list(shape)}; {again}"
+        )
+    if path.stat().st_size != array.offset + array.nbytes:
+        raise VaecfError(f"{path} has bytes after the array; {again}")
+    return array
 
 
 def find_dataset(data_dir: str | pathlib.Path) -> Dataset:

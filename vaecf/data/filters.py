@@ -22,8 +22,6 @@ def filter_ratings(
 
     Args:
       ratings: rows to filter; repeated pairs count as rows.
-      min_items_per_user: rows that a user needs.
-      min_users_per_item: rows that an item needs.
       iterate: repeat until both hold (a core of the bipartite graph).
 
     Returns:

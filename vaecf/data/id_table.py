@@ -31,7 +31,6 @@ class IdTable:
     """
 
     def __init__(self, ids: np.ndarray | Sequence[Any]) -> None:
-        """Creates a table of integers of any width, or of strings."""
         array = np.asarray(ids)
         if array.ndim != 1:
             raise VaecfError(f"ids must be one-dimensional, got {array.ndim}-d")
@@ -55,7 +54,6 @@ class IdTable:
         self.ids = array
 
     def __len__(self) -> int:
-        """Returns the number of ids."""
         return len(self.ids)
 
     @property

@@ -43,7 +43,6 @@ class Interactions:
     n_items: int
 
     def __post_init__(self) -> None:
-        """Checks shapes and dtypes."""
         for name, dtype in (("indptr", np.int64), ("indices", np.int32)):
             array = getattr(self, name)
             is_array = isinstance(array, np.ndarray) and array.ndim == 1
@@ -80,7 +79,6 @@ class Interactions:
         return np.diff(self.indptr)
 
     def __repr__(self) -> str:
-        """Returns shape and size."""
         return (
             f"Interactions({self.n_users:,} users x {self.n_items:,} items, "
             f"{self.nnz:,} interactions)"
@@ -112,13 +110,9 @@ class Interactions:
         if isinstance(users, slice):
             start, stop, step = users.indices(self.n_users)
             if step == 1:
-                stop = max(start, stop)
-                begin, end = self.indptr[start], self.indptr[stop]
-                return Interactions(
-                    self.indptr[start : stop + 1] - begin,
-                    self.indices[begin:end],
-                    self.n_items,
-                )
+                indptr = self.indptr[start : max(start, stop) + 1]
+                indices = self.indices[indptr[0] : indptr[-1]]
+                return Interactions(indptr - indptr[0], indices, self.n_items)
             users = np.arange(start, stop, step)
         # Checks the numbers, and maps negative ones.
         rows = np.arange(self.n_users)[users]
@@ -201,11 +195,7 @@ class Interactions:
 
     @classmethod
     def from_pairs(
-        cls,
-        user: np.ndarray,
-        item: np.ndarray,
-        n_users: int,
-        n_items: int,
+        cls, user: np.ndarray, item: np.ndarray, n_users: int, n_items: int
     ) -> tuple[Interactions, int]:
         """Builds the matrix from pairs ``[n]`` in any order; repeats collapse.
 

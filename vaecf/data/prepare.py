@@ -129,9 +129,6 @@ def in_memory(
         x items. The ids of a matrix are its row and column numbers, and every
         column is an item, seen or not.
       validation_users: number of users, or (float) share in [0, 1) of them.
-      user_column: user column of a DataFrame.
-      item_column: item column of a DataFrame.
-      seed: seed of the split.
 
     Raises:
       VaecfError: see `read_ratings`; or no training user would remain.
@@ -237,11 +234,8 @@ def _find_ratings(data_dir: pathlib.Path, entry: catalog.Entry) -> pathlib.Path:
     The recipe unpacks the archive into ``<data_dir>/<name>/extracted``.
     """
     member = pathlib.PurePosixPath(entry.ratings_member or entry.files[0])
-    folders = (
-        data_dir / entry.name / "extracted",
-        data_dir / entry.name,
-        data_dir,
-    )
+    below = data_dir / entry.name
+    folders = (below / "extracted", below, data_dir)
     for folder in folders:
         for path in (folder / member, folder / member.name):
             if any(path.parent.glob(member.name)):
@@ -342,15 +336,13 @@ def _describe_source(source: Any) -> dict[str, Any] | None:
     """Returns names, joint digest and size of the files; None for a frame."""
     if not isinstance(source, (str, os.PathLike)):
         return None
-    digest, size = hashlib.sha256(), 0
-    files = layouts.files_of(pathlib.Path(source))
+    digest, files = hashlib.sha256(), layouts.files_of(pathlib.Path(source))
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
-                size += len(block)
     return {
         "file": ", ".join(file.name for file in files),
         "sha256": digest.hexdigest(),
-        "bytes": size,
+        "bytes": sum(file.stat().st_size for file in files),
     }

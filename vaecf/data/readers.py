@@ -70,8 +70,6 @@ def read_ratings(
         or folder in one of `layouts.LAYOUTS`, or a pandas or polars DataFrame.
       user_column: user column of a table; if this or `item_column` is given,
         a file is read as a table with a header, whatever its layout.
-      item_column: item column of a table.
-      rating_column: rating column of a table.
       min_rating: keep rows with ``rating >= min_rating``; None keeps all.
       separator: separator of a text table; None guesses by name and header.
       dialect: how to split a text file in none of the known layouts.

@@ -49,7 +49,6 @@ def file_batches(
     """Yields the rows of a file, or of all files of a folder.
 
     Args:
-      path: file or folder.
       layout: one of `layouts.LAYOUTS`; the dialect of a text file; or None
         for a table with a header.
       columns: a table's names of ``user``, ``item`` and possibly ``rating``.
@@ -172,8 +171,7 @@ def _scan_text(path: pathlib.Path, **options: Any) -> pl.LazyFrame:
     """
     import polars as pl
 
-    unquoted = {"has_header": False, "quote_char": None}
-    options = {**unquoted, **options}
+    options = {"has_header": False, "quote_char": None, **options}
     return pl.scan_csv(path, infer_schema=False, glob=False, **options)
 
 

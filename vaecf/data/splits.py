@@ -57,7 +57,6 @@ def paper(
     Args:
       ratings: filtered rows in file order.
       held_out_users: validation users; as many again are test users.
-      seed: 98765 in the paper.
       test_proportion: share of a user's items to hold out; 0.2 in the paper.
 
     Raises:
@@ -97,11 +96,7 @@ def vaecf(
     See `hold_out` for the number of held-out items.
 
     Args:
-      ratings: filtered rows.
-      validation_users: number of validation users.
       test_users: number of test users; None means `validation_users`.
-      seed: seed of all draws.
-      test_proportion: share of a user's items to hold out, in (0, 1).
       keep_all_items: keep the columns of items that no training user has.
 
     Raises:
