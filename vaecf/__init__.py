@@ -46,5 +46,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Public names, the lazy ones too."""
     return sorted([*globals(), *_HOME])

@@ -40,10 +40,8 @@ def run(
     exits with status 2; an interrupt exits with status 130; any other
     exception is a bug and keeps its traceback.
 
-    Args:
-      main: called with the arguments that are not flags.
-      use_compilation_cache: use the cache of compiled programs on the disk.
-      takes_arguments: `main` takes arguments that are not flags.
+    `main` receives the arguments that are not flags; there may be some only if
+    it `takes_arguments`.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:

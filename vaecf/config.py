@@ -361,8 +361,7 @@ def settings(cls: type = Config, prefix: str = "") -> dict[str, Any]:
 def from_mapping(values: Mapping[str, Any]) -> Config:
     """Returns the Config of a nested mapping that holds every key.
 
-    Args:
-      values: an ml_collections ConfigDict, or the content of a config.json.
+    The mapping is an ml_collections ConfigDict or the content of config.json.
 
     Raises:
       VaecfError: a key is unknown, missing or of the wrong type, or a value
@@ -372,11 +371,9 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
 
 
 def replace(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Returns the config with some settings changed.
+    """Returns the config with changes such as {"train.epochs": 40}.
 
-    Args:
-      changes: values by dotted key, such as {"train.epochs": 40}; checked as
-        in `from_mapping`.
+    The changes are checked as in `from_mapping`.
     """
     values, known = config.to_dict(), settings()
     for key, value in changes.items():

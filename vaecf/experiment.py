@@ -30,37 +30,25 @@ from vaecf.training import loop, optimizers, precision
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-    """What `run` does.
+    """What `run` does."""
 
-    Attributes:
-      train: train, or resume training.
-      test: evaluate the best checkpoint on the test users.
-      inference_batch_sizes: batch sizes whose latency is measured.
-      baselines: names from `BASELINES`, to evaluate in the test.
-      settings: settings of baselines other than the defaults, such as
-        {'ease': {'l2': 200.0}}.
-      baselines_tuned: choose the baselines' settings on the validation users.
-      per_user: Parquet or CSV file for the metrics of every test user.
-      top_results: list length in the measurement of the latency.
-      trace: profile some steps into workdir/trace.
-      log_path: file for a JSON log in the format of NVIDIA's recipe.
-      results_dir: directory for args.json and statistics.json.
-      arguments: the command line, for `log_path` and `results_dir`.
-    """
-
-    train: bool = False
-    test: bool = False
-    inference_batch_sizes: tuple[int, ...] = ()
-    baselines: tuple[str, ...] = ()
+    train: bool = False  # or resume training
+    test: bool = False  # the best checkpoint, on the test users
+    inference_batch_sizes: tuple[int, ...] = ()  # whose latency is measured
+    baselines: tuple[str, ...] = ()  # of `BASELINES`, to evaluate in the test
+    # Settings of baselines other than the defaults: {'ease': {'l2': 200.0}}.
     settings: Mapping[str, Mapping[str, float]] = dataclasses.field(
         default_factory=dict
     )
+    # Choose the settings of the baselines on the validation users.
     baselines_tuned: bool = False
-    per_user: pathlib.Path | None = None
-    top_results: int = 100
-    trace: bool = False
-    log_path: pathlib.Path | None = None
+    per_user: pathlib.Path | None = None  # .parquet or .csv, of the test users
+    top_results: int = 100  # list length in the measurement of the latency
+    trace: bool = False  # profile some steps into workdir/trace
+    log_path: pathlib.Path | None = None  # JSON log in the recipe's format
+    # Directory for args.json and statistics.json.
     results_dir: pathlib.Path | None = None
+    # The command line, for `log_path` and `results_dir`.
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -96,11 +84,7 @@ def run(
     If several processes form the run, all must call this function with the
     same arguments. Only process 0 writes files and logs.
 
-    Args:
-      config: settings of the run.
-      workdir: directory of the run. A run that is already there is resumed.
-      actions: what to do.
-      log: receives one line at a time.
+    A run that `workdir` already holds is resumed.
 
     Returns:
       The content of results.json.

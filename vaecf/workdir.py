@@ -234,8 +234,6 @@ def check_or_create(
 
     Args:
       workdir: a directory that the caller has `locked`.
-      config: settings of this call.
-      dataset: the `data.dataset.Dataset` of this call.
       train: False for a call that only scores: it may use another precision,
         and nothing is written.
 

@@ -64,13 +64,9 @@ def versions() -> dict[str, str]:
 def run_script(
     script: str, *arguments: str, echo: bool = False, **environment: str
 ) -> dict[str, float]:
-    """Runs a script of experiments/ in a process of its own.
+    """Runs a script, a path below experiments/, in a process of its own.
 
-    Args:
-      script: path below experiments/.
-      arguments: its command line.
-      echo: print the output when the script has ended.
-      environment: additional environment variables.
+    With `echo`, its output is printed when it has ended.
 
     Returns:
       {'seconds', 'peak_rss_bytes'}; the peak is at least the memory that this

@@ -26,14 +26,9 @@ class Peer:
     Its memory and threads are separate from ours. It ends when our process ends
     and closes its stdin.
 
-    Args:
-      name: one of `VARIANTS`.
-      python: interpreter that has PyTorch, NumPy and SciPy.
-      config: settings of the model.
-      train: Interactions of the training users.
-
-    Attributes:
-      figures: {'version', 'loss', 'peak_rss_bytes', ...} of the process.
+    `name` is one of `VARIANTS`, `python` an interpreter that has PyTorch, NumPy
+    and SciPy. `figures` holds {'version', 'loss', 'peak_rss_bytes', ...} of the
+    process.
     """
 
     def __init__(

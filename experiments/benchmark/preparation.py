@@ -32,12 +32,8 @@ flags.DEFINE_integer("seed", 0, "Seed of the rows and of the splits.")
 flags.DEFINE_string("dir", None, "Folder for temporary files.")
 
 _SETTINGS = (
-    *(
-        "--user_column=userId",
-        "--item_column=movieId",
-        "--rating_column=rating",
-    ),
-    *("--min_rating=4", "--protocol=recipe"),
+    *("--user_column=userId", "--item_column=movieId"),
+    *("--rating_column=rating", "--min_rating=4", "--protocol=recipe"),
 )
 # As in the recipe: 10,000 held-out users for the rows of MovieLens 20M.
 _HELD_OUT_PER_ROW = 10_000 / 20_000_263
@@ -58,10 +54,8 @@ def main(argv: list[str]) -> None:
                 "vaecf": (
                     "prepare_dataset.py",
                     *_SETTINGS,
-                    f"--ratings={ratings}",
-                    f"--held_out_users={held_out}",
-                    f"--seed={seed}",
-                    f"--output={ours}",
+                    *(f"--ratings={ratings}", f"--output={ours}"),
+                    *(f"--held_out_users={held_out}", f"--seed={seed}"),
                 ),
                 "pandas": (pandas, "prepare", ratings, theirs, held_out, seed),
             }

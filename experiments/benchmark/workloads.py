@@ -90,8 +90,7 @@ class Trainer:
     def run(self, steps: int) -> tuple[StepMetrics, float]:
         """Takes up to `steps` steps, at most to the end of the epoch.
 
-        Returns:
-          (metrics of every step, seconds without compilation).
+        Returns the metrics of every step, and seconds without compilation.
         """
         start = self.steps % self._epoch.steps
         stop = min(start + steps, self._epoch.steps)

@@ -45,8 +45,7 @@ class _SourceError(Exception):
 
 def user_cache_dir() -> pathlib.Path:
     """Returns ``$VAECF_CACHE``, or the platform's directory for caches."""
-    given = os.environ.get("VAECF_CACHE")
-    if given:
+    if given := os.environ.get("VAECF_CACHE"):
         return pathlib.Path(given).expanduser()
     import platformdirs
 
@@ -242,7 +241,6 @@ def extract(
     """Unpacks the wanted files of a zip archive, and nothing else.
 
     Args:
-      archive: a ``.zip`` file.
       member: path inside the archive; its last component may be a glob
         (``combined_data_*.txt``). If the exact path is missing, files with
         that last component in any folder are taken.

@@ -81,9 +81,6 @@ class IdTable:
         finds 12, and 12 finds ``"12"``. 12.0 finds 12 too, since pandas turns
         a column of integers with gaps into floats.
 
-        Args:
-          raw_ids: a sequence, array or Series ``[n]``.
-
         Returns:
           int32 ``[n]``, -1 where the id is unknown or missing.
 

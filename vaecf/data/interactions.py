@@ -27,18 +27,13 @@ _BLOCK_USERS = 1 << 16
 class Interactions:
     """Binary interactions of ``n_users`` users with ``n_items`` items.
 
-    Attributes:
-      indptr: int64 ``[n_users + 1]``, starts at 0 and never decreases.
-      indices: int32 ``[nnz]``, item indices, ascending and unique within a
-        user. May be a ``np.memmap``.
-      n_items: number of columns.
-
     Raises:
       VaecfError: wrong shapes or dtypes. Only `check`, which reads all
         indices, verifies their order.
     """
 
-    indptr: np.ndarray
+    indptr: np.ndarray  # int64 [n_users + 1], from 0, never decreasing
+    # int32 [nnz], ascending and unique within a user; may be an `np.memmap`.
     indices: np.ndarray
     n_items: int
 
@@ -100,9 +95,7 @@ class Interactions:
     def rows(self, users: slice | np.ndarray) -> Interactions:
         """Returns the matrix of some users, in the given order.
 
-        Args:
-          users: a slice (a view if its step is 1), or integers ``[n]``, which
-            may repeat.
+        A slice of step 1 makes a view; integers ``[n]`` may repeat.
 
         Raises:
           IndexError: a row number is out of range.
@@ -242,12 +235,7 @@ class Interactions:
 
 
 class HeldOut(NamedTuple):
-    """Users that are never trained on, row for row in both matrices.
+    """Users that are never trained on, row for row in both matrices."""
 
-    Attributes:
-      fold_in: the items that a model sees of each user.
-      held_out: the items that it must predict; possibly none for a user.
-    """
-
-    fold_in: Interactions
-    held_out: Interactions
+    fold_in: Interactions  # the items that a model sees of each user
+    held_out: Interactions  # the items to predict; possibly none for a user

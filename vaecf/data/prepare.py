@@ -250,7 +250,6 @@ def _find_ratings(data_dir: pathlib.Path, entry: catalog.Entry) -> pathlib.Path:
 def _from_source(
     settings: Settings, entry: catalog.Entry, source: Any
 ) -> Dataset:
-    """Reads, filters and splits ratings."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Hashing takes a third of the time of reading, on another core.
         origin = pool.submit(_describe_source, source)

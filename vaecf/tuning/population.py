@@ -212,9 +212,7 @@ def train_run(
     writer: Writer | None = None,
     show_progress: bool | None = False,
 ) -> dict[str, Any]:
-    """Trains a member or a trial, or resumes it.
-
-    The arguments and errors are those of `loop.train`.
+    """Trains a member or a trial, or resumes it; see `loop.train`.
 
     Returns:
       The summary in results.json, and 'value': the best metric of the
@@ -258,10 +256,8 @@ def train_members(
     Args:
       configs: settings of the members; they may differ in `VARIED`.
       directories: workdirs of the members, locked by the caller.
-      dataset: data to train on.
       train: trains a member by its index, with what the members share. If one
         call raises, the others save and stop.
-      log: receives one line of text.
 
     Returns:
       The results of `train`, in the order of the members.

@@ -80,10 +80,7 @@ def check(space: Space, base: Config) -> None:
 def distributions(space: Space, base: Config) -> dict[str, Any]:
     """Returns Optuna's distribution of every key; raises as `check`."""
     current = config_lib.flatten(base.to_dict())
-    return {
-        key: _distribution(key, description, current[key])
-        for key, description in space.items()
-    }
+    return {k: _distribution(k, space[k], current[k]) for k in space}
 
 
 def _distribution(key: str, description: Any, current: Any) -> Any:

@@ -67,35 +67,24 @@ _PER_WORKER = (
 class SweepPlan:
     """What a sweep does; every worker has a copy.
 
-    Attributes:
-      base: settings that all trials share.
-      space: search space, see `space`.
-      workdir: directory on this host, with the trials in `trials/`.
-      study: name of the study in the storage.
-      trials: number of trials of all workers and all calls.
-      storage: a journal file (.journal, .log) or the URL of a database; ''
-        for a journal in the workdir.
-      pruner: one of `PRUNERS`.
-      prune_after: epochs before a trial may be pruned; None for a fifth.
-      population: number of trials that a worker trains in one program.
-      seed: seed of the sampler.
-      keep_all: keep all files of the trials, not only the best checkpoints.
-
     Raises:
       VaecfError: a number is too small.
     """
 
-    base: Config
-    space: dict[str, dict[str, Any]]
-    workdir: pathlib.Path
-    study: str = "sweep"
-    trials: int = 20
+    base: Config  # settings that all trials share
+    space: dict[str, dict[str, Any]]  # see `vaecf.tuning.space`
+    workdir: pathlib.Path  # on this host, with the trials in `trials/`
+    study: str = "sweep"  # name in the storage
+    trials: int = 20  # of all workers and all calls
+    # A journal file (.journal, .log) or the URL of a database; '' for a
+    # journal in the workdir.
     storage: str = ""
-    pruner: str = "median"
+    pruner: str = "median"  # one of `PRUNERS`
+    # Epochs before a trial may be pruned; None for a fifth of all.
     prune_after: int | None = None
-    population: int = 1
-    seed: int = 0
-    keep_all: bool = False
+    population: int = 1  # trials that a worker trains in one program
+    seed: int = 0  # of the sampler
+    keep_all: bool = False  # all files of trials, not only best checkpoints
 
     def __post_init__(self) -> None:
         least = {"trials": 1, "population": 1, "prune_after": 0}
@@ -141,9 +130,7 @@ class _Sampler(optuna.samplers.TPESampler):
 
 
 def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
-    """Opens the study of the plan, or creates it.
-
-    `dataset` is the `manifest_hash` of the plan's dataset.
+    """Opens the study of the plan and a `manifest_hash`, or creates it.
 
     Raises:
       VaecfError: the storage cannot be used, or the study belongs to another
@@ -269,14 +256,13 @@ def next_trials(study: optuna.Study, plan: SweepPlan) -> Iterator[Trial]:
         trial = next_trial(study, plan)
         if trial is None:
             return
-        if not trial.user_attrs.get(LOST):
-            yield trial
-            continue
-        if n_before == 0:
-            yield trial
-        else:
+        was_lost = trial.user_attrs.get(LOST)
+        if was_lost and n_before:
             enqueue_again(study, trial.number)
-        return
+            return
+        yield trial
+        if was_lost:
+            return
 
 
 def enqueue_again(

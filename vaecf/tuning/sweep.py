@@ -57,10 +57,8 @@ def sweep(
     The same call resumes a sweep that was interrupted.
 
     Args:
-      plan: what to do.
       workers: processes on this host; 1 for the calling process. Several are
         started by `multiprocessing`, which imports the main module in each.
-      log: receives one line of text.
 
     Returns:
       A row per trial with 'number', 'state', 'value' (of the best metric),
