@@ -300,11 +300,12 @@ def _choose_reference(
     groups: Mapping[str, Sequence[Entry]], asked: str | None, metric: str
 ) -> str:
     if asked is None:
-        values = {name: _validation(g, metric) for name, g in groups.items()}
-        known = {n: value for n, value in values.items() if value is not None}
-        if len(known) < len(values):
+        values: dict[str, Any] = {
+            name: _validation(g, metric) for name, g in groups.items()
+        }
+        if None in values.values():
             return next(iter(groups))
-        return max(known, key=known.__getitem__)
+        return max(values, key=values.__getitem__)
     if asked in groups:
         return asked
     for name, group in groups.items():
@@ -322,11 +323,8 @@ def _choose_reference(
 
 def _validation(group: Sequence[Entry], metric: str) -> float | None:
     """Returns the mean over seeds; None if the value of any is unknown."""
-    values = [entry.validation.get(metric) for entry in group]
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < len(values):
-        return None
-    return float(np.mean(numbers))
+    values: list[Any] = [entry.validation.get(metric) for entry in group]
+    return None if None in values else float(np.mean(values))
 
 
 def _summary(group: Sequence[Entry], metric: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ the initialisation.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -35,13 +36,7 @@ _EPSILON = 0.1  # of the layer normalisation
 
 def _uniform(limit: float) -> Any:
     """Returns PyTorch's default initialiser; limit is 1 / sqrt(fan-in)."""
-
-    def init(
-        key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
-    ) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return init
+    return functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
 
 
 class Encoder(nn.Module):

@@ -88,8 +88,7 @@ def window(
     """Returns the interactions of some users, one block per data shard.
 
     Args:
-      indptr: as in `as_csr`.
-      indices: as in `as_csr`, usually a memory map.
+      indptr, indices: as in `as_csr`; indices usually are a memory map.
       user_DU: int32 [shards, users per shard]; n_users marks padding users.
         Within a shard, users are numbered from 0 in this order.
       n_items: places for interactions per shard.
@@ -202,8 +201,7 @@ def assemble_on_host(
     """Returns the batch that `assemble` returns, gathered on the host.
 
     Args:
-      indptr: as in `as_csr`.
-      indices: as in `as_csr`, usually a memory map.
+      indptr, indices: as in `as_csr`; indices usually are a memory map.
       user_B: int32 [B]; n_users marks padding users.
       n_slots: slots of one part.
       parts: data shards times microbatches; the batch has parts · n_slots

@@ -219,7 +219,6 @@ class InputPipeline:
 
     def _setup_with(self, numbers: Any, setup: TrainSetup) -> TrainSetup:
         """Returns the setup with `numbers`, arguments of the program."""
-        del numbers
         return setup
 
     def _slots(self, users: np.ndarray, parts: int) -> int:

@@ -92,12 +92,10 @@ def train(
     this function alike, with a workdir on a shared file system.
 
     Args:
-      workdir: directory of checkpoints and metrics.
       show_progress: None shows a progress bar if stderr is a terminal.
       extra_writer: also receives every record.
       trace_dir: directory for a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for no profile.
-      shared: what the caller made for several runs.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.

@@ -300,8 +300,7 @@ def train_steps(
     The bounds are traced, so that any range of steps runs the same program.
 
     Args:
-      setup: static part of the run, as are `n_slots` and `csr_spec`.
-      n_slots: slots of a microbatch.
+      n_slots: slots of a microbatch; static, as are `setup` and `csr_spec`.
       csr_spec: as in `assemble`, as is `csr`.
       order_SB: int32 [steps, batch_size], users of each batch.
       key: `step_key` of the run.
