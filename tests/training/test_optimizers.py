@@ -172,7 +172,7 @@ def test_bad_gradients_change_nothing(assert_same, bad, leaf):
 def test_scale_and_skips_without_the_wrapper():
     state = optax.adam(0.1).init(PARAMS)
     assert optimizers.loss_scale_of(state) == 1
-    assert optimizers.skips_of(state) == (0, 0)
+    assert optimizers.skips_of(state) == 0
     wrapped = optimizers.dynamic_loss_scale(optax.adam(0.1), initial=64.0)
     assert optimizers.loss_scale_of(wrapped.init(PARAMS)) == 64
 

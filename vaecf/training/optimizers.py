@@ -203,8 +203,8 @@ def loss_scale_of(opt_state: Any) -> jax.Array:
     return jnp.float32(1.0)
 
 
-def skips_of(opt_state: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns (skipped steps in total, in a row); 0 without loss scaling."""
+def skips_of(opt_state: Any) -> jax.Array:
+    """Returns the number of skipped steps; 0 without loss scaling."""
     if isinstance(opt_state, LossScaleState):
-        return opt_state.skipped, opt_state.skipped_in_a_row
-    return jnp.int32(0), jnp.int32(0)
+        return opt_state.skipped
+    return jnp.int32(0)

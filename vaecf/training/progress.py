@@ -91,7 +91,6 @@ def training_record(
 ) -> dict[str, Any]:
     """Returns the means of the epoch whose last step was just taken."""
     sums = StepMetrics(*progress.epoch_sums)
-    skipped, _ = optimizers.skips_of(opt_state)
     last_step = (progress.epoch + 1) * steps - 1
     return {
         "epoch": progress.epoch + 1,
@@ -108,7 +107,7 @@ def training_record(
         "train/users_per_second": sums.users / progress.epoch_seconds,
         "train/epoch_seconds": progress.epoch_seconds,
         "train/loss_scale": float(optimizers.loss_scale_of(opt_state)),
-        "train/skipped_steps": int(skipped),
+        "train/skipped_steps": int(optimizers.skips_of(opt_state)),
     }
 
 
