@@ -72,13 +72,10 @@ def test_nested_search_where_the_best_values_depend_on_each_other():
 
 
 def test_a_start_between_the_candidates():
-    for value, best in ((lambda p: -abs(p["a"] - 3.0), 3.0), (sum_a, 10.0)):
+    near, far = (lambda p: -abs(p["a"] - 3.0)), (lambda p: p["a"])
+    for value, best in ((near, 3.0), (far, 10.0)):
         found = coordinate_search(value, {"a": (1.0, 10.0)}, {"a": 3.0, "b": 7})
         assert found == {"a": best, "b": 7}  # b has no grid
-
-
-def sum_a(point):
-    return point["a"]
 
 
 def test_the_first_of_equal_points_wins():

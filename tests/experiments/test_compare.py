@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from vaecf import config as config_lib
+from vaecf.reporting import tables
 
 USERS = 12
 FOLD_IN = np.repeat([2, 5, 9], 4)
@@ -153,15 +154,22 @@ def test_groups_differences_and_tables(runs, compared):
     assert [r["users"] for r in buckets] == [4, 3, 4]
     assert buckets[0]["mean"] == pytest.approx(((a + b) / 2)[:4].mean())
 
+    found = left["comparisons"][FAST]
     for part in (
         "dataset ml, protocol paper, 11 users (1 left out)",
         f"NDCG@10 against {EASE}",
         "5 (3)",
-        f"{left['comparisons'][FAST]['difference']:+.4f}",
-        f"{mean['mean']:.4f} ± {mean['stderr']:.4f}",
+        f"{found['difference']:+.4f}",
+        f"{found['low']:+.4f} to {found['high']:+.4f}",
+        f"{found['p']:.2g}",
+        f"{found['p_holm']:.2g}",
+        f"mean {mean['mean']:.4f} ± {mean['stderr']:.4f}",
         "popularity@10",
     ):
-        assert part.lower() in text.lower(), part
+        assert part.lower() in " ".join(text.lower().split()), part
+    found["stderr"] = None  # as of one user
+    lines = tables.comparison_table(left).splitlines()
+    assert any(line.startswith(FAST) and " – " in line for line in lines)
 
 
 def test_seeds_of_a_blend_are_one_group(tmp_path, compared):

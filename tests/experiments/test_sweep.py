@@ -115,7 +115,6 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
         ("--pruner=mean", "--pruner=mean must be one of median"),
         ("--storage=here", "--storage=here must be a file ending in .journal"),
         ("--config.model.laten=3", "latent"),
-        ("--config.model.latent=0", "config.model.latent=0 must be at least 1"),
         ("--workdir=/proc/nosuch", "cannot be written"),
     ],
 )

@@ -41,10 +41,6 @@ def quiet(line: str) -> None:
     """Drops a line of the log."""
 
 
-def directory(plan, number: int) -> pathlib.Path:
-    return plan.trial_directory(number)
-
-
 @pytest.fixture
 def on_report(monkeypatch) -> Callable[[Callable[..., None]], None]:
     """on_report(f) calls f(run, record) after each report of a validation."""
@@ -92,7 +88,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
     assert "the loss is" in trials[1].user_attrs["error"]
     bests = {}
     for number in (0, 2):
-        folder = directory(made, number)
+        folder = made.trial_directory(number)
         values = curve(folder)
         assert list(values) == [1, 2, 3, 4]
         assert trials[number].intermediate_values == values
@@ -106,7 +102,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
     assert study.best_value == max(bests.values())
     # The best checkpoint is a model like any other.
     best = max(bests, key=lambda n: bests[n])
-    model = load(directory(made, best))
+    model = load(made.trial_directory(best))
     assert model.config.optimizer.learning_rate == RATES[best]
 
     frame = pd.read_csv(made.workdir / "trials.csv")
@@ -288,7 +284,7 @@ def test_trials_of_a_population_equal_separate_trials(
             theirs.intermediate_values, abs=1e-5
         )
         if ours.state == TrialState.COMPLETE:
-            folder = directory(made, ours.number)
+            folder = made.trial_directory(ours.number)
             assert ours.intermediate_values == curve(folder)
             assert ours.value == max(curve(folder).values())
             rate = ours.params["model.dropout_rate"]
@@ -322,13 +318,13 @@ def test_a_pruned_trial_does_not_stop_another(
     rows = sweep_lib.sweep(made, log=said.append)
     assert [r["state"] for r in rows[5:]] == ["pruned", "complete"]
     # Optuna's warm-up ends with its epochs.
-    assert list(curve(directory(made, 5))) == [1, 2]
-    assert list(curve(directory(made, 6))) == [1, 2, 3, 4]
+    assert list(curve(made.trial_directory(5))) == [1, 2]
+    assert list(curve(made.trial_directory(6))) == [1, 2, 3, 4]
     assert study.get_trials()[5].intermediate_values == curve(
-        directory(made, 5)
+        made.trial_directory(5)
     )
-    assert not (directory(made, 5) / "checkpoints").exists()
-    assert (directory(made, 6) / "checkpoints" / "best").exists()
+    assert not (made.trial_directory(5) / "checkpoints").exists()
+    assert (made.trial_directory(6) / "checkpoints" / "best").exists()
     (line,) = [text for text in said if text.startswith("trial 5: ")]
     assert ": pruned; " in line and line.endswith("; 2 epochs")
 
@@ -370,8 +366,8 @@ def test_an_interrupted_sweep_resumes(
         assert (one.params, one.value) == (other.params, other.value)
         assert one.intermediate_values == other.intermediate_values
         # Each epoch once: the trial did not start again.
-        assert curve(directory(cut, one.number)) == one.intermediate_values
-        earlier = directory(cut, one.number - population)
+        assert curve(cut.trial_directory(one.number)) == one.intermediate_values
+        earlier = cut.trial_directory(one.number - population)
         assert not earlier.exists()
 
 
@@ -400,9 +396,8 @@ def test_a_trial_that_another_worker_took_over(plan, on_report, opened) -> None:
     assert states == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
-@pytest.mark.parametrize("population", [1, 2])
 def test_a_blend_whose_tuning_fails_fails_alone(
-    plan, base, monkeypatch, opened, population
+    plan, base, monkeypatch, opened
 ) -> None:
     tune_blend = trained_model.tune_blend
 
@@ -416,7 +411,7 @@ def test_a_blend_whose_tuning_fails_fails_alone(
     made = plan(
         trials=2,
         base=config_lib.replace(base, settings),
-        population=population,
+        population=2,
         pruner="none",
         space=NUMBERS,
     )
@@ -424,7 +419,7 @@ def test_a_blend_whose_tuning_fails_fails_alone(
     first, second = opened(made).get_trials()
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert first.user_attrs[study_lib.ERROR] == "the branch cannot be read"
-    weights = directory(made, 1) / "linear" / "weights.json"
+    weights = made.trial_directory(1) / "linear" / "weights.json"
     chosen = json.loads(weights.read_text())
     assert second.value == chosen["value"]
     assert second.value == max(t["value"] for t in chosen["tried"])
