@@ -364,7 +364,6 @@ def _report(run: _Run, model: TrainedModel) -> None:
 
 
 def _finish_recipe_log(run: _Run) -> None:
-    """Logs the results of this call."""
     if run.recipe_log is None:
         return
     figures = {}

@@ -41,6 +41,8 @@ _HELD_OUT_PER_ROW = 10_000 / 20_000_263
 
 def main(argv: list[str]) -> None:
     """Generates the rows, runs both ways in turns, and compares the results."""
+    from vaecf.data.dataset import open_dataset
+
     held_out = str(max(int(FLAGS.rows * _HELD_OUT_PER_ROW), 1))
     pandas, seed = "benchmark/preparation_pandas.py", str(FLAGS.seed)
     turns: dict[str, list[dict[str, float]]] = {"vaecf": [], "pandas": []}
@@ -62,7 +64,9 @@ def main(argv: list[str]) -> None:
             for name, command in commands.items():
                 turns[name].append(machine.run_script(*command))
                 cli.log(f"{name}: {turns[name][-1]['seconds']:.2f} s")
-        if not same(ours, theirs):
+        a, b = (open_dataset(path).manifest for path in (ours, theirs))
+        # Digests of all arrays and id tables.
+        if (a["arrays"], a["ids"]) != (b["arrays"], b["ids"]):
             raise VaecfError("vaecf and pandas prepared different matrices")
     medians = {name: common.medians(turns[name]) for name in turns}
     result = {
@@ -74,15 +78,6 @@ def main(argv: list[str]) -> None:
         "versions": machine.versions(),
     }
     common.report("preparation", result)
-
-
-def same(ours: str, theirs: str) -> bool:
-    """Returns whether two directories hold the same matrices and ids."""
-    from vaecf.data.dataset import open_dataset
-
-    a, b = open_dataset(ours).manifest, open_dataset(theirs).manifest
-    # Digests of all arrays and id tables.
-    return (a["arrays"], a["ids"]) == (b["arrays"], b["ids"])
 
 
 if __name__ == "__main__":

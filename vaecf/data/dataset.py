@@ -266,7 +266,11 @@ def open_dataset(
     """
     path = pathlib.Path(directory)
     if not (path / MANIFEST).is_file():
-        return _open_external(path)
+        contents = external_formats.read(path)
+        if contents is None:
+            raise _no_dataset(path)
+        made = make_dataset(name=path.resolve().name, **contents)
+        return dataclasses.replace(made, path=path)
     manifest = workdir_lib.read_json(path / MANIFEST)
     is_dict = isinstance(manifest, dict)
     found = manifest.get("schema_version") if is_dict else None
@@ -397,11 +401,3 @@ def _no_dataset(place: object) -> VaecfError:
         f"no dataset in {place}; make one with experiments/prepare_dataset.py, "
         "or name the directory of another"
     )
-
-
-def _open_external(path: pathlib.Path) -> Dataset:
-    contents = external_formats.read(path)
-    if contents is None:
-        raise _no_dataset(path)
-    made = make_dataset(name=path.resolve().name, **contents)
-    return dataclasses.replace(made, path=path)

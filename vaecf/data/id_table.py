@@ -22,8 +22,7 @@ _INT64_MAX = np.iinfo(np.int64).max
 class IdTable:
     """Raw ids in index order: ``ids[i]`` is the id of item (or user) ``i``.
 
-    Attributes:
-      ids: int64 ``[n]``, or object ``[n]`` of ``str``. Read-only by contract.
+    The ids are int64, or object ``[n]`` of ``str``. Read-only by contract.
 
     Raises:
       VaecfError: the ids are neither all integers within int64 nor all

@@ -206,10 +206,8 @@ class Interactions:
                 "user and item must be 1-d and of one length, "
                 f"got shapes {user.shape} and {item.shape}"
             )
-        for name, values, bound in (
-            ("user", user, n_users),
-            ("item", item, n_items),
-        ):
+        bounds = ("user", user, n_users), ("item", item, n_items)
+        for name, values, bound in bounds:
             low, high = values.min(initial=0), values.max(initial=-1)
             if low < 0 or high >= bound:
                 raise VaecfError(

@@ -179,10 +179,8 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
     split: the k most popular items have the same share of the held-out items
     to .001, for k from 10 to 8,000.
 
-    Args:
-      name: ``synthetic`` or ``ml-20m-shape``.
-      seed: seed of all draws; the same seed gives the same arrays.
-      **overrides: fields of `Recipe`, such as ``n_train_users=500``.
+    `overrides` are fields of `Recipe`, such as ``n_train_users=500``. The same
+    seed gives the same arrays.
 
     Returns:
       A dataset of protocol ``vaecf`` with the oracle ``user_group`` (theta,
