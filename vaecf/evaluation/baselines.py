@@ -33,34 +33,24 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Setting(NamedTuple):
-    """A setting of a baseline.
+    """A setting of a baseline."""
 
-    Attributes:
-      default: value without tuning; tuning starts from it.
-      meaning: one sentence.
-      grid: candidates for tuning, ascending; () is never tuned.
-      may_be_zero: whether 0 is allowed; otherwise values must be above 0.
-    """
-
-    default: float
-    meaning: str
+    default: float  # value without tuning; tuning starts from it
+    meaning: str  # one sentence
+    # Candidates for tuning, ascending; () is never tuned.
     grid: tuple[float, ...] = ()
+    # Whether 0 is allowed; otherwise values must be above 0.
     may_be_zero: bool = False
 
 
 class Baseline(NamedTuple):
-    """A model that is fitted in one go.
+    """A model that is fitted in one go."""
 
-    Attributes:
-      model: module with `fit(train interactions, **settings)`, and with
-        `scores` and `PARTITION` for its `Scorer`.
-      settings: settings of `fit`, by name.
-      directions: see `coordinate_search`.
-      outer: see `coordinate_search`.
-    """
-
+    # Module with `fit(train interactions, **settings)`, and with `scores` and
+    # `PARTITION` for its `Scorer`.
     model: Any
-    settings: Mapping[str, Setting] = {}
+    settings: Mapping[str, Setting] = {}  # settings of `fit`, by name
+    # `coordinate_search` describes both.
     directions: tuple[Mapping[str, int], ...] | None = None
     outer: str | None = None
 
@@ -249,10 +239,7 @@ class _Candidates:
     """Fits a baseline with different settings and validates each fit once.
 
     Only the last fit is kept: two item x item matrices may not fit in memory.
-
-    Attributes:
-      ranker: ranker of the baseline.
-      tried: results of `validate` by the settings' items.
+    `tried` holds the results of `validate` by the settings' items.
     """
 
     def __init__(

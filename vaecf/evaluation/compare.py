@@ -22,22 +22,16 @@ _MOST_SETTINGS = 3  # in the name of a group
 
 
 class Entry(NamedTuple):
-    """Per-user metrics of one model of one run or file.
+    """Per-user metrics of one model of one run or file."""
 
-    Attributes:
-      path: the run's workdir, or the file.
-      model: name of the model; for a baseline with its settings.
-      config: settings of the run by dotted key; None for baselines and files.
-      users: `per_user.USER_COLUMNS`, arrays [U].
-      values: {metric: float64 [U]}; NaN for users without held-out items.
-      validation: {metric: mean over the validation users}; {} if unknown.
-    """
-
-    path: pathlib.Path
-    model: str
+    path: pathlib.Path  # the run's workdir, or the file
+    model: str  # name of the model; for a baseline with its settings
+    # Settings of the run by dotted key; None for baselines and files.
     config: Mapping[str, Any] | None
-    users: dict[str, np.ndarray]
+    users: dict[str, np.ndarray]  # `per_user.USER_COLUMNS`, arrays [U]
+    # {metric: float64 [U]}; NaN for users without held-out items.
     values: dict[str, np.ndarray]
+    # {metric: mean over the validation users}; {} if unknown.
     validation: dict[str, float]
 
     @property

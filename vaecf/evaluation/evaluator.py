@@ -18,22 +18,17 @@ from vaecf.parallel import processes
 
 
 class Evaluation(NamedTuple):
-    """Metrics of one scorer on one split.
+    """Metrics of one scorer on one split."""
 
-    Attributes:
-      summary: {'ndcg@100': {'mean', 'stderr', 'users'}, ...}. Mean and
-        standard error are None where they do not exist; coverage, a single
-        number of all lists, has no standard error. {} for an empty split.
-      per_user: {'ndcg@100': float64 [U], ...}; NaN for users without held-out
-        items. Coverage has no values per user.
-      left_out: number of users without held-out items.
-      lists: ranked lists of all users; no lists for an empty split.
-    """
-
+    # {'ndcg@100': {'mean', 'stderr', 'users'}, ...}. Mean and standard error
+    # are None where they do not exist; coverage, a single number of all lists,
+    # has no standard error. {} for an empty split.
     summary: dict[str, dict[str, Any]]
+    # {'ndcg@100': float64 [U], ...}; NaN for users without held-out items.
+    # Coverage has no values per user.
     per_user: dict[str, np.ndarray]
-    left_out: int
-    lists: RankedLists
+    left_out: int  # number of users without held-out items
+    lists: RankedLists  # ranked lists of all users; no lists for an empty split
 
     def record(self, prefix: str) -> dict[str, Any]:
         """Returns {'<prefix>/ndcg@100': mean, '<prefix>/ndcg@100_stderr'}."""
@@ -51,24 +46,17 @@ class Evaluator:
 
     The same evaluator serves every scorer. Evaluating new parameters with the
     ranker that `compile` returned does not compile again.
-
-    Attributes:
-      fold_in: histories that the scorer sees.
-      held_out: interactions of the same users that the scorer should find.
-      train: interactions of the training users, for the popularity of items.
-      metrics: names such as 'ndcg@100'.
-      best_metric: the metric that epochs and settings are chosen by.
-      batch_size: users per batch, over all devices.
-      mesh: devices ('data', 'item') to rank on.
     """
 
-    fold_in: Interactions
+    fold_in: Interactions  # histories that the scorer sees
+    # Interactions of the same users that the scorer should find.
     held_out: Interactions
+    # Interactions of the training users, for the popularity of items.
     train: Interactions
-    metrics: tuple[str, ...]
-    best_metric: str
-    batch_size: int
-    mesh: Mesh
+    metrics: tuple[str, ...]  # names such as 'ndcg@100'
+    best_metric: str  # the metric that epochs and settings are chosen by
+    batch_size: int  # users per batch, over all devices
+    mesh: Mesh  # devices ('data', 'item') to rank on
 
     @classmethod
     def for_split(

@@ -28,39 +28,29 @@ from vaecf.parallel import processes
 
 
 class Scorer(NamedTuple):
-    """A function that scores all items for a batch of users.
+    """A function that scores all items for a batch of users."""
 
-    Attributes:
-      apply: (params, batch, user_B) -> float32 [B, I]. With several devices it
-        is called inside `shard_map` and scores the items of one shard. Scores
-        of padding items are ignored. `user_B` is the user's row in the split,
-        for scorers that depend on the user (the oracle).
-      partition: mesh axis of each dimension of a parameter, by its name.
-      n_items: number of items, without padding.
-      casts: dtypes that matrices among the parameters are cast to in turn,
-        once per set of parameters rather than in every query.
-      kept: names of parameters that are not cast.
-    """
-
+    # (params, batch, user_B) -> float32 [B, I]. With several devices it is
+    # called inside `shard_map` and scores the items of one shard. Scores of
+    # padding items are ignored. `user_B` is the user's row in the split, for
+    # scorers that depend on the user (the oracle).
     apply: Callable[[Any, SparseBatch, jax.Array], jax.Array]
+    # Mesh axis of each dimension of a parameter, by its name.
     partition: Mapping[str, tuple[str | None, ...]]
-    n_items: int
+    n_items: int  # number of items, without padding
+    # Dtypes that matrices among the parameters are cast to in turn, once per
+    # set of parameters rather than in every query.
     casts: tuple[Any, ...] = ()
-    kept: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()  # names of parameters that are not cast
 
 
 class RankedLists(NamedTuple):
-    """Ranked items of each user, best first.
+    """Ranked items of each user, best first."""
 
-    Attributes:
-      item_UK: int32 [U, K], item indices; -1 after the end of a list.
-      score_UK: float32 [U, K]; -inf after the end of a list.
-      log_total_U: float32 [U], logsumexp of the user's scores over all items.
-        If the scores are logits, score - log_total is a log-probability.
-    """
-
-    item_UK: Any
-    score_UK: Any
+    item_UK: Any  # int32 [U, K], item indices; -1 after the end of a list
+    score_UK: Any  # float32 [U, K]; -inf after the end of a list
+    # float32 [U], logsumexp of the user's scores over all items. If the scores
+    # are logits, score - log_total is a log-probability.
     log_total_U: Any
 
 

@@ -15,15 +15,11 @@ from vaecf.parallel import mesh as mesh_lib
 
 
 class ModelParams(NamedTuple):
-    """Parameters of the scorer `model`.
+    """Parameters of the scorer `model`."""
 
-    Attributes:
-      model: parameters of the autoencoder, float32.
-      linear: linear branch of a blend (`training.linear_branch.load`); None
-        ranks with the autoencoder alone.
-    """
-
-    model: Any
+    model: Any  # parameters of the autoencoder, float32
+    # Linear branch of a blend (`training.linear_branch.load`); None ranks with
+    # the autoencoder alone.
     linear: Any = None
 
 

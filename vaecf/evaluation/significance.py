@@ -12,23 +12,15 @@ import numpy as np
 
 
 class Paired(NamedTuple):
-    """A model compared with a reference on the same users.
+    """A model compared with a reference on the same users."""
 
-    Attributes:
-      difference: mean over users of value minus the reference's value.
-      stderr: standard error of the difference; None for a single user.
-      low, high: 95 % percentile bootstrap interval of the mean.
-      p: p-value of the two-sided paired t-test; 1 for a single user, and for
-        equal values.
-      p_holm: p corrected for all comparisons (`holm`).
-    """
-
-    difference: float
-    stderr: float | None
-    low: float
+    difference: float  # mean over users of value minus the reference's value
+    stderr: float | None  # of the difference; None for a single user
+    low: float  # 95 % percentile bootstrap interval of the mean
     high: float
+    # Of the two-sided paired t-test; 1 for a single user, and for equal values.
     p: float
-    p_holm: float
+    p_holm: float  # p corrected for all comparisons (`holm`)
 
 
 def paired(

@@ -28,14 +28,10 @@ class TracedRate(NamedTuple):
 
     The host computes both attributes, as it does for a constant rate. The
     float32 rate itself would give another threshold.
-
-    Attributes:
-      threshold: uint32 scalar; random bits below it drop an interaction.
-      kept: float32 scalar, 1 - rate.
     """
 
-    threshold: Any
-    kept: Any
+    threshold: Any  # uint32 scalar; random bits below it drop an interaction
+    kept: Any  # float32 scalar, 1 - rate
 
 
 def traced_rate(rate: float | TracedRate) -> TracedRate:
@@ -46,17 +42,13 @@ def traced_rate(rate: float | TracedRate) -> TracedRate:
 
 
 class Dropout(NamedTuple):
-    """Dropout of interactions that does not depend on the batch's layout.
+    """Dropout of interactions that does not depend on the batch's layout."""
 
-    Attributes:
-      key: uint32 [2], raw threefry key data.
-      rate: probability of dropping an interaction, in [0, 1).
-      first_row: int32 scalar, row of this batch's first user in the global
-        batch, so that a user loses the same items on every mesh.
-    """
-
-    key: jax.Array
+    key: jax.Array  # uint32 [2], raw threefry key data
+    # Probability of dropping an interaction, in [0, 1).
     rate: float | TracedRate
+    # int32 scalar, row of this batch's first user in the global batch, so that
+    # a user loses the same items on every mesh.
     first_row: jax.Array | int
 
 
@@ -74,18 +66,13 @@ def keep_interactions(batch: SparseBatch, dropout: Dropout | None) -> jax.Array:
 
 
 class Kept(NamedTuple):
-    """Interactions without gaps between them, in chunks of K.
+    """Interactions without gaps between them, in chunks of K."""
 
-    Attributes:
-      item_CK: int32 [chunks, K]; 0 after the last interaction.
-      row_CK: int32 [chunks, K]; after the last interaction n_users, which is
-        out of bounds, so that scatters drop it.
-      chunks: int32 scalar, chunks that hold any interactions.
-    """
-
-    item_CK: jax.Array
+    item_CK: jax.Array  # int32 [chunks, K]; 0 after the last interaction
+    # int32 [chunks, K]; after the last interaction n_users, which is out of
+    # bounds, so that scatters drop it.
     row_CK: jax.Array
-    chunks: jax.Array
+    chunks: jax.Array  # int32 scalar, chunks that hold any interactions
 
 
 def compact(

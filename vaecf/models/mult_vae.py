@@ -48,17 +48,13 @@ PARTITION: dict[str, tuple[str | None, ...]] = {
 
 
 class Phase(NamedTuple):
-    """Describes what the steps of an epoch train.
+    """Describes what the steps of an epoch train."""
 
-    Attributes:
-      group: key of the model's `GROUPS`, or 'all' for every parameter.
-      dropout: whether the input is dropped out.
-      copies: (source, target) names of top-level parameters to copy before
-        the first step of the epoch.
-    """
-
+    # Key of the model's `GROUPS`, or 'all' for every parameter.
     group: str = "all"
-    dropout: bool = True
+    dropout: bool = True  # whether the input is dropped out
+    # (source, target) names of top-level parameters to copy before the first
+    # step of the epoch.
     copies: tuple[tuple[str, str], ...] = ()
 
 
@@ -100,37 +96,28 @@ _bias_init = nn.initializers.truncated_normal(stddev=0.001)
 
 
 class MultDAE(nn.Module):
-    """Denoising autoencoder with a multinomial likelihood.
-
-    Attributes:
-      n_items: items of the catalogue.
-      item_rows: items of this shard, padding included: the rows of the input
-        kernel and the columns of the output kernel.
-      hidden: sizes of the encoder's hidden layers, e.g. (600,); the decoder
-        has the same in reverse.
-      latent: size of the bottleneck.
-      activation: 'tanh' or 'relu'.
-      dropout_rate: probability of dropping an item from the input.
-      input_lowering: 'gather' or 'dense', see `bag_of_items.bag_of_items`.
-      item_block: items per block of the likelihood, 0 for a single block.
-      dtype: dtype of the matrix products' operands.
-      precision: precision of the matrix products.
-      item_axis: mesh axis of the items inside `jax.shard_map`, else None.
-    """
+    """Denoising autoencoder with a multinomial likelihood."""
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
     TRAINING_ONLY: ClassVar[tuple[str, ...]] = ()
 
-    n_items: int
+    n_items: int  # items of the catalogue
+    # Items of this shard, padding included: the rows of the input kernel and
+    # the columns of the output kernel.
     item_rows: int
+    # Sizes of the encoder's hidden layers, e.g. (600,); the decoder has the
+    # same in reverse.
     hidden: tuple[int, ...] = (600,)
-    latent: int = 200
-    activation: str = "tanh"
-    dropout_rate: float = 0.5
+    latent: int = 200  # size of the bottleneck
+    activation: str = "tanh"  # 'tanh' or 'relu'
+    dropout_rate: float = 0.5  # probability of dropping an item from the input
+    # 'gather' or 'dense', see `bag_of_items.bag_of_items`.
     input_lowering: str = "gather"
+    # Items per block of the likelihood, 0 for a single block.
     item_block: int = 0
-    dtype: Any = jnp.float32
-    precision: Any = None
+    dtype: Any = jnp.float32  # dtype of the matrix products' operands
+    precision: Any = None  # precision of the matrix products
+    # Mesh axis of the items inside `jax.shard_map`, else None.
     item_axis: str | None = None
 
     @classmethod

@@ -30,31 +30,26 @@ _SLOT_MULTIPLE = 256
 class SparseBatch(NamedTuple):
     """A batch of users as a flat list of interactions.
 
-    Attributes:
-      item_N: int32 [N], item index of each interaction; 0 in padding slots.
-      row_N: int32 [N], ascending row (user within the batch) of each
-        interaction; B in padding slots, so that scatters drop them.
-      count_B: int32 [B], interactions of each user; 0 for padding users and
-        users with an empty history.
+    Arrays of the device or the host, or their shapes or PartitionSpecs.
     """
 
-    # Arrays of the device or the host, or their shapes or PartitionSpecs.
-    item_N: Any
+    item_N: Any  # int32 [N], item index of each interaction; 0 in padding slots
+    # int32 [N], ascending row (user within the batch) of each interaction; B in
+    # padding slots, so that scatters drop them.
     row_N: Any
+    # int32 [B], interactions of each user; 0 for padding users and users with
+    # an empty history.
     count_B: Any
 
 
 class Csr(NamedTuple):
-    """The interactions of many users as arrays for the device.
+    """The interactions of many users as arrays for the device."""
 
-    Attributes:
-      start_U: int32 [U], position of each user's first interaction.
-      count_U: int32 [U], interactions of each user; 0 for padding users.
-      item_M: int32 [interactions], items, user after user.
-    """
-
+    # int32 [U], position of each user's first interaction.
     start_U: jax.Array | np.ndarray
+    # int32 [U], interactions of each user; 0 for padding users.
     count_U: jax.Array | np.ndarray
+    # int32 [interactions], items, user after user.
     item_M: jax.Array | np.ndarray
 
 

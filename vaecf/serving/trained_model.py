@@ -40,28 +40,18 @@ _SAVED = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A trained model, ready to rank.
+    """A trained model, ready to rank."""
 
-    Attributes:
-      config: settings of the run that trained the model.
-      manifest: manifest of the dataset of that run.
-      items: raw item ids, by item index.
-      module: module over all items.
-      mesh: devices ('data', 'item') that the parameters lie on.
-      params: parameters of the module, on the mesh.
-      directory: where the model was loaded from.
-      progress: epoch and step at which the parameters were saved.
-      branch: linear branch of a blend, on the mesh; None without one.
-    """
-
-    config: Config
-    manifest: dict[str, Any]
-    items: IdTable
-    module: mult_vae.MultDAE
-    mesh: Mesh
-    params: Any
-    directory: pathlib.Path
+    config: Config  # settings of the run that trained the model
+    manifest: dict[str, Any]  # manifest of the dataset of that run
+    items: IdTable  # raw item ids, by item index
+    module: mult_vae.MultDAE  # module over all items
+    mesh: Mesh  # devices ('data', 'item') that the parameters lie on
+    params: Any  # parameters of the module, on the mesh
+    directory: pathlib.Path  # where the model was loaded from
+    # Epoch and step at which the parameters were saved.
     progress: dict[str, Any]
+    # Linear branch of a blend, on the mesh; None without one.
     branch: dict[str, Any] | None = None
 
     def scorer(self) -> ranking.Scorer:

@@ -111,25 +111,17 @@ def batch_order(
 
 
 class Epoch(NamedTuple):
-    """The batches of an epoch, in one or more windows of steps.
+    """The batches of an epoch, in one or more windows of steps."""
 
-    Attributes:
-      steps: number of batches.
-      n_slots: slots of a microbatch.
-      order: int32 [steps per window, batch_size], on the device: users of each
-        batch, numbered as in the window.
-      window: function from a window's number to its interactions, on the
-        device.
-      csr_spec: PartitionSpec of a window's arrays.
-      setup: setup of the epoch's phase.
-    """
-
-    steps: int
-    n_slots: int
+    steps: int  # number of batches
+    n_slots: int  # slots of a microbatch
+    # int32 [steps per window, batch_size], on the device: users of each batch,
+    # numbered as in the window.
     order: jax.Array
+    # Function from a window's number to its interactions, on the device.
     window: Callable[[int], sparse_batch.Csr]
-    csr_spec: P
-    setup: TrainSetup
+    csr_spec: P  # PartitionSpec of a window's arrays
+    setup: TrainSetup  # setup of the epoch's phase
 
 
 class InputPipeline:

@@ -48,30 +48,20 @@ CHECKPOINT_SECONDS = 600.0
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """Result of a training run.
+    """Result of a training run."""
 
-    Attributes:
-      setup: static part of the run, for scoring.
-      params: scoring parameters of the last step, on the mesh.
-      progress: progress at the end of the run.
-      summary: {'users_per_second', 'seconds', 'epochs', ...}.
-    """
-
-    setup: TrainSetup
-    params: Any
-    progress: TrainProgress
-    summary: dict[str, Any]
+    setup: TrainSetup  # static part of the run, for scoring
+    params: Any  # scoring parameters of the last step, on the mesh
+    progress: TrainProgress  # progress at the end of the run
+    summary: dict[str, Any]  # {'users_per_second', 'seconds', 'epochs', ...}
 
 
 class Shared(NamedTuple):
-    """What several runs share; each run makes for itself what is None.
+    """What several runs share; each run makes for itself what is None."""
 
-    Attributes:
-      pipeline: input pipeline with the seed of the run.
-      linear: linear branch of a blend, on the mesh.
-    """
-
+    # Input pipeline with the seed of the run.
     pipeline: InputPipeline | None = None
+    # Linear branch of a blend, on the mesh.
     linear: dict[str, Any] | None = None
 
 

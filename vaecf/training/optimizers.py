@@ -113,21 +113,14 @@ def alternating(
 
 
 class LossScaleState(NamedTuple):
-    """State of `dynamic_loss_scale`.
+    """State of `dynamic_loss_scale`."""
 
-    Attributes:
-      scale: float32, factor of the loss (float16 cannot hold 2^16).
-      finite_steps: int32, applied steps since the scale last changed.
-      skipped: int32, skipped steps in total.
-      skipped_in_a_row: int32, steps skipped since the last applied step.
-      inner: state of the wrapped optimiser.
-    """
-
-    scale: jax.Array
-    finite_steps: jax.Array
-    skipped: jax.Array
+    scale: jax.Array  # float32, factor of the loss (float16 cannot hold 2^16)
+    finite_steps: jax.Array  # int32, applied steps since the scale last changed
+    skipped: jax.Array  # int32, skipped steps in total
+    # int32, steps skipped since the last applied step.
     skipped_in_a_row: jax.Array
-    inner: Any
+    inner: Any  # state of the wrapped optimiser
 
 
 def dynamic_loss_scale(

@@ -16,19 +16,14 @@ from vaecf.errors import VaecfError, did_you_mean
 
 
 class Policy(NamedTuple):
-    """A precision policy.
-
-    Attributes:
-      dtype: dtype of operands and logits.
-      precision: `lax.Precision` of the products. The default of JAX would
-        let float32 products run in TF32 on a GPU.
-      loss_scaled: whether training needs dynamic loss scaling.
-    """
+    """A precision policy."""
 
     name: str
-    dtype: Any
+    dtype: Any  # dtype of operands and logits
+    # `lax.Precision` of the products. The default of JAX would let float32
+    # products run in TF32 on a GPU.
     precision: lax.Precision
-    loss_scaled: bool
+    loss_scaled: bool  # whether training needs dynamic loss scaling
 
 
 POLICIES: dict[str, Policy] = {

@@ -18,30 +18,19 @@ from vaecf.training.step import StepMetrics
 
 @dataclasses.dataclass
 class TrainProgress:
-    """How far a run is; saved beside the arrays of a checkpoint.
+    """How far a run is; saved beside the arrays of a checkpoint."""
 
-    Attributes:
-      epoch: finished epochs.
-      best: best value of the validation metric; None before the first
-        validation.
-      best_epoch: finished epochs at the best value.
-      validations_without_gain: validations since the best value.
-      seconds: training time, without validation and compilation.
-      timed_users: users trained after the warm-up epochs.
-      timed_seconds: training time after the warm-up epochs.
-      epoch_seconds: training time of the current epoch.
-      epoch_sums: `StepMetrics` of the current epoch, added up.
-    """
-
-    epoch: int = 0
+    epoch: int = 0  # finished epochs
     step_in_epoch: int = 0
+    # Best value of the validation metric; None before the first validation.
     best: float | None = None
-    best_epoch: int = 0
-    validations_without_gain: int = 0
-    seconds: float = 0.0
-    timed_users: int = 0
-    timed_seconds: float = 0.0
-    epoch_seconds: float = 0.0
+    best_epoch: int = 0  # finished epochs at the best value
+    validations_without_gain: int = 0  # validations since the best value
+    seconds: float = 0.0  # training time, without validation and compilation
+    timed_users: int = 0  # users trained after the warm-up epochs
+    timed_seconds: float = 0.0  # training time after the warm-up epochs
+    epoch_seconds: float = 0.0  # training time of the current epoch
+    # `StepMetrics` of the current epoch, added up.
     epoch_sums: list[float] = dataclasses.field(default_factory=list)
 
     def add(

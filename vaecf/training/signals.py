@@ -41,17 +41,11 @@ class Clock:
 
 
 class SyncedStatus(NamedTuple):
-    """Status that all processes of a run share between dispatches.
+    """Status that all processes of a run share between dispatches."""
 
-    Attributes:
-      seconds: time of the last dispatch.
-      interrupted: whether a process received a signal.
-      overdue: whether a process last saved too long ago.
-    """
-
-    seconds: float
-    interrupted: bool
-    overdue: bool
+    seconds: float  # time of the last dispatch
+    interrupted: bool  # whether a process received a signal
+    overdue: bool  # whether a process last saved too long ago
 
 
 def sync_status(

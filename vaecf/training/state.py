@@ -23,47 +23,36 @@ from vaecf.training import optimizers, precision
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes; arrays only.
+    """Everything that a step changes; arrays only."""
 
-    Attributes:
-      step: int32, number of steps taken, skipped ones included. PRNG keys,
-        batch order and KL annealing are functions of it.
-      params: pytree of float32 arrays.
-      opt_state: state of the optimiser, with the loss scale.
-      average: moving average of the scoring parameters, float32; None if
-        `config.train.ema` is 0.
-    """
-
+    # int32, number of steps taken, skipped ones included. PRNG keys, batch
+    # order and KL annealing are functions of it.
     step: jax.Array
-    params: Any
-    opt_state: Any
+    params: Any  # pytree of float32 arrays
+    opt_state: Any  # state of the optimiser, with the loss scale
+    # Moving average of the scoring parameters, float32; None if
+    # `config.train.ema` is 0.
     average: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSetup:
-    """Everything static that a step is compiled for; hashable.
+    """Everything static that a step is compiled for; hashable."""
 
-    Attributes:
-      model: module of one item shard, for use inside `jax.shard_map`.
-      mesh: mesh with axes ('data', 'item').
-      microbatch: users whose activations a device holds at once.
-      reduce_dtype: dtype in which gradients are summed over the data shards.
-      zero: whether the optimiser moments are sharded over the data shards too
-        (stage 1 of Rajbhandari et al. 2020, "ZeRO").
-      averaged: whether the state holds an average of the parameters.
-      phase: what the steps train.
-    """
-
+    # Module of one item shard, for use inside `jax.shard_map`.
     model: mult_vae.MultDAE
     tx: optax.GradientTransformation
     loss: LossConfig
-    mesh: Mesh
-    microbatch: int
+    mesh: Mesh  # mesh with axes ('data', 'item')
+    microbatch: int  # users whose activations a device holds at once
+    # dtype in which gradients are summed over the data shards.
     reduce_dtype: Any = jnp.float32
+    # Whether the optimiser moments are sharded over the data shards too (stage
+    # 1 of Rajbhandari et al. 2020, "ZeRO").
     zero: bool = False
+    # Whether the state holds an average of the parameters.
     averaged: bool = False
-    phase: Phase = mult_vae.ALL
+    phase: Phase = mult_vae.ALL  # what the steps train
 
     @property
     def whole(self) -> mult_vae.MultDAE:

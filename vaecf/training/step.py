@@ -43,17 +43,11 @@ class StepMetrics(NamedTuple):
 
 
 class LossSums(NamedTuple):
-    """Sums over users of the terms of the loss, float32.
+    """Sums over users of the terms of the loss, float32."""
 
-    Attributes:
-      nll: Σ_u nll_u.
-      kl: Σ_u KL_u.
-      weighted_kl: γ Σ_u n_u KL_u; None if γ is 0, when the weighted term is
-        β · kl.
-    """
-
-    nll: Any
-    kl: Any
+    nll: Any  # Σ_u nll_u
+    kl: Any  # Σ_u KL_u
+    # γ Σ_u n_u KL_u; None if γ is 0, when the weighted term is β · kl.
     weighted_kl: Any = None
 
 
