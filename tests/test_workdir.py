@@ -264,3 +264,10 @@ def test_atomic_directory_restores_the_old_one(tmp_path, monkeypatch):
         (fresh / "a").write_text("new")
     assert (target / "a").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_setting_that_is_newer_than_the_run_has_its_default(tmp_path):
+    values = config().to_dict()
+    del values["loss"]["gamma"], values["mesh"]
+    workdir_lib.write_json(tmp_path / "config.json", values)
+    assert workdir_lib.read_config(tmp_path) == config()

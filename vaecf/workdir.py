@@ -214,8 +214,18 @@ def require_no_other(workdir: pathlib.Path, kind: str) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> Config:
-    """Returns the settings of the run in `workdir`; raises VaecfError."""
-    return config_lib.from_mapping(read_json(workdir / CONFIG))
+    """Returns the settings of the run in `workdir`.
+
+    A setting that did not exist when the run was made has its default, which
+    must therefore keep what runs did before.
+
+    Raises:
+      VaecfError: config.json is missing, damaged, or has an unknown key.
+    """
+    values = read_json(workdir / CONFIG)
+    if not isinstance(values, dict):
+        raise VaecfError(f"{workdir / CONFIG}: not the settings of a run")
+    return config_lib.replace(Config(), config_lib.flatten(values))
 
 
 def write_identity(
@@ -244,7 +254,7 @@ def check_or_create(
     values = config.to_dict()
     # A run without a checkpoint has no results that a change could invalidate.
     if (workdir / CHECKPOINTS).is_dir():
-        old = read_json(workdir / CONFIG)
+        old = read_config(workdir).to_dict()
         if not train:
             old["precision"] = values["precision"]
         _check_same(workdir, old, values, dataset)

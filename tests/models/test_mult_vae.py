@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from oracles import batch_of, dense, float64
 
+from vaecf import config as config_lib
 from vaecf.models import mult_vae, registry
 from vaecf.parallel import mesh as mesh_lib
 
@@ -329,3 +330,8 @@ def test_a_mesh_equals_one_device(name, shape, lowering):
     oracles.assert_same_on_mesh(many, one, 1e-4, 1e-5)
     trained = {k: v for k, v in one[0][0].items() if k != "prior"}
     assert all(x.any() for x in jax.tree.leaves(trained))
+
+
+def test_the_config_offers_every_model() -> None:
+    rule = config_lib.settings()["model.name"].metadata["rule"]
+    assert set(rule.choices) == set(registry.MODELS)
