@@ -179,9 +179,7 @@ def evaluate(
     """Fits a baseline to the training users and evaluates both splits.
 
     Args:
-      name: one of `BASELINES`.
-      validation: evaluator of the validation users.
-      test: evaluator of the test users, with these metrics or fewer.
+      test: evaluator of the test users, with validation's metrics or fewer.
       changes: settings other than the defaults.
       tuned: choose the settings by the validation users' `best_metric`,
         starting from `changes`. The test users only see the chosen settings.
@@ -293,8 +291,7 @@ def evaluate_oracle(
 ) -> dict[str, Any]:
     """Evaluates ranking by the probabilities that generated the data.
 
-    Returns:
-      {'validation': summary, 'test': summary} for a synthetic dataset.
+    Returns {'validation': summary, 'test': summary} for a synthetic dataset.
     """
     # The metrics of validation are those of the test, or more.
     ranker = validation.compile(scorers.oracle(dataset.n_items))
@@ -318,7 +315,7 @@ def keep_earlier(
     *,
     log: Callable[[str], None],
 ) -> dict[str, pl.DataFrame]:
-    """Returns per-user metrics of baselines that an earlier call evaluated.
+    """Returns per-user metrics of an earlier call's baselines, by label.
 
     A baseline is kept if its metrics are those of the current test; all others
     are removed from `results`, with a line to `log`. Processes other than the
@@ -328,9 +325,6 @@ def keep_earlier(
       results: content of results.json with the current 'test'; changed.
       frame: `per_user.frame` of the current test.
       path: per-user file of the earlier call; may be missing or damaged.
-
-    Returns:
-      Frames by label.
     """
     earlier = {name: results.pop(name) for name in BASELINES if name in results}
     if not processes.is_lead() or not earlier:

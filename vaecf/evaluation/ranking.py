@@ -68,11 +68,9 @@ def rank_local(
 
     Args:
       scores_BI: float32 [B, I], scores of this shard's items.
-      batch: histories of the users.
       allowed_I: bool [I], items that may be ranked; None allows all.
-      k: length of the lists.
       n_items: number of items over all shards, without padding.
-      exclude_seen: do not rank the items of the history.
+      exclude_seen: do not rank the items of the history, `batch`.
       item_axis: mesh axis of the items; None if they are not sharded.
     """
     n_local = scores_BI.shape[1]

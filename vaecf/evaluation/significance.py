@@ -78,8 +78,7 @@ def bootstrap(
     The numbers are those of `scipy.stats.bootstrap`, which takes twice as long
     for 10,000 users.
 
-    Returns:
-      (lower ends, upper ends), float64 [C].
+    The result is (lower ends, upper ends), float64 [C].
     """
     n_users, n_comparisons = difference_UC.shape
     rng = np.random.default_rng(seed)

@@ -157,7 +157,6 @@ def bag_of_items(
         0/1 array [B, I] of `dtype` and multiplies. They are equal to float
         tolerance.
       dtype: dtype of the operands; sums are float32, also in the gradient.
-      precision: precision of the matrix product.
       item_axis: see the module's docstring; the sum is over all item shards.
 
     Raises:

@@ -194,8 +194,7 @@ def fit(
     """Returns item factors, fitted on one device by alternating sweeps.
 
     Args:
-      factors: F, at least 1.
-      l2: λ, above 0.
+      factors, l2: F, at least 1, and λ, above 0.
       alpha: α, the weight of all pairs, to which observed pairs add 1; above
         0. Hu et al.'s α is its reciprocal.
       iterations: sweeps over users and then items, at least 1.

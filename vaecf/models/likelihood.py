@@ -369,7 +369,6 @@ def multinomial_nll(
       bias_I: float32 [I], output biases; -inf excludes an item.
       dtype: dtype of the logits and of the products' operands; exponentials
         and sums are float32.
-      precision: precision of the matrix products.
       item_axis: see the module's docstring.
       block: items per block, 0 for a single block. The backward pass computes
         the logits of a block again, so that memory is B x block instead of

@@ -26,13 +26,10 @@ def make_model(
     n_items: int,
     item_shards: int = 1,
 ) -> mult_vae.MultDAE:
-    """Returns the module over all items, not yet sharded.
+    """Returns the module over all items, padded for shards but not sharded.
 
-    Args:
-      policy: `dtype` and `precision` of the matrix products, such as a
-        `vaecf.training.precision.Policy`.
-      n_items: items of the catalogue.
-      item_shards: devices along the items, for the padding.
+    `policy` has the `dtype` and `precision` of the matrix products, such as a
+    `vaecf.training.precision.Policy`.
     """
     lowering = config.input
     if lowering == "auto":

@@ -160,10 +160,8 @@ def bucket_users(n: int) -> int:
 def assemble(csr: Csr, user_B: jax.Array, n_slots: int) -> SparseBatch:
     """Returns the batch of some users, gathered on the device.
 
-    Args:
-      csr: interactions of all users.
-      user_B: int32 [B]; n_users marks padding users.
-      n_slots: static number of slots, at least the users' interactions.
+    `user_B`, int32 [B], marks padding users by n_users. The static `n_slots` is
+    at least the number of the users' interactions.
     """
     count_B = csr.count_U[user_B]
     end_B = jnp.cumsum(count_B)

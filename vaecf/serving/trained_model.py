@@ -169,7 +169,6 @@ def load(
     """Loads the best model of a run, trained on any devices, or a saved model.
 
     Args:
-      directory: workdir of a run, or directory of `TrainedModel.save`.
       policy: precision to rank in, such as 'bf16'; None takes the run's.
       mesh: devices ('data', 'item') to put the model on; None uses all devices
         along 'data'.

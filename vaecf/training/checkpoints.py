@@ -96,11 +96,8 @@ class Checkpoints:
         """Returns the arrays, placed as in `abstract`.
 
         Another number of item shards can mean other padding after the items;
-        padding zeros are removed or added.
-
-        Args:
-          abstract: pytree of jax.ShapeDtypeStruct with shardings.
-          n_items: items of the catalogue.
+        padding zeros are removed or added. `abstract` is a pytree of
+        jax.ShapeDtypeStruct with shardings.
 
         Raises:
           VaecfError: there is no such checkpoint, or its arrays do not fit.

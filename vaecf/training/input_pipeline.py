@@ -155,10 +155,8 @@ class InputPipeline:
     ) -> tuple[TrainState, StepMetrics]:
         """Takes steps start .. stop-1 and waits for the device.
 
-        The buffers of `state` are donated.
-
-        Returns:
-          (state, metrics of every step, float32 [stop - start] on the host).
+        The buffers of `state` are donated. The metrics are those of every step,
+        float32 [stop - start] on the host.
         """
         length = epoch.order.shape[0]
         taken: list[StepMetrics] = []

@@ -78,10 +78,7 @@ def loss_fn(
     Args:
       trained: parameters to differentiate with respect to; they replace
         those of the same name in `params`.
-      batch: the microbatch.
       first_row: index of the microbatch's first user in the global batch.
-      params: all parameters.
-      key: PRNG key of the step.
       kl_weight: β of the step.
       n_users: B, users of the global batch, float32.
       scale: factor of the returned loss (not of the sums), the loss scale.
@@ -295,11 +292,10 @@ def train_steps(
 
     Args:
       n_slots: slots of a microbatch; static, as are `setup` and `csr_spec`.
-      csr_spec: as in `assemble`, as is `csr`.
+      csr: as in `assemble`; `csr_spec` is the PartitionSpec of its arrays.
       order_SB: int32 [steps, batch_size], users of each batch.
       key: `step_key` of the run.
-      start: int32, first step, a row of order_SB.
-      stop: int32, one past the last step.
+      start, stop: int32, rows of order_SB.
 
     Returns:
       (state after the last step, metrics [steps]; 0 for steps not taken).
@@ -333,7 +329,6 @@ def assemble(
       csr: all training interactions; or, by data shard, those of its users.
       user_B: int32 [batch_size], users, numbered as in `csr`.
       n_slots: static slots of a microbatch.
-      csr_spec: PartitionSpec of csr's arrays.
     """
     parts = setup.parts(user_B.shape[0]) // setup.data_shards
 
