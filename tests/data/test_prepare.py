@@ -105,11 +105,6 @@ def test_filters_and_proportion_reach_the_dataset(tmp_path, shop_csv):
     np.testing.assert_array_equal(held, (folded + held) // 2)
 
 
-def test_default_number_of_held_out_users(tmp_path, shop_csv):
-    made = run(tmp_path / "out", ratings=shop_csv, **OWN)
-    assert made.split_sizes == (48, 6, 6)
-
-
 def recipe_tree(root, n_users=80):
     """A ratings.csv where the recipe unpacks MovieLens 20M."""
     rng = np.random.default_rng(1)
@@ -253,7 +248,8 @@ def test_in_memory_refuses(interactions, settings, message):
 
 
 def test_the_output_is_looked_at_before_the_work(tmp_path, shop_csv):
-    run(tmp_path / "out", ratings=shop_csv, **OWN)
+    made = run(tmp_path / "out", ratings=shop_csv, **OWN)
+    assert made.split_sizes == (48, 6, 6)  # the default: a tenth each
     with pytest.raises(VaecfError, match="overwrite"):
         run(tmp_path / "out", ratings=tmp_path / "missing.csv", **OWN)
     run(tmp_path / "out", ratings=shop_csv, overwrite=True, seed=3, **OWN)

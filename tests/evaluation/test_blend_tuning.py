@@ -19,6 +19,7 @@ from vaecf.evaluation import blend_tuning
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.reporting.writers import read_records
 from vaecf.serving import trained_model
 from vaecf.training import linear_branch, loop
 
@@ -239,8 +240,7 @@ def test_a_resumed_run_validates_with_the_first_weights(data, tmp_path):
         with workdir_lib.locked(workdir):
             workdir_lib.check_or_create(workdir, config, dataset)
             loop.train(config, dataset, workdir)
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
+        records = read_records(workdir / "metrics.jsonl")
         key = "validation/ndcg@10"
         return [record[key] for record in records if key in record]
 

@@ -23,6 +23,7 @@ from vaecf import config as config_lib
 from vaecf import experiment
 from vaecf.data.dataset import Dataset, open_dataset
 from vaecf.evaluation.baselines import BASELINES
+from vaecf.reporting.writers import read_records
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -33,8 +34,7 @@ def results(workdir: pathlib.Path) -> dict:
 
 def records(workdir: pathlib.Path, name: str) -> list[dict]:
     """The records of metrics.jsonl that hold a value of this name."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [r for r in map(json.loads, lines) if name in r]
+    return [r for r in read_records(workdir / "metrics.jsonl") if name in r]
 
 
 def losses(workdir: pathlib.Path) -> list[float]:

@@ -46,6 +46,12 @@ def flags(tmp_path, data_dir) -> list[str]:
     ]
 
 
+def validations(workdir: pathlib.Path) -> list[float]:
+    name = "validation/ndcg@10"
+    records = read_records(workdir / "metrics.jsonl")
+    return [record[name] for record in records if name in record]
+
+
 @pytest.mark.slow
 def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
     """Three trials in all, none twice; best.json's command is one of main.py."""
@@ -79,11 +85,7 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
     assert len(frame.drop_duplicates("optimizer.learning_rate")) == 3
     for number, value in zip(frame["number"], frame["value"]):
         folder = workdir / "trials" / f"{number:05d}"
-        values = [
-            r["validation/ndcg@10"]
-            for r in read_records(folder / "metrics.jsonl")
-            if "validation/ndcg@10" in r
-        ]
+        values = validations(folder)
         assert value in (max(values), values[-1])
     done = command("sweep", *flags)
     assert done.status == 0, done.err
@@ -97,10 +99,7 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
     words[words.index("--workdir=runs/best")] = f"--workdir={tmp_path / 'run'}"
     done = command("main", *words)
     assert done.status == 0, done.err
-    records = read_records(tmp_path / "run" / "metrics.jsonl")
-    values = [
-        r["validation/ndcg@10"] for r in records if "validation/ndcg@10" in r
-    ]
+    values = validations(tmp_path / "run")
     assert max(values) == pytest.approx(best["value"], rel=1e-5)
     mine = json.loads((tmp_path / "run" / "config.json").read_text())
     theirs = pathlib.Path(best["folder"]) / "config.json"

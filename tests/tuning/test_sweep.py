@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -17,7 +16,7 @@ import pytest
 from optuna.trial import TrialState
 
 from vaecf import config as config_lib
-from vaecf.data import dataset as dataset_lib
+from vaecf.data import synthetic
 from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
 from vaecf.serving import trained_model
@@ -167,18 +166,10 @@ def test_a_workdir_is_one_of_a_study(plan, monkeypatch) -> None:
 
 
 def test_a_dataset_without_validation_users_is_refused(
-    plan, data_dir, monkeypatch
+    plan, monkeypatch
 ) -> None:
-    made = dataset_lib.open_dataset(data_dir)
-    held = made.validation
-    nothing = dataclasses.replace(
-        held.held_out,
-        indptr=held.held_out.indptr * 0,
-        indices=held.held_out.indices[:0],
-    )
-    empty = dataclasses.replace(
-        made, validation=held._replace(held_out=nothing)
-    )
+    size = {"n_train_users": 30, "n_items": 33, "n_groups": 3}
+    empty = synthetic.make("synthetic", n_held_out_users=0, **size)
     monkeypatch.setattr(sweep_lib, "find_dataset", lambda path: empty)
     with pytest.raises(VaecfError, match="needs validation users"):
         sweep_lib.sweep(plan())
