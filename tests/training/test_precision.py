@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 from vaecf.errors import VaecfError
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import optimizers, precision
 from vaecf.training import state as state_lib
 
@@ -91,3 +92,15 @@ def test_all_policies_train_and_differ(
     # 8 and 11 bits of mantissa.
     assert first["bf16"] == pytest.approx(first["fp32"], rel=2**-8)
     assert first["fp16"] == pytest.approx(first["fp32"], rel=2**-11)
+
+
+def test_what_depends_on_the_platform_follows_the_argument(small):
+    """A GPU multiplies a dense input, and takes the whole batch at once."""
+    config = small(model={"input": "auto"}, train={"batch_size": 5000})
+    mesh = mesh_lib.make_mesh(1, 1)
+    for backend, lowering, users in (("cpu", "gather", 1024), ("gpu", "dense", 5000)):  # fmt: skip
+        setup = state_lib.make_setup(config, 33, mesh, backend)
+        assert (setup.model.input_lowering, setup.microbatch) == (
+            lowering,
+            users,
+        )

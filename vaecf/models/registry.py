@@ -25,18 +25,20 @@ def make_model(
     policy: Any,
     n_items: int,
     item_shards: int = 1,
+    backend: str | None = None,
 ) -> mult_vae.MultDAE:
     """Returns the module over all items, padded for shards but not sharded.
 
     `policy` has the `dtype` and `precision` of the matrix products, such as a
-    `vaecf.training.precision.Policy`.
+    `vaecf.training.precision.Policy`. `backend` is the platform to choose the
+    input layer for; None takes JAX's default.
     """
     lowering = config.input
     if lowering == "auto":
         # Matrix units make the dense product cheap; a CPU is faster at
         # gathering rows. A catalogue that needs item blocks is too large for a
         # dense array of users x items.
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = (backend or jax.default_backend()) == "cpu"
         lowering = "gather" if on_cpu or config.item_block else "dense"
     return MODELS[config.name](
         n_items=n_items,

@@ -100,21 +100,23 @@ class TrainSetup:
         return mesh_lib.spread(shapes, specs, self.data_shards, items)
 
 
-def make_setup(config: Config, n_items: int, mesh: Mesh) -> TrainSetup:
-    """Returns the setup of a run.
+def make_setup(
+    config: Config, n_items: int, mesh: Mesh, backend: str | None = None
+) -> TrainSetup:
+    """Returns the setup of a run on a platform; None for JAX's default.
 
     Raises:
       VaecfError: a setting does not fit the model or the device.
     """
-    policy = precision.policy(config.precision.policy)
+    backend = backend or jax.default_backend()
+    policy = precision.policy(config.precision.policy, backend)
     shards = mesh.shape[mesh_lib.ITEM]
-    model = registry.make_model(config.model, policy, n_items, shards)
+    model = registry.make_model(config.model, policy, n_items, shards, backend)
     _check_phases(config, model)
     sum_in_fp32 = config.mesh.reduce == "fp32"
     # A CPU is faster with arrays of users x items that are not too large:
     # every dispatch allocates them, and maps their memory, anew.
-    on_cpu = jax.default_backend() == "cpu"
-    most = 1024 if on_cpu else config.train.batch_size
+    most = 1024 if backend == "cpu" else config.train.batch_size
     return TrainSetup(
         model=registry.shard_model(model, mesh),
         tx=optimizers.make_optimizer(
