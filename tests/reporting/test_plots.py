@@ -148,7 +148,7 @@ digest = hashlib.sha256(svg.encode()).hexdigest()
 OTHER_PROCESS = f"""
 import sys
 import vaecf.reporting
-from vaecf.reporting import plots, progress, report, sweep_plots, writers
+from vaecf.reporting import plots, progress, report, writers
 heavy = {{"matplotlib", "pandas", "tensorboardX", "tqdm", "jinja2", "jax"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 {DRAW}

@@ -98,21 +98,3 @@ def test_recommendations_table() -> None:
     assert "title" not in second
     assert second.splitlines()[-1].split() == ["1", "sku-1", "–"]
     assert tables.recommendations_table([]) == ""
-
-
-def test_trials_table() -> None:
-    first = {
-        "number": 12,
-        "value": 0.40123,
-        "epochs": 9,
-        "best_epoch": 8,
-        "seconds": 61.3,
-        "params": {"optimizer.learning_rate": 0.00123456, "model.hidden": ()},
-    }
-    second = {**first, "number": 3, "seconds": None, "params": {}}
-    text = tables.trials_table([first, second], metric="ndcg@10", title="Best")
-    lines = [line.split() for line in text.splitlines()]
-    assert lines[0] == ["Best"]
-    assert lines[4] == ["12", "0.4012", "8", "9", "61.3", "0.001235", "()"]
-    assert lines[5] == ["3", "0.4012", "8", "9", "–", "–", "–"]
-    assert {"number", "NDCG@10", "seconds", "model.hidden"} <= set(lines[2])

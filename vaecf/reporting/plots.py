@@ -60,36 +60,23 @@ def new_figure(
 
 def to_svg(figure: Figure) -> str:
     """Returns an SVG document; the same figure gives the same text."""
-    svg = _saved(figure, format="svg", metadata={"Date": None})
-    # XML cannot contain control characters.
-    return tables.printable(svg.decode(), keep="\n")
-
-
-def to_png(figure: Figure) -> bytes:
-    """Returns a PNG file; the same figure gives the same bytes."""
-    return _saved(figure, format="png", dpi=150)
-
-
-def _saved(figure: Figure, **options: Any) -> bytes:
     from matplotlib import style
 
-    buffer = io.BytesIO()
+    buffer = io.StringIO()
     with style.context(_STYLE), warnings.catch_warnings():
         # The browser has letters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(buffer, bbox_inches="tight", **options)
-    return buffer.getvalue()
+        figure.savefig(
+            buffer, format="svg", bbox_inches="tight", metadata={"Date": None}
+        )
+    # XML cannot contain control characters.
+    return tables.printable(buffer.getvalue(), keep="\n")
 
 
 def _new_axes() -> Axes:
     from matplotlib.figure import Figure
 
     return Figure(layout="constrained").subplots()
-
-
-def integer_ticks(axes: Axes) -> None:
-    """Restricts the ticks of the x axis to whole numbers."""
-    axes.locator_params("x", nbins=8, integer=True, min_n_ticks=1)
 
 
 def history_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -121,7 +108,7 @@ def plot_curve(
     style = {"color": "C0", "marker": marker, **style}
     axes.plot(values.index, values, **style)
     axes.set(title=_TITLES.get(name, name), xlabel="epoch")
-    integer_ticks(axes)
+    axes.locator_params("x", nbins=8, integer=True, min_n_ticks=1)
     return axes
 
 

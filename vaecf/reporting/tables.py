@@ -1,4 +1,4 @@
-"""Plain-text tables: results, recommendations, trials, comparisons.
+"""Plain-text tables: results, recommendations, comparisons.
 
 Ids and titles come from files of strangers, so every cell is stripped of
 control characters: they could move the cursor of a terminal.
@@ -209,28 +209,6 @@ def recommendations_table(records: Sequence[Mapping[str, Any]]) -> str:
         heading = printable(f"user {record['user']}, history: {history}")
         blocks.append(f"{heading}\n{textwrap.indent(table, '  ')}")
     return "\n\n".join(blocks)
-
-
-def trials_table(
-    trials: Sequence[Mapping[str, Any]], *, metric: str, title: str
-) -> str:
-    """Returns a table of the trials of a sweep, one per line.
-
-    `trials` are mappings with "number", "value" (of the metric), "epochs",
-    "best_epoch", "seconds" and "params" ({setting: value}).
-    """
-    rows = [
-        {
-            "number": t["number"],
-            metric_label(metric): t["value"],
-            "best epoch": t["best_epoch"],
-            "epochs": t["epochs"],
-            "seconds": None if t["seconds"] is None else f"{t['seconds']:.1f}",
-            **t["params"],
-        }
-        for t in trials
-    ]
-    return f"{printable(title)}\n\n{format_table(rows)}"
 
 
 def comparison_table(compared: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import metrics
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.reporting import plots, sweep_plots, tables
+from vaecf.reporting import tables
 from vaecf.reporting.writers import Writer
 from vaecf.training import compilation_cache, optimizers, precision
 from vaecf.training.loop import Shared
@@ -39,9 +39,6 @@ Log = Callable[[str], None]
 # More failures in a row are not the fault of the trials.
 _MAX_FAILED = 5
 _SHOWN = 10
-# A parameter is important if it decides which trials are in the best quarter;
-# with fewer than five trials there, the figure would describe the sampler.
-_QUANTILE, _MIN_FOR_IMPORTANCES = 0.25, 20
 # Errors that end a trial but not the sweep: a diverged loss, or a model that
 # does not fit the memory of the device.
 _TRIAL_ERRORS = (VaecfError, jax.errors.JaxRuntimeError)
@@ -384,7 +381,7 @@ def share_of_gpus(
 def summarise(
     plan: SweepPlan, study: optuna.Study, log: Log
 ) -> list[dict[str, Any]]:
-    """Writes trials.csv, best.json and plots, and returns the rows."""
+    """Writes trials.csv and best.json, and returns the rows."""
     rows = [_row(plan, trial) for trial in study_lib.counted(study)]
     frame = pd.DataFrame([{**row, **row["params"]} for row in rows])
     frame = frame.drop(columns="params", errors="ignore")
@@ -396,27 +393,25 @@ def summarise(
         log(f"no trial is complete yet; trials: {path}")
         return rows
     metric = plan.base.eval.best_metric
-    title = f"Best of {len(complete)} complete trials, by validation users"
-    table = tables.trials_table(complete[:_SHOWN], metric=metric, title=title)
     names = ("number", "folder", "value", "best_epoch", "params")
     best = {name: complete[0][name] for name in names}
     best |= {"study": plan.study, "metric": f"validation/{metric}"}
     workdir_lib.write_json(plan.workdir / "best.json", best)
-    log(f"\n{table}\n\ntrials: {path}\nbest: {plan.workdir / 'best.json'}")
-    logarithmic = {k for k, d in plan.space.items() if d.get("log")}
-    figures = {
-        "history.png": sweep_plots.history(rows, metric=metric),
-        "slices.png": sweep_plots.slices(
-            rows, [*plan.space], metric=metric, logarithmic=logarithmic
-        ),
-    }
-    enough = len(complete) >= _MIN_FOR_IMPORTANCES
-    if enough and (shares := _importances(study)):
-        figure = sweep_plots.importances(shares, metric=metric)
-        figures["importances.png"] = figure
-    for name, figure in figures.items():
-        workdir_lib.write_bytes(plan.workdir / name, plots.to_png(figure))
-        log(f"plot: {plan.workdir / name}")
+    shown = [
+        {
+            "number": row["number"],
+            tables.metric_label(metric): row["value"],
+            "best epoch": row["best_epoch"],
+            "epochs": row["epochs"],
+            **row["params"],
+        }
+        for row in complete[:_SHOWN]
+    ]
+    log(
+        f"\nBest of {len(complete)} complete trials, by validation users\n\n"
+        f"{tables.format_table(shown)}\n\ntrials: {path}\n"
+        f"best: {plan.workdir / 'best.json'}"
+    )
     return rows
 
 
@@ -433,16 +428,3 @@ def _row(plan: SweepPlan, trial: FrozenTrial) -> dict[str, Any]:
         **{name: attributes.get(name) for name in ("host", "folder", "error")},
         "params": space_lib.values(plan.space, trial.params),
     }
-
-
-def _importances(study: optuna.Study) -> dict[str, float]:
-    make: Any = optuna.importance.PedAnovaImportanceEvaluator
-    try:
-        evaluator = make(target_quantile=_QUANTILE)
-    except TypeError:  # before optuna 5
-        evaluator = make(baseline_quantile=_QUANTILE)
-    with contextlib.suppress(ValueError, RuntimeError):  # no parameter varies
-        return optuna.importance.get_param_importances(
-            study, evaluator=evaluator
-        )
-    return {}
