@@ -136,7 +136,7 @@ def test_specs_of_parameters_moments_and_counts():
     assert mesh_lib.specs(params(), mult_vae.PARTITION) == PARAM_SPECS
     shapes = jax.eval_shape(params)
     assert mesh_lib.specs(shapes, mult_vae.PARTITION) == PARAM_SPECS
-    tx = optimizers.dynamic_loss_scale(optax.adam(1e-3))
+    tx = optimizers.dynamic_loss_scale(optax.adam(1e-3), 2.0**15, 2000)
     specs = mesh_lib.specs(tx.init(params()), mult_vae.PARTITION)
     adam = specs.inner[0]
     assert adam.mu == adam.nu == PARAM_SPECS

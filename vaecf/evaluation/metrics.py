@@ -11,7 +11,6 @@ To add a metric, add its function to `HIT_METRICS` or `LIST_METRICS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -80,7 +79,7 @@ def hit_rate(
     hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int
 ) -> np.ndarray:
     """Returns 1 for users with a hit among the first k, else 0, float64 [U]."""
-    any_U = hits_UK[:, :k].any(axis=1).astype(np.float64)
+    any_U = hits_UK[:, :k].any(axis=1)
     return np.where(n_held_out_U > 0, any_U, np.nan)
 
 
@@ -89,11 +88,8 @@ def reciprocal_rank(
 ) -> np.ndarray:
     """Returns 1 / rank of the first hit, 0 without a hit, float64 [U]."""
     top_UK = hits_UK[:, :k]
-    if top_UK.shape[1] == 0:
-        first_U = np.zeros(len(hits_UK))
-    else:
-        rank_U = top_UK.argmax(axis=1) + 1
-        first_U = np.where(top_UK.any(axis=1), 1.0 / rank_U, 0.0)
+    inverse_K = 1.0 / np.arange(1, top_UK.shape[1] + 1)
+    first_U = (top_UK * inverse_K).max(axis=1, initial=0.0)
     return np.where(n_held_out_U > 0, first_U, np.nan)
 
 
@@ -152,15 +148,8 @@ LIST_METRICS: dict[str, _Function] = {
 METRICS = (*HIT_METRICS, *LIST_METRICS)
 
 
-class Metric(NamedTuple):
-    """A metric and its cut-off, such as ndcg@100."""
-
-    kind: str
-    k: int
-
-
-def parse(name: str) -> Metric:
-    """Returns the metric of a name such as 'ndcg@100'.
+def parse(name: str) -> tuple[str, int]:
+    """Returns the metric and the cut-off of a name: ('ndcg', 100).
 
     Raises:
       VaecfError: the name is not `<metric>@<k>` with a known metric and k >= 1.
@@ -172,12 +161,12 @@ def parse(name: str) -> Metric:
             f"such as ndcg@100, with one of {', '.join(METRICS)}"
             f"{did_you_mean(kind, METRICS)}"
         )
-    return Metric(kind, int(k))
+    return kind, int(k)
 
 
 def depth(names: Sequence[str]) -> int:
     """Returns the length of the lists that the metrics need."""
-    return max(parse(name).k for name in names)
+    return max(parse(name)[1] for name in names)
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -43,7 +43,6 @@ from vaecf.training import (
     input_pipeline,
     linear_branch,
     loop,
-    optimizers,
     signals,
 )
 from vaecf.training import state as state_lib
@@ -153,7 +152,6 @@ def train_grid(
     directories = [workdir / name for name in names]
     check(configs)
     metrics.parse(base.eval.best_metric)
-    optimizers.require_known(base.optimizer.name)
     dataset = find_dataset(base.data.dir)
     value = f"validation/{base.eval.best_metric}"
 

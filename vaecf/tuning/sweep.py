@@ -27,7 +27,7 @@ from vaecf.evaluation import metrics
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.reporting import tables
 from vaecf.reporting.writers import Writer
-from vaecf.training import compilation_cache, optimizers, precision
+from vaecf.training import compilation_cache, precision
 from vaecf.training.loop import Shared
 from vaecf.tuning import population
 from vaecf.tuning import space as space_lib
@@ -70,7 +70,6 @@ def sweep(
         raise VaecfError(f"workers={workers} must be at least 1")
     workdir_lib.require_no_other(plan.workdir, "sweep")
     metrics.parse(plan.base.eval.best_metric)
-    optimizers.require_known(plan.base.optimizer.name)
     space_lib.check(plan.space, plan.base)
     if plan.population > 1:
         population.check_settings(plan.space)
