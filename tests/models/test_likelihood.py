@@ -1,7 +1,5 @@
 """The output layer against dense float64 NumPy, and its passes in XLA."""
 
-from __future__ import annotations
-
 import functools
 import re
 
@@ -29,7 +27,7 @@ HIDDEN, OUTPUT, BIAS = INPUTS
 BLOCKS = pytest.mark.parametrize("block", [0, 5, 8, 100])
 
 
-def nll_by_definition(x, hidden, kernel, bias) -> np.ndarray:
+def nll_by_definition(x, hidden, kernel, bias):
     """-sum_i x_i log softmax_i, float64."""
     z = hidden.astype(float) @ kernel.astype(float) + bias
     log_softmax = z - scipy.special.logsumexp(z, axis=1, keepdims=True)
@@ -237,7 +235,7 @@ def test_logits_accumulate_in_the_output_dtype():
 WIDE = (48, 384)  # users, items
 
 
-def written(program: str) -> list[str]:
+def written(program):
     """Operations at the top level that write an array users x items."""
     found, inside = [], False
     for line in program.splitlines():
@@ -253,7 +251,11 @@ def written(program: str) -> list[str]:
 
 @pytest.mark.parametrize(("dtype", "passes"), [("float32", 4), ("bfloat16", 5)])
 def test_loss_and_gradients_write_few_arrays_of_users_by_items(dtype, passes):
-    """Product, bias, gradient, targets; and a cast to half precision."""
+    """Product, bias, gradient, targets; and a cast to half precision.
+
+    The XLA of jax 0.10.0 does not fuse the exponentials into the gradient.
+    """
+    passes += jax.__version_info__ < (0, 10, 2)
     rng = np.random.default_rng(0)
     batch = SparseBatch(
         rng.integers(0, WIDE[1], 256).astype(np.int32),
