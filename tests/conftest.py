@@ -1,7 +1,5 @@
 """Settings that all tests share."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import tempfile
@@ -39,7 +37,7 @@ _BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def realdata_dir() -> pathlib.Path:
+def realdata_dir():
     """Returns the folder of the real ratings; skips the test without it."""
     path = pathlib.Path(os.environ.get("VAECF_REALDATA", _BESIDE))
     if not path.is_dir():

@@ -1,11 +1,8 @@
 """Exit statuses, and one line for every mistake of the user."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator
 
 import pytest
 from absl import flags
@@ -16,7 +13,7 @@ from vaecf.errors import VaecfError
 
 
 @pytest.fixture(autouse=True)
-def own_flags() -> Iterator[None]:
+def own_flags():
     saved = flagsaver.save_flag_values()
     flags.FLAGS.unparse_flags()
     sys.modules.pop("config_config", None)
@@ -25,16 +22,11 @@ def own_flags() -> Iterator[None]:
     flags.FLAGS.mark_as_parsed()
 
 
-Run = Callable[..., tuple[object, str, str]]
-
-
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def run(monkeypatch, capsys):
     """run(main, *arguments) returns (status, stdout, stderr)."""
 
-    def run(main, *arguments: str, config: pathlib.Path | None = None):
+    def run(main, *arguments, config=None):
         monkeypatch.setattr(sys, "argv", ["tool.py", *arguments])
         with pytest.raises(SystemExit) as exit:
             if config is not None:
@@ -45,7 +37,7 @@ def run(
     return run
 
 
-def raising(error: BaseException):
+def raising(error):
     def main(argv):
         raise error
 
@@ -56,7 +48,7 @@ def unreachable(argv):
     raise AssertionError("must not be reached")
 
 
-def test_statuses(run: Run) -> None:
+def test_statuses(run):
     assert run(lambda argv: None)[0] in (None, 0)
     assert run(lambda argv: 3)[0] == 3
     error = VaecfError("a.csv has\nno column\r\n'x'")
@@ -68,9 +60,7 @@ def test_statuses(run: Run) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), OSError("disk")])
-def test_a_bug_keeps_its_traceback(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_bug_keeps_its_traceback(monkeypatch, error):
     monkeypatch.setattr(sys, "argv", ["tool.py"])
     with pytest.raises(type(error)) as raised:
         cli.run(raising(error))
@@ -98,7 +88,7 @@ def test_a_bug_keeps_its_traceback(
         )),
     ],
 )  # fmt: skip
-def test_settings_become_flags(run: Run, message: str, expected: str) -> None:
+def test_settings_become_flags(run, message, expected):
     _, _, err = run(raising(VaecfError(message)))
     assert err == f"error: {message}\n"  # without these flags
     config = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
@@ -122,7 +112,7 @@ def test_settings_become_flags(run: Run, message: str, expected: str) -> None:
         (["--methods=d"], "flag --methods=d: 'd' is unknown, use one of a, b"),
     ],
 )  # fmt: skip
-def test_a_mistaken_flag(run: Run, arguments: list[str], message: str) -> None:
+def test_a_mistaken_flag(run, arguments, message):
     flags.DEFINE_integer("spelling", 1, "n")
     cli.define_list_switch("methods", ("a", "b"), "Which")
     status, out, err = run(unreachable, *arguments)
@@ -140,7 +130,7 @@ def test_a_mistaken_flag(run: Run, arguments: list[str], message: str) -> None:
         ("--methods=", ()),
     ],
 )
-def test_list_switch(run: Run, argument: str, expected: tuple) -> None:
+def test_list_switch(run, argument, expected):
     for name in ("methods", "others"):
         cli.define_list_switch(name, ("a", "b", "c"), "Which")
     seen = []
@@ -152,7 +142,7 @@ def test_list_switch(run: Run, argument: str, expected: tuple) -> None:
 
 
 @pytest.fixture
-def config(tmp_path: pathlib.Path) -> pathlib.Path:
+def config(tmp_path):
     path = tmp_path / "size.py"
     path.write_text(
         "import ml_collections\n"
@@ -175,9 +165,7 @@ def config(tmp_path: pathlib.Path) -> pathlib.Path:
         ("part=3", "=3: "),
     ],
 )
-def test_a_mistaken_override(
-    run: Run, config: pathlib.Path, named: bool, override: str, message: str
-) -> None:
+def test_a_mistaken_override(run, config, named, override, message):
     """Whether the config is named on the command line or is the default."""
     arguments = [f"--config={config}"] * named + [f"--config.{override}"]
     status, out, err = run(lambda argv: 0, *arguments, config=config)
@@ -199,13 +187,7 @@ def test_a_mistaken_override(
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("overrides", [(), ("--config.size=3",)])
-def test_a_mistaken_config_file(
-    run: Run,
-    config: pathlib.Path,
-    overrides: tuple[str, ...],
-    text: str | None,
-    message: str,
-) -> None:
+def test_a_mistaken_config_file(run, config, overrides, text, message):
     path = config.with_name("new.py")
     if text is not None:
         path.write_text(text)

@@ -4,8 +4,6 @@ Most tests go through `config.settings()`, so that a new setting needs a test
 only for what is particular to it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -13,7 +11,6 @@ import operator
 import pathlib
 import sys
 import typing
-from typing import Any
 
 import pytest
 from absl import flags
@@ -29,14 +26,14 @@ CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py"))
 SETTINGS = config_lib.settings()
 
 
-def type_of(key: str) -> Any:
-    cls: Any = config_lib.Config
+def type_of(key):
+    cls = config_lib.Config
     for part in key.split("."):
         cls = typing.get_type_hints(cls)[part]
     return cls
 
 
-def choices(key: str) -> tuple[str, ...]:
+def choices(key):
     return getattr(SETTINGS[key].metadata["rule"], "choices", ())
 
 
@@ -50,7 +47,7 @@ OTHERS = {
     tuple[int, ...]: ((5, 2),),
     tuple[str, ...]: (("map@10", "mrr@5"),),
 }
-WRONG: dict[Any, tuple] = {
+WRONG = {
     str: (3, None),
     bool: (1, "true"),
     int: (1.5, 20.0, True, "0", None),
@@ -61,7 +58,7 @@ WRONG: dict[Any, tuple] = {
 }
 
 
-def another(key: str) -> Any:
+def another(key):
     """A value that is allowed and not the default."""
     field, rule = SETTINGS[key], SETTINGS[key].metadata["rule"]
     values = choices(key) or OTHERS[type_of(key)]
@@ -69,22 +66,22 @@ def another(key: str) -> Any:
     return next(v for v in allowed if v != field.default)
 
 
-def plain() -> dict[str, Any]:
+def plain():
     return default.get_config().to_dict()
 
 
-def changed(key: str, value: Any) -> dict[str, Any]:
+def changed(key, value):
     config = plain()
     section, _, leaf = key.rpartition(".")
     (config[section] if section else config)[leaf] = value
     return config
 
 
-def value_of(config: config_lib.Config, key: str) -> Any:
+def value_of(config, key):
     return operator.attrgetter(key)(config)
 
 
-def refused(config: dict[str, Any], key: str) -> str:
+def refused(config, key):
     with pytest.raises(VaecfError) as error:
         config_lib.from_mapping(config)
     message = str(error.value)
@@ -93,7 +90,7 @@ def refused(config: dict[str, Any], key: str) -> str:
     return message
 
 
-def from_command_line(config: str, *arguments: str) -> Any:
+def from_command_line(config, *arguments):
     sys.modules.pop("config_config", None)
     values = flags.FlagValues()
     path = ROOT / "configs" / f"{config}.py"
@@ -105,7 +102,7 @@ def from_command_line(config: str, *arguments: str) -> Any:
     return holder.value
 
 
-def test_default_config_holds_every_setting() -> None:
+def test_default_config_holds_every_setting():
     defaults = config_lib.flatten(dataclasses.asdict(config_lib.Config()))
     assert config_lib.flatten(plain()) == defaults
     assert defaults.keys() == SETTINGS.keys()
@@ -114,7 +111,7 @@ def test_default_config_holds_every_setting() -> None:
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_setting_is_documented(key: str) -> None:
+def test_setting_is_documented(key):
     meaning = SETTINGS[key].metadata["meaning"]
     assert len(meaning.split()) > 1 and meaning.endswith(".")
     for choice in choices(key):
@@ -122,7 +119,7 @@ def test_setting_is_documented(key: str) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_setting_can_be_given_on_the_command_line(config: str) -> None:
+def test_every_setting_can_be_given_on_the_command_line(config):
     wanted = {key: another(key) for key in SETTINGS}
     flags = (f"--config.{key}={value}" for key, value in wanted.items())
     made = config_lib.from_mapping(from_command_line(config, *flags))
@@ -140,13 +137,13 @@ def test_every_setting_can_be_given_on_the_command_line(config: str) -> None:
         ("optimizer.learning_rate", 1, 1.0),
     ],
 )
-def test_conversions(key: str, value: Any, expected: Any) -> None:
+def test_conversions(key, value, expected):
     made = value_of(config_lib.from_mapping(changed(key, value)), key)
     assert made == expected and type(made) is type(expected)
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_a_value_of_another_type(key: str) -> None:
+def test_a_value_of_another_type(key):
     for value in WRONG[type_of(key)]:
         refused(changed(key, value), key)
     if section := key.rpartition(".")[0]:
@@ -155,7 +152,7 @@ def test_a_value_of_another_type(key: str) -> None:
 
 # Keys, values out of range, and a value at the end of the range.
 # What a rule's text promises: values to refuse, and the extreme to accept.
-RANGES: dict[str, tuple[tuple, Any]] = {
+RANGES = {
     "above 0": ((0.0, -1.0), 1e-300),
     "at least 0": ((-1,), 0),
     "at least 1": ((0, -1), 1),
@@ -174,7 +171,7 @@ RANGED = [
 
 
 @pytest.mark.parametrize("key", RANGED)
-def test_range_of_a_value(key: str) -> None:
+def test_range_of_a_value(key):
     text = SETTINGS[key].metadata["rule"].text
     [(bad, good)] = [
         RANGES[known] for known in RANGES if text.startswith(known)
@@ -186,7 +183,7 @@ def test_range_of_a_value(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", list(filter(choices, SETTINGS)))
-def test_an_unknown_choice_names_the_nearest(key: str) -> None:
+def test_an_unknown_choice_names_the_nearest(key):
     longest = max(choices(key), key=len)
     message = refused(changed(key, f"{longest}x"), key)
     assert f"did you mean {longest}?" in message
@@ -194,7 +191,7 @@ def test_an_unknown_choice_names_the_nearest(key: str) -> None:
     assert longest in message and "did you mean" not in message
 
 
-def test_an_unknown_key_names_the_nearest() -> None:
+def test_an_unknown_key_names_the_nearest():
     with pytest.raises(VaecfError, match=r"^config\.model\.latnet .*latent\?$"):
         config_lib.from_mapping(changed("model.latnet", 200))
     with pytest.raises(VaecfError, match=r"^config\.optimiser .*optimizer\?$"):
@@ -202,7 +199,7 @@ def test_an_unknown_key_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_a_missing_key_is_an_error(key: str) -> None:
+def test_a_missing_key_is_an_error(key):
     config = plain()
     section, _, leaf = key.rpartition(".")
     del (config[section] if section else config)[leaf]
@@ -211,7 +208,7 @@ def test_a_missing_key_is_an_error(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_which_keys_may_differ_on_resumption(key: str) -> None:
+def test_which_keys_may_differ_on_resumption(key):
     """tests/test_workdir.py has literal examples of both kinds."""
     old = config_lib.Config().to_dict()
     new = config_lib.replace(config_lib.Config(), {key: another(key)}).to_dict()
@@ -221,14 +218,14 @@ def test_which_keys_may_differ_on_resumption(key: str) -> None:
     assert workdir_lib.differing_keys(new, old) == expected
 
 
-def test_keys_on_one_side_only_differ() -> None:
+def test_keys_on_one_side_only_differ():
     old, new = config_lib.Config().to_dict(), config_lib.Config().to_dict()
     del new["model"]["latent"], old["loss"]["gamma"]
     keys = workdir_lib.differing_keys(old, new)
     assert keys == ["loss.gamma", "model.latent"]
 
 
-def test_replace() -> None:
+def test_replace():
     config = config_lib.Config()
     made = config_lib.replace(config, {"seed": 3, "model.hidden": (5, 3)})
     assert (made.seed, made.model.hidden) == (3, (5, 3))
@@ -240,7 +237,7 @@ def test_replace() -> None:
         config_lib.replace(config, {"train.epochs": -1})
 
 
-def test_json_round_trip() -> None:
+def test_json_round_trip():
     wanted = {key: another(key) for key in SETTINGS}
     for changes in ({}, wanted, {"data.dir": 'é "\n', "model.hidden": ()}):
         made = config_lib.replace(config_lib.Config(), changes)

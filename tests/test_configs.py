@@ -1,11 +1,8 @@
 """The configs: valid, and equal to their papers and recipes."""
 
-from __future__ import annotations
-
 import importlib
 import pathlib
 import re
-from typing import Any
 
 import pytest
 
@@ -18,15 +15,15 @@ FILES = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"}
 NAMES = sorted(FILES - {"default"})
 
 
-def module(name: str):
+def module(name):
     return importlib.import_module(f"configs.{name}")
 
 
-def made(name: str) -> config_lib.Config:
+def made(name):
     return config_lib.from_mapping(module(name).get_config())
 
 
-def has(name: str, **expected: Any) -> None:
+def has(name, **expected):
     """Checks settings, such as train__epochs=200 for train.epochs."""
     config = made(name)
     changes = {k.replace("__", "."): v for k, v in expected.items()}
@@ -34,7 +31,7 @@ def has(name: str, **expected: Any) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_config_is_valid(name: str) -> None:
+def test_config_is_valid(name):
     config = made(name)
     for metric in (*config.eval.metrics, config.eval.best_metric):
         metrics.parse(metric)
@@ -45,7 +42,7 @@ def test_config_is_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_docstring_has_the_commands(name: str) -> None:
+def test_docstring_has_the_commands(name):
     text = module(name).__doc__ or ""
     commands = re.sub(r"\\\n\s+", "", text)
     (prepare,) = re.findall(r"experiments/prepare_dataset\.py (.*)", commands)
@@ -59,7 +56,7 @@ def test_docstring_has_the_commands(name: str) -> None:
     assert dataset in catalog.CATALOG
 
 
-def test_the_recipe() -> None:
+def test_the_recipe():
     """Defaults of the arguments of NVIDIA's main.py, and its architecture."""
     has(
         "ml20m", seed=0, model__name="mult_vae", model__hidden=(600,),
@@ -77,7 +74,7 @@ def test_the_recipe() -> None:
     ("data", "gamma"),
     [("ml1m", 0.005), ("ml20m", 0.005), ("netflix", 0.0035), ("msd", 0.01)],
 )
-def test_recvae(data: str, gamma: float) -> None:
+def test_recvae(data, gamma):
     """Defaults of the authors' run.py; 50 rounds of three epochs and one."""
     has(
         f"{data}_recvae", model__name="rec_vae", model__hidden=(600,),
@@ -88,7 +85,7 @@ def test_recvae(data: str, gamma: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["ml20m_paper", "netflix", "msd"])
-def test_the_paper(name: str) -> None:
+def test_the_paper(name):
     """Liang et al. (2018), section 4.5, and the notebook with it."""
     has(
         name, model__name="mult_vae", model__hidden=(600,), model__latent=200,
@@ -101,7 +98,7 @@ def test_the_paper(name: str) -> None:
     )  # fmt: skip
 
 
-def test_the_papers_dae() -> None:
+def test_the_papers_dae():
     """I - 200 - I, and lambda = 0.01 / 500 of the notebook."""
     changes = {
         "model.name": "mult_dae",

@@ -1,9 +1,5 @@
 """What a run refuses; tests/experiments/test_main.py checks whole runs."""
 
-from __future__ import annotations
-
-import pathlib
-
 import pytest
 
 from vaecf import config as config_lib
@@ -14,7 +10,7 @@ from vaecf.errors import VaecfError
 
 
 @pytest.fixture
-def data(tmp_path: pathlib.Path):
+def data(tmp_path):
     size = {"n_train_users": 30, "n_held_out_users": 4, "n_items": 20}
     small = synthetic.make("synthetic", n_groups=2, **size)
     return write_dataset(tmp_path / "data", small)
@@ -34,8 +30,8 @@ def data(tmp_path: pathlib.Path):
     ],
 )
 def test_refused_before_anything_is_written(
-    tmp_path: pathlib.Path, data, changes, actions, message
-) -> None:
+    tmp_path, data, changes, actions, message
+):
     changes = {"data.dir": str(data.path), **changes}
     config = config_lib.replace(config_lib.Config(), changes)
     wanted = experiment.Actions(**{"train": True, **actions})

@@ -1,7 +1,5 @@
 """Who may import whom, and what an import may load."""
 
-from __future__ import annotations
-
 import ast
 import json
 import pathlib
@@ -36,7 +34,7 @@ ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}
 HEAVY = ACCELERATED | {"pandas", "polars", "matplotlib", "scipy", "optuna"}
 
 
-def imports(path: pathlib.Path) -> set[str]:
+def imports(path):
     """Dotted names that a module imports, wherever in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -48,11 +46,11 @@ def imports(path: pathlib.Path) -> set[str]:
     return names
 
 
-def modules(folder: str) -> list[pathlib.Path]:
+def modules(folder):
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-def part_of(path: pathlib.Path) -> str:
+def part_of(path):
     """'data' for vaecf/data/id_table.py, 'cli' for vaecf/cli.py."""
     return path.relative_to(ROOT).with_suffix("").parts[1]
 
@@ -60,7 +58,7 @@ def part_of(path: pathlib.Path) -> str:
 @pytest.mark.parametrize(
     "path", modules("vaecf"), ids=lambda p: str(p.relative_to(ROOT))
 )
-def test_a_module_imports_only_from_lower_floors(path: pathlib.Path) -> None:
+def test_a_module_imports_only_from_lower_floors(path):
     part = part_of(path)
     if part == "__init__":
         return  # imports lazily: see the test of what an import loads
@@ -77,7 +75,7 @@ def test_a_module_imports_only_from_lower_floors(path: pathlib.Path) -> None:
             assert top not in ACCELERATED, f"{path.name}: {name}"
 
 
-def test_only_the_command_line_names_flags() -> None:
+def test_only_the_command_line_names_flags():
     """The library names settings; `cli.with_flags` spells them as flags."""
     named = [
         f"{path.relative_to(ROOT)}:{number}"
@@ -89,14 +87,14 @@ def test_only_the_command_line_names_flags() -> None:
     assert named == []
 
 
-def test_configs_import_only_ml_collections_and_the_settings() -> None:
+def test_configs_import_only_ml_collections_and_the_settings():
     for path in modules("configs"):
         names = imports(path) - {"vaecf.config"}
         tops = {name.split(".")[0] for name in names}
         assert tops <= {"ml_collections", "configs", "dataclasses"}, path.name
 
 
-def test_entry_points_are_short() -> None:
+def test_entry_points_are_short():
     """Parse, call one function of vaecf, exit."""
     for path in (ROOT / "experiments").glob("*.py"):
         names = imports(path)
@@ -117,7 +115,7 @@ print(json.dumps(loaded))
 """
 
 
-def test_importing_vaecf_loads_nothing_heavy() -> None:
+def test_importing_vaecf_loads_nothing_heavy():
     light = ("vaecf", "vaecf.config", "vaecf.cli", "vaecf.reporting")
     done = subprocess.run(
         [sys.executable, "-c", LOADS, " ".join(HEAVY), *light, "jax"],
@@ -130,7 +128,7 @@ def test_importing_vaecf_loads_nothing_heavy() -> None:
     assert after == {name: [] for name in light}
 
 
-def test_public_names_are_found_when_used() -> None:
+def test_public_names_are_found_when_used():
     for name in vaecf.__all__:
         assert getattr(vaecf, name).__name__ == name
         assert name in dir(vaecf)

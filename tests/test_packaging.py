@@ -1,7 +1,5 @@
 """Promises of pyproject.toml, the Makefile, CI and the README."""
 
-from __future__ import annotations
-
 import ast
 import pathlib
 import re
@@ -23,14 +21,14 @@ DISTRIBUTIONS = {
 }
 
 
-def requirements(texts: list[str]) -> dict[str, Requirement]:
+def requirements(texts):
     return {Requirement(text).name: Requirement(text) for text in texts}
 
 
 REQUIRED = requirements(PROJECT["dependencies"])
 
 
-def test_python_and_jax() -> None:
+def test_python_and_jax():
     assert (ROOT / "vaecf" / "py.typed").is_file()
     python = SpecifierSet(PROJECT["requires-python"])
     assert "3.11.0" in python and "3.13.0" in python and "3.10.9" not in python
@@ -39,7 +37,7 @@ def test_python_and_jax() -> None:
     assert "0.9.2" not in jax and "0.13.0" not in jax
 
 
-def test_cuda_only_on_request() -> None:
+def test_cuda_only_on_request():
     for name, requirement in REQUIRED.items():
         assert not re.search("cuda|nvidia|tensorflow|torch", name)
         assert not requirement.extras
@@ -49,7 +47,7 @@ def test_cuda_only_on_request() -> None:
         assert jax.specifier == REQUIRED["jax"].specifier
 
 
-def test_every_import_of_the_package_is_a_dependency() -> None:
+def test_every_import_of_the_package_is_a_dependency():
     found = set()
     for path in (ROOT / "vaecf").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -63,7 +61,7 @@ def test_every_import_of_the_package_is_a_dependency() -> None:
     assert wanted - {"optuna"} <= set(REQUIRED)
 
 
-def test_targets_that_are_named_exist() -> None:
+def test_targets_that_are_named_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
     named = {}
@@ -74,7 +72,7 @@ def test_targets_that_are_named_exist() -> None:
     assert named[".ci/run"] == ["test"] and "demo" in named["README.md"]
 
 
-def test_files_and_extras_that_the_readme_names_exist() -> None:
+def test_files_and_extras_that_the_readme_names_exist():
     text = (ROOT / "README.md").read_text()
     folders = "configs|experiments|docs|tests|vaecf"
     named = re.findall(rf"`((?:{folders})/[\w./]*)`", text)

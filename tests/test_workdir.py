@@ -1,7 +1,5 @@
 """The lock and identity of a run's directory, and atomic writes."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib
@@ -14,7 +12,6 @@ import pytest
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.data import synthetic
-from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -42,21 +39,21 @@ RESUMABLE = {
 }
 
 
-def config(changes: dict[str, object] | None = None) -> config_lib.Config:
+def config(changes=None):
     return config_lib.replace(config_lib.Config(), changes or {})
 
 
-def make(seed: int) -> Dataset:
+def make(seed):
     size = {"n_train_users": 12, "n_held_out_users": 2, "n_items": 20}
     return synthetic.make("synthetic", seed, n_groups=3, **size)
 
 
 @pytest.fixture(scope="module")
-def dataset() -> Dataset:
+def dataset():
     return make(0)
 
 
-def files(folder: pathlib.Path) -> dict[str, bytes]:
+def files(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
@@ -108,7 +105,7 @@ def test_workdir_that_cannot_be_created(tmp_path, name):
 # --- Identity ---------------------------------------------------------------
 
 
-def begin(folder, dataset) -> dict[str, bytes]:
+def begin(folder, dataset):
     """Makes `folder` the workdir of a run with a checkpoint."""
     workdir_lib.check_or_create(folder, config(), dataset)
     (folder / "checkpoints").mkdir()

@@ -1,7 +1,5 @@
 """The catalog's facts, and its downloads against a server on this machine."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import http.server
@@ -23,18 +21,18 @@ class Server:
     """Serves `files` with ranges; `behaviour` may cut or refuse them."""
 
     def __init__(self):
-        self.files: dict[str, bytes] = {}
-        self.etags: dict[str, str] = {}
-        self.cut_after: dict[str, list[int]] = {}  # bytes sent, per request
-        self.fail_with: dict[str, int] = {}
-        self.requests: list[tuple[str, str | None]] = []
+        self.files = {}
+        self.etags = {}
+        self.cut_after = {}  # bytes sent, per request
+        self.fail_with = {}
+        self.requests = []
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 outer.answer(self)
 
-            def log_message(self, *args: object):
+            def log_message(self, *args):
                 del args
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -85,7 +83,7 @@ def server(monkeypatch):
     running.http.server_close()
 
 
-def zip_bytes(members: dict[str, str]):
+def zip_bytes(members):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, text in members.items():

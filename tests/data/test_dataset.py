@@ -1,7 +1,5 @@
 """On disk and back, damage found, nothing half-written."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

@@ -1,7 +1,5 @@
 """The matrix against dense brute force."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import scipy.sparse
@@ -25,7 +23,7 @@ def pairs(draw):
     return user, item, n_users, n_items
 
 
-def dense(matrix: Interactions) -> np.ndarray:
+def dense(matrix):
     """By the definition in the class's docstring, entry by entry."""
     out = np.zeros((matrix.n_users, matrix.n_items), int)
     for u in range(matrix.n_users):
@@ -34,7 +32,7 @@ def dense(matrix: Interactions) -> np.ndarray:
     return out
 
 
-def brute_force(user, item, n_users, n_items) -> np.ndarray:
+def brute_force(user, item, n_users, n_items):
     out = np.zeros((n_users, n_items), int)
     for u, i in zip(user, item):
         out[u, i] = 1

@@ -1,7 +1,5 @@
 """From ratings to a directory, and every way to get it wrong."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Every layout, every kind of id, every bad row."""
 
-from __future__ import annotations
-
 import gzip
 
 import numpy as np

@@ -4,8 +4,6 @@
 NVIDIA's script step by step, with the global generator, group by group.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

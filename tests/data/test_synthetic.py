@@ -1,7 +1,5 @@
 """Generated data: its distributions, its oracle and its calibration."""
 
-from __future__ import annotations
-
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -37,7 +35,7 @@ def ml20m_held_out():
     return synthetic.make("ml-20m-shape", n_train_users=2_000)
 
 
-def rng_of(seed: int) -> np.random.Generator:
+def rng_of(seed):
     return np.random.Generator(np.random.PCG64(seed))
 
 
@@ -169,7 +167,7 @@ def test_every_item_is_seen_in_training_however_few_users():
 # --- the oracle ---------------------------------------------------------------
 
 
-def ndcg(scores: np.ndarray, seen: set[int], wanted: set[int]) -> float:
+def ndcg(scores, seen, wanted):
     """NDCG@100 of one user, straight from its definition."""
     order = [i for i in np.argsort(-scores, kind="stable") if i not in seen]
     gains = [1 / np.log2(r + 2) for r in range(100) if order[r] in wanted]

@@ -1,7 +1,5 @@
 """Baselines: tuned on the validation users, equal on every mesh."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import weakref
@@ -64,7 +62,7 @@ def run(name, dataset, mesh=(1, 1), **how):
     )
 
 
-def fresh_values(name, settings, evaluator) -> list[float]:
+def fresh_values(name, settings, evaluator):
     """NDCG@10 of a new fit with each of the settings."""
     ranker = evaluator.compile(baselines.scorer(name, evaluator.train.n_items))
     fit = baselines.BASELINES[name].model.fit
@@ -195,7 +193,7 @@ def test_settings_and_labels():
             baselines.settings(name, changes)
 
 
-def test_grouped_results() -> None:
+def test_grouped_results():
     cell = {"ndcg@100": {"mean": 0.5, "stderr": 0.1, "users": 9}}
     both = {"test": cell, "validation": cell}
     results = {

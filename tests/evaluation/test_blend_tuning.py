@@ -1,7 +1,5 @@
 """Blends: tuning of their weights, and the branch on disk."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
@@ -57,7 +55,7 @@ def data(tmp_path_factory):
 def done(request, data, tmp_path_factory):
     """(workdir, logged lines, results) of a run."""
     workdir = tmp_path_factory.mktemp("blend") / "run"
-    lines: list[str] = []
+    lines = []
     results = experiment.run(
         made(data, **{"linear.rank": request.param}),
         workdir,
@@ -67,11 +65,11 @@ def done(request, data, tmp_path_factory):
     return workdir, lines, results
 
 
-def arrays_of(model) -> list[str]:
+def arrays_of(model):
     return list(blend.shapes(model.config.linear.rank, len(model.items)))
 
 
-def item_item(branch, n_items: int) -> np.ndarray:
+def item_item(branch, n_items):
     if "item_item" in branch:
         return np.asarray(branch["item_item"], np.float64)[:, :n_items]
     rows = np.asarray(branch["input_factors"], np.float64)[:n_items]
@@ -142,7 +140,7 @@ def test_weights_are_tuned_once_per_best_epoch(data, done, monkeypatch):
     workdir, _, _ = done
     model = trained_model.load(workdir)
     before = linear_branch.read_weights(workdir)
-    lines: list[str] = []
+    lines = []
     # The tuning metric need not be one of those that are shown.
     validation = split_of(model, data, metrics=("recall@5",))
     again = trained_model.tune_blend(model, validation, log=lines.append)
@@ -256,7 +254,7 @@ def test_a_resumed_run_validates_with_the_first_weights(data, tmp_path):
 def test_a_fit_is_kept_with_what_it_is_of(data, tmp_path):
     train = open_dataset(data).train
     mesh = mesh_lib.make_mesh(1, 1)
-    lines: list[str] = []
+    lines = []
 
     def fit(l2, train=train):
         linear = made(data, **{"linear.l2": l2}).linear

@@ -1,7 +1,5 @@
 """The coordinate search against an exhaustive search."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

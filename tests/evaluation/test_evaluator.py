@@ -1,7 +1,5 @@
 """Means, standard errors, users left out, and published baselines."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """Metrics against sets and loops, and against the paper's formulas."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

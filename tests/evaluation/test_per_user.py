@@ -1,7 +1,5 @@
 """The file of the test users' metrics."""
 
-from __future__ import annotations
-
 import numpy as np
 import polars as pl
 import pytest
@@ -12,7 +10,7 @@ from vaecf.evaluation import per_user
 from vaecf.evaluation.evaluator import Evaluation
 
 
-def test_write_and_read(tmp_path) -> None:
+def test_write_and_read(tmp_path):
     data = synthetic.make(
         "synthetic",
         n_train_users=30,

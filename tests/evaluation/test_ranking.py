@@ -1,7 +1,5 @@
 """The exact top k against a stable sort, on one and on four devices."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

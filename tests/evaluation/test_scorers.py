@@ -1,7 +1,5 @@
 """The scorer of a model, in every precision."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Paired comparisons against SciPy, plain loops and hand computation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,7 +7,7 @@ from scipy import stats
 from vaecf.evaluation import significance
 
 
-def values(n_users: int = 60) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def values(n_users=60):
     rng = np.random.default_rng(5)
     reference = rng.random(n_users)
     others = {

@@ -10,8 +10,6 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -32,11 +30,8 @@ class Done(NamedTuple):
     err: str
 
 
-Command = Callable[..., Done]
-
-
 @contextlib.contextmanager
-def entry_point(script: str, *arguments: str) -> Iterator[ModuleType]:
+def entry_point(script, *arguments):
     """Yields the module of a script; its flags are removed afterwards."""
     path = ROOT / "experiments" / f"{script}.py"
     saved, argv, search = flagsaver.save_flag_values(), sys.argv, sys.path[:]
@@ -58,7 +53,7 @@ def entry_point(script: str, *arguments: str) -> Iterator[ModuleType]:
         flags.FLAGS.mark_as_parsed()
 
 
-def call(script: str, *arguments: object) -> Done:
+def call(script, *arguments):
     """Runs `python experiments/<script>.py <arguments>` in this process."""
     texts = [str(argument) for argument in arguments]
     out, err = io.StringIO(), io.StringIO()
@@ -74,26 +69,26 @@ def call(script: str, *arguments: object) -> Done:
 
 
 @pytest.fixture(scope="session")
-def command() -> Command:
+def command():
     """Runs an entry point: command("main", "--train", ...)."""
     return call
 
 
 @contextlib.contextmanager
-def parse(script: str, *arguments: str) -> Iterator[ModuleType]:
+def parse(script, *arguments):
     with entry_point(script, *arguments) as module:
         flags.FLAGS(sys.argv)
         yield module
 
 
 @pytest.fixture(scope="session")
-def parsed() -> Callable[..., contextlib.AbstractContextManager]:
+def parsed():
     """Yields the module of an entry point after its flags are parsed."""
     return parse
 
 
 @pytest.fixture(scope="session")
-def tiny() -> tuple[str, ...]:
+def tiny():
     """Flags of a model that trains in a second."""
     return (
         f"--config={ROOT / 'configs' / 'synthetic.py'}",
@@ -109,7 +104,7 @@ def tiny() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def oracle_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def oracle_dir(tmp_path_factory):
     """120 + 20 + 20 users, 40 items, and the probabilities behind them."""
     size = {"n_train_users": 120, "n_held_out_users": 20, "n_items": 40}
     made = synthetic.make("synthetic", n_groups=4, **size)
@@ -119,9 +114,7 @@ def oracle_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def data_dir(
-    oracle_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def data_dir(oracle_dir, tmp_path_factory):
     """The same dataset without the oracle, as real data are."""
     path = tmp_path_factory.mktemp("real") / "data"
     shutil.copytree(oracle_dir, path)
@@ -141,16 +134,12 @@ class Trained:
     done: Done
 
     @property
-    def workdir(self) -> pathlib.Path:
+    def workdir(self):
         return self.folder / "run"
 
 
 @pytest.fixture(scope="session")
-def trained(
-    tiny: tuple[str, ...],
-    oracle_dir: pathlib.Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Trained:
+def trained(tiny, oracle_dir, tmp_path_factory):
     """Tests must not write to it: they copy the workdir."""
     folder = tmp_path_factory.mktemp("trained")
     training = (*tiny, f"--data_dir={oracle_dir}", "--train")

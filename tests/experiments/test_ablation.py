@@ -1,7 +1,5 @@
 """What the parts of a blend bring, beside what the run and a baseline say."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -30,7 +28,7 @@ def blends(tiny, oracle_dir, tmp_path_factory, command):
     return folders
 
 
-def per_user(folder, model: str) -> np.ndarray:
+def per_user(folder, model):
     frame = pl.read_parquet(folder / "per_user.parquet")
     rows = frame.filter(pl.col("model").str.starts_with(model))
     return rows["ndcg@100"].to_numpy()

@@ -1,7 +1,5 @@
 """The benchmarks with tiny sizes: what they write, not how fast they are."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 
@@ -37,7 +35,7 @@ TINY_EVALUATION = (
 def measured(tmp_path, command):
     """Runs a benchmark and returns its JSON and its output."""
 
-    def run(name: str, *arguments: str) -> tuple[dict, str]:
+    def run(name, *arguments):
         path = tmp_path / "new" / "result.json"
         done = command(f"benchmark/{name}", *arguments, f"--json={path}")
         assert done.status == 0, done.err
@@ -46,7 +44,7 @@ def measured(tmp_path, command):
     return run
 
 
-def test_training(measured) -> None:
+def test_training(measured):
     result, out = measured("training", *TINY)
     assert result["batch_size"] == 100 and result["precision"] == "fp32"
     assert (result["users"], result["items"]) == (200, 60)
@@ -62,7 +60,7 @@ def test_training(measured) -> None:
     assert f"| vaecf | 100 | fp32 | {result['users_per_second']:,.0f} |" in out
 
 
-def test_training_beside_our_own_fp32(measured) -> None:
+def test_training_beside_our_own_fp32(measured):
     result, _ = measured(
         "training",
         *TINY,
@@ -81,7 +79,7 @@ def test_training_beside_our_own_fp32(measured) -> None:
     assert (result["microbatch"], result["precision"]) == (34, "bf16")
 
 
-def test_inference(measured) -> None:
+def test_inference(measured):
     sizes = ("--items=60", "--repeats=9", "--batch_sizes=1,3", "--k=5")
     result, _ = measured("inference", *sizes)
     assert list(result["batches"]) == ["1", "3"]
@@ -97,7 +95,7 @@ def test_inference(measured) -> None:
     )
 
 
-def test_evaluation(measured) -> None:
+def test_evaluation(measured):
     result, out = measured("evaluation", *TINY_EVALUATION)
     assert (result["users"], result["items"], result["k"]) == (30, 60, 10)
     assert result["users_per_second"] == pytest.approx(30 / result["seconds"])
@@ -130,7 +128,7 @@ def test_evaluation(measured) -> None:
 )
 def test_settings_that_cannot_be_measured(
     tmp_path, command, script, flag, message
-) -> None:
+):
     flags = TINY if script == "training" else TINY_EVALUATION
     path = f"--json={tmp_path / 'result.json'}"
     done = command(f"benchmark/{script}", *flags, path, flag)
@@ -140,7 +138,7 @@ def test_settings_that_cannot_be_measured(
     assert not list(tmp_path.iterdir())
 
 
-def test_large_catalogue(measured) -> None:
+def test_large_catalogue(measured):
     result, _ = measured(
         "large_catalogue",
         "--items=3000",
@@ -159,7 +157,7 @@ def test_large_catalogue(measured) -> None:
     assert result["peak_rss_bytes"] >= result["peak_rss_bytes_initialised"]
 
 
-def test_preparation(measured, tmp_path) -> None:
+def test_preparation(measured, tmp_path):
     result, out = measured("preparation", "--rows=20000", f"--dir={tmp_path}")
     assert "| pandas " in out and result["rows"] == 20_000
     assert result["ratio"] == pytest.approx(
@@ -170,9 +168,7 @@ def test_preparation(measured, tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
-def test_the_tables_are_those_of_the_docs(
-    tmp_path, monkeypatch, capsys
-) -> None:
+def test_the_tables_are_those_of_the_docs(tmp_path, monkeypatch, capsys):
     from experiments.benchmark import tables
 
     for path in tables.RESULTS.glob("*.json"):
@@ -189,7 +185,7 @@ def test_the_tables_are_those_of_the_docs(
 
 def test_gpu_records_failures_and_needs_few_packages(
     parsed, tmp_path, monkeypatch
-) -> None:
+):
     """A GPU machine may have only JAX, Flax, Optax, Orbax and SciPy."""
     for name in (
         *("certifi", "filelock", "jinja2", "matplotlib", "ml_collections"),

@@ -1,7 +1,5 @@
 """The commands of README, docs, configs and entry points, and the recipe's."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib
@@ -20,7 +18,7 @@ from vaecf.data.dataset import open_dataset
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def written() -> list[tuple[str, list[str]]]:
+def written():
     """(where, command) of all `python experiments/...` lines."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     texts = {page: page.read_text() for page in pages}
@@ -40,14 +38,14 @@ def written() -> list[tuple[str, list[str]]]:
 WRITTEN = written()
 
 
-def test_the_commands_are_found() -> None:
+def test_the_commands_are_found():
     files = {where for where, _ in WRITTEN}
     assert {"README.md", "docs/scaling.md", "experiments/main.py"} <= files
     assert {"configs/ml20m.py", "configs/sweeps/rec_vae.py"} <= files
 
 
 @pytest.mark.parametrize(("where", "command"), WRITTEN)
-def test_a_written_command_parses(where, command, parsed, monkeypatch) -> None:
+def test_a_written_command_parses(where, command, parsed, monkeypatch):
     monkeypatch.chdir(ROOT)
     script, *arguments = command
     name = pathlib.Path(script).relative_to("experiments").with_suffix("")
@@ -62,7 +60,7 @@ def run(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
 
-    def run(script: str, *arguments: str) -> str:
+    def run(script, *arguments):
         done = command(script, *arguments)
         assert done.status == 0, done.err
         return done.out
@@ -71,7 +69,7 @@ def run(command, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_readme_from_a_csv_to_recommendations(run) -> None:
+def test_readme_from_a_csv_to_recommendations(run):
     """70 customers with 6 to 12 of 30 articles, in random order."""
     rng = np.random.default_rng(3)
     pairs = [
@@ -101,7 +99,7 @@ def test_readme_from_a_csv_to_recommendations(run) -> None:
 
 
 @pytest.mark.slow
-def test_the_recipes_commands(run, monkeypatch) -> None:
+def test_the_recipes_commands(run, monkeypatch):
     """The recipe's layout of /data after unpacking, with few ratings."""
     rng = np.random.default_rng(1)
     rows = [
@@ -135,7 +133,7 @@ def test_the_recipes_commands(run, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_twice(run, monkeypatch) -> None:
+def test_the_demo_twice(run, monkeypatch):
     """On a tenth of its dataset, with one epoch."""
     small = {"n_train_users": 400, "n_held_out_users": 50, "n_items": 100}
     make = synthetic.make

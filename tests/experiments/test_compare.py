@@ -1,9 +1,6 @@
 """compare.py on made-up runs whose numbers are known."""
 
-from __future__ import annotations
-
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -19,7 +16,7 @@ FOLD_IN = np.repeat([2, 5, 9], 4)
 METRICS = ("ndcg@10", "popularity@10")
 
 
-def scores(seed: int, shift: float = 0.0) -> dict[str, np.ndarray]:
+def scores(seed, shift=0.0):
     rng = np.random.default_rng(seed)
     made = {m: rng.random(USERS) + shift for m in METRICS}
     for values in made.values():
@@ -27,7 +24,7 @@ def scores(seed: int, shift: float = 0.0) -> dict[str, np.ndarray]:
     return made
 
 
-def frame(models: dict[str, dict[str, np.ndarray]]) -> pl.DataFrame:
+def frame(models):
     users = {
         "user": [f"u{u}" for u in range(USERS)],
         "fold_in": FOLD_IN,
@@ -39,14 +36,7 @@ def frame(models: dict[str, dict[str, np.ndarray]]) -> pl.DataFrame:
     )
 
 
-def write_run(
-    path: pathlib.Path,
-    models: dict[str, dict[str, np.ndarray]],
-    *,
-    seed: int = 0,
-    rate: float = 0.001,
-    validation: float = 0.3,
-) -> pathlib.Path:
+def write_run(path, models, *, seed=0, rate=0.001, validation=0.3):
     """A workdir; the first model is the run's."""
     path.mkdir()
     (own, *baselines) = models
@@ -63,7 +53,7 @@ def write_run(
         },
     ).to_dict()
 
-    def result(mean: float) -> dict:
+    def result(mean):
         cell = {"mean": mean, "stderr": 0.1, "users": 9}
         return {"validation": {"ndcg@10": cell}, "test": {}}
 
@@ -81,7 +71,7 @@ def write_run(
 
 
 @pytest.fixture
-def runs(tmp_path) -> list[pathlib.Path]:
+def runs(tmp_path):
     """Two seeds of one config, one of another, EASE beside two of them."""
     one, two, other = ({"mult_vae": scores(*s)} for s in ((1,), (2,), (3, 0.2)))
     ease = {EASE: scores(9)}
@@ -96,7 +86,7 @@ def runs(tmp_path) -> list[pathlib.Path]:
 def compared(tmp_path, command):
     """A function that compares and returns (the JSON, the text)."""
 
-    def compare(*arguments) -> tuple[dict, str]:
+    def compare(*arguments):
         made = tmp_path / "all.json"
         done = command(
             "compare", *arguments, f"--json={made}", "--resamples=100"
@@ -219,7 +209,7 @@ def test_files_of_per_user(runs, tmp_path, compared):
 
 
 def test_what_does_not_compare_is_refused(runs, tmp_path, command):
-    def refused(arguments, *parts: str) -> None:
+    def refused(arguments, *parts):
         done = command("compare", *arguments)
         assert done.status == 2 and done.out == ""
         assert done.err.startswith("error: ") and done.err.count("\n") == 1

@@ -3,8 +3,6 @@
 tests/parallel/test_processes.py checks what each of them refuses.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -15,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -35,11 +32,11 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def flags(tiny, data_dir) -> Callable[..., list[str]]:
+def flags(tiny, data_dir):
     """flags(workdir, ...) of a run on two times two devices."""
     kept = [flag for flag in tiny if "mesh.data" not in flag]
 
-    def flags(workdir: pathlib.Path, *more: str) -> list[str]:
+    def flags(workdir, *more):
         return [
             *kept,
             f"--config.data.dir={data_dir}",
@@ -57,7 +54,7 @@ def flags(tiny, data_dir) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="module")
-def alone(flags, command, tmp_path_factory) -> pathlib.Path:
+def alone(flags, command, tmp_path_factory):
     """The same run in one process on four devices."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     more = ("--test", "--baselines=ease", "--config.mesh.data=2")
@@ -67,7 +64,7 @@ def alone(flags, command, tmp_path_factory) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def start(*flags: str) -> Iterator[list[subprocess.Popen]]:
+def start(*flags):
     """Starts two processes of one run."""
     with socket.socket() as s:
         s.bind(("", 0))
@@ -92,14 +89,14 @@ def start(*flags: str) -> Iterator[list[subprocess.Popen]]:
             process.stdout.close()
 
 
-def losses(workdir: pathlib.Path) -> list[float]:
+def losses(workdir):
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     records = map(json.loads, lines)
     return [r["train/loss"] for r in records if "train/loss" in r]
 
 
-def wait_for_epochs(n: int, workdir: pathlib.Path, processes: list) -> None:
+def wait_for_epochs(n, workdir, processes):
     deadline = time.monotonic() + 120
     while len(losses(workdir)) < n:
         assert all(p.poll() is None for p in processes)
@@ -107,7 +104,7 @@ def wait_for_epochs(n: int, workdir: pathlib.Path, processes: list) -> None:
         time.sleep(0.1)
 
 
-def summary(workdir: pathlib.Path) -> dict:
+def summary(workdir):
     results = read_json(workdir / "results.json")
     del results["ease"]["fit_seconds"]
     return {key: results[key] for key in ("validation", "test", "ease")}

@@ -1,7 +1,5 @@
 """main.py from its flags to its files."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math
@@ -21,43 +19,41 @@ import vaecf
 from configs import ml20m
 from vaecf import config as config_lib
 from vaecf import experiment
-from vaecf.data.dataset import Dataset, open_dataset
+from vaecf.data.dataset import open_dataset
 from vaecf.evaluation.baselines import BASELINES
 from vaecf.reporting.writers import read_records
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def results(workdir: pathlib.Path) -> dict:
+def results(workdir):
     return json.loads((workdir / "results.json").read_text())
 
 
-def records(workdir: pathlib.Path, name: str) -> list[dict]:
+def records(workdir, name):
     """The records of metrics.jsonl that hold a value of this name."""
     return [r for r in read_records(workdir / "metrics.jsonl") if name in r]
 
 
-def losses(workdir: pathlib.Path) -> list[float]:
+def losses(workdir):
     return [r["train/loss"] for r in records(workdir, "train/loss")]
 
 
 # --- Oracles ----------------------------------------------------------------
 
 
-def ndcg(ranked: list, wanted: set, k: int) -> float:
+def ndcg(ranked, wanted, k):
     gain = sum(
         1 / math.log2(r + 2) for r, i in enumerate(ranked[:k]) if i in wanted
     )
     return gain / sum(1 / math.log2(r + 2) for r in range(min(k, len(wanted))))
 
 
-def recall(ranked: list, wanted: set, k: int) -> float:
+def recall(ranked, wanted, k):
     return len(set(ranked[:k]) & wanted) / min(k, len(wanted))
 
 
-def check(
-    summary: dict, ranked: list[list[int]], data: Dataset, split: str
-) -> None:
+def check(summary, ranked, data, split):
     """Compares a summary with the definitions, user by user."""
     matrix = data.split(split).held_out
     wanted = [set(matrix.row(u).tolist()) for u in range(matrix.n_users)]
@@ -69,7 +65,7 @@ def check(
         assert summary[name] == pytest.approx(cell, abs=1e-12)
 
 
-def rank(score_UI: np.ndarray, data: Dataset, split: str) -> list[list[int]]:
+def rank(score_UI, data, split):
     """Unseen items by descending score; ties by index."""
     fold_in = data.split(split).fold_in
     lists = []
@@ -82,7 +78,7 @@ def rank(score_UI: np.ndarray, data: Dataset, split: str) -> list[list[int]]:
 
 def test_the_models_metrics_are_those_of_its_recommendations(
     trained, oracle_dir
-) -> None:
+):
     data = open_dataset(oracle_dir)
     ids = data.items.ids
     index = {raw: i for i, raw in enumerate(ids)}
@@ -100,7 +96,7 @@ def test_the_models_metrics_are_those_of_its_recommendations(
         check(results(trained.workdir)[split], ranked, data, split)
 
 
-def test_the_baselines_metrics(trained, oracle_dir) -> None:
+def test_the_baselines_metrics(trained, oracle_dir):
     """Popularity, EASE in closed form, and the oracle, in float64."""
     data = open_dataset(oracle_dir)
     x_UI = data.train.to_scipy().toarray().astype(np.float64)
@@ -127,7 +123,7 @@ def test_the_baselines_metrics(trained, oracle_dir) -> None:
 # --- Files of a run ---------------------------------------------------------
 
 
-def test_per_user_values_are_those_of_the_table(trained, oracle_dir) -> None:
+def test_per_user_values_are_those_of_the_table(trained, oracle_dir):
     data, made = open_dataset(oracle_dir), results(trained.workdir)
     frame = pl.read_parquet(trained.folder / "per_user.parquet")
     assert frame.equals(pl.read_parquet(trained.workdir / "per_user.parquet"))
@@ -144,7 +140,7 @@ def test_per_user_values_are_those_of_the_table(trained, oracle_dir) -> None:
         assert f"{mean:.4f}" in trained.done.out
 
 
-def test_results(trained) -> None:
+def test_results(trained):
     made = results(trained.workdir)
     train, epochs = made["train"], records(trained.workdir, "train/loss")
     assert train["epochs"] == 3 and train["devices"] == 1
@@ -158,7 +154,7 @@ def test_results(trained) -> None:
     assert sum(row["users"] for row in made["history_length"]) == 20
 
 
-def test_metrics_of_every_epoch_and_validation(trained) -> None:
+def test_metrics_of_every_epoch_and_validation(trained):
     epochs = records(trained.workdir, "train/loss")
     validations = records(trained.workdir, "validation/ndcg@100")
     assert [r["epoch"] for r in validations] == [1, 2, 3]
@@ -175,7 +171,7 @@ def test_metrics_of_every_epoch_and_validation(trained) -> None:
     assert mean == pytest.approx(best["validation/ndcg@100"], abs=1e-12)
 
 
-def test_identity_of_the_run(trained, oracle_dir) -> None:
+def test_identity_of_the_run(trained, oracle_dir):
     config = json.loads((trained.workdir / "config.json").read_text())
     assert config["model"]["hidden"] == [12]
     assert config["eval"]["every_epochs"] == 1
@@ -189,7 +185,7 @@ def test_identity_of_the_run(trained, oracle_dir) -> None:
     assert not list(trained.folder.rglob("*.tmp*"))
 
 
-def test_report_events_and_trace(trained) -> None:
+def test_report_events_and_trace(trained):
     page = (trained.workdir / "report.html").read_text("utf-8")
     mean = results(trained.workdir)["test"]["ndcg@100"]["mean"]
     for text in ("mult_vae on synthetic", *BASELINES, f"{mean:.4f}", "item-"):
@@ -202,7 +198,7 @@ def test_report_events_and_trace(trained) -> None:
         assert json.load(stream)["traceEvents"]
 
 
-def test_latency(trained) -> None:
+def test_latency(trained):
     """tests/serving/test_latency.py checks the figures."""
     figures = results(trained.workdir)["inference"]
     assert "batch_2_mean_latency" not in figures
@@ -216,7 +212,7 @@ def test_latency(trained) -> None:
 # --- Files of the recipe ----------------------------------------------------
 
 
-def test_the_recipes_log(trained) -> None:
+def test_the_recipes_log(trained):
     """tests/reporting/test_recipe_log.py checks the format."""
     lines = (trained.folder / "log.json").read_text().splitlines()
     entries = [json.loads(line.removeprefix("DLLL ")) for line in lines]
@@ -235,7 +231,7 @@ def test_the_recipes_log(trained) -> None:
     assert units["batch_3_mean_throughput"] == "users/s"
 
 
-def test_the_recipes_results(trained) -> None:
+def test_the_recipes_results(trained):
     folder = trained.folder / "results"
     arguments = json.loads((folder / "args.json").read_text())
     assert arguments["epochs"] == 3 and arguments["top_results"] == 7
@@ -250,7 +246,7 @@ def test_the_recipes_results(trained) -> None:
 
 
 @pytest.fixture
-def workdir(trained, tmp_path) -> pathlib.Path:
+def workdir(trained, tmp_path):
     """A copy of the trained run that tests may change."""
     return shutil.copytree(trained.workdir, tmp_path / "run")
 
@@ -259,7 +255,7 @@ def workdir(trained, tmp_path) -> pathlib.Path:
 def main(command):
     """main(...) succeeds and returns stdout."""
 
-    def main(*arguments: str) -> str:
+    def main(*arguments):
         done = command("main", *arguments)
         assert done.status == 0, done.err
         return done.out
@@ -267,7 +263,7 @@ def main(command):
     return main
 
 
-def test_the_same_command_again(trained, workdir, main) -> None:
+def test_the_same_command_again(trained, workdir, main):
     before, epochs = results(workdir), records(workdir, "epoch")
     again = ("--test", f"--workdir={workdir}")
     assert "nothing left to train" in main(*trained.training, *again)
@@ -278,7 +274,7 @@ def test_the_same_command_again(trained, workdir, main) -> None:
     assert records(workdir, "epoch") == epochs
 
 
-def test_a_test_uses_the_config_of_the_run(workdir, main) -> None:
+def test_a_test_uses_the_config_of_the_run(workdir, main):
     """It keeps the baselines, and replaces one with another setting."""
     before, config = results(workdir), (workdir / "config.json").read_text()
     out = main(
@@ -296,9 +292,7 @@ def test_a_test_uses_the_config_of_the_run(workdir, main) -> None:
     assert (workdir / "config.json").read_text() == config
 
 
-def test_a_test_with_other_metrics_and_precision(
-    workdir, main, monkeypatch
-) -> None:
+def test_a_test_with_other_metrics_and_precision(workdir, main, monkeypatch):
     """The config of the run stays; results in the old metrics go."""
     before, config = results(workdir), (workdir / "config.json").read_text()
     load, policies = experiment.load, []
@@ -320,9 +314,7 @@ def test_a_test_with_other_metrics_and_precision(
     assert re.search(f"removed .*{', '.join(BASELINES)}", out)
 
 
-def test_training_on_drops_the_results_of_the_old_model(
-    trained, workdir, main
-) -> None:
+def test_training_on_drops_the_results_of_the_old_model(trained, workdir, main):
     log = workdir / "log.json"
     more = ("--epochs=4", f"--workdir={workdir}", f"--log_path={log}")
     main(*trained.training, *more)
@@ -333,7 +325,7 @@ def test_training_on_drops_the_results_of_the_old_model(
 
 def test_results_so_far_are_saved_when_a_baseline_is_interrupted(
     workdir, command, monkeypatch
-) -> None:
+):
     evaluate = experiment.baselines.evaluate
 
     def interrupted(name, *arguments, **named):
@@ -351,7 +343,7 @@ def test_results_so_far_are_saved_when_a_baseline_is_interrupted(
     assert set(models) == {"mult_vae", "popularity"}
 
 
-def test_a_run_without_epochs(trained, tmp_path, main) -> None:
+def test_a_run_without_epochs(trained, tmp_path, main):
     main(*trained.training, "--epochs=0", f"--workdir={tmp_path}")
     assert results(tmp_path)["train"]["epochs"] == 0
 
@@ -380,7 +372,7 @@ RECIPE = {
 def config_of(parsed):
     """config_of(...) is the config that main.py makes of its flags."""
 
-    def config_of(*arguments: str) -> config_lib.Config:
+    def config_of(*arguments):
         with parsed("main", "--train", "--workdir=w", *arguments) as module:
             return module.main_flags.parse(flags.FLAGS)[0]
 
@@ -388,14 +380,14 @@ def config_of(parsed):
 
 
 @pytest.mark.parametrize("name", RECIPE)
-def test_a_flag_of_the_recipe_sets_its_key(config_of, name: str) -> None:
+def test_a_flag_of_the_recipe_sets_its_key(config_of, name):
     key, value = RECIPE[name]
     base = config_lib.from_mapping(ml20m.get_config())
     made = config_of(f"--{name}={value}")
     assert made == config_lib.replace(base, {key: value}) != base
 
 
-def test_defaults_and_flags_beside_the_config(config_of) -> None:
+def test_defaults_and_flags_beside_the_config(config_of):
     assert config_of() == config_lib.from_mapping(ml20m.get_config())
     config = f"--config={ROOT}/configs/ml1m.py"
     made = config_of(config, "--epochs", "3", "--amp")
@@ -406,7 +398,7 @@ def test_defaults_and_flags_beside_the_config(config_of) -> None:
 # --- The process ------------------------------------------------------------
 
 
-def python(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
+def python(*arguments, cwd):
     script = str(ROOT / "experiments" / "main.py")
     return subprocess.run(
         [sys.executable, script, *arguments],
@@ -417,7 +409,7 @@ def python(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_help_and_a_mistake(tmp_path) -> None:
+def test_help_and_a_mistake(tmp_path):
     shown = python("--help", cwd=tmp_path).stdout
     wanted = (*RECIPE, "config", "workdir", "train", "test", "ease_l2", "xla")
     for name in (*wanted, "top_results", "log_path", "coordinator_address"):

@@ -1,26 +1,23 @@
 """Mistakes in calls of main.py: status 2, one line, and nothing is written."""
 
-from __future__ import annotations
-
 import json
 import os
-import pathlib
 import shutil
 
 import pytest
 
 from vaecf import workdir as workdir_lib
 from vaecf.data import synthetic
-from vaecf.data.dataset import Dataset, write_dataset
+from vaecf.data.dataset import write_dataset
 
 
-def listing(folder: pathlib.Path) -> dict[str, bytes | None]:
+def listing(folder):
     """All paths in a folder, with the content of the files."""
     paths = [p for p in folder.rglob("*") if p.name != ".lock"]
     return {str(p): p.read_bytes() if p.is_file() else None for p in paths}
 
 
-def generated(seed: int = 0, n_held_out_users: int = 20) -> Dataset:
+def generated(seed=0, n_held_out_users=20):
     return synthetic.make(
         *("synthetic", seed),
         n_train_users=120,
@@ -31,7 +28,7 @@ def generated(seed: int = 0, n_held_out_users: int = 20) -> Dataset:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> pathlib.Path:
+def here(tmp_path, monkeypatch):
     """The current directory, in which tests use relative paths."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -43,7 +40,7 @@ def here(tmp_path, monkeypatch) -> pathlib.Path:
 def refused(here, command):
     """refused([flags], words) checks that main.py refuses and writes nothing."""
 
-    def refused(arguments, *words: str, writes: bool = False) -> None:
+    def refused(arguments, *words, writes=False):
         before = listing(here)
         done = command("main", *arguments)
         assert (done.status, done.out) == (2, ""), done
@@ -58,7 +55,7 @@ def refused(here, command):
 
 
 @pytest.fixture
-def training(tiny, data_dir) -> tuple[str, ...]:
+def training(tiny, data_dir):
     return (*tiny, f"--data_dir={data_dir}", "--workdir=w", "--train")
 
 
@@ -99,7 +96,7 @@ def training(tiny, data_dir) -> tuple[str, ...]:
          ["workdir file cannot be written"]),
     ],
 )  # fmt: skip
-def test_nothing_is_written(refused, data_dir, arguments, words) -> None:
+def test_nothing_is_written(refused, data_dir, arguments, words):
     given = arguments.format(data=data_dir).split()
     refused(["--workdir=w", *given], *words)
 
@@ -110,7 +107,7 @@ def test_nothing_is_written(refused, data_dir, arguments, words) -> None:
 )
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     here, training, refused, flag
-) -> None:
+):
     path = flag.partition("=")[2]
     for lr in (0.1, 0.2):  # the mistake can be corrected in the same workdir
         more = ("--test", flag, f"--lr={lr}")
@@ -124,13 +121,13 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 # --- Datasets ---------------------------------------------------------------
 
 
-def test_a_damaged_dataset(here, training, data_dir, refused) -> None:
+def test_a_damaged_dataset(here, training, data_dir, refused):
     path = shutil.copytree(data_dir, here / "data") / "train.indices.npy"
     path.write_bytes(path.read_bytes()[:-4])
     refused((*training, "--data_dir=data"), path.name)
 
 
-def test_no_test_users(here, training, refused) -> None:
+def test_no_test_users(here, training, refused):
     write_dataset(here / "data", generated(n_held_out_users=0))
     words = ("data: the dataset has no test users", "held_out_users")
     refused((*training, "--data_dir=data", "--test"), *words)
@@ -140,7 +137,7 @@ def test_no_test_users(here, training, refused) -> None:
 
 
 @pytest.fixture
-def workdir(trained, here) -> pathlib.Path:
+def workdir(trained, here):
     return shutil.copytree(trained.workdir, here / "w")
 
 
@@ -154,30 +151,26 @@ def workdir(trained, here) -> pathlib.Path:
          ["config.model.latent was 6 and is 7"]),
     ],
 )  # fmt: skip
-def test_another_config_in_the_workdir(
-    trained, workdir, refused, flags, words
-) -> None:
+def test_another_config_in_the_workdir(trained, workdir, refused, flags, words):
     own = trained.training if "--train" in flags else ()
     arguments = (*own, "--workdir=w", *flags.split())
     refused(arguments, *words, "workdir w", "another workdir")
 
 
 @pytest.mark.parametrize("action", ["--train", "--test"])
-def test_another_dataset_in_the_workdir(
-    workdir, here, tiny, refused, action
-) -> None:
+def test_another_dataset_in_the_workdir(workdir, here, tiny, refused, action):
     write_dataset(here / "other", generated(seed=9))
     arguments = (*tiny, "--data_dir=other", "--workdir=w", action)
     refused(arguments, "another dataset", "'synthetic'", "other", "arrays")
 
 
-def test_a_workdir_in_use(workdir, refused) -> None:
+def test_a_workdir_in_use(workdir, refused):
     with workdir_lib.locked(workdir):
         words = f"workdir w is in use by process {os.getpid()}"
         refused(("--workdir=w", "--inference_benchmark"), words)
 
 
-def test_a_missing_or_damaged_checkpoint(workdir, refused) -> None:
+def test_a_missing_or_damaged_checkpoint(workdir, refused):
     """tests/serving/test_trained_model.py damages each of the files."""
     best = workdir / "checkpoints" / "best"
     for path in best.rglob("manifest.ocdbt"):

@@ -1,7 +1,5 @@
 """experiments/population.py, and what other entry points make of its runs."""
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib
@@ -16,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def flags(tmp_path, data_dir) -> list[str]:
+def flags(tmp_path, data_dir):
     return [
         f"--config={ROOT / 'configs' / 'synthetic.py'}",
         f"--data_dir={data_dir}",
@@ -30,7 +28,7 @@ def flags(tmp_path, data_dir) -> list[str]:
     ]
 
 
-def test_members_are_tested_and_compared(flags, tmp_path, command) -> None:
+def test_members_are_tested_and_compared(flags, tmp_path, command):
     """Every combination of the values is a member."""
     rates = "--members=optimizer.learning_rate=1e-3,1"
     done = command("population", *flags, "--members=seed=3,4", rates)
@@ -71,14 +69,14 @@ def test_members_are_tested_and_compared(flags, tmp_path, command) -> None:
         ("--workdir=/proc/nosuch", "cannot be written"),
     ],
 )
-def test_mistakes_are_one_line(changed, message, flags, command) -> None:
+def test_mistakes_are_one_line(changed, message, flags, command):
     done = command("population", *flags, "--members=seed=0,1", changed)
     assert done.status == 2
     assert message in done.err
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
 
 
-def test_failed_members_and_a_second_call(flags, tmp_path, command) -> None:
+def test_failed_members_and_a_second_call(flags, tmp_path, command):
     """One of two members fails; the table ranks blends as they are tuned."""
     flags = [*flags, "--config.linear.l2=5", "--config.train.epochs=3"]
     rates = "--members=optimizer.learning_rate=0.01,1e30,0.001"
@@ -110,7 +108,7 @@ def test_failed_members_and_a_second_call(flags, tmp_path, command) -> None:
         workdir_lib.require_no_other(tmp_path / "pop", "run")
 
 
-def test_all_members_fail(flags, command) -> None:
+def test_all_members_fail(flags, command):
     rates = "--members=optimizer.learning_rate=1e30"
     done = command("population", *flags, rates)
     assert done.status == 2

@@ -3,8 +3,6 @@
 tests/data/test_readers.py has the bad rows and files.
 """
 
-from __future__ import annotations
-
 import pathlib
 
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 from vaecf.data.dataset import open_dataset
 
 
-def table(n_users: int = 40) -> pd.DataFrame:
+def table(n_users=40):
     rng = np.random.default_rng(0)
     rows = [
         (u, i, rng.integers(1, 6))
@@ -59,9 +57,7 @@ BAD = {
 @pytest.mark.parametrize(
     ("flags", "content", "messages"), BAD.values(), ids=BAD
 )
-def test_refused(
-    tmp_path, monkeypatch, command, flags, content, messages
-) -> None:
+def test_refused(tmp_path, monkeypatch, command, flags, content, messages):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "ratings.csv"
     if isinstance(content, pd.DataFrame):
@@ -81,7 +77,7 @@ def test_refused(
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-def test_output_exists(tmp_path, monkeypatch, command) -> None:
+def test_output_exists(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     table().to_csv("ratings.csv", index=False)
     given = ("prepare_dataset", "--ratings=ratings.csv", "--output=out")

@@ -1,9 +1,5 @@
 """recommend.py: what it writes, and every way to get it wrong."""
 
-from __future__ import annotations
-
-import pathlib
-
 import pandas as pd
 import polars as pl
 import pytest
@@ -13,7 +9,7 @@ from vaecf.data.dataset import open_dataset
 
 
 @pytest.fixture(scope="module")
-def histories(oracle_dir) -> pd.DataFrame:
+def histories(oracle_dir):
     data = open_dataset(oracle_dir)
     rows = [
         (user, data.items.ids[i])
@@ -24,7 +20,7 @@ def histories(oracle_dir) -> pd.DataFrame:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, histories) -> pathlib.Path:
+def here(tmp_path, monkeypatch, histories):
     monkeypatch.chdir(tmp_path)
     histories.to_csv("h.csv", index=False)
     return tmp_path
@@ -36,7 +32,7 @@ OWN = ("--user_column=who", "--item_column=what")
 @pytest.mark.parametrize("seen", [True, False])
 def test_the_file_is_what_the_library_recommends(
     here, trained, histories, command, seen
-) -> None:
+):
     done = command(
         "recommend", f"--workdir={trained.workdir}", "--histories=h.csv", "--k=4",
         "--output=new/out.parquet", *OWN, f"--exclude_seen={seen}",
@@ -74,7 +70,7 @@ def test_the_file_is_what_the_library_recommends(
         ({"output": "./h.csv"}, ["h.csv is the file of the histories"]),
     ],
 )
-def test_refused(here, trained, command, changes, messages) -> None:
+def test_refused(here, trained, command, changes, messages):
     (here / "file").write_text("mine")
     flags = {
         "workdir": str(trained.workdir),

@@ -1,7 +1,5 @@
 """A second process loads all its compiled programs, with the same numbers."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib
@@ -29,7 +27,7 @@ finally:
 
 
 @pytest.mark.slow
-def test_a_second_process_compiles_nothing(tiny, data_dir, tmp_path) -> None:
+def test_a_second_process_compiles_nothing(tiny, data_dir, tmp_path):
     counted = tmp_path / "counted.json"
     script = str(ROOT / "experiments" / "main.py")
     results = []

@@ -1,7 +1,5 @@
 """experiments/sweep.py, in processes of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib
@@ -28,7 +26,7 @@ def get_space():
 
 
 @pytest.fixture
-def flags(tmp_path, data_dir) -> list[str]:
+def flags(tmp_path, data_dir):
     """A sweep of three trials in `sweep`."""
     (tmp_path / "space.py").write_text(SPACE)
     return [
@@ -46,14 +44,14 @@ def flags(tmp_path, data_dir) -> list[str]:
     ]
 
 
-def validations(workdir: pathlib.Path) -> list[float]:
+def validations(workdir):
     name = "validation/ndcg@10"
     records = read_records(workdir / "metrics.jsonl")
     return [record[name] for record in records if name in record]
 
 
 @pytest.mark.slow
-def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
+def test_two_workers_one_of_which_is_killed(flags, tmp_path, command):
     """Three trials in all, none twice; best.json's command is one of main.py."""
     workdir = tmp_path / "sweep"
     process = subprocess.Popen(
@@ -117,14 +115,14 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, command) -> None:
         ("--workdir=/proc/nosuch", "cannot be written"),
     ],
 )
-def test_mistakes_are_one_line(changed, message, flags, command) -> None:
+def test_mistakes_are_one_line(changed, message, flags, command):
     done = command("sweep", *flags, changed)
     assert done.status == 2
     assert message in done.err
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
 
 
-def test_without_optuna(flags, command, monkeypatch) -> None:
+def test_without_optuna(flags, command, monkeypatch):
     for name in [n for n in sys.modules if n.startswith("vaecf.tuning")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)

@@ -1,7 +1,5 @@
 """The input layer against loops and dense NumPy."""
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -25,7 +23,7 @@ KEY = jax.random.key_data(jax.random.key(5))
 LOWERINGS = pytest.mark.parametrize("lowering", ["gather", "dense"])
 
 
-def normalised(users, rate=0.0, first_row=0) -> np.ndarray:
+def normalised(users, rate=0.0, first_row=0):
     """Normalised first, then dropped out, as in the authors' code."""
     x = dense(users)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)

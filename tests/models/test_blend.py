@@ -1,7 +1,5 @@
 """A model and a linear branch together, against NumPy."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Implicit ALS against loops over dense float64 normal equations."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ KNOWN = {"factors": FACTORS, "l2": L2, "alpha": ALPHA}
 
 
 @pytest.fixture(scope="module")
-def x() -> np.ndarray:
+def x():
     x = random_dense(USERS, ITEMS)
     x[:, ITEMS - 1] = 0  # an item without users
     x[3] = 0  # a user without items
@@ -37,11 +35,11 @@ def _small_pieces():
         ials._half_sweep.clear_cache()
 
 
-def ridge(count: np.ndarray, others: int, nu: float) -> np.ndarray:
+def ridge(count, others, nu):
     return L2 * (count + ALPHA * others) ** nu
 
 
-def solved(x: np.ndarray, h: np.ndarray, nu: float = 1.0) -> np.ndarray:
+def solved(x, h, nu=1.0):
     """Hu et al. 2008, equation 4, a user at a time: weights 1 + α and α."""
     w = np.zeros((len(x), h.shape[1]))
     for u, row in enumerate(x):
@@ -52,7 +50,7 @@ def solved(x: np.ndarray, h: np.ndarray, nu: float = 1.0) -> np.ndarray:
     return w
 
 
-def objective(x: np.ndarray, w: np.ndarray, h: np.ndarray, nu: float) -> float:
+def objective(x, w, h, nu):
     """Rendle et al. 2021, section 2, over the dense matrix."""
     score = w @ h.T
     loss = (x * (score - 1) ** 2).sum() + ALPHA * (score**2).sum()
@@ -60,7 +58,7 @@ def objective(x: np.ndarray, w: np.ndarray, h: np.ndarray, nu: float) -> float:
     return loss + (ridge(x.sum(0), x.shape[0], nu) * (h**2).sum(1)).sum()
 
 
-def first_items() -> np.ndarray:
+def first_items():
     scale = 0.1 / FACTORS**0.5
     return np.random.default_rng(0).normal(0, scale, (ITEMS, FACTORS))
 

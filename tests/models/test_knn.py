@@ -1,7 +1,5 @@
 """ItemKNN against brute force."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from oracles import interactions, random_dense
@@ -11,7 +9,7 @@ from vaecf.errors import VaecfError
 from vaecf.models import knn
 
 
-def brute_force(x: np.ndarray, k: int, shrinkage: float) -> np.ndarray:
+def brute_force(x, k, shrinkage):
     """Item by item: the k most similar others, ties to the lower index."""
     n = x.shape[1]
     similarity = np.zeros((n, n))

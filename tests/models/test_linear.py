@@ -1,7 +1,5 @@
 """EASE against direct float64 derivations."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,19 +14,19 @@ USERS, ITEMS = 60, 20
 
 
 @pytest.fixture(scope="module")
-def x() -> np.ndarray:
+def x():
     x = random_dense(USERS, ITEMS)
     x[:, ITEMS - 1] = 0  # an item without users is a column of the matrix too
     return x
 
 
-def ease(x: np.ndarray, l2: float) -> np.ndarray:
+def ease(x, l2):
     """Steck 2019, equations 8 and 9, float64."""
     p = np.linalg.inv(x.T @ x + l2 * np.eye(x.shape[1]))
     return (np.eye(x.shape[1]) - p / np.diag(p)) * (1 - np.eye(x.shape[1]))
 
 
-def ridge(x, l2: float, dropout: float, exponent: float) -> np.ndarray:
+def ridge(x, l2, dropout, exponent):
     """A weighted ridge regression of each item on all others, float64."""
     n = np.maximum(x.sum(axis=1), 1)
     weight = (n / max(x.sum(axis=1).mean(), 1)) ** -exponent

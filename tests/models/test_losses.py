@@ -1,7 +1,5 @@
 """The terms of the loss against closed forms and quadrature."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from scipy import special, stats
 from vaecf.models import losses
 
 
-def kl_by_quadrature(mean: float, log_variance: float) -> float:
+def kl_by_quadrature(mean, log_variance):
     """∫ q log(q / p) over one dimension."""
     q, p = stats.norm(mean, np.exp(log_variance / 2)), stats.norm()
     value, _ = scipy.integrate.quad(

@@ -1,7 +1,5 @@
 """The factors of the regression, against `linear.fit` and float64 NumPy."""
 
-from __future__ import annotations
-
 import functools
 import tracemalloc
 
@@ -16,7 +14,7 @@ from vaecf.models import linear, low_rank
 fit = functools.partial(low_rank.fit, advice="try this")
 
 
-def groups(users: int, items: int, n: int = 4) -> np.ndarray:
+def groups(users, items, n=4):
     """Users who mostly have items of one of n groups."""
     rng = np.random.default_rng(users)
     user, item = np.arange(users) % n, np.arange(items) % n

@@ -1,7 +1,5 @@
 """Both models against the paper's equations in float64 NumPy."""
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -332,6 +330,6 @@ def test_a_mesh_equals_one_device(name, shape, lowering):
     assert all(x.any() for x in jax.tree.leaves(trained))
 
 
-def test_the_config_offers_every_model() -> None:
+def test_the_config_offers_every_model():
     rule = config_lib.settings()["model.name"].metadata["rule"]
     assert set(rule.choices) == set(registry.MODELS)

@@ -1,7 +1,5 @@
 """Counter-based random numbers against NumPy and statistics."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

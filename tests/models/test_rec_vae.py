@@ -1,7 +1,5 @@
 """RecVAE against a NumPy derivation of the paper's formulas."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +19,7 @@ X = oracles.dense([*HISTORIES, []], ITEMS)
 FIRST_ROW = 5
 
 
-def make(**config) -> rec_vae.RecVAE:
+def make(**config):
     return rec_vae.RecVAE(
         n_items=ITEMS,
         item_rows=ROWS,

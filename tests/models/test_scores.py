@@ -1,7 +1,5 @@
 """The scores of every baseline on every mesh, against NumPy."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,7 @@ USERS, ITEMS = 60, 20
 
 
 @pytest.fixture(scope="module")
-def x() -> np.ndarray:
+def x():
     x = random_dense(USERS, ITEMS)
     x[7] = 0
     return x
@@ -59,7 +57,7 @@ PARTITION = popularity.PARTITION | linear.PARTITION
 PARTITION |= low_rank.PARTITION | ials.PARTITION
 
 
-def expected_scores(name: str, x: np.ndarray, params) -> np.ndarray:
+def expected_scores(name, x, params):
     """[USERS, ITEMS], float64."""
     if name == "popularity":
         return np.tile(x.sum(0), (USERS, 1))

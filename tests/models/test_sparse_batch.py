@@ -1,7 +1,5 @@
 """Batches against brute force, on the device and on the host."""
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -37,7 +35,7 @@ def brute_force(users, user_B, n_slots):
     return item + [0] * padding, row + [len(user_B)] * padding, counts
 
 
-def assert_batch(batch, item, row, counts) -> None:
+def assert_batch(batch, item, row, counts):
     for got, want in zip(batch, (item, row, counts), strict=True):
         assert got.dtype == np.int32
         np.testing.assert_array_equal(got, want)
@@ -46,7 +44,7 @@ def assert_batch(batch, item, row, counts) -> None:
 assemble = jax.jit(sparse_batch.assemble, static_argnums=2)
 
 
-def device_csr(users) -> sparse_batch.Csr:
+def device_csr(users):
     """As many items for every draw, so that one program serves them all."""
     csr = sparse_batch.as_csr(*csr_of(users))
     items = np.full(6 * USERS, 77, np.int32)

@@ -1,7 +1,5 @@
 """Free memory, and the check that a computation fits into it."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """The mesh, and the sharding of a training state."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +105,7 @@ def test_moments_of_item_matrices_are_spread():
     }
 
 
-def params(rows: int = 16, units: int = 3) -> dict:
+def params(rows=16, units=3):
     rng = np.random.default_rng(0)
     shapes = {
         "input_kernel": (rows, units),

@@ -1,7 +1,5 @@
 """Processes that run as one; tests/experiments/test_launch.py starts them."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys
@@ -111,7 +109,7 @@ processes.start("localhost:%d", 2, %d)
 """
 
 
-def run(program: str) -> subprocess.CompletedProcess:
+def run(program):
     return subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

@@ -21,7 +21,7 @@ import vaecf
 from vaecf import config as config_lib
 from vaecf import experiment
 from vaecf.data import synthetic
-from vaecf.data.dataset import Dataset, write_dataset
+from vaecf.data.dataset import write_dataset
 
 SMALL = {
     "model.hidden": (32,),
@@ -35,7 +35,7 @@ SMALL = {
     "eval.metrics": ("ndcg@100", "recall@5"),
     "mesh.data": 1,
 }
-MODELS: dict[str, dict[str, Any]] = {
+MODELS = {
     "mult_vae": {},
     "rec_vae+linear": {
         "model.name": "rec_vae",
@@ -53,14 +53,14 @@ class Run:
     results: dict[str, Any]
 
     @property
-    def losses(self) -> list[float]:
+    def losses(self):
         lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
         records = map(json.loads, lines)
         return [r["train/loss"] for r in records if "train/loss" in r]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Dataset:
+def data(tmp_path_factory):
     made = synthetic.make(
         "synthetic",
         n_train_users=300,
@@ -71,7 +71,7 @@ def data(tmp_path_factory) -> Dataset:
     return write_dataset(tmp_path_factory.mktemp("data") / "data", made)
 
 
-def train(data: Dataset, workdir: pathlib.Path, changes: dict[str, Any]) -> Run:
+def train(data, workdir, changes):
     """Trains and tests with the settings `SMALL` and `changes`."""
     config = config_lib.replace(
         config_lib.Config(), {"data.dir": str(data.path), **SMALL, **changes}
@@ -82,13 +82,13 @@ def train(data: Dataset, workdir: pathlib.Path, changes: dict[str, Any]) -> Run:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def trained(request, data, tmp_path_factory) -> tuple[str, Run]:
+def trained(request, data, tmp_path_factory):
     """(name of the model, its run on one device)."""
     folder = tmp_path_factory.mktemp(request.param)
     return request.param, train(data, folder / "run", MODELS[request.param])
 
 
-def test_training_learns(trained, data) -> None:
+def test_training_learns(trained, data):
     _, run = trained
     assert len(run.losses) == 6 and np.isfinite(run.losses).all()
     counts_I = data.train.item_counts()
@@ -101,11 +101,11 @@ def test_training_learns(trained, data) -> None:
     assert run.results["test"]["recall@5"]["mean"] > np.mean(recalls) + 0.05
 
 
-def recall(ranked: list, wanted: set, k: int = 5) -> float:
+def recall(ranked, wanted, k=5):
     return len(set(ranked[:k]) & wanted) / min(k, len(wanted))
 
 
-def test_resuming_gives_the_same_numbers(trained, data, tmp_path) -> None:
+def test_resuming_gives_the_same_numbers(trained, data, tmp_path):
     """Bit for bit, when interrupted within a phase of RecVAE."""
     name, run = trained
     for epochs in (4, 6):
@@ -116,7 +116,7 @@ def test_resuming_gives_the_same_numbers(trained, data, tmp_path) -> None:
         assert again.results[split] == run.results[split]
 
 
-def test_metrics_are_those_of_the_recommendations(trained, data) -> None:
+def test_metrics_are_those_of_the_recommendations(trained, data):
     """Against the definitions, user by user."""
     _, run = trained
     fold_in, held_out = data.test.fold_in, data.test.held_out
@@ -139,7 +139,7 @@ def test_metrics_are_those_of_the_recommendations(trained, data) -> None:
         assert mean == pytest.approx(np.mean(values), abs=1e-12)
 
 
-def test_a_mesh_gives_the_same_numbers(trained, data, tmp_path) -> None:
+def test_a_mesh_gives_the_same_numbers(trained, data, tmp_path):
     """Eight devices, four along the users and two along the items."""
     name, run = trained
     mesh = {"mesh.data": 4, "mesh.item": 2, "mesh.zero": True}

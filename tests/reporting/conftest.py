@@ -1,17 +1,14 @@
 """One small run as plain values, with figures that nobody measured."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 
 
 @pytest.fixture
-def records() -> list[dict[str, Any]]:
+def records():
     """Twelve epochs; validated every third, best at epoch 9."""
-    lines: list[dict[str, Any]] = []
+    lines = []
     validated = {3: 0.20, 6: 0.30, 9: 0.40, 12: 0.40}
     for epoch in range(1, 13):
         kl = 10.0 * (1 - math.exp(-epoch / 4))
@@ -40,12 +37,12 @@ def records() -> list[dict[str, Any]]:
     return lines
 
 
-def _cell(mean: float, stderr: float | None) -> dict[str, Any]:
+def _cell(mean, stderr):
     return {"mean": mean, "stderr": stderr, "users": 500}
 
 
 @pytest.fixture
-def results() -> dict[str, Any]:
+def results():
     """What results.json of that run might hold."""
     return {
         "test": {

@@ -6,12 +6,10 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 
 from vaecf.reporting import plots, tables
@@ -20,22 +18,22 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
-def history(records: list[dict[str, Any]]) -> pd.DataFrame:
+def history(records):
     return plots.history_frame(records)
 
 
-def _texts(svg: str) -> list[str]:
+def _texts(svg):
     root = ElementTree.fromstring(svg)
     return ["".join(e.itertext()) for e in root.iter(f"{SVG}text")]
 
 
-def _line(axes: Axes, number: int) -> list[tuple[float, float]]:
+def _line(axes, number):
     line = axes.get_lines()[number]
     return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
 
 
-def test_history_has_a_row_per_epoch_and_the_last_value_counts() -> None:
-    records: list[dict[str, Any]] = [
+def test_history_has_a_row_per_epoch_and_the_last_value_counts():
+    records = [
         {"epoch": 1, "train/loss": 1.0},
         {"epoch": 1, "validation/ndcg@100": 0.5},
         {"epoch": 2, "train/loss": None, "nonfinite": ["train/loss"]},
@@ -49,7 +47,7 @@ def test_history_has_a_row_per_epoch_and_the_last_value_counts() -> None:
     assert frame["validation/ndcg@100"].dropna().to_dict() == {1: 0.5}
 
 
-def test_learning_curves(history: pd.DataFrame) -> None:
+def test_learning_curves(history):
     figure = plots.learning_curves(history, baselines={"pop": 0.21, "EASE": 1})
     assert figure is not None
     loss, validation, kl, anneal = figure.axes
@@ -68,28 +66,26 @@ def test_learning_curves(history: pd.DataFrame) -> None:
     assert {a.get_xlabel() for a in figure.axes} == {"epoch"}
 
 
-def test_a_denoising_autoencoder_has_no_kl_plots(
-    records: list[dict[str, Any]],
-) -> None:
+def test_a_denoising_autoencoder_has_no_kl_plots(records):
     for record in records:
         record.pop("train/kl", None)
     figure = plots.learning_curves(plots.history_frame(records))
     assert figure is not None and len(figure.axes) == 2
 
 
-def test_ticks_of_few_epochs_are_whole_numbers() -> None:
+def test_ticks_of_few_epochs_are_whole_numbers():
     records = [{"epoch": e, "train/loss": 1.0 * e} for e in (1, 2, 3)]
     axes = plots.plot_curve(plots.history_frame(records), "train/loss")
     assert set(axes.get_xticks()) >= {1, 2, 3}
     assert not set(axes.get_xticks()) & {1.5, 2.5}
 
 
-def test_nothing_to_draw() -> None:
+def test_nothing_to_draw():
     assert plots.learning_curves(plots.history_frame([])) is None
     assert plots.metrics_bars({"a": {"coverage": {"mean": 0.5}}}) is None
 
 
-def test_metrics_bars(results: dict[str, Any]) -> None:
+def test_metrics_bars(results):
     figure = plots.metrics_bars(tables.results_rows(results, name="Mult-VAE"))
     assert figure is not None
     # Coverage has no plot: more is not better.
@@ -116,7 +112,7 @@ def test_throughput_and_history_lengths(history: pd.DataFrame) -> None:
     assert ticks[0] == "1-9\n1,200 users"
 
 
-def test_plots_draw_on_the_axes_they_are_given(history: pd.DataFrame) -> None:
+def test_plots_draw_on_the_axes_they_are_given(history):
     axes = plots.plot_curve(history, "train/kl")
     assert plots.plot_curve(history, "train/nll", axes) is axes
     assert len(axes.get_lines()) == 2
@@ -127,7 +123,7 @@ def test_svg_is_safe_and_stable(history: pd.DataFrame) -> None:
     # matplotlib's font lacks the last two letters.
     name = '$\\frac{a}$ <script>alert(1)</script> & id="x" \x00 千尋'
 
-    def svg() -> str:
+    def svg():
         figure = plots.learning_curves(history, baselines={name: 0.3})
         assert figure is not None
         return plots.to_svg(figure)
@@ -157,8 +153,8 @@ print(digest)
 """
 
 
-def test_other_processes_draw_the_same_and_import_cheaply() -> None:
-    here: dict[str, Any] = {}
+def test_other_processes_draw_the_same_and_import_cheaply():
+    here = {}
     exec(DRAW, here)
     paths = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(

@@ -1,14 +1,11 @@
 """Progress: a bar on a terminal, plain lines elsewhere, or nothing."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
 import sys
 import termios
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -17,26 +14,26 @@ from vaecf.reporting.progress import Progress, counting
 
 
 class Clock:
-    def __init__(self) -> None:
+    def __init__(self):
         self.now = 1000.0
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
     return clock
 
 
 def _run(
-    clock: Clock,
+    clock,
     *,
-    epochs: int = 50,
-    stop_after: int | None = None,
-    initial_epoch: int = 0,
-    seconds_per_epoch: float = 1.0,
-    enabled: bool = True,
-) -> None:
+    epochs=50,
+    stop_after=None,
+    initial_epoch=0,
+    seconds_per_epoch=1.0,
+    enabled=True,
+):
     """Four steps an epoch, two updates an epoch, a note every ten epochs."""
     with Progress(
         epochs, 4, initial_epoch=initial_epoch, enabled=enabled
@@ -65,12 +62,7 @@ def _run(
     ],
     ids=["fast", "slow", "stops early", "resumed", "disabled"],
 )
-def test_epochs_that_get_a_plain_line(
-    clock: Clock,
-    capsys: pytest.CaptureFixture[str],
-    kinds: dict,
-    shown: list[int],
-) -> None:
+def test_epochs_that_get_a_plain_line(clock, capsys, kinds, shown):
     _run(clock, **kinds)
     text = capsys.readouterr().err
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
@@ -82,21 +74,19 @@ def test_epochs_that_get_a_plain_line(
         assert f"loss {500 - shown[-1]}.00, 1,234 users/s" in text
 
 
-def test_notes_cannot_move_the_cursor(capsys) -> None:
+def test_notes_cannot_move_the_cursor(capsys):
     with Progress(1, 1) as bar:
         bar.note("table\nof \x1b[2Jtwo\rlines")
     assert capsys.readouterr().err == "table\nof \ufffd[2Jtwo\ufffdlines\n"
 
 
-def _terminal_output(
-    draw: Callable[[], object], monkeypatch, *, columns: int, rows: int = 24
-) -> str:
+def _terminal_output(draw, monkeypatch, *, columns, rows=24):
     """What `draw()` writes to a pseudo-terminal of the given size."""
     master, slave = os.openpty()
     termios.tcsetwinsize(slave, (rows, columns))
     received = []
 
-    def receive() -> None:
+    def receive():
         try:
             while data := os.read(master, 4096):
                 received.append(data)
@@ -115,9 +105,7 @@ def _terminal_output(
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 100), (0, 0)])
-def test_a_terminal_gets_a_bar(
-    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_gets_a_bar(rows, columns, monkeypatch):
     text = _terminal_output(
         lambda: _run(Clock(), epochs=10),
         monkeypatch,
@@ -134,9 +122,7 @@ def test_a_terminal_gets_a_bar(
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_counting_shows_a_bar_on_a_terminal_only(
-    terminal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counting_shows_a_bar_on_a_terminal_only(terminal, monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(sys, "stderr", stream)

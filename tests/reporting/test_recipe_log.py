@@ -1,18 +1,12 @@
 """The recipe's log: DLLogger's line format, names, units and means."""
 
-from __future__ import annotations
-
 import json
-import pathlib
 import time
-from typing import Any
-
-import pytest
 
 from vaecf.reporting.recipe_log import RecipeLogWriter
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def _lines(path):
     lines = []
     for line in path.read_text().splitlines():
         prefix, payload = line.split(" ", 1)
@@ -21,7 +15,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _epoch(writer: RecipeLogWriter, epoch: int, speed: float) -> None:
+def _epoch(writer, epoch, speed):
     writer.write(
         {
             "epoch": epoch,
@@ -34,7 +28,7 @@ def _epoch(writer: RecipeLogWriter, epoch: int, speed: float) -> None:
     )
 
 
-def test_a_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run(tmp_path, monkeypatch):
     path = tmp_path / "logs" / "vae_cf.log"
     path.parent.mkdir()
     path.write_text("an older run's log\n")
@@ -89,15 +83,13 @@ def test_a_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_every_unit_is_declared_once_and_before_its_values(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_every_unit_is_declared_once_and_before_its_values(tmp_path):
     path = tmp_path / "vae_cf.log"
     writer = RecipeLogWriter(path)
     _epoch(writer, 1, 10.0)
     _epoch(writer, 2, 10.0)
     writer.final({"batch_1_mean_latency": (0.01, "s")})
-    units: dict[str, str] = {}
+    units = {}
     for line in _lines(path):
         if line["type"] == "METADATA":
             assert line["metric"] not in units
@@ -110,7 +102,7 @@ def test_every_unit_is_declared_once_and_before_its_values(
     assert units["batch_1_mean_latency"] == "s"
 
 
-def test_a_short_run_is_all_warm_up(tmp_path: pathlib.Path) -> None:
+def test_a_short_run_is_all_warm_up(tmp_path):
     path = tmp_path / "vae_cf.log"
     writer = RecipeLogWriter(path)
     _epoch(writer, 1, 10.0)

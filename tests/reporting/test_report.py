@@ -1,12 +1,8 @@
 """The report: complete, self-contained, escaped and reproducible."""
 
-from __future__ import annotations
-
 import base64
 import html.parser
-import pathlib
 import re
-from typing import Any
 
 import jax
 import pytest
@@ -21,11 +17,11 @@ VOID = {"meta", "br", "img", "link", "hr", "input"}
 class Page(html.parser.HTMLParser):
     """Checks that tags nest; keeps tags, text and the SVG of images."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
+        self.open = []
+        self.tags = []
+        self.text = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -34,25 +30,23 @@ class Page(html.parser.HTMLParser):
         data = [url.removeprefix(SVG_URL) for url in urls]
         self.images = [base64.b64decode(d).decode() for d in data]
 
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+    def handle_startendtag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.text.append(data)
 
 
 @pytest.fixture
-def arguments(
-    records: list[dict[str, Any]], results: dict[str, Any]
-) -> dict[str, Any]:
+def arguments(records, results):
     return {
         "title": "Mult-VAE on ml-1m",
         "config": {"seed": 98765, "model": {"latent": 200, "hidden": [600]}},
@@ -69,12 +63,12 @@ def arguments(
     }
 
 
-def _written(path: pathlib.Path, arguments: dict[str, Any]) -> str:
+def _written(path, arguments):
     write_report(path, **arguments)
     return path.read_text("utf-8")
 
 
-def test_content(tmp_path: pathlib.Path, arguments: dict[str, Any]) -> None:
+def test_content(tmp_path, arguments):
     source = _written(tmp_path / "new" / "report.html", arguments)
     assert source == _written(tmp_path / "again.html", arguments)
     page = Page(source)
@@ -102,9 +96,7 @@ def test_content(tmp_path: pathlib.Path, arguments: dict[str, Any]) -> None:
     assert "users/s" in speed
 
 
-def test_nothing_foreign_is_loaded_or_run(
-    tmp_path: pathlib.Path, arguments: dict[str, Any]
-) -> None:
+def test_nothing_foreign_is_loaded_or_run(tmp_path, arguments):
     row = {"rank": 1, "item": HOSTILE, "title": HOSTILE, "score": -1}
     user = {"user": HOSTILE, "history": [HOSTILE, "Heat"], "rows": [row]}
     arguments |= {
@@ -135,17 +127,15 @@ def test_nothing_foreign_is_loaded_or_run(
 
 
 @pytest.mark.parametrize("results", [{}, {"test": {}}, {"train": None}])
-def test_a_run_without_results(
-    tmp_path: pathlib.Path, results: dict[str, Any]
-) -> None:
-    empty: dict[str, Any] = {"config": {}, "environment": {}}
+def test_a_run_without_results(tmp_path, results):
+    empty = {"config": {}, "environment": {}}
     empty["dataset"] = {"name": "d", "protocol": "p"}
     arguments = {**empty, "title": "t", "records": [], "results": results}
     text = _written(tmp_path / "report.html", arguments)
     assert "No results yet." in Page(text).text
 
 
-def test_environment() -> None:
+def test_environment():
     found = environment(jax.devices())
     assert found["jax"] == jax.__version__
     assert found["device"].startswith("8 x ")

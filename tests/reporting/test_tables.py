@@ -1,15 +1,11 @@
 """Tables: the numbers are there, columns line up, names stay in their cells."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from vaecf.reporting import tables
 
 
-def _cells(text: str) -> dict[str, list[str]]:
+def _cells(text):
     """Cells by the first cell of a line, split at two spaces."""
     lines = [line.split("  ") for line in text.splitlines() if line.strip()]
     return {
@@ -18,8 +14,8 @@ def _cells(text: str) -> dict[str, list[str]]:
     }
 
 
-def test_format_table() -> None:
-    rows: list[dict[str, object]] = [
+def test_format_table():
+    rows = [
         {"name": "a", "n": 1},
         {"name": "千尋", "n": 2000},
         {"name": "c\x1bd\n"},
@@ -33,7 +29,7 @@ def test_format_table() -> None:
     ]
 
 
-def test_quantities_and_metric_labels() -> None:
+def test_quantities_and_metric_labels():
     values = [None, 1234567, 0.40123, 0.00123456, "a", (600, 200)]
     texts = ["–", "1,234,567", "0.4012", "0.001235", "a", "(600, 200)"]
     assert [*map(tables.quantity, values)] == texts
@@ -42,7 +38,7 @@ def test_quantities_and_metric_labels() -> None:
     assert [*map(tables.metric_label, names)] == labels
 
 
-def test_results_table(results: dict[str, Any]) -> None:
+def test_results_table(results):
     text = tables.results_table(
         tables.results_rows(results, name="Mult-VAE"),
         protocol="paper",
@@ -66,15 +62,15 @@ def test_results_table(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mean", [float("nan"), None])
-def test_a_mean_that_is_not_a_number_is_a_dash(mean: float | None) -> None:
+def test_a_mean_that_is_not_a_number_is_a_dash(mean):
     rows = {"a": {"ndcg@5": {"mean": mean, "stderr": 0.1, "users": 0}}}
     text = tables.results_table(rows, protocol="p", dataset="d")
     assert _cells(text)["a"] == ["–"]
     assert "0 users" in text
 
 
-def test_recommendations_table() -> None:
-    records: list[dict[str, Any]] = [
+def test_recommendations_table():
+    records = [
         {
             "user": 42,
             "history": ["Heat", *"abcde"],

@@ -1,15 +1,11 @@
 """Writers: their files can be read back, also after a crash."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
-import pathlib
 import re
 import struct
 import time
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +20,10 @@ from vaecf.reporting.writers import (
 )
 
 
-def _strict(path: pathlib.Path) -> list[dict[str, Any]]:
+def _strict(path):
     """The file's lines by a parser that refuses NaN and Infinity."""
 
-    def refuse(constant: str) -> None:
+    def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
     text = path.read_text("utf-8")
@@ -37,22 +33,19 @@ def _strict(path: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def _write(path: pathlib.Path, steps: list[int]) -> None:
+def _write(path, steps):
     writer = JsonlWriter(path)
     for step in steps:
         writer.write({"train/loss": step / 2}, step=step)
 
 
-def test_jsonl_round_trip(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jsonl_round_trip(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1234.56789)
     path = tmp_path / "made" / "on" / "demand" / "metrics.jsonl"
     writer = JsonlWriter(path)
     writer.write({"epoch": 1, "train/loss": 0.1, "name": "é\n"}, step=28)
     assert len(_strict(path)) == 1  # Readable while the run goes on.
-    numpy_value: Any = np.int32(2)
-    writer.write({"train/skipped_steps": numpy_value, "none": None}, step=56)
+    writer.write({"train/skipped_steps": np.int32(2), "none": None}, step=56)
     first = {"epoch": 1, "train/loss": 0.1, "name": "é\n"}
     second = {"train/skipped_steps": 2, "none": None}
     assert _strict(path) == [
@@ -62,24 +55,21 @@ def test_jsonl_round_trip(
     assert read_records(path) == _strict(path)
 
 
-def test_jsonl_nonfinite_values_are_null_and_named(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_jsonl_nonfinite_values_are_null_and_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    numpy_value: Any = np.float32("inf")
     JsonlWriter(path).write(
-        {"a": math.nan, "b": 1.0, "c": -math.inf, "d": numpy_value}, step=1
+        {"a": math.nan, "b": 1.0, "c": -math.inf, "d": np.float32("inf")},
+        step=1,
     )
     (line,) = _strict(path)
     assert (line["a"], line["b"], line["c"], line["d"]) == (None, 1, None, None)
     assert line["nonfinite"] == ["a", "c", "d"]
 
 
-def test_jsonl_refuses_arrays(tmp_path: pathlib.Path) -> None:
+def test_jsonl_refuses_arrays(tmp_path):
     writer = JsonlWriter(tmp_path / "metrics.jsonl")
-    array: Any = np.zeros(3)
     with pytest.raises(TypeError, match="'loss' is ndarray"):
-        writer.write({"loss": array}, step=1)
+        writer.write({"loss": np.zeros(3)}, step=1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,12 +78,7 @@ def test_jsonl_refuses_arrays(tmp_path: pathlib.Path) -> None:
     limit=st.integers(0, 60),
     cut=st.integers(0, 10_000),
 )
-def test_jsonl_survives_a_cut_at_any_byte(
-    tmp_path_factory: pytest.TempPathFactory,
-    steps: list[int],
-    limit: int,
-    cut: int,
-) -> None:
+def test_jsonl_survives_a_cut_at_any_byte(tmp_path_factory, steps, limit, cut):
     path = tmp_path_factory.mktemp("cut") / "metrics.jsonl"
     _write(path, steps)
     data = path.read_bytes()
@@ -108,26 +93,24 @@ def test_jsonl_survives_a_cut_at_any_byte(
     assert [r["step"] for r in _strict(path)] == [*kept, 99]
 
 
-def test_damage_in_the_middle_is_an_error(tmp_path: pathlib.Path) -> None:
+def test_damage_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(VaecfError, match=r"metrics\.jsonl, line 2.*delete"):
         read_records(path)
 
 
-def test_a_missing_file_is_an_error(tmp_path: pathlib.Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(VaecfError, match=r"absent\.jsonl"):
         read_records(tmp_path / "absent.jsonl")
 
 
-def test_a_failed_truncation_leaves_the_old_file(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_truncation_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     _write(path, [1, 2, 3])
     before = path.read_bytes()
 
-    def full(source: str, target: str) -> None:
+    def full(source, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
@@ -137,7 +120,7 @@ def test_a_failed_truncation_leaves_the_old_file(
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def _events(directory: pathlib.Path) -> list[Any]:
+def _events(directory):
     """Events of all files, read as TFRecords without tensorboardX's reader.
 
     A record is: length (uint64), its checksum (4 bytes), that many bytes,
@@ -158,7 +141,7 @@ def _events(directory: pathlib.Path) -> list[Any]:
     return events
 
 
-def test_tensorboard_events_are_readable(tmp_path: pathlib.Path) -> None:
+def test_tensorboard_events_are_readable(tmp_path):
     directory = tmp_path / "tb"
     writer = TensorBoardWriter(directory)
     writer.write({"train/loss": 2.5, "validation/ndcg@100": None}, step=7)
@@ -179,9 +162,7 @@ def test_tensorboard_events_are_readable(tmp_path: pathlib.Path) -> None:
     assert values[8, "validation/ndcg_100"].simple_value == 0.25
 
 
-def test_tensorboard_resume_keeps_files_and_purges(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_tensorboard_resume_keeps_files_and_purges(tmp_path):
     for resume, step in ((0, 1), (1, 2)):
         writer = TensorBoardWriter(tmp_path, resume_from_step=resume)
         writer.write({"loss": 1.0}, step=step)

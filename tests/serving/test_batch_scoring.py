@@ -1,7 +1,5 @@
 """Scoring of files, compared with `Recommender.recommend`."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 

@@ -1,7 +1,5 @@
 """Histories in all accepted forms, and in wrong ones."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import polars as pl

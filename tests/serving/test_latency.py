@@ -1,7 +1,5 @@
 """The latency measurement with a fake clock."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The public surface: fit, load, save, recommend, encode."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

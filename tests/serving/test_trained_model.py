@@ -1,7 +1,5 @@
 """Saving and loading, also of damaged directories."""
 
-from __future__ import annotations
-
 import gc
 import json
 import shutil
@@ -175,7 +173,7 @@ def test_any_file_of_the_checkpoint_is_damaged(shop, saved, tmp_path):
     gc.collect()
 
 
-def test_a_deleted_model_is_freed() -> None:
+def test_a_deleted_model_is_freed():
     """No cache keeps a model alive."""
     config = config_lib.replace(
         config_lib.Config(), {"precision.policy": "bf16"}
@@ -190,7 +188,7 @@ def test_a_deleted_model_is_freed() -> None:
     assert gone() is None and kernel() is None
 
 
-def test_serving_a_model_imports_no_training_loop() -> None:
+def test_serving_a_model_imports_no_training_loop():
     """Nor an optimiser."""
     code = (
         "import sys, vaecf.serving.batch_scoring, vaecf.serving.latency\n"

@@ -1,11 +1,6 @@
 """Small runs."""
 
-from __future__ import annotations
-
 import dataclasses
-import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +9,6 @@ import pytest
 from vaecf import config as config_lib
 from vaecf.config import Config
 from vaecf.data import synthetic
-from vaecf.data.dataset import Dataset
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import input_pipeline, loop
@@ -44,7 +38,7 @@ _SMALL = config_lib.replace(
 
 
 @pytest.fixture(scope="session")
-def small() -> Callable[..., Config]:
+def small():
     """A small run's config; small(train={"epochs": 5}) changes a key."""
     return lambda **sections: config_lib.replace(
         _SMALL, config_lib.flatten(sections)
@@ -52,7 +46,7 @@ def small() -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
-def dataset() -> Dataset:
+def dataset():
     """60 training users (4 batches of 16, the last of 12) and 33 items."""
     return synthetic.make(
         "synthetic",
@@ -64,7 +58,7 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def setup_of() -> Callable[..., state_lib.TrainSetup]:
+def setup_of():
     """setup_of(config, mesh=(1, 1), n_items=33, tx=...)"""
 
     def make(config, mesh=(1, 1), n_items=33, **changes):
@@ -75,13 +69,13 @@ def setup_of() -> Callable[..., state_lib.TrainSetup]:
 
 
 @pytest.fixture(scope="session")
-def take() -> Callable[..., tuple[state_lib.TrainState, step_lib.StepMetrics]]:
+def take():
     """Returns `train_step`, compiled."""
     return jax.jit(step_lib.train_step, static_argnums=0)
 
 
 @pytest.fixture(scope="session")
-def run_epochs(dataset: Dataset) -> Callable[..., Any]:
+def run_epochs(dataset):
     """run_epochs(setup, config, [0, 1]) → (state, metrics of every step)."""
 
     def run(setup, config, epochs, *, state=None, kind="resident"):
@@ -106,15 +100,10 @@ def run_epochs(dataset: Dataset) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def train(dataset: Dataset) -> Callable[..., loop.TrainResult]:
+def train(dataset):
     """train(workdir, config) on the small dataset."""
 
-    def run(
-        workdir: pathlib.Path,
-        config: Config,
-        data: Dataset = dataset,
-        **arguments: Any,
-    ) -> loop.TrainResult:
+    def run(workdir, config, data=dataset, **arguments):
         return loop.train(
             config, data, workdir, show_progress=False, **arguments
         )
@@ -123,10 +112,10 @@ def train(dataset: Dataset) -> Callable[..., loop.TrainResult]:
 
 
 @pytest.fixture(scope="session")
-def host_batch(dataset: Dataset) -> Callable[..., sparse_batch.SparseBatch]:
+def host_batch(dataset):
     """host_batch(users, slots=512, parts=1) of the small dataset."""
 
-    def batch(users, slots: int = 512, parts: int = 1):
+    def batch(users, slots=512, parts=1):
         users, data = np.asarray(users, np.int32), dataset.train
         return sparse_batch.assemble_on_host(
             data.indptr, data.indices, users, slots, parts
@@ -135,7 +124,7 @@ def host_batch(dataset: Dataset) -> Callable[..., sparse_batch.SparseBatch]:
     return batch
 
 
-def _assert_trees(compare: Callable[..., None], a: Any, b: Any, **how: Any):
+def _assert_trees(compare, a, b, **how):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
@@ -149,7 +138,7 @@ def _assert_trees(compare: Callable[..., None], a: Any, b: Any, **how: Any):
 
 
 @pytest.fixture(scope="session")
-def assert_same() -> Callable[[Any, Any], None]:
+def assert_same():
     """Two trees are equal bit for bit."""
     return lambda a, b: _assert_trees(
         np.testing.assert_array_equal, a, b, strict=True
@@ -157,10 +146,10 @@ def assert_same() -> Callable[[Any, Any], None]:
 
 
 @pytest.fixture(scope="session")
-def assert_close() -> Callable[..., None]:
+def assert_close():
     """Two trees are close, by default within 1e-5."""
 
-    def check(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    def check(a, b, rtol=1e-05, atol=1e-06):
         _assert_trees(np.testing.assert_allclose, a, b, rtol=rtol, atol=atol)
 
     return check

@@ -1,7 +1,5 @@
 """Encoder and decoder of RecVAE in alternation; the average of parameters."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest

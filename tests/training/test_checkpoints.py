@@ -1,9 +1,6 @@
 """Saved arrays restore on any mesh; damage is reported in one line."""
 
-from __future__ import annotations
-
 import gc
-import pathlib
 import shutil
 
 import jax
@@ -136,7 +133,7 @@ def written(tmp_path_factory, state_on):
     return directory, setup
 
 
-def one_line_error(directory: pathlib.Path, setup) -> str:
+def one_line_error(directory, setup):
     saved = Checkpoints(directory)
     with pytest.raises(VaecfError) as e:
         saved.position(LATEST)
@@ -147,7 +144,7 @@ def one_line_error(directory: pathlib.Path, setup) -> str:
     return message
 
 
-def flipped(data: bytes) -> bytes:
+def flipped(data):
     start = len(data) // 2
     middle = bytes(byte ^ 255 for byte in data[start : start + 64])
     return data[:start] + middle + data[start + 64 :]

@@ -73,15 +73,15 @@ class Step(NamedTuple):
     formula_bytes: int
     bytes: int
 
-    def over(self, axis: str) -> float:
+    def over(self, axis):
         return sum(
             c.bytes * c.trips for c in self.collectives if c.axis == axis
         )
 
 
-def count(text: str, data: int, item: int) -> tuple[list[Collective], float]:
+def count(text, data, item):
     """Returns the collectives and the FLOP of the matrix products in HLO."""
-    computations: dict[str, list[re.Match]] = {}
+    computations = {}
     for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
             instructions = computations["" if head[1] else head[2]] = []
@@ -93,7 +93,7 @@ def count(text: str, data: int, item: int) -> tuple[list[Collective], float]:
     axes = {"item": place.tolist(), "data": place.T.tolist()}
     collectives, flop = [], 0.0
 
-    def walk(name: str, trips: float) -> None:
+    def walk(name, trips):
         nonlocal flop
         shapes = {}
         for result, types, op, rest in (m.groups() for m in computations[name]):
@@ -127,11 +127,11 @@ def count(text: str, data: int, item: int) -> tuple[list[Collective], float]:
     return collectives, flop
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text):
     return [int(n) for n in text.split(",") if n]
 
 
-def _groups(attributes: str) -> list[list[int]]:
+def _groups(attributes):
     """Returns the replica groups, which HLO writes in one of three ways."""
     if written := re.search(r"replica_groups=\{(.*?\})\}", attributes):
         return [_numbers(g) for g in re.findall(r"[\d,]*\d", written[1])]
@@ -150,7 +150,7 @@ def _groups(attributes: str) -> list[list[int]]:
     return np.moveaxis(devices, axis, -1).reshape(-1, shape[axis]).tolist()
 
 
-def formula(config: Config, rows: int, users: int, parts: int, slots: int):
+def formula(config, rows, users, parts, slots):
     """Returns (parameters, bytes) of a step on one device of a CPU mesh.
 
     The table "What a device holds" of docs/scaling.md, for one hidden layer.
@@ -183,7 +183,7 @@ def formula(config: Config, rows: int, users: int, parts: int, slots: int):
     )
 
 
-def compiled(mesh: tuple[int, int], changes: dict, items: int = ITEMS) -> Step:
+def compiled(mesh, changes, items=ITEMS):
     data, item = mesh
     defaults = {
         "model.input": "gather",
@@ -234,7 +234,7 @@ def compiled(mesh: tuple[int, int], changes: dict, items: int = ITEMS) -> Step:
 
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
-def steps(request) -> tuple[str, list[Step]]:
+def steps(request):
     name = request.param
     return name, [compiled(mesh, VARIANTS[name]) for mesh in MESHES]
 
@@ -315,7 +315,7 @@ def test_zero_scatters_gradients_and_gathers_weights(mesh):
     """Of the two item matrices only, over the users' axis only."""
     step = compiled(mesh, BLOCKS | {"mesh.zero": True})
     matrix = 4 * step.rows * FIRST
-    by_op: dict[str, list[int]] = {}
+    by_op = {}
     for c in step.collectives:
         if c.axis == "data":
             by_op.setdefault(c.op, []).append(c.bytes)

@@ -1,13 +1,8 @@
 """Where compiled programs are kept, and who decides. Loading them is tested
 with the entry points."""
 
-from __future__ import annotations
-
 import os
-import pathlib
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import platformdirs
@@ -22,7 +17,7 @@ THRESHOLD = "jax_persistent_cache_min_compile_time_secs"
 
 
 @pytest.fixture
-def config() -> Iterator[Callable[[str], Any]]:
+def config():
     """Returns a reader of JAX's settings, which start as in a new process."""
     names = (DIRECTORY, ENABLED, THRESHOLD)
     before = {name: getattr(jax.config, name) for name in names}
@@ -34,7 +29,7 @@ def config() -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.fixture
-def user_cache(tmp_path, monkeypatch) -> pathlib.Path:
+def user_cache(tmp_path, monkeypatch):
     """The user's cache directory, not there yet."""
     path = tmp_path / "cache"
     monkeypatch.setattr(

@@ -1,10 +1,5 @@
 """What a run compiles, and when: the first epoch's programs are enough."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 import jax
 import numpy as np
 import pytest
@@ -23,29 +18,29 @@ class Epochs(Writer):
     The last record of an epoch is that of the validation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.current = 1
-        self.compiled: list[tuple[int, str]] = []
-        self.records: list[Mapping[str, Any]] = []
+        self.compiled = []
+        self.records = []
 
-    def heard(self, name: str, seconds: float, **about: Any) -> None:
+    def heard(self, name, seconds, **about):
         """Listens to JAX, loaded programs included."""
         if name == _COMPILED:
             self.compiled.append((self.current, str(about.get("fun_name"))))
 
-    def write(self, record: Mapping[str, Any], step: int) -> None:
+    def write(self, record, step):
         if any(name.startswith("validation/") for name in record):
             self.current = record["epoch"] + 1
         if "train/loss" in record:
             self.records.append(record)
 
-    def of(self, program: str) -> list[int]:
+    def of(self, program):
         """Epochs in which a program was compiled."""
         return [epoch for epoch, name in self.compiled if program in name]
 
 
 @pytest.fixture
-def epochs() -> Iterator[Epochs]:
+def epochs():
     counted = Epochs()
     jax.monitoring.register_event_duration_secs_listener(counted.heard)
     yield counted

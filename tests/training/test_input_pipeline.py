@@ -1,7 +1,5 @@
 """Both pipelines give the same batches."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import types
 import warnings
@@ -27,7 +25,7 @@ KINDS = {
 }
 
 
-def train(feed, setup, epochs: int = 3, batch_size: int = 16):
+def train(feed, setup, epochs=3, batch_size=16):
     """(state, Totals of each stretch); the last step is partial."""
     state, sums = state_lib.init_state(setup, 7), []
     for epoch in range(epochs):

@@ -1,16 +1,12 @@
 """Small runs: resumed, interrupted, diverging, on other meshes."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import shutil
 import signal
-from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +27,7 @@ TIMES = {
 }
 
 
-def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def records(workdir):
     """Returns metrics.jsonl without times and without the summary."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
@@ -41,7 +37,7 @@ def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def finals(workdir: pathlib.Path) -> int:
+def finals(workdir):
     return (workdir / "metrics.jsonl").read_text().count("final/epochs")
 
 
@@ -72,7 +68,7 @@ def best_of(small, setup_of):
     return restored
 
 
-def contents(directory: pathlib.Path) -> dict[str, bytes]:
+def contents(directory):
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in directory.rglob("*")
@@ -83,7 +79,7 @@ def contents(directory: pathlib.Path) -> dict[str, bytes]:
 class Recorder(Writer):
     """Keeps the steps of its records; `die_at` raises at a training record."""
 
-    def __init__(self, die_at: int | None = None) -> None:
+    def __init__(self, die_at=None):
         self.die_at, self.steps = die_at, []
 
     def write(self, record, *, step):
@@ -119,7 +115,7 @@ def stop_after(monkeypatch):
     run, calls = input_pipeline.ResidentPipeline.run, []
 
     @contextlib.contextmanager
-    def patched(n: int, number: int):
+    def patched(n, number):
         def counted(self, state, epoch, start, stop):
             assert stop == start + 1
             calls.append(start)

@@ -1,7 +1,5 @@
 """The same run on 1, 6 and 8 devices."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import optax

@@ -1,9 +1,5 @@
 """Optimisers and the schedule of the loss scale against their papers."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +109,7 @@ def test_each_group_has_its_own_adam():
 PARAMS = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([0.25])}
 
 
-def gradients(value: float = 1.0) -> Any:
+def gradients(value=1.0):
     return jax.tree.map(lambda x: jnp.full_like(x, value), PARAMS)
 
 
@@ -145,7 +141,7 @@ def test_schedule_is_the_papers(flags, interval, scale):
     assert state.scale.dtype == np.float32
 
 
-_UPDATES: dict[int, Any] = {}
+_UPDATES = {}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

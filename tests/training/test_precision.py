@@ -1,7 +1,5 @@
 """What the precision names mean, and that all of them train."""
 
-from __future__ import annotations
-
 import types
 
 import jax

@@ -1,7 +1,5 @@
 """Spectral output weights against decompositions by NumPy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,10 +1,7 @@
 """The step against a float64 re-derivation, on one device and on meshes."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,20 +29,20 @@ HISTORIES = [
 INDPTR, INDICES = oracles.csr_of(HISTORIES)
 
 
-def setup_on(config, data: int = 1, item: int = 1, **changes: Any):
+def setup_on(config, data=1, item=1, **changes):
     setup = state_lib.make_setup(
         config, N_ITEMS, mesh_lib.make_mesh(data, item)
     )
     return dataclasses.replace(setup, **changes)
 
 
-def batch_of(users: np.ndarray, n_slots: int = 64, shards: int = 1):
+def batch_of(users, n_slots=64, shards=1):
     return sparse_batch.assemble_on_host(
         INDPTR, INDICES, users, n_slots, shards
     )
 
 
-def shuffled(setup, seed: int = 5) -> state_lib.TrainState:
+def shuffled(setup, seed=5):
     """A state with weights and biases far from zero, padding items at zero."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: state_lib.init_state(setup, 0))
@@ -61,7 +58,7 @@ def shuffled(setup, seed: int = 5) -> state_lib.TrainState:
 # --- The reference ----------------------------------------------------------
 
 
-def draws(config, seed: int, step: int, n_users: int):
+def draws(config, seed, step, n_users):
     """(kept [B, I], noise [B, Z]) of a step, by row and column alone."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
     keys, rows, noise = [key], np.arange(n_users), None
@@ -73,7 +70,7 @@ def draws(config, seed: int, step: int, n_users: int):
     return oracles.kept(drop_key, rows, N_ITEMS, rate), noise
 
 
-def by_layer(params: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+def by_layer(params):
     """[(weights, bias)] from the items inwards and out again, float64."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     middle = [
@@ -179,7 +176,7 @@ VARIANTS = {
 BATCH = np.array([4, 2, 7, 3, 0, 6, len(HISTORIES)], np.int32)
 
 
-def golden_options(small, variant: str):
+def golden_options(small, variant):
     changes = VARIANTS[variant]
     loss = {"total_anneal_steps": 10, "anneal_cap": 0.15}
     # An epsilon that keeps Adam smooth where a gradient is nearly zero.
@@ -196,7 +193,7 @@ def test_reference_gradient_is_the_slope_of_the_reference_loss(small, variant):
     layers = by_layer(shuffled(setup_on(config)).params)
     drawn = draws(config, 3, 9, len(BATCH))
 
-    def at(t: float) -> float:
+    def at(t):
         moved = jax.tree.map(lambda x, d: x + t * d, layers, direction)
         totals, _ = reference(config, moved, BATCH, *drawn, 9)
         return totals[0] / totals[3]
@@ -209,7 +206,7 @@ def test_reference_gradient_is_the_slope_of_the_reference_loss(small, variant):
     assert (at(1e-6) - at(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-6)
 
 
-def assert_layers_close(params: Any, expected: Any, atol: float = 0.0) -> None:
+def assert_layers_close(params, expected, atol=0.0):
     for pair, wanted in zip(by_layer(params), expected, strict=True):
         for x, y in zip(pair, wanted):
             np.testing.assert_allclose(

@@ -1,23 +1,15 @@
 """A sweep small enough to wait for."""
 
-from __future__ import annotations
-
-import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import jax
-import optuna
 import pytest
 
 from configs import synthetic as config_file
 from vaecf import config as config_lib
-from vaecf.config import Config
 from vaecf.data import dataset, synthetic
 from vaecf.reporting.writers import read_records
 from vaecf.tuning.study import SweepPlan, open_study
 
-SPACE: dict[str, dict[str, Any]] = {
+SPACE = {
     "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
     "model.dropout_rate": {"low": 0, "high": 0.6},
     "model.latent": {"low": 2, "high": 8, "step": 2},
@@ -26,7 +18,7 @@ SPACE: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation() -> Iterator[None]:
+def quick_compilation():
     """Every trial compiles anew: quickly rather than well."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -34,7 +26,7 @@ def quick_compilation() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def data_dir(tmp_path_factory):
     made = synthetic.make(
         "synthetic",
         n_train_users=60,
@@ -48,7 +40,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def base(data_dir: pathlib.Path) -> Config:
+def base(data_dir):
     config = config_file.get_config()
     config.data.dir = str(data_dir)
     config.data.feed = "resident"
@@ -62,12 +54,12 @@ def base(data_dir: pathlib.Path) -> Config:
 
 
 @pytest.fixture
-def plan(base: Config, tmp_path: pathlib.Path) -> Callable[..., SweepPlan]:
+def plan(base, tmp_path):
     """plan(trials=2): a sweep in a folder of its own, 'sweep'."""
 
-    def make(**changes: Any) -> SweepPlan:
+    def make(**changes):
         folder = tmp_path / "sweep"
-        settings: dict[str, Any] = {
+        settings = {
             "base": base,
             "space": SPACE,
             "workdir": folder,
@@ -79,10 +71,10 @@ def plan(base: Config, tmp_path: pathlib.Path) -> Callable[..., SweepPlan]:
 
 
 @pytest.fixture(scope="session")
-def opened() -> Callable[[SweepPlan], optuna.Study]:
+def opened():
     """The study of a plan."""
 
-    def of(plan: SweepPlan) -> optuna.Study:
+    def of(plan):
         made = dataset.find_dataset(plan.base.data.dir)
         return open_study(plan, made.manifest_hash)
 
@@ -90,10 +82,10 @@ def opened() -> Callable[[SweepPlan], optuna.Study]:
 
 
 @pytest.fixture(scope="session")
-def curve() -> Callable[[pathlib.Path], dict[int, float]]:
+def curve():
     """Validations of a folder by epoch, as the run wrote them."""
 
-    def of(folder: pathlib.Path) -> dict[int, float]:
+    def of(folder):
         name = "validation/ndcg@10"
         records = read_records(folder / "metrics.jsonl")
         return {r["epoch"]: r[name] for r in records if name in r}

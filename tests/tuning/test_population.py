@@ -1,7 +1,5 @@
 """Members of a population, compared with separate runs."""
 
-from __future__ import annotations
-
 import os
 import signal
 

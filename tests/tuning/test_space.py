@@ -1,7 +1,5 @@
 """Search spaces: checks, and the values that reach the config."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import pathlib
@@ -48,7 +46,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_spaces_that_are_refused(name, base) -> None:
+def test_spaces_that_are_refused(name, base):
     space, message = BAD[name]
     with pytest.raises(VaecfError, match=message) as caught:
         space_lib.check(space, base)
@@ -63,7 +61,7 @@ def test_spaces_that_are_refused(name, base) -> None:
         ("def get_space(): return 1 / 0", "ZeroDivisionError"),
     ],
 )
-def test_files_without_a_space(text, message, tmp_path) -> None:
+def test_files_without_a_space(text, message, tmp_path):
     path = tmp_path / "space.py"
     if text is not None:
         path.write_text(text)
@@ -71,7 +69,7 @@ def test_files_without_a_space(text, message, tmp_path) -> None:
         space_lib.load(path)
 
 
-def test_kinds_of_intervals(base) -> None:
+def test_kinds_of_intervals(base):
     space = {
         "model.latent": {"low": 2, "high": 9},
         # Integer bounds of a float setting.
@@ -107,7 +105,7 @@ SPACES = {
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_the_spaces_of_the_repository(name) -> None:
+def test_the_spaces_of_the_repository(name):
     space = space_lib.load(ROOT / "configs" / "sweeps" / f"{name}.py")
     for config in SPACES[name]:
         module = importlib.import_module(f"configs.{config}")

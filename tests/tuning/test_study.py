@@ -1,7 +1,5 @@
 """Which trial is next, with workers that only ask and do not train."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pathlib
@@ -41,7 +39,7 @@ while (trial := study_lib.next_trial(study, plan)) is not None:
 """
 
 
-def start(plan, *arguments) -> subprocess.Popen:
+def start(plan, *arguments):
     plan.workdir.mkdir(parents=True, exist_ok=True)
     file = plan.workdir / "plan.pickle"
     file.write_bytes(pickle.dumps(plan))
@@ -53,12 +51,12 @@ def start(plan, *arguments) -> subprocess.Popen:
     )
 
 
-def finished(study) -> list[int]:
+def finished(study):
     return [t.number for t in study_lib.finished(study)]
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
-def test_workers_at_once_do_n_in_all(kind, plan, tmp_path) -> None:
+def test_workers_at_once_do_n_in_all(kind, plan, tmp_path):
     made = plan(trials=9)
     if kind == "sqlite":
         made = plan(trials=9, storage=f"sqlite:///{tmp_path / 'sweep.db'}")
@@ -76,7 +74,7 @@ def test_workers_at_once_do_n_in_all(kind, plan, tmp_path) -> None:
     assert more is not None
 
 
-def test_values_lie_in_the_space_and_go_by_the_seed(plan) -> None:
+def test_values_lie_in_the_space_and_go_by_the_seed(plan):
     def draw(seed, name):
         made = plan(trials=14, seed=seed, study=name)
         drawn = []
@@ -101,7 +99,7 @@ def test_values_lie_in_the_space_and_go_by_the_seed(plan) -> None:
     assert sum(rates[10:]) / 4 > sum(rates[:10]) / 10
 
 
-def test_the_trial_of_a_killed_worker_is_tried_again(plan) -> None:
+def test_the_trial_of_a_killed_worker_is_tried_again(plan):
     made = plan(trials=3)
     worker = start(made, "hang")
     assert worker.stdout is not None and worker.stdout.readline() == "hangs\n"
@@ -124,7 +122,7 @@ def test_the_trial_of_a_killed_worker_is_tried_again(plan) -> None:
     assert finished(study) == [1, 2, 3]
 
 
-def test_a_trial_that_kills_its_workers_fails(plan) -> None:
+def test_a_trial_that_kills_its_workers_fails(plan):
     made = plan(trials=2)
     study = study_lib.open_study(made, "data")
     params = []
@@ -146,7 +144,7 @@ def test_a_trial_that_kills_its_workers_fails(plan) -> None:
         other = again
 
 
-def test_the_trial_of_a_lost_host_is_tried_again(plan, monkeypatch) -> None:
+def test_the_trial_of_a_lost_host_is_tried_again(plan, monkeypatch):
     made = plan(trials=1)
     study = study_lib.open_study(made, "data")
     trial = study_lib.next_trial(study, made)
@@ -165,7 +163,7 @@ def test_the_trial_of_a_lost_host_is_tried_again(plan, monkeypatch) -> None:
     assert not study_lib.enqueue_again(study, 0)
 
 
-def test_a_study_is_one_of_a_config_a_space_and_a_dataset(plan, base) -> None:
+def test_a_study_is_one_of_a_config_a_space_and_a_dataset(plan, base):
     made = plan()
     study_lib.open_study(made, "a")
     study_lib.open_study(made, "a")
@@ -181,7 +179,7 @@ def test_a_study_is_one_of_a_config_a_space_and_a_dataset(plan, base) -> None:
         study_lib.open_study(plan(space=space), "a")
 
 
-def test_passwords_are_not_shown(plan) -> None:
+def test_passwords_are_not_shown(plan):
     url = "nosuch://me:secret@host/db"
     with pytest.raises(VaecfError, match=r"nosuch://\*\*\*@host/db") as caught:
         study_lib.open_study(plan(storage=url), "data")
@@ -197,14 +195,14 @@ def test_passwords_are_not_shown(plan) -> None:
         ("/proc/nosuch/x.journal", "cannot be written"),
     ],
 )
-def test_storages_that_are_none(storage, message, plan, monkeypatch) -> None:
+def test_storages_that_are_none(storage, message, plan, monkeypatch):
     monkeypatch.setattr(study_lib.time, "sleep", lambda seconds: None)
     with pytest.raises(VaecfError, match=message) as caught:
         study_lib.open_study(plan(storage=storage), "data")
     assert "\n" not in str(caught.value)
 
 
-def test_pruners(plan) -> None:
+def test_pruners(plan):
     for name, kind in {
         "median": optuna.pruners.MedianPruner,
         "hyperband": optuna.pruners.HyperbandPruner,

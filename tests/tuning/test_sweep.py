@@ -1,13 +1,9 @@
 """Sweeps that train, compared with the files that their trials write."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib
 import signal
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import optuna
@@ -29,22 +25,22 @@ from vaecf.tuning import sweep as sweep_lib
 METRIC = "validation/ndcg@10"
 RATES = (0.01, 1e30, 0.03)
 # Settings that the trials of a population may vary.
-NUMBERS: dict[str, dict[str, Any]] = {
+NUMBERS = {
     "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
     "model.dropout_rate": {"low": 0.0, "high": 0.6},
     "seed": {"low": 0, "high": 9},
 }
 
 
-def quiet(line: str) -> None:
+def quiet(line):
     """Drops a line of the log."""
 
 
 @pytest.fixture
-def on_report(monkeypatch) -> Callable[[Callable[..., None]], None]:
+def on_report(monkeypatch):
     """on_report(f) calls f(run, record) after each report of a validation."""
 
-    def patch(after: Callable[..., None]) -> None:
+    def patch(after):
         write = sweep_lib.TrialRun.write
 
         def watched(self, record, step):
@@ -59,7 +55,7 @@ def on_report(monkeypatch) -> Callable[[Callable[..., None]], None]:
     return patch
 
 
-def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
+def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve):
     """Three trials, the second of which must fail; the test users are away."""
     made = plan(
         trials=3,
@@ -77,7 +73,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
         return found
 
     monkeypatch.setattr(sweep_lib, "find_dataset", without_test_users)
-    said: list[str] = []
+    said = []
     rows = sweep_lib.sweep(made, log=said.append)
 
     trials = study.get_trials()
@@ -135,9 +131,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve) -> None:
         ({"workers": 0}, "workers=0"),
     ],
 )
-def test_mistakes_are_found_before_the_first_trial(
-    change, message, plan, base
-) -> None:
+def test_mistakes_are_found_before_the_first_trial(change, message, plan, base):
     change = dict(change)
     workers = change.pop("workers", 1)
     if change.keys() & config_lib.settings().keys():
@@ -147,7 +141,7 @@ def test_mistakes_are_found_before_the_first_trial(
     assert not (plan().workdir / "trials").exists()
 
 
-def test_a_workdir_is_one_of_a_study(plan, monkeypatch) -> None:
+def test_a_workdir_is_one_of_a_study(plan, monkeypatch):
     made = plan()
     sweep_lib._check_or_create(made)
     # By another name, and moved.
@@ -162,9 +156,7 @@ def test_a_workdir_is_one_of_a_study(plan, monkeypatch) -> None:
         sweep_lib._check_or_create(plan(study="other"))
 
 
-def test_a_dataset_without_validation_users_is_refused(
-    plan, monkeypatch
-) -> None:
+def test_a_dataset_without_validation_users_is_refused(plan, monkeypatch):
     size = {"n_train_users": 30, "n_items": 33, "n_groups": 3}
     empty = synthetic.make("synthetic", n_held_out_users=0, **size)
     monkeypatch.setattr(sweep_lib, "find_dataset", lambda path: empty)
@@ -173,10 +165,10 @@ def test_a_dataset_without_validation_users_is_refused(
 
 
 @pytest.fixture
-def fail(monkeypatch) -> Callable[[Exception], None]:
+def fail(monkeypatch):
     """fail(error): training raises the error."""
 
-    def patch(error: Exception) -> None:
+    def patch(error):
         def train(*arguments, **named):
             raise error
 
@@ -190,9 +182,9 @@ OUT_OF_MEMORY = jax.errors.JaxRuntimeError(
 )
 
 
-def test_a_model_too_large_is_a_failed_trial(plan, fail, opened) -> None:
+def test_a_model_too_large_is_a_failed_trial(plan, fail, opened):
     fail(OUT_OF_MEMORY)
-    said: list[str] = []
+    said = []
     sweep_lib.sweep(plan(trials=2), log=said.append)
     lines = [line for line in said if line.startswith("trial ")]
     assert len(lines) == 2
@@ -205,7 +197,7 @@ def test_a_model_too_large_is_a_failed_trial(plan, fail, opened) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Fixed parameter")
-def test_a_config_that_is_refused_is_a_failed_trial(plan, opened) -> None:
+def test_a_config_that_is_refused_is_a_failed_trial(plan, opened):
     made = plan(trials=2, population=2, space=NUMBERS)
     for _ in range(2):
         opened(made).enqueue_trial({"model.dropout_rate": 2.0})
@@ -214,9 +206,7 @@ def test_a_config_that_is_refused_is_a_failed_trial(plan, opened) -> None:
     assert "config.model.dropout_rate=2.0 must be" in rows[0]["error"]
 
 
-def test_a_defect_ends_the_sweep_and_the_trial_waits(
-    plan, fail, opened
-) -> None:
+def test_a_defect_ends_the_sweep_and_the_trial_waits(plan, fail, opened):
     fail(TypeError("a defect"))
     with pytest.raises(TypeError, match="a defect"):
         sweep_lib.sweep(plan(trials=2), log=quiet)
@@ -224,7 +214,7 @@ def test_a_defect_ends_the_sweep_and_the_trial_waits(
     assert states == [TrialState.FAIL, TrialState.WAITING]
 
 
-def test_workers_share_cores_and_gpus() -> None:
+def test_workers_share_cores_and_gpus():
     cores = [sweep_lib.share_of_cores(n, 2) for n in range(2)]
     everything = sorted(os.sched_getaffinity(0))
     if len(everything) > 1:
@@ -249,7 +239,7 @@ def test_workers_share_cores_and_gpus() -> None:
 
 def test_trials_of_a_population_equal_separate_trials(
     plan, tmp_path, opened, curve
-) -> None:
+):
     """Three trials, two at a time; the second must fail."""
     rates = {"optimizer.learning_rate": {"low": 1e-3, "high": 1e30}}
     how = {"trials": 3, "pruner": "none", "space": NUMBERS | rates}
@@ -280,9 +270,7 @@ def test_trials_of_a_population_equal_separate_trials(
 
 
 @pytest.mark.parametrize("population", [1, 2])
-def test_a_pruned_trial_does_not_stop_another(
-    plan, opened, curve, population
-) -> None:
+def test_a_pruned_trial_does_not_stop_another(plan, opened, curve, population):
     """Five earlier trials are better than the first, not than the second."""
     made = plan(
         trials=7,
@@ -302,7 +290,7 @@ def test_a_pruned_trial_does_not_stop_another(
         )
     for rate in (1e-9, 0.05):  # the first learns nothing
         study.enqueue_trial({"optimizer.learning_rate": rate})
-    said: list[str] = []
+    said = []
     rows = sweep_lib.sweep(made, log=said.append)
     assert [r["state"] for r in rows[5:]] == ["pruned", "complete"]
     # Optuna's warm-up ends with its epochs.
@@ -320,7 +308,7 @@ def test_a_pruned_trial_does_not_stop_another(
 @pytest.mark.parametrize("population", [1, 2])
 def test_an_interrupted_sweep_resumes(
     plan, tmp_path, on_report, opened, curve, population
-) -> None:
+):
     """Trials end as uninterrupted ones do; here in a database."""
     stopped = []
 
@@ -359,7 +347,7 @@ def test_an_interrupted_sweep_resumes(
         assert not earlier.exists()
 
 
-def test_a_population_too_large_for_the_memory(plan, fail, opened) -> None:
+def test_a_population_too_large_for_the_memory(plan, fail, opened):
     fail(OUT_OF_MEMORY)
     made = plan(trials=2, population=2, space=NUMBERS)
     with pytest.raises(VaecfError, match="train fewer trials") as caught:
@@ -369,14 +357,14 @@ def test_a_population_too_large_for_the_memory(plan, fail, opened) -> None:
     assert states == [TrialState.FAIL] * 2 + [TrialState.WAITING] * 2
 
 
-def test_a_trial_that_another_worker_took_over(plan, on_report, opened) -> None:
+def test_a_trial_that_another_worker_took_over(plan, on_report, opened):
     def take_over(run, record):
         if run.number == 0 and record["epoch"] == 1:
             study_lib.enqueue_again(opened(made), 0, lost=True)
 
     on_report(take_over)
     made = plan(trials=2, population=2, pruner="none", space=NUMBERS)
-    said: list[str] = []
+    said = []
     sweep_lib.sweep(made, log=said.append)
     assert "trial 0: taken over by another worker" in said
     # By the same worker, in its next turn.
@@ -386,7 +374,7 @@ def test_a_trial_that_another_worker_took_over(plan, on_report, opened) -> None:
 
 def test_a_blend_whose_tuning_fails_fails_alone(
     plan, base, monkeypatch, opened
-) -> None:
+):
     tune_blend = trained_model.tune_blend
 
     def damaged(model, validation):
@@ -413,7 +401,7 @@ def test_a_blend_whose_tuning_fails_fails_alone(
     assert second.value == max(t["value"] for t in chosen["tried"])
 
 
-def test_a_trial_that_lost_a_worker_runs_alone(plan, opened) -> None:
+def test_a_trial_that_lost_a_worker_runs_alone(plan, opened):
     made = plan(trials=3, population=3, space=NUMBERS)
     study = opened(made)
     for trial in [*study_lib.next_trials(study, made)]:
@@ -426,8 +414,8 @@ def test_a_trial_that_lost_a_worker_runs_alone(plan, opened) -> None:
     assert [*study_lib.next_trials(study, made)] == []
 
 
-def test_every_worker_has_trials(plan, monkeypatch) -> None:
-    seen: list[int] = []
+def test_every_worker_has_trials(plan, monkeypatch):
+    seen = []
     monkeypatch.setattr(
         sweep_lib,
         "_work_in_processes",
