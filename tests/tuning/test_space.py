@@ -32,7 +32,7 @@ BAD = {
     "log of 0": ({LR: {"low": 0, "high": 1, "log": True}}, "low > 0"),
     "step": ({"model.latent": {"low": 1, "high": 9, "step": 0.5}}, "int"),
     "word": ({LR: {"low": 0.1, "high": 1.0, "lgo": True}}, "may have log"),
-    "no choice": ({"model.latent": {"choices": []}}, "must be a list"),
+    "no choice": ({"model.latent": {"choices": []}}, "choices alone"),
     "twice": ({"model.latent": {"choices": [4, 4]}}, "repeat"),
     "both": ({"model.latent": {"choices": [4], "low": 1}}, "choices alone"),
     "range": (

@@ -25,7 +25,6 @@ from vaecf.errors import VaecfError, did_you_mean
 
 Space = Mapping[str, Mapping[str, Any]]
 
-_INTERVAL = {"low", "high", "log", "step"}
 # Values of trials that differ in these settings cannot be compared.
 _FIXED = ("data.dir", "eval.best_metric", "eval.metrics")
 
@@ -86,34 +85,24 @@ def distributions(space: Space, base: Config) -> dict[str, Any]:
 def _distribution(key: str, description: Any, current: Any) -> Any:
     from optuna import distributions as optuna_lib
 
-    names = set(description) if isinstance(description, Mapping) else set()
-    if names == {"choices"}:
-        choices = description["choices"]
-        if not isinstance(choices, list | tuple) or not choices:
-            raise VaecfError(
-                f"space: {key}: choices={choices!r} must be a list of values"
-            )
-        if len(set(map(repr, choices))) < len(choices):
-            raise VaecfError(
-                f"space: {key}: choices={choices!r} must not repeat a value"
-            )
-        return optuna_lib.CategoricalDistribution([*map(_stored, choices)])
-    if not {"low", "high"} <= names <= _INTERVAL:
-        raise VaecfError(
-            f"space: {key}={description!r} must have low and high, and may "
-            "have log and step; or it must have choices alone"
-        )
-    # Between 0 and 1, a rate has more values than 0 and 1.
-    integers = not isinstance(current, float) and all(
-        isinstance(description.get(name, 1), int)
-        for name in ("low", "high", "step")
-    )
     try:
-        if integers:
+        if set(description) == {"choices"}:
+            choices = [*map(_stored, description["choices"])]
+            if len(set(map(repr, choices))) < len(choices):
+                raise ValueError("a choice is repeated")
+            return optuna_lib.CategoricalDistribution(choices)
+        bounds = [description["low"], description["high"]]
+        # Between 0 and 1, a rate has more values than 0 and 1.
+        if not isinstance(current, float) and all(
+            isinstance(x, int) for x in (*bounds, description.get("step", 1))
+        ):
             return optuna_lib.IntDistribution(**description)
         return optuna_lib.FloatDistribution(**description)
-    except (TypeError, ValueError) as error:
-        raise VaecfError(f"space: {key}={description!r}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise VaecfError(
+            f"space: {key}={description!r} must have low and high, and may "
+            f"have log and step; or it must have choices alone ({error})"
+        ) from None
 
 
 def _stored(choice: Any) -> Any:
