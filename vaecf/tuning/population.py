@@ -15,7 +15,6 @@ import contextlib
 import copy
 import dataclasses
 import itertools
-import os
 import pathlib
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +34,7 @@ from vaecf.evaluation import metrics
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import bag_of_items
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.parallel import processes
+from vaecf.parallel import processes, workers
 from vaecf.reporting import tables
 from vaecf.reporting.writers import Writer
 from vaecf.serving import trained_model
@@ -158,18 +157,15 @@ def train_grid(
     def train_member(m: int, shared: loop.Shared) -> dict[str, Any]:
         flat = _flat(configs[m])
         row = {"member": names[m], **{key: flat[key] for key in values}}
-        summary, error = {}, None
         # One progress bar: the members advance at about one speed.
         bar = None if m == 0 else False
+        run = configs[m], dataset, directories[m], shared
         try:
-            summary = train_run(
-                *(configs[m], dataset, directories[m], shared),
-                show_progress=bar,
-            )
-        except VaecfError as failure:
-            error = str(failure)
-        figures = {key: summary.get(key) for key in _FIGURES}
-        return {**row, value: summary.get("value"), **figures, "error": error}
+            summary = train_run(*run, show_progress=bar)
+        except VaecfError as error:
+            return {**row, "error": str(error)}
+        row[value] = summary["value"]
+        return row | {key: summary[key] for key in _FIGURES}
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lib.locked(workdir))
@@ -181,14 +177,15 @@ def train_grid(
         rows = train_members(
             configs, directories, dataset, train_member, log=log
         )
-        rows.sort(key=lambda row: (bool(row["error"]), -(row[value] or 0)))
+        rows.sort(key=lambda row: ("error" in row, -(row.get(value) or 0)))
         path = workdir / workdir_lib.MEMBERS
-        csv = pd.DataFrame(rows).to_csv(index=False)
+        columns = ["member", *values, value, *_FIGURES, "error"]
+        csv = pd.DataFrame(rows, columns=columns).to_csv(index=False)
         workdir_lib.write_bytes(path, csv.encode())
     for row in rows:
-        if row["error"] is not None:
+        if "error" in row:
             log(f"{row['member']} failed: {row['error']}")
-    sound = [row for row in rows if row.pop("error") is None]
+    sound = [row for row in rows if "error" not in row]
     if not sound:
         raise VaecfError(
             "every member failed, see above: change the settings, and choose "
@@ -275,7 +272,7 @@ def train_members(
     pipeline = _SharedPipeline(configs, dataset)
     with (
         signals.interrupts() as interrupted,
-        futures.ThreadPoolExecutor(_n_cores(), "member") as threads,
+        futures.ThreadPoolExecutor(len(workers.cores()), "member") as threads,
     ):
         jobs = [
             threads.submit(
@@ -292,12 +289,6 @@ def train_members(
         if interrupted():
             raise KeyboardInterrupt
     return [job.result() for job in jobs]
-
-
-def _n_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _SharedPipeline(input_pipeline.ResidentPipeline):

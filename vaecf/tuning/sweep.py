@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -25,6 +24,7 @@ from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import metrics
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.parallel import workers as workers_lib
 from vaecf.reporting import tables
 from vaecf.reporting.writers import Writer
 from vaecf.training import compilation_cache, precision
@@ -300,28 +300,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _work_in_processes(plan: SweepPlan, workers: int, log: Log) -> None:
-    """Starts workers and waits for them; passes an interrupt on."""
-    spawn = multiprocessing.get_context("spawn")
-    processes = []
-    try:
-        for number in range(workers):
-            arguments = (plan, number, workers)
-            process = spawn.Process(target=_worker, args=arguments)
-            process.start()
-            processes.append(process)
-        for process in processes:
-            process.join()
-    except KeyboardInterrupt:
-        for process in processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGINT)
-        for process in processes:
-            process.join()
-        raise
-    finally:
-        for process in processes:
-            process.kill()  # after a second Ctrl-C
-    statuses = [process.exitcode for process in processes]
+    statuses = workers_lib.run(_worker, workers, (plan,))
     for number, status in enumerate(statuses):
         if status:
             log(f"worker {number} ended with status {status}")
@@ -329,13 +308,7 @@ def _work_in_processes(plan: SweepPlan, workers: int, log: Log) -> None:
         raise VaecfError("every worker failed, see above: resume the sweep")
 
 
-def _worker(plan: SweepPlan, number: int, workers: int) -> None:
-    os.setsid()  # Ctrl-C reaches the workers once, from the parent
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Before XLA starts its threads and looks for GPUs.
-    os.environ.update(share_of_gpus(number, workers, os.environ))
-    if cores := share_of_cores(number, workers):
-        os.sched_setaffinity(0, cores)
+def _worker(plan: SweepPlan) -> None:
     log = functools.partial(print, flush=True)
     try:
         with contextlib.suppress(OSError):  # the parent has warned of it
@@ -347,31 +320,6 @@ def _worker(plan: SweepPlan, number: int, workers: int) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-
-
-def share_of_cores(number: int, workers: int) -> list[int]:
-    """Returns a worker's CPU cores; [] where they cannot be chosen."""
-    if not hasattr(os, "sched_getaffinity"):
-        return []
-    cores = sorted(os.sched_getaffinity(0))
-    # Neighbours share caches.
-    first, end = (n * len(cores) // workers for n in (number, number + 1))
-    return cores[first:end] or [cores[number % len(cores)]]
-
-
-def share_of_gpus(
-    number: int, workers: int, environment: Mapping[str, str]
-) -> dict[str, str]:
-    """Returns a worker's share of the GPUs, as environment variables.
-
-    Each worker has GPUs of its own if CUDA_VISIBLE_DEVICES names enough.
-    Otherwise all workers use all GPUs, and a part of their memory each.
-    """
-    devices = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if len(devices) >= workers > 1:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(devices[number::workers])}
-    name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-    return {name: environment.get(name, f"{0.9 / workers:.3f}")}
 
 
 # --- Results ----------------------------------------------------------------
