@@ -112,7 +112,7 @@ def assert_whole(whole, assert_same, state_of):
 @pytest.fixture
 def stop_after(monkeypatch):
     """`with stop_after(n, signal)`: the process gets a signal in step n."""
-    run, calls = input_pipeline.ResidentPipeline.run, []
+    run, calls = input_pipeline.InputPipeline.run, []
 
     @contextlib.contextmanager
     def patched(n, number):
@@ -125,7 +125,7 @@ def stop_after(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(signals, "STRETCH_SECONDS", 0.0)
-            patch.setattr(input_pipeline.ResidentPipeline, "run", counted)
+            patch.setattr(input_pipeline.InputPipeline, "run", counted)
             yield
 
     return patched

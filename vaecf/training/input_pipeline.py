@@ -1,8 +1,7 @@
 """The order of the batches, and how interactions reach the device.
 
-Interactions are resident on the device or streamed from disk. Both pipelines
-give the same batches in the same order. They are two programs, so results may
-differ in the last bit.
+Resident and streamed interactions give the same batches in the same order. They
+are two programs, so results may differ in the last bit.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ from vaecf.training import step as step_lib
 from vaecf.training.state import TrainSetup, TrainState
 from vaecf.training.step import StepMetrics
 
+_WINDOW_BYTES = 2**26  # of a streamed window
+
 
 def epoch_order(
     seed: int,
@@ -56,13 +57,23 @@ def epoch_order(
 
     Returns:
       int32 [steps, padded batch_size]; n_users marks a padding user.
+
+    Raises:
+      VaecfError: there is no whole batch, and `drop_remainder` is set.
     """
+    whole, rest = divmod(n_users, batch_size)
+    steps = whole if drop_remainder else whole + bool(rest)
+    if steps == 0:
+        raise VaecfError(
+            f"config.train.batch_size={batch_size} is larger than the "
+            f"{n_users} training users, and config.train.drop_remainder is "
+            "set: lower the batch size"
+        )
     order = (
         np.random.Generator(np.random.PCG64([seed, epoch]))
         .permutation(n_users)
         .astype(np.int32)
     )
-    steps = steps_per_epoch(n_users, batch_size, drop_remainder)
     padded = np.full(steps * batch_size, n_users, np.int32)
     used = min(n_users, len(padded))
     padded[:used] = order[:used]
@@ -73,19 +84,6 @@ def epoch_order(
     )
 
 
-def steps_per_epoch(n_users: int, batch_size: int, drop_remainder: bool) -> int:
-    """Returns the batches of an epoch; raises VaecfError if there is none."""
-    whole, rest = divmod(n_users, batch_size)
-    steps = whole if drop_remainder else whole + bool(rest)
-    if steps == 0:
-        raise VaecfError(
-            f"config.train.batch_size={batch_size} is larger than the "
-            f"{n_users} training users, and config.train.drop_remainder is "
-            "set: lower the batch size"
-        )
-    return steps
-
-
 def batch_order(
     config: Config, setup: TrainSetup, train: Interactions
 ) -> tuple[int, Callable[[int], np.ndarray]]:
@@ -94,20 +92,19 @@ def batch_order(
     Raises:
       VaecfError: there are no users, or less than one batch of them.
     """
-    n_users = train.n_users
-    if n_users == 0:
+    if train.n_users == 0:
         raise VaecfError("the dataset has no training users")
-    size = min(config.train.batch_size, n_users)  # the rest would be padding
-    drop_remainder = config.train.drop_remainder
+    # A larger batch would only add padding.
+    size = min(config.train.batch_size, train.n_users)
     order_of = functools.partial(
         epoch_order,
         config.seed,
-        n_users=n_users,
+        n_users=train.n_users,
         batch_size=size,
-        drop_remainder=drop_remainder,
+        drop_remainder=config.train.drop_remainder,
         parts=setup.parts(size),
     )
-    return steps_per_epoch(n_users, size, drop_remainder), order_of
+    return len(order_of(0)), order_of
 
 
 class Epoch(NamedTuple):
@@ -125,21 +122,36 @@ class Epoch(NamedTuple):
 
 
 class InputPipeline:
-    """Runs the steps of an epoch."""
+    """Runs the steps of an epoch.
+
+    All interactions are resident on every device, or they are streamed from
+    their memory map, a window at a time. A window holds the users of the next
+    few steps; each device receives its own users. The next window is assembled
+    and sent while the device trains. A window takes about `window_bytes` and
+    holds at least one step; None makes the interactions resident.
+    """
 
     def __init__(
-        self, setup: TrainSetup, train: Interactions, seed: int
+        self,
+        setup: TrainSetup,
+        train: Interactions,
+        seed: int,
+        window_bytes: int | None = None,
     ) -> None:
-        self._setup = setup
-        self._train = train
+        self._setup, self._train = setup, train
         self._counts = np.append(train.counts, 0)
         self._everywhere = mesh_lib.shardings(setup.mesh, P())
-        self._by_user = mesh_lib.shardings(setup.mesh, P(None, mesh_lib.DATA))
         self._key = state_lib.step_key(seed, self._everywhere)
         self._programs: dict[Any, Any] = {}
         self._lock = threading.Lock()
         self._numbers: dict[str, Any] = {}
         self.compile_seconds = 0.0
+        self._window_bytes = window_bytes
+        if window_bytes is None:
+            csr = sparse_batch.as_csr(train.indptr, train.indices)
+            self._csr = processes.put(csr, self._everywhere)
+        else:
+            self._thread = futures.ThreadPoolExecutor(1, "vaecf-feed")
 
     def prepare(
         self, order: np.ndarray, setup: TrainSetup | None = None
@@ -148,7 +160,61 @@ class InputPipeline:
 
         `setup` is that of the epoch's phase; None takes the pipeline's.
         """
-        raise NotImplementedError
+        in_window, window, csr_spec = order, lambda _: self._csr, P()
+        if self._window_bytes is not None:
+            in_window, window = self._windows(order, self._window_bytes)
+            csr_spec = P(mesh_lib.DATA)
+        by_user = mesh_lib.shardings(self._setup.mesh, P(None, mesh_lib.DATA))
+        return Epoch(
+            steps=len(order),
+            n_slots=self._slots(order, self._setup.parts(order.shape[1])),
+            order=processes.put(in_window, by_user),
+            window=window,
+            csr_spec=csr_spec,
+            setup=setup or self._setup,
+        )
+
+    def _windows(
+        self, order: np.ndarray, window_bytes: int
+    ) -> tuple[np.ndarray, _Ahead]:
+        """Returns (order of the users within a window, the windows)."""
+        steps, batch_size = order.shape
+        shards = self._setup.data_shards
+        step_bytes = 4 * self._counts.mean() * batch_size
+        length = int(np.clip(window_bytes / max(step_bytes, 1), 1, steps))
+        order_WLB = np.pad(
+            order,
+            ((0, -steps % length), (0, 0)),
+            constant_values=self._train.n_users,
+        ).reshape(-1, length, batch_size)
+        # The users of each shard, in the order in which it trains on them.
+        user_WDU = (
+            order_WLB.reshape(-1, length, shards, batch_size // shards)
+            .swapaxes(1, 2)
+            .reshape(len(order_WLB), shards, -1)
+        )
+        n_items = self._slots(user_WDU.reshape(len(user_WDU), -1), shards)
+        place = mesh_lib.shardings(self._setup.mesh, P(mesh_lib.DATA))
+        own = mesh_lib.local_data_shards(self._setup.mesh)
+
+        def assemble(w: int) -> sparse_batch.Csr:
+            # The users of other processes are not read.
+            window = sparse_batch.window(
+                self._train.indptr,
+                self._train.indices,
+                user_WDU[w][own],
+                n_items,
+            )
+            return jax.tree.map(
+                lambda x: processes.from_shards(
+                    dict(zip(own, np.split(x, len(own)))), shards, place
+                ),
+                window,
+            )
+
+        in_window = np.arange(length * batch_size // shards, dtype=np.int32)
+        in_window = np.tile(in_window.reshape(length, -1), (1, shards))
+        return in_window, _Ahead(assemble, len(user_WDU), self._thread)
 
     def run(
         self, state: TrainState, epoch: Epoch, start: int, stop: int
@@ -245,102 +311,6 @@ class InputPipeline:
         )
 
 
-class ResidentPipeline(InputPipeline):
-    """Keeps all interactions on every device."""
-
-    def __init__(
-        self, setup: TrainSetup, train: Interactions, seed: int
-    ) -> None:
-        super().__init__(setup, train, seed)
-        self._csr = processes.put(
-            sparse_batch.as_csr(train.indptr, train.indices), self._everywhere
-        )
-
-    def prepare(
-        self, order: np.ndarray, setup: TrainSetup | None = None
-    ) -> Epoch:
-        """Returns an epoch of one window; see `InputPipeline`."""
-        return Epoch(
-            steps=len(order),
-            n_slots=self._slots(order, self._setup.parts(order.shape[1])),
-            order=processes.put(order, self._by_user),
-            window=lambda _: self._csr,
-            csr_spec=P(),
-            setup=setup or self._setup,
-        )
-
-
-class StreamedPipeline(InputPipeline):
-    """Streams interactions from their memory map, a window at a time.
-
-    A window holds the users of the next few steps; each device receives its
-    own users. The next window is assembled and sent while the device trains.
-    A window takes about `window_bytes` and holds at least one step.
-    """
-
-    def __init__(
-        self,
-        setup: TrainSetup,
-        train: Interactions,
-        seed: int,
-        window_bytes: int = 2**26,
-    ) -> None:
-        super().__init__(setup, train, seed)
-        self._window_bytes = window_bytes
-        self._thread = futures.ThreadPoolExecutor(1, "vaecf-feed")
-
-    def prepare(
-        self, order: np.ndarray, setup: TrainSetup | None = None
-    ) -> Epoch:
-        """Returns an epoch of several windows; see `InputPipeline`."""
-        steps, batch_size = order.shape
-        shards = self._setup.data_shards
-        step_bytes = 4 * self._counts.mean() * batch_size
-        length = int(np.clip(self._window_bytes / max(step_bytes, 1), 1, steps))
-        order_WLB = np.pad(
-            order,
-            ((0, -steps % length), (0, 0)),
-            constant_values=self._train.n_users,
-        ).reshape(-1, length, batch_size)
-        # The users of each shard, in the order in which it trains on them.
-        user_WDU = (
-            order_WLB.reshape(-1, length, shards, batch_size // shards)
-            .swapaxes(1, 2)
-            .reshape(len(order_WLB), shards, -1)
-        )
-        n_items = self._slots(user_WDU.reshape(len(user_WDU), -1), shards)
-        place = mesh_lib.shardings(self._setup.mesh, P(mesh_lib.DATA))
-        own = mesh_lib.local_data_shards(self._setup.mesh)
-
-        def assemble(w: int) -> sparse_batch.Csr:
-            # The users of other processes are not read.
-            window = sparse_batch.window(
-                self._train.indptr,
-                self._train.indices,
-                user_WDU[w][own],
-                n_items,
-            )
-            if len(own) == shards:
-                return jax.device_put(window, place)
-
-            def put(x: np.ndarray) -> jax.Array:
-                by_shard = dict(zip(own, np.split(x, len(own))))
-                return processes.from_shards(by_shard, shards, place)
-
-            return jax.tree.map(put, window)
-
-        in_window = np.arange(length * batch_size // shards, dtype=np.int32)
-        in_window = np.tile(in_window.reshape(length, -1), (1, shards))
-        return Epoch(
-            steps=steps,
-            n_slots=self._slots(order, self._setup.parts(batch_size)),
-            order=processes.put(in_window, self._by_user),
-            window=_Ahead(assemble, len(user_WDU), self._thread),
-            csr_spec=P(mesh_lib.DATA),
-            setup=setup or self._setup,
-        )
-
-
 class _Ahead:
     """Makes windows in order, the next one in a thread while one is used."""
 
@@ -376,8 +346,8 @@ def make_pipeline(
     if kind == "auto":
         kind, why = choose(train)
         log(f"interactions: {kind} ({why})")
-    cls = ResidentPipeline if kind == "resident" else StreamedPipeline
-    return cls(setup, train, seed)
+    window_bytes = None if kind == "resident" else _WINDOW_BYTES
+    return InputPipeline(setup, train, seed, window_bytes)
 
 
 def choose(train: Interactions) -> tuple[str, str]:

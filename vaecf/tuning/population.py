@@ -291,7 +291,7 @@ def train_members(
     return [job.result() for job in jobs]
 
 
-class _SharedPipeline(input_pipeline.ResidentPipeline):
+class _SharedPipeline(input_pipeline.InputPipeline):
     """A pipeline whose compiled steps take the numbers of any member."""
 
     def __init__(self, configs: Sequence[Config], dataset: Dataset) -> None:
