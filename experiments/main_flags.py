@@ -172,7 +172,7 @@ def _actions(values: flags.FlagValues, config: Config) -> experiment.Actions:
         sizes = values["inference_batch_sizes"].value
         given["inference_batch_sizes"] = tuple(map(int, sizes))
     # The recipe's flags, as in its args.json, and our own.
-    flat = config_lib.flatten(config.to_dict())
+    flat = config.flat()
     arguments = {name: flat[key] for name, key in _RECIPE.items()}
     for name in (*_SWITCHES, *_PATHS, "top_results"):
         arguments[name] = values[name].value

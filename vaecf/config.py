@@ -328,6 +328,10 @@ class Config:
         """Returns the nested dict of JSON values that config.json holds."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
+    def flat(self) -> dict[str, Any]:
+        """Returns the JSON values by dotted key: {'model.latent': 200, ...}."""
+        return flatten(self.to_dict())
+
 
 # The blend: RecVAE (Shenbin et al. 2020) beside a linear branch. The settings
 # that differ from the paper were chosen on validation users of MovieLens-1M.

@@ -12,7 +12,6 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data.dataset import Dataset, find_dataset
@@ -188,7 +187,7 @@ def _common_input(
     config: Config, dataset: Dataset, actions: Actions
 ) -> dict[str, Any]:
     """Returns the input that must be the same in all processes, by name."""
-    settings = config_lib.flatten(config.to_dict())
+    settings = config.flat()
     del settings["data.dir"]  # every host may have its own copy
     names = ("train", "test", "baselines", "baselines_tuned", "trace")
     return {

@@ -23,7 +23,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from experiments.benchmark import common, tables
 from vaecf import cli, workdir
-from vaecf import config as config_lib
 from vaecf.errors import VaecfError
 
 FLAGS = flags.FLAGS
@@ -75,7 +74,7 @@ def _cell(value: float, stderr: float | None, sign: str = "") -> str:
 
 def _require_same_settings(paths: Sequence[pathlib.Path]) -> None:
     runs = [
-        config_lib.flatten(workdir.read_config(path).to_dict())
+        workdir.read_config(path).flat()
         | {"the dataset": workdir.read_json(path / workdir.DATASET)}
         | {"seed": 0, "data.dir": ""}
         for path in paths

@@ -400,7 +400,7 @@ def blended(tastes, tmp_path_factory):
 
 def test_the_blend_has_the_settings_of_its_config():
     mine, its = (
-        config_lib.flatten(config.to_dict())
+        config.flat()
         for config in (
             make_config(Recommender.blend()._settings, 1000),
             config_lib.from_mapping(blend_config.get_config()),

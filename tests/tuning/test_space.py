@@ -111,7 +111,7 @@ def test_the_spaces_of_the_repository(name):
         module = importlib.import_module(f"configs.{config}")
         made = config_lib.from_mapping(module.get_config())
         space_lib.check(space, made)
-        current = config_lib.flatten(made.to_dict())
+        current = made.flat()
         for key, d in space.items():
             if (name, config) in (
                 ("mult_vae", "ml1m"),

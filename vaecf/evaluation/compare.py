@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
 from vaecf.evaluation import per_user, significance
@@ -166,7 +165,7 @@ def _read(path: pathlib.Path, *, baselines: bool) -> list[Entry]:
     entries = []
     for model, frame in per_user.read(file).items():
         if model == config.title:
-            settings = config_lib.flatten(config.to_dict())
+            settings = config.flat()
             entries.append(_entry(path, model, frame, settings, results))
         elif baselines:
             # 'ease (l2 500)' is 'ease' in results.json.

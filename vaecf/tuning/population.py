@@ -4,16 +4,12 @@ Members of a population differ only in their seed and in numbers that the
 program takes as arguments (`VARIED`). Each member is a run of `training.loop`
 in a thread of its own, and computes what a separate run computes, to rounding.
 The members share the interactions on the device, the compiled steps and the
-linear branch, and as many of them as there are cores are trained at the same
-time. Eight members of configs/ml100k.py took 0.6 times as long as separate runs
-in one process (20 epochs on two busy cores, compilation included).
+linear branch, and as many of them as there are cores are trained at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 import itertools
 import pathlib
 import signal
@@ -22,7 +18,6 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import pandas as pd
 
 from vaecf import config as config_lib
@@ -32,30 +27,18 @@ from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import metrics
 from vaecf.evaluation.evaluator import Evaluator
-from vaecf.models import bag_of_items
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes, workers
 from vaecf.reporting import tables
 from vaecf.reporting.writers import Writer
 from vaecf.serving import trained_model
-from vaecf.training import (
-    input_pipeline,
-    linear_branch,
-    loop,
-    signals,
-)
-from vaecf.training import state as state_lib
-from vaecf.training.state import TrainSetup
+from vaecf.training import linear_branch, loop, signals
+from vaecf.training.shared_pipeline import NUMBERS, SharedPipeline
 
 T = TypeVar("T")
 
-# Numbers that the program takes as arguments, in float32.
-_NUMBERS = (
-    *("optimizer.learning_rate", "loss.anneal_cap", "loss.total_anneal_steps"),
-    *("loss.gamma", "loss.weight_decay", "model.dropout_rate"),
-)
 # The settings in which members may differ.
-VARIED = ("seed", *_NUMBERS)
+VARIED = ("seed", *NUMBERS)
 _FIGURES = ("best_epoch", "epochs", "seconds")
 
 
@@ -73,7 +56,7 @@ def check(configs: Sequence[Config]) -> None:
     """Raises VaecfError unless runs fit in one program on one device."""
     if not configs:
         raise VaecfError("a population needs at least one member")
-    flats = [*map(_flat, configs)]
+    flats = [config.flat() for config in configs]
     check_settings(
         k for k in flats[0] if any(f[k] != flats[0][k] for f in flats)
     )
@@ -82,10 +65,6 @@ def check(configs: Sequence[Config]) -> None:
             "a population is trained by one process on one device: set "
             "num_processes=1, config.mesh.data=1 and config.mesh.item=1"
         )
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    return config_lib.flatten(config.to_dict())
 
 
 def _mesh(config: Config) -> jax.sharding.Mesh:
@@ -118,7 +97,7 @@ def grid(
             config = config_lib.replace(base, changes)
         except VaecfError as error:
             raise VaecfError(f"members: {error}") from None
-        flat = _flat(config)
+        flat = config.flat()
         # No two settings that may vary end in the same word.
         name = ",".join(f"{k.rpartition('.')[2]}={flat[k]}" for k in values)
         if name in configs:
@@ -155,7 +134,7 @@ def train_grid(
     value = f"validation/{base.eval.best_metric}"
 
     def train_member(m: int, shared: loop.Shared) -> dict[str, Any]:
-        flat = _flat(configs[m])
+        flat = configs[m].flat()
         row = {"member": names[m], **{key: flat[key] for key in values}}
         # One progress bar: the members advance at about one speed.
         bar = None if m == 0 else False
@@ -249,7 +228,7 @@ def train_members(
     """Trains the members of a population, each in a thread of its own.
 
     Args:
-      configs: settings of the members; they may differ in `VARIED`.
+      configs: the members, which may differ in `VARIED`.
       directories: workdirs of the members, locked by the caller.
       train: trains a member by its index, with what the members share. If one
         call raises, the others save and stop.
@@ -269,7 +248,7 @@ def train_members(
     if linear is not None:
         for directory in directories[1:]:
             linear_branch.share(directories[0], directory)
-    pipeline = _SharedPipeline(configs, dataset)
+    pipeline = SharedPipeline(configs, dataset)
     with (
         signals.interrupts() as interrupted,
         futures.ThreadPoolExecutor(len(workers.cores()), "member") as threads,
@@ -289,45 +268,3 @@ def train_members(
         if interrupted():
             raise KeyboardInterrupt
     return [job.result() for job in jobs]
-
-
-class _SharedPipeline(input_pipeline.InputPipeline):
-    """A pipeline whose compiled steps take the numbers of any member."""
-
-    def __init__(self, configs: Sequence[Config], dataset: Dataset) -> None:
-        config, train = configs[0], dataset.train
-        feed, why = config.data.feed, "set config.data.feed='resident'"
-        if feed == "auto":
-            feed, why = input_pipeline.choose(train)
-        if feed != "resident":
-            raise VaecfError(
-                "a population keeps the interactions on the device "
-                f"(config.data.feed): {why}, or train separate runs"
-            )
-        setup = state_lib.make_setup(config, dataset.n_items, _mesh(config))
-        super().__init__(setup, train, config.seed)
-        self._config, flats = config, [*map(_flat, configs)]
-        # Numbers that all members share remain constants of the program.
-        self._varied = [k for k in _NUMBERS if len({f[k] for f in flats}) > 1]
-
-    def of_member(self, config: Config) -> _SharedPipeline:
-        """Returns the pipeline of a member."""
-        member, flat = copy.copy(self), _flat(config)
-        member._key = state_lib.step_key(config.seed, self._everywhere)
-        member._numbers = {key: np.float32(flat[key]) for key in self._varied}
-        if "model.dropout_rate" in member._numbers:
-            rate = bag_of_items.traced_rate(config.model.dropout_rate)
-            member._numbers["model.dropout_rate"] = rate
-        return member
-
-    def _setup_with(self, numbers: Any, setup: TrainSetup) -> TrainSetup:
-        config = self._config
-        for key, value in numbers.items():
-            # `config.replace` would refuse traced scalars.
-            section, name = key.split(".")
-            part = dataclasses.replace(
-                getattr(config, section), **{name: value}
-            )
-            config = dataclasses.replace(config, **{section: part})
-        made = state_lib.make_setup(config, setup.model.n_items, setup.mesh)
-        return made.in_phase(setup.phase)

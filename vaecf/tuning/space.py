@@ -78,7 +78,7 @@ def check(space: Space, base: Config) -> None:
 
 def distributions(space: Space, base: Config) -> dict[str, Any]:
     """Returns Optuna's distribution of every key; raises as `check`."""
-    current = config_lib.flatten(base.to_dict())
+    current = base.flat()
     return {k: _distribution(k, space[k], current[k]) for k in space}
 
 

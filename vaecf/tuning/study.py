@@ -4,9 +4,8 @@ Optuna proposes trials. This module lets several workers run N trials together,
 and hands the trial of a lost worker to another, which resumes it. (Optuna's
 heartbeats need a database, and restart trials.)
 
-- A trial counts if it is waiting, running or finished, or if it failed by its
-  own fault (the attribute `error`). A worker that asked for one trial too many
-  gives it back.
+- A trial counts unless it failed without the attribute `error`: a worker that
+  asked for one trial too many gives it back.
 - The trial of a lost worker is marked as failed, which succeeds in one process
   only, and enqueued again under a new number.
 - A worker is lost if this host can lock its trial's directory, or if it runs
@@ -28,7 +27,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.errors import VaecfError, did_you_mean
@@ -43,7 +41,6 @@ except ImportError as error:
         f"sweeps need optuna ({error}): pip install 'vaecf[tune]'"
     ) from error
 
-PRUNERS = ("median", "hyperband", "none")
 BEAT_SECONDS, GRACE_SECONDS = 60.0, 600.0
 # A trial that exceeds the memory of its host kills its worker each time.
 MAX_LOST = 3
@@ -79,7 +76,7 @@ class SweepPlan:
     # A journal file (.journal, .log) or the URL of a database; '' for a
     # journal in the workdir.
     storage: str = ""
-    pruner: str = "median"  # one of `PRUNERS`
+    pruner: str = "median"  # or 'hyperband' or 'none'
     # Epochs before a trial may be pruned; None for a fifth of all.
     prune_after: int | None = None
     population: int = 1  # trials that a worker trains in one program
@@ -147,7 +144,7 @@ def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
         load_if_exists=True,
     )
     # Trials can be compared if all of this is equal, as JSON values.
-    base = config_lib.flatten(plan.base.to_dict())
+    base = plan.base.flat()
     fixed = base.keys() - plan.space.keys() - {*_PER_WORKER}
     new = {f"config.{key}": base[key] for key in fixed}
     new |= {f"space of {key}": value for key, value in plan.space.items()}
@@ -166,21 +163,19 @@ def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
 
 def _open_storage(plan: SweepPlan) -> optuna.storages.BaseStorage:
     storage, where = plan.storage, f"storage={plan.storage_name}"
-    if storage.endswith((".journal", ".log")) and "://" not in storage:
+    if "://" not in storage:
+        if not storage.endswith((".journal", ".log")):
+            raise VaecfError(
+                f"{where} must be a file ending in .journal or .log, or the "
+                "URL of a database, such as sqlite:///sweep.db"
+            )
         try:
             pathlib.Path(storage).parent.mkdir(parents=True, exist_ok=True)
             return optuna.storages.JournalStorage(JournalFileBackend(storage))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: not a journal
             raise VaecfError(
-                f"{where} cannot be written ({error.strerror}): choose another"
+                f"{where} cannot be written as a journal ({error})"
             ) from error
-        except ValueError as error:  # includes JSON's
-            raise VaecfError(f"{where} is not a journal ({error})") from error
-    if "://" not in storage:
-        raise VaecfError(
-            f"{where} must be a file ending in .journal or .log, or the URL of "
-            "a database, such as sqlite:///sweep.db"
-        )
     # SQLite locks the whole file while another worker writes.
     wait = {"connect_args": {"timeout": 60}}
     arguments: Any = wait if storage.startswith("sqlite") else None
@@ -197,16 +192,17 @@ def _open_storage(plan: SweepPlan) -> optuna.storages.BaseStorage:
 def _pruner(plan: SweepPlan) -> optuna.pruners.BasePruner:
     epochs, after = plan.base.train.epochs, plan.prune_after
     after = max(1, epochs // 5 if after is None else after)
-    if plan.pruner == "none":
-        return optuna.pruners.NopPruner()
-    if plan.pruner == "median":
-        return optuna.pruners.MedianPruner(n_warmup_steps=after)
-    if plan.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(after, max(after, epochs))
-    raise VaecfError(
-        f"pruner={plan.pruner} must be one of {', '.join(PRUNERS)}"
-        f"{did_you_mean(plan.pruner, PRUNERS)}"
-    )
+    pruners: dict[str, optuna.pruners.BasePruner] = {
+        "median": optuna.pruners.MedianPruner(n_warmup_steps=after),
+        "hyperband": optuna.pruners.HyperbandPruner(after, max(after, epochs)),
+        "none": optuna.pruners.NopPruner(),
+    }
+    if plan.pruner not in pruners:
+        raise VaecfError(
+            f"pruner={plan.pruner} must be one of {', '.join(pruners)}"
+            f"{did_you_mean(plan.pruner, pruners)}"
+        )
+    return pruners[plan.pruner]
 
 
 # --- Which trial is next ----------------------------------------------------
