@@ -23,14 +23,11 @@ MovieLens-20M, Netflix and the Million Song Dataset.
         --train --test --baselines
 """
 
-import ml_collections
-
 from configs import default
 from vaecf import config as config_lib
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the settings of the blend (`vaecf.config.BLEND`)."""
+def get_config():
     config = default.get_config()
     config.update_from_flattened_dict(config_lib.BLEND)
     return config

@@ -11,13 +11,10 @@ NDCG@100 of .259.
         --workdir=runs/ml100k --train --test --baselines
 """
 
-import ml_collections
-
 from configs import default
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = default.get_config()
     config.data.dir = "data/ml-100k"
     config.model.hidden = (200,)

@@ -14,13 +14,10 @@ with --baselines_tuned implicit ALS reaches .4349 and ItemKNN .3653.
 `--ratings=FILE` reads a local file instead of downloading it.
 """
 
-import ml_collections
-
 from configs import default
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = default.get_config()
     config.data.dir = "data/ml-1m"
     config.train.batch_size = 250

@@ -12,13 +12,10 @@ best of 2e-5, 2e-4 and 1e-3, and the dropout rate the best of .5 and .7.
         --workdir=runs/ml1m_dae --train --test
 """
 
-import ml_collections
-
 from configs import ml1m
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = ml1m.get_config()
     config.model.name = "mult_dae"
     config.model.hidden = ()

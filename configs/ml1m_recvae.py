@@ -13,13 +13,10 @@ then one trains the decoder.
         --workdir=runs/ml1m-recvae --train --test --baselines
 """
 
-import ml_collections
-
 from configs import ml20m_recvae
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the settings of the code of Shenbin et al. 2020."""
+def get_config():
     config = ml20m_recvae.get_config()
     config.data.dir = "data/ml-1m"
     config.eval.batch_size = 500

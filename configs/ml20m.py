@@ -14,13 +14,10 @@ L2 term (`lam`) but never adds it to the loss, so the published numbers are
 without regularisation, and so is this config.
 """
 
-import ml_collections
-
 from configs import default
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = default.get_config()
     config.data.dir = "data/ml-20m"
     config.train.batch_size = 24_576

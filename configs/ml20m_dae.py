@@ -12,13 +12,10 @@ Not verified: the datasets were not available on our machines.
         --workdir=runs/ml20m_dae --train --test
 """
 
-import ml_collections
-
 from configs import ml20m_paper
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = ml20m_paper.get_config()
     config.model.name = "mult_dae"
     config.model.hidden = ()

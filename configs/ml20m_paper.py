@@ -10,13 +10,10 @@ on our machines.
         --workdir=runs/ml20m_paper --train --test
 """
 
-import ml_collections
-
 from configs import default
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = default.get_config()
     config.data.dir = "data/ml-20m-paper"
     config.train.batch_size = 500

@@ -10,13 +10,10 @@ dataset was not available on our machines.
         --workdir=runs/msd --train --test
 """
 
-import ml_collections
-
 from configs import ml20m_paper
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = ml20m_paper.get_config()
     config.data.dir = "data/msd"
     return config

@@ -10,13 +10,10 @@ dataset. Not verified: the dataset was not available on our machines.
         --workdir=runs/netflix --train --test
 """
 
-import ml_collections
-
 from configs import ml20m_paper
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = ml20m_paper.get_config()
     config.data.dir = "data/netflix"
     return config

@@ -12,13 +12,10 @@ any.
         --workdir=runs/synthetic --train --test --baselines
 """
 
-import ml_collections
-
 from configs import default
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = default.get_config()
     config.data.dir = "data/synthetic"
     config.model.hidden = (200,)

@@ -11,13 +11,10 @@ work; the best epoch is the last, so that more epochs would gain more.
         --workdir=runs/yelp2018 --train --test --baselines=popularity
 """
 
-import ml_collections
-
 from configs import default
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config that the module's docstring describes."""
+def get_config():
     config = default.get_config()
     config.data.dir = "data/yelp2018"
     config.model.hidden = (300,)

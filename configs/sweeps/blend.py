@@ -9,8 +9,7 @@ together:
 """
 
 
-def get_space() -> dict:
-    """Returns the space that the module's docstring describes."""
+def get_space():
     return {
         "optimizer.learning_rate": {"low": 1e-4, "high": 2e-3, "log": True},
         "loss.gamma": {"low": 1e-3, "high": 2e-2, "log": True},

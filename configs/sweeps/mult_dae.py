@@ -9,8 +9,7 @@ has no hidden layer (20,108 - 200 - 20,108). The base config names the model.
 """
 
 
-def get_space() -> dict:
-    """Returns the space that the module's docstring describes."""
+def get_space():
     return {
         "optimizer.learning_rate": {"low": 3e-4, "high": 5e-3, "log": True},
         "loss.weight_decay": {"low": 1e-6, "high": 1e-3, "log": True},

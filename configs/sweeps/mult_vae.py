@@ -10,8 +10,7 @@ config with another batch size or number of epochs needs other bounds.
 """
 
 
-def get_space() -> dict:
-    """Returns the space that the module's docstring describes."""
+def get_space():
     return {
         "optimizer.learning_rate": {"low": 3e-4, "high": 5e-3, "log": True},
         "loss.anneal_cap": {"low": 0.0, "high": 1.0},

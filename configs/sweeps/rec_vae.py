@@ -11,8 +11,7 @@ size, used by all layers of the encoder. The base config sets
 """
 
 
-def get_space() -> dict:
-    """Returns the space that the module's docstring describes."""
+def get_space():
     return {
         "optimizer.learning_rate": {"low": 1e-4, "high": 2e-3, "log": True},
         "loss.gamma": {"low": 1e-3, "high": 2e-2, "log": True},
