@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pathlib
 import statistics
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 Result = dict[str, Any]
@@ -126,13 +126,8 @@ def table(benchmark: str, runs: Iterable[Result]) -> str:
             peak = values["peak_rss_bytes"]
             values |= {"gb": peak / 1e9, "gib": peak / 2**30}
             cells.append([text.format(**values) for text in columns.values()])
-    return markdown(columns, cells)
-
-
-def markdown(titles: Collection[str], rows: Iterable[Collection[str]]) -> str:
-    """Returns a Markdown table."""
-    head, *body = (f"| {' | '.join(row)} |" for row in (titles, *rows))
-    rule = "|" + "---|" * len(titles)
+    head, *body = (f"| {' | '.join(row)} |" for row in (columns, *cells))
+    rule = "|" + "---|" * len(columns)
     return "\n".join([head.replace("|  |", "| |"), rule, *body])
 
 

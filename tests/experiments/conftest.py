@@ -60,8 +60,7 @@ def call(script, *arguments):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             with entry_point(script, *texts) as module:
-                takes = script in ("compare", "benchmark/ablation")
-                cli.run(module.main, takes_arguments=takes)
+                cli.run(module.main, takes_arguments=script == "compare")
             raise AssertionError(f"{script} did not exit")
         except SystemExit as exit:
             assert exit.code is None or isinstance(exit.code, int), exit.code

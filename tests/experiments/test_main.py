@@ -368,6 +368,18 @@ RECIPE = {
 }
 
 
+def test_a_blend_reports_its_weights(tiny, oracle_dir, tmp_path, command):
+    run = (f"--data_dir={oracle_dir}", f"--workdir={tmp_path}")
+    done = command("main", *tiny, *run, "--config.linear.l2=20", "--train")
+    assert done.status == 0, done.err
+    kept = json.loads((tmp_path / "linear" / "weights.json").read_text())
+    weights = {name: kept[name] for name in ("gain", "prior")}
+    assert results(tmp_path)["linear"] == pytest.approx(weights)
+    shown = f"gain {kept['gain']:g} and prior {kept['prior']:g};"
+    page = (tmp_path / "report.html").read_text()
+    assert f"The linear branch ranks with {shown}" in page
+
+
 @pytest.fixture
 def config_of(parsed):
     """config_of(...) is the config that main.py makes of its flags."""

@@ -26,8 +26,6 @@ def search(
     evaluator: Evaluator,
     ranker: Ranker,
     params: ModelParams,
-    *,
-    priors: tuple[float, ...] = PRIORS,
 ) -> dict[str, Any]:
     """Returns the weights that give the best value of `best_metric`.
 
@@ -49,10 +47,8 @@ def search(
         tried.append({"gain": gain, "prior": prior, "value": result})
         return result
 
-    grids = {"gain": GAINS, "prior": priors}
+    grids = {"gain": GAINS, "prior": PRIORS}
     at = {"gain": blend.GAIN, "prior": blend.PRIOR}
-    if blend.PRIOR not in priors:
-        at["prior"] = priors[0]
     for key in ("gain", "prior", "gain"):
         at = coordinate_search(lambda at: value(**at), {key: grids[key]}, at)
     model_alone = value(0.0, at["prior"])

@@ -1,4 +1,4 @@
-"""Scorers: the trained model, the linear branch, and the oracle."""
+"""Scorers: the trained model, and the oracle."""
 
 from __future__ import annotations
 
@@ -79,11 +79,6 @@ def _model_scores(
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
-
-
-def linear_branch(n_items: int) -> Scorer:
-    """Returns the scorer of a blend's linear branch alone (`blend.fit`)."""
-    return Scorer(blend.branch_scores, blend.PARTITION, n_items)
 
 
 def oracle(n_items: int) -> Scorer:
