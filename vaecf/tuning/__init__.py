@@ -1,4 +1,1 @@
-"""Search for hyper-parameters, and populations.
-
-A sweep needs optuna: pip install 'vaecf[tune]'.
-"""
+"""Sweeps, which need optuna (pip install 'vaecf[tune]'), and populations."""

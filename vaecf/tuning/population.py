@@ -113,13 +113,11 @@ def train_grid(
     *,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Trains the members of a grid, or resumes them; writes members.csv.
+    """Trains or resumes the members of a grid, and returns a row for each.
 
     Each member has a workdir of its name in `workdir`. Members of earlier calls
-    stay, and trained members are not trained again.
-
-    Returns:
-      The rows of members.csv, the best member first.
+    stay, and trained members are not trained again. The rows are those of
+    members.csv, the best member first.
 
     Raises:
       VaecfError: bad input, or every member failed.
@@ -186,12 +184,11 @@ def train_run(
     writer: Writer | None = None,
     show_progress: bool | None = False,
 ) -> dict[str, Any]:
-    """Trains a member or a trial, or resumes it; see `loop.train`.
+    """Trains or resumes a member or a trial, and returns its summary.
 
-    Returns:
-      The summary in results.json, and 'value': the best metric of the
-      validation users, or None if there are none. Blends are compared with the
-      tuned weights with which users load them.
+    The summary is that of results.json, and 'value': the best metric of the
+    validation users, or None if there are none. A blend is tuned first, as it
+    is where users load it.
     """
     result = loop.train(
         config,
@@ -227,14 +224,9 @@ def train_members(
 ) -> list[T]:
     """Trains the members of a population, each in a thread of its own.
 
-    Args:
-      configs: the members, which may differ in `VARIED`.
-      directories: workdirs of the members, locked by the caller.
-      train: trains a member by its index, with what the members share. If one
-        call raises, the others save and stop.
-
-    Returns:
-      The results of `train`, in the order of the members.
+    The caller has locked the workdirs, `directories`. `train` trains a member
+    by its index, with what the members share. If one call raises, the others
+    save and stop. Returns the results of `train`, in the order of the members.
 
     Raises:
       VaecfError: the runs are not a population, see `check`.

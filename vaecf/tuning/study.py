@@ -62,11 +62,7 @@ _PER_WORKER = (
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep does; every worker has a copy.
-
-    Raises:
-      VaecfError: a number is too small.
-    """
+    """What a sweep does; every worker has a copy."""
 
     base: Config  # settings that all trials share
     space: dict[str, dict[str, Any]]  # see `vaecf.tuning.space`
@@ -264,9 +260,9 @@ def next_trials(study: optuna.Study, plan: SweepPlan) -> Iterator[Trial]:
 def enqueue_again(
     study: optuna.Study, number: int, *, lost: bool = False
 ) -> bool:
-    """Ends a running trial and enqueues it again with all that is known of it.
+    """Enqueues a running trial again; returns False if it has ended.
 
-    `lost` says that its worker was lost. Returns False if the trial has ended.
+    `lost` says that its worker was lost.
     """
     try:
         study.tell(number, state=TrialState.FAIL)
@@ -315,10 +311,7 @@ def is_free(directory: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def heartbeat(trial: Trial, directory: pathlib.Path) -> Iterator[None]:
-    """Tells the other workers regularly that this one runs the trial.
-
-    The caller holds the lock of `directory`, the workdir of the trial.
-    """
+    """Tells other workers that this one runs, and has locked, the trial."""
     trial.set_user_attr(BEAT, time.time())
     trial.set_user_attr(FOLDER, str(directory))
     # The host comes last: from then on the lock of the directory decides.
