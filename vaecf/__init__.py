@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vaecf.data.dataset import Dataset, open_dataset
-    from vaecf.data.interactions import Interactions
-    from vaecf.errors import VaecfError
-    from vaecf.serving.recommender import Recommender
+    from vaecf.data.dataset import Dataset as Dataset
+    from vaecf.data.dataset import open_dataset as open_dataset
+    from vaecf.data.interactions import Interactions as Interactions
+    from vaecf.errors import VaecfError as VaecfError
+    from vaecf.serving.recommender import Recommender as Recommender
 
 _HOME = {
     "Dataset": "vaecf.data.dataset",
@@ -29,13 +30,7 @@ _HOME = {
     "open_dataset": "vaecf.data.dataset",
 }
 
-__all__ = [
-    "Dataset",
-    "Interactions",
-    "Recommender",
-    "VaecfError",
-    "open_dataset",
-]
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -292,24 +292,21 @@ def _override_mistake(text: str, argv: Sequence[str]) -> str:
 # --- A flag for a list of choices -------------------------------------------
 
 
-class _ListSwitch(flags.ArgumentParser):
+class _ListSwitch(flags.ListParser):
     """Parses 'true' (the bare flag) as all names and 'false' as none."""
 
     def __init__(self, choices: tuple[str, ...]) -> None:
+        super().__init__()
         self._choices = choices
 
-    def parse(self, argument: str) -> tuple[str, ...]:
+    def parse(self, argument: Any) -> Any:
         if argument in ("true", "false"):
             return self._choices if argument == "true" else ()
-        names = filter(None, (name.strip() for name in argument.split(",")))
-        for name in (found := tuple(names)):
+        for name in (names := super().parse(argument)):
             if name not in self._choices:
                 known = ", ".join(self._choices)
                 raise ValueError(f"{name!r} is unknown, use one of {known}")
-        return found
-
-    def flag_type(self) -> str:
-        return "list of names"
+        return tuple(names)
 
 
 def define_list_switch(
