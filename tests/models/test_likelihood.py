@@ -42,8 +42,10 @@ def gradients_by_definition(x, hidden, kernel, bias, weight):
     return d @ kernel.T.astype(float), hidden.T.astype(float) @ d, d.sum(0)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "block"))
-def nll_and_gradients(inputs, batch, weight, dtype=jnp.float32, block=0):
+@functools.partial(jax.jit, static_argnames=("dtype", "block", "platform"))
+def nll_and_gradients(
+    inputs, batch, weight, dtype=jnp.float32, block=0, platform=None
+):
     def weighted(inputs):
         nll = likelihood.multinomial_nll(
             *inputs,
@@ -51,6 +53,7 @@ def nll_and_gradients(inputs, batch, weight, dtype=jnp.float32, block=0):
             dtype=dtype,
             precision=lax.Precision.HIGHEST,
             block=block,
+            platform=platform,
         )
         return jnp.sum(weight * nll), nll
 
@@ -215,6 +218,30 @@ def test_nll_on_a_mesh_equals_one_device(shape, real, block):
         padded = np.zeros(got.shape)
         padded[..., : want.shape[-1]] = want
         np.testing.assert_allclose(got, padded, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_program_for_a_gpu_equals_the_definition(dtype):
+    """Three segments of items; the last one holds padding items only."""
+    real, n_items = 250, 384
+    users = random_histories(13, n_items=real)
+    batch = batch_of(users, sum(map(len, users)))
+    shapes = (oracles.USERS, UNITS), (UNITS, n_items), (n_items,)
+    hidden, kernel, bias = (normal(14 + k, *n) for k, n in enumerate(shapes))
+    bias = likelihood.mask_padding_items(jnp.asarray(bias), real, None)
+    nll, gradients = nll_and_gradients(
+        (hidden, kernel, bias), batch, WEIGHT, dtype, platform="gpu"
+    )
+    x, eps = dense(users, real), max(float(jnp.finfo(dtype).eps), 1e-5)
+    alone = hidden, kernel[:, :real], np.asarray(bias[:real])
+    expected = nll_by_definition(x, *alone)
+    np.testing.assert_allclose(nll, expected, rtol=8 * eps)
+    expected = gradients_by_definition(x, *alone, WEIGHT)
+    for got, want in zip(gradients, expected):
+        real_part = np.asarray(got)[..., : want.shape[-1]]
+        error = np.linalg.norm(real_part - want)
+        assert error < 4 * eps * np.linalg.norm(want)
+    assert not any(np.asarray(g)[..., real:].any() for g in gradients[1:])
 
 
 def test_logits_accumulate_in_the_output_dtype():

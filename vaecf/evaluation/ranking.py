@@ -94,7 +94,7 @@ def rank_local(
         # Items of lower shards must not wrap around to the end of this one.
         item_N = jnp.where(item_N >= 0, item_N, n_local)
         scores_BI = scores_BI.at[batch.row_N, item_N].set(-jnp.inf, mode="drop")
-    score_BK, item_BK = lax.top_k(scores_BI, min(k, n_local))
+    score_BK, item_BK = top_k(scores_BI, min(k, n_local))
     item_BK += offset
     if item_axis:
         # Shards are in item order and their lists are sorted by (score, index),
@@ -117,6 +117,36 @@ def rank_local(
         item_BK = jnp.pad(item_BK, ((0, 0), (0, missing)), constant_values=-1)
     item_BK = jnp.where(score_BK == -jnp.inf, -1, item_BK)
     return RankedLists(item_BK, score_BK, log_total_B)
+
+
+def top_k(
+    scores_BI: jax.Array, k: int, *, group: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the k largest of each row and their indices, best first.
+
+    Of equal scores the one of the lower index comes first, as in `lax.top_k`.
+
+    Args:
+      group: 1 selects from all items. More than 1 selects the k groups of so
+        many adjacent items that have the largest maxima, and then the items
+        of these groups, with the same result: an item outside these groups
+        has k better ones inside. A GPU sorts what it selects from, so that
+        groups of 16 take a seventh of the time (H100, 100 of 20,108 items).
+        None takes 16, and 1 on a CPU.
+    """
+    n_users, n_items = scores_BI.shape
+    if group is None:
+        group = 1 if jax.default_backend() == "cpu" else 16
+    n_groups, rest = divmod(n_items, group)
+    if group == 1 or rest or n_groups <= k:
+        return lax.top_k(scores_BI, k)
+    scores_BGE = scores_BI.reshape(n_users, n_groups, group)
+    _, group_BK = lax.top_k(jnp.max(scores_BGE, axis=2), k)
+    group_BK = jnp.sort(group_BK, axis=1)  # so that lower indices come first
+    chosen_BKE = jnp.take_along_axis(scores_BGE, group_BK[:, :, None], axis=1)
+    score_BK, place_BK = lax.top_k(chosen_BKE.reshape(n_users, -1), k)
+    group_BK = jnp.take_along_axis(group_BK, place_BK // group, axis=1)
+    return score_BK, group_BK * group + place_BK % group
 
 
 class _Casts:

@@ -17,6 +17,7 @@ from jax import lax
 
 from vaecf.models.bag_of_items import compact
 from vaecf.models.sparse_batch import SparseBatch
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel.mesh import item_offset, vary, varying_axes
 
 
@@ -74,6 +75,7 @@ class _Head(NamedTuple):
     precision: Any
     item_axis: str | None
     block: int
+    on_cpu: bool
 
 
 def _product(
@@ -89,14 +91,14 @@ def _product(
     )
 
 
-def _transpose(x_BH: jax.Array) -> jax.Array:
+def _transpose(head: _Head, x_BH: jax.Array) -> jax.Array:
     """Returns the transpose [H, B], as a gather where that is faster.
 
     XLA folds a transpose into the product that follows. On a CPU, a half
     precision product with a transposed left operand falls back to float32,
     which is 1.8 times slower. XLA does not fold a gather.
     """
-    if jax.default_backend() != "cpu" or x_BH.dtype.itemsize >= 4:
+    if not head.on_cpu or x_BH.dtype.itemsize >= 4:
         return x_BH.T
     rows, columns = x_BH.shape
     place_HB = (
@@ -129,8 +131,7 @@ def _dense_forward(
     )
     # Logits of the compute dtype halve the memory traffic. On a CPU, however,
     # bfloat16 products are twice as fast if they write float32.
-    on_cpu = jax.default_backend() == "cpu"
-    slow = on_cpu and head.dtype == jnp.bfloat16
+    slow = head.on_cpu and head.dtype == jnp.bfloat16
     logits_BI = logits(
         hidden_BH,
         kernel_HI,
@@ -147,17 +148,38 @@ def _dense_forward(
         num_segments=n_users,
         indices_are_sorted=True,
     )
-    # max in any dtype is exact; the sum of exponentials is float32.
-    max_B = jnp.max(logits_BI, axis=1).astype(jnp.float32)
-    # The maximum of a shard of padding items is -inf, and -inf - -inf is nan.
-    max_B = jnp.maximum(max_B, jnp.finfo(jnp.float32).min)
-    sum_B = jnp.sum(
-        jnp.exp(logits_BI.astype(jnp.float32) - max_B[:, None]), axis=1
-    )
+    max_B, sum_B = _max_and_sum(head, logits_BI)
     logsumexp_B, target_B = over_shards(max_B, sum_B, target_B, head.item_axis)
     nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
     saved = (hidden_BH, kernel_HI, bias_I, logits_BI, logsumexp_B, batch)
     return nll_B, saved
+
+
+def _max_and_sum(
+    head: _Head, logits_BI: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the finite maximum and the sum of exp(logit - max), float32 [B].
+
+    On a GPU both are reduced in segments first, which takes a fifth less time
+    than two passes over whole rows (H100, 24,576 x 20,224 logits in bfloat16).
+    """
+    segment = mesh_lib.ITEM_MULTIPLE
+    if head.on_cpu or logits_BI.shape[1] % segment:
+        return _segment_sums(logits_BI)
+    logits_BSK = logits_BI.reshape(len(logits_BI), -1, segment)
+    max_BS, sum_BS = _segment_sums(logits_BSK)
+    max_B = jnp.max(max_BS, axis=1)
+    return max_B, jnp.sum(sum_BS * jnp.exp(max_BS - max_B[:, None]), axis=1)
+
+
+def _segment_sums(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns max and Σ exp(logit - max) over the last axis, float32."""
+    # max in any dtype is exact; the sum of exponentials is float32.
+    top = jnp.max(logits, axis=-1).astype(jnp.float32)
+    # The maximum of padding items is -inf, and -inf - -inf is nan.
+    top = jnp.maximum(top, jnp.finfo(jnp.float32).min)
+    powers = jnp.exp(logits.astype(jnp.float32) - top[..., None])
+    return top, jnp.sum(powers, axis=-1)
 
 
 def _dense_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
@@ -178,11 +200,18 @@ def _dense_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
         .astype(head.dtype)
     )
     d_hidden_BH = _product(head, d_BI, kernel_HI, 1, 1)
-    d_kernel_HI = _product(head, _transpose(hidden_BH), d_BI, 1, 0)
     # The column sum is a matrix product, because XLA's CPU reduction over the
     # major axis takes ten times as long (0.29 s and 0.03 s for 4,096 x 20,108).
+    # On a GPU it costs nothing as eight more hidden units.
     ones_8B = jnp.ones((8, n_users), head.dtype)
-    d_bias_I = _product(head, ones_8B, d_BI, 1, 0)[0]
+    if head.on_cpu:
+        d_kernel_HI = _product(head, _transpose(head, hidden_BH), d_BI, 1, 0)
+        d_bias_I = _product(head, ones_8B, d_BI, 1, 0)[0]
+    else:
+        units = hidden_BH.shape[1]
+        factor_BH = jnp.concatenate([hidden_BH, ones_8B.T], axis=1)
+        d_HI = _product(head, factor_BH, d_BI, 0, 0)
+        d_kernel_HI, d_bias_I = d_HI[:units], d_HI[units]
     return d_hidden_BH, d_kernel_HI, d_bias_I.astype(bias_I.dtype), None
 
 
@@ -285,7 +314,7 @@ def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
     n_local = kernel_HI.shape[1]
     weight_B = g_B * batch.count_B.astype(jnp.float32)
     rounded_BH = hidden_BH.astype(head.dtype)
-    rounded_HB = _transpose(rounded_BH)
+    rounded_HB = _transpose(head, rounded_BH)
 
     def add_block(carry: tuple, first: Any, size: int) -> tuple:
         d_hidden_BH, d_kernel_HI, d_bias_I = carry
@@ -354,6 +383,7 @@ def multinomial_nll(
     precision: lax.Precision | None = None,
     item_axis: str | None = None,
     block: int = 0,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns the negative multinomial log-likelihood of each user's items.
 
@@ -373,11 +403,14 @@ def multinomial_nll(
       block: items per block, 0 for a single block. The backward pass computes
         the logits of a block again, so that memory is B x block instead of
         B x I. The values are equal to float tolerance.
+      platform: the platform to write the program for, 'cpu' or 'gpu'; None
+        for JAX's default. The values are equal to float tolerance.
 
     Returns:
       float32 [B]; 0 for users without items.
     """
-    head = _Head(dtype, precision, item_axis, block)
+    on_cpu = (platform or jax.default_backend()) == "cpu"
+    head = _Head(dtype, precision, item_axis, block, on_cpu)
     # The backward pass returns sums over this shard only. Because the inputs
     # are marked as varying, shard_map sums them over the shards.
     axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
