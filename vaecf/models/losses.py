@@ -1,6 +1,6 @@
 """Terms of the evidence lower bound, one value per user, and their weights.
 
-Shapes in names: B users, Z dimensions of the code, P parts of a mixture.
+Shapes in names: B users, Z dimensions of the code, P parts of the mixture.
 """
 
 from __future__ import annotations
@@ -23,47 +23,38 @@ def gaussian_kl(mean_BZ: jax.Array, log_variance_BZ: jax.Array) -> jax.Array:
     )
 
 
-def log_normal(
-    z_BZ: jax.Array, mean_BZ: jax.Array, log_variance_BZ: jax.Array
-) -> jax.Array:
-    """Returns log N(z; mean, variance), summed over Z, float32 [B]."""
-    return jnp.sum(_log_normal_each(z_BZ, mean_BZ, log_variance_BZ), axis=-1)
-
-
 def composite_log_prior(
     z_BZ: jax.Array,
     previous_mean_BZ: jax.Array,
     previous_log_variance_BZ: jax.Array,
-    *,
-    weights: tuple[float, float, float] = (0.15, 0.75, 0.1),
-    wide_log_variance: float = 10.0,
 ) -> jax.Array:
     """Returns the log density of RecVAE's composite prior, float32 [B].
 
-    Σ_z log(w_1 N(z; 0, 1) + w_2 N(z; previous posterior) + w_3 N(z; 0, wide)),
+    Σ_z log(.15 N(z; 0, 1) + .75 N(z; previous posterior) + .1 N(z; 0, e^10)),
 
-    Shenbin et al. 2020, section 3.2, with the `weights` w. As in the authors'
-    code, the mixture is taken in each dimension, and its third part is a wide
-    Gaussian that the paper does not have. The defaults are that code's
-    constants.
+    Shenbin et al. 2020, section 3.2. As in the authors' code, which has these
+    constants, the mixture is taken in each dimension, and its third part is a
+    wide Gaussian that the paper does not have.
     """
+    zeros_BZ = jnp.zeros_like(z_BZ)
     parts = (
-        (jnp.zeros_like(z_BZ), jnp.zeros_like(z_BZ)),
-        (previous_mean_BZ, previous_log_variance_BZ),
-        (jnp.zeros_like(z_BZ), jnp.full_like(z_BZ, wide_log_variance)),
+        (0.15, zeros_BZ, zeros_BZ),
+        (0.75, previous_mean_BZ, previous_log_variance_BZ),
+        (0.1, zeros_BZ, jnp.full_like(z_BZ, 10.0)),
     )
     log_density_PBZ = jnp.stack(
         [
-            jnp.log(weight) + _log_normal_each(z_BZ, mean, log_variance)
-            for weight, (mean, log_variance) in zip(weights, parts, strict=True)
+            jnp.log(weight) + log_normal(z_BZ, mean, log_variance)
+            for weight, mean, log_variance in parts
         ]
     )
     return jnp.sum(jax.nn.logsumexp(log_density_PBZ, axis=0), axis=-1)
 
 
-def _log_normal_each(
+def log_normal(
     z_BZ: jax.Array, mean_BZ: jax.Array, log_variance_BZ: jax.Array
 ) -> jax.Array:
+    """Returns log N(z; mean, variance) of each dimension, float32 [B, Z]."""
     return -0.5 * (
         log_variance_BZ
         + jnp.log(2.0 * jnp.pi)

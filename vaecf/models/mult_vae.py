@@ -21,6 +21,7 @@ Every model keeps this contract:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -100,6 +101,7 @@ class MultDAE(nn.Module):
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
     TRAINING_ONLY: ClassVar[tuple[str, ...]] = ()
+    CODES: ClassVar[int] = 1  # arrays [B, latent] that the encoder returns
 
     n_items: int  # items of the catalogue
     # Items of this shard, padding included: the rows of the input kernel and
@@ -125,9 +127,6 @@ class MultDAE(nn.Module):
         """Returns what an epoch (counted from 0) trains: all parameters."""
         return ALL
 
-    def _encoder_sizes(self) -> tuple[int, ...]:
-        return (*self.hidden, self.latent)
-
     def _dense(self, size: int) -> nn.Dense:
         return nn.Dense(
             size,
@@ -139,7 +138,7 @@ class MultDAE(nn.Module):
 
     def setup(self) -> None:
         """Creates parameters and layers; called by Flax."""
-        first, *rest = self._encoder_sizes()
+        first, *rest = (*self.hidden, self.CODES * self.latent)
         self.input_kernel = self.param(
             "input_kernel",
             _glorot_items(self.n_items, 0, first),
@@ -147,9 +146,9 @@ class MultDAE(nn.Module):
         )
         self.input_bias = self.param("input_bias", _bias_init, (first,))
         self.encoder = [self._dense(size) for size in rest]
-        outwards = tuple(reversed(self.hidden))
-        self.decoder = [self._dense(size) for size in outwards]
-        last = outwards[-1] if outwards else self.latent
+        self.decoder = [self._dense(size) for size in reversed(self.hidden)]
+        self._activate = ACTIVATIONS[self.activation]
+        last = self.hidden[0] if self.hidden else self.latent
         self.output_kernel = self.param(
             "output_kernel",
             _glorot_items(self.n_items, 1, last),
@@ -159,19 +158,21 @@ class MultDAE(nn.Module):
             "output_bias", _bias_init, (self.item_rows,)
         )
 
-    def _encode(
-        self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
-    ) -> jax.Array:
-        """Returns the last encoder layer before its activation, float32."""
-        h_BH = bag_of_items.normalised_bag(
-            self.input_kernel,
-            batch,
-            dropout=dropout,
+    def input_layer(self) -> Callable[..., jax.Array]:
+        """Returns `bag_of_items.normalised_bag` with the model's settings."""
+        return functools.partial(
+            bag_of_items.normalised_bag,
             lowering=self.input_lowering,
             dtype=self.dtype,
             precision=self.precision,
             item_axis=self.item_axis,
         )
+
+    def _encode(
+        self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
+    ) -> jax.Array:
+        """Returns the last encoder layer before its activation, float32."""
+        h_BH = self.input_layer()(self.input_kernel, batch, dropout=dropout)
         h_BH = h_BH + self.input_bias[None, :]
         for layer in self.encoder:
             h_BH = layer(self._activate(h_BH))
@@ -182,9 +183,6 @@ class MultDAE(nn.Module):
         for layer in self.decoder:
             h_BH = self._activate(layer(h_BH))
         return h_BH
-
-    def _activate(self, h_BH: jax.Array) -> jax.Array:
-        return ACTIVATIONS[self.activation](h_BH)
 
     def _dropout(
         self, key: jax.Array, first_row: jax.Array | int
@@ -249,8 +247,7 @@ class MultDAE(nn.Module):
 class MultVAE(MultDAE):
     """Variational autoencoder with a multinomial likelihood (Mult-VAE^PR)."""
 
-    def _encoder_sizes(self) -> tuple[int, ...]:
-        return (*self.hidden, 2 * self.latent)
+    CODES: ClassVar[int] = 2
 
     def loss_terms(
         self,

@@ -45,17 +45,16 @@ class Encoder(nn.Module):
     h_k = LN(swish(W_k h_{k-1} + b_k + h_1 + ... + h_{k-1})), where h_0 is the
     normalised bag of items: figure 1 of the paper. Mean and log-variance are
     linear in the last layer. Attributes as in `mult_vae.MultDAE`, with one
-    size `hidden` for all layers.
+    size `hidden` for all layers, and its `input_layer`.
     """
 
     n_items: int
     item_rows: int
     hidden: int
     latent: int
-    input_lowering: str
     dtype: Any
     precision: Any
-    item_axis: str | None
+    input_layer: Any
 
     @nn.compact
     def __call__(
@@ -69,15 +68,7 @@ class Encoder(nn.Module):
             (self.item_rows, self.hidden),
         )
         bias_H = self.param("input_bias", _uniform(entry), (self.hidden,))
-        h_BH = bag_of_items.normalised_bag(
-            kernel_IH,
-            batch,
-            dropout=dropout,
-            lowering=self.input_lowering,
-            dtype=self.dtype,
-            precision=self.precision,
-            item_axis=self.item_axis,
-        )
+        h_BH = self.input_layer(kernel_IH, batch, dropout=dropout)
         h_BH = self._norm("norm_1", nn.swish(h_BH + bias_H[None, :]))
         sum_BH = h_BH  # of all layers so far
         for k in range(2, _DEPTH + 1):
@@ -153,20 +144,20 @@ class RecVAE(mult_vae.MultDAE):
                 f"config.model.hidden={self.hidden}: rec_vae takes one size "
                 "for all layers of its encoder"
             )
-        (width,) = self.hidden
-        settings = dict(
-            n_items=self.n_items,
-            item_rows=self.item_rows,
-            hidden=width,
-            latent=self.latent,
-            input_lowering=self.input_lowering,
-            dtype=self.dtype,
-            precision=self.precision,
-            item_axis=self.item_axis,
+        # `prior` is a copy of an earlier encoder (see `phase`); at first it is
+        # a random one.
+        self.posterior, self.prior = (
+            Encoder(
+                self.n_items,
+                self.item_rows,
+                self.hidden[0],
+                self.latent,
+                self.dtype,
+                self.precision,
+                self.input_layer(),
+            )
+            for _ in range(2)
         )
-        self.posterior = Encoder(**settings)
-        # A copy of an earlier encoder (see `phase`); at first a random one.
-        self.prior = Encoder(**settings)
         limit = self.latent**-0.5
         self.output_kernel = self.param(
             "output_kernel",
@@ -201,7 +192,8 @@ class RecVAE(mult_vae.MultDAE):
             mean_BZ, log_variance_BZ, noise_key, first_row
         )
         previous = self.prior(batch, None)
-        kl_B = losses.log_normal(z_BZ, mean_BZ, log_variance_BZ)
+        log_q_BZ = losses.log_normal(z_BZ, mean_BZ, log_variance_BZ)
+        kl_B = jnp.sum(log_q_BZ, axis=-1)
         kl_B -= losses.composite_log_prior(z_BZ, *previous)
         return self._nll(z_BZ, batch), kl_B
 
