@@ -82,7 +82,7 @@ def test_a_full_batch_and_one_slot_too_few():
     for slots, parts, message in (
         (4, 1, "5 interactions do not fit 4 slots"),
         (2, 2, "3 interactions do not fit 2 slots"),
-        (5, 3, "equal"),
+        (5, 3, "reshape"),
     ):
         with pytest.raises(ValueError, match=message):
             on_host(slots, parts)

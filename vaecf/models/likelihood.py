@@ -118,13 +118,8 @@ def _local_items(head: _Head, batch: SparseBatch, n_local: int) -> jax.Array:
     return jnp.where(local_N, item_N, n_local)
 
 
-def _dense_forward(
-    head: _Head,
-    hidden_BH: jax.Array,
-    kernel_HI: jax.Array,
-    bias_I: jax.Array,
-    batch: SparseBatch,
-) -> tuple[jax.Array, tuple]:
+def _dense_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
+    hidden_BH, kernel_HI, bias_I, batch = inputs
     n_users, n_local = hidden_BH.shape[0], kernel_HI.shape[1]
     hidden_BH, kernel_HI = (
         x.astype(head.dtype) for x in (hidden_BH, kernel_HI)
@@ -228,24 +223,14 @@ def _over_blocks(
 
 
 def _block_logits(
-    head: _Head,
-    hidden_BH: jax.Array,
-    kernel_HI: jax.Array,
-    bias_I: jax.Array,
-    first: jax.Array | int,
-    size: int,
+    head: _Head, inputs: tuple, first: jax.Array | int, size: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns a block's logits, float32 [B, K], and its part of the kernel."""
+    hidden_BH, kernel_HI, bias_I = inputs
     kernel_HK = lax.dynamic_slice_in_dim(kernel_HI, first, size, axis=1)
     bias_K = lax.dynamic_slice_in_dim(bias_I, first, size)
-    logits_BK = logits(
-        hidden_BH,
-        kernel_HK,
-        bias_K,
-        dtype=head.dtype,
-        precision=head.precision,
-    )
-    return logits_BK, kernel_HK
+    settings = {"dtype": head.dtype, "precision": head.precision}
+    return logits(hidden_BH, kernel_HK, bias_K, **settings), kernel_HK
 
 
 def _take(
@@ -262,14 +247,9 @@ def _take(
     return hidden_KH.astype(jnp.float32), kernel_HK
 
 
-def _blocked_forward(
-    head: _Head,
-    hidden_BH: jax.Array,
-    kernel_HI: jax.Array,
-    bias_I: jax.Array,
-    batch: SparseBatch,
-) -> tuple[jax.Array, tuple]:
+def _blocked_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
     """Online logsumexp (Milakov & Gimelshein 2018), one block after another."""
+    hidden_BH, kernel_HI, bias_I, batch = inputs
     n_users, n_local = hidden_BH.shape[0], kernel_HI.shape[1]
     axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
     lowest = jnp.finfo(jnp.float32).min  # finite, because -inf - -inf is nan
@@ -278,9 +258,7 @@ def _blocked_forward(
         carry: tuple[jax.Array, jax.Array], first: Any, size: int
     ) -> tuple[jax.Array, jax.Array]:
         max_B, sum_B = carry
-        logits_BK, _ = _block_logits(
-            head, hidden_BH, kernel_HI, bias_I, first, size
-        )
+        logits_BK, _ = _block_logits(head, inputs[:3], first, size)
         new_B = jnp.maximum(max_B, jnp.max(logits_BK, axis=1))
         block_B = jnp.sum(jnp.exp(logits_BK - new_B[:, None]), axis=1)
         return new_B, sum_B * jnp.exp(max_B - new_B) + block_B
@@ -318,9 +296,7 @@ def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
 
     def add_block(carry: tuple, first: Any, size: int) -> tuple:
         d_hidden_BH, d_kernel_HI, d_bias_I = carry
-        logits_BK, kernel_HK = _block_logits(
-            head, hidden_BH, kernel_HI, bias_I, first, size
-        )
+        logits_BK, kernel_HK = _block_logits(head, saved[:3], first, size)
         d_BK = jnp.exp(logits_BK - logsumexp_B[:, None]) * weight_B[:, None]
         d_bias_K = jnp.sum(d_BK, axis=0)
         d_BK = d_BK.astype(head.dtype)
@@ -356,21 +332,17 @@ def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _nll(head: _Head, *inputs: Any) -> jax.Array:
-    return _forward(head, *inputs)[0]
+def _dense_nll(head: _Head, *inputs: Any) -> jax.Array:
+    return _dense_forward(head, *inputs)[0]
 
 
-def _forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
-    forward = _blocked_forward if head.block else _dense_forward
-    return forward(head, *inputs)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked_nll(head: _Head, *inputs: Any) -> jax.Array:
+    return _blocked_forward(head, *inputs)[0]
 
 
-def _backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
-    backward = _blocked_backward if head.block else _dense_backward
-    return backward(head, saved, g_B)
-
-
-_nll.defvjp(_forward, _backward)
+_dense_nll.defvjp(_dense_forward, _dense_backward)
+_blocked_nll.defvjp(_blocked_forward, _blocked_backward)
 
 
 def multinomial_nll(
@@ -416,7 +388,8 @@ def multinomial_nll(
     axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
     hidden_BH, kernel_HI, bias_I = vary((hidden_BH, kernel_HI, bias_I), axes)
     # Parameters stay float32 here, so that their cotangents are float32 too.
-    return _nll(head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch)
+    nll = _blocked_nll if block else _dense_nll
+    return nll(head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch)
 
 
 def mask_padding_items(

@@ -78,7 +78,7 @@ def window(
     indptr: np.ndarray,
     indices: np.ndarray,
     user_DU: np.ndarray,
-    n_items: int,
+    n_slots: int,
 ) -> Csr:
     """Returns the interactions of some users, one block per data shard.
 
@@ -86,22 +86,25 @@ def window(
       indptr, indices: as in `as_csr`; indices usually are a memory map.
       user_DU: int32 [shards, users per shard]; n_users marks padding users.
         Within a shard, users are numbered from 0 in this order.
-      n_items: places for interactions per shard.
+      n_slots: slots for interactions per shard.
 
     Returns:
       start_U and count_U int32 [shards * users per shard], item_M int32
-      [shards * n_items]; starts count from the first place of the shard.
+      [shards * n_slots]; starts count from the first slot of the shard.
 
     Raises:
-      ValueError: a shard has more than `n_items` interactions.
+      ValueError: a shard has more than `n_slots` interactions.
     """
-    start_DU, count_DU = _histories(indptr, user_DU)
+    real_DU = user_DU < len(indptr) - 1
+    safe_DU = np.where(real_DU, user_DU, 0)
+    start_DU = indptr[safe_DU]
+    count_DU = indptr[safe_DU + real_DU] - start_DU
     end_DU = np.cumsum(count_DU, axis=1)
-    if end_DU.size and end_DU[:, -1].max() > n_items:
+    if end_DU.size and end_DU[:, -1].max() > n_slots:
         raise ValueError(
-            f"{end_DU[:, -1].max()} interactions do not fit {n_items} places"
+            f"{end_DU[:, -1].max()} interactions do not fit {n_slots} slots"
         )
-    item_DM = np.zeros((len(user_DU), n_items), np.int32)
+    item_DM = np.zeros((len(user_DU), n_slots), np.int32)
     # Slicing a plain view costs a tenth of slicing the memory map itself.
     indices = np.asarray(indices)
     for shard, starts in enumerate(start_DU.tolist()):
@@ -194,7 +197,7 @@ def assemble_on_host(
     """Returns the batch that `assemble` returns, gathered on the host.
 
     Args:
-      indptr, indices: as in `as_csr`; indices usually are a memory map.
+      indptr, indices: as in `window`.
       user_B: int32 [B]; n_users marks padding users.
       n_slots: slots of one part.
       parts: data shards times microbatches; the batch has parts · n_slots
@@ -203,27 +206,10 @@ def assemble_on_host(
     Raises:
       ValueError: a part has more than `n_slots` interactions.
     """
-    start_B, count_B = _histories(indptr, user_B)
-    by_part = np.split(start_B, parts), np.split(count_B, parts)
-    item_PN = np.zeros((parts, n_slots), np.int32)
-    row_PN = np.full((parts, n_slots), len(user_B) // parts, np.int32)
-    for part, (start, count) in enumerate(zip(*by_part, strict=True)):
-        total = int(count.sum())
-        if total > n_slots:
-            raise ValueError(f"{total} interactions do not fit {n_slots} slots")
-        row_PN[part, :total] = np.repeat(np.arange(len(count)), count)
-        offset = np.repeat(start - (np.cumsum(count) - count), count)
-        item_PN[part, :total] = indices[offset + np.arange(total)]
-    return SparseBatch(
-        item_PN.ravel(), row_PN.ravel(), count_B.astype(np.int32)
-    )
-
-
-def _histories(
-    indptr: np.ndarray, user: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (start, count) of each user's history; count 0 for padding."""
-    real = user < len(indptr) - 1
-    safe = np.where(real, user, 0)
-    start = indptr[safe]
-    return start, indptr[safe + real] - start
+    csr = window(indptr, indices, user_B.reshape(parts, -1), n_slots)
+    count_PU = csr.count_U.reshape(parts, -1)
+    size = count_PU.shape[1]
+    row_PN = np.full((parts, n_slots), size, np.int32)
+    for row_N, count_U in zip(row_PN, count_PU, strict=True):
+        row_N[: count_U.sum()] = np.repeat(np.arange(size), count_U)
+    return SparseBatch(csr.item_M, row_PN.ravel(), csr.count_U)
