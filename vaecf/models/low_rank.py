@@ -79,9 +79,8 @@ def fit(
         raise VaecfError(f"the linear branch: rank={rank} must be at least 1")
     rank = min(rank, train.n_items)
     _check_memory(train, rank, advice)
-    weight_U, ridge_I = linear.penalties(train, l2, dropout, user_exponent)
-    root_I = np.sqrt(ridge_I)
-    inner_I, factor_IK = _invert(_scaled(train, weight_U, root_I), rank)
+    scaled, root_I = _scaled(train, l2, dropout, user_exponent)
+    inner_I, factor_IK = _invert(scaled, rank)
     length_I = np.square(factor_IK).sum(axis=1, dtype=np.float64)
     diagonal_I = inner_I - length_I
     if (diagonal_I < 1e-3 * inner_I).any():
@@ -149,9 +148,8 @@ def item_vectors(
     lies in these directions. Arguments and errors as in `fit`.
     """
     _check_memory(train, rank, advice)
-    weight_U, ridge_I = linear.penalties(train, l2, dropout, user_exponent)
     kept = min(rank, train.n_items)
-    scaled = _scaled(train, weight_U, np.sqrt(ridge_I))
+    scaled, _ = _scaled(train, l2, dropout, user_exponent)
     square_K, vector_IK = _largest(scaled, kept)
     vectors = np.zeros((train.n_items, rank), np.float32)
     scale_K = np.sqrt(square_K / (1 + square_K)).astype(np.float32)
@@ -159,12 +157,14 @@ def item_vectors(
     return vectors
 
 
-def _scaled(train: Any, weight_U: np.ndarray, root_I: np.ndarray) -> Any:
-    """Returns A = W^½ X Λ^-½, float32, a scipy.sparse matrix [U, I]."""
+def _scaled(train: Any, *penalties: float) -> tuple[Any, np.ndarray]:
+    """Returns (A = W^½ X Λ^-½, float32 scipy.sparse [U, I]; Λ^½ [I])."""
+    weight_U, ridge_I = linear.penalties(train, *penalties)
+    root_I = np.sqrt(ridge_I)
     matrix = train.to_scipy().astype(np.float32)
     matrix.data = np.repeat(np.sqrt(weight_U), train.counts).astype(np.float32)
     matrix.data /= root_I.astype(np.float32)[matrix.indices]
-    return matrix
+    return matrix, root_I
 
 
 def _invert(scaled: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:

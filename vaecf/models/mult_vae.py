@@ -261,14 +261,25 @@ class MultVAE(MultDAE):
         with one reparametrised sample of z (section 2.2.1).
         """
         dropout_key, noise_key = jax.random.split(key)
-        code = self._encode(batch, self._dropout(dropout_key, first_row))
-        mean_BZ, log_variance_BZ = jnp.split(code, 2, axis=-1)
-        z_BZ = noise.sample_gaussian(
-            mean_BZ, log_variance_BZ, noise_key, first_row
+        posterior = self._posterior(
+            batch, self._dropout(dropout_key, first_row)
         )
-        nll_B = self._nll(self._decode(z_BZ), batch)
-        return nll_B, losses.gaussian_kl(mean_BZ, log_variance_BZ)
+        z_BZ = noise.sample_gaussian(*posterior, noise_key, first_row)
+        kl_B = self._kl(batch, z_BZ, *posterior)
+        return self._nll(self._decode(z_BZ), batch), kl_B
+
+    def _posterior(
+        self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (mean_BZ, log_variance_BZ), float32."""
+        mean_BZ, log_variance_BZ = jnp.split(self._encode(batch, dropout), 2, 1)
+        return mean_BZ, log_variance_BZ
+
+    def _kl(
+        self, batch: SparseBatch, z_BZ: jax.Array, *posterior: jax.Array
+    ) -> jax.Array:
+        return losses.gaussian_kl(*posterior)
 
     def encode(self, batch: SparseBatch) -> jax.Array:
         """Returns the posterior means, float32 [B, Z]."""
-        return jnp.split(self._encode(batch, None), 2, axis=-1)[0]
+        return self._posterior(batch, None)[0]

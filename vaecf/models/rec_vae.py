@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from vaecf.config import TrainConfig
 from vaecf.errors import VaecfError
-from vaecf.models import bag_of_items, losses, mult_vae, noise
+from vaecf.models import bag_of_items, losses, mult_vae
 from vaecf.models.sparse_batch import SparseBatch
 
 _DEPTH = 5  # layers of the encoder before mean and log-variance
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
         return norm(x_BH)
 
 
-class RecVAE(mult_vae.MultDAE):
+class RecVAE(mult_vae.MultVAE):
     """RecVAE; see the module's docstring, and `mult_vae` for the contract.
 
     `hidden` has one size, which all encoder layers share. The activation is
@@ -130,12 +130,8 @@ class RecVAE(mult_vae.MultDAE):
         position = epoch % (encoder_epochs + decoder_epochs)
         if position < encoder_epochs:
             return mult_vae.Phase("encoder")
-        starts = position == encoder_epochs
-        return mult_vae.Phase(
-            "decoder",
-            dropout=False,
-            copies=(("posterior", "prior"),) if starts else (),
-        )
+        copies = (("posterior", "prior"),) if position == encoder_epochs else ()
+        return mult_vae.Phase("decoder", dropout=False, copies=copies)
 
     def setup(self) -> None:
         """Creates parameters and layers; called by Flax."""
@@ -158,6 +154,7 @@ class RecVAE(mult_vae.MultDAE):
             )
             for _ in range(2)
         )
+        self.decoder = []  # a single layer, the output layer
         limit = self.latent**-0.5
         self.output_kernel = self.param(
             "output_kernel",
@@ -170,36 +167,21 @@ class RecVAE(mult_vae.MultDAE):
             (self.item_rows,),
         )
 
-    def _decode(self, z_BZ: jax.Array) -> jax.Array:
-        return z_BZ
-
-    def loss_terms(
-        self,
-        batch: SparseBatch,
-        key: jax.Array,
-        first_row: jax.Array | int = 0,
+    def _posterior(
+        self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns the per-user (nll_B, kl_B), float32 [B].
+        return self.posterior(batch, dropout)
 
-        kl = log q(z | x) - log p(z | x, earlier encoder), equations 5 and 6 of
-        the paper. Both terms are estimated with one reparametrised sample z.
+    def _kl(
+        self, batch: SparseBatch, z_BZ: jax.Array, *posterior: jax.Array
+    ) -> jax.Array:
+        """Returns log q(z | x) - log p(z | x, earlier encoder), float32 [B].
+
+        Equations 5 and 6 of the paper, estimated with the sample z.
         """
-        dropout_key, noise_key = jax.random.split(key)
-        mean_BZ, log_variance_BZ = self.posterior(
-            batch, self._dropout(dropout_key, first_row)
-        )
-        z_BZ = noise.sample_gaussian(
-            mean_BZ, log_variance_BZ, noise_key, first_row
-        )
         previous = self.prior(batch, None)
-        log_q_BZ = losses.log_normal(z_BZ, mean_BZ, log_variance_BZ)
-        kl_B = jnp.sum(log_q_BZ, axis=-1)
-        kl_B -= losses.composite_log_prior(z_BZ, *previous)
-        return self._nll(z_BZ, batch), kl_B
-
-    def encode(self, batch: SparseBatch) -> jax.Array:
-        """Returns the posterior means, float32 [B, Z]."""
-        return self.posterior(batch, None)[0]
+        log_q_B = jnp.sum(losses.log_normal(z_BZ, *posterior), axis=-1)
+        return log_q_B - losses.composite_log_prior(z_BZ, *previous)
 
     def __call__(self, batch: SparseBatch) -> jax.Array:
         """Returns `scores`; `init` traces this method for all parameters."""

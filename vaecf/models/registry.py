@@ -29,9 +29,8 @@ def make_model(
 ) -> mult_vae.MultDAE:
     """Returns the module over all items, padded for shards but not sharded.
 
-    `policy` has the `dtype` and `precision` of the matrix products, such as a
-    `vaecf.training.precision.Policy`. `backend` is the platform to choose the
-    input layer for; None takes JAX's default.
+    `policy` is a `vaecf.training.precision.Policy`. `backend` is the platform
+    to choose the input layer for; None takes JAX's default.
     """
     lowering = config.input
     if lowering == "auto":
@@ -72,14 +71,4 @@ def init_params(model: mult_vae.MultDAE, key: jax.Array) -> dict[str, Any]:
 
 def scoring_params(model: mult_vae.MultDAE, params: Any) -> dict[str, Any]:
     """Returns the parameters without those that only training needs."""
-    return {
-        name: value
-        for name, value in params.items()
-        if name not in model.TRAINING_ONLY
-    }
-
-
-def param_shardings(mesh: Mesh, params: Any) -> Any:
-    """Returns the NamedSharding of every parameter."""
-    specs = mesh_lib.specs(params, mult_vae.PARTITION)
-    return mesh_lib.shardings(mesh, specs)
+    return {k: v for k, v in params.items() if k not in model.TRAINING_ONLY}

@@ -28,14 +28,13 @@ LATEST, BEST = "latest", "best"
 
 
 class Checkpoints:
-    """The directory `checkpoints/` of a workdir.
+    """The directory `checkpoints/` of a workdir; the first save creates it.
 
     `latest/` holds the whole TrainState, `best/` the scoring parameters. Each
     has a `position`, the progress of the run as JSON.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """Opens the directory; the first save creates it."""
         self._directory = directory.absolute()
         self._managers: dict[str, ocp.CheckpointManager] = {}
 
@@ -162,13 +161,10 @@ def _same_but_for_padding(saved: Any, wanted: Any, n_items: int) -> bool:
     )
 
 
-def _by_name(tree: Any) -> dict[tuple[str, ...], Any]:
+def _by_name(tree: Any) -> dict[str, Any]:
     """Returns the leaves by path; orbax replaces NamedTuples by dicts."""
     return {
-        tuple(
-            str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))))
-            for k in path
-        ): x
+        jax.tree_util.keystr(path, simple=True, separator="/"): x
         for path, x in jax.tree_util.tree_leaves_with_path(tree)
     }
 
@@ -183,13 +179,11 @@ def restore_params(
     Raises:
       VaecfError: there is no such checkpoint, or it does not fit the model.
     """
-    shapes = registry.scoring_params(
-        model,
-        jax.eval_shape(
-            functools.partial(registry.init_params, model), jax.random.key(0)
-        ),
-    )
-    places = registry.param_shardings(mesh, shapes)
+    init = functools.partial(registry.init_params, model)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = registry.scoring_params(model, shapes)
+    specs = mesh_lib.specs(shapes, mult_vae.PARTITION)
+    places = mesh_lib.shardings(mesh, specs)
     return saved.restore(BEST, abstract(shapes, places), model.n_items)
 
 
