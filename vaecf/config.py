@@ -5,14 +5,12 @@ ConfigDict of the defaults, the other config files change a few keys, and
 `from_mapping` makes the frozen dataclasses that the library uses.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 from vaecf.errors import VaecfError, did_you_mean
 
@@ -371,67 +369,59 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
       VaecfError: a key is unknown, missing or of the wrong type, or a value
         is not allowed; names the key as `config.section.key`.
     """
-    return _build(Config, values, "config")
+    flat = flatten(values)
+    config = replace(Config(), flat)
+    for key in settings():
+        if key not in flat:
+            raise VaecfError(f"config.{key} is missing: add it to the config")
+    return config
 
 
 def replace(config: Config, changes: Mapping[str, Any]) -> Config:
     """Returns the config with changes such as {"train.epochs": 40}.
 
-    The changes are checked as in `from_mapping`.
+    Raises:
+      VaecfError: a key is unknown, or a value is not allowed.
     """
-    values, known = config.to_dict(), settings()
+    known = settings()
+    sections: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
         if key not in known:
             raise VaecfError(
                 f"config.{key} is not a known key{did_you_mean(key, known)}"
             )
         section, _, leaf = key.rpartition(".")
-        (values[section] if section else values)[leaf] = value
-    return from_mapping(values)
+        checked = _checked(f"config.{key}", known[key], value)
+        sections.setdefault(section, {})[leaf] = checked
+    new = sections.pop("", {})
+    for section, values in sections.items():
+        new[section] = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **new)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns {'model.latent': 200, ...} for a nested mapping."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if hasattr(value, "items"):  # a dict, or a ConfigDict
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _build(cls: type, values: Any, where: str) -> Any:
-    hints = get_type_hints(cls)
-    if not hasattr(values, "items"):
-        raise VaecfError(
-            f"{where}={values!r} must be a section with keys {', '.join(hints)}"
-        )
-    given = dict(values.items())
-    for key in given:
-        if key not in hints:
-            raise VaecfError(
-                f"{where}.{key} is not a known key{did_you_mean(key, hints)}"
-            )
-    built: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        name = f"{where}.{field.name}"
-        if field.name not in given:
-            raise VaecfError(f"{name} is missing: add it to the config")
-        value = _convert(hints[field.name], given[field.name], name)
-        rule = field.metadata.get("rule")
-        # None stands outside the range of an optional number.
-        if rule and value is not None and not rule.holds(value):
-            hint = did_you_mean(value, rule.choices) if rule.choices else ""
-            raise VaecfError(f"{name}={value!r} must be {rule.text}{hint}")
-        built[field.name] = value
-    return cls(**built)
+def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
+    """Returns the value as the type of the setting, if its rule allows it."""
+    value, rule = _convert(field.type, value, name), field.metadata["rule"]
+    # None stands outside the range of an optional number.
+    if rule and value is not None and not rule.holds(value):
+        hint = did_you_mean(value, rule.choices) if rule.choices else ""
+        raise VaecfError(f"{name}={value!r} must be {rule.text}{hint}")
+    return value
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Returns the value as the field's type; a bool is not an int."""
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)  # type: ignore[arg-type]
     if hint == int | None:
         return None if value is None else _convert(int, value, where)
     if hint in (tuple[int, ...], tuple[str, ...]):
