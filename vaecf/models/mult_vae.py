@@ -85,14 +85,6 @@ def uniform_items(
     return init
 
 
-def _glorot_items(
-    n_items: int, item_dimension: int, units: int
-) -> Callable[..., jax.Array]:
-    """Returns Glorot uniform; padding items do not count in the fan."""
-    limit = (6.0 / (n_items + units)) ** 0.5
-    return uniform_items(n_items, item_dimension, limit)
-
-
 _bias_init = nn.initializers.truncated_normal(stddev=0.001)
 
 
@@ -136,12 +128,16 @@ class MultDAE(nn.Module):
             bias_init=_bias_init,
         )
 
+    def _glorot(self, units: int) -> float:
+        # Padding items do not count in the fan.
+        return (6.0 / (self.n_items + units)) ** 0.5
+
     def setup(self) -> None:
         """Creates parameters and layers; called by Flax."""
         first, *rest = (*self.hidden, self.CODES * self.latent)
         self.input_kernel = self.param(
             "input_kernel",
-            _glorot_items(self.n_items, 0, first),
+            uniform_items(self.n_items, 0, self._glorot(first)),
             (self.item_rows, first),
         )
         self.input_bias = self.param("input_bias", _bias_init, (first,))
@@ -151,7 +147,7 @@ class MultDAE(nn.Module):
         last = self.hidden[0] if self.hidden else self.latent
         self.output_kernel = self.param(
             "output_kernel",
-            _glorot_items(self.n_items, 1, last),
+            uniform_items(self.n_items, 1, self._glorot(last)),
             (last, self.item_rows),
         )
         self.output_bias = self.param(
@@ -219,9 +215,8 @@ class MultDAE(nn.Module):
         `key` is the typed PRNG key of the step, and `first_row` the row of the
         first user in the global batch.
         """
-        z_BZ = self._activate(
-            self._encode(batch, self._dropout(key, first_row))
-        )
+        code_BZ = self._encode(batch, self._dropout(key, first_row))
+        z_BZ = self._activate(code_BZ)
         nll_B = self._nll(self._decode(z_BZ), batch)
         return nll_B, jnp.zeros_like(nll_B)
 

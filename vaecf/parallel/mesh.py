@@ -38,11 +38,9 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
     devices = jax.devices()
     n_devices = len(devices)
     asked = f"config.mesh.data={data} with config.mesh.item={item}"
-    rest = data == -1 or item == -1
-    if any(size != -1 and size < 1 for size in (data, item)):
-        raise VaecfError(f"{asked}: each is -1 or at least 1")
-    if data == item == -1:
-        raise VaecfError(f"{asked}: give one of them")
+    rest = -1 in (data, item)
+    if min(data, item) < -1 or 0 in (data, item) or data == item == -1:
+        raise VaecfError(f"{asked}: one is at least 1, the other may be -1")
     if data == -1:
         data = n_devices // item
     if item == -1:

@@ -46,11 +46,8 @@ def start(
 
     Slurm, Open MPI and Kubernetes provide arguments that are None. Without
     any of them, or with num_processes=1, the process runs alone.
-
-    Args:
-      coordinator_address: 'host:port' of process 0, with a free port.
-      num_processes: number of processes of the run.
-      process_id: number of this process, from 0.
+    `coordinator_address` is 'host:port' of process 0, with a free port;
+    `process_id` counts from 0.
 
     Raises:
       VaecfError: the arguments are invalid or incomplete, or the other
@@ -88,15 +85,11 @@ def start(
         "with its own process_id"
     )
 
-    def give_up() -> None:
-        _log(f"error: {failed}")
-        os._exit(2)
-
     try:
         # Exits before the runtime would abort with the stacks of all threads.
         with (
             _timer(min(5.0, _START_SECONDS / 2), lambda: _log(waits)),
-            _timer(0.95 * _START_SECONDS, give_up),
+            _timer(0.95 * _START_SECONDS, lambda: _end(f"error: {failed}", 2)),
         ):
             jax.distributed.initialize(
                 coordinator_address,
@@ -161,6 +154,14 @@ def _check_port(address: str) -> None:
 
 def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _end(message: str, status: int) -> None:
+    # A normal exit would wait for the other processes, which may be waiting
+    # for this one. The runtime tells them that it has gone.
+    _log(message)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager
@@ -319,13 +320,5 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
         f"{seconds:g} s: another process hangs or cannot be reached "
         "(config.mesh.peer_timeout sets the limit)"
     )
-
-    def abandon() -> None:
-        # A normal exit would wait for the other processes, which may be
-        # waiting for this one. The runtime tells them that it has gone.
-        _log(message)
-        sys.stdout.flush()
-        os._exit(1)
-
-    with _timer(seconds, abandon):
+    with _timer(seconds, lambda: _end(message, 1)):
         yield
