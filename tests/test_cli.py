@@ -67,9 +67,6 @@ def test_a_bug_keeps_its_traceback(monkeypatch, error):
     assert raised.value is error
 
 
-# --- Messages of the library ------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
@@ -96,9 +93,6 @@ def test_settings_become_flags(run, message, expected):
         flags.DEFINE_string(name, None, "")
     _, _, err = run(raising(VaecfError(message)), config=config)
     assert err == f"error: {expected}\n"
-
-
-# --- Flags ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,9 +130,6 @@ def test_list_switch(run, argument, expected):
     seen = []
     run(lambda argv: seen.append(flags.FLAGS.flag_values_dict()), argument)
     assert (seen[0]["methods"], seen[0]["others"]) == (expected, ())
-
-
-# --- Config files -----------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 """The configs: valid, and equal to their papers and recipes."""
 
 import importlib
-import pathlib
 import re
 
 import pytest
+from oracles import ROOT
 
 from vaecf import config as config_lib
 from vaecf.data import catalog
 from vaecf.evaluation import metrics
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"}
 NAMES = sorted(FILES - {"default"})
 

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import refuses
 
 from vaecf.data import layouts, row_batches
 from vaecf.data.readers import collapse_duplicates, read_ratings
-from vaecf.errors import VaecfError
 
 SONG = ["SO" + c * 16 for c in "ABC"]
 LISTENER = [c * 40 for c in "ab"]
@@ -85,7 +85,7 @@ def test_released_layouts(tmp_path, monkeypatch, name, batch_rows):
     if len(files) == 1:
         assert pairs_of(read_ratings(first)) == everything
     if liked is None:
-        with pytest.raises(VaecfError, match="holds no ratings"):
+        with refuses("holds no ratings"):
             read_ratings(tmp_path, min_rating=4)
         return
     for count_all in (False, True):
@@ -206,7 +206,7 @@ def test_separator_by_hand(tmp_path):
     path = write(tmp_path / "a.txt", "user\titem\n1\t2\n3\t4\n")
     got = read_ratings(path, separator=r"\t")  # as a shell passes a tab
     assert pairs_of(got) == [(1, 2), (3, 4)]
-    with pytest.raises(VaecfError, match="separator='::' must be one char"):
+    with refuses("separator='::' must be one char"):
         read_ratings(path, separator="::")
 
 
@@ -214,7 +214,7 @@ def test_empty_lines_are_skipped_and_counted(tmp_path):
     path = write(
         tmp_path / "r.csv", "user,item,stars\n1,2,5\n\n1,3,4\n\n\n1,4,x\n"
     )
-    with pytest.raises(VaecfError, match=r"row 6 \(line 7\).*'x'"):
+    with refuses(r"row 6 \(line 7\).*'x'"):
         read_ratings(path, rating_column="stars", min_rating=4)
     got = read_ratings(path)
     assert pairs_of(got) == [(1, 2), (1, 3), (1, 4)]
@@ -248,7 +248,7 @@ BAD_ROWS = [
 @pytest.mark.parametrize(("text", "message"), BAD_ROWS)
 def test_bad_rows_are_named(tmp_path, text, message):
     path = write(tmp_path / "shop.csv", text)
-    with pytest.raises(VaecfError, match=message) as error:
+    with refuses(message):
         read_ratings(
             path,
             user_column="customer",
@@ -256,7 +256,6 @@ def test_bad_rows_are_named(tmp_path, text, message):
             rating_column="stars",
             min_rating=4,
         )
-    assert "\n" not in str(error.value)
 
 
 def test_bad_rows_of_frames_and_parquet(tmp_path):
@@ -264,23 +263,19 @@ def test_bad_rows_of_frames_and_parquet(tmp_path):
     pl.DataFrame({"user": [1, None], "item": ["a", "b"]}).write_parquet(
         tmp_path / "x.parquet"
     )
-    for source in (frame, tmp_path / "x.parquet"):
-        with pytest.raises(VaecfError, match="row 2: column 'user' has no"):
-            read_ratings(source)
-    with pytest.raises(VaecfError, match="row 3: column 'item'"):
-        read_ratings(frame.assign(user=1))
-    with pytest.raises(VaecfError, match=r"row 2: column 'r' holds 'x'"):
-        read_ratings(
-            pd.DataFrame({"user": [1, 2], "item": [1, 2], "r": [5, "x"]}),
-            rating_column="r",
-            min_rating=1,
-        )
-    with pytest.raises(VaecfError, match="DataFrame has no column 'item'"):
-        read_ratings(pd.DataFrame({"user": [1]}))
-    with pytest.raises(VaecfError, match="cannot read ratings from dict"):
-        read_ratings({"user": [1]})
-    with pytest.raises(VaecfError, match="type List"):
-        read_ratings(pl.DataFrame({"user": [[1]], "item": [1]}))
+    rated = pd.DataFrame({"user": [1, 2], "item": [1, 2], "r": [5, "x"]})
+    for source, message in (
+        (frame, "row 2: column 'user' has no"),
+        (tmp_path / "x.parquet", "row 2: column 'user' has no"),
+        (frame.assign(user=1), "row 3: column 'item'"),
+        (pd.DataFrame({"user": [1]}), "DataFrame has no column 'item'"),
+        ({"user": [1]}, "cannot read ratings from dict"),
+        (pl.DataFrame({"user": [[1]], "item": [1]}), "type List"),
+        (rated, r"row 2: column 'r' holds 'x'"),
+    ):
+        how = {"rating_column": "r", "min_rating": 1} if source is rated else {}
+        with refuses(message):
+            read_ratings(source, **how)
 
 
 BAD_FILES = {
@@ -302,22 +297,22 @@ def test_bad_files(tmp_path, name):
         (tmp_path / name).mkdir()
     else:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(VaecfError, match=message) as error:
+    with refuses(message):
         read_ratings(tmp_path / name)
-    assert "\n" not in str(error.value)
-    with pytest.raises(VaecfError, match=f"no such file.*did you mean {name}"):
+    with refuses(f"no such file.*did you mean {name}"):
         read_ratings(tmp_path / f"{name}x")
 
 
 def test_flags_that_need_each_other(tmp_path):
     path = write(tmp_path / "a.csv", "user,item,r\n1,2,3\n")
-    with pytest.raises(VaecfError, match="min_rating=3 and rating_column"):
-        read_ratings(path, min_rating=3)
-    with pytest.raises(VaecfError, match="need each other"):
-        read_ratings(path, rating_column="r")
-    with pytest.raises(VaecfError, match="cannot be two things"):
-        read_ratings(path, user_column="user", item_column="user")
+    for how, message in (
+        ({"min_rating": 3}, "min_rating=3 and rating_column"),
+        ({"rating_column": "r"}, "need each other"),
+        ({"item_column": "user"}, "cannot be two things"),
+    ):
+        with refuses(message):
+            read_ratings(path, **how)
     path = write(tmp_path / "pairs.txt", "1|2\n")
     dialect = layouts.Dialect("|", False, {"user": 0, "item": 1})
-    with pytest.raises(VaecfError, match="holds no ratings"):
+    with refuses("holds no ratings"):
         read_ratings(path, dialect=dialect, min_rating=1)

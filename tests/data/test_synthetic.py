@@ -4,10 +4,10 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from oracles import ndcg, ranked, refuses
 
 from vaecf.data import synthetic
 from vaecf.data.dataset import open_dataset, write_dataset
-from vaecf.errors import VaecfError
 
 # Real held-out part of MovieLens 20M under the split of Liang et al. (2018),
 # 20,000 users: aggregate statistics.
@@ -37,9 +37,6 @@ def ml20m_held_out():
 
 def rng_of(seed):
     return np.random.Generator(np.random.PCG64(seed))
-
-
-# --- drawing -----------------------------------------------------------------
 
 
 def test_draws_follow_successive_sampling(monkeypatch):
@@ -94,11 +91,8 @@ def test_drawn_histories_are_what_was_asked_for(data):
 
 def test_too_few_possible_items_is_an_error():
     phi = np.array([[0.5, 0.5, 0, 0]])
-    with pytest.raises(VaecfError, match=r"3 items, but only 2 of 4 items"):
+    with refuses(r"3 items, but only 2 of 4 items"):
         synthetic.draw_histories(np.ones((1, 1)), phi, np.array([3]), rng_of(0))
-
-
-# --- the model ---------------------------------------------------------------
 
 
 def test_groups_keep_the_popularity():
@@ -158,21 +152,10 @@ def test_every_item_is_seen_in_training_however_few_users():
     )
     assert tiny.train.item_counts().min() == 1
     tiny.train.check()
-    with pytest.raises(VaecfError, match="raise n_train_users"):
+    with refuses("raise n_train_users"):
         synthetic.make(
             "ml-20m-shape", n_train_users=4, n_held_out_users=0, n_items=5_000
         )
-
-
-# --- the oracle ---------------------------------------------------------------
-
-
-def ndcg(scores, seen, wanted):
-    """NDCG@100 of one user, straight from its definition."""
-    order = [i for i in np.argsort(-scores, kind="stable") if i not in seen]
-    gains = [1 / np.log2(r + 2) for r in range(100) if order[r] in wanted]
-    ideal = sum(1 / np.log2(r + 2) for r in range(min(100, len(wanted))))
-    return float(sum(gains) / ideal)
 
 
 def test_oracle_describes_the_users_in_the_tables_order(dataset):
@@ -203,8 +186,8 @@ def test_oracle_beats_popularity_by_far(dataset):
         seen = set(fold_in.row(user).tolist())
         mixture = dataset.oracle["user_group"][4_400 + user]
         scores = mixture @ dataset.oracle["group_item"]
-        of_oracle.append(ndcg(scores, seen, wanted))
-        of_popularity.append(ndcg(popular, seen, wanted))
+        of_oracle.append(ndcg(ranked(scores, seen), wanted, 100))
+        of_popularity.append(ndcg(ranked(popular, seen), wanted, 100))
     assert np.mean(of_oracle) > 0.4
     assert np.mean(of_popularity) < 0.5 * np.mean(of_oracle)
 
@@ -218,9 +201,6 @@ def test_oracle_survives_the_disk(tmp_path):
     assert opened.manifest["oracle"]["generator"]["n_items"] == 100
     for name, array in made.oracle.items():
         np.testing.assert_array_equal(opened.oracle[name], array)
-
-
-# --- calibration -------------------------------------------------------------
 
 
 def test_lengths_have_the_real_total_at_full_size():
@@ -255,9 +235,6 @@ def test_popularity_matches_movielens(ml20m_held_out):
     assert distinct == pytest.approx(ML20M_DISTINCT_ITEMS, rel=0.03)
 
 
-# --- bad input ---------------------------------------------------------------
-
-
 def test_bad_arguments_are_named():
     for name, fields, message in (
         ("x", {}, r"cannot generate 'x'; known are"),
@@ -265,5 +242,5 @@ def test_bad_arguments_are_named():
         ("synthetic", {"n_items": 3}, "n_items must be at least 20"),
         ("synthetic", {"focus": 1}, r"focus=1 must be in \[0, 1\)"),
     ):
-        with pytest.raises(VaecfError, match=message):
+        with refuses(message):
             synthetic.make(name, **fields)

@@ -1,25 +1,23 @@
-"""Blends: tuning of their weights, and the branch on disk."""
+"""Tuning of a blend's weights, compared with scores in NumPy."""
 
 import dataclasses
-import json
 import shutil
 
 import numpy as np
+import oracles
 import pytest
+from oracles import generated, item_item, ranked, refuses
 
 from vaecf import config as config_lib
 from vaecf import experiment
-from vaecf import workdir as workdir_lib
-from vaecf.data import synthetic
 from vaecf.data.dataset import open_dataset, write_dataset
-from vaecf.errors import VaecfError
 from vaecf.evaluation import blend_tuning
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.reporting.writers import read_records
 from vaecf.serving import trained_model
-from vaecf.training import linear_branch, loop
+from vaecf.training import linear_branch
+from vaecf.workdir import read_json
 
 
 def made(directory, **changes):
@@ -39,16 +37,8 @@ def made(directory, **changes):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    dataset = synthetic.make(
-        "synthetic",
-        n_train_users=90,
-        n_held_out_users=40,
-        n_items=60,
-        n_groups=3,
-    )
-    return write_dataset(
-        tmp_path_factory.mktemp("blend") / "data", dataset
-    ).path
+    path = tmp_path_factory.mktemp("blend") / "data"
+    return write_dataset(path, generated(90, 40, 60, 3)).path
 
 
 @pytest.fixture(scope="module", params=[0, 5], ids=["whole", "low rank"])
@@ -69,15 +59,6 @@ def arrays_of(model):
     return list(blend.shapes(model.config.linear.rank, len(model.items)))
 
 
-def item_item(branch, n_items):
-    if "item_item" in branch:
-        return np.asarray(branch["item_item"], np.float64)[:, :n_items]
-    rows = np.asarray(branch["input_factors"], np.float64)[:n_items]
-    matrix = rows @ np.asarray(branch["output_factors"])[:, :n_items]
-    np.fill_diagonal(matrix, 0)
-    return matrix
-
-
 def split_of(model, data, split="validation", **changes):
     config = dataclasses.replace(model.config.eval, **changes)
     mesh = model.mesh
@@ -90,32 +71,28 @@ def ndcg(model, dataset, gain, prior):
     x = held.fold_in.to_scipy().toarray().astype(np.float64)
     alone = dataclasses.replace(model, branch=None)
     depth = dataset.n_items
-    ranked = alone.ranker(depth, exclude_seen=False)(
+    lists = alone.ranker(depth, exclude_seen=False)(
         alone.scorer_params,
         held.fold_in.indptr,
         held.fold_in.indices,
         batch_size=64,
     )
     logits = np.empty_like(x)
-    np.put_along_axis(logits, ranked.item_UK, ranked.score_UK, axis=1)
+    np.put_along_axis(logits, lists.item_UK, lists.score_UK, axis=1)
     weights = item_item(model.branch, depth)
     share = (dataset.train.item_counts() + 5) / (dataset.train.n_users + 5)
     linear = np.log(np.maximum(x @ weights, 0) + 0.003)
     scores = logits + gain * (linear - prior * np.log(share))
     scores[x > 0] = -np.inf
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-    discount = 1 / np.log2(np.arange(2, 12))
-    values = []
-    for u in range(len(x)):
-        wanted = held.held_out.row(u)
-        hits = np.isin(order[u], wanted)
-        values.append(hits @ discount / discount[: len(wanted)].sum())
-    return np.mean(values)
+    wanted = [set(held.held_out.row(u)) for u in range(len(x))]
+    return np.mean(
+        [oracles.ndcg(ranked(s, ()), w, 10) for s, w in zip(scores, wanted)]
+    )
 
 
 def test_the_best_of_the_tried_weights_is_chosen(data, done):
     workdir, lines, results = done
-    kept = json.loads((workdir / "linear" / "weights.json").read_text())
+    kept = read_json(workdir / "linear" / "weights.json")
     dataset = open_dataset(data)
     model = trained_model.load(workdir)
     tried = {(t["gain"], t["prior"]): t["value"] for t in kept["tried"]}
@@ -199,86 +176,5 @@ def test_a_branch_on_item_shards(data, done, tmp_path):
     kept, before = map(linear_branch.read_weights, (tmp_path / "copy", workdir))
     for name in ("gain", "prior"):
         assert kept[name] == pytest.approx(before[name])
-    with pytest.raises(VaecfError, match="no saved model"):
+    with refuses("no saved model"):
         model.save(workdir, overwrite=True)  # a workdir is never replaced
-
-
-def test_a_damaged_branch_is_named(done, tmp_path):
-    copy = shutil.copytree(done[0], tmp_path / "copy")
-    name = arrays_of(trained_model.load(copy))[0]
-    file = copy / "linear" / f"{name}.npy"
-    for damage in ("short", "empty", "missing"):
-        if damage == "short":
-            np.save(file, np.zeros((3, 3), np.float32))
-        elif damage == "empty":
-            file.write_bytes(b"")
-        else:
-            file.unlink()
-        with pytest.raises(VaecfError, match=rf"linear/{name}\.npy") as caught:
-            trained_model.load(copy)
-        assert "\n" not in str(caught.value)
-
-
-def test_runs_share_the_files_of_a_branch(done, tmp_path):
-    workdir, _, _ = done
-    linear_branch.share(workdir, tmp_path)
-    for name in arrays_of(trained_model.load(workdir)):
-        mine, its = (d / "linear" / f"{name}.npy" for d in (tmp_path, workdir))
-        assert mine.samefile(its)
-    assert linear_branch.read_weights(tmp_path) == {}
-    linear_branch.share(workdir, tmp_path)  # there already
-
-
-def test_a_resumed_run_validates_with_the_first_weights(data, tmp_path):
-    """Weights chosen in between do not reach later validations."""
-    dataset = open_dataset(data)
-
-    def train(workdir, epochs):
-        config = made(data, **{"train.epochs": epochs})
-        with workdir_lib.locked(workdir):
-            workdir_lib.check_or_create(workdir, config, dataset)
-            loop.train(config, dataset, workdir)
-        records = read_records(workdir / "metrics.jsonl")
-        key = "validation/ndcg@10"
-        return [record[key] for record in records if key in record]
-
-    train(tmp_path / "parts", 1)
-    # Far from the first weights.
-    linear_branch.write_weights(
-        tmp_path / "parts", {"gain": 64.0, "prior": 0.5, "epoch": 0}
-    )
-    ours, theirs = (train(tmp_path / name, 2) for name in ("parts", "whole"))
-    assert ours == pytest.approx(theirs, abs=1e-6) and len(ours) == 2
-
-
-def test_a_fit_is_kept_with_what_it_is_of(data, tmp_path):
-    train = open_dataset(data).train
-    mesh = mesh_lib.make_mesh(1, 1)
-    lines = []
-
-    def fit(l2, train=train):
-        linear = made(data, **{"linear.l2": l2}).linear
-        branch = linear_branch.prepare(
-            linear, train, tmp_path, mesh, log=lines.append
-        )
-        return branch["item_item"]
-
-    first = fit(5.0)
-    np.testing.assert_array_equal(fit(5.0), first)
-    assert len(lines) == 1
-    assert not np.array_equal(fit(6.0), first)
-    fit(6.0, open_dataset(data).validation.fold_in)
-    assert len(lines) == 3
-    (tmp_path / "linear" / "fit.json").unlink()
-    (tmp_path / "linear" / "notes.txt").write_text("mine")
-    with pytest.raises(VaecfError, match="is in the way"):
-        fit(6.0)
-    assert (tmp_path / "linear" / "notes.txt").read_text() == "mine"
-
-
-def test_damaged_weights_are_named(done, tmp_path):
-    shutil.copytree(done[0], tmp_path / "copy")
-    for content in ("[]", '{"gain": 1}', '{"prior": "x"}'):
-        (tmp_path / "copy" / "linear" / "weights.json").write_text(content)
-        with pytest.raises(VaecfError, match=r"weights\.json"):
-            trained_model.load(tmp_path / "copy")

@@ -8,9 +8,9 @@ import pytest
 import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import ease, from_sets, generated, ndcg, ranked, recall
 
 from vaecf.config import EvalConfig
-from vaecf.data import synthetic
 from vaecf.data.interactions import Interactions
 from vaecf.evaluation import baselines, evaluator
 from vaecf.evaluation.evaluator import Evaluator, by_history_length
@@ -20,17 +20,10 @@ from vaecf.parallel import mesh as mesh_lib
 NAN = math.nan
 
 
-def interactions(rows, n_items):
-    indptr = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=indptr[1:])
-    flat = [i for row in rows for i in sorted(row)]
-    return Interactions(indptr, np.array(flat, np.int32), n_items)
-
-
 # --- By hand ----------------------------------------------------------------
 
 # Item i is in 5 - i of ten histories.
-TRAIN = interactions([range(5 - u) for u in range(5)] + [[]] * 5, 5)
+TRAIN = from_sets([range(5 - u) for u in range(5)] + [[]] * 5, 5)
 
 
 def evaluate_lists(lists, held_out, *metrics):
@@ -46,7 +39,7 @@ def four_users():
     item_UK = np.array([[0, 1], [2, 3], [4, 0], [1, -1]], np.int32)
     score_UK = np.where(item_UK >= 0, 1.0, -np.inf).astype(np.float32)
     lists = RankedLists(item_UK, score_UK, np.zeros(4, np.float32))
-    return lists, interactions([[1, 4], [2], [], [0, 2, 3]], 5)
+    return lists, from_sets([[1, 4], [2], [], [0, 2, 3]], 5)
 
 
 def test_means_and_standard_errors_by_hand(four_users):
@@ -120,10 +113,7 @@ def test_record_and_the_means_of_process_0(monkeypatch):
 
 def test_for_split_of_a_dataset():
     """Only validation computes a best_metric that is not among the metrics."""
-    dataset = synthetic.make(
-        "synthetic", n_train_users=20, n_held_out_users=4, n_items=20,
-        n_groups=2,
-    )  # fmt: skip
+    dataset = generated(20, 4, 20, 2)
     config = EvalConfig(metrics=("recall@5",), best_metric="ndcg@7")
     validation, test = (
         Evaluator.for_split(dataset, split, config, mesh_lib.make_mesh(1, 1))
@@ -132,7 +122,7 @@ def test_for_split_of_a_dataset():
     assert test.held_out is dataset.test.held_out and not test.is_empty
     assert test.metrics == ("recall@5",) and test.depth == 5
     assert validation.metrics == ("recall@5", "ndcg@7")
-    empty = dataclasses.replace(test, held_out=interactions([[]] * 4, 20))
+    empty = dataclasses.replace(test, held_out=from_sets([[]] * 4, 20))
     ranker = empty.compile(baselines.scorer("popularity", 20))
     nothing = empty(ranker, None)
     assert empty.is_empty and nothing.summary == nothing.record("test") == {}
@@ -204,7 +194,7 @@ def compare_with_numpy(kind, l2, matrices, names, batch_size, mesh):
     assert len(ranker._programs) == 1
     train, fold_in, held_out = matrices
     if kind == "ease":
-        score_UI = fold_in @ dense_ease(train, l2)
+        score_UI = fold_in @ ease(train.astype(float).toarray(), l2)
     else:
         score_UI = np.tile(train.sum(axis=0), (fold_in.shape[0], 1))
     return result, dense_metrics(
@@ -213,34 +203,21 @@ def compare_with_numpy(kind, l2, matrices, names, batch_size, mesh):
 
 
 def dense_metrics(score_UI, fold_in, held_out, names):
-    """Liang et al.'s evaluation with dense float64 matrices."""
-    score_UI = np.where(fold_in > 0, -np.inf, score_UI)
-    order_UI = np.argsort(-score_UI, axis=1, kind="stable")
-    hit_UI = np.take_along_axis(held_out > 0, order_UI, axis=1)
-    n_U = (held_out > 0).sum(axis=1)
+    """By definition, user by user; NaN without held-out items."""
+    seen, wanted = (
+        [set(np.flatnonzero(row)) for row in x_UI]
+        for x_UI in (fold_in, held_out)
+    )
+    lists = [ranked(score_I, s) for score_I, s in zip(score_UI, seen)]
     values = {}
     for name in names:
         kind, k = name.split("@")
-        k = int(k)
-        gain_K = 1 / np.log2(np.arange(2, k + 2))[: hit_UI.shape[1]]
-        with np.errstate(invalid="ignore"):
-            if kind == "ndcg":
-                ideal_U = [gain_K[: min(n, k)].sum() for n in n_U]
-                values[name] = (hit_UI[:, :k] * gain_K).sum(axis=1) / ideal_U
-            else:
-                values[name] = hit_UI[:, :k].sum(axis=1) / np.minimum(k, n_U)
+        metric = {"ndcg": ndcg, "recall": recall}[kind]
+        values[name] = [
+            metric(items, w, int(k)) if w else NAN
+            for items, w in zip(lists, wanted)
+        ]
     return values
-
-
-def dense_ease(train, l2):
-    """Steck (2019), equations 8 and 9, with a plain inverse."""
-    train = train.astype(np.float64)
-    inverse = np.linalg.inv(
-        np.asarray((train.T @ train).todense()) + l2 * np.eye(train.shape[1])
-    )
-    weights = -inverse / np.diag(inverse)[None, :]
-    np.fill_diagonal(weights, 0)
-    return weights
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import csr_of, ndcg, recall, refuses
 
-from vaecf.errors import VaecfError
 from vaecf.evaluation import metrics
-
-
-def csr(sets):
-    """(indptr, indices) of a list of item sets."""
-    rows = [sorted(s) for s in sets]
-    indptr = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=indptr[1:])
-    return indptr, np.array([i for row in rows for i in row], np.int32)
 
 
 def padded(lists, depth):
@@ -27,23 +19,13 @@ def padded(lists, depth):
 
 
 def per_user(kind, ranked_UK, held_out, k):
-    indptr, indices = csr(held_out)
+    indptr, indices = csr_of([*map(sorted, held_out)])
     hits_UK = metrics.hits(ranked_UK, indptr, indices)
     return metrics.HIT_METRICS[kind](hits_UK, np.diff(indptr), k)
 
 
-# The metrics of one user by definition: `items` is the ranked list, `held` the
-# set of held-out items, not empty.
-
-
-def ndcg(items, held, k):
-    gains = [1 / math.log2(r + 1) for r in range(1, k + 1)]
-    dcg = sum(g for g, item in zip(gains, items) if item in held)
-    return dcg / sum(gains[: len(held)])
-
-
-def recall(items, held, k):
-    return len(held.intersection(items[:k])) / min(k, len(held))
+# Other metrics of one user by definition: `items` is the ranked list, `held`
+# the set of held-out items, not empty.
 
 
 def precision(items, held, k):
@@ -195,27 +177,19 @@ def test_by_hand(kind, k, expected):
     assert per_user(kind, ranked_UK, [{4, 7, 8}], k) == pytest.approx(expected)
 
 
-def test_hits_of_large_ids():
+def test_hits():
     """User 3's keys pass 2^31 and 2^32: int32 would find the wrong ones."""
     top = 2**31 - 2
     ranked_UK = np.array([[top, 0, -1]] * 3 + [[0, top, 7]], np.int32)
-    indptr, indices = csr([set(), {top}, {1}, {7, top}])
     np.testing.assert_array_equal(
-        metrics.hits(ranked_UK, indptr, indices),
+        metrics.hits(ranked_UK, *csr_of([[], [top], [1], [7, top]])),
         [[0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 1, 1]],
     )
-
-
-def test_hits_of_items_beyond_those_held_out():
-    """User 0's item 9 must not be taken for user 1's item 4."""
-    indptr, indices = csr([{0}, {4}])
+    # User 0's item 9 must not be taken for user 1's item 4.
     ranked_UK = np.array([[9, 5], [9, 5]])
-    assert not metrics.hits(ranked_UK, indptr, indices).any()
-
-
-def test_hits_refuses_lists_of_other_users():
+    assert not metrics.hits(ranked_UK, *csr_of([[0], [4]])).any()
     with pytest.raises(ValueError, match="2 ranked lists for 1 held-out users"):
-        metrics.hits(np.zeros((2, 3), np.int32), *csr([{0}]))
+        metrics.hits(ranked_UK, *csr_of([[0]]))
 
 
 def test_coverage_and_popularity_by_hand():
@@ -239,5 +213,5 @@ def test_parse_and_depth():
     ["ndcg", "@10", "", "ndcg@0", "ndcg@-1", "ndcg@1.5", "ndgc@10", "ndcg@1@2"],
 )
 def test_parse_refuses(name):
-    with pytest.raises(VaecfError, match=f"'{name}' is not a metric"):
+    with refuses(f"'{name}' is not a metric"):
         metrics.parse(name)

@@ -2,22 +2,14 @@
 
 import numpy as np
 import polars as pl
-import pytest
+from oracles import generated, refuses
 
-from vaecf.data import synthetic
-from vaecf.errors import VaecfError
 from vaecf.evaluation import per_user
 from vaecf.evaluation.evaluator import Evaluation
 
 
 def test_write_and_read(tmp_path):
-    data = synthetic.make(
-        "synthetic",
-        n_train_users=30,
-        n_held_out_users=4,
-        n_items=20,
-        n_groups=2,
-    )
+    data = generated(30, 4, 20, 2)
     # NaN for a user without held-out items.
     values = np.array([0.5, np.nan, 1.0, 0.25])
     evaluation = Evaluation({}, {"ndcg@10": values}, 1, None)
@@ -42,7 +34,7 @@ def test_write_and_read(tmp_path):
     assert list(text) == list(read)
     assert text["ease"].equals(both[1], null_equal=True)
     path.write_text("no Parquet")
-    with pytest.raises(VaecfError, match=r"users\.parquet: neither"):
+    with refuses(r"users\.parquet: neither"):
         per_user.read(path)
-    with pytest.raises(VaecfError, match=r"users\.csv"):
+    with refuses(r"users\.csv"):
         per_user.write(tmp_path / "users.csv" / "u.csv", both)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import from_sets, refuses
 
-from vaecf.data.interactions import Interactions
-from vaecf.errors import VaecfError
 from vaecf.evaluation import ranking
 from vaecf.evaluation.ranking import RankedLists, Ranker, Scorer, rank_local
 from vaecf.models import sparse_batch
@@ -49,15 +48,6 @@ def check(got, expected):
     assert got.score_UK.dtype == got.log_total_U.dtype == np.float32
 
 
-def interactions(seen, n_items):
-    user = [u for u, items in enumerate(seen) for _ in items]
-    item = [i for items in seen for i in items]
-    matrix, _ = Interactions.from_pairs(
-        np.array(user, np.int64), np.array(item, np.int64), len(seen), n_items
-    )
-    return matrix
-
-
 def table_scorer(score_UI, shapes=None):
     """A scorer and its table; padding items have the best scores."""
     n_items = score_UI.shape[1]
@@ -94,7 +84,7 @@ def setup():
 
 
 def rank(ranker, params, seen, batch_size=16, **allowed):
-    matrix = interactions(seen, ranker.n_items)
+    matrix = from_sets(seen, ranker.n_items)
     return ranker(
         params, matrix.indptr, matrix.indices, batch_size=batch_size, **allowed
     )
@@ -123,7 +113,7 @@ def test_lists_do_not_change_with_the_batch_size(setup, mesh, batch_size):
     ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), 10)
     got = rank(ranker, params, seen, batch_size)
     check(got, reference(score_UI, seen, 10))
-    matrix = interactions(seen, N_ITEMS)
+    matrix = from_sets(seen, N_ITEMS)
     sizes = [
         len(block.item_UK)
         for block in ranker.blocks(
@@ -160,7 +150,7 @@ def test_no_users_and_batches_of_none(setup):
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)
     got = rank(ranker, params, [])
     assert [x.shape for x in got] == [(0, 5), (0, 5), (0,)]
-    with pytest.raises(VaecfError, match="batch_size=0 must be"):
+    with refuses("batch_size=0 must be"):
         rank(ranker, params, setup[1], batch_size=0)
 
 
@@ -299,7 +289,7 @@ def test_rank_local(data, k, exclude_seen, some_allowed):
     seen = data.draw(
         st.lists(st.sets(items), min_size=n_users, max_size=n_users)
     )
-    matrix = interactions(seen, n_items)
+    matrix = from_sets(seen, n_items)
     batch = sparse_batch.assemble_on_host(
         matrix.indptr, matrix.indices, np.arange(n_users, dtype=np.int32), 256
     )

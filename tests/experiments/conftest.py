@@ -15,11 +15,11 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from oracles import ROOT, generated
 
 from vaecf import cli
-from vaecf.data import dataset, synthetic
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from vaecf.data import dataset
+from vaecf.workdir import read_json
 
 
 class Done(NamedTuple):
@@ -73,6 +73,43 @@ def command():
     return call
 
 
+@pytest.fixture(scope="session")
+def succeeds():
+    """succeeds(script, ...) is `command` with status 0; returns stdout."""
+
+    def succeeds(script, *arguments):
+        done = call(script, *arguments)
+        assert done.status == 0, done.err
+        return done.out
+
+    return succeeds
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, command):
+    """refused(script, [flags], *words): status 2, one line, nothing is written.
+
+    The current directory is that of the test.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def listing():
+        paths = [p for p in tmp_path.rglob("*") if p.name != ".lock"]
+        return {p: p.read_bytes() if p.is_file() else None for p in paths}
+
+    def refused(script, arguments, *words, writes=False):
+        before = listing()
+        done = command(script, *arguments)
+        assert done.status == 2 and (writes or done.out == ""), done
+        assert done.err.startswith("error: ")
+        assert done.err.count("\n") == 1 and done.err.endswith("\n")
+        for word in words:
+            assert word in done.err, done.err
+        assert writes or listing() == before
+
+    return refused
+
+
 @contextlib.contextmanager
 def parse(script, *arguments):
     with entry_point(script, *arguments) as module:
@@ -105,11 +142,8 @@ def tiny():
 @pytest.fixture(scope="session")
 def oracle_dir(tmp_path_factory):
     """120 + 20 + 20 users, 40 items, and the probabilities behind them."""
-    size = {"n_train_users": 120, "n_held_out_users": 20, "n_items": 40}
-    made = synthetic.make("synthetic", n_groups=4, **size)
     path = tmp_path_factory.mktemp("oracle") / "data"
-    dataset.write_dataset(path, made)
-    return path
+    return dataset.write_dataset(path, generated(120, 20, 40, 4)).path
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +151,7 @@ def data_dir(oracle_dir, tmp_path_factory):
     """The same dataset without the oracle, as real data are."""
     path = tmp_path_factory.mktemp("real") / "data"
     shutil.copytree(oracle_dir, path)
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = read_json(path / "manifest.json")
     for name in [n for n in manifest["arrays"] if n.startswith("oracle.")]:
         del manifest["arrays"][name]
     (path / "manifest.json").write_text(json.dumps(manifest))

@@ -1,7 +1,6 @@
 """The commands of README, docs, configs and entry points, and the recipe's."""
 
 import dataclasses
-import json
 import pathlib
 import re
 import shlex
@@ -11,11 +10,11 @@ import pandas as pd
 import polars as pl
 import pytest
 from absl import flags
+from oracles import ROOT
 
 from vaecf.data import catalog, synthetic
 from vaecf.data.dataset import open_dataset
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from vaecf.workdir import read_json
 
 
 def written():
@@ -55,17 +54,12 @@ def test_a_written_command_parses(where, command, parsed, monkeypatch):
 
 
 @pytest.fixture
-def run(command, tmp_path, monkeypatch):
+def run(succeeds, tmp_path, monkeypatch):
     """run(script, ...) succeeds in an empty directory and returns stdout."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
 
-    def run(script, *arguments):
-        done = command(script, *arguments)
-        assert done.status == 0, done.err
-        return done.out
-
-    return run
+    return succeeds
 
 
 @pytest.mark.slow
@@ -119,11 +113,11 @@ def test_the_recipes_commands(run, monkeypatch):
     run("prepare_dataset", "--data_dir=data", "--held_out_users=10")
     common = ("--amp", "--data_dir=data", "--checkpoint_dir=./checkpoints")
     run("main", "--train", *common, "--epochs=2")
-    config = json.loads(pathlib.Path("checkpoints/config.json").read_text())
+    config = read_json(pathlib.Path("checkpoints/config.json"))
     assert config["precision"]["policy"] == "amp"
     assert config["train"]["batch_size"] == 24_576
     out = run("main", "--test", "--inference_benchmark", *common)
-    results = json.loads(pathlib.Path("checkpoints/results.json").read_text())
+    results = read_json(pathlib.Path("checkpoints/results.json"))
     assert results["train"]["precision"] == "bf16"
     assert results["test"]["ndcg@100"]["users"] == 10
     assert "protocol recipe, 10 users" in out
@@ -149,7 +143,7 @@ def test_the_demo_twice(run, monkeypatch):
     assert len(set(re.findall(r"item-\d+", shown))) >= 10
     assert len(re.findall(r"^ *10 ", shown, re.M)) == 3
     path = pathlib.Path("demo/run/results.json")
-    before = json.loads(path.read_text())
+    before = read_json(path)
     again = run("demo", "--epochs=1", "--workdir=demo")
-    assert json.loads(path.read_text())["test"] == before["test"]
+    assert read_json(path)["test"] == before["test"]
     assert again.partition("Ten recommendations")[2] in out

@@ -6,7 +6,6 @@ tests/parallel/test_processes.py checks what each of them refuses.
 import contextlib
 import json
 import os
-import pathlib
 import re
 import signal
 import socket
@@ -17,10 +16,10 @@ import time
 import numpy as np
 import pytest
 import yaml
+from oracles import ROOT, process
 
 from vaecf.workdir import read_json
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
 MAIN = ROOT / "experiments" / "main.py"
 ENVIRONMENT = {
@@ -54,12 +53,11 @@ def flags(tiny, data_dir):
 
 
 @pytest.fixture(scope="module")
-def alone(flags, command, tmp_path_factory):
+def alone(flags, succeeds, tmp_path_factory):
     """The same run in one process on four devices."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     more = ("--test", "--baselines=ease", "--config.mesh.data=2")
-    done = command("main", *flags(workdir, *more))
-    assert done.status == 0, done.err
+    succeeds("main", *flags(workdir, *more))
     return workdir
 
 
@@ -110,17 +108,12 @@ def summary(workdir):
     return {key: results[key] for key in ("validation", "test", "ease")}
 
 
-def test_two_processes_are_one_run(flags, tmp_path, alone, command):
+def test_two_processes_are_one_run(flags, tmp_path, alone, succeeds):
     """Two processes with two devices each, against one with four."""
     workdir, per_user = tmp_path / "run", tmp_path / "users.csv"
     more = ("--test", "--baselines=ease", f"--per_user={per_user}")
-    done = subprocess.run(
-        [LAUNCH / "local.sh", "2", *flags(workdir, *more)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    given = flags(workdir, *more)
+    done = process(LAUNCH / "local.sh", "2", *given, **ENVIRONMENT)
     other = (workdir / "process-1.log").read_text()
     assert done.returncode == 0, done.stdout + other
     assert len(losses(workdir)) == 3
@@ -131,8 +124,7 @@ def test_two_processes_are_one_run(flags, tmp_path, alone, command):
     assert len(per_user.read_text().splitlines()) == 41
     # A single process can use the model.
     again = ("--test", "--config.mesh.data=1", "--config.mesh.item=1")
-    single = command("main", f"--workdir={workdir}", *again)
-    assert single.status == 0, single.err
+    succeeds("main", f"--workdir={workdir}", *again)
     for name, metric in summary(alone)["test"].items():
         value = read_json(workdir / "results.json")["test"][name]["mean"]
         assert value == pytest.approx(metric["mean"], abs=1e-6)
@@ -140,7 +132,7 @@ def test_two_processes_are_one_run(flags, tmp_path, alone, command):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_a_killed_process_ends_the_run(
-    flags, tmp_path, alone, command
+    flags, tmp_path, alone, succeeds
 ):
     """The run then resumes with another number of processes and devices."""
     workdir = tmp_path / "run"
@@ -162,19 +154,14 @@ def test_sigterm_saves_and_a_killed_process_ends_the_run(
         assert re.search("another (process of the run|task) died", out)
     epochs = len(losses(workdir)) + 1
     more = ("--config.mesh.data=1", "--config.mesh.item=1")
-    done = command("main", *flags(workdir, *more), f"--epochs={epochs}")
-    assert done.status == 0, done.err
+    succeeds("main", *flags(workdir, *more), f"--epochs={epochs}")
     assert len(losses(workdir)) == epochs
     np.testing.assert_allclose(losses(workdir)[:3], losses(alone), rtol=1e-5)
 
 
-# --- Scripts of launchers ---------------------------------------------------
-
-
 @pytest.mark.parametrize("arguments", [[], ["--train"], ["0"]])
 def test_the_local_script_prints_its_usage(arguments):
-    command = [LAUNCH / "local.sh", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = process(LAUNCH / "local.sh", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: usage:")
 
@@ -187,12 +174,8 @@ def test_the_slurm_script_starts_a_process_per_gpu(tmp_path):
     srun = tmp_path / "srun"
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
-    done = subprocess.run(
-        ["bash", LAUNCH / "slurm.sbatch", "--train", "--workdir=a b"],
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-    )
+    command = ["bash", LAUNCH / "slurm.sbatch", "--train", "--workdir=a b"]
+    done = process(*command, PATH=f"{tmp_path}:{os.environ['PATH']}")
     command = ["experiments/main.py", "--train", "--workdir=a b"]
     assert done.stdout.splitlines()[-3:] == command
 

@@ -1,19 +1,18 @@
 """main.py from its flags to its files."""
 
+import functools
 import gzip
 import json
 import math
-import os
-import pathlib
 import re
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import polars as pl
 import pytest
 from absl import flags
+from oracles import ROOT, ease, ndcg, process, ranked, recall
 
 import vaecf
 from configs import ml20m
@@ -22,12 +21,11 @@ from vaecf import experiment
 from vaecf.data.dataset import open_dataset
 from vaecf.evaluation.baselines import BASELINES
 from vaecf.reporting.writers import read_records
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from vaecf.workdir import read_json
 
 
 def results(workdir):
-    return json.loads((workdir / "results.json").read_text())
+    return read_json(workdir / "results.json")
 
 
 def records(workdir, name):
@@ -42,38 +40,16 @@ def losses(workdir):
 # --- Oracles ----------------------------------------------------------------
 
 
-def ndcg(ranked, wanted, k):
-    gain = sum(
-        1 / math.log2(r + 2) for r, i in enumerate(ranked[:k]) if i in wanted
-    )
-    return gain / sum(1 / math.log2(r + 2) for r in range(min(k, len(wanted))))
-
-
-def recall(ranked, wanted, k):
-    return len(set(ranked[:k]) & wanted) / min(k, len(wanted))
-
-
-def check(summary, ranked, data, split):
+def check(summary, lists, data, split):
     """Compares a summary with the definitions, user by user."""
     matrix = data.split(split).held_out
     wanted = [set(matrix.row(u).tolist()) for u in range(matrix.n_users)]
     assert set(summary) == {"ndcg@100", "recall@5"}
     for name, metric, k in (("ndcg@100", ndcg, 100), ("recall@5", recall, 5)):
-        values = [metric(r, w, k) for r, w in zip(ranked, wanted, strict=True)]
+        values = [metric(r, w, k) for r, w in zip(lists, wanted, strict=True)]
         cell = {"mean": np.mean(values), "users": 20}
         cell["stderr"] = np.std(values, ddof=1) / math.sqrt(20)
         assert summary[name] == pytest.approx(cell, abs=1e-12)
-
-
-def rank(score_UI, data, split):
-    """Unseen items by descending score; ties by index."""
-    fold_in = data.split(split).fold_in
-    lists = []
-    for u in range(fold_in.n_users):
-        seen = set(fold_in.row(u).tolist())
-        order = np.argsort(-score_UI[u], kind="stable")
-        lists.append([i for i in order.tolist() if i not in seen])
-    return lists
 
 
 def test_the_models_metrics_are_those_of_its_recommendations(
@@ -87,23 +63,19 @@ def test_the_models_metrics_are_those_of_its_recommendations(
         fold_in = data.split(split).fold_in
         histories = [[ids[i] for i in fold_in.row(u)] for u in range(20)]
         frame = model.recommend(histories, k=data.n_items)
-        ranked = [
+        lists = [
             [index[raw] for raw in frame.loc[frame["user"] == u, "item"]]
             for u in range(20)
         ]
-        for items, history in zip(ranked, histories, strict=True):
+        for items, history in zip(lists, histories, strict=True):
             assert len(items) == data.n_items - len(set(history))
-        check(results(trained.workdir)[split], ranked, data, split)
+        check(results(trained.workdir)[split], lists, data, split)
 
 
 def test_the_baselines_metrics(trained, oracle_dir):
     """Popularity, EASE in closed form, and the oracle, in float64."""
     data = open_dataset(oracle_dir)
     x_UI = data.train.to_scipy().toarray().astype(np.float64)
-    gram_II = x_UI.T @ x_UI + 500.0 * np.eye(data.n_items)
-    inverse_II = np.linalg.inv(gram_II)
-    weight_II = -inverse_II / np.diag(inverse_II)
-    np.fill_diagonal(weight_II, 0)
     start = data.train.n_users
     for split in ("validation", "test"):
         fold_in = data.split(split).fold_in
@@ -111,13 +83,13 @@ def test_the_baselines_metrics(trained, oracle_dir):
         start += fold_in.n_users
         scores = {
             "popularity": np.tile(x_UI.sum(axis=0), (fold_in.n_users, 1)),
-            "ease": fold_in.to_scipy().toarray() @ weight_II,
+            "ease": fold_in.to_scipy().toarray() @ ease(x_UI, 500.0),
             "oracle": data.oracle["user_group"][users].astype(np.float64)
             @ data.oracle["group_item"],
         }
         for name, score_UI in scores.items():
-            ranked = rank(score_UI, data, split)
-            check(results(trained.workdir)[name][split], ranked, data, split)
+            lists = [ranked(s, fold_in.row(u)) for u, s in enumerate(score_UI)]
+            check(results(trained.workdir)[name][split], lists, data, split)
 
 
 # --- Files of a run ---------------------------------------------------------
@@ -172,11 +144,11 @@ def test_metrics_of_every_epoch_and_validation(trained):
 
 
 def test_identity_of_the_run(trained, oracle_dir):
-    config = json.loads((trained.workdir / "config.json").read_text())
+    config = read_json(trained.workdir / "config.json")
     assert config["model"]["hidden"] == [12]
     assert config["eval"]["every_epochs"] == 1
     assert config["data"]["dir"] == str(oracle_dir)
-    manifest = json.loads((trained.workdir / "dataset.json").read_text())
+    manifest = read_json(trained.workdir / "dataset.json")
     assert manifest == open_dataset(oracle_dir).manifest
     items = pl.read_parquet(trained.workdir / "items.parquet")
     assert items["item"].to_list() == list(open_dataset(oracle_dir).items.ids)
@@ -233,11 +205,11 @@ def test_the_recipes_log(trained):
 
 def test_the_recipes_results(trained):
     folder = trained.folder / "results"
-    arguments = json.loads((folder / "args.json").read_text())
+    arguments = read_json(folder / "args.json")
     assert arguments["epochs"] == 3 and arguments["top_results"] == 7
     assert arguments["batch_size_train"] == 50 and arguments["lr"] == 0.001
     assert arguments["results_dir"] == str(folder)
-    statistics = json.loads((folder / "statistics.json").read_text())
+    statistics = read_json(folder / "statistics.json")
     assert statistics["results"] == results(trained.workdir)
     assert statistics["history"]["train/loss"] == losses(trained.workdir)
 
@@ -252,15 +224,8 @@ def workdir(trained, tmp_path):
 
 
 @pytest.fixture
-def main(command):
-    """main(...) succeeds and returns stdout."""
-
-    def main(*arguments):
-        done = command("main", *arguments)
-        assert done.status == 0, done.err
-        return done.out
-
-    return main
+def main(succeeds):
+    return functools.partial(succeeds, "main")
 
 
 def test_the_same_command_again(trained, workdir, main):
@@ -410,23 +375,13 @@ def test_defaults_and_flags_beside_the_config(config_of):
 # --- The process ------------------------------------------------------------
 
 
-def python(*arguments, cwd):
-    script = str(ROOT / "experiments" / "main.py")
-    return subprocess.run(
-        [sys.executable, script, *arguments],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_help_and_a_mistake(tmp_path):
-    shown = python("--help", cwd=tmp_path).stdout
+    main = (sys.executable, ROOT / "experiments" / "main.py")
+    shown = process(*main, "--help", cwd=tmp_path).stdout
     wanted = (*RECIPE, "config", "workdir", "train", "test", "ease_l2", "xla")
     for name in (*wanted, "top_results", "log_path", "coordinator_address"):
         assert re.search(rf"^  --(\[no\])?{name}\b", shown, re.M), name
-    done = python("--train", "--config.model.latnet=3", cwd=tmp_path)
+    done = process(*main, "--train", "--config.model.latnet=3", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: --config.model.latnet: the config has no key 'latnet'; did "

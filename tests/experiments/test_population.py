@@ -1,16 +1,13 @@
 """experiments/population.py, and what other entry points make of its runs."""
 
-import json
 import math
-import pathlib
 
 import pandas as pd
 import pytest
+from oracles import ROOT, refuses
 
 from vaecf import workdir as workdir_lib
-from vaecf.errors import VaecfError
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from vaecf.workdir import read_json
 
 
 @pytest.fixture
@@ -28,28 +25,25 @@ def flags(tmp_path, data_dir):
     ]
 
 
-def test_members_are_tested_and_compared(flags, tmp_path, command):
+def test_members_are_tested_and_compared(flags, tmp_path, succeeds):
     """Every combination of the values is a member."""
     rates = "--members=optimizer.learning_rate=1e-3,1"
-    done = command("population", *flags, "--members=seed=3,4", rates)
-    assert done.status == 0, done.err
+    out = succeeds("population", *flags, "--members=seed=3,4", rates)
     rows = pd.read_csv(tmp_path / "pop" / "members.csv")
     names = [
         f"seed={s},learning_rate={r}" for s in (3, 4) for r in (0.001, 1.0)
     ]
     assert sorted(rows["member"]) == names
     assert {"seed", "optimizer.learning_rate"} < set(rows.columns)
-    assert all(name in done.out for name in names)
+    assert all(name in out for name in names)
     folders = [tmp_path / "pop" / name for name in names[::2]]
     config = workdir_lib.read_config(folders[1])
     assert (config.seed, config.optimizer.learning_rate) == (4, 0.001)
     for folder in folders:
-        done = command("main", f"--workdir={folder}", "--test")
-        assert done.status == 0, done.err
+        succeeds("main", f"--workdir={folder}", "--test")
     compared = tmp_path / "compared.json"
-    done = command("compare", *folders, "--nobaselines", f"--json={compared}")
-    assert done.status == 0, done.err
-    assert json.loads(compared.read_text())["groups"]["mult_vae"]["seeds"] == 2
+    succeeds("compare", *folders, "--nobaselines", f"--json={compared}")
+    assert read_json(compared)["groups"]["mult_vae"]["seeds"] == 2
 
 
 @pytest.mark.parametrize(
@@ -69,42 +63,38 @@ def test_members_are_tested_and_compared(flags, tmp_path, command):
         ("--workdir=/proc/nosuch", "cannot be written"),
     ],
 )
-def test_mistakes_are_one_line(changed, message, flags, command):
-    done = command("population", *flags, "--members=seed=0,1", changed)
-    assert done.status == 2
-    assert message in done.err
-    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+def test_mistakes_are_one_line(changed, message, flags, refused):
+    given = [*flags, "--members=seed=0,1", changed]
+    refused("population", given, message, writes="streamed" in changed)
 
 
-def test_failed_members_and_a_second_call(flags, tmp_path, command):
+def test_failed_members_and_a_second_call(flags, tmp_path, succeeds):
     """One of two members fails; the table ranks blends as they are tuned."""
     flags = [*flags, "--config.linear.l2=5", "--config.train.epochs=3"]
     rates = "--members=optimizer.learning_rate=0.01,1e30,0.001"
-    done = command("population", *flags, rates)
-    assert done.status == 0, done.err
-    assert "learning_rate=1e+30 failed: the loss is" in done.out
+    out = succeeds("population", *flags, rates)
+    assert "learning_rate=1e+30 failed: the loss is" in out
     rows = pd.read_csv(tmp_path / "pop" / "members.csv").to_dict("records")
     assert len(rows) == 3 and rows[2]["member"] == "learning_rate=1e+30"
     values = [row["validation/ndcg@100"] for row in rows]
     assert values[0] >= values[1] and math.isnan(values[2])
     for row, value in zip(rows[:2], values):
         folder = tmp_path / "pop" / row["member"]
-        chosen = json.loads((folder / "linear" / "weights.json").read_text())
+        chosen = read_json(folder / "linear" / "weights.json")
         assert value == pytest.approx(chosen["value"])
-        results = json.loads((folder / "results.json").read_text())
+        results = read_json(folder / "results.json")
         assert results["train"]["epochs"] == row["epochs"] == 3
     best = f"--workdir={tmp_path / 'pop' / rows[0]['member']} --test"
-    assert best in done.out
+    assert best in out
     # Nothing is trained again; a member is added.
     before = {row["member"]: row["validation/ndcg@100"] for row in rows[:2]}
     rates = "--members=optimizer.learning_rate=0.01,0.02"
-    done = command("population", *flags, rates)
-    assert done.status == 0, done.err
+    succeeds("population", *flags, rates)
     again = pd.read_csv(tmp_path / "pop" / "members.csv")
     values = dict(zip(again["member"], again["validation/ndcg@100"]))
     assert set(values) == {"learning_rate=0.01", "learning_rate=0.02"}
     assert values["learning_rate=0.01"] == before["learning_rate=0.01"]
-    with pytest.raises(VaecfError, match="holds a population"):
+    with refuses("holds a population"):
         workdir_lib.require_no_other(tmp_path / "pop", "run")
 
 

@@ -1,14 +1,11 @@
 """A second process loads all its compiled programs, with the same numbers."""
 
-import json
-import os
-import pathlib
-import subprocess
 import sys
 
 import pytest
+from oracles import ROOT, process
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from vaecf.workdir import read_json
 
 # Runs a script as python would, and counts the events of JAX's cache.
 SCRIPT = """
@@ -29,25 +26,20 @@ finally:
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing(tiny, data_dir, tmp_path):
     counted = tmp_path / "counted.json"
-    script = str(ROOT / "experiments" / "main.py")
+    script = ROOT / "experiments" / "main.py"
     results = []
     for name in ("first", "second"):
-        done = subprocess.run(
-            [
-                *(sys.executable, "-c", SCRIPT, str(counted), script, *tiny),
-                *("--train", "--test", f"--data_dir={data_dir}"),
-                f"--workdir={tmp_path / name}",
-            ],
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
+        done = process(
+            *(sys.executable, "-c", SCRIPT, counted, script, *tiny),
+            *("--train", "--test", f"--data_dir={data_dir}"),
+            f"--workdir={tmp_path / name}",
         )
         assert done.returncode == 0, done.stderr
         path = tmp_path / name / "results.json"
-        results.append(json.loads(path.read_text()))
+        results.append(read_json(path))
     for word in ("warning", "error", "cache", "machine"):
         assert word not in done.stderr.lower(), done.stderr
-    events = json.loads(counted.read_text())
+    events = read_json(counted)
     prefix = "/jax/compilation_cache/"
     assert events[f"{prefix}compile_requests_use_cache"] > 5
     assert f"{prefix}cache_misses" not in events

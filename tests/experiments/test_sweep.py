@@ -1,6 +1,5 @@
 """experiments/sweep.py, in processes of its own."""
 
-import json
 import os
 import pathlib
 import shlex
@@ -11,11 +10,11 @@ import time
 
 import pandas as pd
 import pytest
+from oracles import ROOT, recorded
 
-from vaecf.reporting.writers import read_records
+from vaecf.workdir import read_json
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
+METRIC = "validation/ndcg@10"
 SPACE = """
 def get_space():
     return {
@@ -44,14 +43,8 @@ def flags(tmp_path, data_dir):
     ]
 
 
-def validations(workdir):
-    name = "validation/ndcg@10"
-    records = read_records(workdir / "metrics.jsonl")
-    return [record[name] for record in records if name in record]
-
-
 @pytest.mark.slow
-def test_two_workers_one_of_which_is_killed(flags, tmp_path, command):
+def test_two_workers_one_of_which_is_killed(flags, tmp_path, succeeds):
     """Three trials in all, none twice; best.json's command is one of main.py."""
     workdir = tmp_path / "sweep"
     process = subprocess.Popen(
@@ -83,25 +76,23 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, command):
     assert len(frame.drop_duplicates("optimizer.learning_rate")) == 3
     for number, value in zip(frame["number"], frame["value"]):
         folder = workdir / "trials" / f"{number:05d}"
-        values = validations(folder)
+        values = [*recorded(folder, METRIC).values()]
         assert value in (max(values), values[-1])
-    done = command("sweep", *flags)
-    assert done.status == 0, done.err
-    assert "3 of 3 trials are finished" in done.out
+    out = succeeds("sweep", *flags)
+    assert "3 of 3 trials are finished" in out
 
-    best = json.loads((workdir / "best.json").read_text())
+    best = read_json(workdir / "best.json")
     script, *words = shlex.split(
         best["command"].replace("\\\n", "").removeprefix("python ")
     )
     assert script == "experiments/main.py"
     words[words.index("--workdir=runs/best")] = f"--workdir={tmp_path / 'run'}"
-    done = command("main", *words)
-    assert done.status == 0, done.err
-    values = validations(tmp_path / "run")
+    succeeds("main", *words)
+    values = recorded(tmp_path / "run", METRIC).values()
     assert max(values) == pytest.approx(best["value"], rel=1e-5)
-    mine = json.loads((tmp_path / "run" / "config.json").read_text())
+    mine = read_json(tmp_path / "run" / "config.json")
     theirs = pathlib.Path(best["folder"]) / "config.json"
-    assert mine == json.loads(theirs.read_text())
+    assert mine == read_json(theirs)
 
 
 @pytest.mark.parametrize(
@@ -115,18 +106,12 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, command):
         ("--workdir=/proc/nosuch", "cannot be written"),
     ],
 )
-def test_mistakes_are_one_line(changed, message, flags, command):
-    done = command("sweep", *flags, changed)
-    assert done.status == 2
-    assert message in done.err
-    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+def test_mistakes_are_one_line(changed, message, flags, refused):
+    refused("sweep", [*flags, changed], message)
 
 
-def test_without_optuna(flags, command, monkeypatch):
+def test_without_optuna(flags, refused, monkeypatch):
     for name in [n for n in sys.modules if n.startswith("vaecf.tuning")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    done = command("sweep", *flags)
-    assert done.status == 2
-    assert "pip install 'vaecf[tune]'" in done.err
-    assert done.err.count("\n") == 1
+    refused("sweep", flags, "pip install 'vaecf[tune]'")

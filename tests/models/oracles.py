@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
+import os
+import pathlib
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.special
 from hypothesis import strategies as st
 
+from vaecf.data import synthetic
+from vaecf.data.dataset import Dataset
 from vaecf.data.interactions import Interactions
+from vaecf.errors import VaecfError
 from vaecf.models.sparse_batch import SparseBatch, assemble_on_host
+from vaecf.reporting.writers import read_records
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 USERS, ITEMS, SLOTS = 6, 16, 100
 MESHES = [(1, 4), (2, 2), (4, 1)]
+
+
+@contextlib.contextmanager
+def refuses(match: str | None = None):
+    """Expects a VaecfError of one line that matches."""
+    with pytest.raises(VaecfError, match=match) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
+
+
+def recorded(workdir, name: str) -> dict[int, float]:
+    """{epoch: value} of a metric in metrics.jsonl."""
+    records = read_records(workdir / "metrics.jsonl")
+    return {r["epoch"]: r[name] for r in records if name in r}
+
+
+def process(*command, cwd=None, **environment) -> subprocess.CompletedProcess:
+    """Runs a command on the CPU and waits for it."""
+    return subprocess.run(
+        [*map(str, command)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
 
 histories = st.lists(
     st.sets(st.integers(0, ITEMS - 1)).map(sorted),
@@ -48,6 +88,21 @@ def dense(users, n_items=ITEMS) -> np.ndarray:
     return x
 
 
+def from_sets(sets, n_items: int) -> Interactions:
+    return Interactions(*csr_of([sorted(items) for items in sets]), n_items)
+
+
+def generated(users, held_out, items, groups, seed=0) -> Dataset:
+    """Users for training, and as many held-out ones of each kind."""
+    return synthetic.make(
+        *("synthetic", seed),
+        n_train_users=users,
+        n_held_out_users=held_out,
+        n_items=items,
+        n_groups=groups,
+    )
+
+
 def random_dense(n_users: int, n_items: int, share=0.3) -> np.ndarray:
     rng = np.random.default_rng(0)
     return (rng.random((n_users, n_items)) < share).astype(float)
@@ -59,15 +114,66 @@ def interactions(x: np.ndarray) -> Interactions:
 
 def item_item(params, n_items: int) -> np.ndarray:
     """The item-item weights of EASE or of their factors, float64 [I, I]."""
+    params = float64(params)
     if "item_item" in params:
-        return params["item_item"][:, :n_items].astype(float)
-    rows = params["input_factors"][:n_items].astype(float)
-    b = rows @ params["output_factors"][:, :n_items]
+        return params["item_item"][:, :n_items]
+    b = params["input_factors"][:n_items] @ params["output_factors"]
+    b = b[:, :n_items]
     np.testing.assert_allclose(
         np.diag(b), params["self_weight"][:n_items], rtol=1e-3, atol=1e-6
     )
     np.fill_diagonal(b, 0)
     return b
+
+
+def ease(x: np.ndarray, l2: float) -> np.ndarray:
+    """Steck 2019, equations 8 and 9, with a plain inverse, float64."""
+    p = np.linalg.inv(x.T @ x + l2 * np.eye(x.shape[1]))
+    return (np.eye(x.shape[1]) - p / np.diag(p)) * (1 - np.eye(x.shape[1]))
+
+
+# --- Lists: the unseen items of a user, and metrics by definition ---
+
+
+def ranked(score_I: np.ndarray, seen) -> list[int]:
+    """Items that are not in `seen`, by descending score; ties by index."""
+    order = np.argsort(-score_I, kind="stable").tolist()
+    return [i for i in order if i not in seen]
+
+
+def ndcg(items: list, wanted: set, k: int) -> float:
+    gains = [1 / math.log2(r + 1) for r in range(1, k + 1)]
+    dcg = sum(g for g, item in zip(gains, items) if item in wanted)
+    return dcg / sum(gains[: len(wanted)])
+
+
+def recall(items: list, wanted: set, k: int) -> float:
+    return len(wanted.intersection(items[:k])) / min(k, len(wanted))
+
+
+# --- Liang et al. 2018, section 2, float64 ---
+
+
+def layer(p, name: str, h: np.ndarray) -> np.ndarray:
+    return h @ p[name]["kernel"] + p[name]["bias"]
+
+
+def encode(p, x: np.ndarray, act=np.tanh, kept=1.0) -> np.ndarray:
+    """The code of x / |x| · kept; the last layer is linear."""
+    norm = np.sqrt(np.maximum(x.sum(1, keepdims=True), 1))
+    h = x / norm * kept @ p["input_kernel"][: x.shape[1]] + p["input_bias"]
+    for k in itertools.count():
+        if f"encoder_{k}" not in p:
+            return h
+        h = layer(p, f"encoder_{k}", act(h))
+
+
+def decode(p, z: np.ndarray, n_items: int, act=np.tanh) -> np.ndarray:
+    for k in itertools.count():
+        if f"decoder_{k}" not in p:
+            kernel, bias = p["output_kernel"], p["output_bias"]
+            return z @ kernel[:, :n_items] + bias[:n_items]
+        z = act(layer(p, f"decoder_{k}", z))
 
 
 def normal(seed, *shape) -> np.ndarray:
@@ -105,6 +211,13 @@ def gaussian(key, rows, n_columns: int) -> np.ndarray:
     """The standard normal noise of some rows, float64."""
     bits = threefry(key, np.asarray(rows)[:, None], np.arange(n_columns)[None])
     return np.sqrt(2) * scipy.special.erfinv(((bits >> 9) + 0.5) / 2**22 - 1)
+
+
+def draws(key, rows, n_items: int, rate: float, latent: int):
+    """(dropout factors, noise) that a VAE must draw for its users."""
+    dropout_key, noise_key = map(jax.random.key_data, jax.random.split(key))
+    factors = kept(dropout_key, rows, n_items, rate) / (1 - rate)
+    return factors, gaussian(noise_key, rows, latent)
 
 
 def weighted_gradients(f, weight, inputs, *rest):

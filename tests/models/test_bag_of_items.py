@@ -31,9 +31,6 @@ def normalised(users, rate=0.0, first_row=0):
     return x * kept(KEY, rows, ITEMS, rate) / (1 - rate)
 
 
-# --- dropout ----
-
-
 @functools.partial(jax.jit, static_argnames="rate")
 def keep_interactions(batch, first_row, key=KEY, *, rate):
     dropout = bag_of_items.Dropout(key, rate, first_row)
@@ -75,9 +72,6 @@ def test_dropout_is_independent_between_users_items_and_steps(rate):
     for other in (second, np.roll(first, 1, 0), np.roll(first, 1, 1)):
         both = ((first - (1 - rate)) * (other - (1 - rate))).mean()
         assert abs(both) < 4.5 * rate * (1 - rate) / first.size**0.5
-
-
-# --- bag of items ----
 
 
 @functools.partial(

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from oracles import interactions, random_dense
+from oracles import interactions, random_dense, refuses
 
 from vaecf.data.interactions import Interactions
-from vaecf.errors import VaecfError
 from vaecf.models import knn
 
 
@@ -50,11 +49,11 @@ def test_itemknn_breaks_ties_by_item_index():
 def test_itemknn_errors(free_bytes):
     train, _ = Interactions.from_pairs([0, 1], [7, 49_999], 2, 50_000)
     free_bytes(2**30)
-    with pytest.raises(VaecfError, match="leave out itemknn"):
+    with refuses("leave out itemknn"):
         knn.fit(train, 10, 0.0)
     for settings, message in (
         ((0, 0.0), "neighbours=0"),
         ((1, float("nan")), "shrinkage=nan"),
     ):
-        with pytest.raises(VaecfError, match=message):
+        with refuses(message):
             knn.fit(interactions(np.eye(3)), *settings)

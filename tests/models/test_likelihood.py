@@ -257,8 +257,6 @@ def test_logits_accumulate_in_the_output_dtype():
     assert half.tolist() == [[1.0]]
 
 
-# --- passes over users x items ---
-
 WIDE = (48, 384)  # users, items
 
 

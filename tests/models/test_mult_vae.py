@@ -53,39 +53,20 @@ def apply(model, params, method, *args):
     return model.apply({"params": params}, *args, method=method)
 
 
-# --- the equations -----------------------------------------------------------
-
-
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
-
-
-def layer(params, name, h):
-    return h @ params[name]["kernel"] + params[name]["bias"]
-
-
-def encoder(model, params, kept=1.0):
-    """The code of x / |x| · kept; the last layer is linear."""
-    norm = np.sqrt(np.maximum(X.sum(1, keepdims=True), 1))
-    h = (X / norm * kept) @ params["input_kernel"][:ITEMS]
-    h = h + params["input_bias"]
-    for k in range(len(model.hidden)):
-        h = layer(params, f"encoder_{k}", ACTIVATIONS[model.activation](h))
-    return h
-
-
-def decoder(model, params, z):
-    for k in range(len(model.hidden)):
-        z = ACTIVATIONS[model.activation](layer(params, f"decoder_{k}", z))
-    kernel = params["output_kernel"][:, :ITEMS]
-    return z @ kernel + params["output_bias"][:ITEMS]
 
 
 def representation(model, params, kept=1.0):
     """(mean, log-variance) of the code; None as the log-variance of a DAE."""
-    code = encoder(model, params, kept)
+    act = ACTIVATIONS[model.activation]
+    code = oracles.encode(params, X, act, kept)
     if isinstance(model, mult_vae.MultVAE):
         return code[:, :LATENT], code[:, LATENT:]
-    return ACTIVATIONS[model.activation](code), None
+    return act(code), None
+
+
+def decoder(model, params, z):
+    return oracles.decode(params, z, ITEMS, ACTIVATIONS[model.activation])
 
 
 def loss_terms(model, params, kept, noise):
@@ -100,13 +81,11 @@ def loss_terms(model, params, kept, noise):
 
 def draws(model, key, first_row=0):
     """The (dropout factors, noise) that the model must draw."""
-    dropout_key, noise_key = key, key
-    if isinstance(model, mult_vae.MultVAE):
-        dropout_key, noise_key = jax.random.split(key)
-    dropout_key, noise_key = map(jax.random.key_data, (dropout_key, noise_key))
     rows, rate = first_row + np.arange(USERS), model.dropout_rate
-    kept = oracles.kept(dropout_key, rows, ITEMS, rate) / (1 - rate)
-    return kept, oracles.gaussian(noise_key, rows, LATENT)
+    if isinstance(model, mult_vae.MultVAE):
+        return oracles.draws(key, rows, ITEMS, rate, LATENT)
+    key = jax.random.key_data(key)
+    return oracles.kept(key, rows, ITEMS, rate) / (1 - rate), None
 
 
 @pytest.mark.parametrize(
@@ -177,9 +156,6 @@ def test_gradients_equal_finite_differences(name):
     assert not found["input_kernel"][ITEMS:].any()
     assert not found["output_kernel"][:, ITEMS:].any()
     assert not found["output_bias"][ITEMS:].any()
-
-
-# --- parameters --------------------------------------------------------------
 
 
 @MODELS
@@ -282,9 +258,6 @@ def test_half_precision_keeps_parameters_and_results_in_float32(name, dtype):
         assert np.linalg.norm(a - b) <= 8 * eps * np.linalg.norm(b)
         # The DAE's KL is zero in any precision.
         assert np.linalg.norm(a - b) > 0 or not b.any()
-
-
-# --- on a mesh ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -64,26 +64,20 @@ def encode(p, kept=1.0):
         norm(swish(entry @ p["input_kernel"][:ITEMS] + p["input_bias"]), 1)
     ]
     for k in range(2, 6):
-        layer = layers[-1] @ p[f"layer_{k}"]["kernel"] + p[f"layer_{k}"]["bias"]
+        layer = oracles.layer(p, f"layer_{k}", layers[-1])
         layers.append(norm(swish(layer + sum(layers)), k))
-    return tuple(
-        layers[-1] @ p[name]["kernel"] + p[name]["bias"]
-        for name in ("mean", "log_variance")
-    )
-
-
-def decode(p, z):
-    return z @ p["output_kernel"][:, :ITEMS] + p["output_bias"][:ITEMS]
+    return [
+        oracles.layer(p, name, layers[-1]) for name in ("mean", "log_variance")
+    ]
 
 
 def loss_terms(p, key, rate):
     """(nll, kl) of each user, float64."""
-    dropout_key, noise_key = map(jax.random.key_data, jax.random.split(key))
     rows = FIRST_ROW + np.arange(len(X))
-    kept = oracles.kept(dropout_key, rows, ITEMS, rate) / (1 - rate)
+    kept, noise = oracles.draws(key, rows, ITEMS, rate, LATENT)
     mean, log_variance = encode(p["posterior"], kept)
     deviation = np.exp(log_variance / 2)
-    z = mean + deviation * oracles.gaussian(noise_key, rows, LATENT)
+    z = mean + deviation * noise
     before, before_log_variance = encode(p["prior"])
     prior = np.log(
         0.15 * stats.norm.pdf(z)
@@ -91,7 +85,9 @@ def loss_terms(p, key, rate):
         + 0.1 * stats.norm.pdf(z, 0, np.exp(5.0))
     )
     kl = (stats.norm.logpdf(z, mean, deviation) - prior).sum(axis=1)
-    return -(X * special.log_softmax(decode(p, z), axis=1)).sum(axis=1), kl
+    return -(X * special.log_softmax(oracles.decode(p, z, ITEMS), axis=1)).sum(
+        axis=1
+    ), kl
 
 
 @pytest.mark.parametrize(
@@ -133,7 +129,8 @@ def test_scores_are_those_of_the_mean(params):
         {"params": trained}, BATCH, method="scores"
     )
     params = float64(params)
-    expected = decode(params, encode(params["posterior"])[0])
+    mean, _ = encode(params["posterior"])
+    expected = oracles.decode(params, mean, ITEMS)
     np.testing.assert_allclose(
         scores[:, :ITEMS], expected, rtol=1e-4, atol=1e-4
     )

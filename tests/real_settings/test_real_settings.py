@@ -9,18 +9,16 @@ tests/conftest.py). This folder is collected only without that switch:
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
+from oracles import generated, ndcg, ranked, recall, recorded
 
 import vaecf
 from vaecf import config as config_lib
 from vaecf import experiment
-from vaecf.data import synthetic
 from vaecf.data.dataset import write_dataset
 
 SMALL = {
@@ -54,21 +52,13 @@ class Run:
 
     @property
     def losses(self):
-        lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
-        records = map(json.loads, lines)
-        return [r["train/loss"] for r in records if "train/loss" in r]
+        return [*recorded(self.workdir, "train/loss").values()]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    made = synthetic.make(
-        "synthetic",
-        n_train_users=300,
-        n_held_out_users=40,
-        n_items=80,
-        n_groups=4,
-    )
-    return write_dataset(tmp_path_factory.mktemp("data") / "data", made)
+    path = tmp_path_factory.mktemp("data") / "data"
+    return write_dataset(path, generated(300, 40, 80, 4))
 
 
 def train(data, workdir, changes):
@@ -91,18 +81,13 @@ def trained(request, data, tmp_path_factory):
 def test_training_learns(trained, data):
     _, run = trained
     assert len(run.losses) == 6 and np.isfinite(run.losses).all()
+    fold_in, held_out = data.test
     counts_I = data.train.item_counts()
-    popular = np.argsort(-counts_I, kind="stable")
-    recalls = []
-    for u in range(data.test.fold_in.n_users):
-        seen = set(data.test.fold_in.row(u).tolist())
-        ranked = [i for i in popular.tolist() if i not in seen]
-        recalls.append(recall(ranked, set(data.test.held_out.row(u).tolist())))
+    recalls = [
+        recall(ranked(counts_I, fold_in.row(u)), set(held_out.row(u)), 5)
+        for u in range(fold_in.n_users)
+    ]
     assert run.results["test"]["recall@5"]["mean"] > np.mean(recalls) + 0.05
-
-
-def recall(ranked, wanted, k=5):
-    return len(set(ranked[:k]) & wanted) / min(k, len(wanted))
 
 
 def test_resuming_gives_the_same_numbers(trained, data, tmp_path):
@@ -119,21 +104,19 @@ def test_resuming_gives_the_same_numbers(trained, data, tmp_path):
 def test_metrics_are_those_of_the_recommendations(trained, data):
     """Against the definitions, user by user."""
     _, run = trained
-    fold_in, held_out = data.test.fold_in, data.test.held_out
+    fold_in, held_out = data.test
     ids = data.items.ids
     histories = [[ids[i] for i in fold_in.row(u)] for u in range(40)]
     model = vaecf.Recommender.load(run.workdir)
     frame = model.recommend(histories, k=data.n_items)
     ndcgs, recalls = [], []
     for u in range(40):
-        ranked = frame.loc[frame["user"] == u, "item"].tolist()
-        assert len(ranked) == data.n_items - len(histories[u])
-        assert not set(ranked) & set(histories[u])
+        items = frame.loc[frame["user"] == u, "item"].tolist()
+        assert len(items) == data.n_items - len(histories[u])
+        assert not set(items) & set(histories[u])
         wanted = {ids[i] for i in held_out.row(u)}
-        gains = [1 / math.log2(r + 2) for r in range(100)]
-        found = sum(g for g, i in zip(gains, ranked) if i in wanted)
-        ndcgs.append(found / sum(gains[: len(wanted)]))
-        recalls.append(recall(ranked, wanted))
+        ndcgs.append(ndcg(items, wanted, 100))
+        recalls.append(recall(items, wanted, 5))
     for metric, values in (("ndcg@100", ndcgs), ("recall@5", recalls)):
         mean = run.results["test"][metric]["mean"]
         assert mean == pytest.approx(np.mean(values), abs=1e-12)

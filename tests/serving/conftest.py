@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from oracles import decode, encode, float64
 
 from vaecf.serving.recommender import Recommender
 
@@ -44,22 +45,10 @@ def shop(tmp_path_factory):
 
 
 def logits(params, history_UI):
-    """(codes, logits) of Mult-VAE in float64 (Liang et al. 2018, sec. 2)."""
-    p = {
-        name: {k: np.asarray(v, np.float64) for k, v in value.items()}
-        if hasattr(value, "items")
-        else np.asarray(value, np.float64)
-        for name, value in params.items()
-    }
-    n_items = history_UI.shape[1]
-    norm_U1 = np.sqrt(history_UI.sum(axis=1, keepdims=True))
-    x_UI = history_UI / np.maximum(norm_U1, 1e-12)
-    h = np.tanh(x_UI @ p["input_kernel"][:n_items] + p["input_bias"])
-    h = h @ p["encoder_0"]["kernel"] + p["encoder_0"]["bias"]
-    mean = h[:, : h.shape[1] // 2]
-    h = np.tanh(mean @ p["decoder_0"]["kernel"] + p["decoder_0"]["bias"])
-    scores_UI = h @ p["output_kernel"] + p["output_bias"]
-    return mean, scores_UI[:, :n_items]
+    """(codes, logits) of Mult-VAE in NumPy."""
+    p, n_items = float64(params), history_UI.shape[1]
+    mean = encode(p, history_UI)[:, : SETTINGS["latent"]]
+    return mean, decode(p, mean, n_items)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from oracles import refuses
 
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
@@ -133,9 +134,6 @@ def test_nobody_has_items_left(shop, tmp_path):
     assert lists.columns == ["user", "rank", "item", "score"]
 
 
-# --- Ids --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "form"), [("h.csv", int), ("h.parquet", int), ("h.csv", "{:03d}".format)]
 )  # fmt: skip
@@ -185,14 +183,10 @@ def test_a_text_whose_ids_turn_to_letters_late(shop, tmp_path):
     assert lists["user"].to_list() == users
 
 
-# --- Refused input ----------------------------------------------------------
-
-
 def refused(shop, path, output=None, **settings):
     output = output or path.parent / "out" / "lists.parquet"
-    with pytest.raises(VaecfError) as error:
+    with refuses() as error:
         score_file(shop.workdir, path, output, **settings)
-    assert "\n" not in str(error.value)
     assert not output.is_file()
     if output.parent.is_dir():
         left = {p.name for p in output.parent.iterdir()}
@@ -231,7 +225,7 @@ def test_bad_arguments(shop, scattered, tmp_path):
     (tmp_path / "folder").mkdir()
     assert "is a folder: name a" in refused(shop, path, tmp_path / "folder")
     assert "cannot write" in refused(shop, path, path / "o.parquet")
-    with pytest.raises(VaecfError, match=r"config\.json: no such file"):
+    with refuses(r"config\.json: no such file"):
         score_file(tmp_path / "run", path, tmp_path / "o.parquet")
     assert not (tmp_path / "o.parquet").exists()
 

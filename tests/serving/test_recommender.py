@@ -1,23 +1,23 @@
 """The public surface: fit, load, save, recommend, encode."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 import scipy.sparse
+from oracles import ease, refuses
 
 from configs import blend as blend_config
 from vaecf import config as config_lib
 from vaecf.data.interactions import Interactions
-from vaecf.errors import VaecfError
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import trained_model
 from vaecf.serving.keywords import make_config
 from vaecf.serving.recommender import Recommender
+from vaecf.workdir import read_json
 
 SMALL = dict(hidden=(12,), latent=4, batch_size=32, epochs=1)
 SETTINGS = {**SMALL, "epochs": 4, "learning_rate": 0.03, "patience": None}
@@ -110,9 +110,8 @@ def test_integer_ids_come_back_as_integers(tmp_path):
 )
 def test_fit_refuses(shop, tmp_path, settings, fit, message):
     recommender = Recommender(**settings)
-    with pytest.raises(VaecfError, match=message) as error:
+    with refuses(message):
         recommender.fit(shop.frame, workdir=tmp_path / "run", **fit)
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -132,7 +131,7 @@ def test_wrong_calls():
     ],
 )
 def test_not_fitted(ask):
-    with pytest.raises(VaecfError, match=r"no model yet: call fit\(\) or"):
+    with refuses(r"no model yet: call fit\(\) or"):
         ask(Recommender())
 
 
@@ -271,7 +270,7 @@ def test_no_users(shop, nobody):
     ],
 )
 def test_recommend_refuses(shop, arguments, message):
-    with pytest.raises(VaecfError, match=message):
+    with refuses(message):
         shop.recommender.recommend({"ann": ["sku-01"]}, **arguments)
 
 
@@ -325,9 +324,9 @@ def test_similar_items_are_those_of_numpy(shop):
             assert result["item"].tolist() == ids[best].tolist()
             assert result["rank"].tolist() == list(range(1, len(best) + 1))
             np.testing.assert_allclose(result["score"], cosine_I[best], atol=1e-5)  # fmt: skip
-    with pytest.raises(VaecfError, match="item 'sku-77' is not known"):
+    with refuses("item 'sku-77' is not known"):
         shop.recommender.similar_items("sku-77")
-    with pytest.raises(VaecfError, match="k=-1 must be a whole number"):
+    with refuses("k=-1 must be a whole number"):
         shop.recommender.similar_items("sku-01", k=-1)
 
 
@@ -348,13 +347,13 @@ def test_load_of_a_workdir_and_of_a_copy_of_a_copy(shop, tmp_path):
 def test_save_replaces_only_what_it_saved(shop, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(VaecfError, match="no saved model"):
+        with refuses("no saved model"):
             shop.recommender.save(tmp_path, overwrite=overwrite)
-    with pytest.raises(VaecfError, match="is a file"):
+    with refuses("is a file"):
         shop.recommender.save(tmp_path / "mine.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
     place = shop.recommender.save(tmp_path / "model")
-    with pytest.raises(VaecfError, match="overwrite=True"):
+    with refuses("overwrite=True"):
         shop.recommender.save(place)
     (place / "items.parquet").write_bytes(b"")
     shop.recommender.save(place, overwrite=True)
@@ -424,7 +423,7 @@ def test_a_blend_ranks_with_tuned_weights_and_outlives_its_workdir(
     tastes, blended, tmp_path
 ):
     recommender, workdir = blended
-    chosen = json.loads((workdir / "linear" / "weights.json").read_text())
+    chosen = read_json(workdir / "linear" / "weights.json")
     assert chosen["epoch"] == 4 and len(chosen["tried"]) >= 5
     assert chosen["gain"] > 0
     for name in ("gain", "prior"):
@@ -456,9 +455,7 @@ def test_a_linear_branch_beside_another_model(shop, numpy_logits):
     x[users, items] = 1
     # Steck 2019, with users weighted by their number of items.
     n_U1 = x.sum(axis=1, keepdims=True)
-    gram = x.T @ (x / np.sqrt(n_U1 / n_U1.mean()))
-    inverse = np.linalg.inv(gram + 5.0 * np.eye(30))
-    weights = np.eye(30) - inverse / np.diag(inverse)
+    weights = ease(x / (n_U1 / n_U1.mean()) ** 0.25, 5.0)
     share = (x.sum(axis=0) + 5) / (61 + 5)
     linear = np.log(np.maximum(history_UI @ weights, 0) + 0.003)
     scores_UI = logits_UI + 1.4 * (linear - 0.3 * np.log(share))

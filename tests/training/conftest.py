@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from oracles import generated
 
 from vaecf import config as config_lib
 from vaecf.config import Config
-from vaecf.data import synthetic
 from vaecf.models import sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import input_pipeline, loop
@@ -48,13 +48,7 @@ def small():
 @pytest.fixture(scope="session")
 def dataset():
     """60 training users (4 batches of 16, the last of 12) and 33 items."""
-    return synthetic.make(
-        "synthetic",
-        n_train_users=60,
-        n_held_out_users=16,
-        n_items=33,
-        n_groups=3,
-    )
+    return generated(60, 16, 33, 3)
 
 
 @pytest.fixture(scope="session")

@@ -131,8 +131,6 @@ def test_float16_skips_a_groups_step(config, setup_of, run_epochs):
     assert np.all(np.isfinite(metrics.loss))
 
 
-# --- The average ------------------------------------------------------------
-
 DECAY = 0.2  # reached in the third epoch: (1 + 2) / (10 + 2) is above it
 
 

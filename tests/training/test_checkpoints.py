@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import refuses
 
-from vaecf.errors import VaecfError
 from vaecf.training import checkpoints, loop
 from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
@@ -114,9 +114,9 @@ def test_opening_creates_nothing(tmp_path):
     assert saved.step(LATEST) is None and saved.step(BEST) is None
     for which in (LATEST, BEST):
         place = rf"checkpoints.{which}: no checkpoint"
-        with pytest.raises(VaecfError, match=place):
+        with refuses(place):
             saved.position(which)
-        with pytest.raises(VaecfError, match=place):
+        with refuses(place):
             saved.restore(which, {})
     saved.close()
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +135,7 @@ def written(tmp_path_factory, state_on):
 
 def one_line_error(directory, setup):
     saved = Checkpoints(directory)
-    with pytest.raises(VaecfError) as e:
+    with refuses() as e:
         saved.position(LATEST)
         loop.restore_state(setup, saved)
     saved.close()
@@ -193,6 +193,5 @@ def test_disk_that_refuses(tmp_path):
     (tmp_path / "checkpoints").write_text("a file is in the way")
     saved = Checkpoints(tmp_path / "checkpoints")
     assert saved.step(LATEST) is None
-    with pytest.raises(VaecfError, match="cannot write a checkpoint") as e:
+    with refuses("cannot write a checkpoint"):
         saved.save(LATEST, 1, {"x": jnp.zeros(3)}, {})
-    assert "\n" not in str(e.value)

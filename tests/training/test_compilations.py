@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
+from oracles import generated
 
-from vaecf.data import synthetic
 from vaecf.models import sparse_batch
 from vaecf.reporting.writers import Writer
 from vaecf.training import input_pipeline
@@ -54,13 +54,7 @@ def test_three_epochs_compile_in_the_first(
     tmp_path, small, train, epochs, feed, policy
 ):
     """Batches of these users need 256, 512 and 512 slots in the epochs."""
-    data = synthetic.make(
-        "synthetic",
-        n_train_users=60,
-        n_held_out_users=16,
-        n_items=120,
-        n_groups=3,
-    )
+    data = generated(60, 16, 120, 3)
     order = [input_pipeline.epoch_order(7, e, 60, 8) for e in range(3)]
     counts = np.append(data.train.counts, 0)
     needed = [sparse_batch.slots_for(counts[users]) for users in order]

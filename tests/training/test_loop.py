@@ -10,8 +10,8 @@ import signal
 
 import numpy as np
 import pytest
+from oracles import refuses
 
-from vaecf.errors import VaecfError
 from vaecf.evaluation import evaluator, scorers
 from vaecf.reporting.writers import Writer
 from vaecf.training import checkpoints, input_pipeline, loop, signals
@@ -246,7 +246,7 @@ def test_resume_on_another_mesh(tmp_path, small, train, assert_close, state_of):
 
 def test_position_that_does_not_fit_the_state(tmp_path, whole, small, train):
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(VaecfError, match=r"step 12.*2 steps.*step 6"):
+    with refuses(r"step 12.*2 steps.*step 6"):
         train(tmp_path, small(train={"batch_size": 30, "epochs": 9}))
 
 
@@ -361,9 +361,7 @@ def test_diverging_run_and_more_epochs(
     train(tmp_path, small(train={"epochs": 1}))
     assert state_of(tmp_path).step == STEPS
     before = contents(tmp_path / "checkpoints")
-    with pytest.raises(
-        VaecfError, match=r"(nan|inf) in epoch 2.*learning_rate"
-    ):
+    with refuses(r"(nan|inf) in epoch 2.*learning_rate"):
         train(tmp_path, small(optimizer={"learning_rate": 1e30}))
     assert contents(tmp_path / "checkpoints") == before
     # With the first learning rate, the run resumes as if nothing had happened.
@@ -375,9 +373,7 @@ def test_diverging_run_and_more_epochs(
 def test_float16_overflows_for_good(tmp_path, small, train):
     scale = {"initial_loss_scale": 1e38, "max_skipped_in_a_row": 3}
     config = small(precision={"policy": "fp16", **scale})
-    with pytest.raises(
-        VaecfError, match=r"overflowed \d+ steps in a row.*bf16"
-    ):
+    with refuses(r"overflowed \d+ steps in a row.*bf16"):
         train(tmp_path, config)
 
 

@@ -104,8 +104,6 @@ def test_each_group_has_its_own_adam():
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
-# --- Loss scale ------------------------------------------------------------
-
 PARAMS = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([0.25])}
 
 

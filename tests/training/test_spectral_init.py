@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from oracles import refuses
 
-from vaecf.errors import VaecfError
 from vaecf.models import low_rank
 from vaecf.training import spectral_init
 from vaecf.training import state as state_lib
@@ -122,5 +122,5 @@ def test_what_does_not_fit_names_the_key(
     small, setup_of, dataset, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(low_rank.memory, "host_free_bytes", lambda: 1000)
-    with pytest.raises(VaecfError, match=r"set model\.init='random'"):
+    with refuses(r"set model\.init='random'"):
         begun(setup_of(small()), dataset, tmp_path)

@@ -55,19 +55,14 @@ def shuffled(setup, seed=5):
     return jax.device_put(state, state_lib.state_shardings(setup))
 
 
-# --- The reference ----------------------------------------------------------
-
-
 def draws(config, seed, step, n_users):
-    """(kept [B, I], noise [B, Z]) of a step, by row and column alone."""
+    """(dropout factors [B, I], noise [B, Z]) by row and column alone."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
-    keys, rows, noise = [key], np.arange(n_users), None
+    rows, rate = np.arange(n_users), config.model.dropout_rate
     if config.model.name == "mult_vae":
-        keys = jax.random.split(key)
-        noise_key = jax.random.key_data(keys[1])
-        noise = oracles.gaussian(noise_key, rows, config.model.latent)
-    rate, drop_key = config.model.dropout_rate, jax.random.key_data(keys[0])
-    return oracles.kept(drop_key, rows, N_ITEMS, rate), noise
+        return oracles.draws(key, rows, N_ITEMS, rate, config.model.latent)
+    key = jax.random.key_data(key)
+    return oracles.kept(key, rows, N_ITEMS, rate) / (1 - rate), None
 
 
 def by_layer(params):
@@ -102,7 +97,7 @@ def reference(config, layers, users, kept, noise, step):
     if loss.total_anneal_steps:
         beta = min(beta, step / loss.total_anneal_steps)
 
-    h = x * kept / np.sqrt(np.maximum(n, 1)) / (1 - config.model.dropout_rate)
+    h = x * kept / np.sqrt(np.maximum(n, 1))
     inputs, kl = [], np.zeros_like(n)
     for at, (w, b) in enumerate(layers):
         inputs.append(h)

@@ -2,11 +2,11 @@
 
 import jax
 import pytest
+from oracles import generated, recorded
 
 from configs import synthetic as config_file
 from vaecf import config as config_lib
-from vaecf.data import dataset, synthetic
-from vaecf.reporting.writers import read_records
+from vaecf.data import dataset
 from vaecf.tuning.study import SweepPlan, open_study
 
 SPACE = {
@@ -27,13 +27,7 @@ def quick_compilation():
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    made = synthetic.make(
-        "synthetic",
-        n_train_users=60,
-        n_held_out_users=16,
-        n_items=33,
-        n_groups=3,
-    )
+    made = generated(60, 16, 33, 3)
     path = tmp_path_factory.mktemp("tuning") / "data"
     dataset.write_dataset(path, made)
     return path
@@ -84,10 +78,4 @@ def opened():
 @pytest.fixture(scope="session")
 def curve():
     """Validations of a folder by epoch, as the run wrote them."""
-
-    def of(folder):
-        name = "validation/ndcg@10"
-        records = read_records(folder / "metrics.jsonl")
-        return {r["epoch"]: r[name] for r in records if name in r}
-
-    return of
+    return lambda folder: recorded(folder, "validation/ndcg@10")

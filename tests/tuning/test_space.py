@@ -2,55 +2,52 @@
 
 import importlib
 import json
-import pathlib
 
 import optuna
 import pytest
+from oracles import ROOT, refuses
 
 from vaecf import config as config_lib
-from vaecf.errors import VaecfError
 from vaecf.tuning import space as space_lib
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 LR = "optimizer.learning_rate"
 
-BAD = {
-    "unknown key": (
-        {"optimizer.learning_rat": {"low": 0.1, "high": 1.0}},
-        r"'optimizer.learning_rat' is not a known key; did you mean optimizer",
-    ),
-    "section": ({"model": {"choices": [1]}}, "'model' is not a known key"),
-    "fixed": ({"data.dir": {"choices": ["a"]}}, "set config.data.dir"),
-    "metric": (
-        {"eval.best_metric": {"choices": ["ndcg@5"]}},
-        "same for all trials",
-    ),
-    "order": ({LR: {"low": 2.0, "high": 1.0}}, "low=2.0, high=1.0"),
-    "no high": ({LR: {"low": 2.0}}, "must have low and high"),
-    "no dict": ({LR: [1, 2]}, "must have low and high"),
-    "nan": ({LR: {"low": float("nan"), "high": 1.0}}, "=nan must be finite"),
-    "log of 0": ({LR: {"low": 0, "high": 1, "log": True}}, "low > 0"),
-    "step": ({"model.latent": {"low": 1, "high": 9, "step": 0.5}}, "int"),
-    "word": ({LR: {"low": 0.1, "high": 1.0, "lgo": True}}, "may have log"),
-    "no choice": ({"model.latent": {"choices": []}}, "choices alone"),
-    "twice": ({"model.latent": {"choices": [4, 4]}}, "repeat"),
-    "both": ({"model.latent": {"choices": [4], "low": 1}}, "choices alone"),
-    "range": (
-        {"model.dropout_rate": {"low": 0.0, "high": 1.0}},
-        r"config.model.dropout_rate=1.0 must be in \[0, 1\)",
-    ),
-    "type": ({"model.latent": {"low": 0.5, "high": 4}}, "of type int"),
-    "value": ({"model.activation": {"choices": ["tahn"]}}, "mean tanh"),
-    "empty": ({}, "at least one key"),
-}
 
-
-@pytest.mark.parametrize("name", BAD)
-def test_spaces_that_are_refused(name, base):
-    space, message = BAD[name]
-    with pytest.raises(VaecfError, match=message) as caught:
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            {"optimizer.learning_rat": {"low": 0.1, "high": 1.0}},
+            r"'optimizer.learning_rat' is not a known key; did you mean optimizer",
+        ),
+        ({"model": {"choices": [1]}}, "'model' is not a known key"),
+        ({"data.dir": {"choices": ["a"]}}, "set config.data.dir"),
+        (
+            {"eval.best_metric": {"choices": ["ndcg@5"]}},
+            "same for all trials",
+        ),
+        ({LR: {"low": 2.0, "high": 1.0}}, "low=2.0, high=1.0"),
+        ({LR: {"low": 2.0}}, "must have low and high"),
+        ({LR: [1, 2]}, "must have low and high"),
+        ({LR: {"low": float("nan"), "high": 1.0}}, "=nan must be finite"),
+        ({LR: {"low": 0, "high": 1, "log": True}}, "low > 0"),
+        ({"model.latent": {"low": 1, "high": 9, "step": 0.5}}, "int"),
+        ({LR: {"low": 0.1, "high": 1.0, "lgo": True}}, "may have log"),
+        ({"model.latent": {"choices": []}}, "choices alone"),
+        ({"model.latent": {"choices": [4, 4]}}, "repeat"),
+        ({"model.latent": {"choices": [4], "low": 1}}, "choices alone"),
+        (
+            {"model.dropout_rate": {"low": 0.0, "high": 1.0}},
+            r"config.model.dropout_rate=1.0 must be in \[0, 1\)",
+        ),
+        ({"model.latent": {"low": 0.5, "high": 4}}, "of type int"),
+        ({"model.activation": {"choices": ["tahn"]}}, "mean tanh"),
+        ({}, "at least one key"),
+    ],
+)
+def test_spaces_that_are_refused(space, message, base):
+    with refuses(message):
         space_lib.check(space, base)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +62,7 @@ def test_files_without_a_space(text, message, tmp_path):
     path = tmp_path / "space.py"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(VaecfError, match=message):
+    with refuses(message):
         space_lib.load(path)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import pickle
 import signal
 import subprocess
@@ -12,13 +11,11 @@ import time
 import optuna
 import pytest
 from optuna.trial import TrialState
+from oracles import ROOT, refuses
 
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
-from vaecf.errors import VaecfError
 from vaecf.tuning import study as study_lib
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # Takes trials until there are none; 'hang' stops in the midst of the first.
 WORKER = """
@@ -170,18 +167,18 @@ def test_a_study_is_one_of_a_config_a_space_and_a_dataset(plan, base):
     epochs = config_lib.replace(base, {"train.epochs": 9})
     elsewhere = config_lib.replace(base, {"data.dir": "/other"})
     study_lib.open_study(plan(base=elsewhere), "a")
-    with pytest.raises(VaecfError, match=r"another config\.train\.epochs: use"):
+    with refuses(r"another config\.train\.epochs: use"):
         study_lib.open_study(plan(base=epochs), "a")
-    with pytest.raises(VaecfError, match="another dataset"):
+    with refuses("another dataset"):
         study_lib.open_study(made, "b")
     space = {**made.space, "model.latent": {"low": 2, "high": 4}}
-    with pytest.raises(VaecfError, match=r"another space of model\.latent"):
+    with refuses(r"another space of model\.latent"):
         study_lib.open_study(plan(space=space), "a")
 
 
 def test_passwords_are_not_shown(plan):
     url = "nosuch://me:secret@host/db"
-    with pytest.raises(VaecfError, match=r"nosuch://\*\*\*@host/db") as caught:
+    with refuses(r"nosuch://\*\*\*@host/db") as caught:
         study_lib.open_study(plan(storage=url), "data")
     assert "secret" not in str(caught.value)
 
@@ -197,9 +194,8 @@ def test_passwords_are_not_shown(plan):
 )
 def test_storages_that_are_none(storage, message, plan, monkeypatch):
     monkeypatch.setattr(study_lib.time, "sleep", lambda seconds: None)
-    with pytest.raises(VaecfError, match=message) as caught:
+    with refuses(message):
         study_lib.open_study(plan(storage=storage), "data")
-    assert "\n" not in str(caught.value)
 
 
 def test_pruners(plan):
@@ -210,5 +206,5 @@ def test_pruners(plan):
     }.items():
         study = study_lib.open_study(plan(pruner=name), "data")
         assert isinstance(study.pruner, kind)
-    with pytest.raises(VaecfError, match="one of median, hyperband, none"):
+    with refuses("one of median, hyperband, none"):
         study_lib.open_study(plan(pruner="mean"), "data")

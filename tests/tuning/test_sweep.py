@@ -1,6 +1,5 @@
 """Sweeps that train, compared with the files that their trials write."""
 
-import json
 import os
 import pathlib
 import signal
@@ -10,9 +9,9 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
+from oracles import generated, refuses
 
 from vaecf import config as config_lib
-from vaecf.data import synthetic
 from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
 from vaecf.serving import trained_model
@@ -21,6 +20,7 @@ from vaecf.training import loop
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
 from vaecf.tuning import sweep as sweep_lib
+from vaecf.workdir import read_json
 
 METRIC = "validation/ndcg@10"
 RATES = (0.01, 1e30, 0.03)
@@ -89,7 +89,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve):
         assert trials[number].intermediate_values == values
         bests[number] = max(values.values())
         assert trials[number].value == bests[number]
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         rate = trials[number].params["optimizer.learning_rate"]
         assert config["optimizer"]["learning_rate"] == rate
         assert not (folder / "tensorboard").exists()
@@ -104,7 +104,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve):
     assert frame["number"].tolist() == [0, 1, 2]
     assert frame["value"].max() == study.best_value
     assert frame["optimizer.learning_rate"].tolist() == [*RATES]
-    written = json.loads((made.workdir / "best.json").read_text())
+    written = read_json(made.workdir / "best.json")
     assert (written["number"], written["value"]) == (best, study.best_value)
     assert written["params"] == {"optimizer.learning_rate": RATES[best]}
     text = "\n".join(said)
@@ -136,7 +136,7 @@ def test_mistakes_are_found_before_the_first_trial(change, message, plan, base):
     workers = change.pop("workers", 1)
     if change.keys() & config_lib.settings().keys():
         change = {"base": config_lib.replace(base, change)}
-    with pytest.raises(VaecfError, match=message):
+    with refuses(message):
         sweep_lib.sweep(plan(**change), workers=workers, log=quiet)
     assert not (plan().workdir / "trials").exists()
 
@@ -152,15 +152,14 @@ def test_a_workdir_is_one_of_a_study(plan, monkeypatch):
         plan(workdir=relative, storage=str(relative / "study.journal"))
     )
     moved.rename(made.workdir)
-    with pytest.raises(VaecfError, match="'study': 'other'"):
+    with refuses("'study': 'other'"):
         sweep_lib._check_or_create(plan(study="other"))
 
 
 def test_a_dataset_without_validation_users_is_refused(plan, monkeypatch):
-    size = {"n_train_users": 30, "n_items": 33, "n_groups": 3}
-    empty = synthetic.make("synthetic", n_held_out_users=0, **size)
+    empty = generated(30, 0, 33, 3)
     monkeypatch.setattr(sweep_lib, "find_dataset", lambda path: empty)
-    with pytest.raises(VaecfError, match="needs validation users"):
+    with refuses("needs validation users"):
         sweep_lib.sweep(plan())
 
 
@@ -191,7 +190,7 @@ def test_a_model_too_large_is_a_failed_trial(plan, fail, opened):
     assert all("failed: RESOURCE_EXHAUSTED: Out of" in line for line in lines)
     assert "no trial is complete yet" in said[-1]
     # What fails every trial ends the sweep before all are spent.
-    with pytest.raises(VaecfError, match="5 trials in a row failed"):
+    with refuses("5 trials in a row failed"):
         sweep_lib.sweep(plan(trials=20), log=said.append)
     assert len(opened(plan()).get_trials()) == 7
 
@@ -212,9 +211,6 @@ def test_a_defect_ends_the_sweep_and_the_trial_waits(plan, fail, opened):
         sweep_lib.sweep(plan(trials=2), log=quiet)
     states = [t.state for t in opened(plan(trials=2)).get_trials()]
     assert states == [TrialState.FAIL, TrialState.WAITING]
-
-
-# --- Trials that train together ---------------------------------------------
 
 
 def test_trials_of_a_population_equal_separate_trials(
@@ -330,9 +326,8 @@ def test_an_interrupted_sweep_resumes(
 def test_a_population_too_large_for_the_memory(plan, fail, opened):
     fail(OUT_OF_MEMORY)
     made = plan(trials=2, population=2, space=NUMBERS)
-    with pytest.raises(VaecfError, match="train fewer trials") as caught:
+    with refuses("train fewer trials"):
         sweep_lib.sweep(made, log=quiet)
-    assert "\n" not in str(caught.value)
     states = [t.state for t in opened(made).get_trials()]
     assert states == [TrialState.FAIL] * 2 + [TrialState.WAITING] * 2
 
@@ -376,7 +371,7 @@ def test_a_blend_whose_tuning_fails_fails_alone(
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert first.user_attrs[study_lib.ERROR] == "the branch cannot be read"
     weights = made.trial_directory(1) / "linear" / "weights.json"
-    chosen = json.loads(weights.read_text())
+    chosen = read_json(weights)
     assert second.value == chosen["value"]
     assert second.value == max(t["value"] for t in chosen["tried"])
 

@@ -131,11 +131,12 @@ def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    pruner = _pruner(plan)  # an unknown name creates no storage
     study = optuna.create_study(
         study_name=plan.study,
         storage=_open_storage(plan),
         sampler=_Sampler(plan.seed),
-        pruner=_pruner(plan),
+        pruner=pruner,
         direction="maximize",
         load_if_exists=True,
     )
