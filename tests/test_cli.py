@@ -157,7 +157,6 @@ def config(tmp_path):
     ],
 )
 def test_a_mistaken_override(run, config, named, override, message):
-    """Whether the config is named on the command line or is the default."""
     arguments = [f"--config={config}"] * named + [f"--config.{override}"]
     status, out, err = run(lambda argv: 0, *arguments, config=config)
     assert (status, out) == (2, "")

@@ -208,7 +208,6 @@ def test_a_missing_key_is_an_error(key):
 
 @pytest.mark.parametrize("key", SETTINGS)
 def test_which_keys_may_differ_on_resumption(key):
-    """tests/test_workdir.py has literal examples of both kinds."""
     old = config_lib.Config().to_dict()
     new = config_lib.replace(config_lib.Config(), {key: another(key)}).to_dict()
     assert old != new

@@ -97,7 +97,6 @@ def test_every_import_of_the_package_is_a_dependency():
 
 
 def test_only_the_command_line_names_flags():
-    """The library names settings; `cli.with_flags` spells them as flags."""
     named = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in modules("vaecf")

@@ -55,7 +55,6 @@ def files(folder):
 
 
 def test_the_lock_of_another_process(tmp_path):
-    """It holds the workdir until it dies."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -225,7 +224,6 @@ def test_atomic_directory(tmp_path):
 
 
 def test_atomic_directory_restores_the_old_one(tmp_path, monkeypatch):
-    """The old directory comes back if the new one cannot take its place."""
     target = tmp_path / "made"
     target.mkdir()
     (target / "a").write_text("old")

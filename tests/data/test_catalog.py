@@ -131,15 +131,14 @@ def test_entry_is_complete(name):
 
 def test_constants_are_those_of_the_paper():
     # Liang et al. (2018), section 4.1 and the notebook published with it.
-    ml, netflix, msd = (catalog.get(n) for n in ("ml-20m", "netflix", "msd"))
-    assert [e.held_out_users for e in (ml, netflix, msd)] == [
-        10_000,
-        40_000,
-        50_000,
-    ]
-    assert [e.min_rating for e in (ml, netflix, msd)] == [4.0, 4.0, None]
-    assert [e.min_items_per_user for e in (ml, netflix, msd)] == [5, 5, 20]
-    assert [e.min_users_per_item for e in (ml, netflix, msd)] == [0, 0, 200]
+    for name, *expected in (
+        ("ml-20m", 10_000, 4.0, 5, 0),
+        ("netflix", 40_000, 4.0, 5, 0),
+        ("msd", 50_000, None, 20, 200),
+    ):
+        e = catalog.get(name)
+        limits = [e.min_items_per_user, e.min_users_per_item]
+        assert [e.held_out_users, e.min_rating, *limits] == expected
 
 
 @pytest.mark.parametrize(

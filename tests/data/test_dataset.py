@@ -265,7 +265,7 @@ def test_existing_directories(tmp_path):
 
 def test_parts_must_fit():
     good = example()
-    names = (
+    names = [
         "name",
         "protocol",
         "train",
@@ -273,7 +273,7 @@ def test_parts_must_fit():
         "test",
         "items",
         "users",
-    )
+    ]
     fields = {name: getattr(good, name) for name in names}
     for name, value, message in (
         ("items", IdTable([1, 2]), "item table has 2"),

@@ -152,7 +152,6 @@ def test_a_branch_that_only_harms_has_no_weight(data, done, monkeypatch):
 
 
 def test_a_branch_on_item_shards(data, done, tmp_path):
-    """The model ranks as on one device and saves the same files."""
     workdir, _, results = done
     gone = shutil.copytree(workdir, tmp_path / "gone")
     model = trained_model.load(gone, mesh=mesh_lib.make_mesh(2, 4))

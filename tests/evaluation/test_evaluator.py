@@ -222,7 +222,6 @@ def dense_metrics(score_UI, fold_in, held_out, names):
 
 @pytest.fixture(scope="module")
 def small():
-    """40 users and 30 items; a third of the items seen, some held out."""
     rng = np.random.default_rng(5)
     train = scipy.sparse.csr_matrix(rng.random((200, 30)) < 0.3, dtype=float)
     part = rng.random((40, 30))

@@ -23,8 +23,6 @@ from vaecf.workdir import read_json
 
 
 class Done(NamedTuple):
-    """Exit status, stdout and stderr of a command."""
-
     status: int
     out: str
     err: str

@@ -31,8 +31,6 @@ TINY_EVALUATION = (
 
 @pytest.fixture
 def measured(tmp_path, succeeds):
-    """Runs a benchmark and returns its JSON and its output."""
-
     def run(name, *arguments):
         path = tmp_path / "new" / "result.json"
         out = succeeds(f"benchmark/{name}", *arguments, f"--json={path}")

@@ -85,8 +85,6 @@ def runs(tmp_path):
 
 @pytest.fixture
 def compared(tmp_path, succeeds):
-    """A function that compares and returns (the JSON, the text)."""
-
     def compare(*arguments):
         made = tmp_path / "all.json"
         out = succeeds(
@@ -163,7 +161,6 @@ def test_groups_differences_and_tables(runs, compared):
 
 
 def test_seeds_of_a_blend_are_one_group(tmp_path, compared):
-    """Beside the seeds of its model alone."""
     runs = [
         write_run(tmp_path / f"{own}-{s}", {own: scores(s)}, seed=s)
         for own in ("mult_vae", "mult_vae+linear")
@@ -236,7 +233,6 @@ def test_what_does_not_compare_is_refused(runs, tmp_path, refused):
 def test_a_real_run_compares_with_itself_under_another_seed(
     trained, tmp_path, compared
 ):
-    """compare.py reads what main.py --test writes."""
     again = shutil.copytree(trained.workdir, tmp_path / "again")
     config = read_json(again / "config.json")
     (again / "config.json").write_text(json.dumps(config | {"seed": 5}))

@@ -63,7 +63,6 @@ def alone(flags, succeeds, tmp_path_factory):
 
 @contextlib.contextmanager
 def start(*flags):
-    """Starts two processes of one run."""
     with socket.socket() as s:
         s.bind(("", 0))
         address = f"localhost:{s.getsockname()[1]}"

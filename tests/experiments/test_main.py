@@ -41,7 +41,6 @@ def losses(workdir):
 
 
 def check(summary, lists, data, split):
-    """Compares a summary with the definitions, user by user."""
     matrix = data.split(split).held_out
     wanted = [set(matrix.row(u).tolist()) for u in range(matrix.n_users)]
     assert set(summary) == {"ndcg@100", "recall@5"}
@@ -171,7 +170,6 @@ def test_report_events_and_trace(trained):
 
 
 def test_latency(trained):
-    """tests/serving/test_latency.py checks the figures."""
     figures = results(trained.workdir)["inference"]
     assert "batch_2_mean_latency" not in figures
     for size in (1, 3):
@@ -185,7 +183,6 @@ def test_latency(trained):
 
 
 def test_the_recipes_log(trained):
-    """tests/reporting/test_recipe_log.py checks the format."""
     lines = (trained.folder / "log.json").read_text().splitlines()
     entries = [json.loads(line.removeprefix("DLLL ")) for line in lines]
     declared = [e for e in entries if e["type"] == "METADATA"]
@@ -347,8 +344,6 @@ def test_a_blend_reports_its_weights(tiny, oracle_dir, tmp_path, command):
 
 @pytest.fixture
 def config_of(parsed):
-    """config_of(...) is the config that main.py makes of its flags."""
-
     def config_of(*arguments):
         with parsed("main", "--train", "--workdir=w", *arguments) as module:
             return module.main_flags.parse(flags.FLAGS)[0]

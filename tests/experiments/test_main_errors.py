@@ -138,7 +138,6 @@ def test_a_workdir_in_use(workdir, refused):
 
 
 def test_a_missing_or_damaged_checkpoint(workdir, refused):
-    """tests/serving/test_trained_model.py damages each of the files."""
     best = workdir / "checkpoints" / "best"
     for path in best.rglob("manifest.ocdbt"):
         path.write_bytes(path.read_bytes()[:10])

@@ -60,21 +60,15 @@ def test_refused(tmp_path, refused, flags, messages):
     refused("prepare_dataset", given, *messages)
 
 
-def test_output_exists(tmp_path, monkeypatch, command):
-    monkeypatch.chdir(tmp_path)
+def test_output_exists(refused, succeeds):
     table().to_csv("ratings.csv", index=False)
     given = ("prepare_dataset", "--ratings=ratings.csv", "--output=out")
-    done = command(*given)
-    assert done.status == 0
-    assert "next: python experiments/main.py --train --test" in done.out
-    assert "--config.data.dir=out" in done.out
+    out = succeeds(*given)
+    assert "next: python experiments/main.py --train --test" in out
+    assert "--config.data.dir=out" in out
     first = open_dataset("out").manifest_hash
-    done = command(*given, "--seed=4")
-    assert done.status == 2
-    assert (
-        "out holds a dataset already" in done.err and "--overwrite" in done.err
-    )
-    assert open_dataset("out").manifest_hash == first
-    assert command(*given, "--seed=4", "--overwrite").status == 0
+    script, *again = *given, "--seed=4"
+    refused(script, again, "out holds a dataset already", "--overwrite")
+    succeeds(script, *again, "--overwrite")
     assert open_dataset("out", verify=True).manifest_hash != first
     assert {p.name for p in pathlib.Path().iterdir()} == {"ratings.csv", "out"}

@@ -26,7 +26,6 @@ def get_space():
 
 @pytest.fixture
 def flags(tmp_path, data_dir):
-    """A sweep of three trials in `sweep`."""
     (tmp_path / "space.py").write_text(SPACE)
     return [
         f"--config={ROOT / 'configs' / 'synthetic.py'}",

@@ -49,7 +49,6 @@ def test_shapes_equal_those_of_a_fit(branch):
 
 
 def expected(branch, logits):
-    """The module's formula in float64."""
     x = dense(HISTORIES, ITEMS)
     linear = np.maximum(x @ item_item(branch, ITEMS), 0)
     share = (TRAIN.item_counts() + 5) / (TRAIN.n_users + 5)

@@ -72,7 +72,6 @@ def test_ease_minimises_its_loss(users, l2):
 def test_ease_with_dropout_and_weighted_users(
     x, users, dropout, exponent, free, rtol, atol, free_bytes
 ):
-    """Inverted by items and by users, in float64 and in float32."""
     free_bytes(free)
     x = x[:users]
     weights = linear.fit(

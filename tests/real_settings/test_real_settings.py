@@ -62,7 +62,6 @@ def data(tmp_path_factory):
 
 
 def train(data, workdir, changes):
-    """Trains and tests with the settings `SMALL` and `changes`."""
     config = config_lib.replace(
         config_lib.Config(), {"data.dir": str(data.path), **SMALL, **changes}
     )
@@ -102,7 +101,6 @@ def test_resuming_gives_the_same_numbers(trained, data, tmp_path):
 
 
 def test_metrics_are_those_of_the_recommendations(trained, data):
-    """Against the definitions, user by user."""
     _, run = trained
     fold_in, held_out = data.test
     ids = data.items.ids

@@ -43,7 +43,6 @@ def _cell(mean, stderr):
 
 @pytest.fixture
 def results():
-    """What results.json of that run might hold."""
     return {
         "test": {
             "ndcg@100": _cell(0.40124, 0.00612),

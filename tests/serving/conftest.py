@@ -16,8 +16,6 @@ SETTINGS = dict(hidden=(12,), latent=4, batch_size=32, patience=None)
 
 
 class Shop(NamedTuple):
-    """A recommender with string ids, its data and its workdir."""
-
     recommender: Recommender
     frame: pd.DataFrame
     workdir: object

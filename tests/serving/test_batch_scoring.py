@@ -94,7 +94,6 @@ def test_the_suffix_decides_the_format(shop, scattered, tmp_path):
 def test_one_partition_is_held_at_a_time(
     shop, scattered, tmp_path, monkeypatch
 ):
-    """No matrix has more users than a partition."""
     monkeypatch.setattr(batch_scoring, "_USERS_PER_PARTITION", 8)
     sizes = []
     make = Interactions.from_pairs

@@ -64,7 +64,6 @@ def setup_of():
 
 @pytest.fixture(scope="session")
 def take():
-    """Returns `train_step`, compiled."""
     return jax.jit(step_lib.train_step, static_argnums=0)
 
 
@@ -95,8 +94,6 @@ def run_epochs(dataset):
 
 @pytest.fixture(scope="session")
 def train(dataset):
-    """train(workdir, config) on the small dataset."""
-
     def run(workdir, config, data=dataset, **arguments):
         return loop.train(
             config, data, workdir, show_progress=False, **arguments

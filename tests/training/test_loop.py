@@ -99,8 +99,6 @@ def whole(tmp_path_factory, small, train):
 
 @pytest.fixture(scope="module")
 def assert_whole(whole, assert_same, state_of):
-    """Asserts that a workdir ended with the state and records of `whole`."""
-
     def check(workdir):
         states = (state_of(w) for w in (workdir, whole[0]))
         assert_same(*states)
@@ -167,7 +165,6 @@ def test_a_finished_run(whole, small, train, assert_same, state_of):
 def test_a_run_is_its_steps(
     whole, small, run_epochs, assert_same, state_of, setup_of
 ):
-    """The loop only runs the pipeline, epoch by epoch."""
     setup = setup_of(small())
     state, metrics = run_epochs(setup, small(), range(3))
     assert_same(state, state_of(whole[0]))
@@ -254,7 +251,6 @@ def test_position_that_does_not_fit_the_state(tmp_path, whole, small, train):
 
 
 def script(monkeypatch, values):
-    """Validations give these values, one after the other."""
     left = list(values)
 
     def evaluated(self, ranker, params):

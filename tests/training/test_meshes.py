@@ -15,7 +15,6 @@ from vaecf.training.checkpoints import LATEST, Checkpoints
 
 
 def real(tree):
-    """Returns the arrays without the padding after the 33 items."""
     axes = {
         "input_kernel": ("item", None),
         "output_kernel": (None, "item"),

@@ -107,7 +107,6 @@ def test_more_units_than_items(dataset):
 
 
 def test_it_counts_at_the_start_alone(small, train, tmp_path, assert_same):
-    """A resumed run equals the uninterrupted one, bit for bit."""
     runs, said = [], []
     for name, epochs in (("whole", 2), ("parts", 1), ("parts", 2)):
         config = small(model={"init": "spectral"}, train={"epochs": epochs})

@@ -278,7 +278,6 @@ def test_parts_of_a_batch(small):
 
 @pytest.mark.parametrize("variant", ["vae", "dae"])
 def test_golden_steps(small, take, variant):
-    """Parameters after one and after three steps of Adam."""
     config = golden_options(small, variant)
     setup = setup_on(config)
     state, key = shuffled(setup), state_lib.step_key(3)

@@ -66,8 +66,6 @@ def plan(base, tmp_path):
 
 @pytest.fixture(scope="session")
 def opened():
-    """The study of a plan."""
-
     def of(plan):
         made = dataset.find_dataset(plan.base.data.dir)
         return open_study(plan, made.manifest_hash)

@@ -3,8 +3,12 @@
 import importlib
 import json
 
-import optuna
 import pytest
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from oracles import ROOT, refuses
 
 from vaecf import config as config_lib
@@ -77,16 +81,12 @@ def test_kinds_of_intervals(base):
     }
     space_lib.check(space, base)
     got = space_lib.distributions(space, base)
-    assert got["model.latent"] == optuna.distributions.IntDistribution(2, 9)
-    assert got["loss.anneal_cap"] == optuna.distributions.FloatDistribution(
-        0, 1
-    )
+    assert got["model.latent"] == IntDistribution(2, 9)
+    assert got["loss.anneal_cap"] == FloatDistribution(0, 1)
     assert got["train.batch_size"].log
     # A study's stored choices are turned back into the original values.
     for key, distribution in got.items():
-        if not isinstance(
-            distribution, optuna.distributions.CategoricalDistribution
-        ):
+        if not isinstance(distribution, CategoricalDistribution):
             continue
         stored = json.loads(json.dumps(distribution.choices))
         values = [space_lib.values(space, {key: s})[key] for s in stored]

@@ -1,0 +1,49 @@
+"""Keywords of Recommender, and the configs that they become."""
+
+import pytest
+
+from configs import blend as blend_config
+from vaecf import config as config_lib
+from vaecf.serving.keywords import make_config
+from vaecf.serving.recommender import Recommender
+
+
+def test_wrong_calls():
+    with pytest.raises(TypeError, match="'latnet'; did you mean latent"):
+        Recommender(latnet=3)
+
+
+def test_the_blend_has_the_settings_of_its_config():
+    mine, its = (
+        config.flat()
+        for config in (
+            make_config(Recommender.blend()._settings, 1000),
+            config_lib.from_mapping(blend_config.get_config()),
+        )
+    )
+    differing = {key for key in mine | its if mine[key] != its[key]}
+    # In memory; a weight that γ replaces; a validation a round and not two.
+    assert differing == {
+        "data.dir",
+        "loss.total_anneal_steps",
+        "eval.every_epochs",
+        "eval.patience",
+    }
+    epochs = [o["eval.patience"] * o["eval.every_epochs"] for o in (mine, its)]
+    assert epochs == [24, 24]
+    changed = Recommender.blend(epochs=7, model="mult_dae")._settings
+    assert (changed["epochs"], changed["model"]) == (7, "mult_dae")
+
+
+@pytest.mark.parametrize("model", ["mult_vae", "mult_dae", "rec_vae"])
+def test_only_rec_vae_alternates(model):
+    """Its `patience` counts rounds: there is one validation per round."""
+    settings = Recommender(
+        model=model, gamma=0.5, alternating_epochs=[2, 1]
+    )._settings
+    config = make_config(settings, 100)
+    turns, gamma, every = ((2, 1), 0.5, 3) if model == "rec_vae" else ((), 0, 1)
+    assert config.train.alternating_epochs == turns
+    assert config.loss.gamma == gamma
+    assert config.eval.every_epochs == every
+    assert config.eval.patience == 10
