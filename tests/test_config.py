@@ -200,19 +200,12 @@ def test_a_missing_key_is_an_error(key):
 
 @pytest.mark.parametrize("key", SETTINGS)
 def test_which_keys_may_differ_on_resumption(key):
-    old = config_lib.Config().to_dict()
-    new = config_lib.replace(config_lib.Config(), {key: another(key)}).to_dict()
+    old = config_lib.Config()
+    new = config_lib.replace(old, {key: another(key)})
     assert old != new
     expected = [] if SETTINGS[key].metadata["resumable"] else [key]
     assert workdir_lib.differing_keys(old, new) == expected
     assert workdir_lib.differing_keys(new, old) == expected
-
-
-def test_keys_on_one_side_only_differ():
-    old, new = config_lib.Config().to_dict(), config_lib.Config().to_dict()
-    del new["model"]["latent"], old["loss"]["gamma"]
-    keys = workdir_lib.differing_keys(old, new)
-    assert keys == ["loss.gamma", "model.latent"]
 
 
 def test_replace():

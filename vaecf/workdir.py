@@ -14,6 +14,7 @@ report.html      the run as a page
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -251,30 +252,26 @@ def check_or_create(
       VaecfError: the workdir holds another run; names the keys that differ.
     """
     require_no_other(workdir, "run")
-    values = config.to_dict()
     # A run without a checkpoint has no results that a change could invalidate.
     if (workdir / CHECKPOINTS).is_dir():
-        old = read_config(workdir).to_dict()
+        old = read_config(workdir)
         if not train:
-            old["precision"] = values["precision"]
-        _check_same(workdir, old, values, dataset)
+            old = dataclasses.replace(old, precision=config.precision)
+        _check_same(workdir, old, config, dataset)
     elif train:
         write_identity(workdir, dataset.manifest, dataset.items)
         # Blend weights of an earlier model do not fit the new one.
         (workdir / LINEAR / WEIGHTS).unlink(missing_ok=True)
     if train:
-        write_json(workdir / CONFIG, values)
+        write_json(workdir / CONFIG, config.to_dict())
 
 
 def _check_same(
-    workdir: pathlib.Path,
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    dataset: Any,
+    workdir: pathlib.Path, old: Config, new: Config, dataset: Any
 ) -> None:
-    flat_old, flat_new = config_lib.flatten(old), config_lib.flatten(new)
+    was, now = old.flat(), new.flat()
     changes = "; ".join(
-        f"config.{key} was {flat_old.get(key)!r} and is {flat_new.get(key)!r}"
+        f"config.{key} was {was[key]!r} and is {now[key]!r}"
         for key in differing_keys(old, new)
     )
     if changes:
@@ -282,8 +279,9 @@ def _check_same(
             f"workdir {workdir} holds a run with another config: {changes}. "
             "Use the same values to resume it, or choose another workdir"
         )
-    manifest = read_json(workdir / DATASET)
-    if keys := _differing(manifest, dataset.manifest):
+    manifest, other = read_json(workdir / DATASET), dataset.manifest
+    keys = sorted(manifest.keys() | other.keys())
+    if keys := [k for k in keys if manifest.get(k, ...) != other.get(k, ...)]:
         raise VaecfError(
             f"workdir {workdir} holds a run on another dataset: "
             f"{manifest.get('name')!r}, and {dataset.path} is {dataset.name!r} "
@@ -292,17 +290,11 @@ def _check_same(
         )
 
 
-def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns the keys of nested configs whose change forbids resuming."""
-    settings = config_lib.settings()
+def differing_keys(old: Config, new: Config) -> list[str]:
+    """Returns the keys of settings whose change forbids resuming."""
+    was, now = old.flat(), new.flat()
     return [
         key
-        for key in _differing(config_lib.flatten(old), config_lib.flatten(new))
-        if key not in settings or not settings[key].metadata["resumable"]
+        for key, field in config_lib.settings().items()
+        if was[key] != now[key] and not field.metadata["resumable"]
     ]
-
-
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Returns the keys whose values differ, or that one mapping lacks."""
-    keys = sorted(a.keys() | b.keys())
-    return [key for key in keys if a.get(key, ...) != b.get(key, ...)]
