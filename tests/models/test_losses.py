@@ -1,5 +1,7 @@
 """The terms of the loss against closed forms and quadrature."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import scipy.integrate
 from scipy import special, stats
 
+from vaecf.config import LossConfig
 from vaecf.models import losses
 
 
@@ -68,9 +71,8 @@ def test_composite_prior():
     ],
 )
 def test_anneal_weight(step, cap, total, expected):
-    def weight(s):
-        return losses.anneal_weight(s, cap=cap, total_steps=total)
-
+    config = LossConfig(anneal_cap=cap, total_anneal_steps=total)
+    weight = functools.partial(losses.anneal_weight, config=config)
     for got in (weight(step), jax.jit(weight)(jnp.int32(step))):
         assert got.shape == () and got.dtype == jnp.float32
         np.testing.assert_allclose(got, expected, rtol=1e-6)

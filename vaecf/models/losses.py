@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vaecf.config import LossConfig
+
 
 def gaussian_kl(mean_BZ: jax.Array, log_variance_BZ: jax.Array) -> jax.Array:
     """Returns KL(N(mean, variance) || N(0, 1)) of each user.
@@ -70,21 +72,17 @@ def is_left_out(weight: Any) -> bool:
     return isinstance(weight, int | float) and weight == 0
 
 
-def anneal_weight(
-    step: jax.Array | int, *, cap: Any, total_steps: Any
-) -> jax.Array:
+def anneal_weight(step: jax.Array | int, config: LossConfig) -> jax.Array:
     """Returns the KL term's weight β, min(cap, step / total_steps), float32.
 
     Liang et al. 2018, section 2.2.2, in the form of the authors' and NVIDIA's
     code. β is a function of the global step, which checkpoints hold, so that
     annealing restarts neither with an epoch nor with a resumed run.
 
-    Args:
-      step: int32 scalar, steps taken before this one.
-      cap: largest weight, a number or a traced scalar.
-      total_steps: steps until the weight would reach 1, a number or a traced
-        scalar; 0 gives `cap` from the first step on.
+    `step`, int32, counts the steps before this one. The numbers of `config` may
+    be traced.
     """
+    cap, total_steps = config.anneal_cap, config.total_anneal_steps
     if is_left_out(total_steps):
         return jnp.float32(cap)
     slope = jnp.asarray(step, jnp.float32) / jnp.float32(total_steps)

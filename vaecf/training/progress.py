@@ -86,13 +86,7 @@ def training_record(
         "train/loss": sums.loss / sums.users,
         "train/nll": sums.nll / sums.users,
         "train/kl": sums.kl / sums.users,
-        "train/anneal": float(
-            losses.anneal_weight(
-                last_step,
-                cap=config.loss.anneal_cap,
-                total_steps=config.loss.total_anneal_steps,
-            )
-        ),
+        "train/anneal": float(losses.anneal_weight(last_step, config.loss)),
         "train/users_per_second": sums.users / progress.epoch_seconds,
         "train/epoch_seconds": progress.epoch_seconds,
         "train/loss_scale": float(optimizers.loss_scale_of(opt_state)),

@@ -125,11 +125,7 @@ def gradients(
     `setup.parts` microbatches. The gradients are those of the trained
     parameters.
     """
-    kl_weight = losses.anneal_weight(
-        step,
-        cap=setup.loss.anneal_cap,
-        total_steps=setup.loss.total_anneal_steps,
-    )
+    kl_weight = losses.anneal_weight(step, setup.loss)
     specs = mesh_lib.specs(params, mult_vae.PARTITION)
     trained = setup.trained(params)
     gradient_specs = setup.moment_specs(trained, setup.trained(specs))
