@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaecf.errors import VaecfError, did_you_mean
-from vaecf.evaluation import per_user, scorers
+from vaecf.evaluation import per_user
 from vaecf.evaluation.coordinate_search import coordinate_search
 from vaecf.evaluation.evaluator import Evaluation, Evaluator
 from vaecf.evaluation.ranking import Scorer
@@ -293,8 +293,11 @@ def evaluate_oracle(
 
     Returns {'validation': summary, 'test': summary} for a synthetic dataset.
     """
+    oracle = Scorer(
+        popularity.oracle_scores, popularity.PARTITION, dataset.n_items
+    )
     # The metrics of validation are those of the test, or more.
-    ranker = validation.compile(scorers.oracle(dataset.n_items))
+    ranker = validation.compile(oracle)
     first = dataset.split_sizes[0]
     summaries = {}
     for split, users in (("validation", validation), ("test", test)):

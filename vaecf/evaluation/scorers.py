@@ -1,4 +1,4 @@
-"""Scorers: the trained model, and the oracle."""
+"""The scorer of a trained model, and of its blend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vaecf.evaluation.ranking import Scorer
-from vaecf.models import blend, mult_vae, popularity
+from vaecf.models import blend, mult_vae
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
@@ -79,12 +79,3 @@ def _model_scores(
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
-
-
-def oracle(n_items: int) -> Scorer:
-    """Returns the scorer that ranks by the probabilities that made the data.
-
-    It is the best that any model can reach on synthetic data. Its parameters
-    are those of `popularity.fit_oracle`.
-    """
-    return Scorer(popularity.oracle_scores, popularity.PARTITION, n_items)

@@ -284,14 +284,13 @@ def train_steps(
 ) -> tuple[TrainState, StepMetrics]:
     """Takes steps start .. stop-1 in one dispatch.
 
-    The bounds are traced, so that any range of steps runs the same program.
+    The bounds, int32, are traced: any range of steps runs the same program.
 
     Args:
       n_slots: slots of a microbatch; static, as are `setup` and `csr_spec`.
       csr: as in `assemble`; `csr_spec` is the PartitionSpec of its arrays.
       order_SB: int32 [steps, batch_size], users of each batch.
       key: `step_key` of the run.
-      start, stop: int32, rows of order_SB.
 
     Returns:
       (state after the last step, metrics [steps]; 0 for steps not taken).
