@@ -176,8 +176,8 @@ class InputPipeline:
 
     def _windows(
         self, order: np.ndarray, window_bytes: int
-    ) -> tuple[np.ndarray, _Ahead]:
-        """Returns (order of the users within a window, the windows)."""
+    ) -> tuple[np.ndarray, Callable[[int], sparse_batch.Csr]]:
+        """Returns `order` and `window` of a streamed `Epoch`."""
         steps, batch_size = order.shape
         shards = self._setup.data_shards
         step_bytes = 4 * self._counts.mean() * batch_size
@@ -212,9 +212,18 @@ class InputPipeline:
                 window,
             )
 
+        made: dict[int, futures.Future[sparse_batch.Csr]] = {}
+
+        def window(w: int) -> sparse_batch.Csr:
+            made.pop(w - 1, None)
+            for i in range(w, min(w + 2, len(user_WDU))):
+                if i not in made:
+                    made[i] = self._thread.submit(assemble, i)
+            return made[w].result()
+
         in_window = np.arange(length * batch_size // shards, dtype=np.int32)
         in_window = np.tile(in_window.reshape(length, -1), (1, shards))
-        return in_window, _Ahead(assemble, len(user_WDU), self._thread)
+        return in_window, window
 
     def run(
         self, state: TrainState, epoch: Epoch, start: int, stop: int
@@ -309,26 +318,6 @@ class InputPipeline:
             ),
             default=0,
         )
-
-
-class _Ahead:
-    """Makes windows in order, the next one in a thread while one is used."""
-
-    def __init__(
-        self,
-        make: Callable[[int], sparse_batch.Csr],
-        n: int,
-        thread: futures.Executor,
-    ) -> None:
-        self._make, self._n, self._thread = make, n, thread
-        self._made: dict[int, futures.Future[sparse_batch.Csr]] = {}
-
-    def __call__(self, w: int) -> sparse_batch.Csr:
-        self._made = {
-            i: self._made.get(i) or self._thread.submit(self._make, i)
-            for i in range(w, min(w + 2, self._n))
-        }
-        return self._made[w].result()
 
 
 def make_pipeline(
