@@ -135,7 +135,7 @@ def results(benchmark: str) -> list[Result]:
     """Returns the runs of a benchmark, including those of gpu.py."""
     paths = sorted(RESULTS.glob(f"{benchmark}*.json"))
     runs = [json.loads(path.read_text()) for path in paths]
-    for path in RESULTS.glob("gpu.json"):
+    for path in sorted(RESULTS.glob("gpu*.json")):
         runs += [
             run["result"]
             for run in json.loads(path.read_text())["runs"]
