@@ -174,7 +174,7 @@ class OptimizerConfig:
     """The optimiser."""
 
     name: str = _setting(
-        "adam", "Optimiser: 'adam' or 'nadam'.", _one_of("adam", "nadam")
+        "adam", "Optimiser, a key of `vaecf.training.optimizers.OPTIMIZERS`."
     )
     learning_rate: float = _setting(1e-3, "Learning rate.", _POSITIVE)
     beta1: float = _setting(0.9, "Decay of the first moment.", _FRACTION)

@@ -24,7 +24,7 @@ from vaecf.parallel import processes
 from vaecf.reporting import recipe_log, report, tables, writers
 from vaecf.serving import latency, samples
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
-from vaecf.training import loop, precision
+from vaecf.training import loop, optimizers, precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +172,7 @@ def _check(config: Config, workdir: pathlib.Path, actions: Actions) -> None:
         baselines.settings(name, actions.settings.get(name))
     for name in (*config.eval.metrics, config.eval.best_metric):
         metrics.parse(name)
+    optimizers.require_known(config.optimizer.name)
     if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
         raise VaecfError(
             f"workdir {workdir} holds no trained model: train first"

@@ -1,7 +1,6 @@
 """Optimisers by name, and dynamic loss scaling for float16.
 
-To add an optimiser, add an entry to `OPTIMIZERS`, and its name to the choices
-of `config.optimizer.name`.
+To add an optimiser, add an entry to `OPTIMIZERS`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from vaecf.config import OptimizerConfig, PrecisionConfig
+from vaecf.errors import VaecfError, did_you_mean
 from vaecf.training.precision import Policy
 
 
@@ -40,6 +40,15 @@ OPTIMIZERS: dict[
 }
 
 
+def require_known(name: str) -> None:
+    """Raises VaecfError unless `OPTIMIZERS` has the name."""
+    if name not in OPTIMIZERS:
+        raise VaecfError(
+            f"config.optimizer.name={name!r} is unknown: use one of "
+            f"{', '.join(OPTIMIZERS)}{did_you_mean(name, OPTIMIZERS)}"
+        )
+
+
 def make_optimizer(
     config: OptimizerConfig,
     precision: PrecisionConfig,
@@ -51,6 +60,7 @@ def make_optimizer(
     `groups` names the top-level parameters that are trained in alternation, by
     group; without groups all parameters are trained together.
     """
+    require_known(config.name)
     optimizer = OPTIMIZERS[config.name](config)
     if groups:
         optimizer = alternating(optimizer, groups)
