@@ -102,13 +102,21 @@ def begin(folder, dataset):
     return files(folder)
 
 
-def test_same_run_resumes(tmp_path, dataset):
+def test_a_run_resumes_with_what_may_change(tmp_path, dataset):
     before = begin(tmp_path, dataset)
     assert set(before) == {"config.json", "dataset.json", "items.parquet"}
     assert json.loads(before["config.json"]) == config().to_dict()
     assert json.loads(before["dataset.json"]) == dataset.manifest
     workdir_lib.check_or_create(tmp_path, config(), dataset)
     assert files(tmp_path) == before
+    workdir_lib.check_or_create(tmp_path, config(RESUMABLE), dataset)
+    after = files(tmp_path)
+    assert json.loads(after["config.json"]) == config(RESUMABLE).to_dict()
+    assert after["dataset.json"] == before["dataset.json"]
+    # Scoring may use another precision, and writes nothing.
+    other = config({**RESUMABLE, "precision.policy": "bf16"})
+    workdir_lib.check_or_create(tmp_path, other, dataset, train=False)
+    assert files(tmp_path) == after
 
 
 def test_another_config_or_dataset_is_refused(tmp_path, dataset):
@@ -133,18 +141,6 @@ def test_another_config_or_dataset_is_refused(tmp_path, dataset):
     with refuses("another dataset"):
         workdir_lib.check_or_create(tmp_path, config(), make(1))
     assert files(tmp_path) == before
-
-
-def test_what_may_change_between_runs(tmp_path, dataset):
-    before = begin(tmp_path, dataset)
-    workdir_lib.check_or_create(tmp_path, config(RESUMABLE), dataset)
-    after = files(tmp_path)
-    assert json.loads(after["config.json"]) == config(RESUMABLE).to_dict()
-    assert after["dataset.json"] == before["dataset.json"]
-    # Scoring may use another precision, and writes nothing.
-    other = config({**RESUMABLE, "precision.policy": "bf16"})
-    workdir_lib.check_or_create(tmp_path, other, dataset, train=False)
-    assert files(tmp_path) == after
 
 
 def test_before_the_first_checkpoint_anything_may_change(tmp_path, dataset):

@@ -110,9 +110,6 @@ def pin(monkeypatch):
     return pin
 
 
-# --- the entries -------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", catalog.CATALOG)
 def test_entry_is_complete(name):
     entry = catalog.get(name)
@@ -179,9 +176,6 @@ def test_published_counts_are_those_of_the_files(realdata_dir, file):
     found = dict(zip(("ratings", "users", "items"), map(counts.get, keys)))
     catalog.check_counts(catalog.get(name), **found)
     assert catalog.get(name).counts == found
-
-
-# --- downloads ---------------------------------------------------------------
 
 
 def test_download_unpacks_only_the_ratings(server, tmp_path, pin, monkeypatch):
@@ -295,9 +289,6 @@ def test_several_files_give_their_folder(server, tmp_path):
     )
     folder = catalog.fetch("netflix", tmp_path, [server.url + "/n.zip"])
     assert sorted(p.name for p in folder.iterdir()) == names
-
-
-# --- archives ----------------------------------------------------------------
 
 
 def test_archive_cannot_write_outside(tmp_path):

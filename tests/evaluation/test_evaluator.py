@@ -20,8 +20,6 @@ from vaecf.parallel import mesh as mesh_lib
 NAN = math.nan
 
 
-# --- By hand ----------------------------------------------------------------
-
 # Item i is in 5 - i of ten histories.
 TRAIN = from_sets([range(5 - u) for u in range(5)] + [[]] * 5, 5)
 
@@ -129,9 +127,6 @@ def test_for_split_of_a_dataset():
     assert nothing.left_out == 4 and nothing.lists.item_UK.shape == (0, 5)
 
 
-# --- By history length ------------------------------------------------------
-
-
 def test_by_history_length_by_hand():
     values_U = np.array([0.1, 0.3, 0.5, NAN, 0.7, 0.9, 1.0, 0.0, 0.2])
     length_U = np.array([1, 2, 3, 99, 4, 5, 6, 7, 8])
@@ -172,9 +167,6 @@ def test_every_user_is_in_one_bucket(users, buckets):
         left -= inside
         above = high
     assert not left
-
-
-# --- Against dense NumPy ----------------------------------------------------
 
 
 def compare_with_numpy(kind, l2, matrices, names, batch_size, mesh):

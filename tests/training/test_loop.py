@@ -129,9 +129,6 @@ def stop_after(monkeypatch):
     return patched
 
 
-# --- A run ------------------------------------------------------------------
-
-
 def test_a_finished_run(whole, small, train, assert_same, state_of):
     """Its checkpoint and records, which another call does not change."""
     workdir, result = whole
@@ -173,9 +170,6 @@ def test_a_run_is_its_steps(
         means = getattr(metrics, name).reshape(3, STEPS).sum(axis=1) / 60
         recorded = [record[f"train/{name}"] for record in epochs]
         assert recorded == pytest.approx(means, rel=1e-5)
-
-
-# --- Resuming ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -245,9 +239,6 @@ def test_position_that_does_not_fit_the_state(tmp_path, whole, small, train):
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
     with refuses(r"step 12.*2 steps.*step 6"):
         train(tmp_path, small(train={"batch_size": 30, "epochs": 9}))
-
-
-# --- Validation -------------------------------------------------------------
 
 
 def script(monkeypatch, values):
@@ -348,9 +339,6 @@ def test_without_validation_users_the_last_is_best(
     assert finals(tmp_path) == 2
 
 
-# --- Trouble ----------------------------------------------------------------
-
-
 def test_diverging_run_and_more_epochs(
     tmp_path, small, train, assert_whole, state_of
 ):
@@ -378,9 +366,6 @@ def test_in_a_thread(tmp_path, small, train):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         run = pool.submit(train, tmp_path, small(train={"epochs": 1}))
     assert run.result().progress.epoch == 1
-
-
-# --- The clock --------------------------------------------------------------
 
 
 def test_stretches_cover_an_epoch_and_last_about_three_seconds():
