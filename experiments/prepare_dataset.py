@@ -19,28 +19,28 @@ from collections.abc import Sequence
 from absl import flags
 
 from vaecf import cli
-from vaecf.data import catalog, prepare
+from vaecf.data import catalog, layouts, prepare
 
 _TEXT, _INT = flags.DEFINE_string, flags.DEFINE_integer
 for _name, _define, _help in (
     ("dataset", _TEXT, "Known dataset, such as ml-20m, or synthetic."),
-    ("ratings", _TEXT, "Ratings: CSV, TSV, Parquet, or as released."),
+    (
+        "ratings",
+        _TEXT,
+        "Ratings: a file, a folder, or a pattern such as *.csv.",
+    ),
     ("data_dir", _TEXT, "Folder laid out as the recipe's (its /data)."),
     ("output", _TEXT, "Directory to write (data/<name>)."),
     ("name", _TEXT, "Name of the data (the dataset's, or the file's)."),
     ("cache_dir", _TEXT, "Directory for downloads."),
-    ("user_column", _TEXT, "Name of the user column of a table (user)."),
-    ("item_column", _TEXT, "Name of the item column of a table (item)."),
-    ("rating_column", _TEXT, "Column that --min_rating is compared with."),
-    ("separator", _TEXT, "Separator of a text table (by name and header)."),
     ("protocol", _TEXT, "paper, recipe or vaecf (the dataset's, or vaecf)."),
     ("held_out_users", _INT, "Validation users, and as many test users."),
-    ("min_rating", flags.DEFINE_float, "Lowest rating that counts."),
     ("min_items_per_user", _INT, "Items that a user needs (5)."),
     ("min_users_per_item", _INT, "Users that an item needs (0)."),
     ("seed", _INT, "Seed of the split (98765 for paper, else 0)."),
 ):
     _define(_name, None, _help)
+cli.define_settings(layouts.FileSettings)
 flags.DEFINE_float("fold_in_proportion", 0.8, "Share of held-out items shown.")
 flags.DEFINE_bool("iterate_filters", False, "Filter until nothing changes.")
 flags.DEFINE_bool("overwrite", False, "Replace an existing dataset.")

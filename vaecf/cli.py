@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging as python_logging
 import os
 import pathlib
@@ -10,6 +11,7 @@ import shlex
 import signal
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -287,6 +289,32 @@ def _override_mistake(text: str, argv: Sequence[str]) -> str:
     near = re.search(r'Did you mean "(\w+)"', text)
     hint = f"; did you mean {near[1]}?" if near else ""
     return f"--{name}: the config has no key {key[1]!r}{hint}"
+
+
+# --- Flags of a dataclass ---------------------------------------------------
+
+
+def define_settings(settings: type) -> None:
+    """Defines a flag for every field that tells its `meaning` in metadata."""
+    define: dict[type, Callable[..., Any]] = {
+        str: flags.DEFINE_string,
+        float: flags.DEFINE_float,
+        bool: flags.DEFINE_bool,
+    }
+    hints = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        if (meaning := field.metadata.get("meaning")) is not None:
+            kinds = set(typing.get_args(hints[field.name])) or {
+                hints[field.name]
+            }
+            kind = next(kind for kind in define if kind in kinds)
+            define[kind](field.name, field.default, with_flags(meaning))
+
+
+def settings_from_flags(settings: type) -> dict[str, Any]:
+    """Returns the values of the flags of `define_settings`, by field."""
+    fields = (field.name for field in dataclasses.fields(settings))
+    return {name: flags.FLAGS[name].value for name in fields}
 
 
 # --- A flag for a list of choices -------------------------------------------

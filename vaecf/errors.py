@@ -18,3 +18,16 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     """Returns '; did you mean X?' for the closest of `words`, or ''."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def listed(names: Iterable[object], most: int = 12) -> str:
+    """Returns 'a, b, c', with at most `most` names."""
+    texts = [str(name) for name in names]
+    rest = f", ... ({len(texts):,} in all)" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + rest
+
+
+def short(value: object, most: int = 60) -> str:
+    """Returns the repr of a value on one line, cut to `most` characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."

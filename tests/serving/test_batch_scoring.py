@@ -61,7 +61,7 @@ def test_the_lists_of_recommend(
 ):
     """With 7 users per partition, all in one, and 1 user per partition."""
     monkeypatch.setattr(batch_scoring, "_ROWS_PER_PARTITION", rows)
-    monkeypatch.setattr("vaecf.data.row_batches.BATCH_ROWS", 16)
+    monkeypatch.setattr("vaecf.data.text_files.BLOCK_BYTES", 160)
     path = write(scattered, tmp_path / name)
     done = []
     scored, lists = score(
@@ -70,7 +70,7 @@ def test_the_lists_of_recommend(
     expected = shop.recommender.recommend(scattered, k=6)
     assert len(expected) == 360
     check(lists, expected)
-    assert scored == (61, 360, 0)
+    assert scored[:3] == (61, 360, 0)
     assert lists.schema == {
         "user": pl.String,
         "rank": pl.Int32,
@@ -122,14 +122,14 @@ def test_unknown_items_are_counted_and_their_users_served(shop, tmp_path):
     items = ["sku-01", "sku-88", "sku-77", "sku-88", "sku-02"]
     frame = pd.DataFrame({"user": users, "item": items})
     scored, lists = score(shop, write(frame, tmp_path / "h.csv"), k=5)
-    assert scored == (3, 15, 3)
+    assert scored[:3] == (3, 15, 3)
     check(lists, shop.recommender.recommend(frame, 5))
 
 
 def test_nobody_has_items_left(shop, tmp_path):
     frame = shop.frame[shop.frame["user"] == "customer all"]
     scored, lists = score(shop, write(frame, tmp_path / "h.csv"))
-    assert scored == (1, 0, 0) and lists.height == 0
+    assert scored[:3] == (1, 0, 0) and lists.height == 0
     assert lists.columns == ["user", "rank", "item", "score"]
 
 
@@ -200,7 +200,10 @@ def refused(shop, path, output=None, **settings):
         ("user,item\nann,sku-01\nann,\n", ["line 3", "'item' has no"]),
         ("usr,item\nann,sku-01\n", ["'user'", "did you mean usr"]),
         ("user,item\n", ["no rows"]),
-        ("user,item\nann,sku-01\nbob,sku-02,x,y\n", ["more fields"]),
+        (
+            "user,item\nann,sku-01\nbob,sku-02,x,y\n",
+            ["line 3: 4 fields instead of the 2"],
+        ),
         ({"user": [1, 2], "item": [None, 3]}, ["row 1", "'item' has no"]),
         ({"user": [[1], [2]], "item": [1, 3]}, ["the user column has type"]),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import glob
 import hashlib
 import os
 import pathlib
@@ -17,8 +18,9 @@ from vaecf.data import dataset as datasets
 from vaecf.data.dataset import Dataset
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
+from vaecf.data.layouts import FileSettings
 from vaecf.data.readers import Ratings, collapse_duplicates, read_ratings
-from vaecf.errors import VaecfError, did_you_mean
+from vaecf.errors import VaecfError, did_you_mean, listed
 
 _RECIPE_DATA_DIR = "/data"
 _HELD_OUT_SHARE = 0.1  # default, for validation and test users each
@@ -34,7 +36,7 @@ _OF_THE_ENTRY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(FileSettings):
     """Settings of `prepare`. None means the default, given in brackets.
 
     A known dataset's protocol, number of held-out users and thresholds are the
@@ -42,7 +44,8 @@ class Settings:
     """
 
     dataset: str | None = None  # name in the catalog (your own data)
-    ratings: Any = None  # file, folder or DataFrame (downloads `dataset`)
+    # File, folder, glob or DataFrame (downloads `dataset`).
+    ratings: Any = None
     # Folder laid out like the recipe's, instead of `ratings`. Without
     # `dataset`: MovieLens 20M under the recipe's protocol.
     data_dir: str | None = None
@@ -50,15 +53,10 @@ class Settings:
     output: str | os.PathLike[str] | None = None
     name: str | None = None  # of the data (the catalog's, or the file's)
     cache_dir: str | None = None  # for downloads (see `catalog.fetch`)
-    user_column: str | None = None  # of a table (user)
-    item_column: str | None = None  # of a table (item)
-    rating_column: str | None = None  # of a table; goes with `min_rating`
-    separator: str | None = None  # of a text table (by name and header)
     protocol: str | None = None  # paper, recipe or vaecf (vaecf)
     # Validation users, and as many test users (a tenth, at most 10,000).
     held_out_users: int | None = None
     fold_in_proportion: float = 0.8  # of a held-out user's items
-    min_rating: float | None = None  # lowest rating of an interaction (any)
     min_items_per_user: int | None = None  # (5)
     min_users_per_item: int | None = None  # (0)
     iterate_filters: bool = False  # repeat both filters until nothing changes
@@ -185,8 +183,10 @@ def _resolve_entry(settings: Settings) -> catalog.Entry:
     else:
         name = "interactions"
         if isinstance(settings.ratings, (str, os.PathLike)):
-            file = pathlib.Path(settings.ratings).resolve().name
-            name = file.split(".")[0] or "ratings"
+            path = pathlib.Path(settings.ratings).resolve()
+            while glob.has_magic(path.name) and not path.exists():
+                path = path.parent  # of a pattern: the folder
+            name = path.name.split(".")[0] or "ratings"
         entry = catalog.Entry(name, "", "", 0, protocol="vaecf")
     given = {key: getattr(settings, key) for key in _OF_THE_ENTRY}
     given = {k: value for k, value in given.items() if value is not None}
@@ -253,15 +253,13 @@ def _from_source(
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Hashing takes a third of the time of reading, on another core.
         origin = pool.submit(_describe_source, source)
+        fields = (field.name for field in dataclasses.fields(FileSettings))
+        reading = {name: getattr(settings, name) for name in fields}
         ratings = read_ratings(
             source,
-            user_column=settings.user_column,
-            item_column=settings.item_column,
-            rating_column=settings.rating_column,
-            min_rating=entry.min_rating,
-            separator=settings.separator,
             dialect=entry.dialect,
             count_all=bool(entry.counts) and entry.digest is None,
+            **reading | {"min_rating": entry.min_rating},
         )
     counts = dict(ratings.counts)
     catalog.check_counts(
@@ -341,7 +339,7 @@ def _describe_source(source: Any) -> dict[str, Any] | None:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return {
-        "file": ", ".join(file.name for file in files),
+        "file": listed(file.name for file in files),
         "sha256": digest.hexdigest(),
         "bytes": sum(file.stat().st_size for file in files),
     }

@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vaecf.data import layouts
 from vaecf.data.interactions import Interactions
-from vaecf.data.layouts import Dialect
-from vaecf.data.row_batches import Batch, file_batches, frame_batches
-from vaecf.errors import VaecfError
+from vaecf.data.layouts import Dialect, FileSettings
+from vaecf.data.row_batches import Batch, Counts, file_batches, frame_batches
+from vaecf.data.text_files import TextFile
+from vaecf.errors import VaecfError, short
 
 if TYPE_CHECKING:
     import polars as pl
 
 # An integer as str() writes it: one text for one number.
-_CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
+CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
+# The same, as pandas writes it after a gap in the column.
+WHOLE_FLOAT = r"^(0|-?[1-9][0-9]{0,18})\.0+$"
+# What pandas reads as missing, and what databases and JavaScript write.
+MISSING = (
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND",
+    "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
+    "\\N", "(null)", "NAN", "NONE", "NaT", "Null", "none", "undefined",
+)  # fmt: skip
+_NOTES = {
+    "files_read": "files, in the order of their names",
+    "blank_rows": "empty lines skipped",
+    "comment_lines": "comment lines skipped",
+    "repeated_headers": "repeated headers skipped",
+    "rows_over_lines": "rows with line breaks within quotes",
+    "stripped_ids": "ids with spaces around them stripped",
+    "float_ids": "ids such as 12.0 read as whole numbers",
+    "decimal_commas": "ratings such as 3,5 read as 3.5",
+    "missing_ids": "rows without a user or an item dropped",
+    "below_min_rating": "rows with a lower rating dropped",
+}
 
 
 class Ratings(NamedTuple):
@@ -33,9 +54,9 @@ class Ratings(NamedTuple):
     item: np.ndarray  # int32 [n], indices into item_ids
     user_ids: np.ndarray  # ascending raw ids, int64 or object of str
     item_ids: np.ndarray
-    # For the manifest: `rows_read`, `blank_rows` (not part of the rows),
-    # `below_min_rating`, and the distinct `users_read` and `items_read` before
-    # the threshold, None if they were not counted.
+    # For the manifest: `rows_read`, the distinct `users_read` and `items_read`
+    # before the threshold (None if they were not counted), `blank_rows`,
+    # `below_min_rating`, and those of `notes` that are not 0.
     counts: dict[str, Any]
 
     @property
@@ -48,53 +69,174 @@ class Ratings(NamedTuple):
         return self._replace(user=self.user[keep], item=self.item[keep])
 
 
+class Rows:
+    """The rows of a file, a folder, a glob or a DataFrame, with clean ids.
+
+    Attributes:
+      name: of the source, for messages.
+      counts: what was changed, skipped or dropped so far (see `notes`).
+      user_type: polars' dtype of the users in the source.
+
+    Raises:
+      VaecfError: the source is missing or empty, or settings contradict each
+        other.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        settings: FileSettings,
+        dialect: Dialect | None = None,
+    ) -> None:
+        """Recognises the source."""
+        self.counts: Counts = Counts()
+        self.user_type: Any = None
+        self._settings = settings
+        path: pathlib.Path | None = None
+        layout: str | Dialect | None = None
+        if isinstance(source, (str, os.PathLike)):
+            path = pathlib.Path(source)
+            files = layouts.files_of(path)
+            layout = layouts.layout_of(path, files, settings)
+            if layout is None and not settings.is_table:
+                layout = dialect
+        _check_threshold(path, layout, settings)
+        roles = ["user", "item"]
+        roles += ["rating"] * (settings.min_rating is not None)
+        self._is_file = path is not None
+        if path is None:
+            self.name = "the DataFrame"
+            names = layouts.names_of(settings, None)
+            columns = {role: names[role] for role in roles}
+            self._batches = frame_batches(source, columns)
+        else:
+            self.name = str(path)
+            self._batches = file_batches(
+                path, settings, layout, roles, self.counts
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields batches with users and items as strings.
+
+        Raises:
+          VaecfError: see `read_ratings`.
+        """
+        for batch in self._batches:
+            self.user_type = batch.frame["user"].dtype
+            yield self._clean(batch)
+
+    def enough(self, batch: Batch) -> pl.Series | None:
+        """Returns which ratings reach `min_rating`, None without a minimum."""
+        if self._settings.min_rating is None:
+            return None
+        ratings, commas = convert_ratings(batch)
+        if commas:
+            self.counts["decimal_commas"] += commas
+        enough = ratings >= self._settings.min_rating
+        if below := int((~enough).sum()):
+            self.counts["below_min_rating"] += below
+        return enough
+
+    def _clean(self, batch: Batch) -> Batch:
+        frame = batch.frame.with_columns(
+            _as_text(batch.frame[role], batch, role)
+            for role in ("user", "item")
+        )
+        words = ["", "nan", "NaN"]
+        if self._is_file:
+            if batch.padded:
+                frame = self._strip(frame)
+            keep = self._settings.missing_ids == "keep"
+            words = [""] if keep else ["", *MISSING]
+        missing = {
+            role: frame[role].is_in(words).fill_null(True)
+            for role in ("user", "item")
+        }
+        batch = batch._replace(frame=frame)
+        if not (missing["user"].any() or missing["item"].any()):
+            return batch
+        if self._settings.missing_ids == "drop":
+            kept = frame.filter(~(missing["user"] | missing["item"]))
+            self.counts["missing_ids"] += frame.height - kept.height
+            return batch._replace(frame=kept)
+        row, role = min(
+            (int(mask.arg_true()[0]), role)
+            for role, mask in missing.items()
+            if mask.any()
+        )
+        word = frame[role][row]
+        found = f"the word {word!r}" if word else "empty or NaN"
+        raise VaecfError(
+            f"{batch.place(row)}: {batch.names[role]} has no {role} id "
+            f"({found}); fill it in, or pass missing_ids='drop' to drop such "
+            "rows"
+        )
+
+    def _strip(self, frame: pl.DataFrame) -> pl.DataFrame:
+        import polars as pl
+
+        ids = pl.col("user", "item").str
+        stripped = frame.with_columns(
+            ids.strip_chars().str.strip_chars("\ufeff").str.strip_chars()
+        )
+        for role in ("user", "item"):
+            self.counts["stripped_ids"] += int(
+                (frame[role] != stripped[role]).sum()
+            )
+        return stripped
+
+
+def notes(counts: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Returns (number, what happened) for what a reader changed or dropped."""
+    return [(n, text) for key, text in _NOTES.items() if (n := counts.get(key))]
+
+
 def read_ratings(
     source: Any,
     *,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    rating_column: str | None = None,
-    min_rating: float | None = None,
-    separator: str | None = None,
     dialect: Dialect | None = None,
     count_all: bool = False,
+    **settings: Any,
 ) -> Ratings:
-    """Reads interactions from a file, a folder or a DataFrame.
+    """Reads interactions from a file, a folder, a glob or a DataFrame.
 
     A file is streamed: memory holds a batch of a million rows and 8 bytes for
     each pair that remains. Repeated pairs are kept (see
     `collapse_duplicates`).
 
     Args:
-      source: path of a CSV, TSV (plain or gzipped) or Parquet file, of a file
-        or folder in one of `layouts.LAYOUTS`, or a pandas or polars DataFrame.
-      user_column: user column of a table; if this or `item_column` is given,
-        a file is read as a table with a header, whatever its layout.
-      min_rating: keep rows with ``rating >= min_rating``; None keeps all.
-      separator: separator of a text table; None guesses by name and header.
+      source: path of a text table (CSV, TSV and the like), JSON lines, Parquet
+        or a file in one of `layouts.LAYOUTS`; a folder of such files, or a
+        glob; or a pandas or polars DataFrame.
       dialect: how to split a text file in none of the known layouts.
       count_all: also count users and items before the threshold.
+      **settings: fields of `layouts.FileSettings`.
 
     Raises:
-      VaecfError: missing or empty file, missing column, a rating that is not
-        a number, a missing id, or a threshold without ratings. The message
-        names the file and, where there is one, the row and the column.
+      VaecfError: missing, empty or damaged file, missing column, a row of
+        another width than the first, a rating that is not a number, a missing
+        id, or a threshold without ratings. The message names the file and,
+        where there is one, the line and the column.
     """
-    layout, path = None, None
-    if isinstance(source, (str, os.PathLike)):
-        path = pathlib.Path(source)
-        if user_column is None and item_column is None:
-            layout = layouts.detect(path) or dialect
-    _check_threshold(path, layout, rating_column, min_rating)
-    columns = {"user": user_column or "user", "item": item_column or "item"}
-    if min_rating is not None:
-        columns["rating"] = rating_column or "rating"
-    if path is None:
-        batches = frame_batches(source, columns)
-    else:
-        batches = file_batches(path, layout, columns, separator)
-    name = "the DataFrame" if path is None else str(path)
-    return _collect(batches, name, min_rating, count_all)
+    reading = FileSettings(**settings)
+    return _collect(Rows(source, reading, dialect), reading, count_all)
+
+
+def read_ids(path: pathlib.Path, settings: FileSettings) -> list[str]:
+    """Reads a text file with one id a line; the column's name may be above.
+
+    Raises:
+      VaecfError: the file is missing, empty, or no text.
+    """
+    text = TextFile(layouts.require(path), settings.encoding)
+    lines = [
+        line.strip()
+        for _, data in text.blocks()
+        for line in data.decode().splitlines()
+    ]
+    ids = [line for line in lines if line]
+    header = layouts.names_of(settings, None)["item"]
+    return ids[1:] if ids[:1] == [header] else ids
 
 
 def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
@@ -117,31 +259,26 @@ def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
 def _check_threshold(
     path: pathlib.Path | None,
     layout: str | Dialect | None,
-    rating_column: str | None,
-    min_rating: float | None,
+    settings: FileSettings,
 ) -> None:
-    if layout is None and (min_rating is None) != (rating_column is None):
+    least, column = settings.min_rating, settings.rating_column
+    if layout is None and (least is None) != (column is None):
         raise VaecfError(
-            f"min_rating={min_rating} and rating_column={rating_column} need "
+            f"min_rating={least} and rating_column={column} need "
             "each other: rows with at least that rating are interactions"
         )
-    without = layout in ("lightgcn_txt", "interactions_parquet")
+    without = layout == "lightgcn_txt"
     if isinstance(layout, Dialect):
         without = "rating" not in layout.columns
-    if min_rating is not None and without:
+    if least is not None and without:
         raise VaecfError(
             f"{path} holds no ratings: leave out min_rating, or name the "
             "columns with user_column, item_column and rating_column"
         )
 
 
-def _collect(
-    batches: Iterator[Batch],
-    name: str,
-    min_rating: float | None,
-    count_all: bool,
-) -> Ratings:
-    """Converts, thresholds and encodes the rows batch by batch."""
+def _collect(rows: Rows, settings: FileSettings, count_all: bool) -> Ratings:
+    """Thresholds and encodes the rows batch by batch."""
     import polars as pl
 
     # Dictionaries of our own, which are freed together with the columns.
@@ -151,86 +288,52 @@ def _collect(
     }
     seen = {role: np.zeros(0, np.int64) for role in kinds}  # rows per code
     kept: list[pl.DataFrame] = []
-    rows = blank = 0
-    for batch in batches:
-        checked = convert_ids(batch)
-        ids = checked.frame.select("user", "item")
-        blank += batch.frame.height - ids.height
-        rows += ids.height
-        if min_rating is not None:
-            enough = convert_ratings(checked) >= min_rating
-            if not count_all:
-                ids = ids.filter(enough)
+    total = 0
+    for batch in rows:
+        ids = batch.frame.select("user", "item")
+        total += ids.height
+        enough = rows.enough(batch)
+        if enough is not None and not count_all:
+            ids = ids.filter(enough)
         coded = ids.with_columns(
             pl.col(role).cast(kind) for role, kind in kinds.items()
         )
-        if min_rating is not None and count_all:
-            for role, total in seen.items():
+        if enough is not None and count_all:
+            for role, numbers in seen.items():
                 codes = coded[role].to_physical().to_numpy()
-                seen[role] = np.bincount(codes, minlength=len(total))
-                seen[role][: len(total)] += total
+                seen[role] = np.bincount(codes, minlength=len(numbers))
+                seen[role][: len(numbers)] += numbers
             coded = coded.filter(enough)
         kept.append(coded)
-    if not rows:
-        raise VaecfError(f"{name} holds no rows; give a file with ratings")
+    if not total:
+        raise VaecfError(f"{rows.name} holds no rows; give a file with ratings")
     frame = pl.concat(kept)
     kept.clear()
     if not frame.height:
         raise VaecfError(
-            f"{name}: none of {rows:,} rows has a rating of at least "
-            f"{min_rating:g}; lower min_rating"
+            f"{rows.name}: none of {total:,} rows has a rating of at least "
+            f"{settings.min_rating:g}; lower min_rating"
         )
-    user, user_ids = encode_ids(frame["user"])
-    item, item_ids = encode_ids(frame["item"])
+    user, user_ids, user_floats = encode_ids(frame["user"])
+    item, item_ids, item_floats = encode_ids(frame["item"])
+    rows.counts["float_ids"] += user_floats + item_floats
     counts: dict[str, int | None] = {
-        "rows_read": rows,
-        "blank_rows": blank,
-        "below_min_rating": rows - frame.height,
+        "rows_read": total,
         "users_read": len(user_ids),
         "items_read": len(item_ids),
+        "blank_rows": 0,
+        "below_min_rating": 0,
+        **{key: n for key, n in rows.counts.items() if n},
     }
-    if min_rating is not None:
-        for role, total in seen.items():
-            n = int(np.count_nonzero(total)) if count_all else None
+    if settings.min_rating is not None:
+        for role, numbers in seen.items():
+            n = int(np.count_nonzero(numbers)) if count_all else None
             counts[f"{role}s_read"] = n
     return Ratings(user, item, user_ids, item_ids, counts)
 
 
-def convert_ids(batch: Batch) -> Batch:
-    """Converts users and items to strings and drops the blank lines of a text.
-
-    Raises:
-      VaecfError: an id is missing, or spelt ``nan`` or ``NaN``.
-    """
-    import polars as pl
-
-    frame = batch.frame.with_columns(
-        _as_text(batch.frame[role], batch, role) for role in ("user", "item")
-    )
-    missing = {
-        role: frame[role].is_in(["", "nan", "NaN"]).fill_null(True)
-        for role in ("user", "item")
-    }
-    batch = batch._replace(frame=frame)
-    if not (missing["user"].any() or missing["item"].any()):
-        return batch
-    blank = pl.repeat(False, frame.height, eager=True)
-    if batch.first_line is not None:  # only a text has blank lines
-        values = pl.all().exclude("row")
-        blank = frame.select(pl.all_horizontal(values.is_null())).to_series()
-    for role, mask in missing.items():
-        bad = mask & ~blank
-        if bad.any():
-            raise VaecfError(
-                f"{batch.place(int(bad.arg_true()[0]))}: "
-                f"{batch.names[role]} has no {role} id (empty or NaN); fill "
-                "it in, or drop such rows"
-            )
-    return batch._replace(frame=frame.filter(~blank))
-
-
-def convert_ratings(batch: Batch) -> pl.Series:
-    """Returns the ratings as float64 ``[rows]``.
+def convert_ratings(batch: Batch) -> tuple[pl.Series, int]:
+    """Returns the ratings as float64 ``[rows]``, and the decimal commas.
 
     Raises:
       VaecfError: a rating is missing, not a number, or not finite.
@@ -238,42 +341,71 @@ def convert_ratings(batch: Batch) -> pl.Series:
     import polars as pl
 
     ratings = batch.frame["rating"]
+    if ratings.dtype == pl.String and batch.padded:
+        ratings = ratings.str.strip_chars()
     numbers = ratings.cast(pl.Float64, strict=False)
     good = numbers.is_finite().fill_null(False)
+    if good.all():
+        return numbers, 0
+    commas = 0
+    if ratings.dtype == pl.String and batch.first_line is not None:
+        # With three digits, a comma could separate thousands.
+        is_comma = ratings.str.contains(r"^-?\d+,\d{1,2}$")
+        commas = int(is_comma.sum())
+        numbers = ratings.str.replace(",", ".", literal=True)
+        numbers = numbers.cast(pl.Float64, strict=False)
+        good = (good | is_comma) & numbers.is_finite().fill_null(False)
     if not good.all():
         row = int((~good).arg_true()[0])
         value = "" if ratings[row] is None else ratings[row]
         raise VaecfError(
-            f"{batch.place(row)}: {batch.names['rating']} holds {value!r}, "
-            "which is not a number; correct it, or drop such rows"
+            f"{batch.place(row)}: {batch.names['rating']} holds {short(value)}"
+            ", which is not a number; correct it, or drop such rows"
         )
-    return numbers
+    return numbers, commas
 
 
-def encode_ids(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+def encode_ids(column: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:
     """Encodes a categorical ``[n]`` as positions in its ascending ids.
 
+    If all ids are whole numbers, those such as 12.0 are integers too.
+
     Returns:
-      Codes int32 ``[n]`` and ids ``[distinct]``, int64 or ``str`` as in
-      `Ratings`.
+      Codes int32 ``[n]``; ids ``[distinct]``, int64 or ``str`` as in
+      `Ratings`; and the number of ids such as 12.0 that are now integers.
     """
     import polars as pl
 
     distinct = column.unique()
     physical = distinct.to_physical().to_numpy()
-    texts = distinct.cast(pl.String)
+    texts, n_floats = whole_numbers(distinct.cast(pl.String))
     numbers = texts.cast(pl.Int64, strict=False)
     all_integers = (
-        texts.str.contains(_CANONICAL_INTEGER).all()
-        and not numbers.null_count()
+        texts.str.contains(CANONICAL_INTEGER).all() and not numbers.null_count()
     )
     ids: pl.Series = numbers if all_integers else texts
     order = ids.arg_sort().to_numpy()
     codes = np.empty(int(physical.max()) + 1, np.int32)
     codes[physical[order]] = np.arange(len(order), dtype=np.int32)
     ids = ids.gather(order)
+    if n_floats:  # 12 and 12.0 are one id
+        is_first = np.r_[True, (ids[1:] != ids[:-1]).to_numpy()]
+        codes = (np.cumsum(is_first) - 1).astype(np.int32)[codes]
+        ids = ids.filter(is_first)
     raw = ids.to_numpy() if all_integers else np.array(ids.to_list(), object)
-    return codes[column.to_physical().to_numpy()], raw
+    return codes[column.to_physical().to_numpy()], raw, n_floats
+
+
+def whole_numbers(texts: pl.Series) -> tuple[pl.Series, int]:
+    """Removes ".0" from ids, if all are whole numbers; returns how many."""
+    floats = texts.str.contains(WHOLE_FLOAT)
+    n_floats = int(floats.sum())
+    if (
+        not n_floats
+        or not (floats | texts.str.contains(CANONICAL_INTEGER)).all()
+    ):
+        return texts, 0
+    return texts.str.replace(r"\.0+$", ""), n_floats
 
 
 def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:

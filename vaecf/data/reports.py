@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vaecf.data.dataset import Dataset
+from vaecf.data.readers import notes
 
 _Row = tuple[str, int, str]  # name, count, explanation
 
@@ -42,8 +43,8 @@ def _steps(dataset: Dataset) -> list[_Row]:
     if constants["held_out_users_by_default"]:
         chosen = " (a tenth, at most 10,000: choose with held_out_users)"
     rows = [("read", counts["rows_read"], read)]
-    if counts["blank_rows"]:
-        rows.append(("", counts["blank_rows"], "empty lines skipped"))
+    changes = notes(counts | {"below_min_rating": 0})
+    rows += [("", n, text) for n, text in changes]
     if (least := constants["min_rating"]) is not None:
         remaining = counts["rows_read"] - counts["below_min_rating"]
         rows.append((f"rating >= {least:g}", remaining, "rows"))

@@ -6,19 +6,40 @@ values mean.
 
 from __future__ import annotations
 
+import collections
+import json
 import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vaecf.data import layouts
-from vaecf.data.layouts import Columns, Dialect, polars_errors
-from vaecf.errors import VaecfError, did_you_mean
+from vaecf.data import layouts, text_tables
+from vaecf.data.layouts import Columns, Dialect, FileSettings, polars_errors
+from vaecf.data.text_files import TextFile
+from vaecf.errors import VaecfError, short
 
 if TYPE_CHECKING:
     import polars as pl
 
 # Enough rows to keep all cores busy; with string ids still below 200 MB.
 BATCH_ROWS = 1 << 20
+Counts = collections.Counter[str]
+
+_JSON_LINES = 'JSON lines are one object a line, such as {"user": 1, ...}'
+_NETFLIX_LINE = r"\d+:|\d+,[\d.]+,\d{4}-\d\d-\d\d|\s*"
+# Reads a file, and prints why that is not possible. Damaged Parquet can end
+# the process that reads it.
+_PARQUET_PROBE = """
+import sys, polars as pl
+try:
+    table = pl.scan_parquet(sys.argv[1], glob=False)
+    names = set(table.collect_schema().names())
+    for _ in table.select(set(sys.argv[2:]) & names).collect_batches():
+        pass
+except BaseException as error:
+    sys.exit(print((str(error).splitlines() or [""])[0]) or 1)
+"""
 
 
 class Batch(NamedTuple):
@@ -30,41 +51,59 @@ class Batch(NamedTuple):
     source: str  # name of the file, for messages
     first_line: int | None  # line of row 0; None if the file is not a text
     names: dict[str, str]  # of the columns in the source, for messages
+    padded: bool = True  # spaces may stand around the values
 
     def place(self, index: int) -> str:
         """Returns where a row of `frame` stands in the file, for a message."""
         row = int(self.frame["row"][index])
-        text = f"{self.source}, row {row + 1:,}"
         if self.first_line is None:
-            return text
-        return f"{text} (line {row + self.first_line:,})"
+            return f"{self.source}, row {row + 1:,}"
+        return f"{self.source}, line {row + self.first_line:,}"
 
 
 def file_batches(
     path: pathlib.Path,
+    settings: FileSettings,
     layout: str | Dialect | None,
-    columns: Columns,
-    separator: str | None = None,
+    roles: Sequence[str],
+    counts: Counts,
 ) -> Iterator[Batch]:
-    """Yields the rows of a file, or of all files of a folder.
+    """Yields the rows of a file, a folder or a glob.
 
     Args:
       layout: one of `layouts.LAYOUTS`; the dialect of a text file; or None
         for a table with a header.
-      columns: a table's names of ``user``, ``item`` and possibly ``rating``.
-      separator: of a text table; None guesses.
+      roles: ``user``, ``item`` and possibly ``rating``.
+      counts: receives the numbers of skipped lines, by their names in the
+        manifest.
 
     Raises:
-      VaecfError: missing, empty or damaged file, or a missing column.
+      VaecfError: missing, empty or damaged file, a missing column, or a row
+        that does not fit.
     """
-    for file in layouts.files_of(path):
+    files = layouts.files_of(path)
+    if len(files) > 1:
+        counts["files_read"] = len(files)
+    for file in files:
         with polars_errors(file):
+            if layouts.is_parquet(layouts.require(file)):
+                columns = layouts.names_of(settings, None)
+                wanted = {role: columns[role] for role in roles}
+                yield from _parquet_batches(file, wanted)
+                continue
+            text = TextFile(file, settings.encoding)
             if layout == "netflix":
-                yield from _netflix_batches(file)
+                yield from _netflix_batches(text, counts)
             elif layout == "lightgcn_txt":
-                yield from _lightgcn_batches(file)
+                trusted = path.is_dir() or settings.layout is not None
+                yield from _lightgcn_batches(text, trusted, counts)
+            elif text.head[0].lstrip()[:1] in ("{", "["):
+                columns = layouts.names_of(settings, None)
+                wanted = {role: columns[role] for role in roles}
+                yield from _json_batches(text, wanted, counts)
             else:
-                yield from _table_batches(file, layout, columns, separator)
+                table = layouts.table_of(text, settings, layout, roles, counts)
+                yield from _table_batches(text, table, counts)
 
 
 def frame_batches(frame: Any, columns: Columns) -> Iterator[Batch]:
@@ -96,110 +135,183 @@ def frame_batches(frame: Any, columns: Columns) -> Iterator[Batch]:
 
 
 def _table_batches(
-    path: pathlib.Path,
-    layout: str | Dialect | None,
-    columns: Columns,
-    separator: str | None,
+    text: TextFile, table: text_tables.Table, counts: Counts
+) -> Iterator[Batch]:
+    names = {
+        role: f"column {i + 1}" if table.header is None
+        else f"column {short(table.header[i])}"
+        for role, i in table.columns.items()
+    }  # fmt: skip
+    for frame, padded in text_tables.split_rows(text, table, counts):
+        yield Batch(frame, str(text.path), 0, names, padded)
+
+
+def _netflix_batches(text: TextFile, counts: Counts) -> Iterator[Batch]:
+    import polars as pl
+
+    movie = None
+    for line, lines in _lines(text, b"0123456789.,:-", _NETFLIX_LINE):
+        fields = lines.str.split(",").list
+        frame = pl.DataFrame(
+            {
+                "row": pl.int_range(line, line + len(lines), eager=True),
+                "user": fields.first(),
+                "rating": fields.get(1, null_on_oob=True),
+                "item": lines.str.extract(r"^(\d+):$"),
+            }
+        ).filter(lines != "")
+        counts["blank_rows"] += len(lines) - frame.height
+        is_movie = frame["item"].is_not_null()
+        frame = frame.with_columns(pl.col("item").forward_fill())
+        if movie is not None:
+            frame = frame.with_columns(pl.col("item").fill_null(movie))
+        if frame.height:
+            movie = frame["item"][-1]
+        names = {"user": "field 1", "rating": "field 2", "item": "the movie"}
+        yield Batch(frame.filter(~is_movie), str(text.path), 0, names)
+
+
+def _lightgcn_batches(
+    text: TextFile, trusted: bool, counts: Counts
 ) -> Iterator[Batch]:
     import polars as pl
 
-    if layouts.is_parquet(path):
-        lazy = pl.scan_parquet(path, glob=False)
-        return _lazy_batches(lazy, str(path), columns)
-    dialect = layouts.dialect_of(path, layout, columns, separator)
-    lazy = _scan_text(
-        path,
-        separator=dialect.separator,
-        has_header=dialect.header,
-        quote_char='"' if dialect.header else None,
+    seen: set[str] = set()
+    widths: set[int] = set()
+    either = (
+        "pass separator=' ', no_header=True, user_column=1 and item_column=2 "
+        "for rows such as user item rating, or layout='lightgcn_txt'"
     )
-    wanted = {role: dialect.columns[role] for role in columns}
-    first_line = 2 if dialect.header else 1
-    return _lazy_batches(lazy, str(path), wanted, first_line)
-
-
-def _netflix_batches(path: pathlib.Path) -> Iterator[Batch]:
-    import polars as pl
-
-    movie = layouts.first_line(path).rstrip(":")
-    # polars expects as many fields as the first line it reads has, and a
-    # movie's line has only one.
-    lazy = _scan_text(path, skip_rows=1)
-    if (width := len(lazy.collect_schema())) != 3:
-        raise VaecfError(
-            f"{path}: line 2 has {width} fields instead of user,rating,date; "
-            "is this a Netflix Prize file?"
-        )
-    for batch in _lazy_batches(lazy, str(path), {"user": 0, "rating": 1}, 2):
-        is_movie = (
-            pl.col("user").str.ends_with(":") & pl.col("rating").is_null()
-        )
-        frame = batch.frame.with_columns(
-            item=pl.when(is_movie)
-            .then(pl.col("user").str.strip_chars_end(":"))
-            .forward_fill()
-            .fill_null(movie)
-        )
-        if frame.height:
-            movie = frame["item"][-1]
-        names = batch.names | {"item": "field 1"}
-        yield batch._replace(frame=frame.filter(~is_movie), names=names)
-
-
-def _lightgcn_batches(path: pathlib.Path) -> Iterator[Batch]:
-    import polars as pl
-
-    lines = _scan_text(path, separator="\n")
-    words = pl.col("line").str.strip_chars(" ").str.split(" ")
-    for batch in _lazy_batches(lines, str(path), {"line": 0}, 1):
-        frame = (
-            batch.frame.select(
-                "row", user=words.list.first(), item=words.list.slice(1)
-            )
-            .filter(pl.col("item").list.len() > 0)  # a user without items
-            .explode("item")
-        )
+    for line, lines in _lines(text, b"0123456789 ", r"( *\d+)* *"):
+        frame = pl.DataFrame(
+            {
+                "row": pl.int_range(line, line + len(lines), eager=True),
+                "word": lines.str.extract_all(r"\d+"),
+            }
+        ).filter(lines.str.strip_chars(" ") != "")
+        counts["blank_rows"] += len(lines) - frame.height
+        words = pl.col("word").list
+        widths |= set(frame.select(words.len())["word"].unique())
+        frame = frame.with_columns(user=words.first(), item=words.slice(1))
+        for row, user in zip(frame["row"], frame["user"], strict=True):
+            if user in seen and not trusted:
+                raise text.error(
+                    row,
+                    f"user {short(user)} has another line above, so that these "
+                    f"seem to be no lists of items; {either} for lists",
+                )
+            seen.add(user)
+        frame = frame.filter(pl.col("item").list.len() > 0).explode("item")
         names = {"user": "field 1", "item": "field 2"}
-        yield batch._replace(frame=frame, names=names)
+        yield Batch(frame.drop("word"), str(text.path), 0, names)
+    if not trusted and len(widths) == 1 and widths & {3, 4}:
+        raise VaecfError(
+            f"{text.path}: every line has {widths.pop()} numbers; {either} for "
+            "lists of items"
+        )
 
 
-def _scan_text(path: pathlib.Path, **options: Any) -> pl.LazyFrame:
-    """Opens a plain or gzipped text file with all columns as strings.
+def _lines(
+    text: TextFile, alphabet: bytes, pattern: str
+) -> Iterator[tuple[int, pl.Series]]:
+    """Yields (number of the first line, lines) of a layout of numbers.
 
-    Ids stay strings on purpose: read as numbers, ``007`` and ``7`` would be
-    one item, and a column that turns to letters at row 20,000 would fail.
+    Raises:
+      VaecfError: a line does not match the pattern.
     """
     import polars as pl
 
-    options = {"has_header": False, "quote_char": None, **options}
-    return pl.scan_csv(path, infer_schema=False, glob=False, **options)
+    for line, data in text.blocks():
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = pl.Series(data.decode().removesuffix("\n").split("\n"))
+        fits = lines.str.contains(f"^({pattern})$")
+        if not fits.all() or data.translate(None, alphabet + b"\n"):
+            bad = (~fits).arg_max() or 0
+            raise text.error(
+                line + bad,
+                f"{short(lines[bad])} does not have the layout of the first "
+                "line; name the columns with user_column and item_column, or "
+                "correct the line",
+            )
+        yield line, lines
+
+
+def _json_batches(
+    text: TextFile, columns: Columns, counts: Counts
+) -> Iterator[Batch]:
+    import polars as pl
+
+    if text.head[0].lstrip().startswith("["):
+        raise VaecfError(f"{text.path} is one JSON list; {_JSON_LINES}")
+    names = {role: f"field {short(name)}" for role, name in columns.items()}
+    first = True
+    for line, data in text.blocks():
+        found: dict[str, list[Any]] = {role: [] for role in ("row", *columns)}
+        for row, raw in enumerate(data.splitlines(), line):
+            if not raw.strip():
+                counts["blank_rows"] += 1
+                continue
+            record = _json_record(text, row, raw)
+            if first:
+                text_tables.pick_columns(text.path, list(record), columns)
+                first = False
+            found["row"].append(row)
+            for role, name in columns.items():
+                value = record.get(str(name), "")
+                if isinstance(value, (dict, list)):
+                    kind = type(value).__name__
+                    raise text.error(
+                        row, f"{names[role]} is a {kind}; give one {role}"
+                    )
+                missing = value is None or value != value
+                found[role].append("" if missing else str(value))
+        frame = pl.DataFrame(
+            {
+                name: pl.Series(
+                    values, dtype=pl.UInt32 if name == "row" else pl.String
+                )
+                for name, values in found.items()
+            }
+        )
+        yield Batch(frame, str(text.path), 0, names)
+
+
+def _json_record(text: TextFile, row: int, raw: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        reason = f"no JSON object ({short(str(error))}); {_JSON_LINES}"
+        raise text.error(row, reason) from None
+    if not isinstance(record, dict):
+        raise text.error(row, f"no JSON object; {_JSON_LINES}")
+    return record
+
+
+def _parquet_batches(path: pathlib.Path, columns: Columns) -> Iterator[Batch]:
+    import polars as pl
+
+    probe = subprocess.run(
+        [sys.executable, "-c", _PARQUET_PROBE, path, *map(str, columns.values())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if probe.returncode:
+        reason = short(probe.stdout.strip() or "its content is not valid")
+        raise VaecfError(
+            f"{path} is damaged or no Parquet file: {reason}; get it again"
+        )
+    return _lazy_batches(pl.scan_parquet(path, glob=False), str(path), columns)
 
 
 def _pick_columns(
     source: str, names: Sequence[str], columns: Columns
 ) -> dict[str, str]:
     """Returns the table's own name of each column."""
-    picked: dict[str, str] = {}
-    for role, wanted in columns.items():
-        if isinstance(wanted, int):
-            if wanted >= len(names):
-                raise VaecfError(
-                    f"{source}: a line has {len(names)} fields, {role} would "
-                    f"be number {wanted + 1}; is this the right file?"
-                )
-            wanted = names[wanted]
-        elif wanted not in names:
-            raise VaecfError(
-                f"{source} has no column {wanted!r}"
-                f"{did_you_mean(wanted, names)} (it has {', '.join(names)}; "
-                f"choose with {role}_column)"
-            )
-        picked[role] = wanted
-    if len(set(picked.values())) < len(picked):
-        raise VaecfError(
-            f"{source}: one column cannot be two things ({picked})"
-        )
-    return picked
+    picked = text_tables.pick_columns(source, names, columns)
+    return {role: names[position] for role, position in picked.items()}
 
 
 def _lazy_batches(

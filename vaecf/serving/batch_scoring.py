@@ -9,17 +9,18 @@ partition, each to a temporary file; the output joins these files.
 from __future__ import annotations
 
 import pathlib
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vaecf import workdir as workdir_lib
-from vaecf.data import layouts, readers
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
-from vaecf.data.row_batches import Batch, file_batches
+from vaecf.data.layouts import FileSettings
+from vaecf.data.readers import CANONICAL_INTEGER, WHOLE_FLOAT, Rows
 from vaecf.errors import VaecfError
 from vaecf.evaluation.ranking import RankedLists
 from vaecf.serving.trained_model import TrainedModel, load
@@ -37,6 +38,7 @@ class Scored(NamedTuple):
     users: int  # in the histories
     rows: int  # recommendations written
     unknown_items: int  # history rows whose item the model does not know
+    counts: Mapping[str, int]  # of what was changed, see `readers.notes`
 
 
 def score_file(
@@ -45,11 +47,12 @@ def score_file(
     output: pathlib.Path,
     *,
     k: int = 10,
-    user_column: str = "user",
-    item_column: str = "item",
     exclude_seen: bool = True,
+    allow_items: Iterable[Any] | None = None,
+    deny_items: Iterable[Any] | None = None,
     batch_size: int = 512,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    **settings: Any,
 ) -> Scored:
     """Writes the k best items of every user of a file.
 
@@ -60,10 +63,11 @@ def score_file(
 
     Args:
       workdir: workdir of a run, or a directory written by `Recommender.save`.
-      histories: CSV or TSV (also gzipped) or Parquet file with one row per
-        (user, item), in any order.
+      histories: whatever `read_ratings` reads, with one row per (user, item),
+        in any order.
       output: file to write, CSV if its suffix is .csv, else Parquet.
       progress: called with (number of users done, number of all users).
+      **settings: fields of `layouts.FileSettings`: how to read the histories.
 
     Raises:
       VaecfError: an argument or the file cannot be used; nothing is written.
@@ -73,13 +77,13 @@ def score_file(
     if k < 1:
         raise VaecfError(f"k={k} must be at least 1")
     _check_output(output, histories)
-    columns = {"user": user_column, "item": item_column}
-    batches = file_batches(layouts.require(histories), None, columns)
+    rows = Rows(histories, FileSettings(**settings))
     model = load(workdir)
     k = min(k, len(model.items))
     size = min(_USERS_PER_PARTITION, max(1, _ROWS_PER_PARTITION // k))
     ranker = model.ranker(k, exclude_seen)
-    rows = done = 0
+    allowed = _allowed(model.items, allow_items, deny_items)
+    written = done = 0
     with (
         workdir_lib.atomic_file(output) as target,
         tempfile.TemporaryDirectory(
@@ -87,7 +91,7 @@ def score_file(
         ) as name,
     ):
         folder = pathlib.Path(name)
-        partitions = _partition(batches, model.items, folder, size)
+        partitions = _partition(rows, model.items, folder, size)
         n_users = len(partitions.users)
         if n_users == 0:
             raise VaecfError(f"{histories} holds no rows")
@@ -99,6 +103,7 @@ def score_file(
                 matrix.indptr,
                 matrix.indices,
                 batch_size=batch_size,
+                allowed_I=None if allowed is None else ranker.allow(allowed),
             ):
                 frames.append(_frame(model, lists, users))
                 users = users[len(lists.item_UK) :]
@@ -107,13 +112,13 @@ def score_file(
             parts.append(folder / f"{len(parts)}.parquet")
             part = pl.concat(frames)
             part.write_parquet(parts[-1])
-            rows += part.height
+            written += part.height
         joined = pl.scan_parquet(parts, glob=False)
         if output.suffix == ".csv":
             joined.sink_csv(target)
         else:
             joined.sink_parquet(target)
-    return Scored(n_users, rows, partitions.unknown_items)
+    return Scored(n_users, written, partitions.unknown_items, dict(rows.counts))
 
 
 def _frame(
@@ -148,6 +153,35 @@ def _check_output(output: pathlib.Path, histories: pathlib.Path) -> None:
         )
 
 
+def _allowed(
+    items: IdTable, allow: Iterable[Any] | None, deny: Iterable[Any] | None
+) -> np.ndarray | None:
+    """Returns the items that may be recommended, bool [items]; None for all."""
+    if allow is None and deny is None:
+        return None
+    mask = np.full(len(items), allow is None)
+    for name, ids, value in (("allow", allow, True), ("deny", deny, False)):
+        if ids is None:
+            continue
+        known = _find(items, list(ids))
+        if not (known >= 0).any():
+            raise VaecfError(
+                f"{name}_items: the model knows none of these items"
+            )
+        mask[known[known >= 0]] = value
+    return mask
+
+
+def _find(items: IdTable, ids: list[Any]) -> np.ndarray:
+    """Returns the indices of ids; the text 12.0 finds 12 if it is no id."""
+    found = items.index_of(ids)
+    unknown = np.flatnonzero(found < 0)
+    if len(unknown):
+        texts = [re.sub(WHOLE_FLOAT, r"\1", str(ids[i])) for i in unknown]
+        found[unknown] = items.index_of(texts)
+    return found
+
+
 class _Partitions(NamedTuple):
     """Files of (user number, item index) pairs, one per partition of users."""
 
@@ -170,31 +204,71 @@ class _Partitions(NamedTuple):
 
 
 def _partition(
-    batches: Iterator[Batch], items: IdTable, folder: pathlib.Path, size: int
+    rows: Rows, items: IdTable, folder: pathlib.Path, size: int
 ) -> _Partitions:
     """Numbers the users by first appearance and writes the pairs."""
-    number: dict[str, int] = {}
+    users = _Users()
     unknown = 0
     user_type = None
-
-    def numbers(users: list[str]) -> list[int]:
-        return [number.setdefault(user, len(number)) for user in users]
-
-    for batch in batches:
+    for batch in rows:
         if batch.first_line is None:  # not a text file: the ids have a type
-            user_type = batch.frame["user"].dtype
-        frame = readers.convert_ids(batch).frame
+            user_type = rows.user_type
+        enough = rows.enough(batch)
+        frame = batch.frame if enough is None else batch.frame.filter(enough)
         if not frame.height:
             continue
-        user = _map_distinct(frame["user"], numbers)
-        item = _map_distinct(frame["item"], items.index_of)
+        user = _map_distinct(frame["user"], users.numbers)
+        item = _map_distinct(frame["item"], lambda ids: _find(items, ids))
         unknown += int((item < 0).sum())
         pairs = np.stack([user, item], axis=1)
         partition = user // size
         for p in np.unique(partition):
             with open(folder / f"{p}.pairs", "ab") as file:
                 pairs[partition == p].tofile(file)
-    return _Partitions(folder, size, _typed(list(number), user_type), unknown)
+    return _Partitions(folder, size, users.ids(user_type), unknown)
+
+
+class _Users:
+    """Numbers users by first appearance; 12 and 12.0 are one if all are whole.
+
+    `readers.encode_ids` has the same rule.
+    """
+
+    def __init__(self) -> None:
+        self._number: dict[str, int] = {}
+        self._floats: dict[str, str] = {}  # 12.0 by 12
+        self._mixed: set[str] = set()  # users that are written in both ways
+
+    def numbers(self, users: list[str]) -> list[int]:
+        return [self._numbered(user) for user in users]
+
+    def _numbered(self, user: str) -> int:
+        whole = re.sub(WHOLE_FLOAT, r"\1", user)
+        if whole != user:
+            if whole in self._number and whole not in self._floats:
+                self._mixed.add(whole)
+            self._floats[whole] = user
+        elif whole in self._floats:
+            self._mixed.add(whole)
+        return self._number.setdefault(whole, len(self._number))
+
+    def ids(self, dtype: Any) -> pl.Series:
+        """Returns ids of a dtype; None makes integers of them if all can be."""
+        import polars as pl
+
+        ids = pl.Series(list(self._number), dtype=pl.String)
+        if dtype is not None or not len(ids):
+            return ids.cast(dtype or pl.String)
+        if not ids.str.contains(CANONICAL_INTEGER).all():
+            if self._mixed:
+                raise VaecfError(
+                    f"user {min(self._mixed)} is also written as "
+                    f"{self._floats[min(self._mixed)]}, among users that are "
+                    "no numbers; write it in one way"
+                )
+            return pl.Series([self._floats.get(id_, id_) for id_ in ids])
+        numbers = ids.cast(pl.Int64, strict=False)
+        return ids if numbers.null_count() else numbers
 
 
 def _map_distinct(
@@ -207,16 +281,3 @@ def _map_distinct(
     result = pl.Series(function(distinct.to_list()), dtype=pl.Int32)
     mapped = column.replace_strict(distinct, result, return_dtype=pl.Int32)
     return mapped.to_numpy()
-
-
-def _typed(ids: list[str], dtype: Any) -> pl.Series:
-    """Returns ids of a dtype; None makes integers of them if all can be."""
-    import polars as pl
-
-    series = pl.Series(ids, dtype=pl.String)
-    if dtype is not None or not ids:
-        return series.cast(dtype or pl.String)
-    codes, raw = readers.encode_ids(
-        series.cast(pl.Categorical(pl.Categories.random()))
-    )
-    return pl.Series(raw[codes].tolist())

@@ -1,0 +1,429 @@
+"""Splits text tables into rows by the rules of Python's csv module.
+
+A block in which every line has the same number of separators, and no quote, is
+split by polars. The csv module splits all other blocks: it alone decides what
+a quote, a carriage return or an empty line means, and every row's width is
+checked, whichever columns are read.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vaecf.data.text_files import TextFile
+from vaecf.errors import VaecfError, did_you_mean, listed, short
+
+if TYPE_CHECKING:
+    import polars as pl
+
+GUESSED = ",\t;|"  # the separators that are tried
+_INNER = "\x1f"  # stands for a separator of several bytes
+_SPACES = b" \t\x0b\x0c\x1c\x1d\x1e\xc2\xe1\xe2\xe3\xef"  # or their first bytes
+_NUMBER = r"\s*[-+]?\d+(\.\d+)?\s*$"
+
+
+class Table(NamedTuple):
+    """How a text is split into rows, and where its columns are."""
+
+    separator: str
+    quoted: bool  # a quote at the start of a field opens it
+    header: list[str] | None
+    width: int  # fields of every row
+    skip: int  # lines before the first row
+    columns: dict[str, int]  # positions from 0, by role
+    # Lines that start with it are skipped, "" skips none; None refuses lines
+    # that start with "#" below the first row.
+    comment: str | None = None
+    pattern: str | None = None  # of every row, for a layout without a header
+    alphabet: bytes | None = None  # all bytes that the pattern allows
+
+
+def check_separator(separator: str) -> str:
+    """Returns a separator as it is in the file.
+
+    Raises:
+      VaecfError: it is empty, a quote, or holds the end of a line.
+    """
+    mark = "\t" if separator == r"\t" else separator  # as a shell passes it
+    if not mark or set(mark) & set('"\r\n\0' + _INNER) or not _encodes(mark):
+        raise VaecfError(
+            f"separator={separator!r} must be one or more characters, such as "
+            "';' or a tab, and no quote or line end"
+        )
+    return mark
+
+
+class Fields(NamedTuple):
+    """The fields of a row, and how many lines they take."""
+
+    values: list[str]
+    lines: int
+
+
+def split_line(
+    lines: Sequence[str], separator: str, quoted: bool
+) -> Fields | None:
+    """Splits the first of some lines; returns None if its quotes are broken."""
+    rows = _reader(iter(lines), separator, quoted)
+    try:
+        return Fields(next(rows, []), rows.line_num)
+    except csv.Error:
+        return None
+
+
+def is_quoted(line: str, separator: str) -> bool:
+    """Returns whether every field of a line stands in quotes."""
+    fields = line.rstrip("\r\n").split(separator)
+    return all(re.match(r'".*"$', field, re.DOTALL) for field in fields)
+
+
+def guess_separator(lines: Sequence[str], path: object) -> str:
+    """Returns the separator that splits most lines like the first.
+
+    Raises:
+      VaecfError: none or several do.
+    """
+    fits = {}
+    for mark in GUESSED:
+        rows = [
+            split_line([line], mark, mark != "\t")
+            for line in lines[:200]
+            if line.strip()
+        ]
+        widths = [len(row.values) if row else 0 for row in rows]
+        share = widths.count(widths[0]) / len(widths) if widths else 0
+        if widths and widths[0] > 1 and share > 0.5:
+            fits[mark] = share
+    if len(fits) > 1:
+        fits = {mark: share for mark, share in fits.items() if share == 1}
+    if len(fits) != 1:
+        found = " and ".join(map(repr, fits)) or "no separator"
+        raise VaecfError(
+            f"{path}: {found} may separate its columns; pass separator=..."
+        )
+    return next(iter(fits))
+
+
+def pick_columns(
+    source: object, names: Sequence[str], columns: Mapping[str, str | int]
+) -> dict[str, int]:
+    """Returns the position of each column, given by name or position.
+
+    Raises:
+      VaecfError: a column is missing, occurs twice, or has two roles.
+    """
+    picked: dict[str, int] = {}
+    for role, wanted in columns.items():
+        if isinstance(wanted, int):
+            if not 0 <= wanted < len(names):
+                raise VaecfError(
+                    f"{source}: a line has {len(names)} fields, {role} would "
+                    f"be number {wanted + 1}; is this the right file?"
+                )
+            picked[role] = wanted
+            continue
+        if (n := list(names).count(wanted)) != 1:
+            hint = "" if n else _hint(wanted, names)
+            raise VaecfError(
+                f"{source} has {n or 'no'} column{'s' * (n > 1)} "
+                f"{short(wanted)}{hint} (it has "
+                f"{listed(name[:40] for name in names)}; choose with "
+                f"{role}_column){'' if n else _looks_like_data(names)}"
+            )
+        picked[role] = list(names).index(wanted)
+    if len(set(picked.values())) < len(picked):
+        raise VaecfError(
+            f"{source}: one column cannot be two things ({columns})"
+        )
+    return picked
+
+
+def check_header(source: object, header: Sequence[str], picked: dict) -> None:
+    """Raises if a header looks like a row: a number names a column."""
+    sequence = [str(i) for i in range(len(header))]
+    if header == sequence or header[1:] == sequence[: len(header) - 1]:
+        return  # what pandas writes for a frame without names
+    numbers = [i for i, name in enumerate(header) if re.match(_NUMBER, name)]
+    long = [i for i in numbers if not re.match(r"\s*\d{1,4}\s*$", header[i])]
+    if long or set(numbers) & set(picked.values()):
+        raise VaecfError(
+            f"{source}, line 1: the header {short(','.join(header))} looks "
+            f"like data; {_NO_HEADER}"
+        )
+
+
+def split_rows(
+    file: TextFile, table: Table, counts: collections.Counter[str]
+) -> Iterator[tuple[pl.DataFrame, bool]]:
+    """Yields rows, and whether spaces may stand around their fields.
+
+    A frame has one string column per role, and `row`, the number of the line.
+
+    Counts `blank_rows`, `comment_lines`, `repeated_headers` and
+    `rows_over_lines`. The first two need no column to be there.
+
+    Raises:
+      VaecfError: a row has more or fewer fields than the table, or its quotes
+        are broken.
+    """
+    blocks = file.blocks()
+    splitter = _Splitter(file, table, blocks, counts)
+    above = len("".join(file.head[: table.skip]).encode())
+    for line, data in blocks:
+        if above:  # the first block
+            line, data, above = line + table.skip, data[above:], 0
+        if data:
+            yield splitter.split(line, data)
+
+
+_NO_HEADER = (
+    "without a header, pass no_header=True, user_column=1 and item_column=2, "
+    "the numbers of the columns"
+)
+
+
+def _looks_like_data(names: Sequence[str]) -> str:
+    digits = any(re.search(r"\d", name) for name in names)
+    return f"; {_NO_HEADER}" if digits else ""
+
+
+def _hint(wanted: str, names: Sequence[str]) -> str:
+    short = [name for name in names[:1000] if len(name) < 100]
+    return did_you_mean(wanted[:100], short)
+
+
+def _encodes(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
+
+
+def _reader(lines: Iterator[str], separator: str, quoted: bool) -> Any:
+    if len(separator) > 1:
+        several, separator = separator, _INNER
+        lines = (line.replace(several, _INNER) for line in lines)
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    return csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+
+
+class _Splitter:
+    """Splits blocks; a quoted field may reach into the next ones."""
+
+    def __init__(
+        self,
+        file: TextFile,
+        table: Table,
+        blocks: Iterator[tuple[int, bytes]],
+        counts: collections.Counter[str],
+    ) -> None:
+        self._file, self._table = file, table
+        self._blocks, self._counts = blocks, counts
+        self._comment = "#" if table.comment is None else table.comment
+        self._mark = table.separator.encode()
+        if len(self._mark) > 1:
+            self._mark = _INNER.encode()
+        ends = self._mark + b"\n\r\x1f" + b'"' * table.quoted
+        kept = {*ends, *_SPACES, *self._comment.encode()[:1]}
+        self._others = bytes(set(range(256)) - kept)
+        self._harmless = bytes(kept - set(ends))
+        self._names = {}  # of the columns that hold ids, in the header
+        if table.header is not None:
+            self._names = {
+                role: table.header[table.columns[role]]
+                for role in ("user", "item")
+            }
+
+    def split(self, line: int, data: bytes) -> tuple[pl.DataFrame, bool]:
+        """Returns the rows, and whether spaces may stand around fields."""
+        plain, padded = self._prepare(data)
+        frame = None if plain is None else self._parse(plain)
+        if frame is None:
+            return self._split_exactly(line, data), True
+        return frame.with_row_index("row", offset=line), padded
+
+    def _prepare(self, data: bytes) -> tuple[bytes | None, bool]:
+        """Returns the block for polars, None if anything in it is unusual."""
+        table = self._table
+        if table.alphabet and data.translate(None, table.alphabet):
+            return None, True
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        if not data.endswith(b"\n"):
+            data += b"\n"
+        if len(table.separator.encode()) > 1:
+            if _INNER.encode() in data:
+                return None, True
+            data = data.replace(table.separator.encode(), self._mark)
+        # All that is left are separators and ends of lines, in their order.
+        marks = data.translate(None, self._others)
+        row = self._mark * (table.width - 1) + b"\n"
+        padded = marks != row * (len(marks) // table.width)
+        if padded:
+            marks = marks.translate(None, self._harmless)
+            if marks != row * (len(marks) // table.width):
+                return None, True
+            start = self._comment.encode()
+            commented = start and (
+                data.startswith(start) or b"\n" + start in data
+            )
+            if commented or b"\xef\xbb\xbf" in data:
+                return None, True
+        return data, padded
+
+    def _parse(self, data: bytes) -> pl.DataFrame | None:
+        """Returns None if a row may be empty or a header."""
+        import polars as pl
+
+        table = self._table
+        names = [str(i) for i in range(table.width)]
+        frame = pl.read_csv(
+            data,
+            has_header=False,
+            schema=dict.fromkeys(names, pl.String),
+            columns=sorted(table.columns.values()),
+            separator=self._mark.decode(),
+            quote_char=None,
+        ).select(
+            pl.col(str(i)).fill_null("").alias(role)
+            for role, i in table.columns.items()
+        )
+        doubtful = [pl.col(role) == "" for role in ("user", "item")]
+        doubtful += [pl.col(role) == name for role, name in self._names.items()]
+        if frame.select(pl.any_horizontal(doubtful).any()).item():
+            return None
+        return frame
+
+    def _split_exactly(self, line: int, data: bytes) -> pl.DataFrame:
+        import polars as pl
+
+        table, counts = self._table, self._counts
+        self._number = line - 1  # of the last line that csv has read
+        self._raw: list[str] = []  # lines of the row that csv reads
+        places: list[int] = []
+        found: dict[str, list[str]] = {role: [] for role in table.columns}
+        lines = self._lines(data)
+        rows = _reader(lines, table.separator, table.quoted)
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                raise self._broken_quotes(error) from None
+            if row is None:
+                break
+            start = self._number + 1 - len(self._raw)
+            if not self._is_data(row, start):
+                self._raw = []
+                continue
+            if len(self._raw) > 1:
+                self._check_row_over_lines(start)
+                counts["rows_over_lines"] += 1
+            self._raw = []
+            places.append(start)
+            for role, position in table.columns.items():
+                found[role].append(row[position])
+        if len(table.separator) > 1:
+            for values in found.values():
+                values[:] = [v.replace(_INNER, table.separator) for v in values]
+        return pl.DataFrame(
+            {"row": pl.Series(places, dtype=pl.UInt32)}
+            | {k: pl.Series(v, dtype=pl.String) for k, v in found.items()}
+        )
+
+    def _lines(self, data: bytes) -> Iterator[str]:
+        """Yields lines; those of later blocks only within a quoted field."""
+        while True:
+            for text in io.StringIO(data.decode(), newline=""):
+                self._number += 1
+                if not self._raw:
+                    text = text.removeprefix("\ufeff")
+                    if self._comment and text.startswith(self._comment):
+                        self._skip_comment()
+                        continue
+                if len(self._table.separator) > 1 and _INNER in text:
+                    raise self._error("holds the control character 0x1f")
+                self._raw.append(text)
+                yield text
+            following = next(self._blocks, None) if self._raw else None
+            if following is None:
+                return
+            data = following[1]
+
+    def _skip_comment(self) -> None:
+        if self._table.comment is None:
+            raise self._error(
+                "starts with '#'; pass comment='#' to skip such lines, or "
+                "comment='' if it is a row"
+            )
+        self._counts["comment_lines"] += 1
+
+    def _is_data(self, row: list[str], line: int) -> bool:
+        """Returns False for an empty line or a header; raises for neither."""
+        table = self._table
+        is_blank = not any(field.strip() for field in row)
+        if is_blank and len(row) in (0, 1, table.width):
+            self._counts["blank_rows"] += 1
+            return False
+        if table.pattern is not None:
+            text = table.separator.join(row)
+            if not re.fullmatch(table.pattern, text):
+                raise self._file.error(
+                    line,
+                    f"{short(text)} does not have the layout of the first "
+                    f"line; name the columns: {_NO_HEADER}",
+                )
+        if len(row) != table.width:
+            first = "header" if table.header else "first row"
+            raise self._file.error(
+                line,
+                f"{len(row)} fields instead of the {table.width} of the "
+                f"{first}; put quotes around a field that holds "
+                f"{table.separator!r}, or correct the line",
+            )
+        if table.header is None:
+            return True
+        fields = [field.strip() for field in row]
+        if fields == table.header:
+            self._counts["repeated_headers"] += 1
+            return False
+        numbers = any(re.match(_NUMBER, name) for name in table.header)
+        for role in ("user", "item") if numbers else ("user",):
+            name = self._names[role]
+            if fields[table.columns[role]] == name:
+                raise self._file.error(
+                    line,
+                    f"the {role} is {short(name)}, as the column's name: "
+                    f"is it another header? {_NO_HEADER}",
+                )
+        return True
+
+    def _check_row_over_lines(self, line: int) -> None:
+        """Raises if every line of a row would be a row without its quotes."""
+        table = self._table
+        ids = [table.columns[role] for role in ("user", "item")]
+        rows = [t.rstrip("\r\n").split(table.separator) for t in self._raw]
+        if any(len(row) != table.width for row in rows):
+            return
+        spaces = any(" " in rows[0][i].strip() for i in ids)
+        foreign = r"^$|^\s|\s$" if spaces else r"^$|\s"
+        if any(re.search(foreign, row[i]) for row in rows[1:] for i in ids):
+            return  # a text with commas
+        raise self._file.error(
+            line,
+            f"a quote that opens here takes in {len(self._raw) - 1} more rows; "
+            "close it, or pass quoted=False if quotes are plain characters",
+        )
+
+    def _broken_quotes(self, error: csv.Error) -> VaecfError:
+        start = self._number + 1 - len(self._raw)
+        return self._file.error(
+            start,
+            f"a quoted field that opens here is not closed before a separator "
+            f"({error}); correct it, or pass quoted=False if quotes are plain "
+            "characters",
+        )
+
+    def _error(self, reason: str) -> VaecfError:
+        return self._file.error(self._number, reason)
