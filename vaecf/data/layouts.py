@@ -187,18 +187,17 @@ def table_of(
     Raises:
       VaecfError: a column is missing, or the separator cannot be told.
     """
-    dialect = layout
-    if not isinstance(dialect, Dialect):
-        dialect = TEXT_LAYOUTS.get(layout or "")
+    name = layout if isinstance(layout, str) else ""
+    dialect = layout if isinstance(layout, Dialect) else TEXT_LAYOUTS.get(name)
     if dialect is not None and not dialect.header:
         columns = {role: dialect.columns[role] for role in roles}
         width = text.head[0].count(dialect.separator) + 1
         positions = text_tables.pick_columns(text.path, [""] * width, columns)
-        recognised = isinstance(layout, str) and layout != settings.layout
+        # Without a request, every row has to have the layout.
+        recognised = name if name != settings.layout else ""
         return Table(
-            dialect.separator, False, None, width, 0, positions,
-            pattern=_PATTERNS[layout] if recognised else None,
-            alphabet=_ALPHABETS[layout] if recognised else None,
+            dialect.separator, False, None, width, 0, positions, "",
+            _PATTERNS.get(recognised), _ALPHABETS.get(recognised),
         )  # fmt: skip
     skip, mark = _before_header(text, settings)
     counts["blank_rows"] += sum(not line.strip() for line in text.head[:skip])
@@ -349,16 +348,32 @@ def _before_header(
     mark, skip = settings.separator, 0
     if given := re.match(r'"?sep=(.)"?[\r\n]*$', text.head[0], re.IGNORECASE):
         mark, skip = mark or given[1], 1
+    mark = None if mark is None else text_tables.check_separator(mark)
     comment = "#" if settings.comment is None else settings.comment
     while skip < len(text.head):
         line = text.head[skip]
         is_comment = bool(comment) and line.startswith(comment)
-        if is_comment and _find_header([line], settings, mark, None):
-            is_comment = False
+        if is_comment and settings.comment is None:
+            # It may be the header, or a row of a table without one.
+            is_comment = not _find_header([line], settings, mark, None)
+            below = (at for at in text.head[skip:] if at.strip())
+            other = next((at for at in below if not at.startswith("#")), "")
+            if settings.no_header and _like(line, other, mark):
+                raise text.error(
+                    skip + 1,
+                    "starts with '#': pass comment='#' if it is a comment, or "
+                    "comment='' if it is a row",
+                )
         if line.strip() and not is_comment:
             break
         skip += 1
-    return skip, None if mark is None else text_tables.check_separator(mark)
+    return skip, mark
+
+
+def _like(line: str, other: str, mark: str | None) -> bool:
+    """Returns whether a separator splits both lines into as many fields."""
+    marks = text_tables.GUESSED if mark is None else (mark,)
+    return any(0 < line.count(m) == other.count(m) for m in marks)
 
 
 def names_of(settings: FileSettings, dialect: Dialect | None) -> Columns:
@@ -368,7 +383,7 @@ def names_of(settings: FileSettings, dialect: Dialect | None) -> Columns:
         "item": settings.item_column,
         "rating": settings.rating_column,
     }
-    usual = {"user": "user", "item": "item", "rating": "rating"}
+    usual: dict[str, str | int] = {role: role for role in given}
     if dialect is not None:
         usual |= dialect.columns
     return {role: name or usual[role] for role, name in given.items()}
@@ -381,7 +396,7 @@ def _find_header(
     choices: list[Columns] | None,
 ) -> _Header | None:
     """Returns the header if a separator splits it into the wanted names."""
-    if settings.no_header:
+    if settings.no_header or not lines:
         return None
     choices = choices or [names_of(settings, None), _MOVIELENS]
     for names in choices:

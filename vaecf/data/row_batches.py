@@ -291,7 +291,13 @@ def _parquet_batches(path: pathlib.Path, columns: Columns) -> Iterator[Batch]:
     import polars as pl
 
     probe = subprocess.run(
-        [sys.executable, "-c", _PARQUET_PROBE, path, *map(str, columns.values())],
+        [
+            sys.executable,
+            "-c",
+            _PARQUET_PROBE,
+            path,
+            *map(str, columns.values()),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

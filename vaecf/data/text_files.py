@@ -81,7 +81,7 @@ class TextFile:
 
     Attributes:
       path: its path.
-      head: its first lines with their ends, of a first block of 256 KiB.
+      head: its first lines with their ends, of at least 128 KiB.
 
     Raises:
       VaecfError: the file is empty, damaged, of another kind, or its text has
@@ -113,7 +113,11 @@ class TextFile:
             )
         if self._encoding is None:
             _refuse_other_kinds(path, start)
-        first = next((data for _, data in self.blocks(_HEAD_BYTES)), b"")
+        first = b""
+        for _, data in self.blocks(_HEAD_BYTES):
+            first += data
+            if len(first) > _HEAD_BYTES // 2:
+                break
         if not first:
             raise empty(path)
         self.head = io.StringIO(first.decode(), newline="").readlines()

@@ -36,8 +36,8 @@ class Table(NamedTuple):
     width: int  # fields of every row
     skip: int  # lines before the first row
     columns: dict[str, int]  # positions from 0, by role
-    # Lines that start with it are skipped, "" skips none; None refuses lines
-    # that start with "#" below the first row.
+    # Lines that start with it are skipped, "" skips none; None refuses ids at
+    # the start of a line that start with "#".
     comment: str | None = None
     pattern: str | None = None  # of every row, for a layout without a header
     alphabet: bytes | None = None  # all bytes that the pattern allows
@@ -205,8 +205,12 @@ def _reader(lines: Iterator[str], separator: str, quoted: bool) -> Any:
     if len(separator) > 1:
         several, separator = separator, _INNER
         lines = (line.replace(several, _INNER) for line in lines)
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    return csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+    return csv.reader(
+        lines,
+        delimiter=separator,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        strict=True,
+    )
 
 
 class _Splitter:
@@ -221,7 +225,11 @@ class _Splitter:
     ) -> None:
         self._file, self._table = file, table
         self._blocks, self._counts = blocks, counts
-        self._comment = "#" if table.comment is None else table.comment
+        # By default a "#" below the header is an error where ids stand first.
+        ids = {table.columns["user"], table.columns["item"]}
+        self._comment = "#" if 0 in ids else ""
+        if table.comment is not None:
+            self._comment = table.comment
         self._mark = table.separator.encode()
         if len(self._mark) > 1:
             self._mark = _INNER.encode()
@@ -376,11 +384,13 @@ class _Splitter:
                 )
         if len(row) != table.width:
             first = "header" if table.header else "first row"
+            advice = f"put quotes around a field that holds {table.separator!r}"
+            if self._raw and self._raw[0].startswith("#"):
+                advice = "pass comment='#' if it is a comment"
             raise self._file.error(
                 line,
                 f"{len(row)} fields instead of the {table.width} of the "
-                f"{first}; put quotes around a field that holds "
-                f"{table.separator!r}, or correct the line",
+                f"{first}; {advice}, or correct the line",
             )
         if table.header is None:
             return True

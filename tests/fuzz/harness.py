@@ -1,0 +1,134 @@
+"""Runs fuzz targets on generated inputs, and reports every fault by its seed.
+
+    python tests/fuzz/harness.py --inputs=1000000
+    python tests/fuzz/harness.py --targets=tables --seed=7 --only=4711
+
+A target is a function of (random.Random, empty folder). It makes one input,
+reads it, and compares what was read with an independent reference. It returns
+a word for the statistics, such as "read" or "refused". A failed assertion and
+every exception but VaecfError is a fault, and so is the end of the process:
+inputs run in child processes. `TARGETS` lists the targets by name: to add one,
+add a module and its entry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+
+from vaecf.errors import VaecfError
+
+# Name -> module and function.
+TARGETS = {
+    "malformed_row": ("text_targets", "malformed_row"),
+    "tables": ("text_targets", "tables"),
+    "any_bytes": ("text_targets", "any_bytes"),
+}
+_PER_PROCESS = 5_000
+
+
+def check(name: str, seed: int, number: int, folder: pathlib.Path) -> str:
+    """Runs one input; returns the target's word, or "" and prints a fault."""
+    module, function = TARGETS[name]
+    target = getattr(importlib.import_module(module), function)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        return target(random.Random(f"{name} {seed} {number}"), folder)
+    except VaecfError as error:
+        text = str(error)
+        if "\n" in text or len(text) > 1500:
+            print(f"FAULT {name} --seed={seed} --only={number}: not one line")
+            return ""
+        return "refused"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        print(f"FAULT {name} --seed={seed} --only={number}:")
+        traceback.print_exc(limit=-4, file=sys.stdout)
+        return ""
+
+
+def run(
+    name: str, seed: int, first: int, count: int, folder: pathlib.Path
+) -> collections.Counter[str]:
+    """Returns how many inputs had which outcome; "" counts the faults."""
+    outcomes: collections.Counter[str] = collections.Counter()
+    for number in range(first, first + count):
+        (folder / "number").write_text(str(number))
+        outcomes[check(name, seed, number, folder / "input")] += 1
+    return outcomes
+
+
+def _run_in_child(
+    name: str, seed: int, first: int, count: int, folder: pathlib.Path
+) -> collections.Counter[str]:
+    options = [f"--targets={name}", f"--seed={seed}", f"--first={first}"]
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        *options,
+        f"--inputs={count}",
+    ]
+    done = subprocess.run(
+        [*command, f"--folder={folder}"], capture_output=True, text=True
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode == 0:
+        print("".join(f"{line}\n" for line in lines[:-1]), end="")
+        return collections.Counter(eval(lines[-1]))
+    number = (folder / "number").read_text()
+    print(f"FAULT {name} --seed={seed} --only={number}: the process died with")
+    print(f"  {done.returncode}: {done.stderr[-500:]}")
+    rest = first + count - int(number) - 1
+    after = collections.Counter({"": 1})
+    if rest > 0:
+        after += _run_in_child(name, seed, int(number) + 1, rest, folder)
+    return after
+
+
+def main() -> int:
+    """Returns 1 if there were faults."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--only", type=int)
+    parser.add_argument("--folder", type=pathlib.Path)
+    parser.add_argument("--child", action="store_true")
+    args = parser.parse_args()
+    names = args.targets.split(",")
+    if args.only is not None:
+        args.first, args.inputs, args.child = args.only, len(names), True
+    faults = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or pathlib.Path(temporary)
+        each = -(-args.inputs // len(names))
+        for name in names:
+            total: collections.Counter[str] = collections.Counter()
+            if args.child:
+                total = run(name, args.seed, args.first, each, folder)
+                faults += total[""]
+                print(dict(total))
+                continue
+            last = args.first + each
+            for first in range(args.first, last, _PER_PROCESS):
+                count = min(_PER_PROCESS, last - first)
+                total += _run_in_child(name, args.seed, first, count, folder)
+            faults += total[""]
+            print(f"{name} --seed={args.seed}: {each:,} inputs, {dict(total)}")
+    return 0 if args.child and args.only is None else int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
