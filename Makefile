@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
-.PHONY: help setup tools fmt lint test test-fast test-oldest test-newest demo bench bench-gpu clean
+.PHONY: help setup tools fmt lint test test-fast test-oldest test-newest fuzz demo bench bench-gpu clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -52,6 +52,9 @@ test-newest:  ## all tests with the newest supported Python and packages
 	$(PYTHON_NEWEST) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[test]'
 	.venv-newest/bin/python -m pytest -n 2
+
+fuzz: tools  ## long: INPUTS=1000000 SEED=0 damaged and strange inputs of all readers
+	$(BIN)/python tests/fuzz/harness.py --inputs=$(or $(INPUTS),1000000) --seed=$(or $(SEED),0)
 
 demo: setup  ## generated data, a trained model, recommendations, a report
 	$(BIN)/python experiments/demo.py --workdir=runs/demo

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from vaecf import cli
-from vaecf.data import layouts, readers
+from vaecf.data import layouts
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a trained run.")
 _HISTORIES = flags.DEFINE_string(
@@ -42,13 +42,6 @@ def main(argv: Sequence[str]) -> None:
     from vaecf.reporting.progress import counting
     from vaecf.serving import batch_scoring
 
-    settings = cli.settings_from_flags(layouts.FileSettings)
-    allow, deny = (
-        readers.read_ids(pathlib.Path(path), layouts.FileSettings(**settings))
-        if (path := flag.value)
-        else None
-        for flag in (_ALLOW, _DENY)
-    )
     with counting("users") as show:
         scored = batch_scoring.score_file(
             pathlib.Path(_WORKDIR.value),
@@ -56,19 +49,14 @@ def main(argv: Sequence[str]) -> None:
             pathlib.Path(_OUTPUT.value),
             k=_K.value,
             exclude_seen=_SEEN.value,
-            allow_items=allow,
-            deny_items=deny,
+            allow_items=_ALLOW.value and pathlib.Path(_ALLOW.value),
+            deny_items=_DENY.value and pathlib.Path(_DENY.value),
             batch_size=_BATCH.value,
             progress=show,
-            **settings,
+            **cli.settings_from_flags(layouts.FileSettings),
         )
-    for n, text in readers.notes(scored.counts):
-        cli.log(f"{n:>12,} {text}")
-    unknown = f"; skipped {scored.unknown_items:,} unknown items of histories"
-    cli.log(
-        f"{scored.users:,} users, {scored.rows:,} recommendations: "
-        f"{_OUTPUT.value}{unknown if scored.unknown_items else ''}"
-    )
+    for line in scored.lines(_OUTPUT.value):
+        cli.log(line)
 
 
 if __name__ == "__main__":

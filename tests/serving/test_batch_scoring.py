@@ -11,6 +11,8 @@ from oracles import refuses
 
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
+from vaecf.data.layouts import FileSettings
+from vaecf.data.readers import read_ids
 from vaecf.errors import VaecfError
 from vaecf.serving import batch_scoring
 from vaecf.serving.batch_scoring import score_file
@@ -251,3 +253,88 @@ def test_a_failure_half_way_leaves_what_was_there(
         score_file(shop.workdir, path, output, k=5, progress=fail)
     assert [p.name for p in output.parent.iterdir()] == ["lists.parquet"]
     assert output.read_bytes() == before
+
+
+# --- The reader of preparation ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "settings"),
+    [
+        ("q.csv", 'title,user,item\n7" x,ann,sku-01\n"a, b",bob,sku-02\n', {}),
+        ("p.csv", "user;item\n ann;sku-01 \nbob ;sku-02\n", {}),
+        ("n.csv", "sku-01|ann\nsku-02|bob\n",
+         {"no_header": True, "user_column": "2", "item_column": "1"}),
+        ("r.csv", "user,item,r\nann,sku-01,4\nbob,sku-02,5\nann,sku-03,1\n",
+         {"rating_column": "r", "min_rating": 3}),
+        ("j", '{"user": "ann", "item": "sku-01"}\n'
+         '{"user": "bob", "item": "sku-02"}\n', {}),
+        ("e.csv", "user,item\nann,sku-01\nNULL,sku-02\nbob,sku-02\n",
+         {"missing_ids": "drop"}),
+    ],
+)  # fmt: skip
+def test_histories_are_read_as_ratings_are(
+    shop, tmp_path, name, text, settings
+):
+    (tmp_path / name).write_text(text)
+    scored, lists = score(shop, tmp_path / name, k=4, **settings)
+    assert scored.users == 2 and scored.unknown_items == 0
+    expected = {"ann": ["sku-01"], "bob": ["sku-02"]}
+    check(lists, shop.recommender.recommend(expected, 4))
+
+
+def test_a_folder_of_histories(shop, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "_SUCCESS").touch()
+    for part, row in enumerate(("ann,sku-01", "bob,sku-02", "ann,sku-03")):
+        (tmp_path / "in" / f"p{part}.csv").write_text(f"user,item\n{row}\n")
+    scored, lists = score(shop, tmp_path / "in", k=4)
+    histories = {"ann": ["sku-01", "sku-03"], "bob": ["sku-02"]}
+    check(lists, shop.recommender.recommend(histories, 4))
+    assert scored.counts["files_read"] == 3
+
+
+def test_a_row_of_another_width_is_refused(shop, tmp_path):
+    path = tmp_path / "h.csv"
+    path.write_text("user,title,item\nann,a,sku-01\nbob,a, b,sku-02\n")
+    assert "line 3: 4 fields" in refused(shop, path)
+
+
+def test_users_written_as_floats(shop, tmp_path):
+    """12 and 12.0 are one user if all users are whole numbers."""
+    path = tmp_path / "h.csv"
+    path.write_text("user,item\n1.0,sku-01\n2,sku-02\n1,sku-03\n")
+    _, lists = score(shop, path, k=2)
+    assert lists["user"].to_list() == [1, 1, 2, 2]
+    path.write_text("user,item\n1.0,sku-01\nx,sku-02\n")
+    _, lists = score(shop, path, k=1)
+    assert lists["user"].to_list() == ["1.0", "x"]
+    path.write_text("user,item\n1.0,sku-01\nx,sku-02\n1,sku-01\n")
+    output = tmp_path / "o.csv"
+    assert "user 1 is also written as 1.0" in refused(shop, path, output)
+
+
+def test_allowed_and_denied_items(shop, scattered, tmp_path):
+    path = write(scattered, tmp_path / "h.csv")
+    items = shop.recommender.items
+    (tmp_path / "some.txt").write_text("item\nsku-03\nsku-04\n")
+    _, lists = score(shop, path, k=3, allow_items=tmp_path / "some.txt")
+    assert set(lists["item"]) == {"sku-03", "sku-04"}
+    (tmp_path / "some.txt").unlink()
+    for names in (
+        {"allow_items": items[:9]},
+        {"deny_items": [*items[:5], "none"]},
+        {"allow_items": items[:9], "deny_items": items[2:4]},
+    ):
+        _, lists = score(shop, path, k=3, **names)
+        check(lists, shop.recommender.recommend(scattered, 3, **names))
+    assert "knows none" in refused(
+        shop, path, tmp_path / "o.csv", allow_items=["none"]
+    )
+
+
+def test_ids_of_a_file(tmp_path):
+    settings = FileSettings(item_column="sku")
+    for text in ("sku\n a\n\nb\n", "a\r\nb"):
+        (tmp_path / "ids").write_bytes(gzip.compress(text.encode()))
+        assert read_ids(tmp_path / "ids", settings) == ["a", "b"]

@@ -97,7 +97,7 @@ def file_batches(
             elif layout == "lightgcn_txt":
                 trusted = path.is_dir() or settings.layout is not None
                 yield from _lightgcn_batches(text, trusted, counts)
-            elif text.head[0].lstrip()[:1] in ("{", "["):
+            elif _first_word(text).startswith(("{", "[")):
                 columns = layouts.names_of(settings, None)
                 wanted = {role: columns[role] for role in roles}
                 yield from _json_batches(text, wanted, counts)
@@ -241,7 +241,7 @@ def _json_batches(
 ) -> Iterator[Batch]:
     import polars as pl
 
-    if text.head[0].lstrip().startswith("["):
+    if _first_word(text).startswith("["):
         raise VaecfError(f"{text.path} is one JSON list; {_JSON_LINES}")
     names = {role: f"field {short(name)}" for role, name in columns.items()}
     first = True
@@ -274,6 +274,10 @@ def _json_batches(
             }
         )
         yield Batch(frame, str(text.path), 0, names)
+
+
+def _first_word(text: TextFile) -> str:
+    return next((line.strip() for line in text.head if line.strip()), "")
 
 
 def _json_record(text: TextFile, row: int, raw: bytes) -> dict[str, Any]:

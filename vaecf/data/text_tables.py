@@ -175,8 +175,12 @@ def split_rows(
     splitter = _Splitter(file, table, blocks, counts)
     above = len("".join(file.head[: table.skip]).encode())
     for line, data in blocks:
-        if above:  # the first block
-            line, data, above = line + table.skip, data[above:], 0
+        if above:
+            line, data, above = (
+                table.skip + 1,
+                data[above:],
+                max(0, above - len(data)),
+            )
         if data:
             yield splitter.split(line, data)
 

@@ -20,7 +20,13 @@ from vaecf import workdir as workdir_lib
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.data.layouts import FileSettings
-from vaecf.data.readers import CANONICAL_INTEGER, WHOLE_FLOAT, Rows
+from vaecf.data.readers import (
+    CANONICAL_INTEGER,
+    WHOLE_FLOAT,
+    Rows,
+    notes,
+    read_ids,
+)
 from vaecf.errors import VaecfError
 from vaecf.evaluation.ranking import RankedLists
 from vaecf.serving.trained_model import TrainedModel, load
@@ -40,6 +46,16 @@ class Scored(NamedTuple):
     unknown_items: int  # history rows whose item the model does not know
     counts: Mapping[str, int]  # of what was changed, see `readers.notes`
 
+    def lines(self, output: str) -> list[str]:
+        """Returns a report for a person, with the name of the output."""
+        changes = [f"{n:>12,} {text}" for n, text in notes(self.counts)]
+        total = f"{self.users:,} users, {self.rows:,} recommendations: {output}"
+        if self.unknown_items:
+            total += (
+                f"; skipped {self.unknown_items:,} unknown items of histories"
+            )
+        return [*changes, total]
+
 
 def score_file(
     workdir: pathlib.Path,
@@ -48,8 +64,8 @@ def score_file(
     *,
     k: int = 10,
     exclude_seen: bool = True,
-    allow_items: Iterable[Any] | None = None,
-    deny_items: Iterable[Any] | None = None,
+    allow_items: Iterable[Any] | pathlib.Path | None = None,
+    deny_items: Iterable[Any] | pathlib.Path | None = None,
     batch_size: int = 512,
     progress: Callable[[int, int], None] = lambda done, total: None,
     **settings: Any,
@@ -65,6 +81,8 @@ def score_file(
       workdir: workdir of a run, or a directory written by `Recommender.save`.
       histories: whatever `read_ratings` reads, with one row per (user, item),
         in any order.
+      allow_items: recommend only these items: ids, or a file of `read_ids`.
+      deny_items: never recommend these items, likewise.
       output: file to write, CSV if its suffix is .csv, else Parquet.
       progress: called with (number of users done, number of all users).
       **settings: fields of `layouts.FileSettings`: how to read the histories.
@@ -77,7 +95,12 @@ def score_file(
     if k < 1:
         raise VaecfError(f"k={k} must be at least 1")
     _check_output(output, histories)
-    rows = Rows(histories, FileSettings(**settings))
+    reading = FileSettings(**settings)
+    allow_items, deny_items = (
+        read_ids(ids, reading) if isinstance(ids, pathlib.Path) else ids
+        for ids in (allow_items, deny_items)
+    )
+    rows = Rows(histories, reading)
     model = load(workdir)
     k = min(k, len(model.items))
     size = min(_USERS_PER_PARTITION, max(1, _ROWS_PER_PARTITION // k))
