@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import dense, ease, interactions, random_dense, refuses
+from scipy.linalg import lapack
 
 from vaecf.data.interactions import Interactions
 from vaecf.models import linear
@@ -81,6 +82,36 @@ def test_ease_with_dropout_and_weighted_users(
     np.testing.assert_allclose(
         weights[:, :ITEMS], expected, rtol=rtol, atol=atol
     )
+
+
+@pytest.mark.parametrize("users", [USERS, ITEMS - 7])
+@pytest.mark.parametrize(
+    ("free", "rtol", "atol"), [(2**30, 1e-5, 1e-7), (12_000, 1e-3, 1e-5)]
+)
+@pytest.mark.parametrize("size", [1, 5, 7, 19])
+def test_lapack_gets_small_matrices(
+    x, size, users, free, rtol, atol, free_bytes, monkeypatch
+):
+    """Threaded OpenBLAS ends the process in spotrf of 30,000 rows."""
+    calls: list[tuple[int, int]] = []
+    for name in ("spotrf", "dpotrf", "spotri", "dpotri"):
+        function = getattr(lapack, name)
+
+        def counted(a, *args, function=function, **kwargs):
+            calls.append(a.shape)
+            return function(a, *args, **kwargs)
+
+        monkeypatch.setattr(lapack, name, counted)
+    monkeypatch.setattr(linear, "_LAPACK_SIZE", size)
+    free_bytes(free)
+    x = x[:users]
+    weights = linear.fit(interactions(x), 3.0)["item_item"]
+    np.testing.assert_allclose(
+        weights[:, :ITEMS], ease(x, 3.0), rtol=rtol, atol=atol
+    )
+    n = min(users, ITEMS)
+    assert max(calls) <= (size, size)
+    assert len(calls) == 2 * -(-n // size)
 
 
 def test_ease_uses_float32_when_memory_is_scarce(x, free_bytes):

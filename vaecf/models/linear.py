@@ -25,6 +25,10 @@ PARTITION: dict[str, tuple[str | None, ...]] = {"item_item": (None, "item")}
 # the product with all rows is faster.
 _MAX_GATHERED_USERS = 8
 _BLOCK = 2048  # rows or columns of a matrix that are computed at once
+# Largest matrix that LAPACK inverts. The threaded Cholesky factorisation of
+# OpenBLAS 0.3.31 (in NumPy 2.4 and SciPy 1.17) writes beyond its buffers if a
+# matrix is large: of 30,000 rows on two cores.
+_LAPACK_SIZE = 4096
 
 
 def scores(
@@ -150,26 +154,57 @@ def _inverse_by_users(
 
 
 def _invert(square: np.ndarray) -> np.ndarray:
-    """Inverts a symmetric positive definite matrix in place."""
+    """Inverts a symmetric positive definite matrix in place, in blocks.
+
+    LAPACK inverts the blocks on the diagonal. Each step eliminates the rows
+    and columns of one block from all others, and negates the block's inverse
+    (the sweep operator, Goodnight 1979, "A tutorial on the SWEEP operator").
+    Only the upper triangle of blocks is computed. `n` x `_LAPACK_SIZE` numbers
+    are needed three times beside the matrix.
+    """
+    n, size = len(square), _LAPACK_SIZE
+    if n <= size:
+        return _invert_block(square)
+    for first in range(0, n, size):
+        own = slice(first, first + size)
+        pivot = _invert_block(square[own, own])
+        rows = np.hstack([square[:first, own].T, square[own, first:]])
+        solved = pivot @ rows
+        for i in range(0, n, size):
+            other = slice(i, i + size)
+            if i != first:
+                square[other, i:] -= rows[:, other].T @ solved[:, i:]
+        square[:first, own] = solved[:, :first].T
+        square[own, first:] = solved[:, first:]
+        np.negative(pivot, out=square[own, own])
+    for first in range(0, n, size):
+        last = first + size
+        corner, right = np.split(square[first:last, first:], [size], axis=1)
+        corner[:] = -_mirror(corner)
+        np.negative(right, out=right)
+        square[last:, first:last] = right.T
+    return square
+
+
+def _invert_block(block: np.ndarray) -> np.ndarray:
+    """Returns the inverse from the upper triangle; may overwrite the block."""
     from scipy.linalg import lapack  # slow to import, and used only here
 
     factor, inverse = (
         (lapack.dpotrf, lapack.dpotri)
-        if square.dtype == np.float64
+        if block.dtype == np.float64
         else (lapack.spotrf, lapack.spotri)
     )
     # LAPACK's lower triangle of the Fortran-ordered view is our upper one.
-    lower, info = factor(square.T, lower=1, overwrite_a=1, clean=0)
+    lower, info = factor(block.T, lower=1, overwrite_a=1, clean=0)
     if info:
         raise VaecfError("EASE: the Gram matrix is singular; increase l2")
     lower, _ = inverse(lower, lower=1, overwrite_c=1)
-    upper = lower.T
-    for first in range(0, len(upper), _BLOCK):
-        last = first + _BLOCK
-        upper[last:, first:last] = upper[first:last, last:].T
-        corner = upper[first:last, first:last]
-        corner[:] = np.triu(corner) + np.triu(corner, 1).T
-    return upper
+    return _mirror(lower.T)
+
+
+def _mirror(upper: np.ndarray) -> np.ndarray:
+    return np.triu(upper) + np.triu(upper, 1).T
 
 
 def check_memory(title: str, n_items: int, advice: str) -> int:
