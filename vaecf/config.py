@@ -254,7 +254,9 @@ class PrecisionConfig:
         _one_of("amp", "fp32", "tf32", "bf16", "fp16"),
     )
     initial_loss_scale: float = _setting(
-        2.0**15, "First loss scale of fp16.", _POSITIVE
+        2.0**15,
+        "First loss scale of fp16.",
+        Rule("in [1, 2**24]", lambda x: 1 <= x <= 2**24),
     )
     loss_scale_growth_interval: int = _setting(
         2000, "Finite steps before the loss scale doubles.", _COUNT

@@ -145,6 +145,27 @@ def test_allowed_items(setup, mesh, exclude_seen):
         )
 
 
+@pytest.mark.parametrize("mesh", MESHES)
+def test_scores_that_are_not_finite_are_not_ranked(setup, mesh):
+    """Whatever the item: seen, excluded or ranked last."""
+    score_UI, seen = setup
+    scorer, params = table_scorer(score_UI)
+    ranker = Ranker(scorer, mesh_lib.make_mesh(*mesh), 3)
+    only_17 = ranker.allow(np.arange(N_ITEMS) == 17)
+    for user, item, value in (
+        *((0, 0, np.nan), (12, 299, np.inf), (7, 150, -np.inf)),
+        *((2, 17, -np.nan), (5, 298, 1e30), (9, 3, -1e30)),
+    ):
+        bad = params["score"].copy()
+        bad[user, item] = value
+        for allowed_I in (None, only_17):
+            with pytest.raises(VaecfError, match=r"1 of .*not finite"):
+                rank(ranker, {"score": bad}, seen, 8, allowed_I=allowed_I)
+    large = score_UI * np.float32(1e19)
+    got = rank(ranker, {"score": params["score"] * np.float32(1e19)}, seen)
+    check(got, reference(large, seen, 3))
+
+
 def test_no_users_and_batches_of_none(setup):
     scorer, params = table_scorer(setup[0])
     ranker = Ranker(scorer, mesh_lib.make_mesh(1, 1), 5)

@@ -26,6 +26,10 @@ from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 
+# Larger scores are those of a model that diverged, as infinite ones are. (The
+# logits of a trained model are below 100, counts of users below 1e10.)
+_LARGEST_SCORE = 1e20
+
 
 class Scorer(NamedTuple):
     """A function that scores all items for a batch of users."""
@@ -50,7 +54,8 @@ class RankedLists(NamedTuple):
     item_UK: Any  # int32 [U, K], item indices; -1 after the end of a list
     score_UK: Any  # float32 [U, K]; -inf after the end of a list
     # float32 [U], logsumexp of the user's scores over all items. If the scores
-    # are logits, score - log_total is a log-probability.
+    # are logits, score - log_total is a log-probability. Not finite if a score
+    # is not, or if its size is above `_LARGEST_SCORE`.
     log_total_U: Any
 
 
@@ -79,7 +84,8 @@ def rank_local(
     scores_BI = jnp.where(real_I[None, :], scores_BI, -jnp.inf)
     # top_k ranks 0 before -0, regardless of their indices.
     scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
-    max_B = jnp.max(scores_BI, axis=1)
+    is_sound_BI = (jnp.abs(scores_BI) < _LARGEST_SCORE) | ~real_I[None, :]
+    max_B = jnp.max(jnp.where(is_sound_BI, scores_BI, jnp.inf), axis=1)
     max_B = jnp.maximum(max_B, jnp.finfo(jnp.float32).min)  # all padding
     sum_B = jnp.sum(jnp.exp(scores_BI - max_B[:, None]), axis=1)
     log_total_B, _ = likelihood.over_shards(
@@ -317,7 +323,7 @@ class Ranker:
           allowed_I: result of `allow`; None allows every item.
 
         Raises:
-          VaecfError: `batch_size` is below 1.
+          VaecfError: `batch_size` is below 1, or scores are not finite.
         """
         if batch_size < 1:
             raise VaecfError(f"batch_size={batch_size} must be at least 1")
@@ -449,4 +455,11 @@ def _fetch(ranked: jax.Array, n_users: int) -> RankedLists:
     lists = np.asarray(ranked)[:n_users]
     k = lists.shape[1] // 2
     scores = lists[:, k:].view(np.float32)
+    bad = np.count_nonzero(~np.isfinite(scores[:, k]))
+    if bad:
+        raise VaecfError(
+            f"the scores of {bad:,} of {n_users:,} users are not finite, or "
+            "too large to rank: the model diverged; train it again, with a "
+            "lower config.optimizer.learning_rate, in a new workdir"
+        )
     return RankedLists(lists[:, :k], scores[:, :k], scores[:, k])

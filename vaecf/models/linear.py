@@ -82,10 +82,10 @@ def fit(
       'item_item', float32 [I, padded I], the parameters of `scores`.
 
     Raises:
-      VaecfError: `l2` is not positive, the matrix is singular, or the items x
-        items matrix does not fit into memory.
+      VaecfError: `l2` is not positive, the matrix is singular, the weights are
+        not finite, or the items x items matrix does not fit into memory.
     """
-    if l2 <= 0:
+    if not l2 > 0:
         raise VaecfError(f"EASE: l2={l2} must be above 0")
     n_items = train.n_items
     free_bytes = check_memory("EASE", n_items, advice)
@@ -106,7 +106,10 @@ def fit(
         columns = _inverse_by_items(matrix, weight_U, ridge_I)
     for first, block_IK in columns:
         j = np.arange(first, first + block_IK.shape[1])
-        weights[:, j] = block_IK / -block_IK[j, np.arange(len(j))]
+        block_IK = block_IK / -block_IK[j, np.arange(len(j))]
+        if not np.isfinite(block_IK).all():
+            raise VaecfError("EASE: the weights are not finite; increase l2")
+        weights[:, j] = block_IK
         weights[j, j] = 0.0
     return {"item_item": weights}
 
@@ -114,15 +117,30 @@ def fit(
 def penalties(
     train: Any, l2: float, dropout: float, user_exponent: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `fit`'s user weights w [U] and diagonal of Λ [I], float64."""
+    """Returns `fit`'s user weights w [U] and diagonal of Λ [I], float64.
+
+    Raises:
+      VaecfError: the numbers leave the range of float32.
+    """
     mean = max(train.nnz / train.n_users, 1)
-    weight_U = (np.maximum(train.counts, 1) / mean) ** -user_exponent
-    count_I = np.bincount(
-        train.indices,
-        weights=np.repeat(weight_U, train.counts),
-        minlength=train.n_items,
-    )
-    return weight_U, l2 + dropout / (1 - dropout) * count_I
+    with np.errstate(over="ignore", invalid="ignore"):
+        weight_U = (np.maximum(train.counts, 1) / mean) ** -user_exponent
+        count_I = np.bincount(
+            train.indices,
+            weights=np.repeat(weight_U, train.counts),
+            minlength=train.n_items,
+        )
+        ridge_I = l2 + dropout / (1 - dropout) * count_I
+    for name, value, array in (
+        ("user_exponent", user_exponent, weight_U),
+        ("l2", l2, ridge_I),
+    ):
+        if not ((array > 1e-35) & (array < 1e20)).all():
+            raise VaecfError(
+                f"{name}={value:g} gives weights that float32 cannot hold: "
+                "choose a moderate number"
+            )
+    return weight_U, ridge_I
 
 
 def _inverse_by_items(

@@ -27,6 +27,8 @@ from vaecf.parallel import mesh as mesh_lib
 # either number changes the NDCG@100 of the linear branch by .001 in either
 # direction on MovieLens-1M and Yelp2018.
 _OVERSAMPLING = 32
+# LAPACK factorises matrices of this size: see `linear._LAPACK_SIZE`.
+_LARGEST_RANK = 8192
 _POWER_ITERATIONS = 6
 
 PARTITION: dict[str, tuple[str | None, ...]] = {
@@ -73,21 +75,29 @@ def fit(
       VaecfError: an argument is out of range, λ is too small for float32, or
         the factors do not fit into memory.
     """
-    if l2 <= 0:
+    if not l2 > 0:
         raise VaecfError(f"the linear branch: l2={l2} must be above 0")
     if rank < 1:
         raise VaecfError(f"the linear branch: rank={rank} must be at least 1")
     rank = min(rank, train.n_items)
+    if rank > _LARGEST_RANK:
+        raise VaecfError(
+            f"the linear branch: rank={rank} must be at most {_LARGEST_RANK}; "
+            "0 is the full matrix"
+        )
     _check_memory(train, rank, advice)
+    too_small = VaecfError(
+        f"the linear branch: l2={l2:g} is too small for float32; increase it"
+    )
     scaled, root_I = _scaled(train, l2, dropout, user_exponent)
-    inner_I, factor_IK = _invert(scaled, rank)
+    try:
+        inner_I, factor_IK = _invert(scaled, rank)
+    except np.linalg.LinAlgError:
+        raise too_small from None
     length_I = np.square(factor_IK).sum(axis=1, dtype=np.float64)
     diagonal_I = inner_I - length_I
-    if (diagonal_I < 1e-3 * inner_I).any():
-        raise VaecfError(
-            f"the linear branch: l2={l2:g} is too small for float32; "
-            "increase it"
-        )
+    if not (diagonal_I >= 1e-3 * inner_I).all():
+        raise too_small
     padded = np.zeros((mesh_lib.padded_items(train.n_items), rank), np.float32)
     padded[: train.n_items] = factor_IK / root_I[:, None].astype(np.float32)
     return {

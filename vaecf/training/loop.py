@@ -35,6 +35,9 @@ from vaecf.training.input_pipeline import Epoch, InputPipeline
 from vaecf.training.progress import (
     TrainProgress,
     check_health,
+    is_trained,
+    require_finite,
+    require_trained,
     summarise,
     training_record,
 )
@@ -118,8 +121,9 @@ def train(
         config.linear, dataset.train, workdir, mesh, log=log
     )
     validate = _make_validator(config, dataset, setup, linear)
+    more = progress.epoch < config.train.epochs
     writer = writers.MultiWriter([])
-    if progress.epoch < config.train.epochs:
+    if more or not _is_summarised(workdir, first_step):
         writer = _open_writers(workdir, first_step, extra_writer)
 
     # --- Epochs -------------------------------------------------------------
@@ -155,7 +159,7 @@ def train(
                 )
                 check_health(config, state.opt_state, metrics, progress)
                 progress.add(metrics, now.seconds, config.train)
-                _update_bar(bar, progress, metrics, now.seconds)
+                _update_bar(bar, progress, metrics.users.sum(), now.seconds)
                 # The last step of an epoch is saved after its validation.
                 unfinished = progress.step_in_epoch < steps
                 if unfinished and (now.interrupted or now.overdue):
@@ -172,7 +176,9 @@ def train(
             writer.write(record, step=step)
             due = progress.epoch % config.eval.every_epochs == 0
             due |= progress.epoch == config.train.epochs
-            if due and (record := validate(state)):
+            if due:
+                saver.require_finite(state, progress)
+            if due and is_trained(state) and (record := validate(state)):
                 better = progress.validated(
                     record[f"validation/{config.eval.best_metric}"]
                 )
@@ -183,14 +189,17 @@ def train(
             now = dispatcher.status()
             if due or now.interrupted or now.overdue:
                 saver.save(LATEST, state, progress)
-            if now.interrupted:
+            if now.interrupted and progress.epoch < config.train.epochs:
                 raise _stopped(progress, workdir)
 
+        require_trained(state)
         saver.finish(state, progress)
         summary = summarise(progress, pipeline, config, mesh)
-        if int(state.step) > first_step:
+        if not _is_summarised(workdir, int(state.step)):
             record = {f"final/{k}": v for k, v in summary.items()}
             writer.write(record, step=int(state.step))
+        if dispatcher.status().interrupted:  # after the last epoch
+            raise _stopped(progress, workdir)
     params = state_lib.scoring_params(setup, state)
     return TrainResult(setup, params, progress, summary)
 
@@ -204,10 +213,12 @@ class _Saver:
         self.checkpoints = checkpoints
         self._setup, self._deadline = setup, deadline
         self._saved_at = time.monotonic()
+        self._checked = -1  # step whose parameters are known to be finite
 
     def save(
         self, which: str, state: TrainState, progress: TrainProgress
     ) -> None:
+        self.require_finite(state, progress)
         tree: Any = state
         if which == BEST:
             tree = state_lib.scoring_params(self._setup, state)
@@ -215,6 +226,14 @@ class _Saver:
         with self._deadline("saving a checkpoint"):
             self.checkpoints.save(which, int(state.step), tree, position)
         self._saved_at = time.monotonic()
+
+    def require_finite(
+        self, state: TrainState, progress: TrainProgress
+    ) -> None:
+        """Checks the parameters of each step once; see `progress`."""
+        if self._checked != int(state.step):
+            require_finite(state, progress)
+            self._checked = int(state.step)
 
     def finish(self, state: TrainState, progress: TrainProgress) -> None:
         if progress.best is None:
@@ -228,13 +247,14 @@ class _Saver:
 
 
 def _update_bar(
-    bar: Progress, progress: TrainProgress, metrics: StepMetrics, seconds: float
+    bar: Progress, progress: TrainProgress, users: float, seconds: float
 ) -> None:
-    users = float(metrics.users.sum())
+    """Shows the mean loss of the epoch so far, and the latest speed."""
+    sums = StepMetrics(*progress.epoch_sums)
     bar.update(
         epoch=progress.epoch + 1,
         step_in_epoch=progress.step_in_epoch,
-        loss=float(metrics.loss.sum() / metrics.users.sum()),
+        loss=sums.loss / sums.users,
         users_per_second=users / seconds,
     )
 
@@ -349,6 +369,20 @@ def _open_writers(
         writers.TensorBoardWriter(workdir / "tensorboard", step),
     ]
     return writers.MultiWriter(own if extra is None else [*own, extra])
+
+
+def _is_summarised(workdir: pathlib.Path, step: int) -> bool:
+    """Returns whether metrics.jsonl needs no summary of the run up to a step.
+
+    A call that was stopped after the last epoch may not have written it.
+    """
+    path = workdir / "metrics.jsonl"
+    if step == 0 or not processes.is_lead():
+        return True
+    return path.exists() and any(
+        "final/epochs" in record and record["step"] == step
+        for record in writers.read_records(path)
+    )
 
 
 def _stopped(progress: TrainProgress, workdir: pathlib.Path) -> Interrupted:

@@ -13,6 +13,7 @@ from vaecf.config import Config, TrainConfig
 from vaecf.errors import VaecfError
 from vaecf.models import losses
 from vaecf.training import optimizers, precision
+from vaecf.training.state import TrainState
 from vaecf.training.step import StepMetrics
 
 
@@ -123,6 +124,39 @@ def check_health(
             f"{step}: lower config.optimizer.learning_rate, and use a new "
             "workdir if this one has checkpoints"
         )
+
+
+def is_trained(state: TrainState) -> bool:
+    """Returns whether a step was applied; float16 may skip all of them."""
+    return int(state.step) > int(optimizers.skips_of(state.opt_state))
+
+
+def require_trained(state: TrainState) -> None:
+    """Raises VaecfError if steps were taken and none was applied."""
+    if int(state.step) and not is_trained(state):
+        raise VaecfError(
+            f"nothing was learned: the gradients of all {int(state.step)} "
+            "steps overflowed in float16, and no step was applied; train more "
+            "epochs, or set config.precision.policy='bf16' in a new workdir"
+        )
+
+
+def require_finite(state: TrainState, progress: TrainProgress) -> None:
+    """Raises VaecfError if a parameter is infinite or NaN.
+
+    The loss of a step is computed before its update, so `check_health` does
+    not see the parameters after the last step.
+    """
+    if not bool(_all_finite((state.params, state.average))):
+        raise VaecfError(
+            f"parameters are not finite after epoch {progress.epoch}, step "
+            f"{int(state.step)} of the run, and are not saved: lower "
+            "config.optimizer.learning_rate, and use a new workdir if this one "
+            "has checkpoints"
+        )
+
+
+_all_finite = jax.jit(optimizers.all_finite)
 
 
 def summarise(

@@ -73,6 +73,9 @@ _received: list[list[int]] = []
 def interrupts() -> Iterator[Callable[[], bool]]:
     """Defers SIGINT and SIGTERM: yields a function that tells if one came.
 
+    A signal that came is sent again when the block ends without an exception,
+    so that one that came too late to be asked for is not lost.
+
     Only the main thread handles signals. In another thread, the function tells
     what the block of the main thread has received, if there is one.
     """
@@ -92,3 +95,5 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         _received.pop()
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if seen:
+        signal.raise_signal(seen[0])
