@@ -7,6 +7,11 @@ The runs are workdirs of main.py --test, or files written by its --per_user.
 
 from __future__ import annotations
 
+from vaecf import interrupts
+
+if __name__ == "__main__":
+    interrupts.exit_at_once()
+
 import pathlib
 from collections.abc import Sequence
 

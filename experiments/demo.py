@@ -5,6 +5,11 @@ make demo
 
 from __future__ import annotations
 
+from vaecf import interrupts
+
+if __name__ == "__main__":
+    interrupts.exit_at_once()
+
 import pathlib
 import sys
 from collections.abc import Sequence

@@ -9,6 +9,11 @@ there is nothing to train, that of the run in --workdir.
 
 from __future__ import annotations
 
+from vaecf import interrupts
+
+if __name__ == "__main__":
+    interrupts.exit_at_once()
+
 import pathlib
 import sys
 from collections.abc import Sequence

@@ -9,6 +9,11 @@ resumes an interrupted population; further members may be added.
 
 from __future__ import annotations
 
+from vaecf import interrupts
+
+if __name__ == "__main__":
+    interrupts.exit_at_once()
+
 import ast
 import pathlib
 import shlex

@@ -13,6 +13,11 @@ ml-20m/extracted/ml-20m/ratings.csv and writes ml-20m/preprocessed.
 
 from __future__ import annotations
 
+from vaecf import interrupts
+
+if __name__ == "__main__":
+    interrupts.exit_at_once()
+
 import dataclasses
 from collections.abc import Sequence
 

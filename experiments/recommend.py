@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+from vaecf import interrupts
+
+if __name__ == "__main__":
+    interrupts.exit_at_once()
+
 import pathlib
 from collections.abc import Sequence
 

@@ -6,8 +6,13 @@
 
 from __future__ import annotations
 
+from vaecf import interrupts
+
+# Workers import this file as __mp_main__.
+if __name__ in ("__main__", "__mp_main__"):
+    interrupts.exit_at_once()
+
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -39,8 +44,6 @@ def main(argv: Sequence[str]) -> None:
     del argv
     from vaecf.tuning import space, study, sweep
 
-    # As Ctrl-C, so that the workers of this process save and stop, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = study.SweepPlan(
         base=config_lib.from_mapping(_CONFIG.value),
         space=space.load(pathlib.Path(_SPACE.value)),

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import signal
 import sys
 
 import pytest
@@ -57,6 +58,9 @@ def test_statuses(run):
     assert run(raising(KeyboardInterrupt())) == (130, "", "interrupted\n")
     status, _, err = run(raising(KeyboardInterrupt("in epoch 3")))
     assert (status, err) == (130, "interrupted: in epoch 3\n")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        send = lambda argv, n=number: signal.raise_signal(n)  # noqa: E731
+        assert run(send) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), OSError("disk")])

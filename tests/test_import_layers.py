@@ -15,7 +15,7 @@ import vaecf
 # The floors of the house, from the ground up. A part may import the parts of
 # lower floors, and those of its own floor that `SAME_FLOOR` names.
 FLOORS = (
-    {"errors", "config", "workdir"},
+    {"errors", "interrupts", "config", "workdir"},
     {"data", "parallel", "reporting"},
     {"models"},
     {"evaluation"},
@@ -121,7 +121,7 @@ def test_entry_points_are_short():
         assert any(name.split(".")[0] == "vaecf" for name in names), path.name
         assert not {n.split(".")[0] for n in names} & HEAVY, path.name
         if path.name != "main_flags.py":
-            assert len(path.read_text().splitlines()) <= 65, path.name
+            assert len(path.read_text().splitlines()) <= 70, path.name
 
 
 # Prints the heavy packages that are loaded after each of some imports.

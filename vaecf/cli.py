@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import shlex
-import signal
 import sys
 import traceback
 import typing
@@ -18,6 +17,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from vaecf import config as config_lib
+from vaecf import interrupts
 from vaecf.errors import VaecfError
 
 # What ml_collections raises for keys, values and files that do not fit.
@@ -39,7 +39,7 @@ def run(
     """Parses the flags, calls `main` and exits.
 
     Bad input (`VaecfError`, or a flag's value) prints one line on stderr and
-    exits with status 2; an interrupt exits with status 130; any other
+    exits with status 2; SIGINT and SIGTERM exit with status 130; any other
     exception is a bug and keeps its traceback.
 
     `main` receives the arguments that are not flags; there may be some only if
@@ -55,14 +55,15 @@ def run(
         if use_compilation_cache:
             _use_compilation_cache()
         try:
-            _join_processes()
-            return main(argv)
+            with interrupts.raised():
+                _join_processes()
+                return main(argv)
         except VaecfError as error:
             return _exit(_fail(with_flags(str(error))))
         except KeyboardInterrupt as error:
             reason = f": {error}" if str(error) else ""
             print(f"interrupted{reason}", file=sys.stderr)
-            status = 128 + signal.SIGINT
+            status = interrupts.STATUS
             # A subclass means that all processes have agreed to stop.
             return _exit(status) if type(error) is KeyboardInterrupt else status
         except Exception as error:
