@@ -42,11 +42,10 @@ def raised() -> Iterator[None]:
 
     A signal that comes during an import is sent again when the import is over.
     So is one whose exception was ignored, because a callback of the garbage
-    collector or of a compiled module raised it. Outside the main thread, and
-    on Windows, the block changes nothing.
+    collector or of a compiled module raised it. Outside the main thread, the
+    block changes nothing.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not (main and hasattr(signal, "setitimer")):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     waiting: list[int] = []

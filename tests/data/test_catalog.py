@@ -25,6 +25,7 @@ class Server:
         self.etags = {}
         self.cut_after = {}  # bytes sent, per request
         self.fail_with = {}
+        self.headers = {}  # other headers; None leaves one out
         self.requests = []
         outer = self
 
@@ -45,6 +46,11 @@ class Server:
         path = handler.path
         wanted = handler.headers.get("Range")
         self.requests.append((path, wanted))
+        if path.startswith("/to:"):
+            handler.send_response(302)
+            handler.send_header("Location", path.removeprefix("/to:"))
+            handler.end_headers()
+            return
         if path in self.fail_with or path not in self.files:
             handler.send_error(self.fail_with.get(path, 404))
             return
@@ -65,9 +71,10 @@ class Server:
             )
         else:
             handler.send_response(200)
-        handler.send_header("Content-Length", str(len(body) - start))
-        if etag:
-            handler.send_header("ETag", etag)
+        headers = {"Content-Length": str(len(body) - start), "ETag": etag}
+        for name, value in (headers | self.headers.get(path, {})).items():
+            if value:
+                handler.send_header(name, value)
         handler.end_headers()
         cuts = self.cut_after.get(path)
         n = cuts.pop(0) if cuts else len(body)
@@ -78,6 +85,7 @@ class Server:
 def server(monkeypatch):
     monkeypatch.setattr(download, "_PAUSE_SECONDS", 0.01)
     running = Server()
+    monkeypatch.setattr(download, "_SAFE", ("https://", running.url))
     yield running
     running.http.shutdown()
     running.http.server_close()
@@ -123,6 +131,7 @@ def test_entry_is_complete(name):
         return
     assert entry.counts["ratings"] > entry.counts["users"]
     assert entry.urls or "ratings=" in entry.manual
+    assert all(url.startswith("https://") for url in entry.urls)
     assert entry.ratings_member or entry.files
 
 
@@ -278,6 +287,59 @@ def test_all_sources_failing_names_each_with_its_reason(server, tmp_path, pin):
     assert not (tmp_path / "ml-20m/ratings").exists()
 
 
+def md5(body):
+    return download.Digest("md5", hashlib.md5(body).hexdigest())
+
+
+def test_plain_http_needs_a_checksum(server, tmp_path, monkeypatch):
+    """The first address, and that of a redirection."""
+    server.files["/f"] = b"abc"
+    plain, target = server.url + "/f", tmp_path / "f"
+    monkeypatch.setattr(download, "_SAFE", ("https://",))
+    with pytest.raises(VaecfError, match="http without a checksum"):
+        download.download([plain], target)
+    assert server.requests == []
+    # A server that is taken for one of https, but sends us on.
+    monkeypatch.setattr(download, "_SAFE", (f"{server.url}/to:",))
+    with pytest.raises(VaecfError, match="http without a checksum"):
+        download.download([f"{server.url}/to:{plain}"], target)
+    assert list(tmp_path.iterdir()) == []
+    download.download([f"{server.url}/to:{plain}"], target, digest=md5(b"abc"))
+    assert target.read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"Content-Length": None}, "neither its length nor a checksum"),
+        ({"Content-Length": "301"}, "cut at 300 of 301 bytes"),
+        ({"Content-Encoding": "gzip"}, "encoding 'gzip'"),
+        ({"Content-Length": "1001"}, "more than 1,000 bytes"),
+        ({"Content-Length": "-5"}, r"-5|cut"),
+        ({"Content-Length": "many"}, "many"),
+    ],
+)
+def test_a_body_that_is_not_the_file(
+    server, tmp_path, monkeypatch, headers, message
+):
+    monkeypatch.setattr(download, "_MAX_BYTES", 1000)
+    server.files["/f"], server.headers["/f"] = b"abc" * 100, headers
+    with pytest.raises(VaecfError, match=message):
+        download.download([server.url + "/f"], tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+def test_an_endless_body(server, tmp_path, monkeypatch):
+    """Its length is unknown; nothing of it stays on the disk."""
+    monkeypatch.setattr(download, "_MAX_BYTES", 10_000)
+    monkeypatch.setattr(download, "_CHUNK_BYTES", 1000)
+    server.files["/f"] = body = bytes(20_000)
+    server.headers["/f"] = {"Content-Length": None}
+    with pytest.raises(VaecfError, match="more than 10,000 bytes"):
+        download.download([server.url + "/f"], tmp_path / "f", digest=md5(body))
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
+
+
 def test_several_files_give_their_folder(server, tmp_path):
     files = {"train.txt": b"0 1 2\n1 0\n", "test.txt": b"0 3\n"}
     server.files |= {f"/g/{name}": body for name, body in files.items()}
@@ -299,6 +361,41 @@ def test_archive_cannot_write_outside(tmp_path):
     (path,) = download.extract(packed, "ratings.csv", tmp_path / "in" / "out")
     assert path == tmp_path / "in/out/ratings.csv"
     assert not (tmp_path / "ratings.csv").exists()
+
+
+def test_an_archive_that_unpacks_to_far_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_MAX_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(download, "_CHUNK_BYTES", 100)
+    packed = tmp_path / "a.zip"
+    for size, bomb in ((10_000, False), (1_000_000, True)):
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("r.csv", "0" * size)
+        if not bomb:
+            [path] = download.extract(packed, "r.csv", tmp_path / "small")
+            assert path.stat().st_size == size
+            continue
+        with pytest.raises(VaecfError, match="more than 100 times"):
+            download.extract(packed, "r.csv", tmp_path / "out")
+        assert {p.name for p in tmp_path.iterdir()} == {"a.zip", "small"}
+
+
+def test_flipped_bytes_of_an_archive(tmp_path):
+    """Every byte of a small archive: the right file, or one VaecfError."""
+    text = "".join(f"{u},{i}\n" for u in range(9) for i in range(9))
+    packed, written = tmp_path / "a.zip", 0
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("r.csv", text)
+    whole = packed.read_bytes()
+    for at in range(len(whole)):
+        flipped = whole[at] ^ (1 << at % 8)
+        packed.write_bytes(whole[:at] + bytes([flipped]) + whole[at + 1 :])
+        try:
+            [path] = download.extract(packed, "r.csv", tmp_path / f"{at}")
+        except VaecfError:
+            continue
+        written += 1
+        assert path.read_text() == text
+    assert 0 < written < len(whole) / 2
 
 
 AT = ARCHIVE.index(b"59,49,4.5")

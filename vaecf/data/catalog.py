@@ -196,9 +196,9 @@ ENTRIES = (
         counts={"ratings": 48_373_586, "users": 1_019_318, "items": 384_546},
         held_out_users=50_000,
         urls=(
-            "http://millionsongdataset.com/sites/default/files/challenge/"
+            "https://millionsongdataset.com/sites/default/files/challenge/"
             "train_triplets.txt.zip",
-            "http://labrosa.ee.columbia.edu/~dpwe/tmp/train_triplets.txt.zip",
+            "https://labrosa.ee.columbia.edu/~dpwe/tmp/train_triplets.txt.zip",
         ),
         ratings_member="train_triplets.txt",
         min_rating=None,  # Liang et al. (2018): any play count

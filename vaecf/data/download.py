@@ -13,7 +13,6 @@ import http.client
 import os
 import pathlib
 import re
-import shutil
 import ssl
 import time
 import urllib.error
@@ -30,6 +29,11 @@ _IDLE_ATTEMPTS = 3  # consecutive attempts without a byte before giving up
 _ATTEMPTS = 100  # attempts at one source, however much they bring
 _PAUSE_SECONDS = 0.5  # doubled after each attempt without a byte
 _TIMEOUT_SECONDS = 30.0  # of silence, after which a connection is dropped
+_SAFE = ("https://",)  # addresses whose bytes need no checksum
+_MAX_BYTES = 16 * 2**30  # of a download
+# What the files of an archive may take: this, or so many times its own size.
+# (Text of ratings shrinks to a third or a tenth.)
+_MAX_UNPACKED_BYTES, _MAX_EXPANSION = 2**30, 100
 
 
 class Digest(NamedTuple):
@@ -63,7 +67,8 @@ def download(
     Does nothing if `destination` exists and its digest is right. An interrupted
     download is resumed, in this call or in a later one, as long as the server
     still offers the same file. A file with the wrong digest is kept under the
-    suffix ``.mismatch``, and the next address is tried.
+    suffix ``.mismatch``, and the next address is tried. Without a digest, only
+    https is accepted, and only from servers that tell the file's length.
 
     Raises:
       VaecfError: no source gave the file (names each with its reason), or an
@@ -141,6 +146,7 @@ def _download_one(url: str, part: pathlib.Path, checked: bool) -> None:
 
 def _request(url: str, part: pathlib.Path, checked: bool) -> None:
     """Sends one request and appends the missing bytes to `part`."""
+    _require_safe(url, checked)
     offset, validator = _size(part), ""
     if _validator_path(part).exists():
         validator = _validator_path(part).read_text()
@@ -166,12 +172,24 @@ def _request(url: str, part: pathlib.Path, checked: bool) -> None:
         part.unlink()
         raise OSError("the server's file is shorter than our part") from error
     with response:
-        _append(response, part, offset)
+        _require_safe(response.url, checked)  # after redirections
+        _append(response, part, offset, checked)
+
+
+def _require_safe(url: str, checked: bool) -> None:
+    if not checked and not url.startswith(_SAFE):
+        raise ValueError(f"{url.split(':')[0]} without a checksum is not safe")
 
 
 def _append(
-    response: http.client.HTTPResponse, part: pathlib.Path, offset: int
+    response: http.client.HTTPResponse,
+    part: pathlib.Path,
+    offset: int,
+    checked: bool,
 ) -> None:
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise ValueError(f"the server sent the file in encoding {encoding!r}")
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         content_range = response.headers.get("Content-Range", "")
         total = _range_total(content_range)
@@ -189,10 +207,20 @@ def _append(
         _validator_path(part).write_text(
             etag or response.headers.get("Last-Modified") or ""
         )
+    if total is None and not checked and not response.chunked:
+        raise ValueError(
+            "neither its length nor a checksum is known, so that a file that "
+            "was cut could not be told from a whole one"
+        )
     with part.open("ab") as file:
-        while chunk := response.read(_CHUNK_BYTES):
+        while max(offset, total or 0) <= _MAX_BYTES:
+            if not (chunk := response.read(_CHUNK_BYTES)):
+                break
             file.write(chunk)
             offset += len(chunk)
+        else:
+            file.truncate(0)
+            raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
         file.flush()
         os.fsync(file.fileno())
     if total is not None and offset != total:
@@ -205,7 +233,7 @@ def _is_final(error: Exception) -> bool:
         return error.code < 500 and error.code not in (408, 416, 429)
     if isinstance(error, urllib.error.URLError):
         return not isinstance(error.reason, TimeoutError)
-    return isinstance(error, ValueError)  # not an address
+    return isinstance(error, ValueError)  # not an address, or refused
 
 
 def _reason(error: Exception) -> str:
@@ -251,9 +279,12 @@ def extract(
       Paths of the unpacked files in order of name.
 
     Raises:
-      VaecfError: not an archive, damaged, or without such a member.
+      VaecfError: not an archive, damaged, without such a member, or its files
+        are far larger than the archive lets expect.
     """
     try:
+        left = _MAX_EXPANSION * archive.stat().st_size
+        left = max(left, _MAX_UNPACKED_BYTES)
         with (
             workdir_lib.atomic_directory(directory) as fresh,
             zipfile.ZipFile(archive) as opened,
@@ -262,8 +293,17 @@ def extract(
             for name in _matching(names, member, archive):
                 target = fresh / _basename(name)
                 with opened.open(name) as source, target.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, _CHUNK_BYTES)
-    except (zipfile.BadZipFile, EOFError) as error:
+                    while chunk := source.read(_CHUNK_BYTES):
+                        if (left := left - len(chunk)) < 0:
+                            raise VaecfError(
+                                f"{archive}: {name} unpacks to more than "
+                                f"{_MAX_EXPANSION} times the archive's size; "
+                                "unpack it yourself and pass ratings=FILE"
+                            )
+                        sink.write(chunk)
+    except VaecfError:
+        raise
+    except Exception as error:  # zipfile and its decompressors raise many kinds
         raise VaecfError(
             f"{archive}: damaged or not a zip archive ({error}); move it away "
             "and run again, or pass ratings=FILE"
