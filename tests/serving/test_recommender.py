@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -320,6 +321,22 @@ def test_similar_items_are_those_of_numpy(shop):
         shop.recommender.similar_items("sku-77")
     with refuses("k=-1 must be a whole number"):
         shop.recommender.similar_items("sku-01", k=-1)
+
+
+@pytest.mark.parametrize("factor", [np.nan, 1e39, 1e25])
+def test_a_model_that_diverged(shop, factor):
+    """With NaN, infinite and only huge parameters."""
+    diverged = Recommender()
+    model = shop.recommender._model
+    params = jax.tree.map(lambda x: x * np.float64(factor), model.params)
+    diverged._model = dataclasses.replace(model, params=params)
+    with pytest.raises(VaecfError, match=r"61 of 61 users.*diverged"):
+        diverged.recommend(shop.frame, 3)
+    with pytest.raises(VaecfError, match=r"output weights.*diverged"):
+        diverged.similar_items("sku-01")
+    if factor != 1e25:
+        with pytest.raises(VaecfError, match=r"codes.*diverged"):
+            diverged.encode(shop.frame)
 
 
 # --- Save and load ----------------------------------------------------------

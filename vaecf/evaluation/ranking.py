@@ -29,6 +29,10 @@ from vaecf.parallel import processes
 # Larger scores are those of a model that diverged, as infinite ones are. (The
 # logits of a trained model are below 100, counts of users below 1e10.)
 _LARGEST_SCORE = 1e20
+DIVERGED = (
+    "the model diverged; train it again, with a lower "
+    "config.optimizer.learning_rate, in a new workdir"
+)
 
 
 class Scorer(NamedTuple):
@@ -459,7 +463,6 @@ def _fetch(ranked: jax.Array, n_users: int) -> RankedLists:
     if bad:
         raise VaecfError(
             f"the scores of {bad:,} of {n_users:,} users are not finite, or "
-            "too large to rank: the model diverged; train it again, with a "
-            "lower config.optimizer.learning_rate, in a new workdir"
+            f"too large to rank: {DIVERGED}"
         )
     return RankedLists(lists[:, :k], scores[:, :k], scores[:, k])

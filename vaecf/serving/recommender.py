@@ -18,6 +18,7 @@ from vaecf.data import prepare
 from vaecf.data.id_table import IdTable
 from vaecf.errors import VaecfError, did_you_mean
 from vaecf.evaluation.evaluator import Evaluator
+from vaecf.evaluation.ranking import DIVERGED
 from vaecf.serving import histories as histories_lib
 from vaecf.serving import keywords
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
@@ -334,7 +335,10 @@ class Recommender:
             raise VaecfError(f"item {item!r} is not known to the model")
         kernel_HI = np.asarray(jax.device_get(model.params["output_kernel"]))
         vector_IH = kernel_HI.T[: len(model.items)]
-        norm_I = np.linalg.norm(vector_IH, axis=1, keepdims=True)
+        with np.errstate(over="ignore"):
+            norm_I = np.linalg.norm(vector_IH, axis=1, keepdims=True)
+        if not np.isfinite(norm_I).all():
+            raise VaecfError(f"output weights are not finite: {DIVERGED}")
         vector_IH = vector_IH / np.maximum(norm_I, np.finfo(np.float32).tiny)
         cosine_I = vector_IH @ vector_IH[index]
         cosine_I[index] = -np.inf

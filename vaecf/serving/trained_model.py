@@ -116,7 +116,10 @@ class TrainedModel:
             batch = jax.tree.map(jnp.asarray, batch)
             code_BZ = self._encoder({"params": self.params}, batch)
             codes.append(np.asarray(code_BZ))
-        return np.concatenate(codes)[:n_users]
+        code_UZ = np.concatenate(codes)[:n_users]
+        if not np.isfinite(code_UZ).all():
+            raise VaecfError(f"codes are not finite: {ranking.DIVERGED}")
+        return code_UZ
 
     @functools.cached_property
     def _encoder(self) -> Callable[..., jax.Array]:
