@@ -84,12 +84,14 @@ def rank_local(
     """
     n_local = scores_BI.shape[1]
     offset = mesh_lib.item_offset(n_local, item_axis)
+    # An infinite score makes the sum infinite or NaN, which `_fetch` refuses.
+    is_sound_BI = jnp.abs(scores_BI) < _LARGEST_SCORE
+    scores_BI = jnp.where(is_sound_BI, scores_BI, jnp.inf)
     real_I = jnp.arange(n_local) + offset < n_items
     scores_BI = jnp.where(real_I[None, :], scores_BI, -jnp.inf)
     # top_k ranks 0 before -0, regardless of their indices.
     scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
-    is_sound_BI = (jnp.abs(scores_BI) < _LARGEST_SCORE) | ~real_I[None, :]
-    max_B = jnp.max(jnp.where(is_sound_BI, scores_BI, jnp.inf), axis=1)
+    max_B = jnp.max(scores_BI, axis=1)
     max_B = jnp.maximum(max_B, jnp.finfo(jnp.float32).min)  # all padding
     sum_B = jnp.sum(jnp.exp(scores_BI - max_B[:, None]), axis=1)
     log_total_B, _ = likelihood.over_shards(
