@@ -159,7 +159,7 @@ def test_scores_that_are_not_finite_are_not_ranked(setup, mesh):
         bad = params["score"].copy()
         bad[user, item] = value
         for allowed_I in (None, only_17):
-            with pytest.raises(VaecfError, match=r"1 of .*not finite"):
+            with refuses(r"1 of .*not finite"):
                 rank(ranker, {"score": bad}, seen, 8, allowed_I=allowed_I)
     large = score_UI * np.float32(1e19)
     got = rank(ranker, {"score": params["score"] * np.float32(1e19)}, seen)

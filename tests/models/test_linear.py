@@ -141,12 +141,12 @@ def test_errors(x, free_bytes):
             linear.fit(interactions(x), l2)
     train = interactions(x)
     for value in (1e4, 1e300):
-        with pytest.raises(VaecfError, match=r"user_exponent=.*float32"):
+        with refuses(r"user_exponent=.*float32"):
             linear.fit(train, 1.0, user_exponent=value)
     for l2 in (1e-40, 1e25, np.inf):
-        with pytest.raises(VaecfError, match=r"l2=.*float32"):
+        with refuses(r"l2=.*float32"):
             linear.fit(train, l2)
-    with pytest.raises(VaecfError, match="l2=nan must be above 0"):
+    with refuses("l2=nan must be above 0"):
         linear.fit(train, np.nan)
     # In float64, 3 + 1e-30 is 3.
     with refuses("singular; increase l2"):
