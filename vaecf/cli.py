@@ -309,7 +309,10 @@ def define_settings(settings: type) -> None:
                 hints[field.name]
             }
             kind = next(kind for kind in define if kind in kinds)
-            define[kind](field.name, field.default, with_flags(meaning))
+            define[kind](field.name, field.default, meaning)
+    for field in dataclasses.fields(settings):  # once all flags are known
+        if meaning := field.metadata.get("meaning"):
+            flags.FLAGS[field.name].help = with_flags(meaning)
 
 
 def settings_from_flags(settings: type) -> dict[str, Any]:

@@ -96,7 +96,9 @@ class FileSettings:
         "from 1."
     )
     item_column: str | None = _setting("Column of the items (item), likewise.")
-    rating_column: str | None = _setting("Column that min_rating is for.")
+    rating_column: str | None = _setting(
+        "Column of the ratings that min_rating is for."
+    )
     min_rating: float | None = _setting("Lowest rating that counts (any).")
     separator: str | None = _setting(
         "What separates the columns of a text table (by the header)."
@@ -417,6 +419,8 @@ def _best_header(
     if mark is None:
         suffixes = {suffix.lower() for suffix in text.path.suffixes}
         usual = "\t" if suffixes & {".tsv", ".tab"} else ","
+        with contextlib.suppress(VaecfError):
+            usual = text_tables.guess_separator(lines, text.path)
         best = max(text_tables.GUESSED, key=lines[0].count)
         mark = usual if usual in lines[0] or best not in lines[0] else best
     header = _split_header(lines, mark, settings)
