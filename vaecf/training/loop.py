@@ -178,8 +178,8 @@ def train(
             due |= progress.epoch == config.train.epochs
             if due:
                 saver.require_finite(state, progress)
-            if due and is_trained(state) and (record := validate(state)):
-                better = progress.validated(
+            if due and (record := validate(state)):
+                better = is_trained(state) and progress.validated(
                     record[f"validation/{config.eval.best_metric}"]
                 )
                 writer.write({"epoch": progress.epoch, **record}, step=step)
