@@ -38,7 +38,7 @@ _BF16 = ("training", "--precision=bf16", _BIG)
 _TORCH = "--peers=torch_compile_bf16"
 # The most important ones first, because the time may end.
 RUNS: tuple[tuple[str, ...], ...] = (
-    (*_BF16, "--evaluate", "--seconds=5", _TORCH),
+    (*_BF16, "--seconds=5", _TORCH),
     ("inference", "--precision=bf16", "--batch_sizes=1,8,64,512,4096,10000"),
     ("training", "--precision=tf32", _BIG, "--seconds=4"),
     ("evaluation", "--precision=bf16", "--batch_size=10000", "--seconds=3"),

@@ -1,6 +1,6 @@
 """The machine that benchmarks run on: processor, memory, versions, processes.
 
-Imports only the standard library, because `torch_mult_vae.py` runs in an
+Loads only the standard library, because `torch_mult_vae.py` runs in an
 interpreter that may have neither JAX nor absl.
 """
 
@@ -19,6 +19,7 @@ import time
 
 from vaecf import __version__
 from vaecf.errors import VaecfError
+from vaecf.parallel import workers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -37,19 +38,13 @@ def peak_rss_bytes() -> int:
     return _RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def cores() -> int:
-    """Returns the number of cores that this process may use."""
-    linux = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
-
-
 def processor() -> str:
     """Returns the model name of the host's processor and its cores."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*: (.*)", text)
     name = model[1] if model else platform.processor() or platform.machine()
-    return f"{name}, {cores()} cores"
+    return f"{name}, {len(workers.cores())} cores"
 
 
 def versions() -> dict[str, str]:

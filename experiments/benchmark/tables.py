@@ -1,4 +1,4 @@
-"""Prints the tables of docs/speed.md, docs/scaling.md and docs/sweeps.md.
+"""Prints the tables of docs/speed.md and docs/scaling.md.
 
     python experiments/benchmark/tables.py
 
@@ -54,13 +54,6 @@ COLUMNS = {
         "time": "{seconds:.1f} s",
         "peak memory": "{gib:.2f} GiB",
     },
-    "population": {
-        "": "{name}",
-        "total": "{seconds:.1f} s",
-        "steps": "{training_seconds:.1f} s",
-        "compilation of steps": "{compile_seconds:.1f} s",
-        "start, validations, checkpoints": "{other_seconds:.1f} s",
-    },
     "large": {
         "items": "{items:,}",
         "units": "{hidden}-{latent}-{hidden}",
@@ -100,10 +93,6 @@ def _rows(benchmark: str, run: Result) -> Iterable[Result]:
     elif benchmark == "preparation":
         yield {**run["vaecf"], "name": "vaecf"}
         yield {**run["pandas"], "name": f"pandas {run['versions']['pandas']}"}
-    elif benchmark == "population":
-        processes = f"{run['members']} times `main.py --train`"
-        yield {**run["ways"]["processes"], "name": processes}
-        yield {**run["ways"]["population"], "name": "one population"}
     elif benchmark == "large":
         later = run["step_seconds"][1:] or run["step_seconds"]
         yield {

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.benchmark import machine
+from vaecf.parallel import workers
 
 
 class Dense(nn.Module):
@@ -144,7 +145,7 @@ def main(name: str, file: str, settings: str) -> None:
     """Warms up, then trains whenever a line on stdin asks for it."""
     config, matrix = json.loads(settings), scipy.sparse.load_npz(file)
     torch.manual_seed(0)
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(len(workers.cores()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = VARIANTS[name](matrix, config).to(device)
     adam = torch.optim.Adam(

@@ -1,7 +1,7 @@
 """Training throughput, in turns with PyTorch and the machine's own ceiling.
 
     python experiments/benchmark/training.py --json=out.json
-    python experiments/benchmark/training.py --json=out.json --evaluate \\
+    python experiments/benchmark/training.py --json=out.json \\
         --peers=torch_dense,torch_sparse --peer_python=~/torch/bin/python
 
 Trains on generated interactions with the shape of MovieLens-20M, with the data
@@ -41,7 +41,6 @@ flags.DEFINE_string(
     os.environ.get("VAECF_PEER_PYTHON", sys.executable),
     "Interpreter that has PyTorch; also $VAECF_PEER_PYTHON.",
 )
-flags.DEFINE_bool("evaluate", False, "Also evaluate 10,000 held-out users.")
 
 
 def main(argv: list[str]) -> None:
@@ -52,15 +51,15 @@ def main(argv: list[str]) -> None:
     if FLAGS.peers:
         # Peers may share the GPU, of which JAX would reserve three quarters.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    config = common.config_from_flags(**{"eval.batch_size": 2000})
-    dataset = synthetic.make(
+    config = common.config_from_flags()
+    train = synthetic.make(
         "ml-20m-shape",
         seed=FLAGS.seed,
         n_train_users=FLAGS.users,
-        n_held_out_users=10_000 if FLAGS.evaluate else 0,
+        n_held_out_users=0,
         n_items=FLAGS.items,
-    )
-    train, batch_size = dataset.train, config.train.batch_size
+    ).train
+    batch_size = config.train.batch_size
     trainer = workloads.Trainer(config, train)
     mesh = trainer.setup.mesh
     ceiling = workloads.decoder_product(config, mesh, batch_size, FLAGS.items)
@@ -75,11 +74,6 @@ def main(argv: list[str]) -> None:
     rates = common.in_turns(
         {"ceiling": ceiling} | {k: v.measure for k, v in contestants.items()}
     )
-    evaluation_seconds = None
-    if FLAGS.evaluate:
-        evaluate = trainer.evaluation(dataset)
-        evaluate()  # compiles
-        evaluation_seconds = common.timings(evaluate, 0.0)[0]
     # The logits, the gradient of the hidden layer and that of the weights, with
     # 2 FLOP for each of hidden x items entries: no implementation needs less.
     flop = 3 * 2 * config.model.hidden[0] * FLAGS.items
@@ -98,7 +92,6 @@ def main(argv: list[str]) -> None:
         "steps": trainer.steps,
         "loss_first": trainer.losses[0],
         "loss_last": trainer.losses[-1],
-        "evaluation_seconds": evaluation_seconds,
         "peers": {
             name: {
                 **other.figures,

@@ -19,8 +19,6 @@ from experiments.benchmark import common, machine
 from vaecf import __version__
 from vaecf.config import Config
 from vaecf.data.id_table import IdTable
-from vaecf.evaluation import scorers
-from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving.trained_model import TrainedModel
 from vaecf.training import input_pipeline, precision
@@ -37,7 +35,6 @@ class Trainer:
     """
 
     def __init__(self, config: Config, train: Any) -> None:
-        self._config = config
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
         self.setup = state_lib.make_setup(config, train.n_items, mesh)
         self.state = state_lib.init_state(self.setup, config.seed)
@@ -76,16 +73,6 @@ class Trainer:
             "loss": self.losses[-1],
             "peak_rss_bytes": machine.peak_rss_bytes(),
         }
-
-    def evaluation(self, dataset: Any) -> Callable[[], Any]:
-        """Returns a function that evaluates the validation users."""
-        setup = self.setup
-        evaluator = Evaluator.for_split(
-            dataset, "validation", self._config.eval, setup.mesh
-        )
-        ranker = evaluator.compile(scorers.model(setup.model))
-        params = state_lib.scoring_params(setup, self.state)
-        return lambda: evaluator(ranker, scorers.ModelParams(params))
 
     def run(self, steps: int) -> tuple[StepMetrics, float]:
         """Takes up to `steps` steps, at most to the end of the epoch.

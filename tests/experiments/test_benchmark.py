@@ -187,10 +187,9 @@ def test_gpu_records_failures_and_needs_few_packages(
     with parsed("benchmark/gpu", "--json=unused") as gpu:
         for name in {run[0] for run in gpu.RUNS}:
             assert (ROOT / "experiments" / "benchmark" / f"{name}.py").is_file()
-        bf16 = ("training", *TINY, "--precision=bf16", "--evaluate")
+        bf16 = ("training", *TINY, "--precision=bf16")
         good = gpu.run(bf16)
         bad = gpu.run(("evaluation", "--repeats=0"))
     assert good["result"]["precision"] == "bf16", good
     assert good["arguments"] == list(bf16)
-    assert good["result"]["evaluation_seconds"] > 0
     assert "--repeats=0" in bad["error"] and "result" not in bad
