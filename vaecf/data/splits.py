@@ -9,6 +9,7 @@ other items of held-out users are dropped.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ def paper(
     *,
     seed: int = PAPER_SEED,
     test_proportion: float = 0.2,
+    reseed: bool = True,
 ) -> Split:
     """Splits as the notebook of Liang et al. (2018) does, draw for draw.
 
@@ -58,27 +60,74 @@ def paper(
       ratings: filtered rows in file order.
       held_out_users: validation users; as many again are test users.
       test_proportion: share of a user's items to hold out; 0.2 in the paper.
+      reseed: False draws everything from one stream, as in `recipe`.
 
     Raises:
       VaecfError: no training user would remain, or a value is out of range.
     """
-    return _paper_split(ratings, held_out_users, seed, test_proportion, True)
+    import polars as pl
+
+    present = _present_users(
+        ratings, held_out_users, held_out_users, seed, test_proportion
+    )
+    rng = np.random.RandomState(seed)
+    # Codes ascend with the raw ids, like the groups of a pandas groupby.
+    users = present[rng.permutation(len(present))].astype(np.int32)
+    n_train = len(users) - 2 * held_out_users
+    row = _inverse(users, len(ratings.user_ids))[ratings.user]
+    in_train = row < n_train
+    items = pl.Series(ratings.item[in_train])
+    vocabulary = items.unique(maintain_order=True).to_numpy()
+    n_items = len(vocabulary)
+    new_index = _inverse(vocabulary, len(ratings.item_ids))
+    item = new_index[ratings.item]
+    train, duplicates = Interactions.from_pairs(
+        row[in_train], item[in_train], n_train, n_items
+    )
+    user_codes = [users[:n_train]]
+    parts = []
+    lost_rows = lost_users = 0
+    for start in (n_train, n_train + held_out_users):
+        in_block = (row >= start) & (row < start + held_out_users)
+        chosen = np.flatnonzero(in_block & (item >= 0))
+        lost_rows += int(in_block.sum()) - len(chosen)
+        if reseed:
+            rng = np.random.RandomState(seed)
+        # By user in ascending order of raw id, file order within a user.
+        chosen = chosen[np.argsort(ratings.user[chosen], kind="stable")]
+        is_held = _draw_held_out(ratings.user[chosen], rng, test_proportion)
+        # The originals number the rows of these matrices from the first user
+        # with a row to the last one.
+        rows = row[chosen]
+        low, high = start, start
+        if len(rows):
+            low, high = int(rows.min()), int(rows.max()) + 1
+        lost_users += held_out_users - (high - low)
+        pair = []
+        for part in (~is_held, is_held):
+            matrix, repeated = Interactions.from_pairs(
+                rows[part] - low, item[chosen[part]], high - low, n_items
+            )
+            pair.append(matrix)
+            duplicates += repeated
+        parts.append(HeldOut(*pair))
+        user_codes.append(users[low:high])
+    return Split(
+        train,
+        parts[0],
+        parts[1],
+        vocabulary,
+        np.concatenate(user_codes),
+        {
+            "held_out_users_without_items": lost_users,
+            "interactions_outside_vocabulary": lost_rows,
+        },
+        duplicates,
+    )
 
 
-def recipe(
-    ratings: Ratings,
-    held_out_users: int,
-    *,
-    seed: int = 0,
-    test_proportion: float = 0.2,
-) -> Split:
-    """Splits as NVIDIA's recipe does: like `paper`, but seeded only once.
-
-    The permutation, the draws of the validation users and those of the test
-    users come from one stream of NumPy's legacy generator. For arguments and
-    errors see `paper`.
-    """
-    return _paper_split(ratings, held_out_users, seed, test_proportion, False)
+# Splits as NVIDIA's recipe does: all draws come from one stream.
+recipe = functools.partial(paper, seed=0, reseed=False)
 
 
 def vaecf(
@@ -219,73 +268,6 @@ def _present_users(
     return present
 
 
-def _paper_split(
-    ratings: Ratings,
-    held_out_users: int,
-    seed: int,
-    test_proportion: float,
-    reseed: bool,
-) -> Split:
-    present = _present_users(
-        ratings, held_out_users, held_out_users, seed, test_proportion
-    )
-    rng = np.random.RandomState(seed)
-    # Codes ascend with the raw ids, like the groups of a pandas groupby.
-    users = present[rng.permutation(len(present))].astype(np.int32)
-    n_train = len(users) - 2 * held_out_users
-    row = _inverse(users, len(ratings.user_ids))[ratings.user]
-    in_train = row < n_train
-    vocabulary = _first_appearances(
-        ratings.item[in_train], len(ratings.item_ids)
-    )
-    n_items = len(vocabulary)
-    new_index = _inverse(vocabulary, len(ratings.item_ids))
-    item = new_index[ratings.item]
-    train, duplicates = Interactions.from_pairs(
-        row[in_train], item[in_train], n_train, n_items
-    )
-    user_codes = [users[:n_train]]
-    parts = []
-    lost_rows = lost_users = 0
-    for start in (n_train, n_train + held_out_users):
-        in_block = (row >= start) & (row < start + held_out_users)
-        chosen = np.flatnonzero(in_block & (item >= 0))
-        lost_rows += int(in_block.sum()) - len(chosen)
-        if reseed:
-            rng = np.random.RandomState(seed)
-        # By user in ascending order of raw id, file order within a user.
-        chosen = chosen[np.argsort(ratings.user[chosen], kind="stable")]
-        is_held = _draw_held_out(ratings.user[chosen], rng, test_proportion)
-        # The originals number the rows of these matrices from the first user
-        # with a row to the last one.
-        rows = row[chosen]
-        low, high = start, start
-        if len(rows):
-            low, high = int(rows.min()), int(rows.max()) + 1
-        lost_users += held_out_users - (high - low)
-        pair = []
-        for part in (~is_held, is_held):
-            matrix, repeated = Interactions.from_pairs(
-                rows[part] - low, item[chosen[part]], high - low, n_items
-            )
-            pair.append(matrix)
-            duplicates += repeated
-        parts.append(HeldOut(*pair))
-        user_codes.append(users[low:high])
-    return Split(
-        train,
-        parts[0],
-        parts[1],
-        vocabulary,
-        np.concatenate(user_codes),
-        {
-            "held_out_users_without_items": lost_users,
-            "interactions_outside_vocabulary": lost_rows,
-        },
-        duplicates,
-    )
-
-
 def _draw_held_out(
     user: np.ndarray, rng: np.random.RandomState, proportion: float
 ) -> np.ndarray:
@@ -308,12 +290,3 @@ def _draw_held_out(
     if chosen:
         held[np.concatenate(chosen).astype(np.int64)] = True
     return held
-
-
-def _first_appearances(items: np.ndarray, n_items: int) -> np.ndarray:
-    """Returns the distinct items in order of first appearance, int32."""
-    first = np.full(n_items, len(items), np.int64)
-    # Written backwards, so that the first of equal items is written last.
-    first[items[::-1]] = np.arange(len(items) - 1, -1, -1)
-    seen = np.flatnonzero(first < len(items))
-    return seen[np.argsort(first[seen])].astype(np.int32)
