@@ -238,7 +238,6 @@ def test_popularity_matches_movielens(ml20m_held_out):
 def test_bad_arguments_are_named():
     for name, fields, message in (
         ("x", {}, r"cannot generate 'x'; known are"),
-        ("synthetic", {"n_item": 3}, r"'n_item'; did you mean n_items"),
         ("synthetic", {"n_items": 3}, "n_items must be at least 20"),
         ("synthetic", {"focus": 1}, r"focus=1 must be in \[0, 1\)"),
     ):
