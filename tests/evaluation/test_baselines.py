@@ -120,7 +120,6 @@ def test_tuning_chooses_the_best_by_validation(name, data, small_grids):
 def test_a_search_logs_its_candidates_and_keeps_the_last_fit(
     data, monkeypatch, small_grids
 ):
-    monkeypatch.setattr(baselines, "_SECONDS_BETWEEN_LINES", -1.0)
     fit, lines, held = linear.fit, [], []
 
     def watched(train, l2):

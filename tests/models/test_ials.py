@@ -8,7 +8,7 @@ from oracles import interactions, random_dense, refuses
 from vaecf.models import ials
 
 USERS, ITEMS, FACTORS = 30, 40, 5
-L2, ALPHA, NU = 0.05, 0.2, 0.7
+L2, ALPHA = 0.05, 0.2
 KNOWN = {"factors": FACTORS, "l2": L2, "alpha": ALPHA}
 
 
@@ -34,27 +34,27 @@ def _small_pieces():
         ials._half_sweep.clear_cache()
 
 
-def ridge(count, others, nu):
-    return L2 * (count + ALPHA * others) ** nu
+def ridge(count, others):
+    return L2 * (count + ALPHA * others)
 
 
-def solved(x, h, nu=1.0):
+def solved(x, h):
     """Hu et al. 2008, equation 4, a user at a time: weights 1 + α and α."""
     w = np.zeros((len(x), h.shape[1]))
     for u, row in enumerate(x):
         weight = np.diag(row + ALPHA)
         system = h.T @ weight @ h
-        system += ridge(row.sum(), x.shape[1], nu) * np.eye(h.shape[1])
+        system += ridge(row.sum(), x.shape[1]) * np.eye(h.shape[1])
         w[u] = np.linalg.solve(system, h.T @ row)
     return w
 
 
-def objective(x, w, h, nu):
+def objective(x, w, h):
     """Rendle et al. 2021, section 2, over the dense matrix."""
     score = w @ h.T
     loss = (x * (score - 1) ** 2).sum() + ALPHA * (score**2).sum()
-    loss += (ridge(x.sum(1), x.shape[1], nu) * (w**2).sum(1)).sum()
-    return loss + (ridge(x.sum(0), x.shape[0], nu) * (h**2).sum(1)).sum()
+    loss += (ridge(x.sum(1), x.shape[1]) * (w**2).sum(1)).sum()
+    return loss + (ridge(x.sum(0), x.shape[0]) * (h**2).sum(1)).sum()
 
 
 def first_items():
@@ -62,14 +62,12 @@ def first_items():
     return np.random.default_rng(0).normal(0, scale, (ITEMS, FACTORS))
 
 
-@pytest.mark.parametrize(
-    ("sweeps", "nu"), [(1, 1.0), (1, 0.0), (3, 1.0), (3, NU)]
-)
-def test_sweeps_equal_a_loop(x, sweeps, nu):
+@pytest.mark.parametrize("sweeps", [1, 3])
+def test_sweeps_equal_a_loop(x, sweeps):
     h = first_items()
     for _ in range(sweeps):
-        h = solved(x.T, solved(x, h, nu), nu)
-    params = ials.fit(interactions(x), **KNOWN, iterations=sweeps, nu=nu)
+        h = solved(x.T, solved(x, h))
+    params = ials.fit(interactions(x), **KNOWN, iterations=sweeps)
     got = params["item_factor"]
     assert got.dtype == np.float32 and got.shape == (128, FACTORS)
     np.testing.assert_allclose(got[:ITEMS], h, rtol=2e-3, atol=2e-5)
@@ -79,44 +77,34 @@ def test_sweeps_equal_a_loop(x, sweeps, nu):
     )
 
 
-@pytest.mark.parametrize("nu", [1.0, NU])
-def test_every_half_sweep_lowers_the_objective(x, nu):
+def test_every_half_sweep_lowers_the_objective(x):
     """It reaches the minimum over its side, where the gradient is zero."""
     w, h = np.zeros((USERS, FACTORS)), first_items()
     of_users, of_items = (
         ials._batch(t.indptr, t.indices)
         for t in (interactions(x), interactions(x.T))
     )
-    losses = [objective(x, w, h, nu)]
+    losses = [objective(x, w, h)]
 
     def half_sweep(factors, others, batch):
-        weights = jnp.array([ALPHA, L2, ALPHA * others, nu], jnp.float32)
+        weights = jnp.array([ALPHA, L2, ALPHA * others], jnp.float32)
         return np.asarray(
             ials._half_sweep(jnp.float32(factors), weights, batch)
         )
 
     for _ in range(4):
         w = half_sweep(h, ITEMS, of_users)
-        losses.append(objective(x, w, h, nu))
+        losses.append(objective(x, w, h))
         h = half_sweep(w, USERS, of_items)
-        losses.append(objective(x, w, h, nu))
+        losses.append(objective(x, w, h))
     assert (np.diff(losses) < 0).all(), losses
     score = w @ h.T
     slope = (x * (score - 1) + ALPHA * score).T @ w
-    slope += ridge(x.sum(0), USERS, nu)[:, None] * h
+    slope += ridge(x.sum(0), USERS)[:, None] * h
     np.testing.assert_allclose(slope, 0, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"l2": 0.0}, "l2=0.0 must be above 0"),
-        ({"alpha": float("nan")}, "alpha=nan must be above 0"),
-        ({"factors": 0}, "factors=0 must be at least 1"),
-        ({"iterations": 0}, "iterations=0 must be at least 1"),
-        ({"l2": 1e-30, "alpha": 1e-30}, "not finite; increase l2=1e-30"),
-    ],
-)
-def test_errors(x, changes, message):
-    with refuses(message):
-        ials.fit(interactions(x), **(KNOWN | {"iterations": 3} | changes))
+def test_factors_that_overflow(x):
+    tiny = {"l2": 1e-30, "alpha": 1e-30}
+    with refuses("not finite; increase l2=1e-30"):
+        ials.fit(interactions(x), **(KNOWN | tiny), iterations=3)

@@ -51,9 +51,3 @@ def test_itemknn_errors(free_bytes):
     free_bytes(2**30)
     with refuses("leave out itemknn"):
         knn.fit(train, 10, 0.0)
-    for settings, message in (
-        ((0, 0.0), "neighbours=0"),
-        ((1, float("nan")), "shrinkage=nan"),
-    ):
-        with refuses(message):
-            knn.fit(interactions(np.eye(3)), *settings)

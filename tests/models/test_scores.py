@@ -38,7 +38,10 @@ BASELINES = {
     "popularity": (popularity.scores, popularity.fit),
     "oracle": (
         popularity.oracle_scores,
-        lambda train: popularity.fit_oracle(MIXTURE, GROUP_ITEM),
+        lambda train: {
+            "user_group": MIXTURE,
+            "group_item": mesh_lib.pad_items(GROUP_ITEM),
+        },
     ),
     "ease": (linear.scores, lambda train: linear.fit(train, 5.0)),
     "itemknn": (knn.scores, lambda train: knn.fit(train, 4, 1.0)),

@@ -18,6 +18,7 @@ from vaecf.evaluation.coordinate_search import coordinate_search
 from vaecf.evaluation.evaluator import Evaluation, Evaluator
 from vaecf.evaluation.ranking import Scorer
 from vaecf.models import ials, knn, linear, popularity
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ ORACLE_NOTE = (
     f"{ORACLE}: ranking by the probabilities that generated the data, the best "
     "that a model can reach"
 )
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 class Setting(NamedTuple):
@@ -246,8 +246,7 @@ class _Candidates:
         validation: Evaluator,
         log: Callable[[str], None] | None,
     ) -> None:
-        self._name, self._validation = name, validation
-        self._log, self._logged_at = log, time.monotonic()
+        self._name, self._validation, self._log = name, validation, log
         self._last: tuple[dict[str, float], Any] | None = None
         self._fit_seconds = 0.0
         n_items = validation.train.n_items
@@ -275,9 +274,7 @@ class _Candidates:
         summary = self._validation(self.ranker, params).summary
         result = {"validation": summary, "fit_seconds": self._fit_seconds}
         self.tried[key] = result
-        waited = time.monotonic() - self._logged_at
-        if self._log is not None and waited > _SECONDS_BETWEEN_LINES:
-            self._logged_at = time.monotonic()
+        if self._log is not None:
             metric = self._validation.best_metric
             self._log(
                 f"tried {label(self._name, settings)}: validation {metric} "
@@ -302,10 +299,10 @@ def evaluate_oracle(
     summaries = {}
     for split, users in (("validation", validation), ("test", test)):
         last = first + users.fold_in.n_users
-        params = popularity.fit_oracle(
-            dataset.oracle["user_group"][first:last],
-            dataset.oracle["group_item"],
-        )
+        params = {
+            "user_group": dataset.oracle["user_group"][first:last],
+            "group_item": mesh_lib.pad_items(dataset.oracle["group_item"]),
+        }
         summaries[split] = users(ranker, ranker.place(params)).summary
         first = last
     return summaries
@@ -337,19 +334,16 @@ def keep_earlier(
     except VaecfError:
         frames = {}
     kept: dict[str, pl.DataFrame] = {}
-    removed: list[str] = []
     for name, result in earlier.items():
         rows = frames.get(label(name, result))
         has_metrics = result["test"].keys() == results["test"].keys()
         if has_metrics and rows is not None and rows.schema == frame.schema:
             results[name], kept[label(name, result)] = result, rows
         else:
-            removed.append(name)
-    if removed:
-        log(
-            f"removed earlier results of {', '.join(removed)}, which lack some "
-            "of the current metrics; evaluate these baselines again"
-        )
+            log(
+                f"removed the earlier results of {name}, which lack some of "
+                "the current metrics; evaluate it again"
+            )
     return kept
 
 

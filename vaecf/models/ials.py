@@ -8,12 +8,13 @@ pairs of users and items, with a higher weight for observed pairs. Rendle et
 al. 2021 ("Revisiting the performance of iALS", section 2) write this as
 
   L = Σ_(u,i) observed (w_u·h_i - 1)² + α Σ_u Σ_i (w_u·h_i)²
-      + λ (Σ_u (n_u + α |I|)^ν |w_u|² + Σ_i (n_i + α |U|)^ν |h_i|²),
+      + λ (Σ_u (n_u + α |I|) |w_u|² + Σ_i (n_i + α |U|) |h_i|²),
 
-where n is the number of interactions of a user or an item. With the items held
-fixed, the minimum for a user is Hu et al.'s equation 4 with these weights,
+where n is the number of interactions of a user or an item, and Rendle et al.'s
+ν is 1. With the items held fixed, the minimum for a user is Hu et al.'s
+equation 4 with these weights,
 
-  (Σ_i of u h_i h_iᵀ + α HᵀH + λ (n_u + α |I|)^ν 1) w_u = Σ_i of u h_i,
+  (Σ_i of u h_i h_iᵀ + α HᵀH + λ (n_u + α |I|) 1) w_u = Σ_i of u h_i,
 
 and the minimum for an item is the same with users and items exchanged
 (equation 5).
@@ -61,7 +62,7 @@ def solve(
     Args:
       factor_IF: float32 [I, F], H.
       unobserved_FF: float32 [F, F], α HᵀH over all items.
-      ridge: float32 [3]: λ, α |I| and ν.
+      ridge: float32 [2]: λ and α |I|.
       batch: the users' interactions, rows ascending.
 
     Returns:
@@ -71,7 +72,7 @@ def solve(
     n_users, n_factors = batch.count_B.shape[0], factor_IF.shape[1]
     size = max(1, min(n_users, _SYSTEM_BYTES // (4 * n_factors**2)))
     n_blocks = -(-n_users // size)
-    l2, others, nu = ridge
+    l2, others = ridge
 
     def solve_block(first: jax.Array) -> jax.Array:
         user_S = first + jnp.arange(size, dtype=jnp.int32)
@@ -79,7 +80,7 @@ def solve(
         user_S = jnp.minimum(user_S, n_users - 1)
         gram_SFF, sum_SF = _sum_tiles(factor_IF, batch, user_S, item_axis)
         count_S = batch.count_B[user_S].astype(jnp.float32)
-        ridge_S = l2 * (count_S + others) ** nu
+        ridge_S = l2 * (count_S + others)
         gram_SFF += unobserved_FF[None]
         gram_SFF += ridge_S[:, None, None] * jnp.eye(n_factors)[None]
         solved_SF = _solve_systems(gram_SFF, sum_SF)
@@ -169,7 +170,7 @@ def _half_sweep(
 ) -> jax.Array:
     """Returns the factors of one side from those of the other.
 
-    `weights`, float32 [4], are α, λ, α times the other side's size, and ν.
+    `weights`, float32 [3], are α, λ, and α times the other side's size.
     """
     unobserved_FF = _unobserved(factor_IF, weights[0])
     return solve(factor_IF, unobserved_FF, weights[1:], batch)
@@ -188,8 +189,6 @@ def fit(
     l2: float,
     alpha: float,
     iterations: int,
-    nu: float = 1.0,
-    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Returns item factors, fitted on one device by alternating sweeps.
 
@@ -198,33 +197,27 @@ def fit(
       alpha: α, the weight of all pairs, to which observed pairs add 1; above
         0. Hu et al.'s α is its reciprocal.
       iterations: sweeps over users and then items, at least 1.
-      nu: ν; 1 in Rendle et al. 2021; 0 regularises all users and items alike.
-      seed: seed of the initial item factors, which are normal with standard
-        deviation .1 / √F as in Rendle et al.'s code.
+
+    The initial item factors are normal with standard deviation .1 / √F, as in
+    Rendle et al.'s code, and the same in every fit.
 
     Returns:
       The parameters of `scores`: 'item_factor' [padded I, F], 'unobserved'
-      [F, F] and 'ridge' [3], float32.
+      [F, F] and 'ridge' [2], float32.
 
     Raises:
-      VaecfError: a parameter is out of range, or the factors are not finite.
+      VaecfError: the factors are not finite.
     """
-    for name, value in (("factors", factors), ("iterations", iterations)):
-        if value < 1:
-            raise VaecfError(f"iALS: {name}={value} must be at least 1")
-    for name, weight in (("l2", l2), ("alpha", alpha)):
-        if not weight > 0:
-            raise VaecfError(f"iALS: {name}={weight} must be above 0")
     n_users, n_items = train.n_users, train.n_items
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     item_IF = jnp.asarray(
         rng.normal(0, 0.1 / factors**0.5, (n_items, factors)), jnp.float32
     )
     transposed = train.to_scipy().T.tocsr()
     of_users = _batch(train.indptr, train.indices)
     of_items = _batch(transposed.indptr, transposed.indices)
-    to_users = jnp.asarray([alpha, l2, alpha * n_items, nu], jnp.float32)
-    to_items = jnp.asarray([alpha, l2, alpha * n_users, nu], jnp.float32)
+    to_users = jnp.asarray([alpha, l2, alpha * n_items], jnp.float32)
+    to_items = jnp.asarray([alpha, l2, alpha * n_users], jnp.float32)
     for _ in range(iterations):
         user_UF = _half_sweep(item_IF, to_users, of_users)
         item_IF = _half_sweep(user_UF, to_items, of_items)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from vaecf.errors import VaecfError
 from vaecf.models import linear
 from vaecf.parallel import mesh as mesh_lib
 
@@ -37,13 +36,8 @@ def fit(train: Any, neighbours: int, shrinkage: float) -> dict[str, np.ndarray]:
       holds the neighbours of item j.
 
     Raises:
-      VaecfError: a parameter is out of range, or the items x items matrix
-        does not fit into memory.
+      VaecfError: the items x items matrix does not fit into memory.
     """
-    if neighbours < 1:
-        raise VaecfError(f"ItemKNN: neighbours={neighbours} must be above 0")
-    if not shrinkage >= 0:
-        raise VaecfError(f"ItemKNN: shrinkage={shrinkage} must not be below 0")
     n_items = train.n_items
     linear.check_memory("ItemKNN", n_items, "leave out itemknn")
     matrix = train.to_scipy().astype(np.float32)

@@ -198,16 +198,13 @@ def _invert(scaled: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
     return inner_I, weighted_IK @ root_KK.astype(np.float32)
 
 
-def _width(rank: int, n_items: int) -> int:
-    return min(rank + _OVERSAMPLING, n_items)  # directions of `_largest`
-
-
 def _largest(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the largest squared singular values [K] and vectors [I, K]."""
     from scipy.linalg import qr  # slow to import; NumPy's qr needs float64
 
     rng = np.random.default_rng(0)
-    shape = (matrix.shape[1], _width(rank, matrix.shape[1]))
+    n_items = matrix.shape[1]
+    shape = n_items, min(rank + _OVERSAMPLING, n_items)
     basis = rng.standard_normal(shape, dtype=np.float32)
     for _ in range(_POWER_ITERATIONS):
         basis = matrix.T @ (matrix @ basis)
@@ -222,7 +219,7 @@ def _largest(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_memory(train: Any, rank: int, advice: str) -> None:
     n_users, n_items, nnz = train.n_users, train.n_items, train.nnz
-    width = _width(rank, n_items)
+    width = min(rank + _OVERSAMPLING, n_items)  # directions of `_largest`
     # Five float32 arrays of items x rank, two of users x rank, and the
     # interactions.
     memory.require_free(

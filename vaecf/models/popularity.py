@@ -36,26 +36,14 @@ def scores(
     return jnp.broadcast_to(row_I[None, :], (n_users, row_I.shape[0]))
 
 
-def fit_oracle(
-    user_group: np.ndarray, group_item: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Returns the parameters of `oracle_scores`.
-
-    `user_group` [U, G] is the mixture of groups that generated each user, and
-    `group_item` [G, I] each group's distribution over the items.
-    """
-    return {
-        "user_group": np.asarray(user_group, np.float32),
-        "group_item": mesh_lib.pad_items(group_item),
-    }
-
-
 def oracle_scores(
     params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
 ) -> jax.Array:
     """Returns the items' probabilities under the generator, float32 [B, I].
 
-    No model can rank generated data better.
+    No model can rank generated data better. Of `params`, float32, 'user_group'
+    [U, G] is the mixture of groups that generated each user, and 'group_item'
+    [G, I] each group's distribution over the items.
     """
     # A padding user's index is out of bounds. Clipping gives that user finite
     # scores, which nobody reads.
