@@ -25,18 +25,14 @@ class Entry(NamedTuple):
 
     path: pathlib.Path  # the run's workdir, or the file
     model: str  # name of the model; for a baseline with its settings
-    # Settings of the run by dotted key; None for baselines and files.
-    config: Mapping[str, Any] | None
     users: dict[str, np.ndarray]  # `per_user.USER_COLUMNS`, arrays [U]
     # {metric: float64 [U]}; NaN for users without held-out items.
     values: dict[str, np.ndarray]
     # {metric: mean over the validation users}; {} if unknown.
     validation: dict[str, float]
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the run; None for baselines and files."""
-        return None if self.config is None else self.config["seed"]
+    seed: int | None = None  # of the run; None for baselines and files
+    # The run's other settings by dotted key; None for baselines and files.
+    settings: Mapping[str, Any] | None = None
 
 
 def compare(
@@ -154,7 +150,7 @@ def _read(path: pathlib.Path, *, baselines: bool) -> list[Entry]:
     """Returns the models of a run or file, the run's own model first."""
     if not path.is_dir():
         frames = per_user.read(path)
-        return [_entry(path, m, f, None, {}) for m, f in frames.items()]
+        return [_entry(path, m, f, {}) for m, f in frames.items()]
     config = workdir_lib.read_config(path)
     file = path / workdir_lib.PER_USER
     if not file.exists():
@@ -166,11 +162,14 @@ def _read(path: pathlib.Path, *, baselines: bool) -> list[Entry]:
     for model, frame in per_user.read(file).items():
         if model == config.title:
             settings = config.flat()
-            entries.append(_entry(path, model, frame, settings, results))
+            del settings["data.dir"]  # copies of a dataset may lie anywhere
+            seed = settings.pop("seed")
+            run = _entry(path, model, frame, results)
+            entries.append(run._replace(seed=seed, settings=settings))
         elif baselines:
             # 'ease (l2 500)' is 'ease' in results.json.
             result = results.get(model.split(" (")[0], {})
-            entries.append(_entry(path, model, frame, None, result))
+            entries.append(_entry(path, model, frame, result))
     return entries
 
 
@@ -178,7 +177,6 @@ def _entry(
     path: pathlib.Path,
     model: str,
     frame: pl.DataFrame,
-    config: Mapping[str, Any] | None,
     results: Mapping[str, Any],
 ) -> Entry:
     columns = per_user.USER_COLUMNS
@@ -187,7 +185,6 @@ def _entry(
     return Entry(
         path,
         model,
-        config,
         {name: frame[name].to_numpy() for name in columns},
         {
             metric.name: metric.cast(float).fill_null(np.nan).to_numpy()
@@ -216,7 +213,7 @@ def _choose_metrics(
         m for m in entries[0].values if all(m in e.values for e in entries)
     ]
     if asked is None:
-        best = [e.config["eval.best_metric"] for e in entries if e.config]
+        best = [e.settings["eval.best_metric"] for e in entries if e.settings]
         preferred = [metric for metric in best[:1] if metric in common]
         asked = [*preferred, *common, "ndcg@100"][0]
     if asked not in common:
@@ -237,8 +234,8 @@ def _group(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     runs: dict[str, list[Entry]] = {}
     others: dict[str, list[Entry]] = {}
     for entry in entries:
-        if entry.config is not None:
-            key = json.dumps(_identity(entry), sort_keys=True)
+        if entry.settings is not None:
+            key = json.dumps(entry.settings, sort_keys=True)
             group = runs.setdefault(key, [])
             for twin in group:
                 if twin.seed == entry.seed:
@@ -260,13 +257,6 @@ def _group(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     return dict(zip(_names(list(runs.values())), runs.values())) | others
 
 
-def _identity(entry: Entry) -> dict[str, Any]:
-    """Returns the settings that all runs of a group share."""
-    own = ("seed", "data.dir")  # copies of a dataset may lie anywhere
-    config = entry.config or {}
-    return {key: value for key, value in config.items() if key not in own}
-
-
 def _names(groups: Sequence[Sequence[Entry]]) -> list[str]:
     """Returns names that tell groups of the same model apart.
 
@@ -275,12 +265,12 @@ def _names(groups: Sequence[Sequence[Entry]]) -> list[str]:
     """
     names = []
     for group in groups:
-        model, settings = group[0].model, _identity(group[0])
-        namesakes = [_identity(g[0]) for g in groups if g[0].model == model]
+        model, settings = group[0].model, group[0].settings or {}
+        namesakes = [g[0].settings for g in groups if g[0].model == model]
         differing = [
             f"{key}={value}"
             for key, value in settings.items()
-            if any(other.get(key) != value for other in namesakes)
+            if any((other or {}).get(key) != value for other in namesakes)
         ]
         suffix = ", ".join(differing)
         if len(differing) > _MOST_SETTINGS:
