@@ -7,9 +7,9 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from oracles import process
 
 from vaecf.reporting import plots, tables
@@ -20,6 +20,17 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture
 def history(records):
     return plots.history_frame(records)
+
+
+@pytest.fixture
+def axes():
+    return Figure().subplots()
+
+
+def curves(history, baselines):
+    return plots.learning_curves(
+        history, metric="ndcg@100", baselines=baselines
+    )
 
 
 def _texts(svg):
@@ -48,7 +59,7 @@ def test_history_has_a_row_per_epoch_and_the_last_value_counts():
 
 
 def test_learning_curves(history):
-    figure = plots.learning_curves(history, baselines={"pop": 0.21, "EASE": 1})
+    figure = curves(history, {"pop": 0.21, "EASE": 1})
     assert figure is not None
     loss, validation, kl, anneal = figure.axes
     assert _line(loss, 1) == [(e, 500 - 10 * e) for e in range(1, 13)]
@@ -69,19 +80,19 @@ def test_learning_curves(history):
 def test_a_denoising_autoencoder_has_no_kl_plots(records):
     for record in records:
         record.pop("train/kl", None)
-    figure = plots.learning_curves(plots.history_frame(records))
+    figure = curves(plots.history_frame(records), {})
     assert figure is not None and len(figure.axes) == 2
 
 
-def test_ticks_of_few_epochs_are_whole_numbers():
+def test_ticks_of_few_epochs_are_whole_numbers(axes):
     records = [{"epoch": e, "train/loss": 1.0 * e} for e in (1, 2, 3)]
-    axes = plots.plot_curve(plots.history_frame(records), "train/loss")
+    plots.plot_curve(plots.history_frame(records), "train/loss", axes)
     assert set(axes.get_xticks()) >= {1, 2, 3}
     assert not set(axes.get_xticks()) & {1.5, 2.5}
 
 
 def test_nothing_to_draw():
-    assert plots.learning_curves(plots.history_frame([])) is None
+    assert curves(plots.history_frame([]), {}) is None
     assert plots.metrics_bars({"a": {"coverage": {"mean": 0.5}}}) is None
 
 
@@ -97,34 +108,31 @@ def test_metrics_bars(results):
     assert {"0.4012", "0.4207", "planted truth"} <= set(texts)
 
 
-def test_throughput_and_history_lengths(history: pd.DataFrame) -> None:
+def test_throughput(history, axes):
     # Speeds are 1,001 to 1,012 users/s.
-    axes = plots.plot_throughput(history)
+    plots.plot_throughput(history, axes)
     assert "median 1,006 users/s" in axes.get_title()
+
+
+def test_history_lengths(axes):
     buckets = [
         {"bucket": "1-9", "mean": 0.3, "stderr": 0.02, "users": 1200},
         {"bucket": "10-99", "mean": 0.4, "stderr": None, "users": 3},
         {"bucket": "none", "mean": None, "users": 0},
     ]
-    axes = plots.plot_history_lengths(buckets)
+    plots.plot_history_lengths(buckets, axes, metric="ndcg@100")
     assert _line(axes, 0)[:2] == [(0, 0.3), (1, 0.4)]
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert ticks[0] == "1-9\n1,200 users"
 
 
-def test_plots_draw_on_the_axes_they_are_given(history):
-    axes = plots.plot_curve(history, "train/kl")
-    assert plots.plot_curve(history, "train/nll", axes) is axes
-    assert len(axes.get_lines()) == 2
-
-
 @pytest.mark.filterwarnings("error")
-def test_svg_is_safe_and_stable(history: pd.DataFrame) -> None:
+def test_svg_is_safe_and_stable(history):
     # matplotlib's font lacks the last two letters.
     name = '$\\frac{a}$ <script>alert(1)</script> & id="x" \x00 千尋'
 
     def svg():
-        figure = plots.learning_curves(history, baselines={name: 0.3})
+        figure = curves(history, {name: 0.3})
         assert figure is not None
         return plots.to_svg(figure)
 
@@ -137,8 +145,8 @@ def test_svg_is_safe_and_stable(history: pd.DataFrame) -> None:
 DRAW = """
 import hashlib, sys
 from vaecf.reporting import plots
-axes = plots.plot_metric({"a": {"m": {"mean": 1.0, "stderr": 0.1}}}, "m")
-svg = plots.to_svg(axes.figure)
+figure = plots.metrics_bars({"a": {"m": {"mean": 1.0, "stderr": 0.1}}})
+svg = plots.to_svg(figure)
 print(hashlib.sha256(svg.encode()).hexdigest(), "matplotlib.pyplot" in sys.modules)
 """
 

@@ -1,8 +1,8 @@
 """Plots of a run: learning curves, metrics by model, speed.
 
-Each `plot_*` function draws on the given Axes, or on new ones, and returns
-them; it follows matplotlib's current style. The functions that return figures
-use the style of the report. Nothing uses pyplot: no global state, no backend.
+Each `plot_*` function draws on the given Axes, in matplotlib's current style.
+The functions that return figures use the style of the report. Nothing uses
+pyplot: no global state, no backend.
 
 `history` is the table that `history_frame` returns, and `metric` is the name
 of a metric, such as 'ndcg@100'.
@@ -73,12 +73,6 @@ def to_svg(figure: Figure) -> str:
     return tables.printable(buffer.getvalue(), keep="\n")
 
 
-def _new_axes() -> Axes:
-    from matplotlib.figure import Figure
-
-    return Figure(layout="constrained").subplots()
-
-
 def history_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Returns the records of metrics.jsonl with one row per epoch.
 
@@ -96,46 +90,42 @@ def history_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def plot_curve(
-    history: pd.DataFrame, name: str, axes: Axes | None = None, **style: Any
-) -> Axes:
+    history: pd.DataFrame, name: str, axes: Axes, **style: Any
+) -> None:
     """Plots a column of the history, e.g. 'train/kl', over the epochs.
 
     `style` holds options of `Axes.plot`.
     """
-    axes = axes or _new_axes()
     values = history[name].dropna()
     marker = "o" if len(values) <= _MARKED_POINTS else None
     style = {"color": "C0", "marker": marker, **style}
     axes.plot(values.index, values, **style)
     axes.set(title=_TITLES.get(name, name), xlabel="epoch")
     axes.locator_params("x", nbins=8, integer=True, min_n_ticks=1)
-    return axes
 
 
-def plot_loss(history: pd.DataFrame, axes: Axes | None = None) -> Axes:
+def plot_loss(history: pd.DataFrame, axes: Axes) -> None:
     """Plots the training loss and its negative log-likelihood by epoch."""
-    axes = plot_curve(history, "train/loss", axes, label="loss", color=DARK)
+    plot_curve(history, "train/loss", axes, label="loss", color=DARK)
     plot_curve(history, "train/nll", axes, label="NLL")
     axes.set_title("Training: negative log-likelihood and loss")
     axes.set_ylabel("nats per user")
     axes.legend()
-    return axes
 
 
 def plot_validation(
     history: pd.DataFrame,
-    axes: Axes | None = None,
-    *,
-    metric: str = "ndcg@100",
-    baselines: Mapping[str, float] | None = None,
-) -> Axes:
+    axes: Axes,
+    metric: str,
+    baselines: Mapping[str, float],
+) -> None:
     """Plots the validation metric by epoch, with its standard error.
 
     `baselines` maps names of other models to values, which become horizontal
     lines.
     """
     name, label = f"validation/{metric}", tables.metric_label(metric)
-    axes = plot_curve(history, name, axes)
+    plot_curve(history, name, axes)
     values = history[name].dropna()
     if f"{name}_stderr" in history:
         error = history[f"{name}_stderr"][values.index]
@@ -147,32 +137,27 @@ def plot_validation(
     axes.plot(epoch, best, "o", markersize=6, color="C1")
     axes.set_title(f"Validation {label}, best {best:.4f} at epoch {epoch}")
     axes.set_ylabel(f"{label}, ± s.e.")
-    lines = sorted((baselines or {}).items(), key=lambda line: -line[1])
+    lines = sorted(baselines.items(), key=lambda line: -line[1])
     styles = itertools.cycle([":", "--", "-.", "-"])
     for (model, value), style in zip(lines, styles, strict=False):
         axes.axhline(value, label=model, color=DARK, lw=1, linestyle=style)
     if lines:
         axes.legend()
-    return axes
 
 
-def plot_throughput(history: pd.DataFrame, axes: Axes | None = None) -> Axes:
+def plot_throughput(history: pd.DataFrame, axes: Axes) -> None:
     """Plots the training speed by epoch, in users per second."""
     name = "train/users_per_second"
-    axes = plot_curve(history, name, axes)
+    plot_curve(history, name, axes)
     median = history[name].median()
     axes.set_title(f"Training speed, median {median:,.0f} users/s")
     axes.set_ylabel("users/s")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylim(bottom=0)
-    return axes
 
 
 def learning_curves(
-    history: pd.DataFrame,
-    *,
-    metric: str = "ndcg@100",
-    baselines: Mapping[str, float] | None = None,
+    history: pd.DataFrame, *, metric: str, baselines: Mapping[str, float]
 ) -> Figure | None:
     """Returns plots of loss, validation metric, KL divergence and KL weight.
 
@@ -192,20 +177,15 @@ def learning_curves(
             elif name in _TITLES:
                 plot_curve(history, name, axes)
             else:
-                plot_validation(
-                    history, axes, metric=metric, baselines=baselines
-                )
+                plot_validation(history, axes, metric, baselines)
     return figure
 
 
-def plot_metric(
-    rows: tables.Rows, metric: str, axes: Axes | None = None
-) -> Axes:
+def plot_metric(rows: tables.Rows, metric: str, axes: Axes) -> None:
     """Plots one metric of every model as bars with standard errors.
 
     The first row is highlighted. `rows`: see `tables.results_rows`.
     """
-    axes = axes or _new_axes()
     cells, places = [row.get(metric) for row in rows.values()], range(len(rows))
     means, errors = zip(*map(tables.cell_values, cells), strict=True)
     colours = ["C0", *[LIGHT] * (len(rows) - 1)]
@@ -217,7 +197,6 @@ def plot_metric(
     axes.set_yticks(places, list(rows))
     axes.grid(visible=False, axis="y")
     axes.set_title(tables.metric_label(metric))
-    return axes
 
 
 def metrics_bars(rows: tables.Rows) -> Figure | None:
@@ -237,17 +216,13 @@ def metrics_bars(rows: tables.Rows) -> Figure | None:
 
 
 def plot_history_lengths(
-    buckets: Sequence[Mapping[str, Any]],
-    axes: Axes | None = None,
-    *,
-    metric: str = "ndcg@100",
-) -> Axes:
+    buckets: Sequence[Mapping[str, Any]], axes: Axes, *, metric: str
+) -> None:
     """Plots a metric by the length of the users' histories.
 
     `buckets` are mappings with "bucket" (e.g. "5-9"), "mean", "stderr" and
     "users", in order.
     """
-    axes = axes or _new_axes()
     places, label = range(len(buckets)), tables.metric_label(metric)
     means, errors = zip(*map(tables.cell_values, buckets), strict=True)
     axes.errorbar(places, means, errors, fmt="o", color="C0")
@@ -257,4 +232,3 @@ def plot_history_lengths(
     axes.grid(visible=False, axis="x")
     axes.set_title(f"{label} by length of history")
     axes.set(xlabel="items in the history", ylabel=f"{label}, ± s.e.")
-    return axes
