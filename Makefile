@@ -63,7 +63,7 @@ bench: setup  ## training speed on this machine
 	$(BIN)/python experiments/benchmark/training.py --json=experiments/benchmark/results/training-local.json
 
 bench-gpu:  ## all that is measured on a GPU; its own python3, no installation
-	python3 experiments/benchmark/gpu.py --json=$(or $(OUT),experiments/benchmark/results)/gpu.json
+	sh experiments/benchmark/gpu.sh $(or $(OUT),experiments/benchmark/results)
 
 clean:  ## what was built here; data/ and runs/ stay
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

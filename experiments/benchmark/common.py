@@ -138,18 +138,8 @@ def ratio(rates: Sequence[float], reference: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(rates, reference))
 
 
-def medians(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns the median of every key over the turns."""
-    return {k: statistics.median(turn[k] for turn in turns) for k in turns[0]}
-
-
-def write_json(result: Mapping[str, Any]) -> None:
-    """Writes a result to the file of --json, if there is one."""
+def report(benchmark: str, result: dict[str, Any]) -> None:
+    """Prints the table of a benchmark of `tables.COLUMNS`; writes --json."""
+    cli.log(f"\n{result['device']}\n\n{tables.table(benchmark, [result])}")
     if FLAGS.json is not None:
         workdir.write_json(pathlib.Path(FLAGS.json), result)
-
-
-def report(benchmark: str, result: dict[str, Any]) -> None:
-    """Prints the table of a benchmark of `tables.COLUMNS` and writes JSON."""
-    cli.log(f"\n{result['device']}\n\n{tables.table(benchmark, [result])}")
-    write_json(result)

@@ -57,11 +57,9 @@ def versions() -> dict[str, str]:
 
 
 def run_script(
-    script: str, *arguments: str, echo: bool = False, **environment: str
+    script: str, *arguments: str, **environment: str
 ) -> dict[str, float]:
     """Runs a script, a path below experiments/, in a process of its own.
-
-    With `echo`, its output is printed when it has ended.
 
     Returns:
       {'seconds', 'peak_rss_bytes'}; the peak is at least the memory that this
@@ -82,8 +80,6 @@ def run_script(
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
-    if echo:
-        print(output, end="", flush=True)
     if process.returncode:
         last = (output.strip().splitlines() or ["no output"])[-1]
         raise VaecfError(

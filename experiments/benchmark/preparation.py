@@ -11,6 +11,7 @@ exit. Checks that both give the same five matrices and ids.
 from __future__ import annotations
 
 import pathlib
+import statistics
 import sys
 import tempfile
 
@@ -29,7 +30,6 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("repeats", 1, "Turns; medians count.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of the rows and of the splits.")
-flags.DEFINE_string("dir", None, "Folder for temporary files.")
 
 _SETTINGS = (
     *("--user_column=userId", "--item_column=movieId"),
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     held_out = str(max(int(FLAGS.rows * _HELD_OUT_PER_ROW), 1))
     pandas, seed = "benchmark/preparation_pandas.py", str(FLAGS.seed)
     turns: dict[str, list[dict[str, float]]] = {"vaecf": [], "pandas": []}
-    with tempfile.TemporaryDirectory(dir=FLAGS.dir) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         ratings = f"{folder}/ratings.csv"
         cli.log(f"generating {FLAGS.rows:,} rows")
         machine.run_script(pandas, "generate", ratings, str(FLAGS.rows), seed)
@@ -68,7 +68,10 @@ def main(argv: list[str]) -> None:
         # Digests of all arrays and id tables.
         if (a["arrays"], a["ids"]) != (b["arrays"], b["ids"]):
             raise VaecfError("vaecf and pandas prepared different matrices")
-    medians = {name: common.medians(turns[name]) for name in turns}
+    medians = {
+        name: {k: statistics.median(turn[k] for turn in runs) for k in runs[0]}
+        for name, runs in turns.items()
+    }
     result = {
         **medians,
         "ratio": medians["pandas"]["seconds"] / medians["vaecf"]["seconds"],

@@ -121,16 +121,9 @@ def table(benchmark: str, runs: Iterable[Result]) -> str:
 
 
 def results(benchmark: str) -> list[Result]:
-    """Returns the runs of a benchmark, including those of gpu.py."""
+    """Returns the runs of a benchmark."""
     paths = sorted(RESULTS.glob(f"{benchmark}*.json"))
-    runs = [json.loads(path.read_text()) for path in paths]
-    for path in sorted(RESULTS.glob("gpu*.json")):
-        runs += [
-            run["result"]
-            for run in json.loads(path.read_text())["runs"]
-            if run["arguments"][0] == benchmark and "result" in run
-        ]
-    return runs
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def main() -> None:

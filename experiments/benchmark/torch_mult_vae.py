@@ -2,7 +2,7 @@
 
     python torch_mult_vae.py VARIANT TRAIN_NPZ SETTINGS_JSON
 
-`peers.Peer` starts this script with an interpreter that has PyTorch, NumPy and
+`training.py` starts this script with an interpreter that has PyTorch, NumPy and
 SciPy. The script warms up, then reads 'SECONDS' from stdin, line by line, and
 trains for that long. It answers every line with JSON on stdout.
 """

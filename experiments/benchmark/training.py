@@ -2,7 +2,7 @@
 
     python experiments/benchmark/training.py --json=out.json
     python experiments/benchmark/training.py --json=out.json \\
-        --peers=torch_dense,torch_sparse --peer_python=~/torch/bin/python
+        --peer=torch_dense --peer=torch_sparse --peer_python=~/torch/bin/python
 
 Trains on generated interactions with the shape of MovieLens-20M, with the data
 on the device and many steps per dispatch, as the training loop does.
@@ -10,32 +10,35 @@ on the device and many steps per dispatch, as the training loop does.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
+import tempfile
+from typing import Any
 
+import scipy.sparse
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmark import common, peers
+from experiments.benchmark import common, machine
 from vaecf import cli
 from vaecf import config as config_lib
+from vaecf.errors import VaecfError
 
-OWN = "vaecf_fp32"  # our own step, as a peer of another precision
+_OWN = "vaecf_fp32"  # our own step, as a peer of another precision
+# The variants of torch_mult_vae.py.
+_TORCH = ("torch_dense", "torch_sparse", "torch_compile_bf16")
 
 FLAGS = flags.FLAGS
 common.define_flags(batch_size=4096)
 flags.DEFINE_integer("users", 116_677, "Training users.", lower_bound=1)
 flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=1)
-_PEERS = (OWN, *peers.VARIANTS)
-flags.DEFINE_list("peers", [], f"Also measure some of {', '.join(_PEERS)}.")
-flags.register_validator(
-    "peers",
-    lambda names: set(names) <= set(_PEERS),
-    f"use some of {', '.join(_PEERS)}",
-)
+flags.DEFINE_multi_enum("peer", [], (_OWN, *_TORCH), "Also measure this one.")
 flags.DEFINE_string(
     "peer_python",
     os.environ.get("VAECF_PEER_PYTHON", sys.executable),
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> None:
     from experiments.benchmark import workloads
     from vaecf.data import synthetic
 
-    if FLAGS.peers:
+    if FLAGS.peer:
         # Peers may share the GPU, of which JAX would reserve three quarters.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     config = common.config_from_flags()
@@ -66,9 +69,9 @@ def main(argv: list[str]) -> None:
     fp32 = config_lib.replace(config, {"precision.policy": "fp32"})
     others = {
         name: workloads.Trainer(fp32, train)
-        if name == OWN
-        else peers.Peer(name, FLAGS.peer_python, config, train)
-        for name in FLAGS.peers
+        if name == _OWN
+        else Peer(name, FLAGS.peer_python, config, train)
+        for name in FLAGS.peer
     }
     contestants = {"vaecf": trainer, **others}
     rates = common.in_turns(
@@ -104,6 +107,51 @@ def main(argv: list[str]) -> None:
         "rates": rates,
     }
     common.report("training", result)
+
+
+class Peer:
+    """A process with a PyTorch model, which trains while ours waits.
+
+    Its memory and threads are separate from ours. It ends when our process ends
+    and closes its stdin.
+
+    `name` is one of `_TORCH`, `python` an interpreter that has PyTorch, NumPy
+    and SciPy. `figures` holds {'version', 'loss', 'peak_rss_bytes', ...} of the
+    process.
+    """
+
+    def __init__(
+        self, name: str, python: str, config: config_lib.Config, train: Any
+    ) -> None:
+        self._name = name
+        script = pathlib.Path(__file__).with_name("torch_mult_vae.py")
+        with tempfile.TemporaryDirectory() as folder:
+            matrix = f"{folder}/train.npz"
+            settings = json.dumps(config.to_dict())
+            scipy.sparse.save_npz(matrix, train.to_scipy(), compressed=False)
+            self._process = subprocess.Popen(
+                [python, str(script), name, matrix, settings],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(machine.ROOT)},
+            )
+            self.figures = self._answer()
+
+    def measure(self, seconds: float) -> float:
+        """Trains for about `seconds`, at least one step; returns users/s."""
+        with contextlib.suppress(BrokenPipeError):  # `_answer` says why
+            self._process.stdin.write(f"{seconds}\n".encode())
+        self.figures = self._answer()
+        return self.figures["users_per_second"]
+
+    def _answer(self) -> dict[str, Any]:
+        if line := self._process.stdout.readline():
+            return json.loads(line)
+        raise VaecfError(
+            f"--peer={self._name}: the process ended with status "
+            f"{self._process.wait()}; its error is above"
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Runs every benchmark of a GPU: sh experiments/benchmark/gpu.sh OUTPUT_DIR
+#
+# The n-th benchmark writes OUTPUT_DIR/<benchmark>-gpu-<n>.json. python3 needs
+# jax, flax, optax, orbax-checkpoint and SciPy; vaecf need not be installed.
+# Where PyTorch is installed, torch.compile in bf16 is measured too. The most
+# important benchmarks come first, because the time on a GPU may end. One that
+# fails does not stop the others; the exit status is then 1.
+here=$(dirname "$0") n=0 status=0
+if python3 -c 'import torch' 2>/dev/null; then
+  torch=--peer=torch_compile_bf16
+fi
+
+run() {
+  n=$((n + 1))
+  echo "--- $*"
+  json="$output/$1-gpu-$n.json" script="$here/$1.py"
+  shift
+  python3 "$script" "$@" --json="$json" || status=1
+}
+
+output=${1:?"give the directory of the results"}
+big=--batch_size=24576
+run training --precision=bf16 $big --seconds=5 $torch
+run inference --precision=bf16 --batch_sizes=1,8,64,512,4096,10000
+run training --precision=tf32 $big --seconds=4
+run evaluation --precision=bf16 --batch_size=10000 --seconds=3
+run training --precision=fp16 $big --seconds=4
+run training --precision=bf16 --batch_size=4096 --seconds=4 $torch
+run training --precision=fp32 $big --seconds=4
+run inference --precision=fp32 --batch_sizes=1
+# The other input layer, and the cost of saving memory.
+run training --precision=bf16 $big --set=model.input=gather --seconds=4
+run training --precision=bf16 $big --set=train.microbatch=8192 --seconds=4
+exit $status
