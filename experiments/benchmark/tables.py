@@ -120,12 +120,6 @@ def table(benchmark: str, runs: Iterable[Result]) -> str:
     return "\n".join([head.replace("|  |", "| |"), rule, *body])
 
 
-def results(benchmark: str) -> list[Result]:
-    """Returns the runs of a benchmark."""
-    paths = sorted(RESULTS.glob(f"{benchmark}*.json"))
-    return [json.loads(path.read_text()) for path in paths]
-
-
 def main() -> None:
     """Prints a table for every benchmark and device, large runs first."""
 
@@ -133,7 +127,9 @@ def main() -> None:
         return run.get("items", 0), run.get("batch_size", 0)
 
     for benchmark in COLUMNS:
-        runs = sorted(results(benchmark), key=size, reverse=True)
+        paths = sorted(RESULTS.glob(f"{benchmark}*.json"))
+        runs = [json.loads(path.read_text()) for path in paths]
+        runs.sort(key=size, reverse=True)
         for device in dict.fromkeys(run["device"] for run in runs):
             here = [run for run in runs if run["device"] == device]
             print(f"\n{benchmark}, {device}\n\n{table(benchmark, here)}")

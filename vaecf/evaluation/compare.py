@@ -125,25 +125,18 @@ def compare(
     }
 
 
-# --- Reading ----------------------------------------------------------------
-
-
 def _common_manifest(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
     """Returns the manifest of the runs' dataset; {} if there are only files."""
     runs = [path for path in paths if path.is_dir()]
-    if not runs:
-        return {}
-    manifest, *others = (
-        workdir_lib.read_json(run / workdir_lib.DATASET) for run in runs
-    )
-    for run, other in zip(runs[1:], others):
-        if other != manifest:
+    manifests = [workdir_lib.read_json(r / workdir_lib.DATASET) for r in runs]
+    for run, other in zip(runs, manifests):
+        if other != manifests[0]:
             raise VaecfError(
                 f"{runs[0]} and {run} are runs on different datasets "
-                f"({manifest.get('name')!r}, {other.get('name')!r}; their "
+                f"({manifests[0].get('name')!r}, {other.get('name')!r}; their "
                 "manifests differ): compare runs on one prepared dataset"
             )
-    return manifest
+    return manifests[0] if manifests else {}
 
 
 def _read(path: pathlib.Path, *, baselines: bool) -> list[Entry]:
@@ -226,9 +219,6 @@ def _choose_metrics(
     return asked, common
 
 
-# --- Groups -----------------------------------------------------------------
-
-
 def _group(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Returns entries by name; runs that differ only in the seed share one."""
     runs: dict[str, list[Entry]] = {}
@@ -289,19 +279,19 @@ def _choose_reference(
         if None in values.values():
             return next(iter(groups))
         return max(values, key=values.__getitem__)
-    if asked in groups:
-        return asked
-    for name, group in groups.items():
-        if any(entry.path == pathlib.Path(asked) for entry in group):
-            return name
+    path = pathlib.Path(asked)
+    exact = [
+        name
+        for name, group in groups.items()
+        if name == asked or any(entry.path == path for entry in group)
+    ]
     # 'ease' stands for 'ease (l2 500)' if there is no other.
     labelled = [name for name in groups if name.split(" (")[0] == asked]
-    if len(labelled) != 1:
-        raise VaecfError(
-            f"reference={asked}: use one of the runs, or one of "
-            f"{'; '.join(groups)}"
-        )
-    return labelled[0]
+    if exact or len(labelled) == 1:
+        return [*exact, *labelled][0]
+    raise VaecfError(
+        f"reference={asked}: use one of the runs, or one of {'; '.join(groups)}"
+    )
 
 
 def _validation(group: Sequence[Entry], metric: str) -> float | None:
