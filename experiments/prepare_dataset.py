@@ -18,22 +18,18 @@ from vaecf import interrupts
 if __name__ == "__main__":
     interrupts.exit_at_once()
 
-import dataclasses
 from collections.abc import Sequence
 
 from absl import flags
 
 from vaecf import cli
-from vaecf.data import catalog, layouts, prepare
+from vaecf.data import catalog, prepare
+from vaecf.data.file_settings import FileSettings
 
 _TEXT, _INT = flags.DEFINE_string, flags.DEFINE_integer
 for _name, _define, _help in (
     ("dataset", _TEXT, "Known dataset, such as ml-20m, or synthetic."),
-    (
-        "ratings",
-        _TEXT,
-        "Ratings: a file, a folder, or a pattern such as *.csv.",
-    ),
+    ("ratings", _TEXT, "Ratings: a file, a folder or a pattern (*.csv)."),
     ("data_dir", _TEXT, "Folder laid out as the recipe's (its /data)."),
     ("output", _TEXT, "Directory to write (data/<name>)."),
     ("name", _TEXT, "Name of the data (the dataset's, or the file's)."),
@@ -45,7 +41,7 @@ for _name, _define, _help in (
     ("seed", _INT, "Seed of the split (98765 for paper, else 0)."),
 ):
     _define(_name, None, _help)
-cli.define_settings(layouts.FileSettings)
+cli.define_settings(FileSettings)
 flags.DEFINE_float("fold_in_proportion", 0.8, "Share of held-out items shown.")
 flags.DEFINE_bool("iterate_filters", False, "Filter until nothing changes.")
 flags.DEFINE_bool("overwrite", False, "Replace an existing dataset.")
@@ -54,8 +50,8 @@ flags.DEFINE_bool("overwrite", False, "Replace an existing dataset.")
 def main(argv: Sequence[str]) -> None:
     """Parses the flags, prepares, and suggests the next command."""
     del argv
-    names = [field.name for field in dataclasses.fields(prepare.Settings)]
-    settings = prepare.Settings(**{n: flags.FLAGS[n].value for n in names})
+    values = cli.settings_from_flags(prepare.Settings)
+    settings = prepare.Settings(**values)
     log = lambda line: cli.log(cli.with_flags(line))  # noqa: E731
     made = prepare.prepare(settings, log=log)
     rest = f"--config=configs/{catalog.config_of(made.name)}.py "

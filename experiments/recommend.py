@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from vaecf import cli
-from vaecf.data import layouts
+from vaecf.data.file_settings import FileSettings
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a trained run.")
 _HISTORIES = flags.DEFINE_string(
@@ -37,7 +37,7 @@ _ALLOW = flags.DEFINE_string(
 _DENY = flags.DEFINE_string(
     "deny_items", None, "File with one item a line: never recommend these."
 )
-cli.define_settings(layouts.FileSettings)
+cli.define_settings(FileSettings)
 _BATCH = flags.DEFINE_integer("batch_size", 512, "Users per batch.")
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
             deny_items=_DENY.value and pathlib.Path(_DENY.value),
             batch_size=_BATCH.value,
             progress=show,
-            **cli.settings_from_flags(layouts.FileSettings),
+            **cli.settings_from_flags(FileSettings),
         )
     for line in scored.lines(_OUTPUT.value):
         cli.log(line)

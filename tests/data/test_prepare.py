@@ -8,8 +8,9 @@ import pytest
 import scipy.sparse
 from oracles import refuses
 
-from vaecf.data import catalog, layouts, prepare, synthetic
+from vaecf.data import catalog, prepare, synthetic
 from vaecf.data.dataset import open_dataset
+from vaecf.data.file_settings import Dialect
 
 
 def shop(n_users=60, seed=0):
@@ -168,7 +169,7 @@ def test_an_entry_is_all_that_a_new_dataset_needs(tmp_path, monkeypatch):
     frame[columns].to_csv(path, sep="|", index=False, header=False)
     entry = catalog.Entry(
         "plays", "Plays", "free", 10, counts={"ratings": len(frame)},
-        dialect=layouts.Dialect("|", False, {"rating": 0, "user": 1, "item": 2}),
+        dialect=Dialect("|", False, {"rating": 0, "user": 1, "item": 2}),
         min_rating=2, min_items_per_user=3, protocol="vaecf",
     )  # fmt: skip
     monkeypatch.setattr(catalog, "CATALOG", {"plays": entry})

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from oracles import refuses
 
 from vaecf.data import layouts, text_files
+from vaecf.data.file_settings import Dialect
 from vaecf.data.readers import MISSING, collapse_duplicates, read_ratings
 
 SONG = ["SO" + c * 16 for c in "ABC"]
@@ -313,6 +314,6 @@ def test_flags_that_need_each_other(tmp_path):
         with refuses(message):
             read_ratings(path, **how)
     path = write(tmp_path / "pairs.txt", "1|2\n")
-    dialect = layouts.Dialect("|", False, {"user": 0, "item": 1})
+    dialect = Dialect("|", False, {"user": 0, "item": 1})
     with refuses("holds no ratings"):
         read_ratings(path, dialect=dialect, min_rating=1)

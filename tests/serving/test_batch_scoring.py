@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from oracles import refuses
 
+from vaecf.data.file_settings import FileSettings
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
-from vaecf.data.layouts import FileSettings
 from vaecf.data.readers import read_ids
 from vaecf.errors import VaecfError
 from vaecf.serving import batch_scoring

@@ -14,7 +14,7 @@ from typing import Any
 from vaecf import workdir as workdir_lib
 from vaecf.data import download
 from vaecf.data.download import Digest
-from vaecf.data.layouts import Dialect
+from vaecf.data.file_settings import Dialect
 from vaecf.errors import VaecfError, did_you_mean
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from vaecf.data import catalog, filters, layouts, reports, splits, synthetic
 from vaecf.data import dataset as datasets
 from vaecf.data.dataset import Dataset
+from vaecf.data.file_settings import FileSettings
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
-from vaecf.data.layouts import FileSettings
 from vaecf.data.readers import Ratings, collapse_duplicates, read_ratings
 from vaecf.errors import VaecfError, did_you_mean, listed
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vaecf.data import layouts
+from vaecf.data import headers, layouts
+from vaecf.data.file_settings import Dialect, FileSettings
 from vaecf.data.interactions import Interactions
-from vaecf.data.layouts import Dialect, FileSettings
 from vaecf.data.row_batches import Batch, Counts, file_batches, frame_batches
 from vaecf.data.text_files import TextFile
 from vaecf.errors import VaecfError, short
@@ -106,7 +106,7 @@ class Rows:
         self._is_file = path is not None
         if path is None:
             self.name = "the DataFrame"
-            names = layouts.names_of(settings, None)
+            names = headers.names_of(settings, None)
             columns = {role: names[role] for role in roles}
             self._batches = frame_batches(source, columns)
         else:
@@ -206,11 +206,11 @@ def read_ratings(
 
     Args:
       source: path of a text table (CSV, TSV and the like), JSON lines, Parquet
-        or a file in one of `layouts.LAYOUTS`; a folder of such files, or a
-        glob; or a pandas or polars DataFrame.
+        or a file in one of `file_settings.LAYOUTS`; a folder of such files,
+        or a glob; or a pandas or polars DataFrame.
       dialect: how to split a text file in none of the known layouts.
       count_all: also count users and items before the threshold.
-      **settings: fields of `layouts.FileSettings`.
+      **settings: fields of `file_settings.FileSettings`.
 
     Raises:
       VaecfError: missing, empty or damaged file, missing column, a row of
@@ -235,7 +235,7 @@ def read_ids(path: pathlib.Path, settings: FileSettings) -> list[str]:
         for line in data.decode().splitlines()
     ]
     ids = [line for line in lines if line]
-    header = layouts.names_of(settings, None)["item"]
+    header = headers.names_of(settings, None)["item"]
     return ids[1:] if ids[:1] == [header] else ids
 
 

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vaecf.data import layouts, text_tables
-from vaecf.data.layouts import Columns, Dialect, FileSettings, polars_errors
+from vaecf.data import headers, layouts, text_tables
+from vaecf.data.file_settings import Columns, Dialect, FileSettings
+from vaecf.data.layouts import polars_errors
 from vaecf.data.text_files import TextFile
 from vaecf.errors import VaecfError, short
 
@@ -71,8 +72,8 @@ def file_batches(
     """Yields the rows of a file, a folder or a glob.
 
     Args:
-      layout: one of `layouts.LAYOUTS`; the dialect of a text file; or None
-        for a table with a header.
+      layout: one of `file_settings.LAYOUTS`; the dialect of a text file; or
+        None for a table with a header.
       roles: ``user``, ``item`` and possibly ``rating``.
       counts: receives the numbers of skipped lines, by their names in the
         manifest.
@@ -87,7 +88,7 @@ def file_batches(
     for file in files:
         with polars_errors(file):
             if layouts.is_parquet(layouts.require(file)):
-                columns = layouts.names_of(settings, None)
+                columns = headers.names_of(settings, None)
                 wanted = {role: columns[role] for role in roles}
                 yield from _parquet_batches(file, wanted)
                 continue
@@ -98,11 +99,11 @@ def file_batches(
                 trusted = path.is_dir() or settings.layout is not None
                 yield from _lightgcn_batches(text, trusted, counts)
             elif _first_word(text).startswith(("{", "[")):
-                columns = layouts.names_of(settings, None)
+                columns = headers.names_of(settings, None)
                 wanted = {role: columns[role] for role in roles}
                 yield from _json_batches(text, wanted, counts)
             else:
-                table = layouts.table_of(text, settings, layout, roles, counts)
+                table = headers.table_of(text, settings, layout, roles, counts)
                 yield from _table_batches(text, table, counts)
 
 
@@ -253,7 +254,7 @@ def _json_batches(
                 continue
             record = _json_record(text, row, raw)
             if first:
-                text_tables.pick_columns(text.path, list(record), columns)
+                headers.pick_columns(text.path, list(record), columns)
                 first = False
             found["row"].append(row)
             for role, name in columns.items():
@@ -320,7 +321,7 @@ def _pick_columns(
     source: str, names: Sequence[str], columns: Columns
 ) -> dict[str, str]:
     """Returns the table's own name of each column."""
-    picked = text_tables.pick_columns(source, names, columns)
+    picked = headers.pick_columns(source, names, columns)
     return {role: names[position] for role, position in picked.items()}
 
 

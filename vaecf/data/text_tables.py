@@ -12,19 +12,24 @@ import collections
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaecf.data.text_files import TextFile
-from vaecf.errors import VaecfError, did_you_mean, listed, short
+from vaecf.errors import VaecfError, short
 
 if TYPE_CHECKING:
     import polars as pl
 
-GUESSED = ",\t;|"  # the separators that are tried
-_INNER = "\x1f"  # stands for a separator of several bytes
+INNER = "\x1f"  # stands for a separator of several bytes
 _SPACES = b" \t\x0b\x0c\x1c\x1d\x1e\xc2\xe1\xe2\xe3\xef"  # or their first bytes
-_NUMBER = r"\s*[-+]?\d+(\.\d+)?\s*$"
+NUMBER = r"\s*[-+]?\d+(\.\d+)?\s*$"
+
+
+NO_HEADER = (
+    "without a header, pass no_header=True, user_column=1 and item_column=2, "
+    "the numbers of the columns"
+)
 
 
 class Table(NamedTuple):
@@ -43,21 +48,6 @@ class Table(NamedTuple):
     alphabet: bytes | None = None  # all bytes that the pattern allows
 
 
-def check_separator(separator: str) -> str:
-    """Returns a separator as it is in the file.
-
-    Raises:
-      VaecfError: it is empty, a quote, or holds the end of a line.
-    """
-    mark = "\t" if separator == r"\t" else separator  # as a shell passes it
-    if not mark or set(mark) & set('"\r\n\0' + _INNER) or not _encodes(mark):
-        raise VaecfError(
-            f"separator={separator!r} must be one or more characters, such as "
-            "';' or a tab, and no quote or line end"
-        )
-    return mark
-
-
 class Fields(NamedTuple):
     """The fields of a row, and how many lines they take."""
 
@@ -74,87 +64,6 @@ def split_line(
         return Fields(next(rows, []), rows.line_num)
     except csv.Error:
         return None
-
-
-def is_quoted(line: str, separator: str) -> bool:
-    """Returns whether every field of a line stands in quotes."""
-    fields = line.rstrip("\r\n").split(separator)
-    return all(re.match(r'".*"$', field, re.DOTALL) for field in fields)
-
-
-def guess_separator(lines: Sequence[str], path: object) -> str:
-    """Returns the separator that splits most lines like the first.
-
-    Raises:
-      VaecfError: none or several do.
-    """
-    fits = {}
-    for mark in GUESSED:
-        rows = [
-            split_line([line], mark, mark != "\t")
-            for line in lines[:200]
-            if line.strip()
-        ]
-        widths = [len(row.values) if row else 0 for row in rows]
-        share = widths.count(widths[0]) / len(widths) if widths else 0
-        if widths and widths[0] > 1 and share > 0.5:
-            fits[mark] = share
-    if len(fits) > 1:
-        fits = {mark: share for mark, share in fits.items() if share == 1}
-    if len(fits) != 1:
-        found = " and ".join(map(repr, fits)) or "no separator"
-        raise VaecfError(
-            f"{path}: {found} may separate its columns; pass separator=..."
-        )
-    return next(iter(fits))
-
-
-def pick_columns(
-    source: object, names: Sequence[str], columns: Mapping[str, str | int]
-) -> dict[str, int]:
-    """Returns the position of each column, given by name or position.
-
-    Raises:
-      VaecfError: a column is missing, occurs twice, or has two roles.
-    """
-    picked: dict[str, int] = {}
-    for role, wanted in columns.items():
-        if isinstance(wanted, int):
-            if not 0 <= wanted < len(names):
-                raise VaecfError(
-                    f"{source}: a line has {len(names)} fields, {role} would "
-                    f"be number {wanted + 1}; is this the right file?"
-                )
-            picked[role] = wanted
-            continue
-        if (n := list(names).count(wanted)) != 1:
-            hint = "" if n else _hint(wanted, names)
-            raise VaecfError(
-                f"{source} has {n or 'no'} column{'s' * (n > 1)} "
-                f"{short(wanted)}{hint} (it has "
-                f"{listed(name[:40] for name in names)}; choose with "
-                f"{role}_column){'' if n else _looks_like_data(names)}"
-            )
-        picked[role] = list(names).index(wanted)
-    if len(set(picked.values())) < len(picked):
-        raise VaecfError(
-            f"{source}: one column cannot be two things ({columns})"
-        )
-    return picked
-
-
-def check_header(source: object, header: Sequence[str], picked: dict) -> None:
-    """Raises if a header looks like a row: a number names a column."""
-    sequence = [str(i) for i in range(len(header))]
-    if header == sequence or header[1:] == sequence[: len(header) - 1]:
-        return  # what pandas writes for a frame without names
-    numbers = [i for i, name in enumerate(header) if re.match(_NUMBER, name)]
-    long = [i for i in numbers if not re.match(r"\s*\d{1,4}\s*$", header[i])]
-    if long or set(numbers) & set(picked.values()):
-        raise VaecfError(
-            f"{source}, line 1: the header {short(','.join(header))} looks "
-            f"like data; {_NO_HEADER}"
-        )
 
 
 def split_rows(
@@ -185,30 +94,10 @@ def split_rows(
             yield splitter.split(line, data)
 
 
-_NO_HEADER = (
-    "without a header, pass no_header=True, user_column=1 and item_column=2, "
-    "the numbers of the columns"
-)
-
-
-def _looks_like_data(names: Sequence[str]) -> str:
-    digits = any(re.search(r"\d", name) for name in names)
-    return f"; {_NO_HEADER}" if digits else ""
-
-
-def _hint(wanted: str, names: Sequence[str]) -> str:
-    short = [name for name in names[:1000] if len(name) < 100]
-    return did_you_mean(wanted[:100], short)
-
-
-def _encodes(text: str) -> bool:
-    return text.encode(errors="replace").decode() == text
-
-
 def _reader(lines: Iterator[str], separator: str, quoted: bool) -> Any:
     if len(separator) > 1:
-        several, separator = separator, _INNER
-        lines = (line.replace(several, _INNER) for line in lines)
+        several, separator = separator, INNER
+        lines = (line.replace(several, INNER) for line in lines)
     return csv.reader(
         lines,
         delimiter=separator,
@@ -236,7 +125,7 @@ class _Splitter:
             self._comment = table.comment
         self._mark = table.separator.encode()
         if len(self._mark) > 1:
-            self._mark = _INNER.encode()
+            self._mark = INNER.encode()
         ends = self._mark + b"\n\r\x1f" + b'"' * table.quoted
         kept = {*ends, *_SPACES, *self._comment.encode()[:1]}
         self._others = bytes(set(range(256)) - kept)
@@ -266,7 +155,7 @@ class _Splitter:
         if not data.endswith(b"\n"):
             data += b"\n"
         if len(table.separator.encode()) > 1:
-            if _INNER.encode() in data:
+            if INNER.encode() in data:
                 return None, True
             data = data.replace(table.separator.encode(), self._mark)
         # All that is left are separators and ends of lines, in their order.
@@ -338,7 +227,7 @@ class _Splitter:
                 found[role].append(row[position])
         if len(table.separator) > 1:
             for values in found.values():
-                values[:] = [v.replace(_INNER, table.separator) for v in values]
+                values[:] = [v.replace(INNER, table.separator) for v in values]
         return pl.DataFrame(
             {"row": pl.Series(places, dtype=pl.UInt32)}
             | {k: pl.Series(v, dtype=pl.String) for k, v in found.items()}
@@ -354,7 +243,7 @@ class _Splitter:
                     if self._comment and text.startswith(self._comment):
                         self._skip_comment()
                         continue
-                if len(self._table.separator) > 1 and _INNER in text:
+                if len(self._table.separator) > 1 and INNER in text:
                     raise self._error("holds the control character 0x1f")
                 self._raw.append(text)
                 yield text
@@ -384,7 +273,7 @@ class _Splitter:
                 raise self._file.error(
                     line,
                     f"{short(text)} does not have the layout of the first "
-                    f"line; name the columns: {_NO_HEADER}",
+                    f"line; name the columns: {NO_HEADER}",
                 )
         if len(row) != table.width:
             first = "header" if table.header else "first row"
@@ -402,14 +291,14 @@ class _Splitter:
         if fields == table.header:
             self._counts["repeated_headers"] += 1
             return False
-        numbers = any(re.match(_NUMBER, name) for name in table.header)
+        numbers = any(re.match(NUMBER, name) for name in table.header)
         for role in ("user", "item") if numbers else ("user",):
             name = self._names[role]
             if fields[table.columns[role]] == name:
                 raise self._file.error(
                     line,
                     f"the {role} is {short(name)}, as the column's name: "
-                    f"is it another header? {_NO_HEADER}",
+                    f"is it another header? {NO_HEADER}",
                 )
         return True
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vaecf import workdir as workdir_lib
+from vaecf.data.file_settings import FileSettings
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
-from vaecf.data.layouts import FileSettings
 from vaecf.data.readers import (
     CANONICAL_INTEGER,
     WHOLE_FLOAT,
@@ -85,7 +85,7 @@ def score_file(
       deny_items: never recommend these items, likewise.
       output: file to write, CSV if its suffix is .csv, else Parquet.
       progress: called with (number of users done, number of all users).
-      **settings: fields of `layouts.FileSettings`: how to read the histories.
+      **settings: fields of `file_settings.FileSettings`, for the histories.
 
     Raises:
       VaecfError: an argument or the file cannot be used; nothing is written.
