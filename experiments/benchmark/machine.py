@@ -56,9 +56,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run_script(
-    script: str, *arguments: str, **environment: str
-) -> dict[str, float]:
+def run_script(script: str, *arguments: str) -> dict[str, float]:
     """Runs a script, a path below experiments/, in a process of its own.
 
     Returns:
@@ -66,11 +64,10 @@ def run_script(
       process has at the fork.
     """
     paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "experiments" / script), *arguments],
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
