@@ -29,7 +29,4 @@ run training --precision=fp16 $big --seconds=4
 run training --precision=bf16 --batch_size=4096 --seconds=4 $torch
 run training --precision=fp32 $big --seconds=4
 run inference --precision=fp32 --batch_sizes=1
-# The other input layer, and the cost of saving memory.
-run training --precision=bf16 $big --set=model.input=gather --seconds=4
-run training --precision=bf16 $big --set=train.microbatch=8192 --seconds=4
 exit $status
