@@ -182,6 +182,9 @@ def test_what_was_changed_is_counted():
         ("user,item\n1,2\n1.0,3\n", [(1, 2), (1, 3)], None),
         ("user,item\n1.0,2\n1.5,3\n", [("1.0", 2), ("1.5", 3)], None),
         ("user,item\n\u00a0a ,2\n", [("a", 2)], None),
+        ("user,item\n1,2\nUSER,Item\n3,4\n", [(1, 2), (3, 4)], None),
+        ('user,item\n1, "2"\n', None, "line 2: .*space before its quote"),
+        ("user item r\n1 2 3\n", [(1, 2)], None),
         ("user,item,item\n1,2,3\n", None, "2 columns 'item'"),
     ],
 )  # fmt: skip

@@ -119,8 +119,8 @@ class _Splitter:
         self._file, self._table = file, table
         self._blocks, self._counts = blocks, counts
         # By default a "#" below the header is an error where ids stand first.
-        ids = {table.columns["user"], table.columns["item"]}
-        self._comment = "#" if 0 in ids else ""
+        self._ids = table.columns["user"], table.columns["item"]
+        self._comment = "#" if 0 in self._ids else ""
         if table.comment is not None:
             self._comment = table.comment
         self._mark = table.separator.encode()
@@ -192,7 +192,12 @@ class _Splitter:
             for role, i in table.columns.items()
         )
         doubtful = [pl.col(role) == "" for role in ("user", "item")]
-        doubtful += [pl.col(role) == name for role, name in self._names.items()]
+        doubtful += [
+            pl.col(role).is_in(
+                list({name, name.lower(), name.upper(), name.capitalize()})
+            )
+            for role, name in self._names.items()
+        ]
         if frame.select(pl.any_horizontal(doubtful).any()).item():
             return None
         return frame
@@ -223,6 +228,9 @@ class _Splitter:
                 counts["rows_over_lines"] += 1
             self._raw = []
             places.append(start)
+            for position in self._ids:
+                if row[position][:1] == " " and '"' in row[position]:
+                    self._check_space(row[position], start)
             for role, position in table.columns.items():
                 found[role].append(row[position])
         if len(table.separator) > 1:
@@ -285,16 +293,23 @@ class _Splitter:
                 f"{len(row)} fields instead of the {table.width} of the "
                 f"{first}; {advice}, or correct the line",
             )
-        if table.header is None:
-            return True
+        for role, name in self._names.items():
+            if row[table.columns[role]].strip().lower() == name.lower():
+                return self._is_no_header(row, line)
+        return True
+
+    def _is_no_header(self, row: list[str], line: int) -> bool:
+        """Tells a repeated header from a row whose id is the column's name."""
+        header = self._table.header or []
         fields = [field.strip() for field in row]
-        if fields == table.header:
+        if [f.lower() for f in fields] == [name.lower() for name in header]:
             self._counts["repeated_headers"] += 1
             return False
-        numbers = any(re.match(NUMBER, name) for name in table.header)
+        # An item may have the name of its column, unless that is a row itself.
+        numbers = any(re.match(NUMBER, name) for name in header)
         for role in ("user", "item") if numbers else ("user",):
             name = self._names[role]
-            if fields[table.columns[role]] == name:
+            if fields[self._table.columns[role]] == name:
                 raise self._file.error(
                     line,
                     f"the {role} is {short(name)}, as the column's name: "
@@ -318,6 +333,14 @@ class _Splitter:
             f"a quote that opens here takes in {len(self._raw) - 1} more rows; "
             "close it, or pass quoted=False if quotes are plain characters",
         )
+
+    def _check_space(self, field: str, line: int) -> None:
+        if field.lstrip().startswith('"') and self._table.quoted:
+            raise self._file.error(
+                line,
+                f"{short(field)} has a space before its quote, so that the "
+                "quote opens no field; remove the space",
+            )
 
     def _broken_quotes(self, error: csv.Error) -> VaecfError:
         start = self._number + 1 - len(self._raw)
