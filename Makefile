@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
-.PHONY: help setup tools fmt lint test test-fast test-oldest test-newest fuzz demo bench bench-gpu clean
+.PHONY: help setup tools fmt lint test test-fast test-oldest test-newest fuzz soak demo bench bench-gpu clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -55,6 +55,9 @@ test-newest:  ## all tests with the newest supported Python and packages
 
 fuzz: tools  ## long: INPUTS=1000000 SEED=0 damaged and strange inputs of all readers
 	$(BIN)/python tests/fuzz/harness.py --inputs=$(or $(INPUTS),1000000) --seed=$(or $(SEED),0)
+
+soak: tools  ## long: KILLS=120 SEED=0 kills of all commands at random moments
+	$(BIN)/python tests/soak/kills.py --kills=$(or $(KILLS),120) --seed=$(or $(SEED),0)
 
 demo: setup  ## generated data, a trained model, recommendations, a report
 	$(BIN)/python experiments/demo.py --workdir=runs/demo

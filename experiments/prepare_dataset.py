@@ -6,9 +6,11 @@
     python experiments/prepare_dataset.py --ratings=shop.csv \\
         --user_column=customer --item_column=sku --output=data/shop
     python experiments/prepare_dataset.py --data_dir=/data --seed=0
+    python experiments/prepare_dataset.py --verify=data/ml-20m
 
-The last command is the recipe's: it reads
-ml-20m/extracted/ml-20m/ratings.csv and writes ml-20m/preprocessed.
+The last command but one is the recipe's: it reads
+ml-20m/extracted/ml-20m/ratings.csv and writes ml-20m/preprocessed. The last
+one compares the files of a dataset with their digests.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from vaecf import cli
-from vaecf.data import catalog, prepare
+from vaecf.data import catalog, dataset, prepare
 from vaecf.data.file_settings import FileSettings
 
 _TEXT, _INT = flags.DEFINE_string, flags.DEFINE_integer
 for _name, _define, _help in (
+    ("verify", _TEXT, "Only check the files of this dataset."),
     ("dataset", _TEXT, "Known dataset, such as ml-20m, or synthetic."),
     ("ratings", _TEXT, "Ratings: a file, a folder or a pattern (*.csv)."),
     ("data_dir", _TEXT, "Folder laid out as the recipe's (its /data)."),
@@ -50,6 +53,10 @@ flags.DEFINE_bool("overwrite", False, "Replace an existing dataset.")
 def main(argv: Sequence[str]) -> None:
     """Parses the flags, prepares, and suggests the next command."""
     del argv
+    if directory := flags.FLAGS["verify"].value:
+        dataset.open_dataset(directory, verify=True)
+        cli.log(f"{directory}: all files are whole")
+        return
     values = cli.settings_from_flags(prepare.Settings)
     settings = prepare.Settings(**values)
     log = lambda line: cli.log(cli.with_flags(line))  # noqa: E731

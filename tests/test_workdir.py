@@ -11,6 +11,7 @@ import pytest
 from oracles import ROOT, generated, refuses
 
 from vaecf import config as config_lib
+from vaecf import files as files_lib
 from vaecf import workdir as workdir_lib
 
 HOLDER = """
@@ -48,6 +49,12 @@ def make(seed):
 @pytest.fixture(scope="module")
 def dataset():
     return make(0)
+
+
+def values(content: bytes) -> dict[str, object]:
+    """The values of a JSON file without the digests of the directory."""
+    loaded = json.loads(content)
+    return {k: v for k, v in loaded.items() if k not in ("sha256", "tables")}
 
 
 def files(folder):
@@ -105,13 +112,13 @@ def begin(folder, dataset):
 def test_a_run_resumes_with_what_may_change(tmp_path, dataset):
     before = begin(tmp_path, dataset)
     assert set(before) == {"config.json", "dataset.json", "items.parquet"}
-    assert json.loads(before["config.json"]) == config().to_dict()
-    assert json.loads(before["dataset.json"]) == dataset.manifest
+    assert values(before["config.json"]) == config().to_dict()
+    assert values(before["dataset.json"]) == dataset.manifest
     workdir_lib.check_or_create(tmp_path, config(), dataset)
     assert files(tmp_path) == before
     workdir_lib.check_or_create(tmp_path, config(RESUMABLE), dataset)
     after = files(tmp_path)
-    assert json.loads(after["config.json"]) == config(RESUMABLE).to_dict()
+    assert values(after["config.json"]) == config(RESUMABLE).to_dict()
     assert after["dataset.json"] == before["dataset.json"]
     # Scoring may use another precision, and writes nothing.
     other = config({**RESUMABLE, "precision.policy": "bf16"})
@@ -219,7 +226,34 @@ def test_atomic_directory(tmp_path):
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_atomic_directory_restores_the_old_one(tmp_path, monkeypatch):
+@pytest.fixture(params=["exchange", "two renames"])
+def exchange(request, monkeypatch):
+    """As on Linux, and as on a file system that cannot exchange."""
+    if request.param == "two renames":
+        monkeypatch.setattr(files_lib.ctypes, "CDLL", lambda name: object())
+
+
+def test_a_directory_is_never_absent(tmp_path, monkeypatch):
+    target, seen = tmp_path / "made", []
+    sync = files_lib._sync
+    monkeypatch.setattr(
+        files_lib, "_sync", lambda p: (seen.append(target.exists()), sync(p))
+    )
+    rename = os.rename
+    monkeypatch.setattr(
+        os, "rename", lambda a, b: pytest.fail(f"{a}, {b}") if b != target
+        else rename(a, b)
+    )  # fmt: skip
+    for content in ("first", "second"):
+        with workdir_lib.atomic_directory(target) as fresh:
+            (fresh / content).touch()
+        assert set(files(target)) == {content}
+    assert seen[-2:] == [True, True]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_old_directory_comes_back(tmp_path, monkeypatch, exchange):
+    """If the new one cannot take its place."""
     target = tmp_path / "made"
     target.mkdir()
     (target / "a").write_text("old")
@@ -227,7 +261,7 @@ def test_atomic_directory_restores_the_old_one(tmp_path, monkeypatch):
 
     def fail_for_the_new(source, new):
         if ".tmp-" in str(source):
-            raise OSError("disk full")
+            raise OSError(28, "disk full")
         rename(source, new)
 
     monkeypatch.setattr(os, "rename", fail_for_the_new)
@@ -238,6 +272,91 @@ def test_atomic_directory_restores_the_old_one(tmp_path, monkeypatch):
         (fresh / "a").write_text("new")
     assert (target / "a").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+DIES = """
+import ctypes, os, pathlib, signal, sys
+from vaecf import files
+where, target = sys.argv[1], pathlib.Path(sys.argv[2])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+if where == "between the renames":
+    ctypes.CDLL = lambda name: object()
+    rename = os.rename
+    def dying(a, b):
+        rename(a, b)
+        if ".old-" in str(b):
+            die()
+    os.rename = dying
+with files.atomic_directory(target) as fresh, files.atomic_file(target.parent / "f"):
+    (fresh / "a").write_text("new")
+    if where == "in the block":
+        die()
+"""
+
+
+@pytest.mark.parametrize("where", ["in the block", "between the renames"])
+def test_a_killed_writer(tmp_path, where):
+    """Nothing is lost, and the next writer removes what is left."""
+    target = tmp_path / "made"
+    target.mkdir()
+    (target / "a").write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, where, str(target)], cwd=ROOT, check=False
+    )
+    assert done.returncode == -9 and len([*tmp_path.iterdir()]) > 1
+    files_lib.recover(target)
+    assert (target / "a").read_text() == "old"
+    with (
+        workdir_lib.atomic_directory(target) as fresh,
+        workdir_lib.atomic_file(tmp_path / "f") as file,
+    ):
+        (fresh / "a").write_text("newer")
+        file.write_text("x")
+    assert {p.name for p in tmp_path.iterdir()} == {"made", "f"}
+    assert (target / "a").read_text() == "newer"
+
+
+def test_two_writers_of_a_directory(tmp_path):
+    """The second one is refused; it takes nothing from the first one."""
+    target = tmp_path / "made"
+    with workdir_lib.atomic_directory(target) as fresh:
+        (fresh / "a").write_text("first")
+        with (
+            refuses("another process is writing"),
+            workdir_lib.atomic_directory(target),
+        ):
+            pytest.fail("two writers")
+        # One that came and went meanwhile, as on another host.
+        target.mkdir()
+        (target / "b").touch()
+        files_lib.remove_leftovers(target)  # but not those of the living
+    assert set(files(target)) == {"a"}
+    with (
+        refuses("has written"),
+        workdir_lib.atomic_directory(target, replace=False),
+    ):
+        pass
+    assert set(files(target)) == {"a"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_digests_in_json_files(tmp_path):
+    path = tmp_path / "a.json"
+    value = {"é": [1, 0.1, None], "b": {"sha256": "x"}}
+    workdir_lib.write_json(path, value, digest=True)
+    assert workdir_lib.read_json(path) == value
+    text = path.read_text()
+    path.write_text(text.replace("0.1", "0.2"))
+    with refuses(r"a\.json: damaged, or changed"):
+        workdir_lib.read_json(path)
+    changed = json.loads(path.read_text())
+    del changed["sha256"]  # as the message says
+    path.write_text(json.dumps(changed))
+    assert workdir_lib.read_json(path) == {**value, "é": [1, 0.2, None]}
+    for text in ("[" * 100_000, "1" * 5000):
+        path.write_text(text)
+        with refuses("not JSON"):
+            workdir_lib.read_json(path)
 
 
 def test_a_setting_that_is_newer_than_the_run_has_its_default(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import inspect
 import logging as python_logging
 import os
 import pathlib
@@ -25,6 +27,12 @@ _CONFIG_ERRORS = (KeyError, AttributeError, TypeError, ValueError, OSError)
 
 # The name by which ml_collections imports the file of --config.
 _CONFIG_MODULE = "config_config"
+
+# What the operating system says of disks and permissions, not of defects.
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS),
+    *(errno.EACCES, errno.EPERM),
+)
 
 # What JAX's collectives raise when a process has died.
 _LOST_PEER = r"(?i)gloo|nccl|connection (closed|reset|refused)|unavailable"
@@ -67,6 +75,8 @@ def run(
             # A subclass means that all processes have agreed to stop.
             return _exit(status) if type(error) is KeyboardInterrupt else status
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                return _exit(_fail(_disk_mistake(error)))
             # ml_collections loads the config file at its first use.
             if mistake := _config_file_mistake(error):
                 return _exit(_fail(mistake))
@@ -186,6 +196,15 @@ def with_flags(message: str) -> str:
     return re.sub(word, spell, message)
 
 
+def _disk_mistake(error: OSError) -> str:
+    # The standard streams have no name.
+    place = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{place}{error.strerror}; free space, or choose another place, and "
+        "call the command again"
+    )
+
+
 def _fail(message: str) -> int:
     print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     return 2
@@ -209,6 +228,16 @@ def _quiet_libraries() -> None:
     )
     for name in ("jax", "orbax", "tensorboardX", "matplotlib"):
         python_logging.getLogger(name).setLevel(python_logging.WARNING)
+    # If orbax cannot write or read a file, its threads and tasks show
+    # tracebacks, besides the error that it raises.
+    logging.get_absl_handler().addFilter(
+        lambda record: not (record.exc_info and "orbax" in record.pathname)
+    )
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda args: (
+        None if inspect.iscoroutine(args.object) else show(args)
+    )
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
 

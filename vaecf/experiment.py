@@ -280,7 +280,8 @@ def _test(run: _Run, model: TrainedModel) -> None:
         """Saves what is known before the next baseline, which may take long."""
         if not processes.is_lead():
             return
-        workdir_lib.write_json(run.workdir / workdir_lib.RESULTS, results)
+        file = run.workdir / workdir_lib.RESULTS
+        workdir_lib.write_json(file, results, digest=True)
         for file in filter(None, (path, run.actions.per_user)):
             per_user.write(file, frames.values())
 
@@ -338,7 +339,7 @@ def _report(run: _Run, model: TrainedModel) -> None:
         # A run of zero epochs has no metrics.
         has_metrics = metrics_path.exists()
         records = writers.read_records(metrics_path) if has_metrics else []
-        workdir_lib.write_json(results_path, run.results)
+        workdir_lib.write_json(results_path, run.results, digest=True)
         report.write_report(
             report_path,
             title=f"{run.config.title} on {run.dataset.name}",

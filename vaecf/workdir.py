@@ -1,4 +1,4 @@
-"""A run's directory: its layout, its lock, and atomic writes.
+"""A run's directory: its layout, its lock, and its identity.
 
 config.json      settings of the run
 dataset.json     manifest of the dataset
@@ -16,17 +16,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import pathlib
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vaecf import config as config_lib
 from vaecf.config import Config
 from vaecf.errors import VaecfError
+from vaecf.files import (  # noqa: F401  (how a workdir's files are written)
+    atomic_directory,
+    atomic_file,
+    file_sha256,
+    read_json,
+    remove_leftovers,
+    scratch_directory,
+    write_bytes,
+    write_json,
+)
 
 CONFIG, DATASET, ITEMS = "config.json", "dataset.json", "items.parquet"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
@@ -42,78 +49,6 @@ _KINDS = {
 }
 
 
-# --- Atomic writes ----------------------------------------------------------
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields a temporary path whose file replaces `path` at the end.
-
-    The temporary file is flushed to the disk before it is renamed, so `path`
-    always holds a whole file: the old one until the block succeeds. Parent
-    directories are created.
-
-    Raises:
-      VaecfError: the file cannot be written.
-    """
-    target = pathlib.Path(path)
-    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(8)}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    except OSError as error:
-        raise VaecfError(
-            f"cannot write {target}: {error.strerror or error}; free space or "
-            "choose another path"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # its parent may be a file
-            temporary.unlink(missing_ok=True)
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replaces a file atomically; see `atomic_file`."""
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(data)
-
-
-@contextlib.contextmanager
-def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a new directory to fill, which replaces `directory` at the end.
-
-    The new files are flushed to the disk first. If the block raises,
-    `directory` stays as it is and the new directory is removed.
-
-    Raises:
-      VaecfError: the disk or the permissions do not allow it.
-    """
-    target = pathlib.Path(os.path.realpath(directory))
-    mark = secrets.token_hex(8)
-    fresh = target.parent / f".{target.name}.tmp-{mark}"
-    old = target.parent / f".{target.name}.old-{mark}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        yield fresh
-        for path in (*fresh.rglob("*"), fresh):
-            _sync(path)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(fresh, target)
-        _sync(target.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise VaecfError(f"cannot write {directory}: {reason}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def make_folder(folder: pathlib.Path, setting: str) -> None:
     """Creates a directory for output.
 
@@ -127,38 +62,6 @@ def make_folder(folder: pathlib.Path, setting: str) -> None:
         reason = error.strerror
     if reason:
         raise VaecfError(f"{setting} cannot be written ({reason})")
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file atomically; NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, f"{text}\n".encode())
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """Returns the content of a JSON file.
-
-    Raises:
-      VaecfError: the file is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = str(error.strerror).lower()  # such as 'no such file or ...'
-        raise VaecfError(
-            f"{path}: {reason}; is its directory the workdir of a run?"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise VaecfError(f"{path}: not JSON ({error})") from None
-
-
-def _sync(path: pathlib.Path) -> None:
-    """Makes a file's bytes, or renames within a directory, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- Lock and identity ------------------------------------------------------
@@ -193,9 +96,11 @@ def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
                 f"workdir {workdir} is in use by process {holder}: wait for "
                 "that process, or choose another workdir"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with contextlib.suppress(OSError):  # a full disk
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+        remove_leftovers(workdir, below=True)
         yield
 
 
@@ -235,7 +140,26 @@ def write_identity(
     """Writes what a model needs of its dataset; `items` is an `IdTable`."""
     with atomic_file(workdir / ITEMS) as temporary:
         items.write(temporary, "item")
-    write_json(workdir / DATASET, dict(manifest))
+    tables = {ITEMS: file_sha256(workdir / ITEMS)}
+    value = {**manifest, "tables": tables}
+    write_json(workdir / DATASET, value, digest=True)
+
+
+def read_manifest(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Reads ``dataset.json``, or a dataset's ``manifest.json``.
+
+    Returns:
+      The manifest, and the SHA-256 of the id tables beside it by file name
+      ({} if an earlier version has written the file).
+
+    Raises:
+      VaecfError: the file is missing or damaged.
+    """
+    manifest = read_json(path)
+    if not isinstance(manifest, dict):
+        raise VaecfError(f"{path}: not the manifest of a dataset")
+    tables = manifest.pop("tables", {})
+    return manifest, tables if isinstance(tables, dict) else {}
 
 
 def check_or_create(
@@ -263,7 +187,7 @@ def check_or_create(
         # Blend weights of an earlier model do not fit the new one.
         (workdir / LINEAR / WEIGHTS).unlink(missing_ok=True)
     if train:
-        write_json(workdir / CONFIG, config.to_dict())
+        write_json(workdir / CONFIG, config.to_dict(), digest=True)
 
 
 def _check_same(
@@ -279,7 +203,8 @@ def _check_same(
             f"workdir {workdir} holds a run with another config: {changes}. "
             "Use the same values to resume it, or choose another workdir"
         )
-    manifest, other = read_json(workdir / DATASET), dataset.manifest
+    manifest, _ = read_manifest(workdir / DATASET)
+    other = dataset.manifest
     keys = sorted(manifest.keys() | other.keys())
     if keys := [k for k in keys if manifest.get(k, ...) != other.get(k, ...)]:
         raise VaecfError(

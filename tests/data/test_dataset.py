@@ -128,6 +128,13 @@ def test_files_are_as_described(tmp_path):
     counts = manifest["counts"]
     assert (counts["train_users"], counts["dropped_users"]) == (5, 1)
     assert counts["interactions"] == sum(m.nnz for m in made.matrices.values())
+    digest, tables = manifest.pop("sha256"), manifest.pop("tables")
+    for name in ("items.parquet", "users.parquet"):
+        content = (tmp_path / "a" / name).read_bytes()
+        assert tables[name] == hashlib.sha256(content).hexdigest()
+    whole = {**manifest, "tables": tables}
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
+    assert digest == hashlib.sha256(text.encode()).hexdigest()
     canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     assert made.manifest_hash == (
         hashlib.sha256(canonical.encode()).hexdigest()
@@ -186,7 +193,7 @@ NEWER = json.dumps({**example().manifest, "schema_version": 2}).encode()
     ("name", "content", "message"),
     [
         ("manifest.json", b"{", "not JSON"),
-        ("manifest.json", b"[]", "schema version None"),
+        ("manifest.json", b"[]", "not the manifest"),
         ("manifest.json", b'{"schema_version": 1}', "does not list 'name'"),
         ("manifest.json", NEWER, "schema version 2"),
         ("items.parquet", b"PAR1", r"items\.parquet"),

@@ -31,6 +31,10 @@ TARGETS = {
     "malformed_row": ("text_targets", "malformed_row"),
     "tables": ("text_targets", "tables"),
     "any_bytes": ("text_targets", "any_bytes"),
+    "dataset": ("damage", "dataset"),
+    "structure": ("damage", "structure"),
+    "model": ("damage", "model"),
+    "resume": ("damage", "resume"),
 }
 _PER_PROCESS = 5_000
 

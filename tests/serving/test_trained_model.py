@@ -131,6 +131,9 @@ def test_another_architecture(copy):
     config = read_json(copy / "config.json")
     config["model"]["latent"] = 5
     (copy / "config.json").write_text(json.dumps(config))
+    assert "config.json: damaged, or changed" in refused(copy)
+    del config["sha256"]  # as the message says
+    (copy / "config.json").write_text(json.dumps(config))
     assert "the checkpoint does not fit this model" in refused(copy)
 
 

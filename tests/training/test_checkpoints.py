@@ -90,18 +90,20 @@ def test_restores_onto_another_mesh(tmp_path, state_on, assert_same, mesh):
     saved.close()
 
 
-def test_one_checkpoint_is_kept(tmp_path, assert_same):
+def test_which_checkpoints_are_kept(tmp_path, assert_same):
     saved = Checkpoints(tmp_path)
     for step in (1, 2, 10):
         saved.save(LATEST, step, {"x": jnp.full(3, step)}, {"epoch": step})
     # Saving a step again keeps the first checkpoint.
     saved.save(LATEST, 10, {"x": jnp.zeros(3, jnp.int32)}, {"epoch": 11})
     assert saved.position(LATEST) == {"epoch": 10}
-    saved.save(BEST, 2, {"x": jnp.zeros(3)}, {"epoch": 2})
+    for step in (2, 3):
+        saved.save(BEST, step, {"x": jnp.zeros(3)}, {"epoch": 2})
     saved.close()
-    assert [p.name for p in (tmp_path / LATEST).iterdir()] == ["10"]
-    assert [p.name for p in (tmp_path / BEST).iterdir()] == ["2"]
-    assert (saved.step(LATEST), saved.step(BEST)) == (10, 2)
+    # The latest two, because one may be damaged; the best.
+    assert {p.name for p in (tmp_path / LATEST).iterdir()} == {"2", "10"}
+    assert [p.name for p in (tmp_path / BEST).iterdir()] == ["3"]
+    assert (saved.step(LATEST), saved.step(BEST)) == (10, 3)
     assert_same(
         saved.restore(LATEST, like({"x": jnp.zeros(3, jnp.int32)})),
         {"x": jnp.full(3, 10)},

@@ -10,25 +10,26 @@ A dataset is a directory::
   validation.fold_in.indptr.npy    and so on for validation.held_out,
   ...                              test.fold_in and test.held_out
 
-The indices are memory-mapped. A directory is written atomically.
+The indices are memory-mapped. A directory is written atomically, and
+`manifest.json` holds a digest of every file and of itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import io
 import json
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 import vaecf
+from vaecf import files
 from vaecf import workdir as workdir_lib
-from vaecf.data import external_formats
+from vaecf.data import external_formats, integrity
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
@@ -36,6 +37,11 @@ from vaecf.errors import VaecfError
 MANIFEST = "manifest.json"
 _SCHEMA_VERSION = 1
 _TABLES = ("items", "users")
+_AGAIN = "prepare the dataset again"
+_PARTS = (
+    *("train", "validation.fold_in", "validation.held_out"),
+    *("test.fold_in", "test.held_out"),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,8 +124,7 @@ class Dataset:
     @functools.cached_property
     def manifest_hash(self) -> str:
         """SHA-256 (hex) of the manifest as canonical JSON."""
-        text = json.dumps(self.manifest, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return files.json_sha256(self.manifest)
 
     def split(self, name: str) -> HeldOut:
         """Returns the ``"validation"`` or the ``"test"`` users.
@@ -193,7 +198,7 @@ def make_dataset(
     if oracle_facts is not None:
         manifest["oracle"] = oracle_facts
     manifest["arrays"] = {
-        key: _describe_array(array) for key, array in dataset.arrays.items()
+        key: integrity.describe(array) for key, array in dataset.arrays.items()
     }
     # What a reader of the file gets: no tuples, no NumPy scalars.
     text = json.dumps(manifest, default=lambda scalar: scalar.item())
@@ -201,29 +206,36 @@ def make_dataset(
     return dataset
 
 
-def check_output(directory: str | pathlib.Path, *, overwrite: bool) -> None:
-    """Checks that a dataset may be written to `directory`; writes nothing.
+def check_output(
+    directory: str | pathlib.Path, *, overwrite: bool
+) -> integrity.Stamps:
+    """Checks that a dataset may be written to `directory`.
+
+    Returns:
+      The state of the directory, for `write_dataset`.
 
     Raises:
       VaecfError: the directory is a file, or is not empty, unless it holds a
         vaecf dataset and `overwrite` is true.
     """
     path = pathlib.Path(directory)
+    files.recover(path)
+    files.remove_leftovers(path)
     if path.exists() and not path.is_dir():
         raise VaecfError(f"{path} is a file; name a directory to write to")
-    if not path.exists() or not any(path.iterdir()):
-        return
     # Never delete files that another program has written.
-    if not (path / MANIFEST).is_file():
+    is_dataset = (path / MANIFEST).is_file()
+    if path.exists() and any(path.iterdir()) and not is_dataset:
         raise VaecfError(
             f"{path} exists, is not empty and is no vaecf dataset; choose "
             "another output"
         )
-    if not overwrite:
+    if is_dataset and not overwrite:
         raise VaecfError(
             f"{path} holds a dataset already; pass overwrite=True to replace "
             "it, or choose another output"
         )
+    return integrity.stamps(path, [MANIFEST])
 
 
 def write_dataset(
@@ -231,22 +243,37 @@ def write_dataset(
     dataset: Dataset,
     *,
     overwrite: bool = False,
+    expected: integrity.Stamps | None = None,
 ) -> Dataset:
     """Writes a dataset atomically; returns the dataset opened from there.
+
+    Args:
+      expected: result of an earlier `check_output`. A dataset that has been
+        written there since then is not replaced.
 
     Raises:
       VaecfError: the directory is taken (see `check_output`) or cannot be
         written.
     """
-    check_output(directory, overwrite=overwrite)
     target = pathlib.Path(directory)
-    with workdir_lib.atomic_directory(target) as fresh:
+    before = check_output(target, overwrite=overwrite)
+    with workdir_lib.atomic_directory(target, replace=overwrite) as fresh:
+        # No other process writes the dataset now.
+        found = integrity.stamps(target, [MANIFEST])
+        if found != (before if expected is None else expected):
+            raise VaecfError(
+                f"another process has written {target} meanwhile; choose "
+                "another output"
+            )
         for name, array in dataset.arrays.items():
             np.save(fresh / f"{name}.npy", array)
         splits = np.repeat(["train", "validation", "test"], dataset.split_sizes)
         dataset.items.write(fresh / "items.parquet", "item")
         dataset.users.write(fresh / "users.parquet", "user", split=splits)
-        workdir_lib.write_json(fresh / MANIFEST, dataset.manifest)
+        tables = [f"{name}.parquet" for name in _TABLES]
+        digests = {name: files.file_sha256(fresh / name) for name in tables}
+        value = {**dataset.manifest, "tables": digests}
+        workdir_lib.write_json(fresh / MANIFEST, value, digest=True)
     return open_dataset(target)
 
 
@@ -258,32 +285,44 @@ def open_dataset(
     Directories written by the paper's notebook (``pro_sg``) and by the
     recipe's preparation script are read too.
 
-    Shapes, dtypes and file sizes are compared with the manifest; with `verify`
-    also all values, which reads everything.
+    The structure is always checked: the files' shapes, dtypes and sizes, and
+    that the indices are in range and ascending. With `verify`, all files are
+    also compared with the digests in the manifest.
 
     Raises:
       VaecfError: no dataset, or a damaged one (names the file).
     """
-    path = pathlib.Path(directory)
+    return _open(pathlib.Path(directory), "all" if verify else "structure")
+
+
+def _open(path: pathlib.Path, checks: str) -> Dataset:
+    """Opens a dataset; checks its 'structure', 'all', or 'all once'.
+
+    'all once' trusts files that have not changed since they were checked.
+    """
+    began = time.time()
+    files.recover(path)
     if not (path / MANIFEST).is_file():
         contents = external_formats.read(path)
         if contents is None:
             raise _no_dataset(path)
         made = make_dataset(name=path.resolve().name, **contents)
         return dataclasses.replace(made, path=path)
-    manifest = workdir_lib.read_json(path / MANIFEST)
-    is_dict = isinstance(manifest, dict)
-    found = manifest.get("schema_version") if is_dict else None
-    if found != _SCHEMA_VERSION:
-        raise VaecfError(
-            f"{path} has schema version {found}, this vaecf reads "
-            f"{_SCHEMA_VERSION}; update vaecf or prepare the dataset again"
+    manifest, tables = _read_manifest(path)
+    names = [*(f"{name}.npy" for name in manifest["arrays"])]
+    names += [MANIFEST, *(f"{name}.parquet" for name in _TABLES)]
+    stamps = integrity.stamps(path, names)
+    verified = checks != "all" and integrity.is_verified(path, stamps)
+    items, users = (
+        IdTable.read(path / file, column, tables.get(file))
+        for file, column in (
+            ("items.parquet", "item"),
+            ("users.parquet", "user"),
         )
-    items = IdTable.read(path / "items.parquet", "item")
-    users = IdTable.read(path / "users.parquet", "user")
+    )
     arrays = {
-        name: _load_array(path / f"{name}.npy", entry)
-        for name, entry in manifest.get("arrays", {}).items()
+        name: integrity.map_array(path / f"{name}.npy", entry, _AGAIN)
+        for name, entry in manifest["arrays"].items()
     }
 
     def matrix(part: str) -> Interactions:
@@ -311,13 +350,15 @@ def open_dataset(
             path,
             oracle or None,
         )
-        if verify:
+        if not verified:
+            for part, interactions in dataset.matrices.items():
+                try:
+                    interactions.check()
+                except VaecfError as error:
+                    raise VaecfError(f"{part}: {error}") from None
+        if checks != "structure" and not verified:
             _verify(dataset)
-    except KeyError as error:
-        raise VaecfError(
-            f"{path / MANIFEST} does not list {error}; prepare the dataset "
-            "again"
-        ) from None
+            integrity.remember(path, stamps, began)
     except VaecfError as error:
         raise VaecfError(
             f"the dataset in {path} is damaged: {error}; prepare it again"
@@ -325,74 +366,57 @@ def open_dataset(
     return dataset
 
 
+def _read_manifest(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the manifest, with all entries that a dataset needs."""
+    file = path / MANIFEST
+    manifest, tables = workdir_lib.read_manifest(file)
+    if (found := manifest.get("schema_version")) != _SCHEMA_VERSION:
+        raise VaecfError(
+            f"{path} has schema version {found}, this vaecf reads "
+            f"{_SCHEMA_VERSION}; update vaecf or prepare the dataset again"
+        )
+    arrays = [
+        f"{part}.{kind}" for part in _PARTS for kind in ("indptr", "indices")
+    ]
+    wanted: list[tuple[Any, str, type]] = [
+        *((manifest, key, str) for key in ("name", "protocol")),
+        *((manifest, key, dict) for key in ("counts", "ids", "arrays")),
+        *((manifest.get("ids"), key, dict) for key in _TABLES),
+        *((manifest.get("arrays"), key, dict) for key in arrays),
+    ]
+    for entries, key, kind in wanted:
+        if not isinstance(entries.get(key), kind):
+            raise VaecfError(f"{file} does not list {key!r}; {_AGAIN}")
+    return manifest, tables
+
+
 def _verify(dataset: Dataset) -> None:
     """Compares all values and ids with the manifest's digests."""
     expected = dataset.manifest["arrays"]
     for name, array in dataset.arrays.items():
-        if _describe_array(array) != expected[name]:
+        if integrity.describe(array) != expected[name]:
             raise VaecfError(f"{name}.npy has another SHA-256 than listed")
     for name, table in zip(_TABLES, (dataset.items, dataset.users)):
-        if table.sha256() != dataset.manifest["ids"][name]["sha256"]:
+        if table.sha256() != dataset.manifest["ids"][name].get("sha256"):
             raise VaecfError(f"{name}.parquet has another SHA-256 than listed")
-    for matrix in dataset.matrices.values():
-        matrix.check()
-
-
-def _describe_array(array: np.ndarray) -> dict[str, Any]:
-    """Returns the manifest's entry of a C-contiguous array.
-
-    The digest is that of the file that `np.save` writes, so that ``sha256sum``
-    agrees with the manifest.
-    """
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, np.lib.format.header_data_from_array_1_0(array)
-    )
-    digest = hashlib.sha256(header.getvalue())
-    digest.update(array.ravel().data)
-    return {
-        "sha256": digest.hexdigest(),
-        "dtype": array.dtype.str,
-        "shape": list(array.shape),
-    }
-
-
-def _load_array(path: pathlib.Path, expected: dict[str, Any]) -> np.ndarray:
-    """Maps a file read-only and compares it with its manifest entry."""
-    again = "prepare the dataset again"
-    try:
-        array = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise VaecfError(f"{path} is missing; {again}") from None
-    except (ValueError, EOFError, OSError):
-        raise VaecfError(
-            f"{path} is truncated or not a NumPy array; {again}"
-        ) from None
-    dtype, shape = np.dtype(expected["dtype"]), tuple(expected["shape"])
-    if array.shape != shape or array.dtype != dtype:
-        raise VaecfError(
-            f"{path} holds {array.dtype} {list(array.shape)}, its manifest "
-            f"says {dtype} {list(shape)}; {again}"
-        )
-    if path.stat().st_size != array.offset + array.nbytes:
-        raise VaecfError(f"{path} has bytes after the array; {again}")
-    return array
 
 
 def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
     """Opens the dataset of a data directory as the recipe's users know it.
 
     Tries `data_dir` itself, then ``ml-20m/preprocessed`` and ``ml-20m`` below
-    it, in any layout that `open_dataset` reads.
+    it, in any layout that `open_dataset` reads. All digests are checked,
+    unless they were and the files have not changed since then.
 
     Raises:
-      VaecfError: there is no dataset; names the places.
+      VaecfError: there is no dataset (names the places), or a damaged one.
     """
     root = pathlib.Path(data_dir)
     places = (root, root / "ml-20m" / "preprocessed", root / "ml-20m")
     for place in places:
+        files.recover(place)
         if (place / MANIFEST).is_file() or external_formats.layout_of(place):
-            return open_dataset(place)
+            return _open(place, "all once")
     raise _no_dataset(f"{root} (nor in its ml-20m/preprocessed and ml-20m)")
 
 

@@ -9,17 +9,19 @@ with id maps. There ``*_true`` is folded in and ``*_test`` is held out.
 
 from __future__ import annotations
 
-import json
+import operator
 import pathlib
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vaecf import files
 from vaecf.data import layouts
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
+
+_USERS_PER_ROW = 10  # at most, in files of the notebook
 
 
 class _Parts(NamedTuple):
@@ -65,20 +67,17 @@ def _read_pro_sg(path: pathlib.Path) -> _Parts:
     items = _read_lines(path / "unique_sid.txt")
     n_items = len(items)
     uid, sid = _read_pairs(path / "train.csv", n_items)
-    n_train = int(uid.max(initial=-1)) + 1
-    train, _ = Interactions.from_pairs(uid, sid, n_train, n_items)
+    train = _matrix(path / "train.csv", uid, sid, n_items)
 
     def held_out(split: str) -> HeldOut:
-        pairs = [
-            _read_pairs(path / f"{split}_{part}.csv", n_items)
-            for part in ("tr", "te")
-        ]
+        files = [path / f"{split}_{part}.csv" for part in ("tr", "te")]
+        pairs = [_read_pairs(file, n_items) for file in files]
         uids = np.concatenate([uid for uid, _ in pairs])
         first = int(uids.min()) if len(uids) else 0
         n_users = int(uids.max(initial=first - 1)) + 1 - first
         matrices = (
-            Interactions.from_pairs(uid - first, sid, n_users, n_items)[0]
-            for uid, sid in pairs
+            _matrix(file, uid - first, sid, n_items, n_users)
+            for file, (uid, sid) in zip(files, pairs)
         )
         return HeldOut(*matrices)
 
@@ -99,6 +98,7 @@ def _read_pairs(
             path,
             columns=["uid", "sid"],
             schema_overrides={"uid": pl.Int64, "sid": pl.Int64},
+            glob=False,
         )
     if frame.null_count().sum_horizontal()[0]:
         raise VaecfError(f"{path}: a uid or sid is missing")
@@ -107,7 +107,28 @@ def _read_pairs(
         raise VaecfError(
             f"{path}: a sid is outside the {n_items} lines of unique_sid.txt"
         )
+    if len(uid) and not 0 <= uid.min() <= uid.max() < 2**31:
+        raise VaecfError(f"{path}: a uid is outside [0, 2^31)")
     return uid, sid
+
+
+def _matrix(
+    path: pathlib.Path,
+    uid: np.ndarray,
+    sid: np.ndarray,
+    n_items: int,
+    n_users: int | None = None,
+) -> Interactions:
+    """Returns the pairs as a matrix of the users up to the highest uid."""
+    n_users = int(uid.max(initial=-1)) + 1 if n_users is None else n_users
+    # The notebook numbers users with interactions, so few rows are empty. A
+    # damaged uid must not allocate the memory of two billion users.
+    if n_users > _USERS_PER_ROW * (len(uid) + 1000):
+        raise VaecfError(
+            f"{path}: uids up to {uid.max(initial=0)} in {len(uid)} rows; the "
+            "notebook numbers users from 0 without gaps"
+        )
+    return Interactions.from_pairs(uid, sid, n_users, n_items)[0]
 
 
 def _read_recipe(path: pathlib.Path) -> _Parts:
@@ -125,34 +146,92 @@ def _read_recipe(path: pathlib.Path) -> _Parts:
 
 
 def _read_npz(path: pathlib.Path) -> Interactions:
-    import scipy.sparse
+    """Reads what `scipy.sparse.save_npz` wrote of a CSR, CSC or COO matrix.
 
+    SciPy's own reader ends the process if indices are out of range.
+    """
     layouts.require(path)
     try:
-        return Interactions.from_scipy(scipy.sparse.load_npz(path))
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        return _from_arrays(arrays)
+    except Exception as error:  # zip, NumPy and zlib have no common class
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise VaecfError(
-            f"{path} is truncated or no sparse matrix ({e}); prepare the "
+            f"{path} is truncated or no sparse matrix ({reason}); prepare the "
             "dataset again"
         ) from None
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> Interactions:
+    """Returns the matrix of an archive; raises any exception if damaged."""
+    kind = arrays["format"].item()
+    kind = kind.decode("ascii") if isinstance(kind, bytes) else kind
+    shape, values = arrays["shape"], arrays["data"]
+    n_rows, n_columns = (operator.index(size) for size in shape.tolist())
+    if not 0 <= min(n_rows, n_columns) <= max(n_rows, n_columns) < 2**31:
+        raise ValueError(f"its shape is {n_rows} x {n_columns}")
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        raise ValueError("its values are not finite numbers")
+    if kind == "coo":
+        row, column = arrays["row"], arrays["col"]
+    elif kind in ("csr", "csc"):
+        major = n_rows if kind == "csr" else n_columns
+        starts, column = arrays["indptr"], arrays["indices"]
+        ends = starts[[0, -1]].tolist()
+        if starts.dtype.kind not in "iu" or starts.shape != (major + 1,):
+            raise ValueError(f"its indptr has not {major + 1} integers")
+        if ends != [0, len(values)] or (starts[1:] < starts[:-1]).any():
+            raise ValueError("its indptr is not ascending from 0")
+        counts = (starts[1:] - starts[:-1]).astype(np.int64)
+        row = np.repeat(np.arange(major), counts)
+    else:
+        raise ValueError(f"its format is {kind!r}, not csr, csc or coo")
+    for numbers in (row, column):
+        if numbers.dtype.kind not in "iu" or numbers.shape != values.shape:
+            raise ValueError("its indices are not one integer per value")
+    # `from_pairs` checks the range. Values of one cell are summed.
+    if kind == "csc":
+        row, column = column, row
+    matrix, repeated = Interactions.from_pairs(row, column, n_rows, n_columns)
+    if repeated or not values.all():
+        import scipy.sparse
+
+        pairs = (values.astype(np.float64), (row, column))
+        whole = scipy.sparse.coo_matrix(pairs, shape=(n_rows, n_columns))
+        matrix = Interactions.from_scipy(whole)
+    return matrix
 
 
 def _read_id_map(path: pathlib.Path) -> IdTable | None:
     """Reads ``{id: index}``; returns the ids in the order of their indices."""
     if not path.is_file():
         return None
-    try:
-        places = json.loads(path.read_text(encoding="utf-8"))
-        names = sorted(places, key=lambda name: places[name])
-    except (ValueError, TypeError, AttributeError) as error:
-        raise VaecfError(f"{path} is no map of ids ({error})") from None
-    if sorted(places.values()) != list(range(len(names))):
+    places = files.read_json(path)
+    numbers: list[Any] = (
+        [*places.values()] if isinstance(places, dict) else [None]
+    )
+    if not all(type(number) is int for number in numbers):
+        raise VaecfError(f"{path} is no map of ids to numbers")
+    if sorted(numbers) != list(range(len(numbers))):
         raise VaecfError(f"{path} does not number its ids 0, 1, 2 ...")
-    return _as_ids(names)
+    return _as_ids(sorted(places, key=places.__getitem__))
 
 
 def _read_lines(path: pathlib.Path) -> IdTable:
-    return _as_ids(path.read_text(encoding="utf-8").splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VaecfError(f"{path} cannot be read: {error}") from None
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if len(set(lines)) < len(lines):
+        first = {line: number for number, line in reversed([*enumerate(lines)])}
+        twice = next(n for n, line in enumerate(lines) if first[line] < n)
+        raise VaecfError(
+            f"{path}, line {twice + 1}: the id {lines[twice][:100]!r} is there "
+            "twice"
+        )
+    return _as_ids(lines)
 
 
 def _as_ids(texts: list[str]) -> IdTable:

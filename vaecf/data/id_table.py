@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -118,19 +119,38 @@ class IdTable:
         frame.write_parquet(path)
 
     @classmethod
-    def read(cls, path: pathlib.Path, column: str) -> IdTable:
+    def read(
+        cls, path: pathlib.Path, column: str, sha256: str | None = None
+    ) -> IdTable:
         """Reads a file that `write` has written.
+
+        Args:
+          sha256: digest of the file. It is checked before the file is parsed.
 
         Raises:
           VaecfError: the file is missing, damaged, or lacks the column.
         """
         import polars as pl
 
-        with layouts.polars_errors(layouts.require(path)):
-            frame = pl.read_parquet(path, columns=[column, "index"])
+        try:
+            data = layouts.require(path).read_bytes()
+        except OSError as error:
+            raise VaecfError(f"{path}: {error.strerror}") from None
+        if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise VaecfError(f"{path}: damaged (it has another SHA-256)")
+        with layouts.polars_errors(path):
+            frame = pl.read_parquet(io.BytesIO(data), columns=[column, "index"])
+            frame = frame.sort("index")
         if not frame.height:
             return cls([])
-        return cls(frame.sort("index")[column].to_numpy())
+        numbers = frame["index"].to_numpy()
+        is_whole = np.array_equal(numbers, np.arange(frame.height))
+        if not is_whole or frame[column].null_count():
+            raise VaecfError(f"{path}: damaged (ids or indices are missing)")
+        try:
+            return cls(frame[column].to_numpy())
+        except VaecfError as error:
+            raise VaecfError(f"{path}: {error}") from None
 
     @functools.cached_property
     def _index(self) -> pd.Index:

@@ -139,20 +139,24 @@ class Interactions:
             )
         for first in range(0, self.n_users, _BLOCK_USERS):
             part = self.rows(slice(first, first + _BLOCK_USERS))
-            user = np.repeat(np.arange(part.n_users), part.counts) + first
-            outside = (part.indices < 0) | (part.indices >= self.n_items)
+            indices, starts = part.indices, part.indptr[1:-1]
+            low, high = indices.min(initial=0), indices.max(initial=-1)
+            descends = np.diff(indices) <= 0
+            # A row may start with any item.
+            descends[starts[(starts > 0) & (starts < part.nnz)] - 1] = False
+            if low >= 0 and high < self.n_items and not descends.any():
+                continue
+            outside = (indices < 0) | (indices >= self.n_items)
+            at = int(np.argmax(outside if outside.any() else descends))
+            user = first + int(np.searchsorted(part.indptr, at, "right")) - 1
             if outside.any():
-                at = int(np.argmax(outside))
                 raise VaecfError(
-                    f"user {user[at]} has item index {part.indices[at]}, "
-                    f"outside [0, {self.n_items})"
+                    f"user {user} has item index {indices[at]}, outside "
+                    f"[0, {self.n_items})"
                 )
-            falls = (np.diff(part.indices) <= 0) & (np.diff(user) == 0)
-            if falls.any():
-                raise VaecfError(
-                    f"the items of user {user[np.argmax(falls)]} are not "
-                    "ascending and unique"
-                )
+            raise VaecfError(
+                f"the items of user {user} are not ascending and unique"
+            )
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
         """Returns a float32 ``csr_matrix`` of ones (a copy)."""

@@ -94,7 +94,7 @@ def prepare(
             source = _find_ratings(root, entry)
         output = output or root / (settings.name or entry.name) / "preprocessed"
     output = pathlib.Path(output or f"data/{settings.name or entry.name}")
-    datasets.check_output(output, overwrite=settings.overwrite)
+    before = datasets.check_output(output, overwrite=settings.overwrite)
     if entry.generated:
         made = synthetic.make(
             entry.name,
@@ -106,7 +106,9 @@ def prepare(
             log(f"downloading {entry.title}; licence: {entry.licence}")
             source = catalog.fetch(entry.name, settings.cache_dir)
         made = _from_source(settings, entry, source)
-    written = datasets.write_dataset(output, made, overwrite=settings.overwrite)
+    written = datasets.write_dataset(
+        output, made, overwrite=settings.overwrite, expected=before
+    )
     for line in reports.describe(written):
         log(line)
     return written

@@ -128,7 +128,8 @@ def compare(
 def _common_manifest(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
     """Returns the manifest of the runs' dataset; {} if there are only files."""
     runs = [path for path in paths if path.is_dir()]
-    manifests = [workdir_lib.read_json(r / workdir_lib.DATASET) for r in runs]
+    files = (run / workdir_lib.DATASET for run in runs)
+    manifests = [workdir_lib.read_manifest(file)[0] for file in files]
     for run, other in zip(runs, manifests):
         if other != manifests[0]:
             raise VaecfError(

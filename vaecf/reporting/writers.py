@@ -6,6 +6,7 @@ only process 0 makes writers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import numbers
@@ -13,7 +14,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vaecf import workdir as workdir_lib
@@ -159,36 +160,71 @@ class TensorBoardWriter(Writer):
 
     Each writer adds a file to the directory. TensorBoard hides the events of
     steps after `resume_from_step` in earlier files.
+
+    tensorboardX's SummaryWriter writes in a thread, which dies on a full disk
+    and then lets the process wait forever. This class writes at once.
+
+    Raises:
+      VaecfError: the files cannot be written.
     """
 
     def __init__(
         self, directory: pathlib.Path, resume_from_step: int = 0
     ) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
+        self._directory = directory
         # A file's name holds the time in seconds. The suffix keeps a run that
         # is restarted within a second from overwriting its first file.
-        earlier = directory.glob("events.out.tfevents.*")
-        self._events = SummaryWriter(
-            str(directory),
-            purge_step=resume_from_step + 1,
-            flush_secs=30,
-            filename_suffix=f".{len(list(earlier))}",
-        )
+        with self._disk():
+            directory.mkdir(parents=True, exist_ok=True)
+            earlier = len([*directory.glob("events.out.tfevents.*")])
+            prefix, suffix = str(directory / "events"), f".{earlier}"
+            self._file: EventsWriter | None = EventsWriter(prefix, suffix)
+            start = SessionLog(status=SessionLog.START)
+            self._add(resume_from_step + 1, session_log=start)
+
+    def _add(self, step: int, **what: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        assert self._file is not None  # not closed
+        event = Event(wall_time=time.time(), step=step, **what)
+        self._file.write_event(event)
 
     def write(self, record: Record, step: int) -> None:
         """Adds an event for each value."""
+        from tensorboardX import summary
+
         for name, value in record.items():
             value = plain(name, value)
             tag = re.sub(r"[^-/\w.]", "_", name).lstrip("/")
-            if isinstance(value, str):
-                self._events.add_text(tag, value, step)
-            elif value is not None:
-                self._events.add_scalar(tag, float(value), step)
+            if value is None:
+                continue
+            is_text = isinstance(value, str)
+            make = summary.text if is_text else summary.scalar
+            with self._disk():
+                self._add(step, summary=make(tag, value))
+        with self._disk():
+            if self._file is not None:
+                self._file.flush()
 
     def close(self) -> None:
-        """Writes the queued events and closes the file."""
-        self._events.close()
+        """Closes the file."""
+        file, self._file = self._file, None
+        with self._disk():
+            if file is not None:
+                file.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise VaecfError(
+                f"cannot write {self._directory}: {error.strerror}; free "
+                "space, or choose another workdir"
+            ) from error
 
 
 class MultiWriter(Writer):

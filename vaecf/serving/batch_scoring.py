@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -109,11 +108,8 @@ def score_file(
     written = done = 0
     with (
         workdir_lib.atomic_file(output) as target,
-        tempfile.TemporaryDirectory(
-            dir=output.parent, ignore_cleanup_errors=True
-        ) as name,
+        workdir_lib.scratch_directory(output) as folder,
     ):
-        folder = pathlib.Path(name)
         partitions = _partition(rows, model.items, folder, size)
         n_users = len(partitions.users)
         if n_users == 0:

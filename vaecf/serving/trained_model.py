@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vaecf import config as config_lib
+from vaecf import files
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data.id_table import IdTable
@@ -28,6 +30,8 @@ from vaecf.parallel import processes
 from vaecf.training import checkpoints, linear_branch, precision
 
 _USERS_PER_ENCODING = 2048
+# A run may save better models while another process loads one.
+_ATTEMPTS = 100
 
 # The files that `TrainedModel.save` writes, besides the linear branch.
 _SAVED = {
@@ -129,9 +133,11 @@ class TrainedModel:
         self, directory: pathlib.Path, *, overwrite: bool = False
     ) -> pathlib.Path:
         """Writes a self-contained copy; see `Recommender.save`."""
+        files.recover(directory)
+        files.remove_leftovers(directory)
         if directory.exists():
             _require_replaceable(directory, overwrite)
-        with workdir_lib.atomic_directory(directory) as fresh:
+        with files.atomic_directory(directory, replace=overwrite) as fresh:
             workdir_lib.write_identity(fresh, self.manifest, self.items)
             saved = checkpoints.Checkpoints(fresh / workdir_lib.CHECKPOINTS)
             step = self.progress.get("epoch", 0)
@@ -142,7 +148,8 @@ class TrainedModel:
                     self.branch, self.config.linear, len(self.items), fresh
                 )
             config = self.config.to_dict()
-            workdir_lib.write_json(fresh / workdir_lib.CONFIG, config)
+            path = fresh / workdir_lib.CONFIG
+            workdir_lib.write_json(path, config, digest=True)
         return directory
 
 
@@ -179,6 +186,30 @@ def load(
     Raises:
       VaecfError: a file is missing or damaged; names the file.
     """
+    for _ in range(_ATTEMPTS):
+        before = _version(directory)
+        try:
+            model = _load(directory, policy, mesh)
+        except VaecfError:
+            if _version(directory) == before:
+                raise
+            continue  # a run has replaced the checkpoint meanwhile
+        if _version(directory)[0] == before[0]:
+            return model
+    raise VaecfError(f"{directory} is being replaced all the time: try again")
+
+
+def _version(directory: pathlib.Path) -> tuple[int, list[int]]:
+    """Returns what changes if a directory or its best model is replaced."""
+    files.recover(directory)
+    saved = checkpoints.Checkpoints(directory / workdir_lib.CHECKPOINTS)
+    number = directory.stat().st_ino if directory.exists() else 0
+    return number, saved.steps(checkpoints.BEST)
+
+
+def _load(
+    directory: pathlib.Path, policy: str | None, mesh: Mesh | None
+) -> TrainedModel:
     config = workdir_lib.read_config(directory)
     if policy is not None:
         config = config_lib.replace(config, {"precision.policy": policy})
@@ -192,9 +223,11 @@ def load(
         mesh.shape[mesh_lib.ITEM],
     )
     saved = checkpoints.Checkpoints(directory / workdir_lib.CHECKPOINTS)
-    params = checkpoints.restore_params(saved, module, mesh)
-    progress = saved.position(checkpoints.BEST)
-    saved.close()
+    with contextlib.closing(saved):
+        # A run may save a better checkpoint between the two calls.
+        step = saved.step(checkpoints.BEST)
+        params = checkpoints.restore_params(saved, module, mesh, step)
+        progress = saved.position(checkpoints.BEST, step)
     branch = None
     if config.linear.l2:
         branch = linear_branch.load(directory, mesh, config.linear, len(items))
@@ -211,16 +244,17 @@ def load(
 def _read_identity(directory: pathlib.Path) -> tuple[dict[str, Any], IdTable]:
     """Returns the manifest of the dataset and the item ids."""
     file = directory / workdir_lib.DATASET
-    manifest = workdir_lib.read_json(file)
-    items = IdTable.read(directory / workdir_lib.ITEMS, "item")
+    manifest, tables = workdir_lib.read_manifest(file)
+    path = directory / workdir_lib.ITEMS
+    items = IdTable.read(path, "item", tables.get(workdir_lib.ITEMS))
     try:
         digest = manifest["ids"]["items"]["sha256"]
     except (KeyError, TypeError):
         raise VaecfError(f"{file}: not the manifest of a dataset") from None
     if items.sha256() != digest:
         raise VaecfError(
-            f"{directory / workdir_lib.ITEMS}: the items differ from those of "
-            f"the dataset that {workdir_lib.DATASET} describes"
+            f"{path}: the items differ from those of the dataset that "
+            f"{workdir_lib.DATASET} describes"
         )
     return manifest, items
 

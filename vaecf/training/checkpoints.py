@@ -3,28 +3,38 @@
 Orbax (its v0 API, in this file only) saves the arrays with their logical
 shapes, so that they restore onto any mesh. Saving is synchronous: on a CPU,
 orbax reads the live buffers, which the next step would overwrite.
+
+``digests.json`` in a checkpoint's directory has the SHA-256 of its files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from vaecf import files
 from vaecf.errors import VaecfError
 from vaecf.models import mult_vae, registry
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.parallel import processes
 
 # A checkpoint of a run with at most this many item shards restores onto
 # another number of shards.
 _MOST_ITEM_SHARDS = 64
 
 LATEST, BEST = "latest", "best"
+# The latest state may be damaged: a run resumes from the one before it.
+_KEPT = {LATEST: 2, BEST: 1}
+_DIGESTS = "digests.json"
 
 
 class Checkpoints:
@@ -35,39 +45,47 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        self._directory = directory.absolute()
-        self._managers: dict[str, ocp.CheckpointManager] = {}
+        self.directory = directory.absolute()
+        self._managers: dict[tuple[str, bool], ocp.CheckpointManager] = {}
+        self._whole: set[tuple[str, int]] = set()  # files have their digests
 
-    def _manager(self, which: str) -> ocp.CheckpointManager:
-        if which not in self._managers:
-            self._managers[which] = ocp.CheckpointManager(
-                self._directory / which,
+    def _manager(self, which: str, *, writes: bool) -> ocp.CheckpointManager:
+        if (which, writes) not in self._managers:
+            self._managers[which, writes] = ocp.CheckpointManager(
+                self.directory / which,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=1,
-                    create=True,
+                    max_to_keep=_KEPT[which] if writes else None,
+                    create=writes,
                     enable_async_checkpointing=False,
                 ),
             )
-        return self._managers[which]
+        return self._managers[which, writes]
+
+    def steps(self, which: str) -> list[int]:
+        """Returns the steps of the checkpoints on the disk, newest first."""
+        with contextlib.suppress(OSError):
+            names = os.listdir(self.directory / which)
+            steps = (int(name) for name in names if name.isdecimal())
+            return sorted(steps, reverse=True)
+        return []
 
     def step(self, which: str) -> int | None:
         """Returns the step of the newest checkpoint, or None."""
-        if not (self._directory / which).is_dir():
-            return None
-        return self._manager(which).latest_step()
+        return next(iter(self.steps(which)), None)
 
     def save(
         self, which: str, step: int, tree: Any, position: dict[str, Any]
     ) -> None:
-        """Saves arrays and JSON values, then removes the previous checkpoint.
+        """Saves arrays and JSON values, then removes an old checkpoint.
 
-        Saving a step again keeps the first checkpoint.
+        The best checkpoint is kept, and the latest two. Saving a step again
+        keeps the first checkpoint.
 
         Raises:
           VaecfError: the files cannot be written.
         """
         try:
-            self._manager(which).save(
+            self._manager(which, writes=True).save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(tree),
@@ -75,24 +93,66 @@ class Checkpoints:
                 ),
                 force=True,
             )
+            if processes.is_lead():
+                directory = self.directory / which / str(step)
+                found = _digests(directory)
+                files.write_json(directory / _DIGESTS, found, digest=True)
         except ocp.checkpoint_manager.StepAlreadyExistsError:
             return
+        except VaecfError:
+            raise
         except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
+            reason = files.refusal(error) or str(error).splitlines()[0]
             raise VaecfError(
-                f"{self._directory / which}: cannot write a checkpoint "
-                f"({str(error).splitlines()[0]})"
+                f"{self.directory / which}: cannot write a checkpoint "
+                f"({reason}); free space, or choose another workdir"
             ) from error
 
-    def position(self, which: str) -> dict[str, Any]:
-        """Returns the values saved beside the arrays.
+    def check(self, which: str, step: int | None = None) -> None:
+        """Compares the files of a checkpoint with its digests.
+
+        All processes call this method together. A checkpoint without digests
+        passes: its process was killed before it wrote them.
 
         Raises:
           VaecfError: there is no such checkpoint, or it is damaged.
         """
-        return self._restore(which, position=ocp.args.JsonRestore())["position"]
+        step = self._require(which) if step is None else step
+        if (which, step) in self._whole:
+            return
+        directory = self.directory / which / str(step)
+        with processes.agreement():
+            if processes.is_lead() and (directory / _DIGESTS).exists():
+                expected, found = files.read_json(directory / _DIGESTS), {}
+                if not isinstance(expected, dict):
+                    raise VaecfError(f"{directory / _DIGESTS}: damaged")
+                with contextlib.suppress(OSError):
+                    found = _digests(directory)
+                for name in sorted({*found, *expected}):
+                    if found.get(name) != expected.get(name):
+                        raise VaecfError(
+                            f"{directory}: the checkpoint is damaged ({name} "
+                            "is missing or has another SHA-256)"
+                        )
+        self._whole.add((which, step))
 
-    def restore(self, which: str, abstract: Any, n_items: int = 0) -> Any:
-        """Returns the arrays, placed as in `abstract`.
+    def position(self, which: str, step: int | None = None) -> dict[str, Any]:
+        """Returns the values saved beside the arrays, by default the newest.
+
+        Raises:
+          VaecfError: there is no such checkpoint, or it is damaged.
+        """
+        arguments = ocp.args.JsonRestore()
+        return self._restore(which, step, position=arguments)["position"]
+
+    def restore(
+        self,
+        which: str,
+        abstract: Any,
+        n_items: int = 0,
+        step: int | None = None,
+    ) -> Any:
+        """Returns the arrays, placed as in `abstract`, by default the newest.
 
         Another number of item shards can mean other padding after the items;
         padding zeros are removed or added. `abstract` is a pytree of
@@ -101,28 +161,30 @@ class Checkpoints:
         Raises:
           VaecfError: there is no such checkpoint, or its arrays do not fit.
         """
-        step = self._require(which)
+        step = self._require(which) if step is None else step
         # The handler accepts only orbax's own kind of path.
-        directory = self._manager(which).directory / str(step) / "state"
+        manager = self._manager(which, writes=False)
+        directory = manager.directory / str(step) / "state"
         try:
             saved = ocp.StandardCheckpointHandler().metadata(directory)
             strict = not _same_but_for_padding(saved, abstract, n_items)
-        except (OSError, ValueError):
-            strict = True  # damaged
+        except Exception:  # damaged: `_restore` raises
+            strict = True
         arguments = ocp.args.StandardRestore(abstract, strict=strict)
-        return self._restore(which, state=arguments)["state"]
+        return self._restore(which, step, state=arguments)["state"]
 
-    def _restore(self, which: str, **arguments: Any) -> Any:
-        step = self._require(which)
+    def _restore(self, which: str, step: int | None, **arguments: Any) -> Any:
+        step = self._require(which) if step is None else step
+        self.check(which, step)
         try:
-            return self._manager(which).restore(
+            return self._manager(which, writes=False).restore(
                 step, args=ocp.args.Composite(**arguments)
             )
         except Exception as error:  # orbax raises it for damaged arrays
             reason = str(error.__cause__ or error).strip() or repr(error)
             first_line = reason.splitlines()[0]
             raise VaecfError(
-                f"{self._directory / which / str(step)}: the checkpoint does "
+                f"{self.directory / which / str(step)}: the checkpoint does "
                 f"not fit this model or is damaged ({first_line})"
             ) from error
 
@@ -130,9 +192,19 @@ class Checkpoints:
         step = self.step(which)
         if step is None:
             raise VaecfError(
-                f"{self._directory / which}: no checkpoint there; train first"
+                f"{self.directory / which}: no checkpoint there; train first"
             )
         return step
+
+    def remove_after(self, which: str, step: int) -> None:
+        """Removes the checkpoints of later steps, which are damaged."""
+        with processes.agreement():
+            for later in self.steps(which) if processes.is_lead() else ():
+                if later > step:
+                    path = self.directory / which / str(later)
+                    # Half removed, it must not look like a checkpoint.
+                    gone = path.rename(f"{path}.orbax-checkpoint-tmp")
+                    shutil.rmtree(gone)
 
     def close(self) -> None:
         """Ends the threads of orbax."""
@@ -169,8 +241,21 @@ def _by_name(tree: Any) -> dict[str, Any]:
     }
 
 
+def _digests(directory: pathlib.Path) -> dict[str, str]:
+    """Returns the SHA-256 of the files of a checkpoint by relative path."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(directory)): files.file_sha256(path)
+        for path in paths
+        if path.parent != directory or _DIGESTS not in path.name
+    }
+
+
 def restore_params(
-    saved: Checkpoints, model: mult_vae.MultDAE, mesh: Mesh
+    saved: Checkpoints,
+    model: mult_vae.MultDAE,
+    mesh: Mesh,
+    step: int | None = None,
 ) -> Any:
     """Returns the best scoring parameters, placed on a mesh.
 
@@ -184,7 +269,8 @@ def restore_params(
     shapes = registry.scoring_params(model, shapes)
     specs = mesh_lib.specs(shapes, mult_vae.PARTITION)
     places = mesh_lib.shardings(mesh, specs)
-    return saved.restore(BEST, abstract(shapes, places), model.n_items)
+    wanted = abstract(shapes, places)
+    return saved.restore(BEST, wanted, model.n_items, step)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

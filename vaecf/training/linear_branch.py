@@ -3,6 +3,7 @@
 linear/log_share.npy   float32 [items]
 linear/item_item.npy   float32 [items, items]; at a lower rank instead
 linear/{input_factors,output_factors,self_weight}.npy
+linear/arrays.json     digests of these arrays
 linear/fit.json        settings and digest of the data that it was fitted to
 linear/weights.json    {'gain', 'prior', ...} after blend tuning
 """
@@ -24,13 +25,14 @@ from jax.sharding import Mesh
 
 from vaecf import workdir as workdir_lib
 from vaecf.config import LinearConfig
+from vaecf.data import integrity
 from vaecf.errors import VaecfError
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 
 FOLDER, WEIGHTS = workdir_lib.LINEAR, workdir_lib.WEIGHTS
-FIT = "fit.json"
+FIT, _ARRAYS = "fit.json", "arrays.json"
 
 
 def prepare(
@@ -82,9 +84,8 @@ def _fit_once(
     n_items = train.n_items
     fitted = blend.fit(train, **dataclasses.asdict(config))
     with workdir_lib.atomic_directory(folder) as fresh:
-        for name, shape in blend.shapes(config.rank, n_items).items():
-            _write(fresh / f"{name}.npy", fitted[name], shape)
-        workdir_lib.write_json(fresh / FIT, about)
+        _write(fresh, fitted, blend.shapes(config.rank, n_items))
+        workdir_lib.write_json(fresh / FIT, about, digest=True)
     seconds = time.perf_counter() - began
     rank = f" at rank {about['rank']:,}" if about["rank"] else ""
     log(f"linear branch: fitted to {n_items:,} items{rank} in {seconds:.1f} s")
@@ -99,39 +100,64 @@ def load(
       VaecfError: a file is missing or damaged; names it.
     """
     rows = mesh_lib.padded_items(n_items, mesh.shape[mesh_lib.ITEM])
+    shapes = blend.shapes(config.rank, n_items)
     padded = {
-        name: _read(directory / FOLDER / f"{name}.npy", shape, rows)
-        for name, shape in blend.shapes(config.rank, n_items).items()
+        name: _padded(array, blend.PARTITION[name], rows)
+        for name, array in _read(directory / FOLDER, shapes).items()
     }
     specs = mesh_lib.specs(padded, blend.PARTITION)
     branch = processes.put(padded, mesh_lib.shardings(mesh, specs))
     return with_weights(branch, gain=blend.GAIN, prior=blend.PRIOR)
 
 
-def _write(path: pathlib.Path, array: Any, shape: tuple[int, ...]) -> None:
-    np.save(path, np.asarray(array)[tuple(slice(size) for size in shape)])
+def _write(
+    folder: pathlib.Path,
+    branch: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Writes the arrays without their padding, and their digests."""
+    entries = {}
+    for name, shape in shapes.items():
+        array = np.asarray(branch[name])[tuple(slice(size) for size in shape)]
+        array = np.ascontiguousarray(array)
+        np.save(folder / f"{name}.npy", array)
+        entries[name] = integrity.describe(array)
+    workdir_lib.write_json(folder / _ARRAYS, entries, digest=True)
 
 
-def _read(path: pathlib.Path, shape: tuple[int, ...], rows: int) -> np.ndarray:
-    """Reads an array and pads its sharded axis to `rows`."""
-    try:
-        # Mapped, so that memory holds only the padded copy.
-        host = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise VaecfError(
-            f"{path}: the linear branch cannot be read ({error}); remove "
-            f"{path.parent} and train again to fit it"
-        ) from None
-    if host.shape != shape:
-        raise VaecfError(
-            f"{path}: the array has shape {host.shape}, but the model needs "
-            f"{shape}"
-        )
-    axes = blend.PARTITION[path.stem]
-    padded = np.zeros(
-        [rows if axis else size for axis, size in zip(axes, shape)], np.float32
-    )
-    padded[tuple(slice(size) for size in shape)] = host
+def _read(
+    folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Maps the arrays, which must have the digests of arrays.json.
+
+    Earlier versions wrote no digests.
+    """
+    fix = f"remove {folder} and train again to fit the linear branch"
+    began = time.time()
+    paths = {name: folder / f"{name}.npy" for name in shapes}
+    listed = (folder / _ARRAYS).exists()
+    entries = workdir_lib.read_json(folder / _ARRAYS) if listed else {}
+    files = [*(path.name for path in paths.values()), _ARRAYS]
+    stamps = integrity.stamps(folder, files)
+    arrays = {}
+    for name, shape in shapes.items():
+        expected = {"dtype": "<f4", "shape": list(shape)}
+        arrays[name] = integrity.map_array(paths[name], expected, fix)
+    if listed and not integrity.is_verified(folder, stamps):
+        for name, array in arrays.items():
+            if integrity.describe(array) != entries.get(name):
+                raise VaecfError(
+                    f"{paths[name]}: damaged (it has another SHA-256); {fix}"
+                )
+        integrity.remember(folder, stamps, began)
+    return arrays
+
+
+def _padded(host: np.ndarray, axes: tuple[Any, ...], rows: int) -> np.ndarray:
+    """Returns a copy whose sharded axes have `rows` entries."""
+    sizes = [rows if axis else size for axis, size in zip(axes, host.shape)]
+    padded = np.zeros(sizes, np.float32)
+    padded[tuple(slice(size) for size in host.shape)] = host
     return padded
 
 
@@ -175,8 +201,7 @@ def save(
     another model by now. Padding items are not written.
     """
     (target / FOLDER).mkdir()
-    for name, shape in blend.shapes(config.rank, n_items).items():
-        _write(target / FOLDER / f"{name}.npy", branch[name], shape)
+    _write(target / FOLDER, branch, blend.shapes(config.rank, n_items))
     write_weights(
         target, {name: float(branch[name]) for name in ("gain", "prior")}
     )
@@ -188,7 +213,7 @@ def share(source: pathlib.Path, target: pathlib.Path) -> None:
         return
     with workdir_lib.atomic_directory(target / FOLDER) as fresh:
         for file in (source / FOLDER).iterdir():
-            if file.suffix != ".npy" and file.name != FIT:
+            if file.suffix != ".npy" and file.name not in (FIT, _ARRAYS):
                 continue
             try:
                 os.link(file, fresh / file.name)
@@ -198,4 +223,5 @@ def share(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def write_weights(directory: pathlib.Path, chosen: Mapping[str, Any]) -> None:
     """Writes the result of blend tuning beside the branch."""
-    workdir_lib.write_json(directory / FOLDER / WEIGHTS, dict(chosen))
+    path = directory / FOLDER / WEIGHTS
+    workdir_lib.write_json(path, dict(chosen), digest=True)

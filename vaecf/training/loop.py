@@ -109,7 +109,7 @@ def train(
     saver = _Saver(Checkpoints(workdir / "checkpoints"), setup, deadline)
     if saver.checkpoints.step(LATEST) is not None:
         with deadline("reading a checkpoint"):
-            progress, state = resume(setup, saver.checkpoints, steps)
+            progress, state = resume(setup, saver.checkpoints, steps, log)
         log(_resume_line(config, progress, state))
     else:
         progress = TrainProgress()
@@ -306,31 +306,63 @@ class _Dispatcher:
         )
 
 
-def restore_state(setup: TrainSetup, saved: Checkpoints) -> TrainState:
-    """Returns the latest state, placed on the mesh of `setup`."""
+def restore_state(
+    setup: TrainSetup, saved: Checkpoints, step: int | None = None
+) -> TrainState:
+    """Returns the latest state, or that of a step, on the mesh of `setup`."""
     shapes = state_lib.abstract_state(setup)
     places = state_lib.state_shardings(setup)
-    return saved.restore(
-        LATEST, checkpoints.abstract(shapes, places), setup.model.n_items
-    )
+    wanted = checkpoints.abstract(shapes, places)
+    return saved.restore(LATEST, wanted, setup.model.n_items, step)
 
 
 def resume(
-    setup: TrainSetup, saved: Checkpoints, steps: int
+    setup: TrainSetup,
+    saved: Checkpoints,
+    steps: int,
+    log: Callable[[str], None] = logging.info,
 ) -> tuple[TrainProgress, TrainState]:
     """Returns the latest progress and state, with `steps` steps per epoch.
 
+    If the latest checkpoint is damaged, the one before it is used.
+
     Raises:
-      VaecfError: the checkpoint is damaged or belongs to another run.
+      VaecfError: all checkpoints are damaged or belong to another run.
     """
-    progress = TrainProgress(**saved.position(LATEST))
-    state = restore_state(setup, saved)
-    step = progress.epoch * steps + progress.step_in_epoch
-    if step != int(state.step):
+    first_error = None
+    for step in saved.steps(LATEST):
+        try:
+            with processes.agreement():
+                progress, state = _resume_at(setup, saved, step, steps)
+                if saved.step(BEST) is not None:
+                    saved.check(BEST)
+        except VaecfError as error:
+            first_error = first_error or error
+            continue
+        if first_error is not None:
+            log(f"{first_error}: using the checkpoint of step {step} instead")
+            saved.remove_after(LATEST, step)
+        return progress, state
+    raise VaecfError(
+        f"{first_error}; remove {saved.directory} to train from the start"
+    )
+
+
+def _resume_at(
+    setup: TrainSetup, saved: Checkpoints, step: int, steps: int
+) -> tuple[TrainProgress, TrainState]:
+    place = f"{saved.directory / LATEST / str(step)}: the checkpoint"
+    try:
+        progress = TrainProgress(**saved.position(LATEST, step))
+    except TypeError:
+        raise VaecfError(f"{place} is damaged (its progress)") from None
+    state = restore_state(setup, saved, step)
+    expected = progress.epoch * steps + progress.step_in_epoch
+    if expected != int(state.step):
         raise VaecfError(
-            f"checkpoints/latest: the checkpoint is of step {int(state.step)}, "
-            f"but with {steps} steps per epoch its progress is step {step}: it "
-            "is damaged, or from a run with another batch size or dataset"
+            f"{place} is of step {int(state.step)}, but with {steps} steps per "
+            f"epoch its progress is step {expected}: it is damaged, or from a "
+            "run with another batch size or dataset"
         )
     return progress, state
 

@@ -204,7 +204,7 @@ def train_run(
     # Other results belong to a model of fewer epochs.
     if results.get("train", {}).get("epochs") != result.summary["epochs"]:
         (workdir / workdir_lib.PER_USER).unlink(missing_ok=True)
-        workdir_lib.write_json(path, {"train": result.summary})
+        workdir_lib.write_json(path, {"train": result.summary}, digest=True)
     if config.linear.l2 and value is not None:
         mesh = result.setup.mesh
         users = Evaluator.for_split(dataset, "validation", config.eval, mesh)
