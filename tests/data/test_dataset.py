@@ -21,7 +21,6 @@ from vaecf.data.dataset import (
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
-from vaecf.workdir import read_json
 
 
 def matrix(rng, n_users, n_items, density=0.4):
@@ -97,7 +96,7 @@ def test_files_are_as_described(tmp_path):
     """Read without our own code, as somebody else would."""
     made = example(users=[f"u{i}" for i in range(10)])
     write_dataset(tmp_path / "a", made)
-    manifest = read_json(tmp_path / "a" / "manifest.json")
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     arrays = {f"{name}.npy" for name in manifest["arrays"]}
     tables = {"items.parquet", "users.parquet"}
     names = {p.name for p in (tmp_path / "a").iterdir()}

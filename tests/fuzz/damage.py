@@ -110,9 +110,14 @@ def damaged_copy(
     folder: pathlib.Path,
     pattern: str = "**/*",
 ) -> tuple[pathlib.Path, str]:
-    """Returns a copy of a directory, and the name of its one damaged file."""
+    """Returns a copy of a directory, and the name of its one damaged file.
+
+    One copy of twelve is whole: it must not be refused.
+    """
     copy = folder / "copy"
     shutil.copytree(original, copy)
+    if rng.random() < 1 / 12:
+        return copy, "nothing"
     files = [path for path in copy.glob(pattern) if path.is_file()]
     file = rng.choice(sorted(f for f in files if f.name != ".lock"))
     data = file.read_bytes()

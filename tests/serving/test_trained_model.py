@@ -17,7 +17,6 @@ from vaecf.data.id_table import IdTable
 from vaecf.errors import VaecfError
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import trained_model
-from vaecf.workdir import read_json
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +127,7 @@ def test_items_are_those_of_another_run(copy, change):
 
 
 def test_another_architecture(copy):
-    config = read_json(copy / "config.json")
+    config = json.loads((copy / "config.json").read_text())
     config["model"]["latent"] = 5
     (copy / "config.json").write_text(json.dumps(config))
     assert "config.json: damaged, or changed" in refused(copy)
