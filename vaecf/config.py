@@ -414,7 +414,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
     """Returns the value as the type of the setting, if its rule allows it."""
-    value, rule = _convert(field.type, value, name), field.metadata["rule"]
+    value, rule = convert(field.type, value, name), field.metadata["rule"]
     # None stands outside the range of an optional number.
     if rule and value is not None and not rule.holds(value):
         hint = did_you_mean(value, rule.choices) if rule.choices else ""
@@ -422,10 +422,21 @@ def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
     return value
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Returns the value as the field's type; a bool is not an int."""
+def plain(value: Any) -> Any:
+    """Returns scalars and arrays of NumPy as numbers and lists of Python."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Returns a value, or a scalar of NumPy, as the type of a setting.
+
+    Raises:
+      VaecfError: the value has another type (a bool is not an int), or is a
+        float that is not finite; the message begins with `where`.
+    """
+    value = plain(value)
     if hint == int | None:
-        return None if value is None else _convert(int, value, where)
+        return None if value is None else convert(int, value, where)
     if hint in (tuple[int, ...], tuple[str, ...]):
         kind = hint.__args__[0]
         items = (value,) if isinstance(value, kind) else value
@@ -433,7 +444,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise VaecfError(
                 f"{where}={value!r} must be a tuple of {kind.__name__}"
             )
-        return tuple(_convert(kind, item, where) for item in items)
+        return tuple(convert(kind, item, where) for item in items)
     if hint is float and type(value) is int:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

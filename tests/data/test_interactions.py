@@ -68,12 +68,16 @@ def test_scipy_round_trip(args, kind, data):
     np.testing.assert_array_equal(back.toarray(), expected)
 
 
-def test_from_scipy_sums_duplicates_and_drops_zeros():
+def test_from_scipy_never_sums():
+    """Entries that cancel out or overflow are interactions all the same."""
     entries = ([1.0, -1.0, 2.0, 3.0, 0.0], ([0, 0, 1, 1, 1], [2, 2, 1, 1, 0]))
     matrix = Interactions.from_scipy(
         scipy.sparse.coo_array(entries, shape=(2, 3))
     )
-    np.testing.assert_array_equal(dense(matrix), [[0, 0, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(dense(matrix), [[0, 0, 1], [0, 1, 0]])
+    clicks = np.ones(256, np.int8), (np.zeros(256, int), np.full(256, 2))
+    matrix = Interactions.from_scipy(scipy.sparse.coo_matrix(clicks, (1, 3)))
+    np.testing.assert_array_equal(dense(matrix), [[0, 0, 1]])
 
 
 @given(pairs(), st.data())

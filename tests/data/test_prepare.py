@@ -223,7 +223,7 @@ def test_in_memory_matrix_keeps_its_width(validation_users):
 @pytest.mark.parametrize(
     ("interactions", "settings", "message"),
     [
-        ([[1, 2]], {}, "of type list: pass a DataFrame"),
+        (7, {}, "of type int: pass a DataFrame"),
         ("ratings.csv", {}, "of type str: pass a DataFrame"),
         (scipy.sparse.csr_matrix((3, 4)), {}, "the matrix has no interactions"),
         (shop(), {"user_column": "custmer"}, "did you mean customer"),

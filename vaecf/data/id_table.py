@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import decimal
 import functools
 import hashlib
 import io
@@ -12,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vaecf.data import layouts
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _INT64_MAX = np.iinfo(np.int64).max
+_DEFAULT_TEXT = object.__str__, object.__repr__  # the address of an object
 
 
 class IdTable:
@@ -31,11 +35,12 @@ class IdTable:
     """
 
     def __init__(self, ids: np.ndarray | Sequence[Any]) -> None:
-        array = np.asarray(ids)
+        # NumPy would cut "a\\0" and make strings of [1, "a"].
+        array = ids if isinstance(ids, np.ndarray) else as_array(ids)
         if array.ndim != 1:
             raise VaecfError(f"ids must be one-dimensional, got {array.ndim}-d")
-        if array.size == 0 and array.dtype.kind == "f":
-            array = array.astype(np.int64)  # np.asarray([]) is float64
+        if array.size == 0 and array is not ids:
+            array = array.astype(np.int64)
         if array.dtype.kind in "iu":
             if array.size and int(array.max()) > _INT64_MAX:
                 raise VaecfError(
@@ -77,29 +82,33 @@ class IdTable:
     def index_of(self, raw_ids: Any) -> np.ndarray:
         """Returns the indices of raw ids.
 
-        Types may differ from the table's if the ids read the same: ``"12"``
-        finds 12, and 12 finds ``"12"``. 12.0 finds 12 too, since pandas turns
-        a column of integers with gaps into floats.
+        Types may differ from the table's if the ids have the same text (see
+        `text_of`): ``"12"`` finds 12, and 12 finds ``"12"``. 12.0 finds 12 too,
+        since pandas turns a column of integers with gaps into floats.
 
         Returns:
           int32 ``[n]``, -1 where the id is unknown or missing.
 
         Raises:
-          VaecfError: the table holds an id twice.
+          VaecfError: see `as_array` and `text_of`; or the table holds an id
+            twice.
         """
         import pandas as pd
 
-        query = _as_query(raw_ids)
+        query = as_array(raw_ids)
         if query.size == 0:
             return np.zeros(0, np.int32)
         if self.type == "int64" and query.dtype.kind == "i":
             return self._index.get_indexer(pd.Index(query)).astype(np.int32)
         # str(int("12")) == "12" for every integer id of a table, so "012" is
         # not found.
-        texts = np.empty(len(query), object)
-        texts[:] = [_as_text(value) for value in query]
+        missing = pd.isna(query)
+        texts = [
+            value if type(value) is str else None if gone else text_of(value)
+            for value, gone in zip(query, missing, strict=True)
+        ]
         found = self._text_index.get_indexer(pd.Index(texts, dtype=object))
-        return np.where(pd.isna(query), -1, found).astype(np.int32)
+        return np.where(missing, -1, found).astype(np.int32)
 
     def write(self, path: pathlib.Path, column: str, **more: Any) -> None:
         """Writes ids, their indices and more string columns ``[n]`` as Parquet.
@@ -171,33 +180,80 @@ class IdTable:
         return pd.Index(list(map(str, self.ids.tolist())), dtype=object)
 
 
-def _as_query(raw_ids: Any) -> np.ndarray:
-    """Converts ids to int64 or object ``[n]``."""
-    if isinstance(raw_ids, (str, bytes)) or not hasattr(raw_ids, "__len__"):
+def text_of(value: Any) -> str:
+    """Returns the text of an id: two ids with one text are the same id.
+
+    A whole number of any type is written as an integer, and midnight without a
+    time zone as its day. Other values are written as by `str`.
+
+    Raises:
+      VaecfError: bytes, a collection, or an object without a text of its own.
+    """
+    import pandas as pd
+
+    if isinstance(value, (np.datetime64, np.timedelta64)):
+        value = pd.Series([value]).iloc[0]
+    elif isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (float, decimal.Decimal)):
+        is_whole = -(2**63) <= value < 2**63 and value == int(value)
+        return str(int(value) if is_whole else value)
+    if isinstance(value, datetime.datetime):
+        return str(value).removesuffix(" 00:00:00")
+    if (
+        isinstance(value, (bytes, bytearray, memoryview))
+        or pd.api.types.is_list_like(value)
+        or (type(value).__str__, type(value).__repr__) == _DEFAULT_TEXT
+    ):
         raise VaecfError(
-            f"expected a sequence of ids, got {type(raw_ids).__name__} "
-            f"{raw_ids!r}; wrap a single id into a list"
+            f"id {short(value)} is of type {type(value).__name__}: use "
+            "integers or strings as ids"
         )
-    if isinstance(raw_ids, (list, tuple)):
-        # np.asarray([1, "a"]) would convert everything to strings.
-        array = np.empty(len(raw_ids), object)
-        array[:] = raw_ids
-        if raw_ids and all(type(value) is int for value in raw_ids):
-            array = np.asarray(raw_ids)
-    elif hasattr(raw_ids, "to_numpy"):
-        array = raw_ids.to_numpy()
-    else:
-        array = np.asarray(raw_ids)
-    if array.ndim != 1:
-        raise VaecfError(f"ids must be one-dimensional, got {array.ndim}-d")
-    fits = array.dtype.kind == "i" or (
-        array.dtype.kind == "u"
-        and (array.size == 0 or int(array.max()) <= _INT64_MAX)
-    )
-    return array.astype(np.int64 if fits else object, copy=False)
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, (float, np.floating)) and value.is_integer():
-        return str(int(value))
     return str(value)
+
+
+def as_array(ids: Any) -> np.ndarray:
+    """Returns a column or a list of ids as [n] that keeps every value.
+
+    The dtype is int64 if all ids are integers in its range, else object.
+
+    Raises:
+      VaecfError: a single id, or an array of two dimensions.
+    """
+    import pandas as pd
+
+    library = type(ids).__module__.partition(".")[0]
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
+        raise VaecfError(
+            f"expected a sequence of ids, got {type(ids).__name__} "
+            f"{short(ids)}; wrap a single id into a list"
+        )
+    if getattr(ids, "ndim", 1) != 1:
+        raise VaecfError(f"ids must be one-dimensional, got {ids.ndim}-d")
+    if hasattr(ids, "to_pylist"):  # Arrow
+        ids = ids.to_pylist()
+    elif library == "polars":
+        # As an array, integers with gaps would be rounded to floats.
+        exact = ids.dtype.is_integer() and not ids.null_count()
+        ids = ids.to_numpy() if exact else ids.to_list()
+    elif isinstance(ids, np.ma.MaskedArray):
+        ids = ids.tolist()
+    elif hasattr(ids, "dtype"):
+        ids = np.asarray(ids)
+        if ids.dtype.kind in "mM":  # NumPy would make integers of dates
+            ids = pd.Series(ids).astype(object).to_numpy()
+    if isinstance(ids, np.ndarray):
+        fits = ids.dtype.kind == "i" or (
+            ids.dtype.kind == "u" and int(ids.max(initial=0)) <= _INT64_MAX
+        )
+        return ids.astype(np.int64 if fits else object, copy=False)
+    values: list[Any] = list(ids)
+    if values and all(map(is_integer, values)):
+        with contextlib.suppress(OverflowError):
+            return np.array(values, np.int64)
+    return np.fromiter(values, object, len(values))
+
+
+def is_integer(value: Any) -> bool:
+    """Returns whether a value is an int of Python or NumPy, and no bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

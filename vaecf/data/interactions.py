@@ -8,6 +8,7 @@ may be a memory map: a method reads all of it only if its docstring says so.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 # small compared with a memory-mapped matrix.
 _BLOCK = 1 << 24
 _BLOCK_USERS = 1 << 16
+# A matrix may have this many rows and columns, however few entries it has.
+_MANY = 10_000_000
+_AXES = ("row", "column")
+_DAMAGED = "the matrix is damaged:"
+
+_logger = logging.getLogger("vaecf")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,23 +179,13 @@ class Interactions:
     def from_scipy(cls, matrix: Any) -> Interactions:
         """Converts a two-dimensional SciPy sparse matrix or array.
 
-        Every nonzero entry is an interaction, after duplicates are summed.
+        Every entry other than 0 is an interaction, see `entries`.
 
         Raises:
-          VaecfError: the matrix is not sparse and two-dimensional.
+          VaecfError: see `entries`.
         """
-        import scipy.sparse
-
-        if not scipy.sparse.issparse(matrix) or matrix.ndim != 2:
-            raise VaecfError(
-                "expected a scipy.sparse matrix of users x items, "
-                f"got {type(matrix).__name__}"
-            )
-        csr = matrix.tocsr(copy=True)
-        csr.sum_duplicates()
-        csr.eliminate_zeros()
-        csr.sort_indices()
-        return cls._from_csr(csr)
+        row, column = entries(matrix)
+        return cls.from_pairs(row, column, *matrix.shape)[0]
 
     @classmethod
     def from_pairs(
@@ -225,15 +222,12 @@ class Interactions:
             shape=(n_users, n_items),
         ).tocsr()
         csr.sum_duplicates()
-        return cls._from_csr(csr), len(user) - csr.nnz
-
-    @classmethod
-    def _from_csr(cls, csr: Any) -> Interactions:
-        return cls(
+        matrix = cls(
             csr.indptr.astype(np.int64, copy=False),
             csr.indices.astype(np.int32, copy=False),
-            int(csr.shape[1]),
+            n_items,
         )
+        return matrix, len(user) - csr.nnz
 
 
 class HeldOut(NamedTuple):
@@ -241,3 +235,88 @@ class HeldOut(NamedTuple):
 
     fold_in: Interactions  # the items that a model sees of each user
     held_out: Interactions  # the items to predict; possibly none for a user
+
+
+def entries(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (row, column) of every entry of a SciPy matrix that is not 0.
+
+    An entry that is stored twice is returned twice: values are never summed,
+    so that many clicks cannot overflow or cancel out. Negative entries are
+    interactions like all others, with a warning.
+
+    Raises:
+      VaecfError: no two-dimensional sparse matrix, an index out of range, an
+        entry that is not a finite number, or far more rows or columns than
+        entries.
+    """
+    import scipy.sparse
+
+    if not scipy.sparse.issparse(matrix) or matrix.ndim != 2:
+        raise VaecfError(
+            "expected a scipy.sparse matrix of users x items, "
+            f"got {type(matrix).__name__}"
+        )
+    if matrix.format in ("csr", "csc"):
+        row, column, value = _expand(matrix)
+    else:
+        coo = matrix.tocoo()
+        row, column, value = coo.row, coo.col, coo.data
+    if not len(row) == len(column) == len(value):
+        raise VaecfError(f"{_DAMAGED} its arrays have different lengths")
+    for indices, name, size in zip((row, column), _AXES, matrix.shape):
+        low, high = indices.min(initial=0), indices.max(initial=-1)
+        if low < 0 or high >= size:
+            raise VaecfError(
+                f"{_DAMAGED} it has {size} {name}s and an entry in {name} "
+                f"{low if low < 0 else high}"
+            )
+        if size > max(_MANY, 100 * len(row)):
+            raise VaecfError(
+                f"the matrix has {size:,} {name}s and {len(row):,} entries: "
+                f"number its {name}s from 0, or pass a DataFrame of ids"
+            )
+    if value.dtype.kind not in "biuf":
+        raise VaecfError(
+            f"the matrix has entries of type {value.dtype}: convert it, such "
+            "as with matrix.astype(float)"
+        )
+    if not (finite := np.isfinite(value)).all():
+        at = int(np.argmin(finite))
+        raise VaecfError(
+            f"the matrix holds {value[at]} in row {row[at]}, column "
+            f"{column[at]}: an entry is a number, or not there"
+        )
+    if negative := int((value < 0).sum()):
+        _logger.warning(
+            "the matrix has %d negative entries, which are interactions like "
+            "all entries other than 0: remove them if they mean dislikes",
+            negative,
+        )
+    there = value != 0
+    return row[there], column[there]
+
+
+def _expand(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns row, column and value of the entries of a CSR or CSC matrix.
+
+    In NumPy: SciPy's functions write outside their arrays if the indices are
+    out of range.
+    """
+    n_major = matrix.shape[0 if matrix.format == "csr" else 1]
+    indptr, minor = np.asarray(matrix.indptr), np.asarray(matrix.indices)
+    counts = np.diff(indptr)
+    if (
+        indptr.shape != (n_major + 1,)
+        or indptr[0] != 0
+        or (counts < 0).any()
+        or indptr[-1] > min(len(minor), len(matrix.data))
+    ):
+        raise VaecfError(
+            f"{_DAMAGED} indptr must have {n_major + 1} entries, start with 0, "
+            f"never decrease, and end with at most {len(minor)}"
+        )
+    major = np.repeat(np.arange(n_major), counts)
+    minor, value = minor[: indptr[-1]], matrix.data[: indptr[-1]]
+    if matrix.format == "csr":
+        return major, minor, value
+    return minor, major, value

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from vaecf import config as config_lib
 from vaecf.data import catalog, filters, layouts, reports, splits, synthetic
 from vaecf.data import dataset as datasets
 from vaecf.data.dataset import Dataset
 from vaecf.data.file_settings import FileSettings
-from vaecf.data.id_table import IdTable
-from vaecf.data.interactions import Interactions
+from vaecf.data.id_table import IdTable, is_integer
+from vaecf.data.interactions import entries
 from vaecf.data.readers import Ratings, collapse_duplicates, read_ratings
 from vaecf.errors import VaecfError, did_you_mean, listed
 
@@ -76,6 +77,14 @@ def prepare(
     Raises:
       VaecfError: bad input; nothing is written.
     """
+    settings = dataclasses.replace(
+        settings,
+        **{
+            name: config_lib.plain(value)
+            for name, value in vars(settings).items()
+            if name != "ratings"
+        },
+    )
     if settings.ratings is not None and settings.data_dir is not None:
         raise VaecfError("give ratings=FILE or data_dir=DIR, not both")
     if settings.dataset is None and settings.ratings is None:
@@ -125,8 +134,8 @@ def in_memory(
     """Prepares a dataset in memory: ``vaecf`` protocol, no test users.
 
     Args:
-      interactions: pandas or polars DataFrame, or a SciPy sparse matrix users
-        x items. The ids of a matrix are its row and column numbers, and every
+      interactions: see `frames.read_rows`; or a SciPy sparse matrix users x
+        items. The ids of a matrix are its row and column numbers, and every
         column is an item, seen or not.
       validation_users: number of users, or (float) share in [0, 1) of them.
 
@@ -135,31 +144,30 @@ def in_memory(
     """
     is_matrix = hasattr(interactions, "tocsr")
     if is_matrix:
-        rows = Interactions.from_scipy(interactions)
-        ratings = Ratings(
-            np.repeat(np.arange(rows.n_users, dtype=np.int32), rows.counts),
-            rows.indices,
-            np.arange(rows.n_users),
-            np.arange(rows.n_items),
-            counts={},
-        )
+        row, column = entries(interactions)
+        user_ids, user = np.unique(row, return_inverse=True)
+        item_ids = np.arange(interactions.shape[1])
+        user, item = user.astype(np.int32), column.astype(np.int32)
+        ratings = Ratings(user, item, user_ids, item_ids, counts={})
         if not ratings.n:
             raise VaecfError("the matrix has no interactions")
-    elif hasattr(interactions, "columns"):
+    elif isinstance(interactions, (str, os.PathLike)):
+        raise VaecfError(
+            f"interactions of type {type(interactions).__name__}: pass a "
+            "DataFrame, such as pandas.read_csv(path)"
+        )
+    else:
         ratings = read_ratings(
             interactions, user_column=user_column, item_column=item_column
         )
-    else:
-        raise VaecfError(
-            f"interactions of type {type(interactions).__name__}: pass a "
-            f"DataFrame with columns {user_column!r} and {item_column!r}, or a "
-            "scipy.sparse matrix users x items"
-        )
     n_users = int(np.unique(ratings.user).size)
+    validation_users = config_lib.plain(validation_users)
     is_share = isinstance(validation_users, float)
-    if not 0 <= validation_users < (1 if is_share else n_users):
+    is_number = is_share or is_integer(validation_users)
+    limit = 1 if is_share else n_users
+    if not is_number or not 0 <= validation_users < limit:
         raise VaecfError(
-            f"validation_users={validation_users} must be a share in [0, 1), "
+            f"validation_users={validation_users!r} must be a share in [0, 1), "
             f"or a number of users below all {n_users:,}"
         )
     n_held_out = int(

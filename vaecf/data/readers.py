@@ -11,8 +11,10 @@ import numpy as np
 
 from vaecf.data import headers, layouts
 from vaecf.data.file_settings import Dialect, FileSettings
+from vaecf.data.frames import frame_batches
+from vaecf.data.id_table import text_of
 from vaecf.data.interactions import Interactions
-from vaecf.data.row_batches import Batch, Counts, file_batches, frame_batches
+from vaecf.data.row_batches import Batch, Counts, file_batches
 from vaecf.data.text_files import TextFile
 from vaecf.errors import VaecfError, short
 
@@ -105,7 +107,7 @@ class Rows:
         roles += ["rating"] * (settings.min_rating is not None)
         self._is_file = path is not None
         if path is None:
-            self.name = "the DataFrame"
+            self.name = "the table"
             names = headers.names_of(settings, None)
             columns = {role: names[role] for role in roles}
             self._batches = frame_batches(source, columns)
@@ -207,7 +209,7 @@ def read_ratings(
     Args:
       source: path of a text table (CSV, TSV and the like), JSON lines, Parquet
         or a file in one of `file_settings.LAYOUTS`; a folder of such files,
-        or a glob; or a pandas or polars DataFrame.
+        or a glob; or anything that `frames.read_rows` reads.
       dialect: how to split a text file in none of the known layouts.
       count_all: also count users and items before the threshold.
       **settings: fields of `file_settings.FileSettings`.
@@ -409,19 +411,25 @@ def whole_numbers(texts: pl.Series) -> tuple[pl.Series, int]:
 
 
 def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
+    """Returns the texts of ids, as `id_table.text_of` defines them."""
     import polars as pl
 
-    if series.dtype == pl.String:
-        return series
-    if series.dtype.is_float():
+    dtype = series.dtype
+    if dtype.is_float():
         series = series.fill_nan(None)
         # A column of integers with gaps turns to floats in pandas.
         whole = series.cast(pl.Int64, strict=False)
-        if (whole.cast(series.dtype) == series).all():
-            series = whole
-    if series.dtype.is_nested() or series.dtype == pl.Binary:
+        if (whole.cast(dtype) == series).all():
+            return whole.cast(pl.String)
+    if dtype.is_nested():
         raise VaecfError(
-            f"{batch.source}: the {role} column has type {series.dtype}; ids "
+            f"{batch.source}: the {role} column has type {dtype}; ids "
             "are integers or strings"
         )
-    return series.cast(pl.String)
+    if dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum):
+        return series.cast(pl.String)
+    distinct = series.drop_nulls().unique()
+    texts = pl.Series(map(text_of, distinct.to_list()), dtype=pl.String)
+    return series.replace_strict(
+        distinct, texts, default=None, return_dtype=pl.String
+    )

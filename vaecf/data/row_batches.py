@@ -1,4 +1,4 @@
-"""Streams the rows of files and frames, in order and in bounded memory.
+"""Streams the rows of files, in order and in bounded memory.
 
 This module splits tables into columns. `vaecf.data.readers` decides what the
 values mean.
@@ -105,34 +105,6 @@ def file_batches(
             else:
                 table = headers.table_of(text, settings, layout, roles, counts)
                 yield from _table_batches(text, table, counts)
-
-
-def frame_batches(frame: Any, columns: Columns) -> Iterator[Batch]:
-    """Yields the rows of a pandas or polars (lazy) frame.
-
-    Raises:
-      VaecfError: another type, or a missing column.
-    """
-    import polars as pl
-
-    source = "the DataFrame"
-    if not isinstance(frame, (pl.DataFrame, pl.LazyFrame)):
-        if not hasattr(frame, "columns") and hasattr(frame, "to_pandas"):
-            frame = frame.to_pandas()
-        if type(frame).__module__.split(".")[0] != "pandas":
-            raise VaecfError(
-                f"cannot read ratings from {type(frame).__name__}; pass a "
-                "file, or a pandas or polars DataFrame"
-            )
-        names = [str(name) for name in frame.columns]
-        frame = pl.LazyFrame(
-            {
-                name: _from_pandas(frame.iloc[:, names.index(name)])
-                for name in _pick_columns(source, names, columns).values()
-            }
-        )
-    with polars_errors(source):
-        yield from _lazy_batches(frame.lazy(), source, columns)
 
 
 def _table_batches(
@@ -351,18 +323,3 @@ def _lazy_batches(
         numbered = frame.with_row_index("row", offset=rows)
         yield Batch(numbered, source, first_line, names)
         rows += frame.height
-
-
-def _from_pandas(series: Any) -> pl.Series:
-    """Converts a pandas column without pyarrow, which is not a dependency."""
-    import numpy as np
-    import pandas as pd
-    import polars as pl
-
-    if series.dtype.kind in "iufM" and isinstance(series.dtype, np.dtype):
-        return pl.Series(series.to_numpy())
-    # Strings, nullable types, categories, mixtures: once per distinct value.
-    codes, values = pd.factorize(series, use_na_sentinel=True)
-    texts = pl.Series([str(value) for value in values], dtype=pl.String)
-    places = pl.Series(codes, dtype=pl.Int64)
-    return texts.gather(places.set(places < 0, None))

@@ -67,7 +67,11 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
         values = _REC_VAE | values
     else:
         values = {k: v for k, v in values.items() if k not in _REC_VAE}
-    anneal_epochs = values.pop("anneal_epochs")
+    anneal_epochs = config_lib.convert(
+        float, values.pop("anneal_epochs"), "anneal_epochs"
+    )
+    if anneal_epochs < 0:
+        raise VaecfError(f"anneal_epochs={anneal_epochs} must be at least 0")
     changes = {KEYWORDS[keyword]: value for keyword, value in values.items()}
     config = config_lib.replace(
         Config(), {"data.dir": "(in memory)", **changes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,12 +16,13 @@ from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data import prepare
-from vaecf.data.id_table import IdTable
-from vaecf.errors import VaecfError, did_you_mean
+from vaecf.data.frames import id_list
+from vaecf.data.id_table import IdTable, is_integer
+from vaecf.errors import VaecfError, did_you_mean, short
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.evaluation.ranking import DIVERGED
-from vaecf.serving import histories as histories_lib
 from vaecf.serving import keywords
+from vaecf.serving.histories import all_unknown, as_histories
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
 from vaecf.training import loop
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORES = ("log_probability", "probability", "logit")
+
+_logger = logging.getLogger("vaecf")
 
 
 class Recommender:
@@ -131,10 +135,11 @@ class Recommender:
         """Trains the model on interactions of users with items.
 
         Args:
-          interactions: pandas or polars DataFrame with one row per (user,
-            item), or a SciPy sparse matrix [users, items] in which every
-            nonzero entry is an interaction. The raw ids of a matrix are its row
-            and column numbers.
+          interactions: anything that `recommend` accepts as histories. The
+            raw ids of a SciPy matrix are its row and column numbers, and every
+            entry other than 0 is an interaction. Ids that are neither integers
+            nor strings, such as dates, become strings
+            (`vaecf.data.id_table.text_of`).
           user_column: column of the user ids.
           item_column: column of the item ids.
           validation_users: number of users, or share in [0, 1), whose
@@ -151,12 +156,14 @@ class Recommender:
         Raises:
           VaecfError: the interactions or a setting cannot be used.
         """
+        # A wrong setting is an error before the work.
+        seed = keywords.make_config(self._settings, n_users=1).seed
         dataset = prepare.in_memory(
             interactions,
             user_column=user_column,
             item_column=item_column,
             validation_users=validation_users,
-            seed=self._settings.get("seed", Config().seed),
+            seed=seed,
         )
         config = keywords.make_config(self._settings, dataset.train.n_users)
         if workdir is None and dataset.validation.held_out.nnz == 0:
@@ -164,7 +171,9 @@ class Recommender:
             every = {"eval.every_epochs": max(1, config.train.epochs)}
             config = config_lib.replace(config, every)
         with tempfile.TemporaryDirectory() as temporary:
-            directory = pathlib.Path(workdir or temporary)
+            directory = _path(
+                "workdir", temporary if workdir is None else workdir
+            )
             with workdir_lib.locked(directory):
                 workdir_lib.check_or_create(directory, config, dataset)
                 loop.train(
@@ -174,7 +183,7 @@ class Recommender:
                 validation = Evaluator.for_split(
                     dataset, "validation", config.eval, model.mesh
                 )
-                self._model = tune_blend(model, validation, log=logging.info)
+                self._model = tune_blend(model, validation, log=_logger.info)
         return self
 
     @classmethod
@@ -185,7 +194,7 @@ class Recommender:
           VaecfError: a file is missing or damaged; names the file.
         """
         recommender = cls()
-        recommender._model = load(pathlib.Path(directory))
+        recommender._model = load(_path("directory", directory))
         return recommender
 
     def save(
@@ -200,7 +209,8 @@ class Recommender:
           VaecfError: nothing is fitted, or the directory holds other files or
             cannot be written.
         """
-        return self._fitted().save(pathlib.Path(directory), overwrite=overwrite)
+        model = self._fitted()
+        return model.save(_path("directory", directory), overwrite=overwrite)
 
     # --- Recommend ----------------------------------------------------------
 
@@ -225,13 +235,14 @@ class Recommender:
         """Returns the k items with the highest scores for every history.
 
         Args:
-          histories: pandas or polars DataFrame with one row per (user, item);
-            mapping from user to items; sequence of item sequences, whose users
-            are 0, 1, ...; or SciPy sparse matrix [users, items] with the items
-            in the order of `items`.
+          histories: pandas or polars frame or Arrow table, with one row per
+            (user, item) or one row per user with a list of items; pandas Series
+            of lists, whose index is the users; mapping from user to items;
+            iterable of lists of items, whose users are 0, 1, ...; or SciPy
+            sparse matrix [users, items] with the items in the order of `items`.
           k: number of items per user, at least 1.
           exclude_seen: do not recommend items of the history.
-          allow_items: recommend only these items.
+          allow_items: recommend only these items; any iterable or column.
           deny_items: do not recommend these items.
           score: 'log_probability' (natural logarithm, among all items),
             'probability' or 'logit'.
@@ -246,7 +257,8 @@ class Recommender:
           does not know and ignores.
 
         Raises:
-          VaecfError: nothing is fitted, or an argument cannot be used.
+          VaecfError: nothing is fitted, an argument cannot be used, or the
+            model knows no item of the histories.
         """
         import pandas as pd
 
@@ -290,14 +302,14 @@ class Recommender:
         import pandas as pd
 
         model = self._fitted()
-        _check_length(k)
+        k, batch_size = _count("k", k), _count("batch_size", batch_size)
         if score not in SCORES:
             raise VaecfError(f"score={score!r}: use one of {', '.join(SCORES)}")
-        users, matrix, unknown = histories_lib.as_histories(
+        users, matrix, unknown = as_histories(
             histories, model.items, user_column, item_column
         )
         if unknown:
-            logging.warning("ignored %d unknown items of histories", unknown)
+            _logger.warning("ignored %d unknown items of histories", unknown)
         ranker = model.ranker(min(k, len(model.items)), exclude_seen)
         allowed = _allowed(model.items, allow_items, deny_items)
         blocks = ranker.blocks(
@@ -329,10 +341,10 @@ class Recommender:
         import pandas as pd
 
         model = self._fitted()
-        _check_length(k)
+        k = _count("k", k)
         index = int(model.items.index_of([item])[0])
         if index < 0:
-            raise VaecfError(f"item {item!r} is not known to the model")
+            raise VaecfError(f"item {short(item)} is not known to the model")
         kernel_HI = np.asarray(jax.device_get(model.params["output_kernel"]))
         vector_IH = kernel_HI.T[: len(model.items)]
         with np.errstate(over="ignore"):
@@ -364,7 +376,7 @@ class Recommender:
         The arguments and errors are those of `recommend`.
         """
         model = self._fitted()
-        users, matrix, _ = histories_lib.as_histories(
+        users, matrix, _ = as_histories(
             histories, model.items, user_column, item_column
         )
         return users, model.encode(matrix)
@@ -377,9 +389,20 @@ class Recommender:
         return self._model
 
 
-def _check_length(k: int) -> None:
-    if not isinstance(k, (int, np.integer)) or k < 1:
-        raise VaecfError(f"k={k!r} must be a whole number of at least 1")
+def _count(name: str, value: Any) -> int:
+    value = config_lib.plain(value)
+    if not is_integer(value) or value < 1:
+        raise VaecfError(
+            f"{name}={short(value)} must be a whole number of at least 1"
+        )
+    return value
+
+
+def _path(name: str, value: Any) -> pathlib.Path:
+    is_path = isinstance(value, (str, os.PathLike)) and str(value)
+    if not is_path or "\0" in str(value):
+        raise VaecfError(f"{name}={short(value)}: pass the path of a directory")
+    return pathlib.Path(os.path.expanduser(value))
 
 
 def _allowed(
@@ -397,9 +420,12 @@ def _allowed(
 
 
 def _known(items: IdTable, ids: Iterable[Any], name: str) -> np.ndarray:
-    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        raise VaecfError(f"{name}={ids!r}: pass a list of items")
-    index = items.index_of(list(ids))
-    if unknown := int((index < 0).sum()):
-        logging.warning("ignored %d unknown items of %s", unknown, name)
+    """Returns the indices of the items that the model knows."""
+    listed = id_list(ids, f"{name}=")
+    index = items.index_of(listed)
+    unknown = int((index < 0).sum())
+    if unknown and unknown == len(index) and name == "allow_items":
+        raise all_unknown(listed, name, items)
+    if unknown:
+        _logger.warning("ignored %d unknown items of %s", unknown, name)
     return index[index >= 0]

@@ -30,6 +30,7 @@ from vaecf.training.state import TrainSetup, TrainState
 from vaecf.training.step import StepMetrics
 
 _WINDOW_BYTES = 2**26  # of a streamed window
+_logger = logging.getLogger("vaecf")
 
 
 def epoch_order(
@@ -326,7 +327,7 @@ def make_pipeline(
     train: Interactions,
     seed: int,
     *,
-    log: Callable[[str], None] = logging.debug,
+    log: Callable[[str], None] = _logger.debug,
 ) -> InputPipeline:
     """Returns a pipeline: 'resident', 'streamed', or 'auto' as `choose` says.
 

@@ -48,6 +48,8 @@ from vaecf.training.step import StepMetrics
 # Without a validation, the state is saved this often.
 CHECKPOINT_SECONDS = 600.0
 
+_logger = logging.getLogger("vaecf")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -77,7 +79,7 @@ def train(
     extra_writer: writers.Writer | None = None,
     trace_dir: pathlib.Path | None = None,
     shared: Shared | None = None,
-    log: Callable[[str], None] = logging.info,
+    log: Callable[[str], None] = _logger.info,
 ) -> TrainResult:
     """Trains a model, resuming from the latest checkpoint of the workdir.
 
