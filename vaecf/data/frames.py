@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -64,8 +64,13 @@ def read_rows(source: Any, columns: Columns, what: str) -> Rows:
         return _from_frame(source, columns, what)
     if isinstance(source, pd.Series) and (holds_lists(source) or source.empty):
         return Rows(source.index, *_join(source.index, source))
-    is_flat = hasattr(source, "dtype") and not holds_lists(source)
-    if is_flat or hasattr(source, "columns") or not _is_iterable(source):
+    if (
+        not _is_iterable(source)
+        or isinstance(source, Set)  # no order to number its users by
+        or hasattr(source, "columns")
+        or _library(source) == "pandas"
+        or (hasattr(source, "dtype") and not holds_lists(source))
+    ):
         raise VaecfError(
             f"{what} of type {type(source).__name__}: pass a DataFrame with "
             f"columns {columns['user']!r} and {columns['item']!r}, a mapping "
@@ -135,7 +140,8 @@ def id_list(values: Any, name: str) -> list[Any]:
     Raises:
       VaecfError: a table, a mapping, a text, one id, or a mask of booleans.
     """
-    if not _is_iterable(values) or hasattr(values, "columns"):
+    is_one = not _is_iterable(values) or getattr(values, "ndim", 1) != 1
+    if is_one or hasattr(values, "columns"):
         raise VaecfError(f"{name}{short(values)}: pass a list of items")
     if hasattr(values, "to_pylist"):  # Arrow
         return values.to_pylist()

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _INT64_MAX = np.iinfo(np.int64).max
+# A whole number as pandas writes it if there are gaps.
+WHOLE_FLOAT = r"^(0|-?[1-9][0-9]{0,18})\.0+$"
 _DEFAULT_TEXT = object.__str__, object.__repr__  # the address of an object
 
 
@@ -108,7 +111,16 @@ class IdTable:
             for value, gone in zip(query, missing, strict=True)
         ]
         found = self._text_index.get_indexer(pd.Index(texts, dtype=object))
-        return np.where(missing, -1, found).astype(np.int32)
+        found = np.where(missing, -1, found).astype(np.int32)
+        # Texts such as "12.0" make an integer table if all ids are whole.
+        whole = {
+            i: match[1]
+            for i in np.flatnonzero((found < 0) & ~missing)
+            if (match := re.match(WHOLE_FLOAT, texts[i]))
+        }
+        if whole:
+            found[list(whole)] = self.index_of(list(whole.values()))
+        return found
 
     def write(self, path: pathlib.Path, column: str, **more: Any) -> None:
         """Writes ids, their indices and more string columns ``[n]`` as Parquet.

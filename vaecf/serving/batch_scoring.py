@@ -28,6 +28,7 @@ from vaecf.data.readers import (
 )
 from vaecf.errors import VaecfError
 from vaecf.evaluation.ranking import RankedLists
+from vaecf.serving.histories import all_unknown
 from vaecf.serving.trained_model import TrainedModel, load
 
 if TYPE_CHECKING:
@@ -227,7 +228,8 @@ def _partition(
 ) -> _Partitions:
     """Numbers the users by first appearance and writes the pairs."""
     users = _Users()
-    unknown = 0
+    n_rows = unknown = 0
+    examples: list[str] = []
     user_type = None
     for batch in rows:
         if batch.first_line is None:  # not a text file: the ids have a type
@@ -237,13 +239,17 @@ def _partition(
         if not frame.height:
             continue
         user = _map_distinct(frame["user"], users.numbers)
-        item = _map_distinct(frame["item"], lambda ids: _find(items, ids))
+        item = _map_distinct(frame["item"], items.index_of)
+        n_rows += len(item)
         unknown += int((item < 0).sum())
+        examples = examples or frame["item"].filter(item < 0)[:3].to_list()
         pairs = np.stack([user, item], axis=1)
         partition = user // size
         for p in np.unique(partition):
             with open(folder / f"{p}.pairs", "ab") as file:
                 pairs[partition == p].tofile(file)
+    if n_rows and n_rows == unknown:
+        raise all_unknown(n_rows, examples, "the histories", items)
     return _Partitions(folder, size, users.ids(user_type), unknown)
 
 

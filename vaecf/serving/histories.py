@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -40,17 +41,20 @@ def as_histories(
     index = items.index_of(rows.items)
     known = index >= 0
     if len(known) and not known.any():
-        raise all_unknown(as_array(rows.items), "the histories", items)
+        examples = as_array(rows.items[:3])
+        raise all_unknown(len(known), examples, what, items)
     matrix, _ = Interactions.from_pairs(
         row[known], index[known], len(users), len(items)
     )
     return users, matrix, int((~known).sum())
 
 
-def all_unknown(ids: Any, what: str, items: IdTable) -> VaecfError:
+def all_unknown(
+    count: int, examples: Iterable[Any], what: str, items: IdTable
+) -> VaecfError:
     """Returns the error for ids of which the model knows none."""
     return VaecfError(
-        f"the model knows none of the {len(ids):,} items of {what}, such as "
-        f"{listed(map(short, list(ids[:3])))}; it knows items such as "
+        f"the model knows none of the {count:,} items of {what}, such as "
+        f"{listed(map(short, examples))}; it knows items such as "
         f"{listed(map(short, items.ids[:3].tolist()))}"
     )

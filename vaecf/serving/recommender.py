@@ -425,7 +425,7 @@ def _known(items: IdTable, ids: Iterable[Any], name: str) -> np.ndarray:
     index = items.index_of(listed)
     unknown = int((index < 0).sum())
     if unknown and unknown == len(index) and name == "allow_items":
-        raise all_unknown(listed, name, items)
+        raise all_unknown(unknown, listed[:3], name, items)
     if unknown:
         _logger.warning("ignored %d unknown items of %s", unknown, name)
     return index[index >= 0]
