@@ -86,8 +86,9 @@ class IdTable:
         """Returns the indices of raw ids.
 
         Types may differ from the table's if the ids have the same text (see
-        `text_of`): ``"12"`` finds 12, and 12 finds ``"12"``. 12.0 finds 12 too,
-        since pandas turns a column of integers with gaps into floats.
+        `text_of`): ``"12"`` finds 12, and 12 finds ``"12"``. 12.0 and
+        ``"12.0"`` find 12 too, since pandas turns a column of integers with
+        gaps into floats.
 
         Returns:
           int32 ``[n]``, -1 where the id is unknown or missing.
