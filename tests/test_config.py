@@ -10,6 +10,7 @@ import math
 import operator
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -40,9 +41,9 @@ OTHERS = {
 WRONG = {
     str: (3, None),
     bool: (1, "true"),
-    int: (1.5, 20.0, True, "0", None),
+    int: (1.5, 20.0, True, "0", None, np.float64(2), np.bool_(True)),
     int | None: (2.0, True),
-    float: ("0.5", True, math.nan, math.inf, None),
+    float: ("0.5", True, math.nan, np.float32("inf"), 10**400, None),
     tuple[int, ...]: (3.5, (600, 2.5), (600, True), None),
     tuple[str, ...]: (100, (100,), None),
 }
@@ -125,11 +126,24 @@ def test_every_setting_can_be_given_on_the_command_line(config):
         ("model.hidden", [], ()),
         ("eval.metrics", "mrr@5", ("mrr@5",)),
         ("optimizer.learning_rate", 1, 1.0),
+        # Numbers of NumPy, as from a search over np.linspace.
+        ("model.latent", np.int64(7), 7),
+        ("model.latent", np.array(7), 7),
+        ("eval.patience", np.uint8(3), 3),
+        ("optimizer.learning_rate", np.float32(0.5), 0.5),
+        ("optimizer.learning_rate", np.int16(1), 1.0),
+        ("mesh.zero", np.bool_(True), True),
+        ("model.name", np.str_("mult_dae"), "mult_dae"),
+        ("model.hidden", np.int32(50), (50,)),
+        ("model.hidden", np.array([600, 200]), (600, 200)),
+        ("train.alternating_epochs", (np.int64(3), np.int64(1)), (3, 1)),
     ],
 )
 def test_conversions(key, value, expected):
-    made = value_of(config_lib.from_mapping(changed(key, value)), key)
+    config = config_lib.from_mapping(changed(key, value))
+    made = value_of(config, key)
     assert made == expected and type(made) is type(expected)
+    assert config_lib.from_mapping(config.to_dict()) == config
 
 
 @pytest.mark.parametrize("key", SETTINGS)

@@ -446,7 +446,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             )
         return tuple(convert(kind, item, where) for item in items)
     if hint is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise VaecfError(f"{where}={value!r} must be of type {hint.__name__}")
     if hint is float and not math.isfinite(value):

@@ -175,5 +175,69 @@ def test_out_of_range_pairs_are_refused():
     for read in (lambda: empty.row(2), lambda: empty.rows(np.array([2]))):
         with pytest.raises(IndexError):
             read()
-    with refuses("scipy"):
-        Interactions.from_scipy(np.zeros((2, 2)))
+
+
+# --- SciPy matrices ---------------------------------------------------------
+
+
+def damage(kind, **arrays):
+    """A matrix [3, 4] with two entries whose arrays were replaced."""
+    matrix = scipy.sparse.coo_array(
+        ([1, 1], ([0, 2], [1, 3])), shape=(3, 4)
+    ).asformat(kind)
+    for name, array in arrays.items():
+        setattr(matrix, name, np.array(array))
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        # SciPy writes outside its arrays if it is given these.
+        (lambda: damage("csr", indices=[1, 10**9]), "column 1000000000"),
+        (lambda: damage("csr", indices=[-1, 2]), "column -1"),
+        (lambda: damage("csc", indices=[1, 7]), "row 7"),
+        (lambda: damage("csr", indptr=[0, 1, 1, 9]), "end with at most 2"),
+        (lambda: damage("csr", indptr=[0, 2, 1, 2]), "never decrease"),
+        (lambda: damage("csr", indptr=[1, 1, 1, 2]), "start with 0"),
+        (lambda: damage("csr", indptr=[0, 1, 2]), "have 4 entries"),
+        (lambda: damage("csr", data=[1]), "end with at most"),
+        (lambda: damage("coo", data=[1]), "different lengths"),
+        (lambda: damage("coo", coords=([0, 5], [1, 1])), "row 5"),
+        (lambda: damage("bsr", indices=[1, 10**9]), "index 1000000000"),
+        (lambda: damage("csr", data=[1, np.nan]), "nan in row 2, column 3"),
+        (lambda: damage("csc", data=[np.inf, 1]), "inf in row 0, column 1"),
+        (lambda: damage("csr", data=[1j, 1]), "type complex128"),
+        (lambda: scipy.sparse.csr_array((2, 10**9)), "1,000,000,000 columns"),
+        (lambda: scipy.sparse.coo_array((2**40, 2)), "rows and 0 entries"),
+        (lambda: scipy.sparse.coo_array([1, 0]), "scipy.sparse matrix"),
+        (lambda: np.eye(2), "got ndarray"),
+    ],
+)
+def test_matrices_that_are_refused(make, message):
+    with pytest.raises(VaecfError, match=message) as error:
+        Interactions.from_scipy(make())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint16, np.longdouble])
+@pytest.mark.parametrize("kind", ["csr", "csc", "bsr", "dia", "lil", "dok"])
+def test_matrices_of_every_type(kind, dtype):
+    full = np.array([[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
+    matrix = scipy.sparse.csr_array(full.astype(dtype)).asformat(kind)
+    np.testing.assert_array_equal(dense(Interactions.from_scipy(matrix)), full)
+
+
+def test_stored_zeros_and_space_at_the_end_are_no_entries():
+    matrix = damage("csr", indices=[1, 3, 99], data=[0, 1, 1])
+    expected = [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    made = Interactions.from_scipy(matrix)
+    np.testing.assert_array_equal(dense(made), expected)
+
+
+def test_negative_entries_are_interactions_with_a_warning(caplog):
+    matrix = scipy.sparse.csr_array(np.array([[0, -1], [5, 0]]))
+    made = Interactions.from_scipy(matrix)
+    np.testing.assert_array_equal(dense(made), [[0, 1], [1, 0]])
+    [record] = caplog.records
+    assert record.name == "vaecf" and "1 negative" in record.message

@@ -117,7 +117,7 @@ class IdTable:
         whole = {
             i: match[1]
             for i in np.flatnonzero((found < 0) & ~missing)
-            if (match := re.match(WHOLE_FLOAT, texts[i]))
+            if (match := re.match(WHOLE_FLOAT, texts[i] or ""))
         }
         if whole:
             found[list(whole)] = self.index_of(list(whole.values()))

@@ -259,7 +259,10 @@ def entries(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
     if matrix.format in ("csr", "csc"):
         row, column, value = _expand(matrix)
     else:
-        coo = matrix.tocoo()
+        try:
+            coo = matrix.tocoo()
+        except (ValueError, IndexError) as error:
+            raise VaecfError(f"{_DAMAGED} {error}") from None
         row, column, value = coo.row, coo.col, coo.data
     if not len(row) == len(column) == len(value):
         raise VaecfError(f"{_DAMAGED} its arrays have different lengths")

@@ -41,6 +41,7 @@ _DEFAULTS: dict[str, Any] = {
     "patience": 10,
     "anneal_epochs": 50.0,
 }
+_LONGEST_ANNEAL = 2**31  # steps; the weight then stays near 0
 _REC_VAE: dict[str, Any] = {"gamma": 0.005, "alternating_epochs": (3, 1)}
 
 
@@ -82,7 +83,9 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
     cap = config.loss.anneal_cap
     # The KL weight is step / total_anneal_steps: it is the cap after
     # anneal_epochs.
-    total = round(anneal_epochs * steps / cap) if cap else 0
+    total = 0
+    if cap:
+        total = round(min(anneal_epochs * steps / cap, _LONGEST_ANNEAL))
     return config_lib.replace(
         config,
         {
