@@ -128,6 +128,15 @@ def test_unknown_items_are_counted_and_their_users_served(shop, tmp_path):
     check(lists, shop.recommender.recommend(frame, 5))
 
 
+def test_no_item_of_the_file_is_known(shop, tmp_path):
+    """The error is that of `recommend`."""
+    frame = pd.DataFrame({"user": ["ann", "bob"], "item": ["sku-88", "12"]})
+    message = refused(shop, write(frame, tmp_path / "h.csv"))
+    with pytest.raises(VaecfError, match="none of the 2 items") as error:
+        shop.recommender.recommend(frame)
+    assert message == str(error.value)
+
+
 def test_nobody_has_items_left(shop, tmp_path):
     frame = shop.frame[shop.frame["user"] == "customer all"]
     scored, lists = score(shop, write(frame, tmp_path / "h.csv"))

@@ -1,6 +1,7 @@
 """The public surface: fit, load, save, recommend, encode."""
 
 import dataclasses
+import logging
 
 import jax
 import numpy as np
@@ -70,14 +71,17 @@ def test_polars_gives_the_same_model_as_pandas(shop):
     assert result["user"].nunique() == 60  # one has everything
 
 
-def test_integer_ids_come_back_as_integers(tmp_path):
+def test_integer_ids_come_back_as_integers(tmp_path, monkeypatch):
+    """And numbers of NumPy are settings, and nobody installs log handlers."""
+    monkeypatch.setattr(logging.root, "handlers", [])
     rng = np.random.default_rng(2)
     big = 10**15
     frame = pd.DataFrame(
         [(u * 7 - 20, big + 3 * i) for u in range(40) for i in rng.permutation(15)[:6]],
         columns=["user", "item"],
     )  # fmt: skip
-    recommender = Recommender(**SMALL).fit(frame)
+    settings = {**SMALL, "latent": np.int64(4), "seed": np.uint8(0)}
+    recommender = Recommender(**settings).fit(frame)
     assert recommender.items.dtype == np.int64
     assert set(recommender.items) <= set(frame["item"])
     result = recommender.recommend(frame, k=3)
@@ -86,13 +90,23 @@ def test_integer_ids_come_back_as_integers(tmp_path):
     # A model without a workdir can be saved.
     again = Recommender.load(recommender.save(str(tmp_path / "saved")))
     pd.testing.assert_frame_equal(again.recommend(frame, k=3), result)
+    assert logging.root.handlers == []
 
 
 @pytest.mark.parametrize(
     ("settings", "fit", "message"),
     [
         ({}, {"validation_users": 1.5}, "validation_users=1.5 must be a share"),
+        ({}, {"validation_users": np.float32(1.5)}, "must be a share"),
+        ({}, {"validation_users": True}, "validation_users=True must be"),
+        ({}, {"validation_users": None}, "validation_users=None must be"),
         ({"epochs": 1.5}, {}, "config.train.epochs=1.5 must be of type int"),
+        ({"seed": None}, {}, "seed=None must be of type int"),
+        ({"seed": 1.5}, {}, "seed=1.5 must be of type int"),
+        ({"seed": -1}, {}, r"seed=-1 must be in \[0, 2"),
+        ({"anneal_epochs": None}, {}, "anneal_epochs=None must be of type"),
+        ({"anneal_epochs": np.nan}, {}, "anneal_epochs=nan must be finite"),
+        ({"anneal_epochs": -1}, {}, "anneal_epochs=-1.0 must be at least 0"),
         ({"model": "mult_vea"}, {}, "did you mean mult_vae"),
         (
             {"model": "rec_vae", "alternating_epochs": ()},
@@ -172,7 +186,19 @@ def test_lists_are_those_of_numpy(shop, expected, k, exclude_seen):
     assert ("customer all" in set(result["user"])) != exclude_seen
 
 
-@pytest.mark.parametrize("kind", [list, set, np.array, pd.Series, iter])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        set,
+        np.array,
+        pd.Series,
+        lambda ids: pl.Series(ids, dtype=pl.String),
+        pd.Index,
+        lambda ids: dict.fromkeys(ids).keys(),
+        iter,
+    ],
+)
 def test_allow_and_deny(shop, expected, kind):
     ids = shop.recommender.items
     allow = [*ids[4:20], "sku-unknown"]
@@ -257,14 +283,61 @@ def test_no_users(shop, nobody):
     [
         ({"k": 0}, "k=0 must be"),
         ({"k": 2.5}, "k=2.5 must be"),
+        ({"k": True}, "k=True must be"),
+        ({"k": np.bool_(True)}, "k=True must be"),
+        ({"k": np.arange(3)}, r"k=\[0, 1, 2\] must be"),
+        ({"batch_size": 0}, "batch_size=0 must be"),
+        ({"batch_size": None}, "batch_size=None must be"),
         ({"score": "prob"}, "score='prob': use one of log_probability, "),
         ({"allow_items": "sku-01"}, "allow_items='sku-01': pass a list"),
         ({"deny_items": 5}, "deny_items=5: pass a list of items"),
+        # Iterating over these would give the names of the columns, or 0 and 1.
+        (
+            {"deny_items": pd.DataFrame({"item": ["sku-01"]})},
+            "deny_items=item 0 sku-01: pass",
+        ),
+        ({"allow_items": pl.DataFrame({"item": ["sku-01"]})}, "allow_items="),
+        ({"deny_items": pl.LazyFrame({"item": ["sku-01"]})}, "deny_items="),
+        ({"deny_items": {"sku-01": True}}, "deny_items={'sku-01': True}: pass"),
+        ({"deny_items": np.zeros(30, bool)}, "deny_items=.* not a mask"),
+        (
+            {"allow_items": pd.Series([True, False])},
+            "allow_items=.* not a mask",
+        ),
+        ({"deny_items": np.zeros((2, 3))}, "deny_items=array"),
+        ({"deny_items": [["sku-01"]]}, r"id \['sku-01'\] is of type list"),
+        (
+            {"allow_items": ["sku-77", None]},
+            "none of the 2 items of allow_items, such as 'sku-77', None; it knows items such as 'sku-00'",
+        ),
     ],
 )
 def test_recommend_refuses(shop, arguments, message):
     with refuses(message):
         shop.recommender.recommend({"ann": ["sku-01"]}, **arguments)
+
+
+def test_no_item_of_the_histories_is_known(shop):
+    for ask in (shop.recommender.recommend, shop.recommender.encode):
+        with pytest.raises(VaecfError, match="such as 'sku-77', 12; it knows"):
+            ask({"ann": ["sku-77"], "bob": [12]})
+
+
+def test_numbers_of_numpy_and_forms_of_histories(shop):
+    """One table, whatever form the histories have."""
+    known = shop.frame[shop.frame["user"] < "customer 09"]
+    wanted = shop.recommender.recommend(known, 4)
+    lists = known.groupby("user", sort=False).agg(list)
+    for histories in (
+        lists,
+        lists["item"],
+        pl.LazyFrame(known.to_dict("list")),
+    ):
+        got = shop.recommender.recommend(
+            histories, np.int64(4), batch_size=np.array(5)
+        )
+        pd.testing.assert_frame_equal(got, wanted)
+    assert len(shop.recommender.similar_items(np.str_("sku-01"), np.uint8(3))) == 3  # fmt: skip
 
 
 # --- One scoring path -------------------------------------------------------
@@ -321,6 +394,9 @@ def test_similar_items_are_those_of_numpy(shop):
         shop.recommender.similar_items("sku-77")
     with refuses("k=-1 must be a whole number"):
         shop.recommender.similar_items("sku-01", k=-1)
+    for item in (None, float("nan"), ["sku-01"], {"a": 1}, shop.frame, b"sku"):
+        with pytest.raises(VaecfError, match=r"item None|item nan|of type"):
+            shop.recommender.similar_items(item)
 
 
 @pytest.mark.parametrize("factor", [np.nan, 1e39, 1e25])
@@ -371,6 +447,30 @@ def test_save_replaces_only_what_it_saved(shop, tmp_path):
         shop.recommender.recommend(shop.frame, 3),
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "model"]
+
+
+@pytest.mark.parametrize("place", ["", None, 7, b"x", "a\0b", "~/x"])
+def test_paths(shop, tmp_path, monkeypatch, place):
+    """One line for what is no path; ~ is the home directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if place == "~/x":
+        assert shop.recommender.save(place) == tmp_path / "x"
+        assert len(Recommender.load(place).items) == 30
+        return
+    for use in (shop.recommender.save, Recommender.load):
+        with pytest.raises(VaecfError, match=r"directory=.*: pass the path"):
+            use(place)
+    if place is not None:
+        with pytest.raises(VaecfError, match=r"workdir=.*: pass the path"):
+            Recommender(**SMALL).fit(shop.frame, workdir=place)
+
+
+def test_messages_go_to_the_logger_vaecf(shop, caplog):
+    shop.recommender.recommend([["sku-01", "sku-77"]], deny_items=["sku-78"])
+    assert [(r.name, r.getMessage()) for r in caplog.records] == [
+        ("vaecf", "ignored 1 unknown items of histories"),
+        ("vaecf", "ignored 1 unknown items of deny_items"),
+    ]
 
 
 def test_repr(shop):
@@ -452,3 +552,8 @@ def test_a_linear_branch_beside_another_model(shop, numpy_logits):
     order = np.argsort(-scores_UI[0], kind="stable")[:27]
     assert result["item"].tolist() == model.items.ids[order].tolist()
     np.testing.assert_allclose(result["score"], scores_UI[0, order], atol=1e-3)
+
+
+def test_an_anneal_without_an_end():
+    config = make_config({"anneal_epochs": 1e308, "anneal_cap": 1e-300}, 10)
+    assert config.loss.total_anneal_steps == 2**31

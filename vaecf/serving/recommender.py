@@ -25,6 +25,7 @@ from vaecf.serving import keywords
 from vaecf.serving.histories import all_unknown, as_histories
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
 from vaecf.training import loop
+from vaecf.training.checkpoints import no_root_handler
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +123,7 @@ class Recommender:
 
     # --- Fit, load, save ----------------------------------------------------
 
+    @no_root_handler()
     def fit(
         self,
         interactions: Any,
@@ -187,6 +189,7 @@ class Recommender:
         return self
 
     @classmethod
+    @no_root_handler()
     def load(cls, directory: str | pathlib.Path) -> Recommender:
         """Loads the best model of a run's workdir, or a saved model.
 
@@ -197,6 +200,7 @@ class Recommender:
         recommender._model = load(_path("directory", directory))
         return recommender
 
+    @no_root_handler()
     def save(
         self, directory: str | pathlib.Path, *, overwrite: bool = False
     ) -> pathlib.Path:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from vaecf import files
@@ -26,6 +27,25 @@ from vaecf.errors import VaecfError
 from vaecf.models import mult_vae, registry
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
+
+
+@contextlib.contextmanager
+def no_root_handler() -> Iterator[None]:
+    """Removes the handler that orbax may add to the root logger in the block.
+
+    Its logging library calls `logging.basicConfig`. A later call of the
+    application would do nothing.
+    """
+    before = list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        for handler in [] if before else list(logging.root.handlers):
+            logging.root.removeHandler(handler)
+
+
+with no_root_handler():
+    import orbax.checkpoint as ocp
 
 # A checkpoint of a run with at most this many item shards restores onto
 # another number of shards.
