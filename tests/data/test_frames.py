@@ -1,7 +1,5 @@
 """Frames, Series, mappings and lists: one meaning in all forms."""
 
-from __future__ import annotations
-
 import collections
 import datetime
 import decimal
@@ -11,10 +9,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from oracles import refuses
 
 from vaecf.data import prepare
 from vaecf.data.id_table import IdTable, text_of
-from vaecf.errors import VaecfError
 from vaecf.serving.histories import as_histories
 
 ITEMS = ["c", "a", "b", "d"]  # index order is not alphabetical
@@ -177,9 +175,9 @@ BAD = {
 def test_other_forms_are_refused(use, message):
     if (use, message) == (fitted, "type str"):
         message = "of type str: pass a DataFrame"
-    with pytest.raises(VaecfError, match=message) as error:
+    with refuses(message) as error:
         use(BAD.get(message, BAD["type str"])())
-    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert len(str(error.value)) < 300
 
 
 # --- Ids --------------------------------------------------------------------
@@ -254,10 +252,9 @@ def test_wide_integers_and_nul_characters_are_kept():
 
 
 def test_histories_without_a_known_item_are_an_error():
-    with pytest.raises(
-        VaecfError,
-        match=r"none of the 3 items of the histories, such as 'z', 9, None; it "
-        r"knows items such as 'c', 'a', 'b'$",
+    with refuses(
+        r"none of the 3 items of the histories, such as 'z', 9, None; it "
+        r"knows items such as 'c', 'a', 'b'$"
     ):
         asked({"x": ["z"], "y": [9, None]})
     assert asked({"x": [], "y": []}) == ({"x": set(), "y": set()}, 0)

@@ -215,9 +215,8 @@ def damage(kind, **arrays):
     ],
 )
 def test_matrices_that_are_refused(make, message):
-    with pytest.raises(VaecfError, match=message) as error:
+    with refuses(message):
         Interactions.from_scipy(make())
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.uint16, np.longdouble])

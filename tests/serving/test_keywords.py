@@ -47,3 +47,8 @@ def test_only_rec_vae_alternates(model):
     assert config.loss.gamma == gamma
     assert config.eval.every_epochs == every
     assert config.eval.patience == 10
+
+
+def test_an_anneal_without_an_end():
+    config = make_config({"anneal_epochs": 1e308, "anneal_cap": 1e-300}, 10)
+    assert config.loss.total_anneal_steps == 2**31

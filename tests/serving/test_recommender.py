@@ -319,7 +319,7 @@ def test_recommend_refuses(shop, arguments, message):
 
 def test_no_item_of_the_histories_is_known(shop):
     for ask in (shop.recommender.recommend, shop.recommender.encode):
-        with pytest.raises(VaecfError, match="such as 'sku-77', 12; it knows"):
+        with refuses("such as 'sku-77', 12; it knows"):
             ask({"ann": ["sku-77"], "bob": [12]})
 
 
@@ -395,7 +395,7 @@ def test_similar_items_are_those_of_numpy(shop):
     with refuses("k=-1 must be a whole number"):
         shop.recommender.similar_items("sku-01", k=-1)
     for item in (None, float("nan"), ["sku-01"], {"a": 1}, shop.frame, b"sku"):
-        with pytest.raises(VaecfError, match=r"item None|item nan|of type"):
+        with refuses(r"item None|item nan|of type"):
             shop.recommender.similar_items(item)
 
 
@@ -458,10 +458,10 @@ def test_paths(shop, tmp_path, monkeypatch, place):
         assert len(Recommender.load(place).items) == 30
         return
     for use in (shop.recommender.save, Recommender.load):
-        with pytest.raises(VaecfError, match=r"directory=.*: pass the path"):
+        with refuses(r"directory=.*: pass the path"):
             use(place)
     if place is not None:
-        with pytest.raises(VaecfError, match=r"workdir=.*: pass the path"):
+        with refuses(r"workdir=.*: pass the path"):
             Recommender(**SMALL).fit(shop.frame, workdir=place)
 
 
@@ -552,8 +552,3 @@ def test_a_linear_branch_beside_another_model(shop, numpy_logits):
     order = np.argsort(-scores_UI[0], kind="stable")[:27]
     assert result["item"].tolist() == model.items.ids[order].tolist()
     np.testing.assert_allclose(result["score"], scores_UI[0, order], atol=1e-3)
-
-
-def test_an_anneal_without_an_end():
-    config = make_config({"anneal_epochs": 1e308, "anneal_cap": 1e-300}, 10)
-    assert config.loss.total_anneal_steps == 2**31
