@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from vaecf.errors import VaecfError, did_you_mean
+from vaecf.errors import VaecfError, did_you_mean, short
 
 
 class Rule(NamedTuple):
@@ -418,7 +418,7 @@ def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
     # None stands outside the range of an optional number.
     if rule and value is not None and not rule.holds(value):
         hint = did_you_mean(value, rule.choices) if rule.choices else ""
-        raise VaecfError(f"{name}={value!r} must be {rule.text}{hint}")
+        raise VaecfError(f"{name}={short(value)} must be {rule.text}{hint}")
     return value
 
 
@@ -442,13 +442,15 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         items = (value,) if isinstance(value, kind) else value
         if not isinstance(items, (tuple, list)):
             raise VaecfError(
-                f"{where}={value!r} must be a tuple of {kind.__name__}"
+                f"{where}={short(value)} must be a tuple of {kind.__name__}"
             )
         return tuple(convert(kind, item, where) for item in items)
     if hint is float and type(value) is int:
         value = float(value) if abs(value) < 2**1023 else math.inf
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise VaecfError(f"{where}={value!r} must be of type {hint.__name__}")
+        raise VaecfError(
+            f"{where}={short(value)} must be of type {hint.__name__}"
+        )
     if hint is float and not math.isfinite(value):
-        raise VaecfError(f"{where}={value!r} must be finite")
+        raise VaecfError(f"{where}={short(value)} must be finite")
     return value

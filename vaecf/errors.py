@@ -29,5 +29,10 @@ def listed(names: Iterable[object], most: int = 12) -> str:
 
 def short(value: object, most: int = 60) -> str:
     """Returns the repr of a value on one line, cut to `most` characters."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # polars panics at some nested columns
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= most else f"{text[: most - 3]}..."

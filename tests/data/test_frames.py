@@ -188,7 +188,7 @@ KINDS = {
     "uuid": ([uuid.UUID(int=1), uuid.UUID(int=2)], [f"{'0' * 8}-{'0' * 4}-{'0' * 4}-{'0' * 4}-{n:012}" for n in (1, 2)]),
     "date": ([DAY, datetime.date(1, 1, 1)], ["2024-02-29", "0001-01-01"]),
     "datetime": ([NOON, datetime.datetime(2024, 2, 29)], ["2024-02-29 12:00:00", "2024-02-29"]),
-    "decimal": ([decimal.Decimal("1.50"), decimal.Decimal("7.00")], ["1.50", "7"]),
+    "decimal": ([decimal.Decimal("1.50"), decimal.Decimal("7.00")], ["1.5", "7"]),
     "float": ([0.5, 7.0], ["0.5", "7"]),
     "bool": ([True, False], ["True", "False"]),
     "wide": ([-1, 2**63], ["-1", str(2**63)]),

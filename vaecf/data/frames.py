@@ -215,9 +215,11 @@ def _from_frame(frame: Any, columns: Columns, what: str) -> Rows:
     if items.null_count():
         row = int(items.is_null().to_numpy().argmax()) + 1
         raise VaecfError(f"{what}, row {row:,}, have no list of items")
-    lists = items.cast(pl.List(items.dtype.inner))
-    lengths = lists.list.len()
-    return Rows(users, lists.filter(lengths > 0).explode(), lengths.to_numpy())
+    with polars_errors(what):
+        lists = items.cast(pl.List(items.dtype.inner))
+        lengths = lists.list.len()
+        flat = lists.filter(lengths > 0).explode()
+    return Rows(users, flat, lengths.to_numpy())
 
 
 def _column(frame: Any, role: str, name: Any, what: str) -> Any:

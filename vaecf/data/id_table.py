@@ -196,8 +196,9 @@ class IdTable:
 def text_of(value: Any) -> str:
     """Returns the text of an id: two ids with one text are the same id.
 
-    A whole number of any type is written as an integer, and midnight without a
-    time zone as its day. Other values are written as by `str`.
+    A whole number of any type is written as an integer, a decimal without
+    zeros at its end, and midnight without a time zone as its day. Other values
+    are written as by `str`.
 
     Raises:
       VaecfError: bytes, a collection, or an object without a text of its own.
@@ -209,8 +210,10 @@ def text_of(value: Any) -> str:
     elif isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, (float, decimal.Decimal)):
-        is_whole = -(2**63) <= value < 2**63 and value == int(value)
-        return str(int(value) if is_whole else value)
+        if -(2**63) <= value < 2**63 and value == int(value):
+            return str(int(value))
+        if isinstance(value, decimal.Decimal):
+            value = value.normalize()  # 1.50 is 1.5
     if isinstance(value, datetime.datetime):
         return str(value).removesuffix(" 00:00:00")
     if (
@@ -247,7 +250,8 @@ def as_array(ids: Any) -> np.ndarray:
         ids = ids.to_pylist()
     elif library == "polars":
         # As an array, integers with gaps would be rounded to floats.
-        exact = ids.dtype.is_integer() and not ids.null_count()
+        is_narrow = ids.dtype.is_integer() and "128" not in str(ids.dtype)
+        exact = is_narrow and not ids.null_count()
         ids = ids.to_numpy() if exact else ids.to_list()
     elif isinstance(ids, np.ma.MaskedArray):
         ids = ids.tolist()
