@@ -1,20 +1,13 @@
 """Targets of frames, histories, matrices and settings, with brute force.
 
-    python -m tests.fuzz.frame_targets --inputs=100000 --seed=1
-
-A target makes one input from a `random.Random` and returns "read" or "refused".
-It raises if the result differs from the reference, and for every exception
-except a `VaecfError` of one line.
+A target makes one input and returns "read" or "refused"; see `harness`.
 """
 
-import argparse
 import collections
 import datetime
 import decimal
 import itertools
 import random
-import sys
-import traceback
 import uuid
 import warnings
 
@@ -85,7 +78,7 @@ def as_column(rng: random.Random, values: list):
     return series.astype(rng.choice(choices))
 
 
-def table(rng: random.Random) -> str:
+def table(rng: random.Random, folder=None) -> str:
     """The same pairs in a random form, for `fit` and for `recommend`."""
     users, items = make_ids(rng), make_ids(rng)
     pairs = [
@@ -167,7 +160,7 @@ def python(value):
 # --- Matrices ---------------------------------------------------------------
 
 
-def matrix(rng: random.Random) -> str:
+def matrix(rng: random.Random, folder=None) -> str:
     """CSR, CSC and COO arrays, possibly damaged, against a loop in Python."""
     kind = rng.choice(["csr", "csc", "coo"])
     shape = rng.randint(1, 6), rng.randint(1, 6)
@@ -273,7 +266,7 @@ def anything(rng: random.Random, depth: int = 0):
         return some
 
 
-def junk(rng: random.Random) -> str:
+def junk(rng: random.Random, folder=None) -> str:
     """Anything in the place of histories, ids and settings."""
     state = rng.getstate()
 
@@ -297,32 +290,4 @@ def junk(rng: random.Random) -> str:
             outcomes.add("read")
         except VaecfError as error:
             outcomes.add(refused(error))
-    return max(outcomes)
-
-
-def fuzz(rng: random.Random) -> str:
-    """Runs one of the targets."""
-    return rng.choice([table, matrix, junk])(rng)
-
-
-def main() -> int:
-    """Runs the inputs, and prints the seed and traceback of every fault."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--inputs", type=int, default=10_000)
-    parser.add_argument("--seed", default="0", help="N, or N:number of a fault")
-    flags = parser.parse_args()
-    outcomes = collections.Counter()
-    for number in range(1 if ":" in flags.seed else flags.inputs):
-        seed = flags.seed if ":" in flags.seed else f"{flags.seed}:{number}"
-        try:
-            outcomes[fuzz(random.Random(seed))] += 1
-        except Exception:
-            outcomes["fault"] += 1
-            print(f"fault: --seed={seed}")
-            traceback.print_exc(limit=-4, file=sys.stdout)
-    print(dict(outcomes))
-    return int(outcomes["fault"] > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return min(outcomes)

@@ -35,6 +35,9 @@ TARGETS = {
     "structure": ("damage", "structure"),
     "model": ("damage", "model"),
     "resume": ("damage", "resume"),
+    "frames": ("frame_targets", "table"),
+    "matrices": ("frame_targets", "matrix"),
+    "junk": ("frame_targets", "junk"),
 }
 _PER_PROCESS = 5_000
 

@@ -1,6 +1,7 @@
 """Scoring of files, compared with `Recommender.recommend`."""
 
 import dataclasses
+import datetime
 import gzip
 
 import numpy as np
@@ -183,6 +184,18 @@ def test_users_of_a_parquet_file_keep_their_type(shop, tmp_path, users):
     _, lists = score(shop, tmp_path / "h.parquet", k=1)
     assert lists["user"].dtype == users.dtype
     assert lists["user"].to_list() == users.to_list()
+
+
+def test_dates_and_booleans_of_a_parquet_file_come_back_as_texts(
+    shop, tmp_path
+):
+    noon = datetime.datetime(2024, 2, 29, 12)
+    for users in ([True, False], [noon.date()], [noon, noon.replace(hour=0)]):
+        frame = pl.DataFrame({"user": users, "item": ["sku-01"] * len(users)})
+        frame.write_parquet(tmp_path / "h.parquet")
+        _, lists = score(shop, tmp_path / "h.parquet", k=1)
+        texts = [str(user).removesuffix(" 00:00:00") for user in users]
+        assert lists["user"].to_list() == texts
 
 
 def test_a_text_whose_ids_turn_to_letters_late(shop, tmp_path):

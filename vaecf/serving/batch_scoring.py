@@ -28,7 +28,7 @@ from vaecf.data.readers import (
 )
 from vaecf.errors import VaecfError
 from vaecf.evaluation.ranking import RankedLists
-from vaecf.serving.histories import all_unknown
+from vaecf.serving.histories import all_unknown, allowed_items
 from vaecf.serving.trained_model import TrainedModel, load
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def score_file(
     k = min(k, len(model.items))
     size = min(_USERS_PER_PARTITION, max(1, _ROWS_PER_PARTITION // k))
     ranker = model.ranker(k, exclude_seen)
-    allowed = _allowed(model.items, allow_items, deny_items)
+    allowed = allowed_items(model.items, allow_items, deny_items)
     written = done = 0
     with (
         workdir_lib.atomic_file(output) as target,
@@ -171,35 +171,6 @@ def _check_output(output: pathlib.Path, histories: pathlib.Path) -> None:
             f"output={output}: the file is Parquet or CSV: use the suffix "
             ".parquet or .csv"
         )
-
-
-def _allowed(
-    items: IdTable, allow: Iterable[Any] | None, deny: Iterable[Any] | None
-) -> np.ndarray | None:
-    """Returns the items that may be recommended, bool [items]; None for all."""
-    if allow is None and deny is None:
-        return None
-    mask = np.full(len(items), allow is None)
-    for name, ids, value in (("allow", allow, True), ("deny", deny, False)):
-        if ids is None:
-            continue
-        known = _find(items, list(ids))
-        if not (known >= 0).any():
-            raise VaecfError(
-                f"{name}_items: the model knows none of these items"
-            )
-        mask[known[known >= 0]] = value
-    return mask
-
-
-def _find(items: IdTable, ids: list[Any]) -> np.ndarray:
-    """Returns the indices of ids; the text 12.0 finds 12 if it is no id."""
-    found = items.index_of(ids)
-    unknown = np.flatnonzero(found < 0)
-    if len(unknown):
-        texts = [re.sub(WHOLE_FLOAT, r"\1", str(ids[i])) for i in unknown]
-        found[unknown] = items.index_of(texts)
-    return found
 
 
 class _Partitions(NamedTuple):
@@ -283,7 +254,10 @@ class _Users:
 
         ids = pl.Series(list(self._number), dtype=pl.String)
         if dtype is not None or not len(ids):
-            return ids.cast(dtype or pl.String)
+            # Dates and booleans come back as the texts of `id_table.text_of`.
+            is_number = dtype is not None and dtype.is_numeric()
+            is_kept = is_number or dtype in (pl.Categorical, pl.Enum)
+            return ids.cast(dtype if is_kept else pl.String)
         if not ids.str.contains(CANONICAL_INTEGER).all():
             if self._mixed:
                 raise VaecfError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,8 @@ from vaecf.data import frames
 from vaecf.data.id_table import IdTable, as_array
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError, listed, short
+
+_logger = logging.getLogger("vaecf")
 
 
 def as_histories(
@@ -58,3 +61,29 @@ def all_unknown(
         f"{listed(map(short, examples))}; it knows items such as "
         f"{listed(map(short, items.ids[:3].tolist()))}"
     )
+
+
+def allowed_items(
+    items: IdTable, allow: Any | None, deny: Any | None
+) -> np.ndarray | None:
+    """Returns the items that may be recommended, bool [items]; None for all."""
+    if allow is None and deny is None:
+        return None
+    mask = np.full(len(items), allow is None)
+    if allow is not None:
+        mask[_known(items, allow, "allow_items")] = True
+    if deny is not None:
+        mask[_known(items, deny, "deny_items")] = False
+    return mask
+
+
+def _known(items: IdTable, ids: Any, name: str) -> np.ndarray:
+    """Returns the indices of the items that the model knows."""
+    given = frames.id_list(ids, f"{name}=")
+    index = items.index_of(given)
+    unknown = int((index < 0).sum())
+    if unknown and unknown == len(index) and name == "allow_items":
+        raise all_unknown(unknown, given[:3], name, items)
+    if unknown:
+        _logger.warning("ignored %d unknown items of %s", unknown, name)
+    return index[index >= 0]

@@ -16,13 +16,12 @@ from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data import prepare
-from vaecf.data.frames import id_list
-from vaecf.data.id_table import IdTable, is_integer
+from vaecf.data.id_table import is_integer
 from vaecf.errors import VaecfError, did_you_mean, short
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.evaluation.ranking import DIVERGED
 from vaecf.serving import keywords
-from vaecf.serving.histories import all_unknown, as_histories
+from vaecf.serving.histories import allowed_items, as_histories
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
 from vaecf.training import loop
 from vaecf.training.checkpoints import no_root_handler
@@ -315,7 +314,7 @@ class Recommender:
         if unknown:
             _logger.warning("ignored %d unknown items of histories", unknown)
         ranker = model.ranker(min(k, len(model.items)), exclude_seen)
-        allowed = _allowed(model.items, allow_items, deny_items)
+        allowed = allowed_items(model.items, allow_items, deny_items)
         blocks = ranker.blocks(
             model.scorer_params,
             matrix.indptr,
@@ -407,29 +406,3 @@ def _path(name: str, value: Any) -> pathlib.Path:
     if not is_path or "\0" in str(value):
         raise VaecfError(f"{name}={short(value)}: pass the path of a directory")
     return pathlib.Path(os.path.expanduser(value))
-
-
-def _allowed(
-    items: IdTable, allow: Iterable[Any] | None, deny: Iterable[Any] | None
-) -> np.ndarray | None:
-    """Returns the items that may be recommended, bool [items]; None for all."""
-    if allow is None and deny is None:
-        return None
-    mask = np.full(len(items), allow is None)
-    if allow is not None:
-        mask[_known(items, allow, "allow_items")] = True
-    if deny is not None:
-        mask[_known(items, deny, "deny_items")] = False
-    return mask
-
-
-def _known(items: IdTable, ids: Iterable[Any], name: str) -> np.ndarray:
-    """Returns the indices of the items that the model knows."""
-    listed = id_list(ids, f"{name}=")
-    index = items.index_of(listed)
-    unknown = int((index < 0).sum())
-    if unknown and unknown == len(index) and name == "allow_items":
-        raise all_unknown(unknown, listed[:3], name, items)
-    if unknown:
-        _logger.warning("ignored %d unknown items of %s", unknown, name)
-    return index[index >= 0]
