@@ -87,6 +87,11 @@ def test_integer_items_by_number_text_and_float():
     assert got == ([0, 1, 2, 3], [{30, 10}, {20, 10}, {30}, set()], 2)
 
 
+def test_a_list_is_no_column_name():
+    with refuses(r"item_column=\['item'\]: name one column"):
+        ask(pd.DataFrame(PAIRS), item_column=["item"])
+
+
 def test_unknown_items_are_counted_each_time():
     assert ask({"x": ["a", "q", "q"], "y": ["p"]}) == (
         ["x", "y"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,9 @@ def read_rows(source: Any, columns: Columns, what: str) -> Rows:
     """
     import pandas as pd
 
+    for role, name in columns.items():
+        if not isinstance(name, Hashable):
+            raise VaecfError(f"{role}_column={short(name)}: name one column")
     if len(set(columns.values())) < len(columns):
         raise VaecfError(f"{what}: one column cannot be two things ({columns})")
     if isinstance(source, Mapping):
