@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vaecf.data import id_table
-from vaecf.data.layouts import Columns, polars_errors
+from vaecf.data.file_settings import Columns
+from vaecf.data.layouts import polars_errors
 from vaecf.data.row_batches import BATCH_ROWS, Batch
 from vaecf.errors import VaecfError, did_you_mean, listed, short
 
