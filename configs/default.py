@@ -25,4 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
                 if value is None:
                     # A placeholder has the type that None lacks.
                     section[key] = config_dict.placeholder(int)
-    return ml_collections.ConfigDict(values)
+    # A misspelt key of a config file is an error in its line.
+    return ml_collections.ConfigDict(values).lock()

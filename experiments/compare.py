@@ -36,17 +36,17 @@ _RESAMPLES = flags.DEFINE_integer(
     "resamples", 10_000, "Number of bootstrap resamples.", lower_bound=100
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.")
-_JSON = flags.DEFINE_string("json", None, "JSON file to write all numbers to.")
+_JSON = cli.define_path("json", None, "JSON file to write all numbers to.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Compares the runs and prints the tables."""
-    from vaecf import workdir
+    from vaecf import files
     from vaecf.evaluation import compare
     from vaecf.reporting import tables
 
     compared = compare.compare(
-        [pathlib.Path(run) for run in argv[1:]],
+        [files.user_path(run) for run in argv[1:]],
         metric=_METRIC.value,
         reference=_REFERENCE.value,
         baselines=_BASELINES.value,
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         seed=_SEED.value,
     )
     if _JSON.value:
-        workdir.write_json(pathlib.Path(_JSON.value), compared)
+        files.write_json(pathlib.Path(_JSON.value), compared)
     cli.log(tables.comparison_table(compared))
 
 

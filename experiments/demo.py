@@ -21,7 +21,7 @@ from vaecf import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Directory of the demo.")
+_WORKDIR = cli.define_path("workdir", "runs/demo", "Directory of the demo.")
 _EPOCHS = flags.DEFINE_integer("epochs", None, "Epochs (the config's).")
 
 

@@ -4,7 +4,8 @@
         --config.data.dir=data/ml-1m --workdir=runs/ml1m --train --test
 
 Without --config the config is that of NVIDIA's recipe (configs/ml20m.py) or, if
-there is nothing to train, that of the run in --workdir.
+there is nothing to train, that of the run in --workdir. The recipe's data
+directory is /data; if that holds no dataset, data/ml-20m.
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
 cli.define_config(_ROOT / "configs" / "ml20m.py")
 main_flags.define()
-for _module in (cli, main_flags):
-    flags.adopt_module_key_flags(_module)  # for --help
+flags.adopt_module_key_flags(main_flags)  # for --help
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the flags and calls `experiment.run`."""
     del argv
     config, workdir, actions = main_flags.parse(flags.FLAGS)
-    experiment.run(config, workdir, actions, log=cli.log)
+    if workdir is None:
+        experiment.benchmark_untrained(config, actions, log=cli.log)
+    else:
+        experiment.run(config, workdir, actions, log=cli.log)
 
 
 if __name__ == "__main__":

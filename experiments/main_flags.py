@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import secrets
+import time
 from typing import Any
 
 from absl import flags
@@ -11,8 +13,10 @@ from vaecf import cli, experiment
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
+from vaecf.data import dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation.baselines import BASELINES
+from vaecf.parallel import processes
 
 # Flag of the recipe -> setting. The recipe's defaults are those of
 # configs/ml20m.py, which main.py uses without --config.
@@ -61,14 +65,15 @@ _DEFINE = {
 _SWITCHES = {
     "train": "Train, or resume training.",
     "test": "Evaluate the best checkpoint.",
-    "inference_benchmark": "Measure query latency.",
+    "inference_benchmark": "Measure query latency; without a directory, of an "
+    "untrained model.",
     "baselines_tuned": "Tune the baselines on the validation users.",
     "trace": "Profile steps into <workdir>/trace.",
     "amp": "Sets config.precision.policy to amp.",
     "xla": "No effect: XLA is always on here.",
 }
 _PATHS = {
-    "workdir": "Directory of the run.",
+    "workdir": "Directory of the run; default: a new one in runs/.",
     "checkpoint_dir": "The same as --workdir.",
     "per_user": "Parquet or .csv file for the test users' metrics.",
     "log_path": "JSON log in the recipe's format.",
@@ -81,7 +86,7 @@ def define() -> None:
     for name, about in _SWITCHES.items():
         flags.DEFINE_bool(name, False, about)
     for name, about in _PATHS.items():
-        flags.DEFINE_string(name, None, about)
+        cli.define_path(name, None, about)
     about = "Evaluate baselines: all of them without a value, or a list."
     cli.define_list_switch("baselines", tuple(BASELINES), about)
     about = "Batch sizes of --inference_benchmark."
@@ -91,43 +96,65 @@ def define() -> None:
     for flag, (name, key) in _BASELINE_SETTINGS.items():
         setting = BASELINES[name].settings[key]
         _DEFINE[type(setting.default)](flag, setting.default, setting.meaning)
+    from configs import ml20m
+
+    recipe = config_lib.flatten(ml20m.get_config().to_dict())
+    recipe["data.dir"] = f"{dataset.RECIPE_DATA_DIR}, else {recipe['data.dir']}"
     for flag, key in _RECIPE.items():
         setting = config_lib.settings()[key]
-        meaning = setting.metadata["meaning"]
-        _DEFINE[type(setting.default)](flag, None, f"{meaning} (config.{key})")
+        about = (
+            f"{setting.metadata['meaning']} (config.{key}; default without "
+            f"--config: {recipe[key]})"
+        )
+        _DEFINE[type(setting.default)](flag, None, about)
     cli.define_processes()
 
 
 def parse(
     values: flags.FlagValues,
-) -> tuple[Config, pathlib.Path, experiment.Actions]:
+) -> tuple[Config, pathlib.Path | None, experiment.Actions]:
     """Returns the arguments of `experiment.run`.
 
-    Without --train and --config the config is that of the run in --workdir.
+    Without --train and --config the config is that of the run in --workdir. The
+    directory is None to measure an untrained model.
 
     Raises:
       VaecfError: flags contradict each other, or the config is not valid.
     """
     _check(values)
     directory = values["workdir"].value or values["checkpoint_dir"].value
-    workdir = pathlib.Path(directory)
+    workdir = pathlib.Path(directory) if directory else None
     flag = values["config"]
     config = flag.value
+    given = {name: (key, values[name].value) for name, key in _RECIPE.items()}
+    given["amp"] = "precision.policy", "amp" if values["amp"].value else None
+    is_run = workdir is not None and (workdir / workdir_lib.CONFIG).exists()
     if not (values["train"].value or flag.present):
-        if (workdir / workdir_lib.CONFIG).exists():
+        if workdir is not None and is_run:
             with config.unlocked():
                 config.update(workdir_lib.read_config(workdir).to_dict())
         config.update_from_flattened_dict(flag.override_values)
-    changes = {
-        key: values[name].value
-        for name, key in _RECIPE.items()
-        if values[name].value is not None
-    }
-    if values["amp"].value:
-        changes["precision.policy"] = "amp"
-    config.update_from_flattened_dict(changes)
-    made = config_lib.from_mapping(config)
+    if not flag.present and (values["train"].value or not is_run):
+        is_given = (
+            values["data_dir"].value or "data.dir" in flag.override_values
+        )
+        if not is_given and dataset.holds_dataset(dataset.RECIPE_DATA_DIR):
+            given["data_dir"] = "data.dir", dataset.RECIPE_DATA_DIR
+    made = cli.make_config(given)
+    if workdir is None and values["train"].value:
+        workdir = _new_workdir(made)
     return made, workdir, _actions(values, made)
+
+
+def _new_workdir(config: Config) -> pathlib.Path:
+    """Returns a directory name in runs/ that is the same in all processes."""
+    now = float(time.strftime("%Y%m%d%H%M%S"))
+    now, mark = processes.from_lead([now, secrets.randbelow(2**16)])
+    name = f"{config.title}-{now:.0f}-{int(mark):04x}"
+    workdir = pathlib.Path("runs") / name
+    if processes.is_lead():
+        cli.log(f"no directory was given: training in {workdir}")
+    return workdir
 
 
 def _check(values: flags.FlagValues) -> None:
@@ -136,9 +163,23 @@ def _check(values: flags.FlagValues) -> None:
         raise VaecfError(
             "nothing to do: give --train, --test or --inference_benchmark"
         )
-    if bool(values["workdir"].value) == bool(values["checkpoint_dir"].value):
+    given = [values[name].value for name in ("workdir", "checkpoint_dir")]
+    if "" in given:
         raise VaecfError(
-            "give the run one directory, such as --workdir=runs/first"
+            "--workdir= is empty: give the run one directory, or leave the "
+            "flag out"
+        )
+    if all(given):
+        raise VaecfError(
+            "--workdir and --checkpoint_dir are the same: give the run one "
+            "directory"
+        )
+    # A new model can be trained or timed, but it has nothing to test.
+    only_test = values["test"].value and not values["train"].value
+    if only_test and not any(given):
+        raise VaecfError(
+            "--test needs the directory of a trained run, such as "
+            "--workdir=runs/first"
         )
     for name, other in _NEEDS.items():
         given = values[name].value and values[name].present
@@ -171,9 +212,14 @@ def _actions(values: flags.FlagValues, config: Config) -> experiment.Actions:
     if values["inference_benchmark"].value:
         sizes = values["inference_batch_sizes"].value
         given["inference_batch_sizes"] = tuple(map(int, sizes))
-    # The recipe's flags, as in its args.json, and our own.
+    # The recipe's flags with their values in the config, as in its args.json,
+    # then all other flags, then the overrides of the config.
     flat = config.flat()
     arguments = {name: flat[key] for name, key in _RECIPE.items()}
-    for name in (*_SWITCHES, *_PATHS, "top_results"):
-        arguments[name] = values[name].value
+    for own in values.flags_by_module_dict()[__name__]:
+        arguments.setdefault(own.name, own.value)
+    flag = values["config"]
+    arguments["config"] = flag.config_filename
+    for key, value in flag.override_values.items():
+        arguments[f"config.{key}"] = value
     return experiment.Actions(**given, settings=settings, arguments=arguments)

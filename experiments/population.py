@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import ast
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,14 +23,12 @@ from typing import Any
 from absl import flags
 
 from vaecf import cli
-from vaecf import config as config_lib
 from vaecf.errors import VaecfError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
-_CONFIG = cli.define_config(_ROOT / "configs" / "ml1m.py")
-flags.adopt_module_key_flags(cli)  # for --help
-_WORKDIR = flags.DEFINE_string("workdir", None, "The population's directory.")
+cli.define_config(_ROOT / "configs" / "ml1m.py")
+_WORKDIR = cli.define_path("workdir", None, "The population's directory.")
 flags.mark_flag_as_required("workdir")
 _MEMBERS = flags.DEFINE_multi_string(
     "members", [], "A setting and its values; may be repeated for a grid."
@@ -42,18 +39,17 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Sets --config.data.dir.")
 def main(argv: Sequence[str]) -> None:
     """Trains the members and prints how to test the best one."""
     del argv
+    from vaecf.reporting import commands
     from vaecf.tuning import population
 
-    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-    if _DATA_DIR.value is not None:
-        config.data.dir = _DATA_DIR.value
+    workdir = pathlib.Path(_WORKDIR.value)
+    base = cli.make_config({"data_dir": ("data.dir", _DATA_DIR.value)})
     values: dict[str, list[Any]] = {}
     for key, found in map(_parse, _MEMBERS.value):
         values.setdefault(key, []).extend(found)
-    base = config_lib.from_mapping(config)
     rows = population.train_grid(values, base, workdir, log=cli.log)
-    path = shlex.quote(str(workdir / rows[0]["member"]))
-    cli.log(f"\npython experiments/main.py --workdir={path} --test")
+    best = {"workdir": workdir / rows[0]["member"], "test": True}
+    cli.log(f"\n{commands.command_line('main.py', best)}")
 
 
 def _parse(text: str) -> tuple[str, list[Any]]:

@@ -5,12 +5,12 @@
         --ratings=ml-1m/ratings.dat --protocol=paper --held_out_users=500
     python experiments/prepare_dataset.py --ratings=shop.csv \\
         --user_column=customer --item_column=sku --output=data/shop
-    python experiments/prepare_dataset.py --data_dir=/data --seed=0
+    python experiments/prepare_dataset.py
     python experiments/prepare_dataset.py --verify=data/ml-20m
 
-The last command but one is the recipe's: it reads
-ml-20m/extracted/ml-20m/ratings.csv and writes ml-20m/preprocessed. The last
-one compares the files of a dataset with their digests.
+The last but one is the recipe's: in --data_dir, by default /data, it reads
+ml-20m/extracted/ml-20m/ratings.csv and writes ml-20m/preprocessed, unless that
+holds a dataset. The last one compares files with their digests.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from absl import flags
 from vaecf import cli
 from vaecf.data import catalog, dataset, prepare
 from vaecf.data.file_settings import FileSettings
+from vaecf.reporting import commands
 
 _TEXT, _INT = flags.DEFINE_string, flags.DEFINE_integer
 for _name, _define, _help in (
     ("verify", _TEXT, "Only check the files of this dataset."),
     ("dataset", _TEXT, "Known dataset, such as ml-20m, or synthetic."),
-    ("ratings", _TEXT, "Ratings: a file, a folder or a pattern (*.csv)."),
-    ("data_dir", _TEXT, "Folder laid out as the recipe's (its /data)."),
-    ("output", _TEXT, "Directory to write (data/<name>)."),
-    ("name", _TEXT, "Name of the data (the dataset's, or the file's)."),
-    ("cache_dir", _TEXT, "Directory for downloads."),
-    ("protocol", _TEXT, "paper, recipe or vaecf (the dataset's, or vaecf)."),
-    ("held_out_users", _INT, "Validation users, and as many test users."),
-    ("min_items_per_user", _INT, "Items that a user needs (5)."),
-    ("min_users_per_item", _INT, "Users that an item needs (0)."),
-    ("seed", _INT, "Seed of the split (98765 for paper, else 0)."),
+    ("ratings", _TEXT, "Ratings: file, folder, or a pattern such as *.csv."),
+    ("data_dir", _TEXT, "Folder laid out as the recipe's; default: /data."),
+    ("output", _TEXT, "Directory to write; default: data/<name>."),
+    ("name", _TEXT, "Name of the data; default: the dataset's or file's."),
+    ("cache_dir", _TEXT, "Directory for downloads; default: $VAECF_CACHE."),
+    ("protocol", _TEXT, "paper, recipe or vaecf; default: the dataset's."),
+    ("held_out_users", _INT, "Validation and test users each; default: 1/10."),
+    ("min_items_per_user", _INT, "Items that a user needs; default: 5."),
+    ("min_users_per_item", _INT, "Users that an item needs; default: 0."),
+    ("seed", _INT, "Seed of the split; default: 98765 for paper, else 0."),
 ):
     _define(_name, None, _help)
 cli.define_settings(FileSettings)
@@ -57,16 +58,12 @@ def main(argv: Sequence[str]) -> None:
         dataset.open_dataset(directory, verify=True)
         cli.log(f"{directory}: all files are whole")
         return
-    values = cli.settings_from_flags(prepare.Settings)
-    settings = prepare.Settings(**values)
+    settings = prepare.Settings(**cli.settings_from_flags(prepare.Settings))
     log = lambda line: cli.log(cli.with_flags(line))  # noqa: E731
     made = prepare.prepare(settings, log=log)
-    rest = f"--config=configs/{catalog.config_of(made.name)}.py "
-    rest += f"--config.data.dir={made.path} --workdir=runs/{made.name}"
-    if made.name == "ml-20m" and made.protocol == "recipe":
-        rest = f"--data_dir={made.path} --checkpoint_dir=./checkpoints"
-    test = " --test" if made.test.held_out.nnz else ""
-    cli.log(f"next: python experiments/main.py --train{test} {rest}")
+    config, test = catalog.config_of(made.name, made.protocol), made.test
+    then = {"config.data.dir": made.path, "test": bool(test.held_out.nnz)}
+    cli.log(f"next: {commands.training(config, made.name, then)}")
 
 
 if __name__ == "__main__":

@@ -19,22 +19,20 @@ from absl import flags
 from vaecf import cli
 from vaecf.data.file_settings import FileSettings
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a trained run.")
-_HISTORIES = flags.DEFINE_string(
+_WORKDIR = cli.define_path("workdir", None, "Workdir of a trained run.")
+_HISTORIES = cli.define_path(
     "histories", None, "File, folder or pattern with one row per (user, item)."
 )
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Parquet (or .csv) file to write."
-)
+_OUTPUT = cli.define_path("output", None, "Parquet (or .csv) file to write.")
 flags.mark_flags_as_required(["workdir", "histories", "output"])
 _K = flags.DEFINE_integer("k", 10, "Items per user.")
 _SEEN = flags.DEFINE_bool(
     "exclude_seen", True, "Do not recommend items of the history."
 )
-_ALLOW = flags.DEFINE_string(
+_ALLOW = cli.define_path(
     "allow_items", None, "File with one item a line: recommend only these."
 )
-_DENY = flags.DEFINE_string(
+_DENY = cli.define_path(
     "deny_items", None, "File with one item a line: never recommend these."
 )
 cli.define_settings(FileSettings)

@@ -19,18 +19,17 @@ from collections.abc import Sequence
 from absl import flags
 
 from vaecf import cli
-from vaecf import config as config_lib
+from vaecf.errors import VaecfError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
-_CONFIG = cli.define_config(_ROOT / "configs" / "ml1m.py")
-flags.adopt_module_key_flags(cli)  # for --help
-_SPACE = flags.DEFINE_string("space", None, "Python file with get_space().")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's directory.")
+cli.define_config(_ROOT / "configs" / "ml1m.py")
+_SPACE = cli.define_path("space", None, "Python file with get_space().")
+_WORKDIR = cli.define_path("workdir", None, "The sweep's directory.")
 flags.mark_flags_as_required(["space", "workdir"])
 _STUDY = flags.DEFINE_string("study", "sweep", "Name in the storage.")
 _TRIALS = flags.DEFINE_integer("trials", 20, "Trials in all, over all workers.")
-_STORAGE = flags.DEFINE_string("storage", None, ".journal or .log file; URL.")
+_STORAGE = cli.define_path("storage", None, ".journal or .log file; URL.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "Processes on this machine.")
 _AT_ONCE = flags.DEFINE_integer("population", 1, "Trials of a worker at once.")
 _PRUNER = flags.DEFINE_string("pruner", "median", "median, hyperband or none.")
@@ -42,10 +41,13 @@ _KEEP = flags.DEFINE_bool("keep_all", False, "Keep all files of the trials.")
 def main(argv: Sequence[str]) -> None:
     """One call of `sweep.sweep`."""
     del argv
+    from vaecf.reporting import commands
     from vaecf.tuning import space, study, sweep
 
+    if _AFTER.value is not None and _PRUNER.value == "none":
+        raise VaecfError("--prune_after has no effect with --pruner=none")
     plan = study.SweepPlan(
-        base=config_lib.from_mapping(_CONFIG.value),
+        base=cli.make_config({}),
         space=space.load(pathlib.Path(_SPACE.value)),
         workdir=pathlib.Path(_WORKDIR.value),
         study=_STUDY.value,
@@ -60,7 +62,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         sweep.sweep(plan, workers=_WORKERS.value, log=cli.log)
     finally:
-        cli.log_best_command(plan.workdir / "best.json")
+        best = plan.workdir / "best.json"
+        commands.log_best_command(best, cli.config_flag(), log=cli.log)
 
 
 if __name__ == "__main__":

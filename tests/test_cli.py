@@ -177,7 +177,9 @@ def test_a_mistaken_override(run, config, named, override, message):
         ("def get_config(:", r"\S*new\.py, line 1: invalid .*\(SyntaxError\)"),
         ("\nimport nowhere", r"\S*new\.py, line 2: No module named .*\)"),
         ("def get_config():\n    return open('no/x.csv')",
-         r"--config=\S*new\.py, line 2: .*'no/x.csv' \(FileNotFoundError\)"),
+         r"\S*new\.py, line 2: .*'no/x.csv' \(FileNotFoundError\)"),
+        ("def get_config():\n    return missing['size']",
+         r"\S*new\.py, line 2: name 'missing' is not defined \(NameError\)"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("overrides", [(), ("--config.size=3",)])

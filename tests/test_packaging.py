@@ -1,6 +1,8 @@
 """Promises of pyproject.toml, the Makefile, CI and the README."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 
 from oracles import ROOT
@@ -59,3 +61,26 @@ def test_files_and_extras_that_the_readme_names_exist():
         assert (ROOT / name).exists(), name
     extras = re.findall(r"'\.\[(\w+)\]'", text)
     assert set(extras) <= set(EXTRAS)
+
+
+def test_the_image():
+    """CPU and CUDA targets, a pinned base, and a user without rights."""
+    text = (ROOT / "Dockerfile").read_text()
+    stages = dict(re.findall(r"^FROM (\S+) AS (\w+)$", text, re.M))
+    [base] = set(stages) - {"base"}
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-[\w-]+", base)
+    python = base.partition(":")[2].partition("-")[0]
+    assert python in SpecifierSet(PROJECT["requires-python"])
+    targets = re.findall(r"^FROM base AS (\w+)$", text, re.M)
+    assert targets == ["cpu", "cuda"]  # the last one is built by default
+    users = re.findall(r"^USER (\S+)$", text, re.M)
+    assert users and users[-1] == "1000"
+    for name in re.findall(r"'\.\[(\w+)\]'", text):
+        assert name in EXTRAS
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", "data", "runs"} <= {*ignored}
+    # `make test` needs these.
+    assert not {"tests", "Makefile", "docs", "configs", ".ci"} & {*ignored}
+    if hadolint := shutil.which("hadolint"):
+        done = subprocess.run([hadolint, ROOT / "Dockerfile"], text=True)
+        assert done.returncode == 0

@@ -9,11 +9,10 @@ import logging as python_logging
 import os
 import pathlib
 import re
-import shlex
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -21,6 +20,9 @@ from absl import app, flags, logging
 from vaecf import config as config_lib
 from vaecf import interrupts
 from vaecf.errors import VaecfError
+
+# The flags that functions of this module define belong to their callers.
+flags.disclaim_key_flags()
 
 # What ml_collections raises for keys, values and files that do not fit.
 _CONFIG_ERRORS = (KeyError, AttributeError, TypeError, ValueError, OSError)
@@ -67,7 +69,7 @@ def run(
                 _join_processes()
                 return main(argv)
         except VaecfError as error:
-            return _exit(_fail(with_flags(str(error))))
+            return _exit(_fail(with_flags(_with_line(str(error)))))
         except KeyboardInterrupt as error:
             reason = f": {error}" if str(error) else ""
             print(f"interrupted{reason}", file=sys.stderr)
@@ -98,28 +100,6 @@ def run(
 def log(message: str) -> None:
     """Prints a line on stdout and flushes it."""
     print(message, flush=True)
-
-
-def log_best_command(path: pathlib.Path) -> None:
-    """Adds the command that trains the best trial to a sweep's best.json.
-
-    Nothing happens without the file, that is, before a trial is complete.
-    """
-    if not path.exists():
-        return
-    from vaecf import workdir
-
-    best = workdir.read_json(path)
-    config: Any = flags.FLAGS["config"]  # that of ml_collections
-    changes = {**config.override_values, **best["params"]}
-    words = [f"--config={config.config_filename}"]
-    for key, value in changes.items():
-        value = tuple(value) if isinstance(value, list) else value
-        words.append(f"--config.{key}={value}")
-    words = ["python experiments/main.py", *map(shlex.quote, words)]
-    command = " \\\n    ".join([*words, "--workdir=runs/best --train --test"])
-    workdir.write_json(path, {**best, "command": command})
-    log(f"\n{command}")
 
 
 # --- Several processes ------------------------------------------------------
@@ -254,6 +234,11 @@ def define_config(default: pathlib.Path) -> Any:
     """
     from ml_collections import config_flags
 
+    for i, argument in enumerate(sys.argv):
+        flag, equals, path = argument.partition("=")
+        if flag in ("--config", "-config"):
+            sys.argv[i] = flag + equals + os.path.expanduser(path)
+    config_flags.register_flag_parser_for_type(int, _OptionalInteger())
     about = "Config file; --config.<key>=... changes a key."
     return _in_one_line(
         sys.argv,
@@ -263,8 +248,71 @@ def define_config(default: pathlib.Path) -> Any:
     )
 
 
+class _OptionalInteger(flags.IntegerParser):
+    """Parses None, too; the config says which settings may be None."""
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else super().parse(argument)
+
+
+def make_config(given: Mapping[str, tuple[str, Any]]) -> config_lib.Config:
+    """Returns the settings of --config, its overrides, and other flags.
+
+    `given` maps a flag to the setting that it stands for and its value. None
+    means that the flag is not given.
+
+    Raises:
+      VaecfError: a flag contradicts an override, or a setting is not valid.
+    """
+    flag = config_flag()
+    overrides, changes = flag.override_values, {}
+    for name, (key, value) in given.items():
+        if value is None:
+            continue
+        if overrides.get(key, value) != value:
+            raise VaecfError(
+                f"--{name} and --config.{key}={overrides[key]} contradict each "
+                "other: give one of them"
+            )
+        changes[key] = value
+    _on_command_line.clear()
+    _on_command_line.update(overrides, changes)
+    flag.value.update_from_flattened_dict(changes)
+    return config_lib.from_mapping(flag.value)
+
+
+# Settings that the command line gives, whatever the file of --config says.
+_on_command_line: set[str] = set()
+
+
+def config_flag() -> Any:
+    """Returns the flag of ml_collections; None without --config."""
+    return flags.FLAGS._flags().get("config")
+
+
+def _with_line(message: str) -> str:
+    """Adds 'FILE, line N: ' if the file of --config sets the message's key."""
+    flag = config_flag()
+    found = re.match(r"config\.((?:\w+\.)*(\w+))", message)
+    if found is None or flag is None or not flag.present:
+        return message
+    if found[1] in _on_command_line:
+        return message
+    path = pathlib.Path(flag.config_filename)
+    assignment = re.compile(rf"\b{found[2]}\b[\"']?\]?\s*[=:](?!=)")
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if assignment.search(line):
+            return f"{path}, line {number}: {message}"
+    return message
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
-    return _in_one_line(argv, lambda: flags.FLAGS(list(argv)))
+    words = ["--help" if word == "-h" else word for word in argv]
+    try:
+        return _in_one_line(argv, lambda: flags.FLAGS(words))
+    except SystemExit as exit:
+        # absl's --help exits with status 1.
+        sys.exit(0 if exit.code == 1 else exit.code)
 
 
 def _in_one_line(argv: Sequence[str], parse: Callable[[], Any]) -> Any:
@@ -272,7 +320,8 @@ def _in_one_line(argv: Sequence[str], parse: Callable[[], Any]) -> Any:
     try:
         return parse()
     except flags.Error as error:
-        sys.exit(_fail(" ".join(str(error).split())))
+        mistake = _config_file_mistake(error)
+        sys.exit(_fail(mistake or " ".join(str(error).split())))
     except Exception as error:
         if mistake := _config_file_mistake(error):
             sys.exit(_fail(mistake))
@@ -297,7 +346,8 @@ def _config_file_mistake(error: Exception) -> str:
         if places:
             path, line = places[-1]
             kind = type(cause).__name__
-            return f"--config={path}, line {line}: {reason} ({kind})"
+            reason = _no_such_key(str(reason), "Key") or reason
+            return f"{path}, line {line}: {reason} ({kind})"
         cause = cause.__cause__ or cause.__context__
     text = str(error)
     if f"Failed loading config file {_CONFIG_MODULE}" not in text:
@@ -316,9 +366,15 @@ def _override_mistake(text: str, argv: Sequence[str]) -> str:
         return " ".join(text.split())
     names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:]]
     name = next((n for n in names if key[1] in n.split(".")), "config")
+    return f"--{name}: {_no_such_key(text)}"
+
+
+def _no_such_key(text: str, before: str = "") -> str:
+    """Returns what ml_collections says of a missing key, in our words."""
+    key = re.search(rf"{before}[ '\"]*['\"](\w+)['\"]", text)
     near = re.search(r'Did you mean "(\w+)"', text)
     hint = f"; did you mean {near[1]}?" if near else ""
-    return f"--{name}: the config has no key {key[1]!r}{hint}"
+    return f"the config has no key {key[1]!r}{hint}" if key else ""
 
 
 # --- Flags of a dataclass ---------------------------------------------------
@@ -350,7 +406,17 @@ def settings_from_flags(settings: type) -> dict[str, Any]:
     return {name: flags.FLAGS[name].value for name in fields}
 
 
-# --- A flag for a list of choices -------------------------------------------
+# --- Flags for paths and lists of choices -----------------------------------
+
+
+class _Path(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+def define_path(name: str, default: str | None, help_text: str) -> Any:
+    """Defines a flag for a path; '~' stands for the home directory."""
+    return flags.DEFINE(_Path(), name, default, help_text)
 
 
 class _ListSwitch(flags.ListParser):

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -19,12 +19,14 @@ from vaecf.errors import VaecfError
 from vaecf.evaluation import baselines, evaluator, metrics, per_user
 from vaecf.evaluation.baselines import ORACLE
 from vaecf.evaluation.evaluator import Evaluator
+from vaecf.models import registry
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import recipe_log, report, tables, writers
 from vaecf.serving import latency, samples
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
 from vaecf.training import loop, optimizers, precision
+from vaecf.training import state as state_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +110,48 @@ def run(
             with unlimited if actions.baselines else run.within("the test"):
                 _test(run, model)
         if actions.inference_batch_sizes:
-            _measure_latency(run, model)
+            run.results["inference"] = _measure_latency(actions, model, run.log)
+            _note_precision(run, "inference")
         _report(run, model)
     return run.results
+
+
+def benchmark_untrained(
+    config: Config, actions: Actions, *, log: Callable[[str], None] = print
+) -> dict[str, float]:
+    """Measures the latency of a new model of the configured shape.
+
+    There is no workdir: only `log_path` and `results_dir` are written. Returns
+    the figures of `latency.measure`.
+
+    Raises:
+      VaecfError: the input is bad.
+    """
+    _check(config, None, actions)
+    dataset = find_dataset(config.data.dir)
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+    setup = state_lib.make_setup(config, dataset.n_items, mesh)
+    writer = _open_outputs(config, actions, mesh)
+    params = state_lib.scoring_params(
+        setup, state_lib.init_state(setup, config.seed)
+    )
+    module = registry.make_model(
+        config.model,
+        precision.policy(config.precision.policy),
+        dataset.n_items,
+        mesh.shape[mesh_lib.ITEM],
+    )
+    model = TrainedModel(
+        *(config, dataset.manifest, dataset.items, module, mesh, params),
+        *(pathlib.Path(), {}),
+    )
+    log(
+        f"no trained model was given: this is an untrained {config.model.name} "
+        f"of {dataset.n_items:,} items"
+    )
+    figures = _measure_latency(actions, model, log)
+    _write_recipe_files(writer, actions, config, {"inference": figures}, [])
+    return figures
 
 
 # --- Start ------------------------------------------------------------------
@@ -148,11 +189,7 @@ def _opened(
                 )
                 if (path := actions.per_user) is not None:
                     workdir_lib.make_folder(path.parent, f"per_user={path}")
-                if (path := actions.results_dir) is not None:
-                    workdir_lib.make_folder(path, f"results_dir={path}")
-                if actions.log_path is not None:
-                    recipe_writer = recipe_log.RecipeLogWriter(actions.log_path)
-                    recipe_writer.parameters(actions.arguments)
+                recipe_writer = _open_outputs(config, actions, mesh)
         with within("opening the workdir"), processes.agreement():
             processes.require_shared_directory(workdir)
         path = workdir / workdir_lib.RESULTS
@@ -166,14 +203,32 @@ def _opened(
         )
 
 
-def _check(config: Config, workdir: pathlib.Path, actions: Actions) -> None:
+def _open_outputs(
+    config: Config, actions: Actions, mesh: Mesh
+) -> recipe_log.RecipeLogWriter | None:
+    """Prepares `results_dir` and returns the writer of `log_path`."""
+    if (path := actions.results_dir) is not None:
+        workdir_lib.make_folder(path, f"results_dir={path}")
+    if actions.log_path is None:
+        return None
+    writer = recipe_log.RecipeLogWriter(actions.log_path)
+    users_at_once = config.train.batch_size // mesh.shape[mesh_lib.DATA]
+    sizes = {"world_size": mesh.size, "local_batch_size": users_at_once}
+    writer.parameters({**actions.arguments, **sizes})
+    return writer
+
+
+def _check(
+    config: Config, workdir: pathlib.Path | None, actions: Actions
+) -> None:
     """Raises for input that is bad whatever the dataset is."""
     for name in (*actions.baselines, *actions.settings):
         baselines.settings(name, actions.settings.get(name))
     for name in (*config.eval.metrics, config.eval.best_metric):
         metrics.parse(name)
     optimizers.require_known(config.optimizer.name)
-    if not actions.train and not (workdir / workdir_lib.CONFIG).exists():
+    is_known = workdir is None or (workdir / workdir_lib.CONFIG).exists()
+    if not actions.train and not is_known:
         raise VaecfError(
             f"workdir {workdir} holds no trained model: train first"
         )
@@ -228,11 +283,14 @@ def _train(run: _Run) -> None:
         if processes.is_lead():
             (run.workdir / workdir_lib.PER_USER).unlink(missing_ok=True)
     run.results["train"] = summary
+    elapsed = time.perf_counter() - began
+    if run.recipe_log is not None:
+        run.recipe_log.elapsed_seconds = elapsed
     if summary["users_per_second"] is not None:
         run.log(
             f"trained {summary['epochs']} epochs in {summary['seconds']:.1f} s "
             f"of steps ({summary['users_per_second']:,.0f} users/s); this call "
-            f"took {time.perf_counter() - began:.1f} s with validations, "
+            f"took {elapsed:.1f} s with validations, "
             f"checkpoints and {summary['compile_seconds']:.1f} s of "
             f"compilation; best epoch {summary['best_epoch']}"
         )
@@ -251,7 +309,17 @@ def _validate(run: _Run, model: TrainedModel) -> TrainedModel:
         run.results["validation"] = run.validation(
             model.ranker(run.validation.depth), model.scorer_params
         ).summary
+    _note_precision(run, "validation")
     return model
+
+
+def _note_precision(run: _Run, part: str) -> None:
+    """Notes with which precision a part of the results was measured.
+
+    A test may use another precision than the training did.
+    """
+    policy = precision.policy(run.config.precision.policy).name
+    run.results.setdefault("precision", {})[part] = policy
 
 
 def _test(run: _Run, model: TrainedModel) -> None:
@@ -261,6 +329,7 @@ def _test(run: _Run, model: TrainedModel) -> None:
         results.pop(key, None)  # an earlier test may have had other metrics
     evaluation = run.test(model.ranker(run.test.depth), model.scorer_params)
     results["test"] = evaluation.summary
+    _note_precision(run, "test")
     results["users_left_out"] = evaluation.left_out
     metric = run.config.eval.best_metric
     if metric in evaluation.per_user:
@@ -313,16 +382,17 @@ def _test(run: _Run, model: TrainedModel) -> None:
         log(baselines.ORACLE_NOTE)
 
 
-def _measure_latency(run: _Run, model: TrainedModel) -> None:
-    """Sets results['inference']."""
+def _measure_latency(
+    actions: Actions, model: TrainedModel, log: Callable[[str], None]
+) -> dict[str, float]:
     figures: dict[str, float] = {}
-    for batch_size in run.actions.inference_batch_sizes:
+    for batch_size in actions.inference_batch_sizes:
         figures |= latency.measure(
-            model, batch_size=batch_size, k=run.actions.top_results
+            model, batch_size=batch_size, k=actions.top_results
         )
     for name, value in figures.items():
-        run.log(f"{name}: {value:.6g} {latency.unit(name)}")
-    run.results["inference"] = figures
+        log(f"{name}: {value:.6g} {latency.unit(name)}")
+    return figures
 
 
 def _report(run: _Run, model: TrainedModel) -> None:
@@ -357,22 +427,24 @@ def _report(run: _Run, model: TrainedModel) -> None:
             metric=run.config.eval.best_metric,
         )
         run.log(f"\nreport: {report_path}\nresults: {results_path}")
-        _finish_recipe_log(run)
-        if (folder := run.actions.results_dir) is not None:
-            arguments = run.actions.arguments
-            recipe_log.write_statistics(folder, arguments, run.results, records)
+        _write_recipe_files(
+            run.recipe_log, run.actions, run.config, run.results, records
+        )
 
 
-def _finish_recipe_log(run: _Run) -> None:
-    if run.recipe_log is None:
-        return
-    figures = {}
-    if run.actions.inference_batch_sizes:
-        for name, value in run.results["inference"].items():
-            figures[name] = value, latency.unit(name)
-    if run.actions.test:
-        for name, cell in run.results["test"].items():
+def _write_recipe_files(
+    writer: recipe_log.RecipeLogWriter | None,
+    actions: Actions,
+    config: Config,
+    results: Mapping[str, Any],
+    records: Sequence[writers.Record],
+) -> None:
+    """Writes the last line of `log_path`, and the files of `results_dir`."""
+    if writer is not None:
+        measured = results["inference"] if actions.inference_batch_sizes else {}
+        figures = {k: (value, latency.unit(k)) for k, value in measured.items()}
+        for name, cell in results["test"].items() if actions.test else ():
             figures[f"test_{name}"] = cell["mean"], "1"
-    run.recipe_log.final(
-        figures, warm_up_epochs=run.config.train.warm_up_epochs
-    )
+        writer.final(figures, warm_up_epochs=config.train.warm_up_epochs)
+    if (folder := actions.results_dir) is not None:
+        recipe_log.write_statistics(folder, actions.arguments, results, records)

@@ -30,6 +30,20 @@ _UNFINISHED_CHECKPOINT = re.compile(r".+\.orbax-checkpoint-tmp.*")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 
 
+def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns a path that a user gave; '~' is the home directory.
+
+    All other characters, '*', '?' and '[' too, stand for themselves.
+
+    Raises:
+      VaecfError: there is no such home directory.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise VaecfError(f"{path}: {error}; write the whole path") from None
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path whose file replaces `path` at the end.

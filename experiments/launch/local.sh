@@ -4,7 +4,8 @@
 #     experiments/launch/local.sh 2 --config=configs/ml1m.py \
 #         --config.data.dir=data/ml-1m --workdir=runs/ml1m --train --test
 #
-# Process 0 prints to the terminal, process n to <workdir>/process-<n>.log. If
+# Process 0 prints to the terminal, process n to <workdir>/process-<n>.log
+# (<workdir> is that of --workdir or --checkpoint_dir, else this directory). If
 # one process fails, all processes end and the script exits with its status. Use
 # it on CPUs only: one process drives all GPUs of a machine, and several would
 # compete for them.
@@ -26,10 +27,11 @@ shift
 workdir=.
 previous=
 for flag in "$@"; do
-  case $flag in --workdir=*) workdir=${flag#*=} ;; esac
-  case $previous in --workdir) workdir=$flag ;; esac
+  case $flag in --workdir=* | --checkpoint_dir=*) workdir=${flag#*=} ;; esac
+  case $previous in --workdir | --checkpoint_dir) workdir=$flag ;; esac
   previous=$flag
 done
+workdir=${workdir/#\~\//$HOME/}
 mkdir -p "$workdir"
 
 python=${PYTHON:-python}

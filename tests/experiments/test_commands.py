@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from oracles import ROOT
 
-from vaecf.data import catalog, synthetic
+from vaecf.data import catalog, dataset, synthetic
 from vaecf.data.dataset import open_dataset
 from vaecf.workdir import read_json
 
@@ -94,7 +94,7 @@ def test_readme_from_a_csv_to_recommendations(run):
 
 @pytest.mark.slow
 def test_the_recipes_commands(run, monkeypatch):
-    """The recipe's layout of /data after unpacking, with few ratings."""
+    """As its README has them, on /data with few ratings."""
     rng = np.random.default_rng(1)
     rows = [
         (u + 1, i + 1, rng.integers(6, 11) / 2, 1)
@@ -107,23 +107,39 @@ def test_the_recipes_commands(run, monkeypatch):
     frame = pd.DataFrame(rows, columns=columns)
     frame.to_csv(folder / "ratings.csv", index=False)
     entry = catalog.get("ml-20m")
-    entry = dataclasses.replace(entry, counts={"ratings": len(rows)})
+    entry = dataclasses.replace(
+        entry, counts={"ratings": len(rows)}, held_out_users=10
+    )
     monkeypatch.setattr(catalog, "CATALOG", {"ml-20m": entry})
+    monkeypatch.setattr(dataset, "RECIPE_DATA_DIR", str(folder.parents[2]))
 
-    run("prepare_dataset", "--data_dir=data", "--held_out_users=10")
-    common = ("--amp", "--data_dir=data", "--checkpoint_dir=./checkpoints")
-    run("main", "--train", *common, "--epochs=2")
+    assert "prepared before" not in run("prepare_dataset")
+    before = open_dataset("data/ml-20m/preprocessed", verify=True).manifest
+    assert "prepared before" in run("prepare_dataset")
+    assert open_dataset("data/ml-20m/preprocessed").manifest == before
+    common = ("--amp", "--checkpoint_dir", "./checkpoints")
+    run("main", "--train", "--epochs=2", *common)
     config = read_json(pathlib.Path("checkpoints/config.json"))
     assert config["precision"]["policy"] == "amp"
     assert config["train"]["batch_size"] == 24_576
-    out = run("main", "--test", "--inference_benchmark", *common)
+    assert config["data"]["dir"] == "data"
+    out = run("main", "--test", *common)
+    out += run("main", "--inference_benchmark", *common)
     results = read_json(pathlib.Path("checkpoints/results.json"))
     assert results["train"]["precision"] == "bf16"
     assert results["test"]["ndcg@100"]["users"] == 10
     assert "protocol recipe, 10 users" in out
     assert "batch_1_mean_latency: " in out
+    assert "untrained" not in out
+    out = run("main", "--inference_benchmark", "--log_path", "untrained.log")
+    assert "untrained mult_vae of 40 items" in out
+    assert "batch_1_p99_latency" in pathlib.Path("untrained.log").read_text()
+    out = run("main", "--train", "--epochs", "2")
+    (made,) = pathlib.Path("runs").iterdir()
+    assert f"training in {made}" in out and (made / "report.html").exists()
     made = {path.name for path in pathlib.Path().iterdir()}
-    assert made == {"configs", "data", "checkpoints"}
+    made -= {"configs", "data", "checkpoints", "runs", "untrained.log"}
+    assert not made
 
 
 @pytest.mark.slow

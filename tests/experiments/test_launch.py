@@ -158,6 +158,25 @@ def test_sigterm_saves_and_a_killed_process_ends_the_run(
     np.testing.assert_allclose(losses(workdir)[:3], losses(alone), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "form", [["--checkpoint_dir=a b"], ["--workdir", "a b"]]
+)
+def test_the_local_script_logs_into_the_directory_of_the_run(tmp_path, form):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(0o755)
+    done = process(
+        *(LAUNCH / "local.sh", "2", "--train", *form),
+        cwd=tmp_path,
+        PYTHON=str(fake),
+        PORT="1234",
+    )
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "a b" / "process-1.log").read_text()
+    assert "--process_id=1" in text and "--process_id=0" in done.stdout
+    assert {p.name for p in tmp_path.iterdir()} == {"a b", "python"}
+
+
 @pytest.mark.parametrize("arguments", [[], ["--train"], ["0"]])
 def test_the_local_script_prints_its_usage(arguments):
     done = process(LAUNCH / "local.sh", *arguments)

@@ -6,17 +6,13 @@ import json
 import math
 import re
 import shutil
-import sys
 
 import numpy as np
 import polars as pl
 import pytest
-from absl import flags
-from oracles import ROOT, ease, ndcg, process, ranked, recall
+from oracles import ease, ndcg, ranked, recall
 
 import vaecf
-from configs import ml20m
-from vaecf import config as config_lib
 from vaecf import experiment
 from vaecf.data.dataset import open_dataset
 from vaecf.evaluation.baselines import BASELINES
@@ -189,12 +185,19 @@ def test_the_recipes_log(trained):
     units = {e["metric"]: e["metadata"]["unit"] for e in declared}
     first, *epochs, final = [e["data"] for e in entries if e["type"] == "LOG"]
     assert first["epochs"] == 3 and first["train"] is True
+    assert (first["world_size"], first["local_batch_size"]) == (1, 50)
     losses_in_log = [e["train_loss"] for e in epochs if "train_loss" in e]
     assert losses_in_log == losses(trained.workdir)
     # The mean leaves out the warm-up epoch.
     speeds = [e["train_throughput"] for e in epochs if "train_throughput" in e]
     mean = final["mean_training_throughput"]
     assert mean == pytest.approx((speeds[1] + speeds[2]) / 2)
+    speeds = [e["inference_throughput"] for e in epochs if "valid_time" in e]
+    assert final["max_inference_throughput"] == max(speeds)
+    seconds = [
+        e.get("train_epoch_time", 0) + e.get("valid_time", 0) for e in epochs
+    ]
+    assert final["total_elapsed_time"] > sum(seconds)
     test = results(trained.workdir)["test"]
     assert final["test_ndcg@100"] == test["ndcg@100"]["mean"]
     assert units["batch_3_mean_throughput"] == "users/s"
@@ -206,6 +209,14 @@ def test_the_recipes_results(trained):
     assert arguments["epochs"] == 3 and arguments["top_results"] == 7
     assert arguments["batch_size_train"] == 50 and arguments["lr"] == 0.001
     assert arguments["results_dir"] == str(folder)
+    # All flags, and the overrides of the config.
+    assert arguments["per_user"] == str(trained.folder / "per_user.parquet")
+    assert arguments["inference_batch_sizes"] == ["1", "3"]
+    assert arguments["baselines"] == list(BASELINES)
+    assert arguments["ease_l2"] == 500 and arguments["num_processes"] is None
+    assert arguments["config"].endswith("synthetic.py")
+    assert arguments["config.model.hidden"] == [12]
+    assert arguments["config.mesh.data"] == 1
     statistics = read_json(folder / "statistics.json")
     assert statistics["results"] == results(trained.workdir)
     assert statistics["history"]["train/loss"] == losses(trained.workdir)
@@ -268,6 +279,12 @@ def test_a_test_with_other_metrics_and_precision(workdir, main, monkeypatch):
     out = main("--test", "--amp", f"--workdir={workdir}", metrics)
     assert policies == ["amp"]
     after = results(workdir)
+    assert set(before["precision"].values()) == {"fp32"}
+    assert after["train"]["precision"] == "fp32"
+    assert after["precision"] == before["precision"] | {
+        "validation": "bf16",
+        "test": "bf16",
+    }
     assert {"recall@5", "ndcg@10", "coverage@5"} <= set(after["test"])
     old, new = (r["test"]["recall@5"]["mean"] for r in (before, after))
     assert new == pytest.approx(old, abs=0.05)
@@ -280,7 +297,8 @@ def test_training_on_drops_the_results_of_the_old_model(trained, workdir, main):
     log = workdir / "log.json"
     more = ("--epochs=4", f"--workdir={workdir}", f"--log_path={log}")
     main(*trained.training, *more)
-    assert set(results(workdir)) == {"train", "validation"}
+    assert set(results(workdir)) == {"train", "validation", "precision"}
+    assert set(results(workdir)["precision"]) == {"validation"}
     assert "test_ndcg" not in log.read_text()
     assert not (workdir / "per_user.parquet").exists()
 
@@ -310,26 +328,6 @@ def test_a_run_without_epochs(trained, tmp_path, main):
     assert results(tmp_path)["train"]["epochs"] == 0
 
 
-# --- Flags of the recipe ----------------------------------------------------
-
-RECIPE = {
-    "epochs": ("train.epochs", 7),
-    "batch_size_train": ("train.batch_size", 64),
-    "batch_size_validation": ("eval.batch_size", 32),
-    "validation_step": ("eval.every_epochs", 3),
-    "warm_up_epochs": ("train.warm_up_epochs", 2),
-    "total_anneal_steps": ("loss.total_anneal_steps", 100),
-    "anneal_cap": ("loss.anneal_cap", 0.3),
-    "lam": ("loss.weight_decay", 0.01),
-    "lr": ("optimizer.learning_rate", 0.001),
-    "beta1": ("optimizer.beta1", 0.8),
-    "beta2": ("optimizer.beta2", 0.95),
-    "activation": ("model.activation", "relu"),
-    "seed": ("seed", 5),
-    "data_dir": ("data.dir", "/data"),
-}
-
-
 def test_a_blend_reports_its_weights(tiny, oracle_dir, tmp_path, command):
     run = (f"--data_dir={oracle_dir}", f"--workdir={tmp_path}")
     done = command("main", *tiny, *run, "--config.linear.l2=20", "--train")
@@ -340,46 +338,3 @@ def test_a_blend_reports_its_weights(tiny, oracle_dir, tmp_path, command):
     shown = f"gain {kept['gain']:g} and prior {kept['prior']:g};"
     page = (tmp_path / "report.html").read_text()
     assert f"The linear branch ranks with {shown}" in page
-
-
-@pytest.fixture
-def config_of(parsed):
-    def config_of(*arguments):
-        with parsed("main", "--train", "--workdir=w", *arguments) as module:
-            return module.main_flags.parse(flags.FLAGS)[0]
-
-    return config_of
-
-
-@pytest.mark.parametrize("name", RECIPE)
-def test_a_flag_of_the_recipe_sets_its_key(config_of, name):
-    key, value = RECIPE[name]
-    base = config_lib.from_mapping(ml20m.get_config())
-    made = config_of(f"--{name}={value}")
-    assert made == config_lib.replace(base, {key: value}) != base
-
-
-def test_defaults_and_flags_beside_the_config(config_of):
-    assert config_of() == config_lib.from_mapping(ml20m.get_config())
-    config = f"--config={ROOT}/configs/ml1m.py"
-    made = config_of(config, "--epochs", "3", "--amp")
-    assert (made.train.epochs, made.train.batch_size) == (3, 250)
-    assert made.precision.policy == "amp"
-
-
-# --- The process ------------------------------------------------------------
-
-
-def test_help_and_a_mistake(tmp_path):
-    main = (sys.executable, ROOT / "experiments" / "main.py")
-    shown = process(*main, "--help", cwd=tmp_path).stdout
-    wanted = (*RECIPE, "config", "workdir", "train", "test", "ease_l2", "xla")
-    for name in (*wanted, "top_results", "log_path", "coordinator_address"):
-        assert re.search(rf"^  --(\[no\])?{name}\b", shown, re.M), name
-    done = process(*main, "--train", "--config.model.latnet=3", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "error: --config.model.latnet: the config has no key 'latnet'; did "
-        "you mean latent?\n"
-    )
-    assert not list(tmp_path.iterdir())

@@ -35,6 +35,14 @@ def training(tiny, data_dir):
         ("", ["nothing to do", "--train, --test or --inference_benchmark"]),
         ("--train --workdir= ", ["--workdir", "one directory"]),
         ("--train --checkpoint_dir=v", ["one directory"]),
+        ("--train --checkpoint_dir=", ["is empty", "one directory"]),
+        ("--train --lr=0.1 --config.optimizer.learning_rate=0.2",
+         ["--lr", "--config.optimizer.learning_rate=0.2 contradict"]),
+        ("--train --amp --config.precision.policy=fp32",
+         ["--amp", "--config.precision.policy=fp32 contradict"]),
+        ("--train --data_dir=a --config.data.dir=b", ["--data_dir", "=b contra"]),
+        ("--train --config.seed=None", ["--config.seed=None"]),
+        ("--train --config.linear.rank=-1", ["--config.linear.rank=-1"]),
         ("--train --epocs=3", ["epocs", "Did you mean: epochs"]),
         ("--train --epochs=-1", ["--config.train.epochs=-1"]),
         ("--train --config.model.latnet=3",
@@ -72,6 +80,35 @@ def training(tiny, data_dir):
 def test_nothing_is_written(refused, data_dir, arguments, words):
     given = arguments.format(data=data_dir).split()
     refused(["--workdir=w", *given], *words)
+
+
+def test_no_directory(here, refused, command):
+    done = command("main", "--test")
+    assert (done.status, done.out) == (2, "")
+    assert "--test needs the directory of a trained run" in done.err
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("c.train.epochs = -1", ["train.epochs=-1 must be"]),
+        ("c.train.update({'epochs': -1})", ["train.epochs=-1 must be"]),
+        ("c.train.epocs = 1", ["no key 'epocs'; did you mean epochs?"]),
+        ("c.train.epochs = 'many'", ["'epochs'", "many"]),
+        ("c.optimizer.name = 'adan'", ["name='adan'", "did you mean adam?"]),
+    ],
+)
+def test_a_mistake_in_a_config_file_has_its_line(here, refused, line, words):
+    (here / "mine.py").write_text(
+        "from configs import default\n\n\ndef get_config():\n"
+        f"    c = default.get_config()\n    {line}\n    return c\n"
+    )
+    flags = ("--train", "--workdir=w", "--config=mine.py")
+    refused(flags, "error: mine.py, line 6: ", *words)
+    # The command line takes precedence, and is blamed for its own mistakes.
+    if line == "c.train.epochs = -1":
+        refused((*flags, "--config.train.epochs=-2"), "error: --config.train")
 
 
 @pytest.mark.parametrize(

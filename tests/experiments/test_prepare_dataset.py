@@ -4,6 +4,8 @@ tests/data/test_readers.py has the bad rows and files.
 """
 
 import pathlib
+import re
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -64,8 +66,10 @@ def test_output_exists(refused, succeeds):
     table().to_csv("ratings.csv", index=False)
     given = ("prepare_dataset", "--ratings=ratings.csv", "--output=out")
     out = succeeds(*given)
-    assert "next: python experiments/main.py --train --test" in out
-    assert "--config.data.dir=out" in out
+    [command_line] = re.findall("^next: python (.*)$", out, re.M)
+    script, *words = shlex.split(command_line)
+    assert pathlib.Path(script).is_file() and {"--train", "--test"} <= {*words}
+    assert f"--config.data.dir={pathlib.Path('out').absolute()}" in words
     first = open_dataset("out").manifest_hash
     script, *again = *given, "--seed=4"
     refused(script, again, "out holds a dataset already", "--overwrite")

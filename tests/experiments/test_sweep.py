@@ -84,8 +84,9 @@ def test_two_workers_one_of_which_is_killed(flags, tmp_path, succeeds):
     script, *words = shlex.split(
         best["command"].replace("\\\n", "").removeprefix("python ")
     )
-    assert script == "experiments/main.py"
-    words[words.index("--workdir=runs/best")] = f"--workdir={tmp_path / 'run'}"
+    assert script == str(ROOT / "experiments" / "main.py")
+    best_run = f"--workdir={pathlib.Path('runs/best').absolute()}"
+    words[words.index(best_run)] = f"--workdir={tmp_path / 'run'}"
     succeeds("main", *words)
     values = recorded(tmp_path / "run", METRIC).values()
     assert max(values) == pytest.approx(best["value"], rel=1e-5)

@@ -1,5 +1,6 @@
 """Processes that run as one; tests/experiments/test_launch.py starts them."""
 
+import shutil
 import socket
 import sys
 from unittest import mock
@@ -16,6 +17,24 @@ from vaecf.parallel import processes
 ALL = {"coordinator_address": "h:1234", "num_processes": 2, "process_id": 1}
 SLURM = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"
 MPI = "OMPI_COMM_WORLD_SIZE"
+# What the mpirun of Open MPI 4.1.4 and 5.0.11 sets for rank 1 of 2.
+MPI_4 = {
+    MPI: "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_MCA_orte_hnp_uri": "1145044992.0;tcp://192.0.2.2:42343;"
+    "tcp6://[fd00::2]:35907",
+    "PMIX_NAMESPACE": "1145044993",
+}
+MPI_5 = {
+    **{k: v for k, v in MPI_4.items() if k.startswith("OMPI_COMM")},
+    "PMIX_NAMESPACE": "prterun-node-7-8611@1",
+}
+OTHER_HOST = {
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+}
 KUBERNETES = "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"
 
 
@@ -26,7 +45,7 @@ def started(monkeypatch):
     monkeypatch.setattr(
         jax.distributed, "initialize", lambda *a, **k: calls.append((a, k))
     )
-    for name in (*SLURM, MPI, *KUBERNETES):
+    for name in (*SLURM, *MPI_4, *KUBERNETES):
         monkeypatch.delenv(name, raising=False)
     return calls
 
@@ -36,14 +55,13 @@ def test_start_with_arguments(started):
     processes.start(num_processes=1)
     assert started == []
     processes.start(**ALL)
-    assert started[0][0] == ("h:1234", 2, 1)
+    assert started[0][0] == ("h:1234", 2, 1, None)
 
 
 @pytest.mark.parametrize(
     ("environment", "joins"),
     [
         (dict(zip(SLURM, ("3", "16"))), True),
-        ({MPI: "2"}, True),
         # A shell inside an allocation, and a step of one task.
         ({SLURM[1]: "4"}, False),
         (dict(zip(SLURM, ("0", "1"))), False),
@@ -57,9 +75,67 @@ def test_start_by_a_launcher(started, monkeypatch, environment, joins):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     processes.start()
-    assert [args for args, _ in started] == [(None, None, None)] * joins
+    assert [args for args, _ in started] == [(None,) * 4] * joins
     processes.start(num_processes=1)
     assert len(started) == joins
+
+
+@pytest.mark.parametrize(
+    ("environment", "host", "gpu"),
+    [
+        (MPI_4, "localhost", 1),
+        (MPI_5, "localhost", 1),
+        (MPI_4 | OTHER_HOST, "192.0.2.2", 0),
+        (MPI_5 | OTHER_HOST, "node-7", 0),
+    ],
+)
+def test_start_by_open_mpi(started, monkeypatch, environment, host, gpu):
+    def start(rank, job, **given):
+        here = {"OMPI_COMM_WORLD_RANK": rank, "PMIX_NAMESPACE": job}
+        for name, value in (environment | here).items():
+            monkeypatch.setenv(name, value)
+        processes.start(**given)
+        return started[-1][0]
+
+    job = environment["PMIX_NAMESPACE"]
+    address, n, number, devices = start("1", job)
+    assert (n, number, devices) == (2, 1, [gpu])
+    found, _, port = address.rpartition(":")
+    # Not a port that Linux gives to clients (32768 to 60999).
+    assert found == host and 61000 <= int(port) < 65536
+    with mock.patch.object(processes, "_check_port"):
+        assert start("0", job)[0] == address
+    assert start("1", job.replace("1", "2"))[0] != address  # another job
+    given = {"coordinator_address": "h:1234"}
+    assert start("1", job, **given) == ("h:1234", 2, 1, [gpu])
+    started.clear()
+    processes.start(num_processes=1)
+    assert not started
+
+
+def test_another_open_mpi_needs_an_address(started, monkeypatch):
+    for name, value in (MPI_5 | OTHER_HOST | {"PMIX_NAMESPACE": "7"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(VaecfError, match=r"^coordinator_address missing"):
+        processes.start()
+    assert not started
+
+
+MPIRUN = shutil.which("mpirun")
+JOINED = """
+from vaecf.parallel import processes
+processes.start()
+print("ranks", *processes.gather(processes.jax.process_index()))
+"""
+
+
+@pytest.mark.skipif(MPIRUN is None, reason="needs Open MPI")
+def test_mpirun():
+    """The options of the recipe's README, but for two processes."""
+    command = [MPIRUN, "--bind-to", "numa", "--allow-run-as-root", "-np", "2"]
+    done = process(*command, "-H", "localhost:8", sys.executable, "-c", JOINED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ranks 0 1\n") == 2
 
 
 @pytest.mark.parametrize(

@@ -40,15 +40,18 @@ def test_a_run(tmp_path, monkeypatch):
     )
     for epoch, speed in ((1, 10.0), (2, 100.0), (3, 300.0)):
         _epoch(writer, epoch, speed)
-    writer.write(
-        {
-            "epoch": 3,
-            "validation/ndcg@100": 0.4,
-            "validation/ndcg@100_stderr": 0.01,
-            "validation/seconds": 2.0,
-        },
-        step=84,
-    )
+    for ndcg, seconds, speed in ((0.3, 4.0, 50.0), (0.4, 2.0, 100.0)):
+        writer.write(
+            {
+                "epoch": 3,
+                "validation/ndcg@100": ndcg,
+                "validation/ndcg@100_stderr": 0.01,
+                "validation/seconds": seconds,
+                "validation/users_per_second": speed,
+            },
+            step=84,
+        )
+    writer.elapsed_seconds = 9.0
     writer.final({"extra": (1, "s")}, warm_up_epochs=1)
     lines = _lines(path)
     logs = [line for line in lines if line["type"] == "LOG"]
@@ -62,22 +65,29 @@ def test_a_run(tmp_path, monkeypatch):
         "dims": [600, 200],
         "x": "nan",
     }
-    assert [log["step"] for log in logs[1:]] == [[1], [2], [3], [3], []]
+    assert [log["step"] for log in logs[1:]] == [[1], [2], [3], [3], [3], []]
     assert logs[1]["data"] == {
         "train_loss": 400.0,
         "train_epoch_time": 0.5,
         "train_throughput": 10.0,
     }
-    assert logs[4]["data"] == {
+    assert logs[5]["data"] == {
         "ndcg@100": 0.4,
         "ndcg@100_stderr": 0.01,
         "valid_time": 2.0,
+        "inference_throughput": 100.0,
     }
-    assert logs[5]["data"] == {
+    # The names of log_final_stats in the recipe's vae/models/train.py.
+    assert logs[6]["data"] == {
         "total_train_time": 1.5,
-        "average_train_epoch_time": 0.5,
+        "total_valid_time": 6.0,
+        "average_train_epoch time": 0.5,
+        "average_validation_time": 3.0,
+        "total_elapsed_time": 9.0,
         "mean_training_throughput": 200.0,
+        "mean_inference_throughput": 75.0,
         "max_training_throughput": 300.0,
+        "max_inference_throughput": 100.0,
         "final_ndcg@100": 0.4,
         "extra": 1,
     }

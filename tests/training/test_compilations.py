@@ -1,5 +1,7 @@
 """What a run compiles, and when: the first epoch's programs are enough."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,42 @@ def epochs():
     jax.monitoring.register_event_duration_secs_listener(counted.heard)
     yield counted
     jax.monitoring.unregister_event_duration_listener(counted.heard)
+
+
+def test_waiting_for_another_process_to_compile_is_no_training(
+    tmp_path, small, train, monkeypatch
+):
+    """With a clock on which only the wait takes more than a millisecond."""
+    now, events = 0.0, []
+
+    def clock():
+        nonlocal now
+        now += 0.001
+        return now
+
+    def gather(value):
+        nonlocal now
+        now += 21.8
+        events.append("gather")
+        return np.asarray(value)[None]
+
+    compile_ = input_pipeline.InputPipeline._compile
+
+    def compiled(*arguments):
+        program = compile_(*arguments)
+        events.append("compiled")
+        return lambda *a: events.append("run") or program(*a)
+
+    monkeypatch.setattr(time, "perf_counter", clock)
+    monkeypatch.setattr(input_pipeline.processes, "gather", gather)
+    monkeypatch.setattr(input_pipeline.InputPipeline, "_compile", compiled)
+    monkeypatch.setattr(
+        input_pipeline.InputPipeline, "program_bytes", lambda self: 0
+    )
+    summary = train(tmp_path, small(train={"epochs": 1})).summary
+    assert events[:3] == ["compiled", "gather", "run"]
+    assert summary["compile_seconds"] > 21.8 * events.count("compiled")
+    assert 0 < summary["seconds"] < 1
 
 
 @pytest.mark.parametrize(

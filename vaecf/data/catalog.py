@@ -302,10 +302,12 @@ def check_counts(entry: Entry, **found: int | None) -> None:
         )
 
 
-def config_of(name: str) -> str:
+def config_of(name: str, protocol: str = "") -> str:
     """Returns the name of the file in configs/ to train a dataset with.
 
     Data that is not in the catalog is usually small, and settings for large
     datasets overfit small ones: the default is MovieLens 1M's.
     """
+    if (name, protocol) == ("ml-20m", "recipe"):
+        return "ml20m"
     return CATALOG[name].config if name in CATALOG else "ml1m"

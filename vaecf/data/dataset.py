@@ -35,6 +35,7 @@ from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
 
 MANIFEST = "manifest.json"
+RECIPE_DATA_DIR = "/data"  # default of NVIDIA's recipe, a volume of its image
 _SCHEMA_VERSION = 1
 _TABLES = ("items", "users")
 _AGAIN = "prepare the dataset again"
@@ -218,7 +219,7 @@ def check_output(
       VaecfError: the directory is a file, or is not empty, unless it holds a
         vaecf dataset and `overwrite` is true.
     """
-    path = pathlib.Path(directory)
+    path = files.user_path(directory)
     files.recover(path)
     files.remove_leftovers(path)
     if path.exists() and not path.is_dir():
@@ -255,7 +256,7 @@ def write_dataset(
       VaecfError: the directory is taken (see `check_output`) or cannot be
         written.
     """
-    target = pathlib.Path(directory)
+    target = files.user_path(directory)
     before = check_output(target, overwrite=overwrite)
     with workdir_lib.atomic_directory(target, replace=overwrite) as fresh:
         # No other process writes the dataset now.
@@ -292,7 +293,7 @@ def open_dataset(
     Raises:
       VaecfError: no dataset, or a damaged one (names the file).
     """
-    return _open(pathlib.Path(directory), "all" if verify else "structure")
+    return _open(files.user_path(directory), "all" if verify else "structure")
 
 
 def _open(path: pathlib.Path, checks: str) -> Dataset:
@@ -411,13 +412,25 @@ def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
     Raises:
       VaecfError: there is no dataset (names the places), or a damaged one.
     """
-    root = pathlib.Path(data_dir)
-    places = (root, root / "ml-20m" / "preprocessed", root / "ml-20m")
-    for place in places:
+    place = _find(data_dir)
+    if place is None:
+        where = f"{data_dir} (nor in its ml-20m/preprocessed and ml-20m)"
+        raise _no_dataset(where)
+    return _open(place, "all once")
+
+
+def holds_dataset(data_dir: str | pathlib.Path) -> bool:
+    """Returns whether `find_dataset` finds a dataset."""
+    return _find(data_dir) is not None
+
+
+def _find(data_dir: str | pathlib.Path) -> pathlib.Path | None:
+    root = files.user_path(data_dir)
+    for place in (root, root / "ml-20m" / "preprocessed", root / "ml-20m"):
         files.recover(place)
         if (place / MANIFEST).is_file() or external_formats.layout_of(place):
-            return _open(place, "all once")
-    raise _no_dataset(f"{root} (nor in its ml-20m/preprocessed and ml-20m)")
+            return place
+    return None
 
 
 def _no_dataset(place: object) -> VaecfError:

@@ -22,8 +22,8 @@ from vaecf.data.id_table import IdTable, is_integer
 from vaecf.data.interactions import entries
 from vaecf.data.readers import Ratings, collapse_duplicates, read_ratings
 from vaecf.errors import VaecfError, did_you_mean, listed
+from vaecf.files import user_path
 
-_RECIPE_DATA_DIR = "/data"
 _HELD_OUT_SHARE = 0.1  # default, for validation and test users each
 _MAX_HELD_OUT = 10_000  # limit of that default; the paper's for ML-20M
 # Settings that replace the values of a catalog entry.
@@ -87,12 +87,28 @@ def prepare(
     )
     if settings.ratings is not None and settings.data_dir is not None:
         raise VaecfError("give ratings=FILE or data_dir=DIR, not both")
-    if settings.dataset is None and settings.ratings is None:
+    has_files = settings.ratings is not None or settings.data_dir is not None
+    if settings.cache_dir is not None and has_files:
+        raise VaecfError(
+            f"cache_dir={settings.cache_dir} has no effect: nothing is "
+            "downloaded if ratings or data_dir is given"
+        )
+    paths: dict[str, Any] = {
+        key: user_path(value)
+        for key in ("ratings", "data_dir", "output", "cache_dir")
+        if isinstance(value := getattr(settings, key), (str, os.PathLike))
+    }
+    settings = dataclasses.replace(settings, **paths)
+    is_recipe = settings.dataset is None and settings.ratings is None
+    only_its_flags = is_recipe and settings == Settings(
+        data_dir=settings.data_dir
+    )
+    if is_recipe:
         # The recipe's command: its data directory, its protocol.
         settings = dataclasses.replace(
             settings,
             dataset="ml-20m",
-            data_dir=settings.data_dir or _RECIPE_DATA_DIR,
+            data_dir=settings.data_dir or datasets.RECIPE_DATA_DIR,
             protocol=settings.protocol or "recipe",
         )
     entry = _resolve_entry(settings)
@@ -103,6 +119,9 @@ def prepare(
             source = _find_ratings(root, entry)
         output = output or root / (settings.name or entry.name) / "preprocessed"
     output = pathlib.Path(output or f"data/{settings.name or entry.name}")
+    if only_its_flags and datasets.holds_dataset(output):
+        log(f"prepared before: {output} (overwrite=True prepares it again)")
+        return datasets.open_dataset(output)
     before = datasets.check_output(output, overwrite=settings.overwrite)
     if entry.generated:
         made = synthetic.make(

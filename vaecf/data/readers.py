@@ -17,6 +17,7 @@ from vaecf.data.interactions import Interactions
 from vaecf.data.row_batches import Batch, Counts, file_batches
 from vaecf.data.text_files import TextFile
 from vaecf.errors import VaecfError, short
+from vaecf.files import user_path
 
 if TYPE_CHECKING:
     import polars as pl
@@ -97,7 +98,7 @@ class Rows:
         path: pathlib.Path | None = None
         layout: str | Dialect | None = None
         if isinstance(source, (str, os.PathLike)):
-            path = pathlib.Path(source)
+            path = user_path(source)
             files = layouts.files_of(path)
             layout = layouts.layout_of(path, files, settings)
             if layout is None and not settings.is_table:

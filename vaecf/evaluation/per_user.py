@@ -66,9 +66,9 @@ def read(path: pathlib.Path) -> dict[str, pl.DataFrame]:
 
     try:
         if path.suffix == ".csv":
-            rows = pl.read_csv(path, infer_schema_length=None)
+            rows = pl.read_csv(path, infer_schema_length=None, glob=False)
         else:
-            rows = pl.read_parquet(path)
+            rows = pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0]
         raise VaecfError(

@@ -14,10 +14,12 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,9 @@ _START_SECONDS = 300
 # How long a shared file system may take to show a file to another host.
 _SHARED_SECONDS = 30.0
 
+# Set by mpirun, as are the names of rank and local rank.
+_MPI_SIZE = "OMPI_COMM_WORLD_SIZE"
+
 
 # --- Start ------------------------------------------------------------------
 
@@ -45,7 +50,8 @@ def start(
     """Connects this process to the others; call it before any use of JAX.
 
     Slurm, Open MPI and Kubernetes provide arguments that are None. Without
-    any of them, or with num_processes=1, the process runs alone.
+    any of them, or with num_processes=1, the process runs alone. Under Open
+    MPI each process uses one GPU of its machine, as in NVIDIA's recipe.
     `coordinator_address` is 'host:port' of process 0, with a free port;
     `process_id` counts from 0.
 
@@ -56,7 +62,19 @@ def start(
     _check(coordinator_address, num_processes, process_id)
     if num_processes == 1:
         return
-    if not _launched_together():
+    device_ids = None
+    if int(os.environ.get(_MPI_SIZE, 1)) > 1:
+        num_processes = num_processes or int(os.environ[_MPI_SIZE])
+        if process_id is None:
+            process_id = int(os.environ["OMPI_COMM_WORLD_RANK"])
+        coordinator_address = (
+            coordinator_address
+            or os.environ.get("JAX_COORDINATOR_ADDRESS")
+            or _mpi_coordinator()
+        )
+        _check(coordinator_address, num_processes, process_id)
+        device_ids = [int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))]
+    elif not _launched_together():
         given = {
             "coordinator_address": coordinator_address,
             "num_processes": num_processes,
@@ -95,6 +113,7 @@ def start(
                 coordinator_address,
                 num_processes,
                 process_id,
+                device_ids,
                 initialization_timeout=_START_SECONDS,
                 heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
@@ -126,10 +145,8 @@ def _check(
 
 
 def _launched_together() -> bool:
-    """Returns whether Slurm, Open MPI or Kubernetes started several of us."""
+    """Returns whether JAX can ask Slurm or Kubernetes for the arguments."""
     env = os.environ
-    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        return True
     if "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return True
     return (
@@ -137,6 +154,31 @@ def _launched_together() -> bool:
         # JAX needs this package to ask Kubernetes.
         and importlib.util.find_spec("kubernetes") is not None
     )
+
+
+def _mpi_coordinator() -> str:
+    """Returns the address of process 0 of a job that mpirun has started.
+
+    Versions 4 and 5 of Open MPI set the ranks alike, but each names the host
+    of mpirun in a variable of its own. JAX only knows that of version 4.
+    """
+    env = os.environ
+    job = env.get("PMIX_NAMESPACE") or env.get("OMPI_MCA_ess_base_jobid")
+    if env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == env[_MPI_SIZE]:
+        host = "localhost"
+    elif found := re.search(
+        r"tcp://([\w.]+)", env.get("OMPI_MCA_orte_hnp_uri", "")
+    ) or re.fullmatch(r"prterun-(.+)-\d+@\d+", job or ""):
+        host = found[1]  # where mpirun runs, and usually process 0
+    else:
+        job = None
+    if job is None:
+        raise VaecfError(
+            "coordinator_address missing: this version of Open MPI does not "
+            "tell it; give host:port, the host of process 0 and a free port"
+        )
+    # All processes derive the same port, above those that systems hand out.
+    return f"{host}:{61440 + zlib.crc32(job.encode()) % 4096}"
 
 
 def _check_port(address: str) -> None:

@@ -49,6 +49,8 @@ class RecipeLogWriter(Writer):
         self._declared: set[str] = set()
         # Values of each name by epoch, for the means over the run.
         self._history: dict[str, list[float]] = {}
+        # Seconds of training with its validations, once they are known.
+        self.elapsed_seconds: float | None = None
 
     def parameters(self, values: Mapping[str, object]) -> None:
         """Logs the run's settings, with the step PARAMETER."""
@@ -83,21 +85,30 @@ class RecipeLogWriter(Writer):
             self.log(figures, step=(record.get("epoch", step),))
 
     def final(self, figures: Figures, *, warm_up_epochs: int = 0) -> None:
-        """Logs `figures` and the means of the whole run.
+        """Logs `figures` and the means of the whole run, by the recipe's names.
 
         `mean_training_throughput` and `max_training_throughput` leave out the
         first `warm_up_epochs`, unless the run has no more epochs than that.
         `final_ndcg@100` and the like are from the last validation.
         """
         of_run: dict[str, tuple[Any, str]] = {}
-        if seconds := self._history.get("train_epoch_time"):
+        history = self._history
+        if seconds := history.get("train_epoch_time"):
             of_run["total_train_time"] = sum(seconds), "s"
-            of_run["average_train_epoch_time"] = statistics.fmean(seconds), "s"
-        if speeds := self._history.get("train_throughput"):
-            speeds = speeds[warm_up_epochs:] or speeds
-            mean = statistics.fmean(speeds)
-            of_run["mean_training_throughput"] = mean, "users/s"
-            of_run["max_training_throughput"] = max(speeds), "users/s"
+            # The recipe's spelling.
+            of_run["average_train_epoch time"] = statistics.fmean(seconds), "s"
+            if self.elapsed_seconds is not None:
+                of_run["total_elapsed_time"] = self.elapsed_seconds, "s"
+        if seconds := history.get("valid_time"):
+            of_run["total_valid_time"] = sum(seconds), "s"
+            of_run["average_validation_time"] = statistics.fmean(seconds), "s"
+        for kind, left_out in (("train", warm_up_epochs), ("inference", 0)):
+            if speeds := history.get(f"{kind}_throughput"):
+                speeds = speeds[left_out:] or speeds
+                name = "training" if kind == "train" else kind
+                mean = statistics.fmean(speeds)
+                of_run[f"mean_{name}_throughput"] = mean, "users/s"
+                of_run[f"max_{name}_throughput"] = max(speeds), "users/s"
         for name, values in self._history.items():
             if "@" in name and not name.endswith("_stderr"):
                 of_run[f"final_{name}"] = values[-1], "1"

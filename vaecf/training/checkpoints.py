@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import itertools
 import logging
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,14 +67,22 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        self.directory = directory.absolute()
+        self.directory = self._for_orbax = directory.absolute()
+        # Orbax takes '[', '*' and '?' in a path for a pattern, so it gets a
+        # link to the directory.
+        if glob.escape(str(self.directory)) != str(self.directory):
+            self._link = tempfile.TemporaryDirectory(prefix="vaecf-")
+            self._for_orbax = pathlib.Path(self._link.name) / "checkpoints"
+            self._for_orbax.symlink_to(self.directory)
         self._managers: dict[tuple[str, bool], ocp.CheckpointManager] = {}
         self._whole: set[tuple[str, int]] = set()  # files have their digests
 
     def _manager(self, which: str, *, writes: bool) -> ocp.CheckpointManager:
         if (which, writes) not in self._managers:
+            if writes:
+                self.directory.mkdir(parents=True, exist_ok=True)
             self._managers[which, writes] = ocp.CheckpointManager(
-                self.directory / which,
+                self._for_orbax / which,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=_KEPT[which] if writes else None,
                     create=writes,

@@ -266,6 +266,8 @@ class InputPipeline:
         with self._lock:  # threads that share the programs wait
             if key not in self._programs:
                 self._programs[key] = self._compile(epoch, args)
+                # Waiting for a process that compiles longer is no training.
+                processes.gather(True)
                 self.compile_seconds += time.perf_counter() - began
         return self._programs[key](*args)
 

@@ -451,7 +451,11 @@ def _make_validator(
         if validation.is_empty:
             return {}
         seconds = time.perf_counter() - began
-        return {**result.record("validation"), "validation/seconds": seconds}
+        return {
+            **result.record("validation"),
+            "validation/seconds": seconds,
+            "validation/users_per_second": validation.fold_in.n_users / seconds,
+        }
 
     return validate
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import pathlib
 import runpy
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,9 +43,19 @@ def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     try:
         return runpy.run_path(str(path))["get_space"]()
     except Exception as error:
+        lines: list[int | None] = [
+            line
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if frame.f_code.co_filename == str(path)
+        ]
+        reason: object = error
+        if isinstance(error, SyntaxError):
+            reason = error.msg
+            lines.append(error.lineno)
+        where = f"{path}, line {lines[-1]}" if lines else f"space={path}"
         raise VaecfError(
-            f"space={path}: get_space() must return the search space, but "
-            f"failed ({type(error).__name__}: {error})"
+            f"{where}: get_space() must return the search space, but failed "
+            f"({type(error).__name__}: {reason})"
         ) from error
 
 
