@@ -101,7 +101,7 @@ def test_a_home_directory_and_characters_of_patterns(
     copy = model.save(f"~/{home.name}/[copy]")
     assert copy == home / "[copy]"
     lists = [
-        m.recommend([["item-3"]], k=3)["item"].tolist()
+        m.recommend([["item-03"]], k=3)["item"].tolist()
         for m in (model, vaecf.Recommender.load(copy))
     ]
     assert lists[0] == lists[1]
