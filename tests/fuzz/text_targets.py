@@ -97,9 +97,11 @@ def table(rng, separator=",", quoted=True, n_rows=None):
 def write(rng, rows, separator, quoted=True):
     """Writes rows by hand: bare quotes stay bare where csv allows it."""
 
+    often = rng.choice([0, 0.1, 1])
+
     def field(value):
         must = separator in value or value.startswith('"') or "\n" in value
-        if quoted and (must or rng.random() < 0.1):
+        if quoted and (must or rng.random() < often):
             return '"' + value.replace('"', '""') + '"'
         return value
 
@@ -146,6 +148,8 @@ def malformed_row(rng: random.Random, folder: pathlib.Path) -> str:
     lines = write(rng, rows, separator, quoted)
     at = rng.randrange(1, len(rows))
     fields = [f.replace(separator, " ") for f in rows[at]]
+    if lines[at].startswith('"') and rng.random() < 0.7:  # all in quotes
+        fields = [f'"{f}"' for f in fields if '"' not in f]
     lines[at] = MALFORMED[kind](rng, fields, separator.join(fields), separator)
     end = rng.choice(["\n", "\n", "\r\n"])
     text = end.join(lines) + rng.choice(["", end])

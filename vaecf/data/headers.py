@@ -298,7 +298,7 @@ def pick_columns(
             raise VaecfError(
                 f"{source} has {n or 'no'} column{'s' * (n > 1)} "
                 f"{short(wanted)}{hint} (it has "
-                f"{listed(name[:40] for name in names)}; choose with "
+                f"{listed(map(_one_line, names))}; choose with "
                 f"{role}_column){'' if n else _looks_like_data(names)}"
             )
         picked[role] = list(names).index(wanted)
@@ -329,8 +329,11 @@ def _looks_like_data(names: Sequence[str]) -> str:
 
 
 def _hint(wanted: str, names: Sequence[str]) -> str:
-    short = [name for name in names[:1000] if len(name) < 100]
-    return did_you_mean(wanted[:100], short)
+    return did_you_mean(wanted[:100], map(_one_line, names[:1000]))
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.split())[:40]
 
 
 def _encodes(text: str) -> bool:

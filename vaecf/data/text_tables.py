@@ -130,12 +130,18 @@ class _Splitter:
         kept = {*ends, *_SPACES, *self._comment.encode()[:1]}
         self._others = bytes(set(range(256)) - kept)
         self._harmless = bytes(kept - set(ends))
-        self._names = {}  # of the columns that hold ids, in the header
+        self._names: dict[
+            str, str
+        ] = {}  # of the columns that hold ids, in the header
         if table.header is not None:
             self._names = {
                 role: table.header[table.columns[role]]
                 for role in ("user", "item")
             }
+        # Ids that may stand in an empty line or a header.
+        self._odd = {""}
+        for name in self._names.values():
+            self._odd |= {name, name.lower(), name.upper(), name.capitalize()}
 
     def split(self, line: int, data: bytes) -> tuple[pl.DataFrame, bool]:
         """Returns the rows, and whether spaces may stand around fields."""
@@ -158,9 +164,11 @@ class _Splitter:
             if INNER.encode() in data:
                 return None, True
             data = data.replace(table.separator.encode(), self._mark)
+        row = self._mark * (table.width - 1) + b"\n"
+        if table.quoted and b'"' in data:
+            data = self._unquote(data, row)
         # All that is left are separators and ends of lines, in their order.
         marks = data.translate(None, self._others)
-        row = self._mark * (table.width - 1) + b"\n"
         padded = marks != row * (len(marks) // table.width)
         if padded:
             marks = marks.translate(None, self._harmless)
@@ -173,6 +181,25 @@ class _Splitter:
             if commented or b"\xef\xbb\xbf" in data:
                 return None, True
         return data, padded
+
+    def _unquote(self, data: bytes, row: bytes) -> bytes:
+        """Removes quotes that every row has around the same plain fields.
+
+        Returns the block as it is if a quoted field holds a separator, a line
+        end or a quote, or if a quote does not stand at the edge of a field.
+        """
+        marks = data.translate(None, self._others + self._harmless)
+        first = marks[: marks.index(b"\n") + 1]
+        if first.replace(b'""', b"") != row:
+            return data
+        if marks != first * (len(marks) // len(first)):
+            return data
+        mark, pairs = self._mark, data.count(b'"') // 2
+        starts = data.count(mark + b'"') + data.count(b'\n"')
+        ends = data.count(b'"' + mark) + data.count(b'"\n')
+        if starts + data.startswith(b'"') == ends == pairs:
+            return data.replace(b'"', b"")
+        return data
 
     def _parse(self, data: bytes) -> pl.DataFrame | None:
         """Returns None if a row may be empty or a header."""
@@ -191,13 +218,8 @@ class _Splitter:
             pl.col(str(i)).fill_null("").alias(role)
             for role, i in table.columns.items()
         )
-        doubtful = [pl.col(role) == "" for role in ("user", "item")]
-        doubtful += [
-            pl.col(role).is_in(
-                list({name, name.lower(), name.upper(), name.capitalize()})
-            )
-            for role, name in self._names.items()
-        ]
+        odd = list(self._odd)
+        doubtful = [pl.col(role).is_in(odd) for role in ("user", "item")]
         if frame.select(pl.any_horizontal(doubtful).any()).item():
             return None
         return frame
@@ -205,13 +227,15 @@ class _Splitter:
     def _split_exactly(self, line: int, data: bytes) -> pl.DataFrame:
         import polars as pl
 
-        table, counts = self._table, self._counts
+        table = self._table
         self._number = line - 1  # of the last line that csv has read
         self._raw: list[str] = []  # lines of the row that csv reads
         places: list[int] = []
         found: dict[str, list[str]] = {role: [] for role in table.columns}
-        lines = self._lines(data)
-        rows = _reader(lines, table.separator, table.quoted)
+        columns = [(found[role], i) for role, i in table.columns.items()]
+        user, item = self._ids
+        odd = self._odd
+        rows = _reader(self._lines(data), table.separator, table.quoted)
         while True:
             try:
                 row = next(rows, None)
@@ -220,19 +244,20 @@ class _Splitter:
             if row is None:
                 break
             start = self._number + 1 - len(self._raw)
-            if not self._is_data(row, start):
-                self._raw = []
-                continue
-            if len(self._raw) > 1:
-                self._check_row_over_lines(start)
-                counts["rows_over_lines"] += 1
+            usual = (
+                len(row) == table.width
+                and len(self._raw) == 1
+                and row[user] not in odd
+                and row[item] not in odd
+                and row[user][0] > " " < row[item][0]
+                and table.pattern is None
+            )
+            is_data = usual or self._is_data(row, start)
             self._raw = []
-            places.append(start)
-            for position in self._ids:
-                if row[position][:1] == " " and '"' in row[position]:
-                    self._check_space(row[position], start)
-            for role, position in table.columns.items():
-                found[role].append(row[position])
+            if is_data:
+                places.append(start)
+                for values, position in columns:
+                    values.append(row[position])
         if len(table.separator) > 1:
             for values in found.values():
                 values[:] = [v.replace(INNER, table.separator) for v in values]
@@ -293,14 +318,20 @@ class _Splitter:
                 f"{len(row)} fields instead of the {table.width} of the "
                 f"{first}; {advice}, or correct the line",
             )
-        for role, name in self._names.items():
-            if row[table.columns[role]].strip().lower() == name.lower():
-                return self._is_no_header(row, line)
+        if len(self._raw) > 1:
+            self._check_row_over_lines(line)
+            self._counts["rows_over_lines"] += 1
+        for position in self._ids:
+            self._check_space(row[position], line)
+        if self._odd & {row[position].strip() for position in self._ids}:
+            return self._is_no_header(row, line)
         return True
 
     def _is_no_header(self, row: list[str], line: int) -> bool:
         """Tells a repeated header from a row whose id is the column's name."""
-        header = self._table.header or []
+        header = self._table.header
+        if header is None:
+            return True
         fields = [field.strip() for field in row]
         if [f.lower() for f in fields] == [name.lower() for name in header]:
             self._counts["repeated_headers"] += 1
@@ -335,7 +366,8 @@ class _Splitter:
         )
 
     def _check_space(self, field: str, line: int) -> None:
-        if field.lstrip().startswith('"') and self._table.quoted:
+        padded = field.startswith(" ") and field.lstrip().startswith('"')
+        if padded and self._table.quoted:
             raise self._file.error(
                 line,
                 f"{short(field)} has a space before its quote, so that the "
