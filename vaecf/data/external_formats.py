@@ -18,7 +18,7 @@ import numpy as np
 from vaecf import files
 from vaecf.data import layouts
 from vaecf.data.id_table import IdTable
-from vaecf.data.interactions import HeldOut, Interactions
+from vaecf.data.interactions import HeldOut, Interactions, nonzero
 from vaecf.errors import VaecfError
 
 _USERS_PER_ROW = 10  # at most, in files of the notebook
@@ -167,40 +167,13 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Interactions:
     """Returns the matrix of an archive; raises any exception if damaged."""
     kind = arrays["format"].item()
     kind = kind.decode("ascii") if isinstance(kind, bytes) else kind
-    shape, values = arrays["shape"], arrays["data"]
-    n_rows, n_columns = (operator.index(size) for size in shape.tolist())
-    if not 0 <= min(n_rows, n_columns) <= max(n_rows, n_columns) < 2**31:
-        raise ValueError(f"its shape is {n_rows} x {n_columns}")
-    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-        raise ValueError("its values are not finite numbers")
-    if kind == "coo":
-        row, column = arrays["row"], arrays["col"]
-    elif kind in ("csr", "csc"):
-        major = n_rows if kind == "csr" else n_columns
-        starts, column = arrays["indptr"], arrays["indices"]
-        ends = starts[[0, -1]].tolist()
-        if starts.dtype.kind not in "iu" or starts.shape != (major + 1,):
-            raise ValueError(f"its indptr has not {major + 1} integers")
-        if ends != [0, len(values)] or (starts[1:] < starts[:-1]).any():
-            raise ValueError("its indptr is not ascending from 0")
-        counts = (starts[1:] - starts[:-1]).astype(np.int64)
-        row = np.repeat(np.arange(major), counts)
-    else:
+    names = {"csr": "indptr indices", "csc": "indptr indices", "coo": "row col"}
+    if kind not in names:
         raise ValueError(f"its format is {kind!r}, not csr, csc or coo")
-    for numbers in (row, column):
-        if numbers.dtype.kind not in "iu" or numbers.shape != values.shape:
-            raise ValueError("its indices are not one integer per value")
-    # `from_pairs` checks the range. Values of one cell are summed.
-    if kind == "csc":
-        row, column = column, row
-    matrix, repeated = Interactions.from_pairs(row, column, n_rows, n_columns)
-    if repeated or not values.all():
-        import scipy.sparse
-
-        pairs = (values.astype(np.float64), (row, column))
-        whole = scipy.sparse.coo_matrix(pairs, shape=(n_rows, n_columns))
-        matrix = Interactions.from_scipy(whole)
-    return matrix
+    n_rows, n_columns = map(operator.index, arrays["shape"].tolist())
+    places = (arrays[name] for name in names[kind].split())
+    row, column = nonzero(kind, (n_rows, n_columns), arrays["data"], *places)
+    return Interactions.from_pairs(row, column, n_rows, n_columns)[0]
 
 
 def _read_id_map(path: pathlib.Path) -> IdTable | None:

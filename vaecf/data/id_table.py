@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _INT64_MAX = np.iinfo(np.int64).max
-# A whole number as pandas writes it if there are gaps.
-WHOLE_FLOAT = r"^(0|-?[1-9][0-9]{0,18})\.0+$"
+# An integer as str() writes it: one text for one number.
+CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
+WHOLE_FLOAT = r"^(0|-?[1-9][0-9]{0,18})\.0+$"  # as pandas writes it with gaps
 _DEFAULT_TEXT = object.__str__, object.__repr__  # the address of an object
 
 

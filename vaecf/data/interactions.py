@@ -179,7 +179,7 @@ class Interactions:
     def from_scipy(cls, matrix: Any) -> Interactions:
         """Converts a two-dimensional SciPy sparse matrix or array.
 
-        Every entry other than 0 is an interaction, see `entries`.
+        Every entry other than 0 is an interaction, see `nonzero`.
 
         Raises:
           VaecfError: see `entries`.
@@ -240,14 +240,8 @@ class HeldOut(NamedTuple):
 def entries(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns (row, column) of every entry of a SciPy matrix that is not 0.
 
-    An entry that is stored twice is returned twice: values are never summed,
-    so that many clicks cannot overflow or cancel out. Negative entries are
-    interactions like all others, with a warning.
-
     Raises:
-      VaecfError: no two-dimensional sparse matrix, an index out of range, an
-        entry that is not a finite number, or far more rows or columns than
-        entries.
+      VaecfError: no two-dimensional sparse matrix; or see `nonzero`.
     """
     import scipy.sparse
 
@@ -257,23 +251,68 @@ def entries(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
             f"got {type(matrix).__name__}"
         )
     if matrix.format in ("csr", "csc"):
-        row, column, value = _expand(matrix)
-    else:
-        try:
-            coo = matrix.tocoo()
-        except (ValueError, IndexError) as error:
-            raise VaecfError(f"{_DAMAGED} {error}") from None
-        row, column, value = coo.row, coo.col, coo.data
-    if not len(row) == len(column) == len(value):
+        places = matrix.indptr, matrix.indices
+        return nonzero(matrix.format, matrix.shape, matrix.data, *places)
+    try:
+        coo = matrix.tocoo()
+    except (ValueError, IndexError) as error:
+        raise VaecfError(f"{_DAMAGED} {error}") from None
+    return nonzero("coo", matrix.shape, coo.data, coo.row, coo.col)
+
+
+def nonzero(
+    kind: str,
+    shape: tuple[int, int],
+    value: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (row, column) of every entry that is not 0, from raw arrays.
+
+    An entry that is stored twice is returned twice: values are never summed,
+    so that many clicks cannot overflow or cancel out. Negative entries are
+    interactions like all others, with a warning. SciPy's own functions write
+    outside their arrays if the indices are out of range.
+
+    Args:
+      kind: 'csr', 'csc' or 'coo'.
+      first: indptr, or the rows of 'coo'.
+      second: indices, or the columns of 'coo'.
+
+    Raises:
+      VaecfError: arrays that do not fit, an index out of range, an entry that
+        is not a finite number, or far more rows or columns than entries.
+    """
+    for array in (first, second):
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise VaecfError(f"{_DAMAGED} its indices are not integers")
+    row, column = first, second
+    if kind != "coo":
+        n_major = shape[0 if kind == "csr" else 1]
+        if (
+            len(first) != n_major + 1
+            or first[0] != 0
+            or (first[1:] < first[:-1]).any()
+            or first[-1] > min(len(second), len(value))
+        ):
+            raise VaecfError(
+                f"{_DAMAGED} indptr must have {n_major + 1} entries, start "
+                f"with 0, never decrease, and end with at most {len(second)}"
+            )
+        counts = (first[1:] - first[:-1]).astype(np.int64)
+        major = np.repeat(np.arange(n_major), counts)
+        minor, value = second[: len(major)], value[: len(major)]
+        row, column = (major, minor) if kind == "csr" else (minor, major)
+    if not row.shape == column.shape == value.shape:
         raise VaecfError(f"{_DAMAGED} its arrays have different lengths")
-    for indices, name, size in zip((row, column), _AXES, matrix.shape):
-        low, high = indices.min(initial=0), indices.max(initial=-1)
-        if low < 0 or high >= size:
+    for indices, name, size in zip((row, column), _AXES, shape):
+        low, high = indices.min(initial=0), indices.max(initial=0)
+        if low < 0 or (high >= size and len(indices)):
             raise VaecfError(
                 f"{_DAMAGED} it has {size} {name}s and an entry in {name} "
                 f"{low if low < 0 else high}"
             )
-        if size > max(_MANY, 100 * len(row)):
+        if not 0 <= size <= max(_MANY, 100 * len(row)):
             raise VaecfError(
                 f"the matrix has {size:,} {name}s and {len(row):,} entries: "
                 f"number its {name}s from 0, or pass a DataFrame of ids"
@@ -297,29 +336,3 @@ def entries(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     there = value != 0
     return row[there], column[there]
-
-
-def _expand(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns row, column and value of the entries of a CSR or CSC matrix.
-
-    In NumPy: SciPy's functions write outside their arrays if the indices are
-    out of range.
-    """
-    n_major = matrix.shape[0 if matrix.format == "csr" else 1]
-    indptr, minor = np.asarray(matrix.indptr), np.asarray(matrix.indices)
-    counts = np.diff(indptr)
-    if (
-        indptr.shape != (n_major + 1,)
-        or indptr[0] != 0
-        or (counts < 0).any()
-        or indptr[-1] > min(len(minor), len(matrix.data))
-    ):
-        raise VaecfError(
-            f"{_DAMAGED} indptr must have {n_major + 1} entries, start with 0, "
-            f"never decrease, and end with at most {len(minor)}"
-        )
-    major = np.repeat(np.arange(n_major), counts)
-    minor, value = minor[: indptr[-1]], matrix.data[: indptr[-1]]
-    if matrix.format == "csr":
-        return major, minor, value
-    return minor, major, value

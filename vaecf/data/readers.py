@@ -12,7 +12,7 @@ import numpy as np
 from vaecf.data import headers, layouts
 from vaecf.data.file_settings import Dialect, FileSettings
 from vaecf.data.frames import frame_batches
-from vaecf.data.id_table import text_of
+from vaecf.data.id_table import CANONICAL_INTEGER, WHOLE_FLOAT, text_of
 from vaecf.data.interactions import Interactions
 from vaecf.data.row_batches import Batch, Counts, file_batches
 from vaecf.data.text_files import TextFile
@@ -22,10 +22,6 @@ from vaecf.files import user_path
 if TYPE_CHECKING:
     import polars as pl
 
-# An integer as str() writes it: one text for one number.
-CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
-# The same, as pandas writes it after a gap in the column.
-WHOLE_FLOAT = r"^(0|-?[1-9][0-9]{0,18})\.0+$"
 # What pandas reads as missing, and what databases and JavaScript write.
 MISSING = (
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND",

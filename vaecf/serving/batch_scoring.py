@@ -17,18 +17,12 @@ import numpy as np
 
 from vaecf import workdir as workdir_lib
 from vaecf.data.file_settings import FileSettings
-from vaecf.data.id_table import IdTable
+from vaecf.data.id_table import CANONICAL_INTEGER, WHOLE_FLOAT, IdTable
 from vaecf.data.interactions import Interactions
-from vaecf.data.readers import (
-    CANONICAL_INTEGER,
-    WHOLE_FLOAT,
-    Rows,
-    notes,
-    read_ids,
-)
+from vaecf.data.readers import Rows, notes, read_ids
 from vaecf.errors import VaecfError
 from vaecf.evaluation.ranking import RankedLists
-from vaecf.serving.histories import all_unknown, allowed_items
+from vaecf.serving.histories import all_unknown, allowed_items, count
 from vaecf.serving.trained_model import TrainedModel, load
 
 if TYPE_CHECKING:
@@ -92,8 +86,8 @@ def score_file(
     """
     import polars as pl
 
-    if k < 1:
-        raise VaecfError(f"k={k} must be at least 1")
+    k = count("k", k)
+    batch_size = count("batch_size", batch_size)
     _check_output(output, histories)
     reading = FileSettings(**settings)
     allow_items, deny_items = (

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vaecf import config as config_lib
 from vaecf.data import frames
 from vaecf.data.id_table import IdTable, as_array
 from vaecf.data.interactions import Interactions
@@ -87,3 +88,17 @@ def _known(items: IdTable, ids: Any, name: str) -> np.ndarray:
     if unknown:
         _logger.warning("ignored %d unknown items of %s", unknown, name)
     return index[index >= 0]
+
+
+def count(name: str, value: Any) -> int:
+    """Returns an argument such as `k` as an int.
+
+    Raises:
+      VaecfError: the value is no integer of Python or NumPy, or below 1.
+    """
+    value = config_lib.plain(value)
+    if type(value) is not int or value < 1:
+        raise VaecfError(
+            f"{name}={short(value)} must be a whole number of at least 1"
+        )
+    return value

@@ -16,12 +16,11 @@ from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data import prepare
-from vaecf.data.id_table import is_integer
 from vaecf.errors import VaecfError, did_you_mean, short
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.evaluation.ranking import DIVERGED
 from vaecf.serving import keywords
-from vaecf.serving.histories import allowed_items, as_histories
+from vaecf.serving.histories import allowed_items, as_histories, count
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
 from vaecf.training import loop
 from vaecf.training.checkpoints import no_root_handler
@@ -305,7 +304,10 @@ class Recommender:
         import pandas as pd
 
         model = self._fitted()
-        k, batch_size = _count("k", k), _count("batch_size", batch_size)
+        k, batch_size = (
+            count("k", k),
+            count("batch_size", batch_size),
+        )
         if score not in SCORES:
             raise VaecfError(f"score={score!r}: use one of {', '.join(SCORES)}")
         users, matrix, unknown = as_histories(
@@ -344,7 +346,7 @@ class Recommender:
         import pandas as pd
 
         model = self._fitted()
-        k = _count("k", k)
+        k = count("k", k)
         index = int(model.items.index_of([item])[0])
         if index < 0:
             raise VaecfError(f"item {short(item)} is not known to the model")
@@ -390,15 +392,6 @@ class Recommender:
                 "no model yet: call fit() or Recommender.load(workdir)"
             )
         return self._model
-
-
-def _count(name: str, value: Any) -> int:
-    value = config_lib.plain(value)
-    if not is_integer(value) or value < 1:
-        raise VaecfError(
-            f"{name}={short(value)} must be a whole number of at least 1"
-        )
-    return value
 
 
 def _path(name: str, value: Any) -> pathlib.Path:
