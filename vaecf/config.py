@@ -368,8 +368,7 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     The mapping is an ml_collections ConfigDict or the content of config.json.
 
     Raises:
-      VaecfError: a key is unknown, missing or of the wrong type, or a value
-        is not allowed; names the key as `config.section.key`.
+      VaecfError: a key is missing; or see `replace`.
     """
     flat = flatten(values)
     config = replace(Config(), flat)
@@ -383,7 +382,7 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
     """Returns the config with changes such as {"train.epochs": 40}.
 
     Raises:
-      VaecfError: a key is unknown, or a value is not allowed.
+      VaecfError: a key is unknown, or a value is not allowed; names the key.
     """
     known = settings()
     sections: dict[str, dict[str, Any]] = {}
@@ -428,12 +427,7 @@ def plain(value: Any) -> Any:
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """Returns a value, or a scalar of NumPy, as the type of a setting.
-
-    Raises:
-      VaecfError: the value has another type (a bool is not an int), or is a
-        float that is not finite; the message begins with `where`.
-    """
+    """Returns the value as the type of a setting; a bool is not an int."""
     value = plain(value)
     if hint == int | None:
         return None if value is None else convert(int, value, where)
