@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, short
 
 # The name of a temporary neighbour of a file or directory.
 _NEIGHBOUR = re.compile(r"\.(.+)\.(?:tmp|old)-[0-9a-f]{16}")
@@ -36,8 +36,13 @@ def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
     All other characters, '*', '?' and '[' too, stand for themselves.
 
     Raises:
-      VaecfError: there is no such home directory.
+      VaecfError: no path, an empty one, or no such home directory.
     """
+    is_path = isinstance(path, (str, os.PathLike)) and str(path)
+    if not is_path or "\0" in str(path):
+        raise VaecfError(
+            f"{short(path)} is no path: name a file or a directory"
+        )
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError as error:

@@ -458,10 +458,10 @@ def test_paths(shop, tmp_path, monkeypatch, place):
         assert len(Recommender.load(place).items) == 30
         return
     for use in (shop.recommender.save, Recommender.load):
-        with refuses(r"directory=.*: pass the path"):
+        with refuses("is no path"):
             use(place)
     if place is not None:
-        with refuses(r"workdir=.*: pass the path"):
+        with refuses("is no path"):
             Recommender(**SMALL).fit(shop.frame, workdir=place)
 
 

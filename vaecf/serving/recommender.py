@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from vaecf.data import prepare
 from vaecf.errors import VaecfError, did_you_mean, short
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.evaluation.ranking import DIVERGED
+from vaecf.files import user_path
 from vaecf.serving import keywords
 from vaecf.serving.histories import allowed_items, as_histories, count
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
@@ -171,9 +171,7 @@ class Recommender:
             every = {"eval.every_epochs": max(1, config.train.epochs)}
             config = config_lib.replace(config, every)
         with tempfile.TemporaryDirectory() as temporary:
-            directory = _path(
-                "workdir", temporary if workdir is None else workdir
-            )
+            directory = user_path(temporary if workdir is None else workdir)
             with workdir_lib.locked(directory):
                 workdir_lib.check_or_create(directory, config, dataset)
                 loop.train(
@@ -195,7 +193,7 @@ class Recommender:
           VaecfError: a file is missing or damaged; names the file.
         """
         recommender = cls()
-        recommender._model = load(_path("directory", directory))
+        recommender._model = load(user_path(directory))
         return recommender
 
     @no_root_handler()
@@ -212,7 +210,7 @@ class Recommender:
             cannot be written.
         """
         model = self._fitted()
-        return model.save(_path("directory", directory), overwrite=overwrite)
+        return model.save(user_path(directory), overwrite=overwrite)
 
     # --- Recommend ----------------------------------------------------------
 
@@ -392,10 +390,3 @@ class Recommender:
                 "no model yet: call fit() or Recommender.load(workdir)"
             )
         return self._model
-
-
-def _path(name: str, value: Any) -> pathlib.Path:
-    is_path = isinstance(value, (str, os.PathLike)) and str(value)
-    if not is_path or "\0" in str(value):
-        raise VaecfError(f"{name}={short(value)}: pass the path of a directory")
-    return pathlib.Path(os.path.expanduser(value))
