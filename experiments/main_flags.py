@@ -85,6 +85,7 @@ def define() -> None:
     """Defines the flags; main.py calls this function once."""
     for name, about in _SWITCHES.items():
         flags.DEFINE_bool(name, False, about)
+    flags.DEFINE_alias("use_tf_amp", "amp")  # its older name
     for name, about in _PATHS.items():
         cli.define_path(name, None, about)
     about = "Evaluate baselines: all of them without a value, or a list."
@@ -138,8 +139,10 @@ def parse(
         is_given = (
             values["data_dir"].value or "data.dir" in flag.override_values
         )
-        if not is_given and dataset.holds_dataset(dataset.RECIPE_DATA_DIR):
-            given["data_dir"] = "data.dir", dataset.RECIPE_DATA_DIR
+        root = pathlib.Path(dataset.RECIPE_DATA_DIR)
+        is_recipe = (root / "ml-20m" / "extracted").is_dir()
+        if not is_given and (is_recipe or dataset.holds_dataset(root)):
+            given["data_dir"] = "data.dir", str(root)
     made = cli.make_config(given)
     if workdir is None and values["train"].value:
         workdir = _new_workdir(made)

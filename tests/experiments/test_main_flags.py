@@ -55,6 +55,7 @@ def test_defaults_and_flags_beside_the_config(config_of):
     made = config_of(config, "--epochs", "3", "--amp")
     assert (made.train.epochs, made.train.batch_size) == (3, 250)
     assert made.precision.policy == "amp"
+    assert config_of("--use_tf_amp").precision.policy == "amp"
 
 
 def test_data_of_the_recipe(config_of, oracle_dir, tmp_path, monkeypatch):
@@ -64,6 +65,9 @@ def test_data_of_the_recipe(config_of, oracle_dir, tmp_path, monkeypatch):
     assert config_of().data.dir == "data/ml-20m"
     place.mkdir(parents=True)
     assert config_of().data.dir == "data/ml-20m"
+    # Ratings that are not prepared: the message then names this folder.
+    (tmp_path / "data" / "ml-20m" / "extracted").mkdir()
+    assert config_of().data.dir == str(tmp_path / "data")
     shutil.copytree(oracle_dir, place, dirs_exist_ok=True)
     assert config_of().data.dir == str(tmp_path / "data")
     for flag in ("--data_dir=d", "--config.data.dir=d"):

@@ -33,7 +33,7 @@ def command_line(
 
 
 def training(config: str, name: str, values: Mapping[str, Any]) -> str:
-    """Returns the command that trains in runs/<name>, with a file of configs/."""
+    """Returns the command that trains runs/<name> with a file of configs/."""
     file = pathlib.Path(sys.argv[0]).resolve().parents[1] / "configs" / config
     run = {"train": True, "config": file.with_name(f"{config}.py")}
     run["workdir"] = pathlib.Path("runs", name)
