@@ -116,7 +116,7 @@ def damaged_copy(
     """
     copy = folder / "copy"
     shutil.copytree(original, copy)
-    if rng.random() < 1 / 12:
+    if pattern == "nothing" or rng.random() < 1 / 12:
         return copy, "nothing"
     files = [path for path in copy.glob(pattern) if path.is_file()]
     file = rng.choice(sorted(f for f in files if f.name != ".lock"))

@@ -38,6 +38,12 @@ TARGETS = {
     "frames": ("frame_targets", "table"),
     "matrices": ("frame_targets", "matrix"),
     "junk": ("frame_targets", "junk"),
+    "recipe": ("foreign", "recipe"),
+    "pro_sg": ("foreign", "pro_sg"),
+    "manifest": ("foreign", "manifest"),
+    "arrays": ("foreign", "arrays"),
+    "npy_bytes": ("foreign", "npy_bytes"),
+    "id_table": ("foreign", "id_table"),
 }
 _PER_PROCESS = 5_000
 
