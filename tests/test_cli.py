@@ -1,5 +1,6 @@
 """Exit statuses, and one line for every mistake of the user."""
 
+import errno
 import pathlib
 import re
 import signal
@@ -69,6 +70,13 @@ def test_a_bug_keeps_its_traceback(monkeypatch, error):
     with pytest.raises(type(error)) as raised:
         cli.run(raising(error))
     assert raised.value is error
+
+
+def test_a_disk_that_refuses(run, tmp_path):
+    error = OSError(errno.ENOSPC, "No space left on device", "a/b")
+    status, out, err = run(raising(error))
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("error: a/b: No space left on device")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import refuses
 
+from vaecf.data import external_formats, integrity
 from vaecf.data.dataset import (
+    check_output,
     find_dataset,
     make_dataset,
     open_dataset,
@@ -385,4 +388,119 @@ def test_the_papers_directory(tmp_path):
         open_dataset(tmp_path)
     (tmp_path / "test_te.csv").unlink()
     with refuses(r"no such file: .*test_te\.csv"):
+        open_dataset(tmp_path)
+
+
+# --- Damage; tests/fuzz/damage.py and foreign.py have the campaigns ----------
+
+
+def flip(path, at=-4):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_dataset_is_checked_once(tmp_path, monkeypatch):
+    """Until a file changes, even if its size and time stay."""
+    folder = tmp_path / "a"
+    write_dataset(folder, example(n_items=200))
+    described = []
+    describe = integrity.describe
+    monkeypatch.setattr(
+        integrity, "describe", lambda a: described.append(1) or describe(a)
+    )
+    monkeypatch.setattr(integrity, "_CLOCK_SECONDS", 1e6)
+    find_dataset(folder)
+    find_dataset(folder)
+    assert len(described) == 20  # a file that has just changed is not trusted
+    monkeypatch.setattr(integrity, "_CLOCK_SECONDS", -1e6)
+    find_dataset(folder)
+    described.clear()
+    opened = find_dataset(folder)
+    assert not described
+    assert_equal(opened, example(n_items=200))
+    file = folder / "train.indices.npy"
+    times = file.stat()
+    flip(file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with refuses(r"train"):
+        find_dataset(folder)
+    flip(file)
+    (folder / ".verified.json").write_text("{")
+    find_dataset(folder)
+    with refuses(r"train\.indices\.npy has another SHA|train: "):
+        flip(file)
+        open_dataset(folder, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("train.indptr", lambda a: a[::-1], "starts and ends|decreases"),
+        ("train.indptr", lambda a: a[[0, 2, 1, 3, 4, 5]], "decreases"),
+        ("train.indices", lambda a: a[::-1], "not ascending"),
+        ("test.fold_in.indices", lambda a: a + 1, "outside .0, 7."),
+        ("validation.held_out.indices", lambda a: a - 9, "has item index -"),
+    ],
+)
+def test_the_structure_is_always_checked(tmp_path, name, change, message):
+    write_dataset(tmp_path / "a", example(seed=4))
+    file = tmp_path / "a" / f"{name}.npy"
+    np.save(file, change(np.load(file)))
+    with refuses(message):
+        open_dataset(tmp_path / "a")
+
+
+def test_two_preparations_of_one_output(tmp_path):
+    """Only one says that it has written, whoever may replace a dataset."""
+    path = tmp_path / "a"
+    states = [check_output(path, overwrite=True) for _ in range(2)]
+    write_dataset(path, example(), overwrite=True, expected=states[0])
+    with refuses("another process has written"):
+        write_dataset(path, example(1), overwrite=True, expected=states[1])
+    with refuses("overwrite=True"):
+        write_dataset(path, example(1), expected=states[1])
+    assert_equal(open_dataset(path), example())
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo"])
+def test_npz_of_another_project(tmp_path, kind):
+    """Read as SciPy reads it; refused where SciPy would end the process."""
+    rows, columns, values = [0, 2, 2, 1], [1, 0, 0, 2], [3.0, 1.0, -1.0, 0.5]
+    csr = scipy.sparse.coo_array((values, (rows, columns)), shape=(3, 4))
+    whole = csr.asformat(kind)
+    path = tmp_path / "m.npz"
+    scipy.sparse.save_npz(path, whole)
+    read = external_formats._read_npz(path)
+    expected = np.zeros((3, 4))
+    expected[[0, 1], [1, 2]] = 1  # the two values of a cell cancel
+    np.testing.assert_array_equal(read.to_scipy().toarray(), expected)
+    members = dict(np.load(path))
+    indices = "row" if kind == "coo" else "indices"
+    bad = members[indices].copy()
+    bad[0] = 2**30
+    for change in (
+        {indices: bad},
+        {indices: members[indices].astype(float)},
+        {"data": members["data"][:-1]},
+        {"data": members["data"] * np.nan},
+        {"shape": np.array([3, 2])},
+        {"format": np.array(b"bsr")},
+    ):
+        np.savez(path, **{**members, **change})
+        with refuses(r"m\.npz is truncated or no sparse matrix"):
+            external_formats._read_npz(path)
+
+
+def test_ids_twice_in_the_papers_files(tmp_path):
+    for name in ("train", *(f"{a}_{b}" for a in ("validation", "test")
+                            for b in ("tr", "te"))):  # fmt: skip
+        (tmp_path / f"{name}.csv").write_text("uid,sid\n0,0\n")
+    (tmp_path / "unique_sid.txt").write_text("7\n9\n7\n")
+    with refuses(r"unique_sid\.txt, line 3: the id '7'"):
+        open_dataset(tmp_path)
+    (tmp_path / "unique_sid.txt").write_text("7\n9\n")
+    (tmp_path / "train.csv").write_text("uid,sid\n2000000000,0\n")
+    with refuses(r"train\.csv: uids up to 2000000000"):
         open_dataset(tmp_path)

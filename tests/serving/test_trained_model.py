@@ -3,6 +3,8 @@
 import gc
 import json
 import shutil
+import subprocess
+import sys
 import weakref
 
 import jax
@@ -10,13 +12,16 @@ import numpy as np
 import polars as pl
 import pytest
 from oracles import refuses
+from scipy.sparse import csr_matrix
 
 from experiments.benchmark import workloads
 from vaecf import config as config_lib
 from vaecf.data.id_table import IdTable
+from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import trained_model
+from vaecf.training import linear_branch
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +186,64 @@ def test_a_deleted_model_is_freed():
     del model
     gc.collect()
     assert gone() is None and kernel() is None
+
+
+# --- Models that are replaced meanwhile --------------------------------------
+
+WRITER = """
+import pathlib, shutil, sys
+import jax.numpy as jnp
+from vaecf.training.checkpoints import BEST, Checkpoints
+from vaecf.serving import trained_model
+folder = pathlib.Path(sys.argv[1])
+model = trained_model.load(folder)
+saved = Checkpoints(folder / "checkpoints")
+print("begins", flush=True)
+for step in range(5, 10_000):
+    saved.save(BEST, step, model.params, {**model.progress, "epoch": step})
+"""
+
+
+def test_loading_while_a_run_saves_better_models(shop, copy):
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(copy)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as writer:
+        try:
+            assert writer.stdout.readline() == "begins\n"
+            epochs = []
+            while len(epochs) < 6:
+                model = trained_model.load(copy)
+                assert same(model, shop)
+                epochs.append(model.progress["epoch"])
+        finally:
+            writer.kill()
+    assert epochs == sorted(epochs) and epochs[-1] > epochs[0]
+
+
+def test_the_linear_branch_has_digests(tmp_path):
+    """And damage is found although the file can be read."""
+    config = config_lib.replace(config_lib.Config(), {"linear.l2": 5.0})
+    config = config_lib.replace(config, {"linear.dropout": 0.0})
+    rng = np.random.default_rng(0)
+    train = Interactions.from_scipy(csr_matrix(rng.random((30, 12)) < 0.3))
+    mesh = mesh_lib.make_mesh(1, 1)
+
+    def prepared():
+        return linear_branch.prepare(
+            config.linear, train, tmp_path, mesh, log=lambda line: None
+        )
+
+    first = prepared()
+    file = tmp_path / "linear" / "item_item.npy"
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+    with refuses(r"item_item\.npy: damaged.*remove .*linear"):
+        prepared()
+    shutil.rmtree(tmp_path / "linear")  # as the message says
+    again = prepared()
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool((a == b).all()), first, again)
+    )

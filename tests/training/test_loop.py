@@ -265,6 +265,40 @@ def test_killed_between_checkpoints(
     assert_whole(tmp_path)
 
 
+def test_a_damaged_checkpoint_costs_an_epoch(
+    tmp_path, small, train, assert_whole
+):
+    """Also if the damage is in numbers that orbax would read."""
+    train(tmp_path, small(train={"epochs": 2}))
+    steps = tmp_path / "checkpoints" / "latest"
+    assert {p.name for p in steps.iterdir()} == {"4", "8"}
+    position = steps / "8" / "position" / "metadata"
+    text = position.read_text()
+    position.write_text(text.replace('"epoch": 2', '"epoch": 3'))
+    assert position.read_text() != text
+    lines: list[str] = []
+    train(tmp_path, small(), log=lines.append)
+    assert "latest/8" in lines[0] and "step 4 instead" in lines[0]
+    assert "epoch 1, step 4" in lines[1]
+    assert_whole(tmp_path)
+    for step in steps.iterdir():
+        (step / "digests.json").write_text("{}")
+    with refuses(f"latest.12.*damaged.*remove {tmp_path}.checkpoints"):
+        train(tmp_path, small())
+
+
+def test_a_damaged_best_checkpoint_is_found_before_training(
+    tmp_path, small, train
+):
+    train(tmp_path, small(train={"epochs": 1}))
+    [best] = (tmp_path / "checkpoints" / "best").iterdir()
+    (best / "state" / "_METADATA").unlink()
+    before = contents(tmp_path)
+    with refuses("best.4.*state/_METADATA is missing"):
+        train(tmp_path, small())
+    assert contents(tmp_path) == before
+
+
 def test_resume_on_another_mesh(tmp_path, small, train, assert_close, state_of):
     """Batches of 15 users do not divide over it; the pipeline changes too."""
     size = {"batch_size": 15, "epochs": 2}

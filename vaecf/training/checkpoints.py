@@ -78,18 +78,27 @@ class Checkpoints:
         self._whole: set[tuple[str, int]] = set()  # files have their digests
 
     def _manager(self, which: str, *, writes: bool) -> ocp.CheckpointManager:
-        if (which, writes) not in self._managers:
-            if writes:
-                self.directory.mkdir(parents=True, exist_ok=True)
-            self._managers[which, writes] = ocp.CheckpointManager(
-                self._for_orbax / which,
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=_KEPT[which] if writes else None,
-                    create=writes,
-                    enable_async_checkpointing=False,
-                ),
+        if (which, writes) in self._managers:
+            return self._managers[which, writes]
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=_KEPT[which] if writes else None,
+            create=writes,
+            enable_async_checkpointing=False,
+        )
+        if writes:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            manager = ocp.CheckpointManager(
+                self._for_orbax / which, options=options
             )
-        return self._managers[which, writes]
+        except OSError as error:
+            # It reads the times of all checkpoints, of which a run may remove
+            # one meanwhile.
+            if writes:
+                raise
+            raise VaecfError(f"{self.directory / which}: {error}") from None
+        self._managers[which, writes] = manager
+        return manager
 
     def steps(self, which: str) -> list[int]:
         """Returns the steps of the checkpoints on the disk, newest first."""
