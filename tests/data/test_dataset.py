@@ -467,14 +467,15 @@ def test_two_preparations_of_one_output(tmp_path):
 @pytest.mark.parametrize("kind", ["csr", "csc", "coo"])
 def test_npz_of_another_project(tmp_path, kind):
     """Read as SciPy reads it; refused where SciPy would end the process."""
-    rows, columns, values = [0, 2, 2, 1], [1, 0, 0, 2], [3.0, 1.0, -1.0, 0.5]
+    rows, columns = [0, 2, 2, 1, 0], [1, 0, 0, 2, 3]
+    values = [3.0, 1.0, 1.0, 0.5, 0.0]
     csr = scipy.sparse.coo_array((values, (rows, columns)), shape=(3, 4))
     whole = csr.asformat(kind)
     path = tmp_path / "m.npz"
     scipy.sparse.save_npz(path, whole)
     read = external_formats._read_npz(path)
     expected = np.zeros((3, 4))
-    expected[[0, 1], [1, 2]] = 1  # the two values of a cell cancel
+    expected[[0, 1, 2], [1, 2, 0]] = 1
     np.testing.assert_array_equal(read.to_scipy().toarray(), expected)
     members = dict(np.load(path))
     indices = "row" if kind == "coo" else "indices"
