@@ -267,14 +267,15 @@ def _json_record(text: TextFile, row: int, raw: bytes) -> dict[str, Any]:
 def _parquet_batches(path: pathlib.Path, columns: Columns) -> Iterator[Batch]:
     import polars as pl
 
+    _probe_parquet(path, columns)
+    return _lazy_batches(pl.scan_parquet(path, glob=False), str(path), columns)
+
+
+def _probe_parquet(path: pathlib.Path, columns: Columns) -> None:
+    """Raises if another process cannot read the columns of a file."""
+    names = map(str, columns.values())
     probe = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            _PARQUET_PROBE,
-            path,
-            *map(str, columns.values()),
-        ],
+        [sys.executable, "-c", _PARQUET_PROBE, path, *names],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -286,7 +287,6 @@ def _parquet_batches(path: pathlib.Path, columns: Columns) -> Iterator[Batch]:
         raise VaecfError(
             f"{path} is damaged or no Parquet file: {reason}; get it again"
         )
-    return _lazy_batches(pl.scan_parquet(path, glob=False), str(path), columns)
 
 
 def _pick_columns(
