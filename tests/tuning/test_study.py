@@ -1,6 +1,7 @@
 """Which trial is next, with workers that only ask and do not train."""
 
 import dataclasses
+import json
 import os
 import pickle
 import signal
@@ -139,6 +140,74 @@ def test_a_trial_that_kills_its_workers_fails(plan):
         again = study_lib.next_trial(study, made)
         assert again.params == other.params
         other = again
+
+
+class Killed(BaseException):
+    """Ends a worker at once."""
+
+
+def lose_a_worker(study, plan, stage):
+    """A worker takes a trial and is killed, in one of five stages."""
+    ask = study.ask
+
+    def die_while_asking(distributions):
+        ask(dict([*distributions.items()][: 2 * stage]))
+        raise Killed
+
+    if stage < 2:  # before values are drawn, or when two of four are
+        study.ask = die_while_asking
+        with pytest.raises(Killed):
+            study_lib.next_trial(study, plan)
+        return
+    trial = study_lib.next_trial(study, plan)  # stage 2: training is to begin
+    folder = plan.trial_directory(trial.number)
+    if stage == 3:  # the worker trains
+        with workdir_lib.locked(folder), study_lib.heartbeat(trial, folder):
+            pass
+    if stage == 4:  # the trial is ended, and not yet enqueued again
+        study.tell(trial, state=TrialState.FAIL)
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_lost_workers_change_no_value(plan, tmp_path, monkeypatch, pruner):
+    """Random values at first, then those of TPE; and the brackets."""
+    monkeypatch.setattr(study_lib, "ASK_SECONDS", 0.0)
+
+    def run(losses):
+        journal = str(tmp_path / f"{losses}.journal")
+        made = plan(trials=13, pruner=pruner, storage=journal)
+        for n in range(made.trials):
+            for k in range(losses):
+                study = study_lib.open_study(made, "data")
+                lose_a_worker(study, made, (n + k) % 5)
+            study = study_lib.open_study(made, "data")
+            trial = study_lib.next_trial(study, made)
+            study.tell(trial, trial.params["model.dropout_rate"])
+        assert study_lib.next_trial(study, made) is None
+        trials, brackets = study_lib.counted(study), []
+        if pruner == "hyperband":
+            study.pruner._try_initialization(study)
+            brackets = [study.pruner._get_bracket_id(study, t) for t in trials]
+            assert len({*brackets}) > 1
+        return [t.params for t in trials], brackets
+
+    assert run(losses=0) == run(losses=1) == run(losses=2)
+
+
+def test_a_journal_whose_last_line_was_cut(plan):
+    made = plan(trials=3)
+    study = study_lib.open_study(made, "data")
+    study.tell(study_lib.next_trial(study, made), 0.5)
+    path = made.workdir / "study.journal"
+    whole = path.read_bytes()
+    for cut in (whole + b'{"op_code":5,"wor', whole + whole[:-1]):
+        path.write_bytes(cut[: len(whole) + 30])
+        study = study_lib.open_study(made, "data")
+        assert finished(study) == [0]
+        assert path.read_bytes().startswith(whole)
+        for line in path.read_bytes().splitlines():
+            json.loads(line)
+    assert study_lib.next_trial(study, made).number == 1
 
 
 def test_the_trial_of_a_lost_host_is_tried_again(plan, monkeypatch):

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vaecf import interrupts
+
 
 def cores() -> list[int]:
     """Returns the CPU cores that this process may use."""
@@ -55,12 +57,12 @@ def _start(
     arguments: tuple[Any, ...],
 ) -> None:
     os.setsid()  # Ctrl-C reaches the workers once, from the parent
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Before XLA starts its threads and looks for GPUs.
     os.environ.update(share_of_gpus(number, workers, os.environ))
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share_of_cores(number, workers))
-    work(*arguments)
+    with interrupts.raised():
+        work(*arguments)
 
 
 def share_of_cores(number: int, workers: int) -> list[int]:

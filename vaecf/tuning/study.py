@@ -9,22 +9,29 @@ heartbeats need a database, and restart trials.)
 - The trial of a lost worker is marked as failed, which succeeds in one process
   only, and enqueued again under a new number.
 - A worker is lost if this host can lock its trial's directory, or if it runs
-  on another host and its last heartbeat is `GRACE_SECONDS` old.
+  on another host and its last heartbeat is `GRACE_SECONDS` old, or if it asked
+  for a trial and did not begin it within `ASK_SECONDS`.
+- A trial keeps its place among the trials that count when it is enqueued again.
+  The place seeds its values and chooses its bracket, so that a sweep with lost
+  workers tries what an undisturbed one would.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
+import itertools
 import json
+import os
 import pathlib
 import re
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from vaecf import workdir as workdir_lib
@@ -34,22 +41,28 @@ from vaecf.tuning import space as space_lib
 
 try:
     import optuna
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import (
+        JournalFileBackend,
+        JournalFileSymlinkLock,
+    )
     from optuna.trial import FrozenTrial, Trial, TrialState
 except ImportError as error:
     raise VaecfError(
         f"sweeps need optuna ({error}): pip install 'vaecf[tune]'"
     ) from error
 
-BEAT_SECONDS, GRACE_SECONDS = 60.0, 600.0
+BEAT_SECONDS, GRACE_SECONDS, ASK_SECONDS = 60.0, 600.0, 20.0
 # A trial that exceeds the memory of its host kills its worker each time.
 MAX_LOST = 3
 
 # Raised by Optuna for a trial that has ended.
 ENDED = (ValueError, optuna.exceptions.UpdateFinishedTrialError)
 
+_SPACE_OF = "space of "  # and a setting: a key of the study's identity
+
 # Attributes of a trial.
 BEAT, HOST, FOLDER, ERROR = "beat", "host", "folder", "error"
+PLACE = "place"  # among the trials that count, from 0
 LOST = "lost"  # number of workers that were lost while they ran the trial
 
 # Settings that may differ between the workers of a study: they say where a
@@ -100,10 +113,9 @@ class SweepPlan:
 
 
 class _Sampler(optuna.samplers.TPESampler):
-    """TPE, seeded for each trial by (seed, number of the trial).
+    """TPE, seeded for each trial by (seed, place of the trial).
 
-    Workers need no seeds of their own, and a resumed sweep proposes what an
-    uninterrupted one would.
+    Workers need no seeds of their own.
     """
 
     def __init__(self, seed: int) -> None:
@@ -111,7 +123,11 @@ class _Sampler(optuna.samplers.TPESampler):
         self._sweep_seed = seed
 
     def before_trial(self, study: Any, trial: FrozenTrial) -> None:
-        text = f"{self._sweep_seed} {trial.number}"
+        place = _place(study, trial)
+        if PLACE not in trial.user_attrs:
+            study._storage.set_trial_user_attr(trial._trial_id, PLACE, place)
+            trial.user_attrs[PLACE] = place
+        text = f"{self._sweep_seed} {place}"
         digest = hashlib.sha256(text.encode()).digest()
         super().__init__(
             seed=int.from_bytes(digest[:4], "little"),
@@ -120,6 +136,29 @@ class _Sampler(optuna.samplers.TPESampler):
             constant_liar=True,
         )
         super().before_trial(study, trial)
+
+
+class _Hyperband(optuna.pruners.HyperbandPruner):
+    """Chooses the bracket of a trial by its place instead of its number."""
+
+    def _get_bracket_id(self, study: Any, trial: FrozenTrial) -> int:
+        placed = copy.copy(trial)
+        placed.number = _place(study, trial)
+        return super()._get_bracket_id(study, placed)
+
+
+def _place(study: Any, trial: FrozenTrial) -> int:
+    """Returns the place of a trial; for a new one, the first that is free."""
+    if PLACE in trial.user_attrs or trial.state.is_finished():
+        return trial.user_attrs.get(PLACE, trial.number)
+    # `get_trials` of a study within a bracket would ask for places.
+    trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+    taken = {
+        other.user_attrs.get(PLACE, other.number)
+        for other in trials
+        if other.number != trial.number and _counts(other)
+    }
+    return next(place for place in itertools.count() if place not in taken)
 
 
 def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
@@ -144,10 +183,10 @@ def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
     base = plan.base.flat()
     fixed = base.keys() - plan.space.keys() - {*_PER_WORKER}
     new = {f"config.{key}": base[key] for key in fixed}
-    new |= {f"space of {key}": value for key, value in plan.space.items()}
+    new |= {f"{_SPACE_OF}{key}": value for key, value in plan.space.items()}
     new = json.loads(json.dumps({**new, "dataset": dataset}))
-    old = study.user_attrs.get("identity")
-    if old is None:
+    old = _identity(study)
+    if not old:
         study.set_user_attr("identity", new)
     elif old != new:
         keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
@@ -156,6 +195,10 @@ def open_study(plan: SweepPlan, dataset: str) -> optuna.Study:
             "use the same to resume it, or choose another study and workdir"
         )
     return study
+
+
+def _identity(study: optuna.Study) -> dict[str, Any]:
+    return study.user_attrs.get("identity", {})
 
 
 def _open_storage(plan: SweepPlan) -> optuna.storages.BaseStorage:
@@ -168,6 +211,7 @@ def _open_storage(plan: SweepPlan) -> optuna.storages.BaseStorage:
             )
         try:
             pathlib.Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            _drop_cut_line(storage)
             return optuna.storages.JournalStorage(JournalFileBackend(storage))
         except (OSError, ValueError) as error:  # ValueError: not a journal
             raise VaecfError(
@@ -186,12 +230,28 @@ def _open_storage(plan: SweepPlan) -> optuna.storages.BaseStorage:
     raise VaecfError(f"{where} cannot be used ({reason})")
 
 
+def _drop_cut_line(journal: str) -> None:
+    """Removes a last line that was cut by a full disk or the end of a process.
+
+    Optuna would append to that line, and then read nothing any more.
+    """
+    if not os.path.exists(journal):
+        return
+    lock = JournalFileSymlinkLock(journal)
+    lock.acquire()
+    try:
+        with open(journal, "r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
 def _pruner(plan: SweepPlan) -> optuna.pruners.BasePruner:
     epochs, after = plan.base.train.epochs, plan.prune_after
     after = max(1, epochs // 5 if after is None else after)
     pruners: dict[str, optuna.pruners.BasePruner] = {
         "median": optuna.pruners.MedianPruner(n_warmup_steps=after),
-        "hyperband": optuna.pruners.HyperbandPruner(after, max(after, epochs)),
+        "hyperband": _Hyperband(after, max(after, epochs)),
         "none": optuna.pruners.NopPruner(),
     }
     if plan.pruner not in pruners:
@@ -207,11 +267,11 @@ def _pruner(plan: SweepPlan) -> optuna.pruners.BasePruner:
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
     """Returns the trials that count: not given back, not enqueued again."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state != TrialState.FAIL or ERROR in trial.user_attrs
-    ]
+    return [*filter(_counts, study.get_trials(deepcopy=False))]
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    return trial.state != TrialState.FAIL or ERROR in trial.user_attrs
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -219,16 +279,28 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in counted(study) if trial.state.is_finished()]
 
 
-def next_trial(study: optuna.Study, plan: SweepPlan) -> Trial | None:
+def next_trial(
+    study: optuna.Study, plan: SweepPlan, own: Collection[int] = ()
+) -> Trial | None:
     """Returns a trial to run now, or None if enough are running or finished.
 
-    Trials that were interrupted come first.
+    Trials that were interrupted come first. While a worker has asked for a
+    trial and not begun it, others wait: the worker may be lost. `own` are
+    numbers of trials that the caller has asked for and not begun.
     """
     distributions = space_lib.distributions(plan.space, plan.base)
     while True:
+        must_wait = False  # for what another worker has asked for
         for running in study.get_trials(False, (TrialState.RUNNING,)):
+            if running.number in own:
+                continue
             if _is_lost(running):
                 enqueue_again(study, running.number, lost=True)
+            elif HOST not in running.user_attrs:
+                must_wait = not own  # else two populations would wait
+        if must_wait:
+            time.sleep(0.05)
+            continue
         begun = [t for t in counted(study) if t.state != TrialState.WAITING]
         if len(begun) >= plan.trials:
             return None
@@ -245,14 +317,16 @@ def next_trials(study: optuna.Study, plan: SweepPlan) -> Iterator[Trial]:
 
     A trial that lost a worker is yielded alone: it may be the reason.
     """
-    for n_before in range(plan.population):
-        trial = next_trial(study, plan)
+    own: list[int] = []
+    while len(own) < plan.population:
+        trial = next_trial(study, plan, own)
         if trial is None:
             return
         was_lost = trial.user_attrs.get(LOST)
-        if was_lost and n_before:
+        if was_lost and own:
             enqueue_again(study, trial.number)
             return
+        own.append(trial.number)
         yield trial
         if was_lost:
             return
@@ -271,8 +345,12 @@ def enqueue_again(
         return False
     trial = study.get_trials()[number]
     kept = {LOST: trial.user_attrs.get(LOST, 0) + lost}
-    if FOLDER in trial.user_attrs:
-        kept[FOLDER] = trial.user_attrs[FOLDER]
+    for name in {FOLDER, PLACE} & trial.user_attrs.keys():
+        kept[name] = trial.user_attrs[name]
+    # If a worker was lost while it drew the values, all are drawn again, in the
+    # same order.
+    n_values = sum(key.startswith(_SPACE_OF) for key in _identity(study))
+    is_drawn = len(trial.params) == n_values
     hopeless = kept[LOST] >= MAX_LOST
     if hopeless:
         kept[ERROR] = (
@@ -282,8 +360,8 @@ def enqueue_again(
     study.add_trial(
         optuna.trial.create_trial(
             state=TrialState.FAIL if hopeless else TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
+            params=trial.params if is_drawn else {},
+            distributions=trial.distributions if is_drawn else {},
             user_attrs=kept,
             intermediate_values=trial.intermediate_values,
         )
@@ -298,7 +376,8 @@ def _is_lost(trial: FrozenTrial) -> bool:
         if directory.is_dir():
             return is_free(directory)
     began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-    return time.time() - attributes.get(BEAT, began) > GRACE_SECONDS
+    grace = GRACE_SECONDS if HOST in attributes else ASK_SECONDS
+    return time.time() - attributes.get(BEAT, began) > grace
 
 
 def is_free(directory: pathlib.Path) -> bool:

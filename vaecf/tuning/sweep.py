@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,6 +19,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vaecf import config as config_lib
+from vaecf import interrupts
 from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
@@ -63,7 +64,7 @@ def sweep(
       'params' ({setting: value}).
 
     Raises:
-      VaecfError: the plan cannot be carried out.
+      VaecfError: the plan cannot be carried out, or no trial succeeded.
       KeyboardInterrupt: the sweep was interrupted, with everything saved.
     """
     if workers < 1:
@@ -100,9 +101,23 @@ def sweep(
         raise KeyboardInterrupt(
             f"{progress()}; the same call resumes the sweep ({plan.workdir})"
         ) from None
+    rows = summarise(plan, study, log)
     if len(study_lib.finished(study)) < plan.trials:
         log(f"{progress()}; other workers, or the next call, run the rest")
-    return summarise(plan, study, log)
+    elif not any(row["state"] == "complete" for row in rows):
+        raise VaecfError(
+            f"none of the {len(rows)} trials succeeded ({_reasons(rows)}): "
+            "change the settings or the search space, in another workdir"
+        )
+    return rows
+
+
+def _reasons(rows: list[dict[str, Any]]) -> str:
+    """Returns how many trials ended in which way, and an error."""
+    ends = collections.Counter(row["state"] for row in rows)
+    text = ", ".join(f"{n} {state}" for state, n in ends.items())
+    errors = [row["error"] for row in rows if row["error"]]
+    return f"{text}; the last error is: {errors[-1]}" if errors else text
 
 
 def _check_or_create(plan: SweepPlan) -> None:
@@ -319,7 +334,7 @@ def _worker(plan: SweepPlan) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(interrupts.STATUS)
 
 
 # --- Results ----------------------------------------------------------------
