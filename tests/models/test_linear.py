@@ -103,6 +103,7 @@ def test_lapack_gets_small_matrices(
 
         monkeypatch.setattr(lapack, name, counted)
     monkeypatch.setattr(linear, "_LAPACK_SIZE", size)
+    monkeypatch.setattr(linear, "_SWEPT", size)
     free_bytes(free)
     x = x[:users]
     weights = linear.fit(interactions(x), 3.0)["item_item"]

@@ -1,5 +1,6 @@
 """Sweeps that train, compared with the files that their trials write."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 from oracles import generated, refuses
 
 from vaecf import config as config_lib
+from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
 from vaecf.serving import trained_model
@@ -184,7 +186,8 @@ OUT_OF_MEMORY = jax.errors.JaxRuntimeError(
 def test_a_model_too_large_is_a_failed_trial(plan, fail, opened):
     fail(OUT_OF_MEMORY)
     said = []
-    sweep_lib.sweep(plan(trials=2), log=said.append)
+    with refuses("none of the 2 trials succeeded"):
+        sweep_lib.sweep(plan(trials=2), log=said.append)
     lines = [line for line in said if line.startswith("trial ")]
     assert len(lines) == 2
     assert all("failed: RESOURCE_EXHAUSTED: Out of" in line for line in lines)
@@ -200,9 +203,10 @@ def test_a_config_that_is_refused_is_a_failed_trial(plan, opened):
     made = plan(trials=2, population=2, space=NUMBERS)
     for _ in range(2):
         opened(made).enqueue_trial({"model.dropout_rate": 2.0})
-    rows = sweep_lib.sweep(made, log=quiet)
-    assert [row["state"] for row in rows] == ["failed", "failed"]
-    assert "config.model.dropout_rate=2.0 must be" in rows[0]["error"]
+    with refuses(r"2 failed; .*config\.model\.dropout_rate=2\.0 must be"):
+        sweep_lib.sweep(made, log=quiet)
+    states = [t.state for t in study_lib.counted(opened(made))]
+    assert states == [TrialState.FAIL] * 2
 
 
 def test_a_defect_ends_the_sweep_and_the_trial_waits(plan, fail, opened):
@@ -211,6 +215,16 @@ def test_a_defect_ends_the_sweep_and_the_trial_waits(plan, fail, opened):
         sweep_lib.sweep(plan(trials=2), log=quiet)
     states = [t.state for t in opened(plan(trials=2)).get_trials()]
     assert states == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_a_sweep_without_a_success(plan):
+    """It is an error, again at the next call, and has its table."""
+    rates = {"optimizer.learning_rate": {"low": 1e29, "high": 1e30}}
+    made = plan(trials=2, space=rates)
+    for _ in range(2):
+        with refuses("none of the 2 trials succeeded .2 failed; .*loss is nan"):
+            sweep_lib.sweep(made, log=quiet)
+    assert len(pd.read_csv(made.workdir / "trials.csv")) == 2
 
 
 def test_trials_of_a_population_equal_separate_trials(
@@ -379,14 +393,24 @@ def test_a_blend_whose_tuning_fails_fails_alone(
 def test_a_trial_that_lost_a_worker_runs_alone(plan, opened):
     made = plan(trials=3, population=3, space=NUMBERS)
     study = opened(made)
-    for trial in [*study_lib.next_trials(study, made)]:
-        if trial.number != 1:  # that worker lives on
-            study_lib.enqueue_again(study, trial.number, lost=True)
-    for expected in (3, 4):
-        (trial,) = [*study_lib.next_trials(study, made)]
-        assert trial.number >= expected
-        assert trial.user_attrs["lost"] == 1
-    assert [*study_lib.next_trials(study, made)] == []
+    with contextlib.ExitStack() as stack:
+
+        def begin(trial):
+            folder = made.trial_directory(trial.number)
+            stack.enter_context(workdir_lib.locked(folder))
+            stack.enter_context(study_lib.heartbeat(trial, folder))
+
+        for trial in [*study_lib.next_trials(study, made)]:
+            if trial.number != 1:
+                study_lib.enqueue_again(study, trial.number, lost=True)
+            else:
+                begin(trial)  # that worker lives on
+        for expected in (3, 4):
+            (trial,) = [*study_lib.next_trials(study, made)]
+            assert trial.number >= expected
+            assert trial.user_attrs["lost"] == 1
+            begin(trial)
+        assert [*study_lib.next_trials(study, made)] == []
 
 
 def test_every_worker_has_trials(plan, monkeypatch):

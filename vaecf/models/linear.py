@@ -25,10 +25,11 @@ PARTITION: dict[str, tuple[str | None, ...]] = {"item_item": (None, "item")}
 # the product with all rows is faster.
 _MAX_GATHERED_USERS = 8
 _BLOCK = 2048  # rows or columns of a matrix that are computed at once
-# Largest matrix that LAPACK inverts. The threaded Cholesky factorisation of
-# OpenBLAS 0.3.31 (in NumPy 2.4 and SciPy 1.17) writes beyond its buffers if a
-# matrix is large: of 30,000 rows on two cores.
-_LAPACK_SIZE = 4096
+# Largest matrix that LAPACK inverts at once. The threaded Cholesky
+# factorisation of OpenBLAS ends the process if a matrix is large: of 30,000
+# rows in float32 with version 0.3.31 and two threads, of 22,660 rows in float64
+# in OpenBLAS issue 2562. Others are inverted in blocks of `_SWEPT` rows.
+_LAPACK_SIZE, _SWEPT = 16_384, 1024
 
 
 def scores(
@@ -172,16 +173,16 @@ def _inverse_by_users(
 
 
 def _invert(square: np.ndarray) -> np.ndarray:
-    """Inverts a symmetric positive definite matrix in place, in blocks.
+    """Returns the inverse of a symmetric positive definite matrix.
 
-    LAPACK inverts the blocks on the diagonal. Each step eliminates the rows
-    and columns of one block from all others, and negates the block's inverse
-    (the sweep operator, Goodnight 1979, "A tutorial on the SWEEP operator").
-    Only the upper triangle of blocks is computed. `n` x `_LAPACK_SIZE` numbers
-    are needed three times beside the matrix.
+    The matrix is overwritten. If it is large, LAPACK inverts the blocks on its
+    diagonal. Each step eliminates the rows and columns of one block from all
+    others, and negates the block's inverse (the sweep operator, Goodnight 1979,
+    "A tutorial on the SWEEP operator"). Only the upper triangle of blocks is
+    computed. The steps need memory for 3 n x `_SWEPT` numbers.
     """
-    n, size = len(square), _LAPACK_SIZE
-    if n <= size:
+    n, size = len(square), _SWEPT
+    if n <= _LAPACK_SIZE:
         return _invert_block(square)
     for first in range(0, n, size):
         own = slice(first, first + size)

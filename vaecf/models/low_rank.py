@@ -27,7 +27,7 @@ from vaecf.parallel import mesh as mesh_lib
 # either number changes the NDCG@100 of the linear branch by .001 in either
 # direction on MovieLens-1M and Yelp2018.
 _OVERSAMPLING = 32
-# LAPACK factorises matrices of this size: see `linear._LAPACK_SIZE`.
+# LAPACK factorises matrices of this size in float64: see `linear._LAPACK_SIZE`.
 _LARGEST_RANK = 8192
 _POWER_ITERATIONS = 6
 
