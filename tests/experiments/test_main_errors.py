@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import sys
 
 import pytest
 from oracles import generated
@@ -99,7 +100,10 @@ def test_no_directory(here, refused, command):
         ("c.optimizer.name = 'adan'", ["name='adan'", "did you mean adam?"]),
     ],
 )
-def test_a_mistake_in_a_config_file_has_its_line(here, refused, line, words):
+def test_a_mistake_in_a_config_file_has_its_line(
+    here, refused, monkeypatch, line, words
+):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (here / "mine.py").write_text(
         "from configs import default\n\n\ndef get_config():\n"
         f"    c = default.get_config()\n    {line}\n    return c\n"
