@@ -277,6 +277,16 @@ def test_columns_by_number(tmp_path, mark):
     refused(path, "4 fields", **settings | {"user_column": "9"})
 
 
+def test_settings_of_a_wrong_type(tmp_path):
+    path = write(tmp_path / "r.csv", "7,8\n")
+    assert read(path, no_header=True, user_column=2, item_column=1) == [(8, 7)]
+    for name, value in (
+        ("separator", 5), ("min_rating", "4"), ("no_header", "yes"),
+        ("encoding", b"utf-8"), ("quoted", 1), ("missing_ids", "ignore"),
+    ):  # fmt: skip
+        refused(path, f"{name}=", **{name: value})
+
+
 def test_a_row_named_as_the_header_is_not_lost(tmp_path):
     path = write(tmp_path / "r.csv", "ann,tea\nann,jam\nbob,tea\n")
     by_a_row = {"user_column": "ann", "item_column": "tea"}

@@ -17,10 +17,11 @@ lightgcn_txt         ``user item item ...``, one user per line; one file, or a
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vaecf.errors import VaecfError, did_you_mean
+from vaecf.errors import VaecfError, did_you_mean, short
 
 # Names of a table's columns, or their positions from 0, by ``user``, ``item``
 # and ``rating``.
@@ -103,6 +104,20 @@ class FileSettings:
     )
 
     def __post_init__(self) -> None:
+        hints = typing.get_type_hints(FileSettings)
+        for field in dataclasses.fields(FileSettings):
+            value = getattr(self, field.name)
+            if field.name.endswith("_column") and value is not None:
+                # The number of a column, or a name that pandas made a number.
+                object.__setattr__(self, field.name, str(value))
+                continue
+            kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
+            is_number = float in kinds and type(value) is int
+            if not (is_number or isinstance(value, kinds)):
+                raise VaecfError(
+                    f"{field.name}={short(value)} must be of type "
+                    f"{kinds[0].__name__}"
+                )
         choices = {"layout": LAYOUTS, "missing_ids": _MISSING_IDS}
         for name, known in choices.items():
             value = getattr(self, name)

@@ -80,7 +80,7 @@ def table_of(
     positions = pick_columns(
         text.path, header.names, {role: names[role] for role in roles}
     )
-    check_header(text.path, header.names, positions)
+    check_header(text, skip + 1, header.names, positions)
     return Table(
         header.separator, header.quoted, header.names, len(header.names),
         skip + header.lines, positions, settings.comment,
@@ -169,9 +169,10 @@ def _best_header(
         mark = usual if usual in lines[0] or best not in lines[0] else best
     header = _split_header(lines, mark, settings)
     if header is None:
-        raise VaecfError(
-            f"{text.path}, line 1: the quotes of the header are not closed; "
-            "pass quoted=False if quotes are plain characters"
+        raise text.error(
+            len(text.head) - len(lines) + 1,
+            "the quotes of the header are not closed; pass quoted=False if "
+            "quotes are plain characters",
         )
     return header
 
@@ -309,7 +310,9 @@ def pick_columns(
     return picked
 
 
-def check_header(source: object, header: Sequence[str], picked: dict) -> None:
+def check_header(
+    text: TextFile, line: int, header: Sequence[str], picked: dict[str, int]
+) -> None:
     """Raises if a header looks like a row: a number names a column."""
     sequence = [str(i) for i in range(len(header))]
     if header == sequence or header[1:] == sequence[: len(header) - 1]:
@@ -317,9 +320,10 @@ def check_header(source: object, header: Sequence[str], picked: dict) -> None:
     numbers = [i for i, name in enumerate(header) if re.match(NUMBER, name)]
     long = [i for i in numbers if not re.match(r"\s*\d{1,4}\s*$", header[i])]
     if long or set(numbers) & set(picked.values()):
-        raise VaecfError(
-            f"{source}, line 1: the header {short(','.join(header))} looks "
-            f"like data; {NO_HEADER}"
+        raise text.error(
+            line,
+            f"the header {short(','.join(header))} looks like data; "
+            f"{NO_HEADER}",
         )
 
 

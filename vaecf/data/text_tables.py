@@ -1,9 +1,9 @@
 """Splits text tables into rows by the rules of Python's csv module.
 
-A block in which every line has the same number of separators, and no quote, is
-split by polars. The csv module splits all other blocks: it alone decides what
-a quote, a carriage return or an empty line means, and every row's width is
-checked, whichever columns are read.
+polars splits a block in which every line has the same number of separators
+and nothing can mean anything else. The csv module splits all other blocks: it
+alone decides what a quote, a carriage return or an empty line means. Every
+row's width is checked, whichever columns are read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 INNER = "\x1f"  # stands for a separator of several bytes
 _SPACES = b" \t\x0b\x0c\x1c\x1d\x1e\xc2\xe1\xe2\xe3\xef"  # or their first bytes
 NUMBER = r"\s*[-+]?\d+(\.\d+)?\s*$"
-
-
 NO_HEADER = (
     "without a header, pass no_header=True, user_column=1 and item_column=2, "
     "the numbers of the columns"
@@ -74,7 +72,7 @@ def split_rows(
     A frame has one string column per role, and `row`, the number of the line.
 
     Counts `blank_rows`, `comment_lines`, `repeated_headers` and
-    `rows_over_lines`. The first two need no column to be there.
+    `rows_over_lines`.
 
     Raises:
       VaecfError: a row has more or fewer fields than the table, or its quotes
