@@ -112,6 +112,16 @@ def test_users_of_lists_are_numbers(make):
     assert fitted(make()) == {0: {"a", "c"}, 1: {"d"}}
 
 
+def test_columns_without_names():
+    frame = pd.DataFrame(FRAME.to_numpy())  # columns 0 and 1
+    made = prepare.in_memory(
+        frame, user_column=0, item_column=1, validation_users=0
+    )
+    assert sorted(made.users.ids) == ["x", "y"] and made.train.nnz == 3
+    users, _, _ = as_histories(frame, IdTable(ITEMS), 0, 1)
+    assert users.tolist() == ["x", "y"]
+
+
 def test_an_empty_list_is_a_user_without_items():
     for frame in (
         pl.DataFrame({"user": ["x", "y", "z"], "item": [["a"], [], ["b"]]}),

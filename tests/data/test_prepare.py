@@ -224,6 +224,12 @@ def test_in_memory_matrix_keeps_its_width(validation_users):
     ("interactions", "settings", "message"),
     [
         (7, {}, "of type int: pass a DataFrame"),
+        (shop(), {"user_column": shop()}, "user_column=.*: name one column"),
+        (
+            scipy.sparse.csr_matrix(np.eye(3)),
+            {"seed": "x"},
+            "seed='x' must be a whole number",
+        ),
         ("ratings.csv", {}, "of type str: pass a DataFrame"),
         (scipy.sparse.csr_matrix((3, 4)), {}, "the matrix has no interactions"),
         (shop(), {"user_column": "custmer"}, "did you mean customer"),

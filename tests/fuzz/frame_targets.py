@@ -22,7 +22,9 @@ from vaecf.data.frames import id_list
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.serving.histories import as_histories
+from vaecf.files import user_path
+from vaecf.serving.histories import as_histories, count
+from vaecf.serving.keywords import KEYWORDS, make_config
 
 ITEMS = IdTable(["a", "b", "c", "7", "-3", "2024-02-29", str(2**53 + 1)])
 
@@ -280,6 +282,12 @@ def junk(rng: random.Random, folder=None) -> str:
         lambda: prepare.in_memory(again(), validation_users=0),
         lambda: ITEMS.index_of(id_list(again(), "deny_items=")),
         lambda: ITEMS.index_of([again()]),
+        lambda: make_config({rng.choice(list(KEYWORDS)): again()}, 10),
+        lambda: count("k", again()),
+        lambda: user_path(again()),
+        lambda: prepare.in_memory({1: [2], 3: [4]}, validation_users=again()),
+        lambda: prepare.in_memory({1: [2], 3: [4]}, seed=again()),
+        lambda: prepare.in_memory({1: [2], 3: [4]}, user_column=again()),
         lambda: config_lib.replace(
             config_lib.Config(),
             {rng.choice(list(config_lib.settings())): again()},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ def read_rows(source: Any, columns: Columns, what: str) -> Rows:
     import pandas as pd
 
     for role, name in columns.items():
-        if not isinstance(name, Hashable):
+        if not _is_name(name):
             raise VaecfError(f"{role}_column={short(name)}: name one column")
     if len(set(columns.values())) < len(columns):
         raise VaecfError(f"{what}: one column cannot be two things ({columns})")
@@ -281,6 +281,13 @@ def _hashable(what: str, role: str) -> Iterator[None]:
         raise VaecfError(
             f"{what}: the {role} column holds something that is no id: {error}"
         ) from None
+
+
+def _is_name(value: Any) -> bool:
+    try:
+        return isinstance(hash(value), int) and bool(value == value)
+    except (TypeError, ValueError):  # a list, a frame, pandas.NA
+        return False
 
 
 def _library(value: Any) -> str:

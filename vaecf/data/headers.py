@@ -132,7 +132,10 @@ def names_of(settings: FileSettings, dialect: Dialect | None) -> Columns:
     usual: dict[str, str | int] = {role: role for role in given}
     if dialect is not None:
         usual |= dialect.columns
-    return {role: name or usual[role] for role, name in given.items()}
+    return {
+        role: usual[role] if name is None else name
+        for role, name in given.items()
+    }
 
 
 def find_header(

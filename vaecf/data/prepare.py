@@ -21,7 +21,7 @@ from vaecf.data.file_settings import FileSettings
 from vaecf.data.id_table import IdTable, is_integer
 from vaecf.data.interactions import entries
 from vaecf.data.readers import Ratings, collapse_duplicates, read_ratings
-from vaecf.errors import VaecfError, did_you_mean, listed
+from vaecf.errors import VaecfError, did_you_mean, listed, short
 from vaecf.files import user_path
 
 _HELD_OUT_SHARE = 0.1  # default, for validation and test users each
@@ -186,8 +186,8 @@ def in_memory(
     limit = 1 if is_share else n_users
     if not is_number or not 0 <= validation_users < limit:
         raise VaecfError(
-            f"validation_users={validation_users!r} must be a share in [0, 1), "
-            f"or a number of users below all {n_users:,}"
+            f"validation_users={short(validation_users)} must be a share in "
+            f"[0, 1), or a number of users below all {n_users:,}"
         )
     n_held_out = int(
         validation_users * n_users if is_share else validation_users
@@ -228,10 +228,11 @@ def _resolve_entry(settings: Settings) -> catalog.Entry:
             f"{did_you_mean(entry.protocol, splits.PROTOCOLS)} (there are "
             f"{', '.join(splits.PROTOCOLS)})"
         )
-    for key in ("min_items_per_user", "min_users_per_item"):
-        if getattr(entry, key) < 0:
+    for key in ("held_out_users", "min_items_per_user", "min_users_per_item"):
+        value = getattr(entry, key)
+        if not is_integer(value) or value < 0:
             raise VaecfError(
-                f"{key}={getattr(entry, key)} must not be negative"
+                f"{key}={short(value)} must not be negative, and whole"
             )
     splits.check_settings(
         _seed(settings, entry), 1 - settings.fold_in_proportion

@@ -165,10 +165,10 @@ class Rows:
         )
         word = frame[role][row]
         found = f"the word {word!r}" if word else "empty or NaN"
+        how = "pass missing_ids='drop' to drop" if self._is_file else "drop"
         raise VaecfError(
             f"{batch.place(row)}: {batch.names[role]} has no {role} id "
-            f"({found}); fill it in, or pass missing_ids='drop' to drop such "
-            "rows"
+            f"({found}); fill it in, or {how} such rows"
         )
 
     def _strip(self, frame: pl.DataFrame) -> pl.DataFrame:

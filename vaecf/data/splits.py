@@ -17,7 +17,7 @@ import numpy as np
 from vaecf.data.id_table import is_integer
 from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.data.readers import Ratings
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, short
 
 PAPER_SEED = 98765
 PROTOCOLS = ("paper", "recipe", "vaecf")
@@ -222,7 +222,9 @@ def hold_out(
 def check_settings(seed: int, test_proportion: float) -> None:
     """Raises if NumPy's generators or the splits do not accept a value."""
     if not is_integer(seed) or not 0 <= seed < 2**32:
-        raise VaecfError(f"seed={seed!r} must be a whole number in [0, 2^32)")
+        raise VaecfError(
+            f"seed={short(seed)} must be a whole number in [0, 2^32)"
+        )
     if not 0 < test_proportion < 1:
         raise VaecfError(
             f"fold_in_proportion={1 - test_proportion:g} must be above 0 and "

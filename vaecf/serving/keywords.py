@@ -63,7 +63,8 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
       VaecfError: a setting is out of range, or not for this model.
     """
     values = {**_DEFAULTS, **settings}
-    is_rec_vae = values.get("model") == "rec_vae"
+    name = values.get("model")
+    is_rec_vae = isinstance(name, str) and name == "rec_vae"
     if is_rec_vae:
         values = _REC_VAE | values
     else:
