@@ -421,3 +421,18 @@ def test_parquet_ids_are_stripped_too(tmp_path):
     ratings = read_ratings(tmp_path / "r.parquet", missing_ids="keep")
     assert pairs_of(ratings) == [("a", "NULL"), ("b", "x")]
     assert ratings.counts["stripped_ids"] == 1
+
+
+def test_damaged_parquet(tmp_path):
+    """polars' panics end with fewer rows, a deadlock or the process."""
+    frame = pl.DataFrame({"user": [f"u{i % 30}" for i in range(300)]})
+    frame = frame.with_columns(item=pl.int_range(300))
+    path = tmp_path / "r.parquet"
+    frame.write_parquet(path, compression="uncompressed")
+    whole, rng = path.read_bytes(), np.random.default_rng(3)
+    for size in (1, 2, 3):
+        damaged = bytearray(whole)
+        at = rng.integers(4, len(whole) - 300, 40 * size)
+        for place in at:
+            damaged[place] = rng.integers(256)
+        refused(write(path, bytes(damaged)), "r.parquet is damaged")
