@@ -23,6 +23,8 @@ from vaecf import config as config_lib
 from vaecf.config import Config
 from vaecf.data import dataset as datasets
 from vaecf.data import synthetic
+from vaecf.reporting import writers
+from vaecf.workdir import read_json
 
 CONFIG = config_lib.replace(
     Config(),
@@ -142,13 +144,16 @@ def contents(dataset: datasets.Dataset) -> dict[str, Any]:
 
 
 def loaded(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns all that the recommendations of a model depend on."""
+    """Returns results, and all that recommendations depend on."""
     import jax
 
+    from vaecf.evaluation import per_user
     from vaecf.parallel import mesh as mesh_lib
     from vaecf.serving import trained_model
 
     model = trained_model.load(workdir, mesh=mesh_lib.make_mesh(1, 1))
+    frames = per_user.read(workdir / "per_user.parquet")
+    writers.read_records(workdir / "metrics.jsonl")  # a log has no digest
     arrays = jax.tree.leaves_with_path(model.scorer_params)
     return {
         **{jax.tree_util.keystr(k): np.asarray(x).tobytes() for k, x in arrays},
@@ -156,6 +161,8 @@ def loaded(workdir: pathlib.Path) -> dict[str, Any]:
         "config": model.config,
         "manifest": model.manifest,
         "progress": model.progress,
+        "results": read_json(workdir / "results.json"),
+        "per user": {name: f.to_dicts() for name, f in frames.items()},
     }
 
 

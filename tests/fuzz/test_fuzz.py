@@ -11,7 +11,7 @@ from vaecf.data import text_files
 
 INPUTS = int(os.environ.get("VAECF_FUZZ_INPUTS", 150))
 # Targets that load a model.
-SLOW = {"model": 24, "resume": 8}
+SLOW = {"model": 16, "resume": 8}
 
 
 @pytest.mark.parametrize("name", harness.TARGETS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from vaecf import workdir as workdir_lib
+from vaecf.data import layouts
 from vaecf.errors import VaecfError
 from vaecf.evaluation.evaluator import Evaluation
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 # Columns besides model and metrics: raw id, numbers of items.
 USER_COLUMNS = ("user", "fold_in", "held_out")
+_DIGEST = "vaecf.sha256"  # of the rows as CSV, in the Parquet file's metadata
 
 
 def frame(model: str, evaluation: Evaluation, dataset: Any) -> pl.DataFrame:
@@ -53,7 +56,12 @@ def write(path: pathlib.Path, frames: Iterable[pl.DataFrame]) -> None:
         if path.suffix == ".csv":
             rows.write_csv(temporary)
         else:
-            rows.write_parquet(temporary)
+            digest = {_DIGEST: _digest(rows)}
+            rows.write_parquet(temporary, metadata=digest)
+
+
+def _digest(rows: pl.DataFrame) -> str:
+    return hashlib.sha256(rows.write_csv().encode()).hexdigest()
 
 
 def read(path: pathlib.Path) -> dict[str, pl.DataFrame]:
@@ -64,16 +72,21 @@ def read(path: pathlib.Path) -> dict[str, pl.DataFrame]:
     """
     import polars as pl
 
+    digest = None
     try:
-        if path.suffix == ".csv":
-            rows = pl.read_csv(path, infer_schema_length=None, glob=False)
-        else:
-            rows = pl.read_parquet(path, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0]
+        with layouts.polars_errors(path):
+            if path.suffix == ".csv":
+                rows = pl.read_csv(path, infer_schema_length=None, glob=False)
+            else:
+                rows = pl.read_parquet(path, glob=False)
+                digest = pl.read_parquet_metadata(path).get(_DIGEST)
+    except VaecfError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise VaecfError(
             f"{path}: neither a workdir nor per-user metrics ({reason})"
         ) from None
+    if digest not in (None, _digest(rows)):
+        raise VaecfError(f"{path}: damaged; test again to write the file anew")
     columns = ("model", *USER_COLUMNS)
     missing = [name for name in columns if name not in rows.columns]
     if missing or not len(rows):
