@@ -224,7 +224,7 @@ def test_in_memory_matrix_keeps_its_width(validation_users):
     ("interactions", "settings", "message"),
     [
         (7, {}, "of type int: pass a DataFrame"),
-        (shop(), {"user_column": shop()}, "user_column=.*: name one column"),
+        (shop(), {"user_column": shop()}, r"user_column=.* of type str"),
         (
             scipy.sparse.csr_matrix(np.eye(3)),
             {"seed": "x"},

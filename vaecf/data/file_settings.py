@@ -17,6 +17,7 @@ lightgcn_txt         ``user item item ...``, one user per line; one file, or a
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -107,7 +108,8 @@ class FileSettings:
         hints = typing.get_type_hints(FileSettings)
         for field in dataclasses.fields(FileSettings):
             value = getattr(self, field.name)
-            if field.name.endswith("_column") and value is not None:
+            is_column = field.name.endswith("_column")
+            if is_column and isinstance(value, numbers.Number):
                 # The number of a column, or a name that pandas made a number.
                 object.__setattr__(self, field.name, str(value))
                 continue

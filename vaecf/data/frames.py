@@ -228,6 +228,9 @@ def _from_frame(frame: Any, columns: Columns, what: str) -> Rows:
 
 def _column(frame: Any, role: str, name: Any, what: str) -> Any:
     names = list(frame.columns)
+    if isinstance(name, str) and name not in names:
+        # Settings are texts, but pandas numbers columns without names.
+        name = next((n for n in names if str(n) == name), name)
     if names.count(name) > 1:
         raise VaecfError(f"{what} have several columns {name!r}: rename one")
     if name in names:
@@ -236,7 +239,7 @@ def _column(frame: Any, role: str, name: Any, what: str) -> Any:
     if index is not None and name is not None and name in index.names:
         return index.get_level_values(name)
     raise VaecfError(
-        f"{what} have no column {name!r}"
+        f"{what} have no column {short(name)}"
         f"{did_you_mean(str(name), map(str, names))} (they have "
         f"{listed(names)}; choose with {role}_column)"
     )
