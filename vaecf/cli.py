@@ -258,8 +258,7 @@ class _OptionalInteger(flags.IntegerParser):
 def make_config(given: Mapping[str, tuple[str, Any]]) -> config_lib.Config:
     """Returns the settings of --config, its overrides, and other flags.
 
-    `given` maps a flag to the setting that it stands for and its value. None
-    means that the flag is not given.
+    `given` maps a flag to its setting and its value, None if it is not given.
 
     Raises:
       VaecfError: a flag contradicts an override, or a setting is not valid.
@@ -294,9 +293,9 @@ def _with_line(message: str) -> str:
     """Adds 'FILE, line N: ' if the file of --config sets the message's key."""
     flag = config_flag()
     found = re.match(r"config\.((?:\w+\.)*(\w+))", message)
-    if found is None or flag is None or not flag.present:
+    if flag is None or not flag.present:
         return message
-    if found[1] in _on_command_line:
+    if found is None or found[1] in _on_command_line:
         return message
     path = pathlib.Path(flag.config_filename)
     assignment = re.compile(rf"\b{found[2]}\b[\"']?\]?\s*[=:](?!=)")
