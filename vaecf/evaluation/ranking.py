@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from vaecf.errors import VaecfError
+from vaecf.evaluation import packing
 from vaecf.models import likelihood, sparse_batch
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
@@ -190,61 +191,6 @@ class _Casts:
 
 _casts = _Casts()
 
-# Short histories get buckets of powers of two, from this size: in a query of a
-# single user, unused slots cost time.
-_MIN_SLOTS = 16
-
-
-def _bucket(n: int) -> int:
-    """Returns the number of slots for n interactions."""
-    if n > sparse_batch.bucket(1) // 2:
-        return sparse_batch.bucket(n)
-    return max(_MIN_SLOTS, sparse_batch.bucket_users(n))
-
-
-class _Shape(NamedTuple):
-    users: int  # over all data shards
-    slots: int  # per data shard
-
-
-def _pack(
-    indptr: np.ndarray, indices: np.ndarray, first: int, shape: _Shape, n: int
-) -> np.ndarray:
-    """Returns users first, first + 1, ... as one array, int32 [n shards, ...].
-
-    A row holds item_N, row_N, count_B and user_B of one data shard. Rows are
-    filled up with padding users, whose user_B is the number of users.
-    """
-    n_users = len(indptr) - 1
-    size, slots = shape.users // n, shape.slots
-    packed = np.zeros((n, 2 * (slots + size)), np.int32)
-    packed[:, slots : 2 * slots] = size
-    for row in packed:
-        last = min(first + size, n_users)
-        n_real = max(0, last - first)
-        row[2 * slots + size :] = n_users
-        if n_real:
-            begin, end = indptr[first], indptr[last]
-            counts = np.diff(indptr[first : last + 1])
-            row[: end - begin] = indices[begin:end]
-            row[slots : slots + end - begin] = np.repeat(
-                np.arange(n_real, dtype=np.int32), counts
-            )
-            row[2 * slots : 2 * slots + n_real] = counts
-            row[2 * slots + size :][:n_real] = np.arange(first, last)
-        first += size
-    return packed
-
-
-def _unpack(packed: jax.Array, shape: _Shape) -> tuple[SparseBatch, jax.Array]:
-    """Returns (batch, user_B) over all shards, the inverse of `_pack`."""
-    size = shape.users // packed.shape[0]
-    ends = np.cumsum([shape.slots, shape.slots, size])
-    item_N, row_N, count_B, user_B = (
-        x.reshape(-1) for x in jnp.split(packed, ends, axis=1)
-    )
-    return SparseBatch(item_N, row_N, count_B), user_B
-
 
 class Ranker:
     """Compiled ranking of one scorer on one mesh, to one list length.
@@ -342,12 +288,12 @@ class Ranker:
         # Interactions of the fullest shard of any batch.
         edge = np.arange(0, len(first_B) * size + 1, size // self._shards)
         fullest = int(np.diff(indptr[np.minimum(edge, n_users)]).max())
-        shape = _Shape(size, _bucket(fullest))
+        shape = packing.Shape(size, packing.bucket(fullest))
         resident, types = self._resident(params)
         program = self._program(resident, types, shape, allowed_I)
         pending: tuple[jax.Array, int] | None = None
         for first in first_B:
-            packed = _pack(indptr, indices, first, shape, self._shards)
+            packed = packing.pack(indptr, indices, first, shape, self._shards)
             if not processes.alone():
                 packed = processes.put(packed, self._by_user)
             ranked = program(resident, packed, allowed_I)
@@ -385,7 +331,7 @@ class Ranker:
         self,
         resident: Any,
         types: tuple,
-        shape: _Shape,
+        shape: packing.Shape,
         allowed_I: jax.Array | None,
     ) -> Callable[..., jax.Array]:
         """Returns the compiled `_rank` for these sizes."""
@@ -410,7 +356,7 @@ class Ranker:
 
     def _rank(
         self,
-        shape: _Shape,
+        shape: packing.Shape,
         params: Any,
         packed: jax.Array,
         allowed_I: jax.Array | None,
@@ -430,7 +376,7 @@ class Ranker:
                 item_axis=mesh_lib.axis(self.mesh, mesh_lib.ITEM),
             )
 
-        batch, user_B = _unpack(packed, shape)
+        batch, user_B = packing.unpack(packed, shape)
         users = P(mesh_lib.DATA)
         ranked = mesh_lib.on_mesh(
             self.mesh,

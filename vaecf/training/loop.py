@@ -35,11 +35,15 @@ from vaecf.training.input_pipeline import Epoch, InputPipeline
 from vaecf.training.progress import (
     TrainProgress,
     check_health,
+    is_summarised,
     is_trained,
+    patience_line,
     require_finite,
     require_trained,
+    resume_line,
     summarise,
     training_record,
+    validation_line,
 )
 from vaecf.training.signals import Interrupted, SyncedStatus
 from vaecf.training.state import TrainSetup, TrainState
@@ -112,21 +116,18 @@ def train(
     if saver.checkpoints.step(LATEST) is not None:
         with deadline("reading a checkpoint"):
             progress, state = resume(setup, saver.checkpoints, steps, log)
-        log(_resume_line(config, progress, state))
+        log(resume_line(config, progress, state))
     else:
         progress = TrainProgress()
         state = _init_state(config, setup, dataset, workdir, log)
-    first_step = int(state.step)
 
     # --- Validation, writers ------------------------------------------------
     linear = shared.linear or linear_branch.prepare(
         config.linear, dataset.train, workdir, mesh, log=log
     )
     validate = _make_validator(config, dataset, setup, linear)
-    more = progress.epoch < config.train.epochs
-    writer = writers.MultiWriter([])
-    if more or not _is_summarised(workdir, first_step):
-        writer = _open_writers(workdir, first_step, extra_writer)
+    is_done = progress.epoch >= config.train.epochs
+    writer = _open_writers(workdir, int(state.step), is_done, extra_writer)
 
     # --- Epochs -------------------------------------------------------------
     with (
@@ -145,7 +146,7 @@ def train(
         )
         while progress.epoch < config.train.epochs:
             if progress.out_of_patience(config.eval.patience):
-                bar.note(_patience_line(config, progress))
+                bar.note(patience_line(config, progress))
                 break
             phase = setup.model.phase(progress.epoch, config.train)
             if progress.step_in_epoch == 0:
@@ -185,7 +186,7 @@ def train(
                     record[f"validation/{config.eval.best_metric}"]
                 )
                 writer.write({"epoch": progress.epoch, **record}, step=step)
-                bar.note(_validation_line(config, progress, record, better))
+                bar.note(validation_line(config, progress, record, better))
                 if better:
                     saver.save(BEST, state, progress)
             now = dispatcher.status()
@@ -194,10 +195,9 @@ def train(
             if now.interrupted and progress.epoch < config.train.epochs:
                 raise _stopped(progress, workdir)
 
-        require_trained(state)
         saver.finish(state, progress)
         summary = summarise(progress, pipeline, config, mesh)
-        if not _is_summarised(workdir, int(state.step)):
+        if not is_summarised(workdir, int(state.step)):
             record = {f"final/{k}": v for k, v in summary.items()}
             writer.write(record, step=int(state.step))
         if dispatcher.status().interrupted:  # after the last epoch
@@ -238,6 +238,7 @@ class _Saver:
             self._checked = int(state.step)
 
     def finish(self, state: TrainState, progress: TrainProgress) -> None:
+        require_trained(state)
         if progress.best is None:
             # Without validation users, the last parameters count as the best.
             self.save(BEST, state, progress)
@@ -384,39 +385,23 @@ def _init_state(
     return state
 
 
-def _resume_line(
-    config: Config, progress: TrainProgress, state: TrainState
-) -> str:
-    if progress.epoch >= config.train.epochs:
-        return f"nothing left to train: {progress.epoch} epochs are done"
-    return f"resuming from epoch {progress.epoch}, step {int(state.step)}"
-
-
 def _open_writers(
-    workdir: pathlib.Path, step: int, extra: writers.Writer | None
+    workdir: pathlib.Path,
+    step: int,
+    is_done: bool,
+    extra: writers.Writer | None,
 ) -> writers.MultiWriter:
-    """Opens the writers of process 0; records after `step` are dropped."""
-    if not processes.is_lead():
+    """Opens the writers of process 0; records after `step` are dropped.
+
+    There is nothing to write if the run is done and has its summary.
+    """
+    if not processes.is_lead() or (is_done and is_summarised(workdir, step)):
         return writers.MultiWriter([])
     own = [
         writers.JsonlWriter(workdir / "metrics.jsonl", step),
         writers.TensorBoardWriter(workdir / "tensorboard", step),
     ]
     return writers.MultiWriter(own if extra is None else [*own, extra])
-
-
-def _is_summarised(workdir: pathlib.Path, step: int) -> bool:
-    """Returns whether metrics.jsonl needs no summary of the run up to a step.
-
-    A call that was stopped after the last epoch may not have written it.
-    """
-    path = workdir / "metrics.jsonl"
-    if step == 0 or not processes.is_lead():
-        return True
-    return path.exists() and any(
-        "final/epochs" in record and record["step"] == step
-        for record in writers.read_records(path)
-    )
 
 
 def _stopped(progress: TrainProgress, workdir: pathlib.Path) -> Interrupted:
@@ -458,22 +443,3 @@ def _make_validator(
         }
 
     return validate
-
-
-def _patience_line(config: Config, progress: TrainProgress) -> str:
-    return (
-        f"stopping early: no gain in {config.eval.patience} validations, best "
-        f"at epoch {progress.best_epoch}"
-    )
-
-
-def _validation_line(
-    config: Config,
-    progress: TrainProgress,
-    record: dict[str, Any],
-    better: bool,
-) -> str:
-    names = dict.fromkeys((config.eval.best_metric, *config.eval.metrics))
-    values = "  ".join(f"{n} {record[f'validation/{n}']:.4f}" for n in names)
-    mark = "  (best so far)" if better else ""
-    return f"epoch {progress.epoch}  validation: {values}{mark}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from jax.sharding import Mesh
 from vaecf.config import Config, TrainConfig
 from vaecf.errors import VaecfError
 from vaecf.models import losses
+from vaecf.parallel import processes
+from vaecf.reporting import writers
 from vaecf.training import optimizers, precision
 from vaecf.training.state import TrainState
 from vaecf.training.step import StepMetrics
@@ -177,3 +180,50 @@ def summarise(
         "device": jax.devices()[0].device_kind,
         "devices": mesh.size,
     }
+
+
+# --- Lines and records ------------------------------------------------------
+
+
+def resume_line(
+    config: Config, progress: TrainProgress, state: TrainState
+) -> str:
+    """Returns what a run that was called again is about to do."""
+    if progress.epoch >= config.train.epochs:
+        return f"nothing left to train: {progress.epoch} epochs are done"
+    return f"resuming from epoch {progress.epoch}, step {int(state.step)}"
+
+
+def is_summarised(workdir: pathlib.Path, step: int) -> bool:
+    """Returns whether metrics.jsonl needs no summary of the run up to a step.
+
+    A call that was stopped after the last epoch may not have written it.
+    """
+    path = workdir / "metrics.jsonl"
+    if step == 0 or not processes.is_lead():
+        return True
+    return path.exists() and any(
+        "final/epochs" in record and record["step"] == step
+        for record in writers.read_records(path)
+    )
+
+
+def patience_line(config: Config, progress: TrainProgress) -> str:
+    """Returns why training stops early."""
+    return (
+        f"stopping early: no gain in {config.eval.patience} validations, best "
+        f"at epoch {progress.best_epoch}"
+    )
+
+
+def validation_line(
+    config: Config,
+    progress: TrainProgress,
+    record: dict[str, Any],
+    better: bool,
+) -> str:
+    """Returns the metrics of a validation."""
+    names = dict.fromkeys((config.eval.best_metric, *config.eval.metrics))
+    values = "  ".join(f"{n} {record[f'validation/{n}']:.4f}" for n in names)
+    mark = "  (best so far)" if better else ""
+    return f"epoch {progress.epoch}  validation: {values}{mark}"
