@@ -324,6 +324,14 @@ def test_part_files(tmp_path):
     write(tmp_path / "out" / "readme.txt", "x")
     refused(tmp_path / "out", "several kinds", "*.csv")
     refused(tmp_path / "*.nothing", "no files")
+    nested = tmp_path / "nested"
+    write(nested / "day=1" / "p.csv", "user,item\n1,2\n")
+    write(nested / "_temporary" / "p.csv", "user,item\n5,6\n")
+    refused(nested, "folder day=1", "**")
+    assert read(nested / "**" / "*.csv") == [(1, 2)]
+    (nested / "day=1" / "q.csv").symlink_to("nowhere")
+    refused(nested / "*" / "*.csv", "no such file", "q.csv")
+    refused(tmp_path / ("x" * 300), "no such file")
     bracket = write(tmp_path / "a[1].csv", "user,item\n1,2\n")
     assert read(bracket) == [(1, 2)]
 

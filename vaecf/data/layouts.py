@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
@@ -70,11 +71,15 @@ def files_of(path: pathlib.Path) -> list[pathlib.Path]:
     but for those whose names begin with ``_`` or ``.``, and for empty ones.
 
     Raises:
-      VaecfError: a file is missing or empty, or there are none.
+      VaecfError: a file is missing, empty or in a folder of the folder, or
+        there are none.
     """
-    if not path.exists() and glob.has_magic(str(path)):
+    if not os.path.exists(path) and glob.has_magic(str(path)):
+        root = path
+        while glob.has_magic(str(root)):
+            root = root.parent
         found = map(pathlib.Path, glob.glob(str(path), recursive=True))
-        return _parts(path, found)
+        return _parts(path, root, (file for file in found if not file.is_dir()))
     if require(path).is_file():
         return [path]
     if known := _known_files(path):
@@ -83,7 +88,15 @@ def files_of(path: pathlib.Path) -> list[pathlib.Path]:
         if layout == "lightgcn_txt" and (path / "test.txt").is_file():
             files.append(path / "test.txt")  # all interactions: train and test
         return [require(file) for file in files]
-    files = _parts(path, path.iterdir())
+    try:
+        files = _parts(path, path, path.iterdir())
+    except OSError as error:
+        raise VaecfError(f"{path} cannot be read: {error}") from None
+    if folders := [file for file in files if file.is_dir()]:
+        raise VaecfError(
+            f"{path} holds the folder {folders[0].name}: name a pattern, such "
+            f"as {path / '**' / '*.csv'}"
+        )
     if len({file.suffix for file in files}) > 1:
         raise VaecfError(
             f"{path} holds files of several kinds: name the ratings file, or a "
@@ -95,11 +108,7 @@ def files_of(path: pathlib.Path) -> list[pathlib.Path]:
 
 def require(path: pathlib.Path) -> pathlib.Path:
     """Returns `path`; raises if the file is missing (with a hint) or empty."""
-    try:
-        exists = path.exists()
-    except (OSError, ValueError):  # a name that no file can have
-        exists = False
-    if not exists:
+    if not os.path.exists(path):  # pathlib raises for names that are too long
         names = []
         with contextlib.suppress(OSError, ValueError):
             names = [entry.name for entry in path.parent.iterdir()]
@@ -150,15 +159,16 @@ def _known_files(folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
 
 
 def _parts(
-    path: pathlib.Path, found: Iterable[pathlib.Path]
+    path: pathlib.Path, root: pathlib.Path, found: Iterable[pathlib.Path]
 ) -> list[pathlib.Path]:
-    files = [
-        file
-        for file in sorted(found)
-        if file.is_file()
-        and not file.name.startswith(("_", "."))
-        and file.stat().st_size
-    ]
+    """Returns the files that are not hidden below the root, nor empty."""
+    files = []
+    for file in sorted(found):
+        parts = file.relative_to(root).parts
+        if not any(part.startswith(("_", ".")) for part in parts) and (
+            not os.path.exists(file) or os.path.getsize(file)
+        ):
+            files.append(file)  # a broken link is an error of its reader
     if not files:
         raise VaecfError(
             f"{path} holds no files with ratings; name the ratings file, or a "
