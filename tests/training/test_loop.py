@@ -24,6 +24,7 @@ TIMES = {
     "train/users_per_second",
     "train/epoch_seconds",
     "validation/seconds",
+    "validation/users_per_second",
 }
 
 
