@@ -43,8 +43,8 @@ def filter_ratings(
         if not iterate or ratings.n == start:
             break
     if not ratings.n:
-        most_items = int(np.bincount(before.user).max(initial=0))
-        most_users = int(np.bincount(before.item).max(initial=0))
+        most_items = int(np.max(np.bincount(before.user), initial=0))
+        most_users = int(np.max(np.bincount(before.item), initial=0))
         raise VaecfError(
             f"the filters drop all of {_distinct(before.user):,} users and "
             f"{before.n:,} interactions (a user has at most {most_items} "

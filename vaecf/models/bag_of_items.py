@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from vaecf.models import noise
 from vaecf.models.sparse_batch import SparseBatch
@@ -201,7 +202,7 @@ def bag_of_items(
     *,
     dropout: Dropout | None = None,
     lowering: str = "gather",
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     precision: lax.Precision | None = None,
     item_axis: str | None = None,
 ) -> jax.Array:

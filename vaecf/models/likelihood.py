@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from vaecf.models.bag_of_items import compact
 from vaecf.models.sparse_batch import SparseBatch
@@ -26,8 +27,8 @@ def logits(
     kernel_HI: jax.Array,
     bias_I: jax.Array,
     *,
-    dtype: jnp.dtype = jnp.float32,
-    output_dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
+    output_dtype: DTypeLike = jnp.float32,
     precision: lax.Precision | None = None,
 ) -> jax.Array:
     """Returns hidden · kernel + bias, [B, I] of `output_dtype`.
@@ -351,7 +352,7 @@ def multinomial_nll(
     bias_I: jax.Array,
     batch: SparseBatch,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     precision: lax.Precision | None = None,
     item_axis: str | None = None,
     block: int = 0,

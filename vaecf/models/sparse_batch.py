@@ -126,7 +126,7 @@ def slots_for(count_SB: np.ndarray, parts: int = 1) -> int:
     steps, batch_size = count_SB.shape
     by_part = count_SB.reshape(steps, parts, batch_size // parts)
     totals = by_part.sum(axis=2, dtype=np.int64)
-    return bucket(int(totals.max(initial=1)))
+    return bucket(int(np.max(totals, initial=1)))
 
 
 def slots_to_expect(count_U: np.ndarray, users: int) -> int:
@@ -207,9 +207,9 @@ def assemble_on_host(
       ValueError: a part has more than `n_slots` interactions.
     """
     csr = window(indptr, indices, user_B.reshape(parts, -1), n_slots)
-    count_PU = csr.count_U.reshape(parts, -1)
+    count_PU = np.asarray(csr.count_U).reshape(parts, -1)
     size = count_PU.shape[1]
     row_PN = np.full((parts, n_slots), size, np.int32)
     for row_N, count_U in zip(row_PN, count_PU, strict=True):
-        row_N[: count_U.sum()] = np.repeat(np.arange(size), count_U)
+        row_N[: np.sum(count_U)] = np.repeat(np.arange(size), count_U)
     return SparseBatch(csr.item_M, row_PN.ravel(), csr.count_U)

@@ -106,7 +106,7 @@ def _with_output(state: TrainState, vector_IH: np.ndarray) -> TrainState:
     norm = float(jax.jit(jnp.linalg.norm)(kernel))  # the padding is zero
     made = np.zeros(kernel.shape, np.float32)
     made[:, : len(vector_IH)] = vector_IH.T
-    made *= norm / max(np.linalg.norm(made), np.finfo(np.float32).tiny)
+    made *= norm / np.maximum(np.linalg.norm(made), np.finfo(np.float32).tiny)
 
     def replaced(params: Any) -> Any:
         # A copy for each: both buffers are donated to the first step.
