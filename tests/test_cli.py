@@ -3,7 +3,9 @@
 import errno
 import pathlib
 import re
+import shlex
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -70,6 +72,20 @@ def test_a_bug_keeps_its_traceback(monkeypatch, error):
     with pytest.raises(type(error)) as raised:
         cli.run(raising(error))
     assert raised.value is error
+
+
+def test_a_reader_that_goes_away_ends_nothing():
+    """As in `main.py --train | head -1`."""
+    code = (
+        "import sys; from vaecf import cli\n"
+        "for i in range(9999): cli.log(f'line {i}')\n"
+        "print('done', file=sys.stderr)"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("line 0\n", "done\n")
 
 
 def test_a_disk_that_refuses(run, tmp_path):

@@ -99,10 +99,10 @@ def run(
 
 def log(message: str) -> None:
     """Prints a line on stdout and flushes it."""
-    print(message, flush=True)
-
-
-# --- Several processes ------------------------------------------------------
+    try:
+        print(message, flush=True)
+    except BrokenPipeError:  # the reader has gone, as `head` does: go on
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def define_processes() -> None:
