@@ -216,7 +216,10 @@ def _quiet_libraries() -> None:
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     show = sys.unraisablehook
     sys.unraisablehook = lambda args: (
-        None if inspect.iscoroutine(args.object) else show(args)
+        None
+        if inspect.iscoroutine(args.object)
+        or "Event loop is closed" in str(args.exc_value)
+        else show(args)
     )
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
