@@ -379,11 +379,13 @@ def _read_manifest(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
     arrays = [
         f"{part}.{kind}" for part in _PARTS for kind in ("indptr", "indices")
     ]
+    listed = manifest.get("arrays")
+    more = listed if isinstance(listed, dict) else ()
     wanted: list[tuple[Any, str, type]] = [
         *((manifest, key, str) for key in ("name", "protocol")),
         *((manifest, key, dict) for key in ("counts", "ids", "arrays")),
         *((manifest.get("ids"), key, dict) for key in _TABLES),
-        *((manifest.get("arrays"), key, dict) for key in arrays),
+        *((listed, key, dict) for key in dict.fromkeys((*arrays, *more))),
     ]
     for entries, key, kind in wanted:
         if not isinstance(entries.get(key), kind):
