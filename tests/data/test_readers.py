@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import refuses
 
-from vaecf.data import layouts, row_batches, text_files
+from vaecf.data import layouts, text_files
 from vaecf.data.file_settings import Dialect
 from vaecf.data.readers import MISSING, collapse_duplicates, read_ratings
 
@@ -152,7 +152,7 @@ def test_ids_of_every_kind_from_every_source(tmp_path_factory, users, data):
     files = ["a.csv", "a.tsv", "a.parquet", "b.csv.gz"]
     for source in (*frames, *(folder / file for file in files)):
         with pytest.MonkeyPatch.context() as patch:  # the files are whole
-            patch.setattr(row_batches, "_probe_parquet", lambda *_: None)
+            patch.setattr(layouts, "probe_parquet", lambda *_: None)
             got = read_ratings(source, user_column="who", item_column="what")
         assert got.user_ids[got.user].tolist() == expected
         wanted_items = [7] * n if set(items) == {"7"} else items

@@ -161,6 +161,8 @@ class IdTable:
             raise VaecfError(f"{path}: {error.strerror}") from None
         if sha256 not in (None, hashlib.sha256(data).hexdigest()):
             raise VaecfError(f"{path}: damaged (it has another SHA-256)")
+        if sha256 is None:
+            layouts.probe_parquet(path, (column, "index"))
         with layouts.polars_errors(path):
             frame = pl.read_parquet(io.BytesIO(data), columns=[column, "index"])
             frame = frame.sort("index")

@@ -11,12 +11,14 @@ import glob
 import os
 import pathlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 
 from vaecf.data import headers
 from vaecf.data.file_settings import MOVIELENS, PATTERNS, FileSettings
 from vaecf.data.text_files import TextFile, empty
-from vaecf.errors import VaecfError, did_you_mean, listed
+from vaecf.errors import VaecfError, did_you_mean, listed, short
 
 _FILES_IN_FOLDER = {
     "combined_data_*.txt": "netflix",
@@ -27,6 +29,21 @@ _FILES_IN_FOLDER = {
     "train_triplets.txt": "msd",
     "train.txt": "lightgcn_txt",
 }
+
+# Reads a file, and prints why that is not possible. Damaged Parquet can end
+# the process that reads it, or lose rows after a panic of a thread.
+_PARQUET_PROBE = """
+import sys, polars as pl
+try:
+    table = pl.scan_parquet(sys.argv[1], glob=False)
+    names = set(table.collect_schema().names()) & set(sys.argv[2:])
+    batches = table.select(sorted(names)).collect_batches()
+    rows = sum(batch.height for batch in batches)
+    if names and rows != table.select(pl.len()).collect().item():
+        raise ValueError("rows are missing")
+except BaseException as error:
+    sys.exit(print((str(error).splitlines() or [""])[0]) or 1)
+"""
 
 
 def detect(
@@ -148,6 +165,32 @@ def polars_errors(path: pathlib.Path | str) -> Iterator[None]:
         if isinstance(error, pl.exceptions.NoDataError):
             raise empty(path) from None
         raise VaecfError(f"{path}: {text[:200]}") from None
+
+
+def probe_parquet(path: pathlib.Path, columns: Iterable[str]) -> None:
+    """Lets another process read columns of a file first.
+
+    Raises:
+      VaecfError: it cannot.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARQUET_PROBE, path, *columns],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as probe:
+        reason = ""
+        for line in probe.stdout or ():
+            reason = reason or line.strip()
+            if "panicked at" in line:
+                reason = "its content is not valid"
+                probe.kill()  # it may wait for ever
+    if probe.returncode:
+        raise VaecfError(
+            f"{path} is damaged or no Parquet file: {short(reason)}; get it "
+            "again"
+        )
 
 
 def _known_files(folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,20 +27,6 @@ Counts = collections.Counter[str]
 
 _JSON_LINES = 'JSON lines are one object a line, such as {"user": 1, ...}'
 _NETFLIX_LINE = r"\d+:|\d+,[\d.]+,\d{4}-\d\d-\d\d|\s*"
-# Reads a file, and prints why that is not possible. Damaged Parquet can end
-# the process that reads it, or lose rows after a panic of a thread.
-_PARQUET_PROBE = """
-import sys, polars as pl
-try:
-    table = pl.scan_parquet(sys.argv[1], glob=False)
-    names = set(table.collect_schema().names()) & set(sys.argv[2:])
-    batches = table.select(sorted(names)).collect_batches()
-    rows = sum(batch.height for batch in batches)
-    if names and rows != table.select(pl.len()).collect().item():
-        raise ValueError("rows are missing")
-except BaseException as error:
-    sys.exit(print((str(error).splitlines() or [""])[0]) or 1)
-"""
 
 
 class Batch(NamedTuple):
@@ -269,31 +253,8 @@ def _json_record(text: TextFile, row: int, raw: bytes) -> dict[str, Any]:
 def _parquet_batches(path: pathlib.Path, columns: Columns) -> Iterator[Batch]:
     import polars as pl
 
-    _probe_parquet(path, columns)
+    layouts.probe_parquet(path, map(str, columns.values()))
     return _lazy_batches(pl.scan_parquet(path, glob=False), str(path), columns)
-
-
-def _probe_parquet(path: pathlib.Path, columns: Columns) -> None:
-    """Raises if another process cannot read the columns of a file."""
-    names = map(str, columns.values())
-    with subprocess.Popen(
-        [sys.executable, "-c", _PARQUET_PROBE, path, *names],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as probe:
-        reason = ""
-        for line in probe.stdout or ():
-            reason = reason or line.strip()
-            if "panicked at" in line:
-                reason = "its content is not valid"
-                probe.kill()  # it may wait for ever
-    if probe.returncode:
-        raise VaecfError(
-            f"{path} is damaged or no Parquet file: {short(reason)}; get it "
-            "again"
-        )
 
 
 def _pick_columns(
