@@ -318,3 +318,53 @@ def test_flags_that_need_each_other(tmp_path):
     dialect = Dialect("|", False, {"user": 0, "item": 1})
     with refuses("holds no ratings"):
         read_ratings(path, dialect=dialect, min_rating=1)
+
+
+FOUND = [
+    # polars would take a category's code and a date's day for a rating.
+    (pl.Series(["9", "3"], dtype=pl.Categorical), None),
+    (pl.Series(["9", "3"], dtype=pl.Enum(["3", "9"])), None),
+    (pl.Series([0, 1]).cast(pl.Date), "type Date; ratings are numbers"),
+    (pl.Series([[9], [3]]), "type List.*; ratings are numbers"),
+]
+
+
+@pytest.mark.parametrize(("stars", "message"), FOUND)
+def test_ratings_of_every_type(tmp_path, stars, message):
+    frame = pl.DataFrame({"user": [1, 2], "item": [3, 4], "stars": stars})
+    frame.write_parquet(tmp_path / "r.parquet")
+    how = {"rating_column": "stars", "min_rating": 4}
+    for source in (frame, tmp_path / "r.parquet"):
+        if message is None:
+            assert pairs_of(read_ratings(source, **how)) == [(1, 3)]
+        else:
+            with refuses(message):
+                read_ratings(source, **how)
+
+
+def test_ids_beyond_integers_are_not_missing():
+    frame = pd.DataFrame({"user": [1e300, 1.0], "item": [1, 2]})
+    assert pairs_of(read_ratings(frame)) == [("1e+300", 1), ("1", 2)]
+
+
+def test_pairs_and_written_lists_are_no_histories(tmp_path):
+    frame = pd.DataFrame({"user": ["a", "b"], "item": [["x", "y"], ["z"]]})
+    frame.to_csv(tmp_path / "lists.csv", index=False)
+    with refuses("line 2: column 'item' holds .*a list as a text"):
+        read_ratings(tmp_path / "lists.csv")
+    with refuses("tuples of 2: pass pandas.DataFrame"):
+        read_ratings([("a", "x"), ("b", "z")])
+
+
+def test_long_fields_and_headers_in_another_order(tmp_path):
+    path = tmp_path / "r.csv"
+    write(path, "user,item,text\n" + f'1,2,"{"so, " * 70_000}"\n' * 3)
+    assert pairs_of(read_ratings(path)) == [(1, 2)] * 3
+    write(path, 'user,item,text\n1,2,"a\n' + "3,4,no, yes\n" * 20_000 + '"\n')
+    with refuses("line 2: a quoted field .*many lines"):
+        read_ratings(path)
+    write(path, "user,item,r\n1,2,3\nItem,user,r\n2,1,3\n")
+    with refuses("line 3: a header with the columns in another order"):
+        read_ratings(path)
+    write(path, "user::item::r\nu1::i:2::3\n")
+    assert pairs_of(read_ratings(path)) == [("u1", "i:2")]

@@ -357,6 +357,10 @@ def test_allowed_and_denied_items(shop, scattered, tmp_path):
 
 def test_ids_of_a_file(tmp_path):
     settings = FileSettings(item_column="sku")
-    for text in ("sku\n a\n\nb\n", "a\r\nb"):
+    for text in ("sku\n a\n\nb\n", "a\r\nb", '"sku"\n"a"\n"b"\n'):
         (tmp_path / "ids").write_bytes(gzip.compress(text.encode()))
         assert read_ids(tmp_path / "ids", settings) == ["a", "b"]
+    for text, words in (("n;sku\n0;a\n", "several columns"), ("PAR1", "Parq")):
+        (tmp_path / "ids").write_text(text)
+        with pytest.raises(VaecfError, match=words):
+            read_ids(tmp_path / "ids", settings)

@@ -120,6 +120,14 @@ def frame_batches(source: Any, columns: Columns) -> Iterator[Batch]:
     import polars as pl
 
     what = "the interactions"
+    if isinstance(source, list) and len(source) > 1:
+        # Histories of one length are rare, and pairs are common.
+        widths = {len(row) if type(row) is tuple else 0 for row in source}
+        if widths in ({2}, {3}):
+            raise VaecfError(
+                f"{what} are tuples of {len(source[0])}: pass pandas.DataFrame("
+                "..., columns=...) for pairs, or a list of lists for histories"
+            )
     rows = read_rows(source, columns, what)
     with polars_errors(what):
         given = {"user": _to_polars(rows.users, what, "user")}

@@ -22,7 +22,8 @@ from vaecf.data.text_files import TextFile
 from vaecf.data.text_tables import INNER, NO_HEADER, NUMBER, Table, split_line
 from vaecf.errors import VaecfError, did_you_mean, listed, short
 
-_GUESSED = ",\t;|"  # the separators that are tried, and then a space
+# The separators that are tried, and then a space.
+_GUESSED = (",", "\t", ";", "|", "::")
 
 
 class _Header(NamedTuple):
@@ -149,7 +150,7 @@ def find_header(
         return None
     choices = choices or [names_of(settings, None), MOVIELENS]
     for names in choices:
-        for separator in _GUESSED + " " if mark is None else (mark,):
+        for separator in (*_GUESSED, " ") if mark is None else (mark,):
             header = _split_header(lines, separator, settings)
             if header and {names["user"], names["item"]} <= {*header.names}:
                 return header
@@ -259,7 +260,7 @@ def guess_separator(lines: Sequence[str], path: object) -> str:
       VaecfError: none or several do.
     """
     fits: dict[str, float] = {}
-    for mark in _GUESSED + " " * (not any(m in lines[0] for m in _GUESSED)):
+    for mark in _GUESSED if any(m in lines[0] for m in _GUESSED) else (" ",):
         rows = [
             split_line([line], mark, mark != "\t")
             for line in lines[:200]

@@ -20,6 +20,7 @@ from vaecf.errors import VaecfError, short
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
 _INT64_MAX = np.iinfo(np.int64).max
 # An integer as str() writes it: one text for one number.
@@ -277,3 +278,46 @@ def as_array(ids: Any) -> np.ndarray:
 def is_integer(value: Any) -> bool:
     """Returns whether a value is an int of Python or NumPy, and no bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def encode_ids(column: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:
+    """Encodes a categorical ``[n]`` as positions in its ascending ids.
+
+    If all ids are whole numbers, those such as 12.0 are integers too.
+
+    Returns:
+      Codes int32 ``[n]``; ids ``[distinct]``, int64 or ``str`` as in
+      `readers.Ratings`; and how many ids such as 12.0 are now integers.
+    """
+    import polars as pl
+
+    distinct = column.unique()
+    physical = distinct.to_physical().to_numpy()
+    texts, n_floats = whole_numbers(distinct.cast(pl.String))
+    numbers = texts.cast(pl.Int64, strict=False)
+    all_integers = (
+        texts.str.contains(CANONICAL_INTEGER).all() and not numbers.null_count()
+    )
+    ids: pl.Series = numbers if all_integers else texts
+    order = ids.arg_sort().to_numpy()
+    codes = np.empty(int(physical.max()) + 1, np.int32)
+    codes[physical[order]] = np.arange(len(order), dtype=np.int32)
+    ids = ids.gather(order)
+    if n_floats:  # 12 and 12.0 are one id
+        is_first = np.r_[True, (ids[1:] != ids[:-1]).to_numpy()]
+        codes = (np.cumsum(is_first) - 1).astype(np.int32)[codes]
+        ids = ids.filter(is_first)
+    raw = ids.to_numpy() if all_integers else np.array(ids.to_list(), object)
+    return codes[column.to_physical().to_numpy()], raw, n_floats
+
+
+def whole_numbers(texts: pl.Series) -> tuple[pl.Series, int]:
+    """Removes ".0" from ids, if all are whole numbers; returns how many."""
+    floats = texts.str.contains(WHOLE_FLOAT)
+    n_floats = int(floats.sum())
+    if (
+        not n_floats
+        or not (floats | texts.str.contains(CANONICAL_INTEGER)).all()
+    ):
+        return texts, 0
+    return texts.str.replace(r"\.0+$", ""), n_floats

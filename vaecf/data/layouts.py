@@ -115,9 +115,10 @@ def files_of(path: pathlib.Path) -> list[pathlib.Path]:
             f"as {path / '**' / '*.csv'}"
         )
     if len({file.suffix for file in files}) > 1:
+        largest = max(files, key=os.path.getsize)
         raise VaecfError(
             f"{path} holds files of several kinds: name the ratings file, or a "
-            f"pattern such as {path / ('*' + files[0].suffix)} (it has "
+            f"pattern such as {path / ('*' + largest.suffix)} (it has "
             f"{listed(file.name for file in files)})"
         )
     return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from vaecf.data import headers, layouts
 from vaecf.data.file_settings import Dialect, FileSettings
 from vaecf.data.frames import frame_batches
-from vaecf.data.id_table import CANONICAL_INTEGER, WHOLE_FLOAT, text_of
+from vaecf.data.id_table import encode_ids, text_of
 from vaecf.data.interactions import Interactions
 from vaecf.data.row_batches import Batch, Counts, file_batches
 from vaecf.data.text_files import TextFile
@@ -152,6 +153,7 @@ class Rows:
             for role in ("user", "item")
         }
         batch = batch._replace(frame=frame)
+        _refuse_lists(batch)
         if not (missing["user"].any() or missing["item"].any()):
             return batch
         if self._settings.missing_ids == "drop":
@@ -222,7 +224,9 @@ def read_ratings(
 
 
 def read_ids(path: pathlib.Path, settings: FileSettings) -> list[str]:
-    """Reads a text file with one id a line; the column's name may be above.
+    """Reads a text file with one id a line, in quotes or not.
+
+    The column's name may be above.
 
     Raises:
       VaecfError: the file is missing, empty, or no text.
@@ -233,9 +237,19 @@ def read_ids(path: pathlib.Path, settings: FileSettings) -> list[str]:
         for _, data in text.blocks()
         for line in data.decode().splitlines()
     ]
-    ids = [line for line in lines if line]
+    ids = [
+        line[1:-1].replace('""', '"') if re.fullmatch('".+"', line) else line
+        for line in lines
+        if line
+    ]
     header = headers.names_of(settings, None)["item"]
-    return ids[1:] if ids[:1] == [header] else ids
+    if ids and header in re.split("[,;\t|]", lines[0].replace('"', ""))[:20]:
+        if ids[0] != header:
+            raise VaecfError(
+                f"{path} has several columns; keep only the column {header!r}"
+            )
+        return ids[1:]
+    return ids
 
 
 def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
@@ -340,6 +354,14 @@ def convert_ratings(batch: Batch) -> tuple[pl.Series, int]:
     import polars as pl
 
     ratings = batch.frame["rating"]
+    if isinstance(ratings.dtype, (pl.Categorical, pl.Enum)):
+        ratings = ratings.cast(pl.String)  # polars would take their codes
+    kind = ratings.dtype
+    if not (kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null)):
+        raise VaecfError(
+            f"{batch.source}: {batch.names['rating']} has type {short(kind)}; "
+            "ratings are numbers"
+        )
     if ratings.dtype == pl.String and batch.padded:
         ratings = ratings.str.strip_chars()
     numbers = ratings.cast(pl.Float64, strict=False)
@@ -364,47 +386,15 @@ def convert_ratings(batch: Batch) -> tuple[pl.Series, int]:
     return numbers, commas
 
 
-def encode_ids(column: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:
-    """Encodes a categorical ``[n]`` as positions in its ascending ids.
-
-    If all ids are whole numbers, those such as 12.0 are integers too.
-
-    Returns:
-      Codes int32 ``[n]``; ids ``[distinct]``, int64 or ``str`` as in
-      `Ratings`; and the number of ids such as 12.0 that are now integers.
-    """
-    import polars as pl
-
-    distinct = column.unique()
-    physical = distinct.to_physical().to_numpy()
-    texts, n_floats = whole_numbers(distinct.cast(pl.String))
-    numbers = texts.cast(pl.Int64, strict=False)
-    all_integers = (
-        texts.str.contains(CANONICAL_INTEGER).all() and not numbers.null_count()
-    )
-    ids: pl.Series = numbers if all_integers else texts
-    order = ids.arg_sort().to_numpy()
-    codes = np.empty(int(physical.max()) + 1, np.int32)
-    codes[physical[order]] = np.arange(len(order), dtype=np.int32)
-    ids = ids.gather(order)
-    if n_floats:  # 12 and 12.0 are one id
-        is_first = np.r_[True, (ids[1:] != ids[:-1]).to_numpy()]
-        codes = (np.cumsum(is_first) - 1).astype(np.int32)[codes]
-        ids = ids.filter(is_first)
-    raw = ids.to_numpy() if all_integers else np.array(ids.to_list(), object)
-    return codes[column.to_physical().to_numpy()], raw, n_floats
-
-
-def whole_numbers(texts: pl.Series) -> tuple[pl.Series, int]:
-    """Removes ".0" from ids, if all are whole numbers; returns how many."""
-    floats = texts.str.contains(WHOLE_FLOAT)
-    n_floats = int(floats.sum())
-    if (
-        not n_floats
-        or not (floats | texts.str.contains(CANONICAL_INTEGER)).all()
-    ):
-        return texts, 0
-    return texts.str.replace(r"\.0+$", ""), n_floats
+def _refuse_lists(batch: Batch) -> None:
+    """Raises if all items are lists that were written as texts."""
+    items = batch.frame["item"]
+    is_list = items.head(1).str.starts_with("[").any()
+    if is_list and items.str.contains(r"^\[.*\]$").all():
+        raise VaecfError(
+            f"{batch.place(0)}: {batch.names['item']} holds "
+            f"{short(items[0])}, a list as a text; write one row for each item"
+        )
 
 
 def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
@@ -416,7 +406,7 @@ def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
         series = series.fill_nan(None)
         # A column of integers with gaps turns to floats in pandas.
         whole = series.cast(pl.Int64, strict=False)
-        if (whole.cast(dtype) == series).all():
+        if whole.cast(dtype).eq_missing(series).all():
             return whole.cast(pl.String)
     if dtype.is_nested():
         raise VaecfError(
@@ -426,7 +416,12 @@ def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
     if dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum):
         return series.cast(pl.String)
     distinct = series.drop_nulls().unique()
-    texts = pl.Series(map(text_of, distinct.to_list()), dtype=pl.String)
+    try:
+        texts = pl.Series(map(text_of, distinct.to_list()), dtype=pl.String)
+    except VaecfError as error:
+        raise VaecfError(
+            f"{batch.source}: {batch.names[role]}: {error}"
+        ) from None
     return series.replace_strict(
         distinct, texts, default=None, return_dtype=pl.String
     )

@@ -72,6 +72,7 @@ _KINDS = {
         "name the ratings themselves; a download may have failed",
     ),
     b"version https://git-lfs": ("a Git LFS pointer", "run git lfs pull"),
+    b"PAR1": ("a Parquet file", "unpack it, or save the column as a text"),
     b"%PDF": ("a PDF document", "name the ratings themselves"),
 }
 

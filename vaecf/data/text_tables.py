@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 INNER = "\x1f"  # stands for a separator of several bytes
 _SPACES = b" \t\x0b\x0c\x1c\x1d\x1e\xc2\xe1\xe2\xe3\xef"  # or their first bytes
+# Characters of a field, and of a row with line breaks in its quotes.
+_LONGEST_FIELD = 1 << 26
+_LONGEST_OVER_LINES = 1 << 17
 NUMBER = r"\s*[-+]?\d+(\.\d+)?\s*$"
 NO_HEADER = (
     "without a header, pass no_header=True, user_column=1 and item_column=2, "
@@ -96,6 +99,8 @@ def _reader(lines: Iterator[str], separator: str, quoted: bool) -> Any:
     if len(separator) > 1:
         several, separator = separator, INNER
         lines = (line.replace(several, INNER) for line in lines)
+    # Of the whole process: by default, a field has at most 131,072.
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
     return csv.reader(
         lines,
         delimiter=separator,
@@ -270,6 +275,7 @@ class _Splitter:
             for text in io.StringIO(data.decode(), newline=""):
                 self._number += 1
                 if not self._raw:
+                    self._length = 0
                     text = text.removeprefix("\ufeff")
                     if self._comment and text.startswith(self._comment):
                         self._skip_comment()
@@ -277,6 +283,9 @@ class _Splitter:
                 if len(self._table.separator) > 1 and INNER in text:
                     raise self._error("holds the control character 0x1f")
                 self._raw.append(text)
+                self._length += len(text)
+                if self._length > _LONGEST_OVER_LINES and len(self._raw) > 1:
+                    raise self._broken_quotes("a row of many lines")
                 yield text
             following = next(self._blocks, None) if self._raw else None
             if following is None:
@@ -334,6 +343,12 @@ class _Splitter:
         if [f.lower() for f in fields] == [name.lower() for name in header]:
             self._counts["repeated_headers"] += 1
             return False
+        if sorted(map(str.lower, fields)) == sorted(map(str.lower, header)):
+            raise self._file.error(
+                line,
+                "a header with the columns in another order: give each file "
+                "by itself, or as part of a folder",
+            )
         # An item may have the name of its column, unless that is a row itself.
         numbers = any(re.match(NUMBER, name) for name in header)
         for role in ("user", "item") if numbers else ("user",):
@@ -372,7 +387,7 @@ class _Splitter:
                 "quote opens no field; remove the space",
             )
 
-    def _broken_quotes(self, error: csv.Error) -> VaecfError:
+    def _broken_quotes(self, error: object) -> VaecfError:
         start = self._number + 1 - len(self._raw)
         return self._file.error(
             start,

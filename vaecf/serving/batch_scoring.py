@@ -221,7 +221,7 @@ def _partition(
 class _Users:
     """Numbers users by first appearance; 12 and 12.0 are one if all are whole.
 
-    `readers.encode_ids` has the same rule.
+    `id_table.encode_ids` has the same rule.
     """
 
     def __init__(self) -> None:

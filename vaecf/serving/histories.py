@@ -45,7 +45,7 @@ def as_histories(
     index = items.index_of(rows.items)
     known = index >= 0
     if len(known) and not known.any():
-        examples = as_array(rows.items[:3])
+        examples = as_array(rows.items[:3]).tolist()
         raise all_unknown(len(known), examples, what, items)
     matrix, _ = Interactions.from_pairs(
         row[known], index[known], len(users), len(items)
