@@ -198,6 +198,7 @@ def test_a_mistaken_override(run, config, named, override, message):
     [
         (None, r"--config=\S*new\.py: no such file"),
         ("x = 1", r"--config names a file without get_config\(\)"),
+        ("a\0b", r"--config, line 1: source code .* null bytes"),
         ("def get_config(:", r"\S*new\.py, line 1: invalid .*\(SyntaxError\)"),
         ("\nimport nowhere", r"\S*new\.py, line 2: No module named .*\)"),
         ("def get_config():\n    return open('no/x.csv')",
@@ -218,3 +219,20 @@ def test_a_mistaken_config_file(run, config, overrides, text, message):
     status, out, err = run(main, f"--config={path}", *overrides, config=config)
     assert (status, out) == (2, "")
     assert re.fullmatch(f"error: {message}.*\n", err)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", r"--config=/\S+: is a directory"),
+        ("three.py", "--config cannot be loaded: 'int' object .*"),
+    ],
+)
+def test_a_config_file_of_another_kind(run, config, name, message):
+    (config.parent / "three.py").write_text("def get_config():\n    return 3")
+    path = f"--config={config.parent / name}"
+    main = cli.make_config
+    changed = {"seed": ("seed", 1)}
+    status, out, err = run(lambda _: main(changed), path, config=config)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(f"error: {message}\n", err)

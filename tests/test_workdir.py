@@ -364,3 +364,16 @@ def test_a_setting_that_is_newer_than_the_run_has_its_default(tmp_path):
     del values["loss"]["gamma"], values["mesh"]
     workdir_lib.write_json(tmp_path / "config.json", values)
     assert workdir_lib.read_config(tmp_path) == config()
+
+
+def test_a_setting_has_another_name_in_an_older_run(tmp_path):
+    values = config().to_dict()
+    del values["train"]["alternating_epochs"]
+    values["train"]["alternate"] = [3, 1]
+    path = tmp_path / "config.json"
+    workdir_lib.write_json(path, values)
+    assert workdir_lib.read_config(tmp_path).train.alternating_epochs == (3, 1)
+    values["train"]["alternates"] = 1
+    workdir_lib.write_json(path, values)
+    with refuses(r"config\.json: config\.train\.alternates is not a known key"):
+        workdir_lib.read_config(tmp_path)

@@ -343,7 +343,7 @@ def _config_file_mistake(error: Exception) -> str:
         ]
         reason: object = cause
         if isinstance(cause, SyntaxError):
-            places.append((cause.filename or "", cause.lineno or 0))
+            places.append((cause.filename or "--config", cause.lineno or 1))
             reason = cause.msg
         if places:
             path, line = places[-1]
@@ -352,10 +352,10 @@ def _config_file_mistake(error: Exception) -> str:
             return f"{path}, line {line}: {reason} ({kind})"
         cause = cause.__cause__ or cause.__context__
     text = str(error)
-    if f"Failed loading config file {_CONFIG_MODULE}" not in text:
+    if not re.match("Failed load|Configuration is not|.*update_from_fl", text):
         return ""
-    if missing := re.search(r"No such file or directory: '([^']+)'", text):
-        return f"--config={missing[1]}: no such file"
+    if found := re.search(r"\[Errno \d+\] ([^:]+): '([^']+)'", text):
+        return f"--config={found[2]}: {found[1].lower()}"
     return f"--config cannot be loaded: {text.splitlines()[-1].strip()}"
 
 

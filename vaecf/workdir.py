@@ -39,6 +39,8 @@ CONFIG, DATASET, ITEMS = "config.json", "dataset.json", "items.parquet"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 RESULTS, PER_USER, REPORT = "results.json", "per_user.parquet", "report.html"
 LINEAR, WEIGHTS = "linear", "weights.json"
+# Name of a setting in older runs -> its name now.
+_RENAMED = {"train.alternate": "train.alternating_epochs"}
 MEMBERS, SWEEP = "members.csv", "sweep.json"
 
 # What a directory can hold, and the file that identifies it.
@@ -123,7 +125,8 @@ def read_config(workdir: pathlib.Path) -> Config:
     """Returns the settings of the run in `workdir`.
 
     A setting that did not exist when the run was made has its default, which
-    must therefore keep what runs did before.
+    must therefore keep what runs did before. Runs of version 0.1.0 have
+    settings under older names.
 
     Raises:
       VaecfError: config.json is missing, damaged, or has an unknown key.
@@ -131,7 +134,14 @@ def read_config(workdir: pathlib.Path) -> Config:
     values = read_json(workdir / CONFIG)
     if not isinstance(values, dict):
         raise VaecfError(f"{workdir / CONFIG}: not the settings of a run")
-    return config_lib.replace(Config(), config_lib.flatten(values))
+    flat = config_lib.flatten(values)
+    for old, new in _RENAMED.items():
+        if old in flat:
+            flat[new] = flat.pop(old)
+    try:
+        return config_lib.replace(Config(), flat)
+    except VaecfError as error:
+        raise VaecfError(f"{workdir / CONFIG}: {error}") from None
 
 
 def write_identity(

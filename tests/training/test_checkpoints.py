@@ -175,6 +175,22 @@ def test_damage_is_one_line(tmp_path, written, pattern, damaged):
     one_line_error(directory, written[1])
 
 
+def test_files_of_others_are_no_damage(tmp_path, written, assert_same):
+    directory, setup = tmp_path / "copy", written[1]
+    shutil.copytree(written[0], directory)
+    for folder in ("", "state"):
+        (directory / LATEST / "7" / folder / ".DS_Store").write_bytes(b"x")
+    (directory / LATEST / "8").write_bytes(b"no folder")
+    saved = Checkpoints(directory)
+    assert saved.position(LATEST, 7) == POSITION
+    original = Checkpoints(written[0])
+    want = loop.restore_state(setup, original)
+    assert_same(loop.restore_state(setup, saved, 7), want)
+    saved.remove_after(LATEST, 7)
+    assert saved.steps(LATEST) == [7]
+    saved.close(), original.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "n_items"),
     [

@@ -167,8 +167,9 @@ class Checkpoints:
                     raise VaecfError(f"{directory / _DIGESTS}: damaged")
                 with contextlib.suppress(OSError):
                     found = _digests(directory)
-                for name in sorted({*found, *expected}):
-                    if found.get(name) != expected.get(name):
+                # Other files are those of a person or a file manager.
+                for name in sorted(expected):
+                    if found.get(name) != expected[name]:
                         raise VaecfError(
                             f"{directory}: the checkpoint is damaged ({name} "
                             "is missing or has another SHA-256)"
@@ -243,7 +244,10 @@ class Checkpoints:
                     path = self.directory / which / str(later)
                     # Half removed, it must not look like a checkpoint.
                     gone = path.rename(f"{path}.orbax-checkpoint-tmp")
-                    shutil.rmtree(gone)
+                    if gone.is_dir():
+                        shutil.rmtree(gone)
+                    else:  # what a damaged disk or a person left there
+                        gone.unlink()
 
     def close(self) -> None:
         """Ends the threads of orbax."""
