@@ -203,16 +203,13 @@ def _use_compilation_cache() -> None:
 def _quiet_libraries() -> None:
     """Shows warnings of libraries, without absl's prefixes."""
     logging.use_absl_handler()
-    logging.get_absl_handler().setFormatter(
-        python_logging.Formatter("%(message)s")
-    )
+    handler = logging.get_absl_handler()
+    handler.setFormatter(python_logging.Formatter("%(message)s"))
     for name in ("jax", "orbax", "tensorboardX", "matplotlib"):
         python_logging.getLogger(name).setLevel(python_logging.WARNING)
     # If orbax cannot write or read a file, its threads and tasks show
     # tracebacks, besides the error that it raises.
-    logging.get_absl_handler().addFilter(
-        lambda record: not (record.exc_info and "orbax" in record.pathname)
-    )
+    handler.addFilter(lambda r: not (r.exc_info and "orbax" in r.pathname))
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     show = sys.unraisablehook
     sys.unraisablehook = lambda args: (
