@@ -51,6 +51,12 @@ def test_damaged_files_are_named(prepare, folder):
         (folder / "weights.json").write_text(content)
         with refuses(r"weights\.json"):
             linear_branch.read_weights(folder.parent)
+    (folder / "weights.json").unlink()
+    assert linear_branch.read_weights(folder.parent) == {}
+    (folder / "fit.json").rename(folder / "moved")  # as in a saved model
+    with refuses(r"weights\.json is missing"):
+        linear_branch.read_weights(folder.parent)
+    (folder / "moved").rename(folder / "fit.json")
     for file in folder.glob("*.npy"):
         kept = file.read_bytes()
         for damaged in (np.zeros((3, 3), np.float32), b"", None):

@@ -165,10 +165,12 @@ def read_weights(directory: pathlib.Path) -> dict[str, Any]:
     """Returns the result of blend tuning; {} before it.
 
     Raises:
-      VaecfError: the file is damaged.
+      VaecfError: the file is damaged, or missing in a saved model.
     """
     path = directory / FOLDER / WEIGHTS
     if not path.exists():
+        if not (directory / FOLDER / FIT).exists():  # it is no run
+            raise VaecfError(f"{path} is missing: save the model again")
         return {}
     kept = workdir_lib.read_json(path)
     if not isinstance(kept, dict) or not all(
