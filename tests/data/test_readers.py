@@ -368,3 +368,16 @@ def test_long_fields_and_headers_in_another_order(tmp_path):
         read_ratings(path)
     write(path, "user::item::r\nu1::i:2::3\n")
     assert pairs_of(read_ratings(path)) == [("u1", "i:2")]
+
+
+def test_rows_that_quotes_or_settings_would_hide(tmp_path):
+    """Two stray quotes around an empty line, and a header as a row."""
+    path = tmp_path / "r.csv"
+    write(path, 'user,item,t\n1,2,"a\n\n3,4,b\n5,6,c"\n')
+    with refuses("line 2: .*takes in 3 more"):
+        read_ratings(path)
+    write(path, 'user,item,t\n1,2,"One.\n\nTwo, and\n"\n3,4,b\n')
+    assert pairs_of(read_ratings(path)) == [(1, 2), (3, 4)]
+    write(path, "User_ID,sku\n1,2\n")
+    with refuses("line 1: 'User_ID' looks like the name.*no_header=False"):
+        read_ratings(path, no_header=True)

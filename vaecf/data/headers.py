@@ -226,6 +226,13 @@ def _table_by_numbers(
             "characters",
         )
     positions = pick_columns(text.path, fields.values, columns)
+    user = fields.values[positions["user"]]
+    if re.fullmatch(r"(?i)\s*user[ _-]?(id)?\s*", user):
+        raise text.error(
+            skip + 1,
+            f"{short(user)} looks like the name of a column; pass "
+            "no_header=False, and choose with user_column and item_column",
+        )
     return Table(
         mark, quoted, None, len(fields.values), skip, positions,
         settings.comment,

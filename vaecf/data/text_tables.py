@@ -365,7 +365,11 @@ class _Splitter:
         """Raises if every line of a row would be a row without its quotes."""
         table = self._table
         ids = [table.columns[role] for role in ("user", "item")]
-        rows = [t.rstrip("\r\n").split(table.separator) for t in self._raw]
+        rows = [
+            text.rstrip("\r\n").split(table.separator)
+            for text in self._raw
+            if text.strip()
+        ]
         if any(len(row) != table.width for row in rows):
             return
         spaces = any(" " in rows[0][i].strip() for i in ids)
