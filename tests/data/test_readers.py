@@ -381,3 +381,10 @@ def test_rows_that_quotes_or_settings_would_hide(tmp_path):
     write(path, "User_ID,sku\n1,2\n")
     with refuses("line 1: 'User_ID' looks like the name.*no_header=False"):
         read_ratings(path, no_header=True)
+
+
+def test_ids_in_brackets(tmp_path):
+    path = write(tmp_path / "parts" / "a.csv", "{1-a},[x]\n{2-b},[y]\n")
+    write(tmp_path / "parts" / "b.CSV", "{1-a},[y]\n")
+    pairs = [("{1-a}", "[x]"), ("{2-b}", "[y]"), ("{1-a}", "[y]")]
+    assert pairs_of(read_ratings(path.parent, no_header=True)) == pairs

@@ -114,7 +114,7 @@ def files_of(path: pathlib.Path) -> list[pathlib.Path]:
             f"{path} holds the folder {folders[0].name}: name a pattern, such "
             f"as {path / '**' / '*.csv'}"
         )
-    if len({file.suffix for file in files}) > 1:
+    if len({file.suffix.lower() for file in files}) > 1:
         largest = max(files, key=os.path.getsize)
         raise VaecfError(
             f"{path} holds files of several kinds: name the ratings file, or a "

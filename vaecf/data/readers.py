@@ -390,7 +390,8 @@ def _refuse_lists(batch: Batch) -> None:
     """Raises if all items are lists that were written as texts."""
     items = batch.frame["item"]
     is_list = items.head(1).str.starts_with("[").any()
-    if is_list and items.str.contains(r"^\[.*\]$").all():
+    is_list = is_list and items.str.contains(r"^\[.*\]$").all()
+    if is_list and items.str.contains(",").any():
         raise VaecfError(
             f"{batch.place(0)}: {batch.names['item']} holds "
             f"{short(items[0])}, a list as a text; write one row for each item"

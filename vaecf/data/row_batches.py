@@ -73,6 +73,7 @@ def file_batches(
         counts["files_read"] = len(files)
     for file in files:
         with polars_errors(file):
+            may_be_json = not settings.no_header and settings.separator is None
             if layouts.is_parquet(layouts.require(file)):
                 columns = headers.names_of(settings, None)
                 wanted = {role: columns[role] for role in roles}
@@ -84,7 +85,7 @@ def file_batches(
             elif layout == "lightgcn_txt":
                 trusted = path.is_dir() or settings.layout is not None
                 yield from _lightgcn_batches(text, trusted, counts)
-            elif _first_word(text).startswith(("{", "[")):
+            elif may_be_json and _first_word(text).startswith(("{", "[")):
                 columns = headers.names_of(settings, None)
                 wanted = {role: columns[role] for role in roles}
                 yield from _json_batches(text, wanted, counts)
