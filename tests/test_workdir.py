@@ -165,7 +165,12 @@ def test_before_the_first_checkpoint_anything_may_change(tmp_path, dataset):
 
 
 @pytest.mark.parametrize(
-    ("file", "kind"), [("members.csv", "population"), ("sweep.json", "sweep")]
+    ("file", "kind"),
+    [
+        ("members.csv", "population"),
+        ("sweep.json", "sweep"),
+        ("manifest.json", "dataset"),  # a run would replace its items.parquet
+    ],
 )
 def test_directory_of_another_kind(tmp_path, dataset, file, kind):
     (tmp_path / file).touch()

@@ -48,6 +48,7 @@ _KINDS = {
     "run": ("a run", CONFIG),
     "population": ("a population", MEMBERS),
     "sweep": ("a sweep", SWEEP),
+    "dataset": ("a dataset", "manifest.json"),
 }
 
 
@@ -109,7 +110,7 @@ def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
 def require_no_other(workdir: pathlib.Path, kind: str) -> None:
     """Raises VaecfError if the directory holds another kind of content.
 
-    Kinds are 'run', 'population' and 'sweep'.
+    Kinds are 'run', 'population', 'sweep' and 'dataset'.
     """
     if (workdir / _KINDS[kind][1]).exists():
         return
