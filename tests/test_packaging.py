@@ -84,3 +84,15 @@ def test_the_image():
     if hadolint := shutil.which("hadolint"):
         done = subprocess.run([hadolint, ROOT / "Dockerfile"], text=True)
         assert done.returncode == 0
+
+
+def test_every_promise_has_its_test():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    promises = [row for row in rows if row != "| promise | test |"]
+    assert len(promises) > 40
+    for promise in promises:
+        named = re.findall(r"`([\w/]+\.py)`", promise)
+        assert named or "`make fuzz`" in promise, promise
+        for path in named:
+            assert (ROOT / "tests" / path).is_file(), promise

@@ -207,6 +207,8 @@ def text_of(value: Any) -> str:
     Raises:
       VaecfError: bytes, a collection, or an object without a text of its own.
     """
+    if isinstance(value, (str, int)):
+        return str(value)
     import pandas as pd
 
     if isinstance(value, (np.datetime64, np.timedelta64)):
@@ -240,8 +242,6 @@ def as_array(ids: Any) -> np.ndarray:
     Raises:
       VaecfError: a single id, or an array of two dimensions.
     """
-    import pandas as pd
-
     library = type(ids).__module__.partition(".")[0]
     if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
         raise VaecfError(
@@ -262,6 +262,8 @@ def as_array(ids: Any) -> np.ndarray:
     elif hasattr(ids, "dtype"):
         ids = np.asarray(ids)
         if ids.dtype.kind in "mM":  # NumPy would make integers of dates
+            import pandas as pd
+
             ids = pd.Series(ids).astype(object).to_numpy()
     if isinstance(ids, np.ndarray):
         fits = ids.dtype.kind == "i" or (
