@@ -10,8 +10,8 @@ import pytest
 from vaecf.data import text_files
 
 INPUTS = int(os.environ.get("VAECF_FUZZ_INPUTS", 150))
-# Targets that load a model.
-SLOW = {"model": 16, "resume": 8}
+# Targets that load a model, or start a process for every input.
+SLOW = {"model": 16, "resume": 8, "id_table": 16}
 
 
 @pytest.mark.parametrize("name", harness.TARGETS)

@@ -163,7 +163,7 @@ class Checkpoints:
         with processes.agreement():
             if processes.is_lead() and (directory / _DIGESTS).exists():
                 expected, found = files.read_json(directory / _DIGESTS), {}
-                if not isinstance(expected, dict):
+                if not (isinstance(expected, dict) and expected):
                     raise VaecfError(f"{directory / _DIGESTS}: damaged")
                 with contextlib.suppress(OSError):
                     found = _digests(directory)
