@@ -351,9 +351,10 @@ def test_digests_in_json_files(tmp_path):
     workdir_lib.write_json(path, value, digest=True)
     assert workdir_lib.read_json(path) == value
     text = path.read_text()
-    path.write_text(text.replace("0.1", "0.2"))
-    with refuses(r"a\.json: damaged, or changed"):
-        workdir_lib.read_json(path)
+    for old, new in (('"sha256": "', '"sha;56": "'), ("0.1", "0.2")):
+        path.write_text(new.join(text.rsplit(old, 1)))
+        with refuses(r"a\.json: damaged, or changed"):
+            workdir_lib.read_json(path)
     changed = json.loads(path.read_text())
     del changed["sha256"]  # as the message says
     path.write_text(json.dumps(changed))

@@ -294,13 +294,21 @@ def read_json(path: pathlib.Path) -> Any:
         ) from None
     except (ValueError, RecursionError) as error:
         raise VaecfError(f"{path}: not JSON ({error})") from None
-    sealed = isinstance(value, dict) and "sha256" in value
-    if sealed and value.pop("sha256") != json_sha256(value):
-        raise VaecfError(
-            f"{path}: damaged, or changed since it was written; restore the "
-            "file, or remove its entry 'sha256' to use it as it is"
-        )
-    return value
+    if not isinstance(value, dict) or not value:
+        return value
+    # Damage can also rename the entry, which is the last one.
+    name = "sha256" if "sha256" in value else next(reversed(value))
+    rest = {key: x for key, x in value.items() if key != name}
+    try:
+        is_right = value[name] == json_sha256(rest)
+    except RecursionError:
+        raise VaecfError(f"{path}: not JSON (nested too deep)") from None
+    if is_right == (name == "sha256"):
+        return rest if is_right else value  # an earlier version wrote `value`
+    raise VaecfError(
+        f"{path}: damaged, or changed since it was written; restore the file, "
+        f"or remove its entry {name!r} to use it as it is"
+    )
 
 
 def json_sha256(value: Mapping[str, Any]) -> str:
