@@ -304,8 +304,9 @@ def extract(
     except VaecfError:
         raise
     except Exception as error:  # zipfile and its decompressors raise many kinds
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise VaecfError(
-            f"{archive}: damaged or not a zip archive ({error}); move it away "
+            f"{archive}: damaged or not a zip archive ({reason}); move it away "
             "and run again, or pass ratings=FILE"
         ) from error
     return sorted(directory.iterdir())

@@ -156,7 +156,8 @@ def _read_npz(path: pathlib.Path) -> Interactions:
             arrays = {name: archive[name] for name in archive.files}
         return _from_arrays(arrays)
     except Exception as error:  # zip, NumPy and zlib have no common class
-        reason = " ".join(str(error).split()) or type(error).__name__
+        # The text of a zip error can hold the rest of the file.
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise VaecfError(
             f"{path} is truncated or no sparse matrix ({reason}); prepare the "
             "dataset again"
