@@ -35,7 +35,7 @@ lint: tools  ## style, names, types
 	$(BIN)/mypy
 
 test: lint  ## everything, under 12 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 	XLA_FLAGS= $(BIN)/python -m pytest tests/real_settings
 
 test-fast: tools  ## without the slow tests

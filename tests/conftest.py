@@ -23,8 +23,13 @@ os.environ.setdefault(
 if "xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"]:
     collect_ignore = ["real_settings"]
 
+import hypothesis
 import jax
 import pytest
+
+# Examples of a property whose test does not say how many.
+hypothesis.settings.register_profile("vaecf", max_examples=50)
+hypothesis.settings.load_profile("vaecf")
 
 # Eight devices on one CPU, so that all tests can use meshes. `make_mesh(1, 1)`
 # still uses one device.

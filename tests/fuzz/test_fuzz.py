@@ -9,9 +9,9 @@ import pytest
 
 from vaecf.data import text_files
 
-INPUTS = int(os.environ.get("VAECF_FUZZ_INPUTS", 150))
+INPUTS = int(os.environ.get("VAECF_FUZZ_INPUTS", 50))
 # Targets that load a model, or start a process for every input.
-SLOW = {"model": 16, "resume": 8, "id_table": 16}
+SLOW = {"model": 10, "resume": 6, "id_table": 10}
 
 
 @pytest.mark.parametrize("name", harness.TARGETS)

@@ -83,7 +83,7 @@ def trained(configs, dataset, folder, **options):
 
 @pytest.mark.parametrize(
     "model",
-    ["mult_vae", "fp16", pytest.param("rec_vae", marks=pytest.mark.slow)],
+    ["fp16", pytest.param("rec_vae", marks=pytest.mark.slow)],
 )
 def test_members_equal_separate_runs(model, small, dataset, tmp_path):
     config = config_lib.replace(small, MODELS[model])
