@@ -323,7 +323,7 @@ def resume(
     setup: TrainSetup,
     saved: Checkpoints,
     steps: int,
-    log: Callable[[str], None] = logging.info,
+    log: Callable[[str], None] = _logger.info,
 ) -> tuple[TrainProgress, TrainState]:
     """Returns the latest progress and state, with `steps` steps per epoch.
 
