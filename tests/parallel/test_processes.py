@@ -125,7 +125,9 @@ MPIRUN = shutil.which("mpirun")
 JOINED = """
 from vaecf.parallel import processes
 processes.start()
-print("ranks", *processes.gather(processes.jax.process_index()))
+ranks = processes.gather(processes.jax.process_index())
+# One write each: mpirun may mix the output of its processes.
+processes.os.write(1, f"ranks {ranks[0]} {ranks[1]}\n".encode())
 """
 
 
