@@ -29,20 +29,13 @@ import numpy as np
 import vaecf
 from vaecf import files
 from vaecf import workdir as workdir_lib
-from vaecf.data import external_formats, integrity
+from vaecf.data import external_formats, integrity, manifests
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
+from vaecf.data.manifests import MANIFEST, TABLES
 from vaecf.errors import VaecfError
 
-MANIFEST = "manifest.json"
 RECIPE_DATA_DIR = "/data"  # default of NVIDIA's recipe, a volume of its image
-_SCHEMA_VERSION = 1
-_TABLES = ("items", "users")
-_AGAIN = "prepare the dataset again"
-_PARTS = (
-    *("train", "validation.fold_in", "validation.held_out"),
-    *("test.fold_in", "test.held_out"),
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,6 +130,29 @@ class Dataset:
             return self.validation if name == "validation" else self.test
         raise VaecfError(f"unknown split {name!r}: use 'validation' or 'test'")
 
+    def everything(self) -> Interactions:
+        """Returns all interactions known before the test, in memory.
+
+        The rows are the training users, with what is held out of their
+        histories for validation, and then the validation users who are no
+        training users.
+        """
+        import pandas as pd
+
+        if not (n_validation := self.validation.fold_in.n_users):
+            return self.train
+        n_train = self.train.n_users
+        ids = self.users.ids[: n_train + n_validation]
+        row, users = pd.factorize(ids)  # in order of first appearance
+        parts = [(self.train, row[:n_train])]
+        parts += [(part, row[n_train:]) for part in self.validation]
+        user = [np.repeat(rows, part.counts) for part, rows in parts]
+        item = np.concatenate([part.indices for part, _ in parts])
+        n_users = len(users)
+        return Interactions.from_pairs(
+            np.concatenate(user), item, n_users, self.n_items
+        )[0]
+
 
 def make_dataset(
     *,
@@ -180,7 +196,7 @@ def make_dataset(
         "test_held_out": test.held_out.nnz,
     }
     manifest = {
-        "schema_version": _SCHEMA_VERSION,
+        "schema_version": manifests.SCHEMA_VERSION,
         "vaecf_version": vaecf.__version__,
         "name": name,
         "protocol": protocol,
@@ -193,7 +209,7 @@ def make_dataset(
                 "count": len(table),
                 "sha256": table.sha256(),
             }
-            for which, table in zip(_TABLES, (items, users))
+            for which, table in zip(TABLES, (items, users))
         },
     }
     if oracle_facts is not None:
@@ -271,7 +287,7 @@ def write_dataset(
         splits = np.repeat(["train", "validation", "test"], dataset.split_sizes)
         dataset.items.write(fresh / "items.parquet", "item")
         dataset.users.write(fresh / "users.parquet", "user", split=splits)
-        tables = [f"{name}.parquet" for name in _TABLES]
+        tables = [f"{name}.parquet" for name in TABLES]
         digests = {name: files.file_sha256(fresh / name) for name in tables}
         value = {**dataset.manifest, "tables": digests}
         workdir_lib.write_json(fresh / MANIFEST, value, digest=True)
@@ -309,9 +325,9 @@ def _open(path: pathlib.Path, checks: str) -> Dataset:
             raise _no_dataset(path)
         made = make_dataset(name=path.resolve().name, **contents)
         return dataclasses.replace(made, path=path)
-    manifest, tables = _read_manifest(path)
+    manifest, tables = manifests.read(path)
     names = [*(f"{name}.npy" for name in manifest["arrays"])]
-    names += [MANIFEST, *(f"{name}.parquet" for name in _TABLES)]
+    names += [MANIFEST, *(f"{name}.parquet" for name in TABLES)]
     stamps = integrity.stamps(path, names)
     verified = checks != "all" and integrity.is_verified(path, stamps)
     items, users = (
@@ -322,7 +338,7 @@ def _open(path: pathlib.Path, checks: str) -> Dataset:
         )
     )
     arrays = {
-        name: integrity.map_array(path / f"{name}.npy", entry, _AGAIN)
+        name: integrity.map_array(path / f"{name}.npy", entry, manifests.AGAIN)
         for name, entry in manifest["arrays"].items()
     }
 
@@ -367,39 +383,13 @@ def _open(path: pathlib.Path, checks: str) -> Dataset:
     return dataset
 
 
-def _read_manifest(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns the manifest, with all entries that a dataset needs."""
-    file = path / MANIFEST
-    manifest, tables = workdir_lib.read_manifest(file)
-    if (found := manifest.get("schema_version")) != _SCHEMA_VERSION:
-        raise VaecfError(
-            f"{path} has schema version {found}, this vaecf reads "
-            f"{_SCHEMA_VERSION}; update vaecf or prepare the dataset again"
-        )
-    arrays = [
-        f"{part}.{kind}" for part in _PARTS for kind in ("indptr", "indices")
-    ]
-    listed = manifest.get("arrays")
-    more = listed if isinstance(listed, dict) else ()
-    wanted: list[tuple[Any, str, type]] = [
-        *((manifest, key, str) for key in ("name", "protocol")),
-        *((manifest, key, dict) for key in ("counts", "ids", "arrays")),
-        *((manifest.get("ids"), key, dict) for key in _TABLES),
-        *((listed, key, dict) for key in dict.fromkeys((*arrays, *more))),
-    ]
-    for entries, key, kind in wanted:
-        if not isinstance(entries.get(key), kind):
-            raise VaecfError(f"{file} does not list {key!r}; {_AGAIN}")
-    return manifest, tables
-
-
 def _verify(dataset: Dataset) -> None:
     """Compares all values and ids with the manifest's digests."""
     expected = dataset.manifest["arrays"]
     for name, array in dataset.arrays.items():
         if integrity.describe(array) != expected[name]:
             raise VaecfError(f"{name}.npy has another SHA-256 than listed")
-    for name, table in zip(_TABLES, (dataset.items, dataset.users)):
+    for name, table in zip(TABLES, (dataset.items, dataset.users)):
         if table.sha256() != dataset.manifest["ids"][name].get("sha256"):
             raise VaecfError(f"{name}.parquet has another SHA-256 than listed")
 
