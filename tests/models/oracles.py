@@ -20,6 +20,7 @@ from vaecf.data import synthetic
 from vaecf.data.dataset import Dataset
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
+from vaecf.models import sparse_item_item
 from vaecf.models.sparse_batch import SparseBatch, assemble_on_host
 from vaecf.reporting.writers import read_records
 
@@ -113,7 +114,9 @@ def interactions(x: np.ndarray) -> Interactions:
 
 
 def item_item(params, n_items: int) -> np.ndarray:
-    """The item-item weights of EASE or of their factors, float64 [I, I]."""
+    """The item-item weights of a linear model, float64 [I, I]."""
+    if "neighbour" in params:
+        return sparse_item_item.unpack(params).toarray().astype(float)
     params = float64(params)
     if "item_item" in params:
         return params["item_item"][:, :n_items]

@@ -57,7 +57,7 @@ BASELINES = {
     ),
 }
 PARTITION = popularity.PARTITION | linear.PARTITION
-PARTITION |= low_rank.PARTITION | ials.PARTITION
+PARTITION |= low_rank.PARTITION | ials.PARTITION | knn.PARTITION
 
 
 def expected_scores(name, x, params):

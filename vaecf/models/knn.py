@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from vaecf.models import linear
-from vaecf.parallel import mesh as mesh_lib
+from vaecf.models import sparse_item_item
 
-PARTITION = linear.PARTITION
+PARTITION = sparse_item_item.PARTITION
 
 # A user's score of item j is the sum of the similarities between j and the
 # items in the history: Deshpande and Karypis 2004, section 4.2.
-scores = linear.scores
+scores = sparse_item_item.scores
 
 _BLOCK = 1024  # items whose similarities are computed at once
 
@@ -32,35 +31,25 @@ def fit(train: Any, neighbours: int, shrinkage: float) -> dict[str, np.ndarray]:
       shrinkage: h, in interactions, at least 0.
 
     Returns:
-      'item_item', float32 [I, padded I], the parameters of `scores`. Column j
-      holds the neighbours of item j.
-
-    Raises:
-      VaecfError: the items x items matrix does not fit into memory.
+      The parameters of `scores`, see `sparse_item_item.pack`. An item of the
+      history adds to the scores of the items whose neighbour it is.
     """
+    import scipy.sparse  # slow to import
+
     n_items = train.n_items
-    linear.check_memory("ItemKNN", n_items, "leave out itemknn")
-    matrix = train.to_scipy().astype(np.float32)
-    # float32 holds counts exactly up to 2^24.
-    gram = linear.dense_product(matrix.T.tocsr(), matrix)
-    norm_I = np.sqrt(np.diag(gram))
-    weights = np.zeros((n_items, mesh_lib.padded_items(n_items)), np.float32)
+    matrix = train.to_scipy()
+    transposed = matrix.T.tocsr()
+    norm_I = np.sqrt(train.item_counts()).astype(np.float32)
+    nearest = []
     for first in range(0, n_items, _BLOCK):
-        rows = slice(first, min(first + _BLOCK, n_items))
-        # The floor avoids 0 / 0 for items without users.
-        scale = np.outer(norm_I[rows], norm_I) + np.float32(shrinkage)
-        near = gram[rows] / np.maximum(scale, np.finfo(np.float32).tiny)
-        near[np.arange(len(near)), np.arange(rows.start, rows.stop)] = 0
-        weights[:, rows] = _keep_largest(near, neighbours).T
-    return {"item_item": weights}
-
-
-def _keep_largest(rows: np.ndarray, k: int) -> np.ndarray:
-    """Sets all but the k largest of each row to 0; ties go to lower columns."""
-    if k >= rows.shape[1]:
-        return rows
-    threshold = -np.partition(-rows, k - 1, axis=1)[:, k - 1 : k]
-    above, equal = rows > threshold, rows == threshold
-    room = k - above.sum(axis=1, keepdims=True)
-    kept = above | (equal & (np.cumsum(equal, axis=1) <= room))
-    return np.where(kept, rows, 0)
+        # float32 holds counts exactly up to 2^24.
+        near = (transposed[first : first + _BLOCK] @ matrix).tocoo()
+        item = first + near.row
+        scale = norm_I[item] * norm_I[near.col] + np.float32(shrinkage)
+        near.data /= scale
+        near.data[near.col == item] = 0
+        near = near.tocsr()
+        near.eliminate_zeros()
+        near.sort_indices()
+        nearest.append(sparse_item_item.largest(near, int(neighbours)))
+    return sparse_item_item.pack(scipy.sparse.vstack(nearest).T)
