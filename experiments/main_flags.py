@@ -96,7 +96,8 @@ def define() -> None:
     flags.DEFINE_integer("top_results", 100, about, lower_bound=1)
     for flag, (name, key) in _BASELINE_SETTINGS.items():
         setting = BASELINES[name].settings[key]
-        _DEFINE[type(setting.default)](flag, setting.default, setting.meaning)
+        about = setting.metadata["meaning"]
+        _DEFINE[type(setting.default)](flag, setting.default, about)
     from configs import ml20m
 
     recipe = config_lib.flatten(ml20m.get_config().to_dict())

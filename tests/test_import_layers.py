@@ -15,7 +15,10 @@ import vaecf
 # The floors of the house, from the ground up. A part may import the parts of
 # lower floors, and those of its own floor that `SAME_FLOOR` names.
 FLOORS = (
-    {"errors", "files", "interrupts", "config", "workdir"},
+    {
+        *("errors", "files", "interrupts", "setting", "baseline_config"),
+        *("config", "workdir"),
+    },
     {"data", "parallel", "reporting"},
     {"models"},
     {"evaluation"},
@@ -24,7 +27,11 @@ FLOORS = (
     {"experiment", "tuning", "cli"},
 )
 SAME_FLOOR = {
+    ("setting", "errors"),
     ("config", "errors"),
+    ("baseline_config", "setting"),
+    ("config", "setting"),
+    ("config", "baseline_config"),
     ("files", "errors"),
     ("workdir", "errors"),
     ("workdir", "files"),

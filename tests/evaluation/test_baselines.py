@@ -9,10 +9,11 @@ import pytest
 from oracles import generated, refuses
 
 from vaecf.config import EvalConfig
-from vaecf.evaluation import baselines
+from vaecf.evaluation import baselines, scorers
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import linear
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.setting import setting
 
 METRICS = ("ndcg@10", "recall@5")
 GRIDS = {
@@ -33,8 +34,13 @@ def small_grids(monkeypatch):
     for name, grids in GRIDS.items():
         baseline = baselines.BASELINES[name]
         settings = {
-            key: setting._replace(grid=grids.get(key, ()))
-            for key, setting in baseline.settings.items()
+            key: setting(
+                field.default,
+                "",
+                field.metadata["rule"],
+                grid=grids.get(key, ()),
+            )
+            for key, field in baseline.settings.items()
         }
         monkeypatch.setitem(
             baselines.BASELINES, name, baseline._replace(settings=settings)
@@ -57,7 +63,7 @@ def run(name, dataset, mesh=(1, 1), **how):
 
 def fresh_values(name, settings, evaluator):
     """NDCG@10 of a new fit with each of the settings."""
-    ranker = evaluator.compile(baselines.scorer(name, evaluator.train.n_items))
+    ranker = evaluator.compile(scorers.fitted(name, evaluator.train.n_items))
     fit = baselines.BASELINES[name].model.fit
     return [
         evaluator.best_value(ranker, ranker.place(fit(evaluator.train, **s)))
@@ -178,8 +184,12 @@ def test_settings_and_labels():
         ("esae", {}, r"'esae' is unknown.*did you mean ease"),
         ("ease", {"l1": 3.0}, r"ease_l1 .*did you mean l2"),
         ("ease", {"l2": float("nan")}, "ease_l2=nan must be above 0"),
-        ("ials", {"factors": 0}, "ials_factors=0 must be above 0"),
-        ("itemknn", {"shrinkage": -1.0}, "itemknn_shrinkage=-1 must not"),
+        ("ials", {"factors": 0}, "ials_factors=0 must be at least 1"),
+        (
+            "itemknn",
+            {"shrinkage": -1.0},
+            "itemknn_shrinkage=-1 must be at least 0",
+        ),
     ):
         with refuses(message):
             baselines.settings(name, changes)

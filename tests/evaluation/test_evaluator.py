@@ -12,7 +12,7 @@ from oracles import ease, from_sets, generated, ndcg, ranked, recall
 
 from vaecf.config import EvalConfig
 from vaecf.data.interactions import Interactions
-from vaecf.evaluation import baselines, evaluator
+from vaecf.evaluation import baselines, evaluator, scorers
 from vaecf.evaluation.evaluator import Evaluator, by_history_length
 from vaecf.evaluation.ranking import RankedLists
 from vaecf.parallel import mesh as mesh_lib
@@ -121,7 +121,7 @@ def test_for_split_of_a_dataset():
     assert test.metrics == ("recall@5",) and test.depth == 5
     assert validation.metrics == ("recall@5", "ndcg@7")
     empty = dataclasses.replace(test, held_out=from_sets([[]] * 4, 20))
-    ranker = empty.compile(baselines.scorer("popularity", 20))
+    ranker = empty.compile(scorers.fitted("popularity", 20))
     nothing = empty(ranker, None)
     assert empty.is_empty and nothing.summary == nothing.record("test") == {}
     assert nothing.left_out == 4 and nothing.lists.item_UK.shape == (0, 5)
@@ -176,7 +176,7 @@ def compare_with_numpy(kind, l2, matrices, names, batch_size, mesh):
         fold_in, held_out, train, names, names[0], batch_size, mesh
     )
     settings = {"l2": l2} if kind == "ease" else {}
-    ranker = evaluate.compile(baselines.scorer(kind, train.n_items))
+    ranker = evaluate.compile(scorers.fitted(kind, train.n_items))
     params = ranker.place(
         baselines.BASELINES[kind].model.fit(train, **settings)
     )

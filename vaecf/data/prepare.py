@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from vaecf import config as config_lib
 from vaecf.data import catalog, filters, layouts, reports, splits, synthetic
 from vaecf.data import dataset as datasets
 from vaecf.data.dataset import Dataset
@@ -23,6 +22,7 @@ from vaecf.data.interactions import entries
 from vaecf.data.readers import Ratings, collapse_duplicates, read_ratings
 from vaecf.errors import VaecfError, did_you_mean, listed, short
 from vaecf.files import user_path
+from vaecf.setting import plain
 
 _HELD_OUT_SHARE = 0.1  # default, for validation and test users each
 _MAX_HELD_OUT = 10_000  # limit of that default; the paper's for ML-20M
@@ -80,7 +80,7 @@ def prepare(
     settings = dataclasses.replace(
         settings,
         **{
-            name: config_lib.plain(value)
+            name: plain(value)
             for name, value in vars(settings).items()
             if name != "ratings"
         },
@@ -180,7 +180,7 @@ def in_memory(
             interactions, user_column=user_column, item_column=item_column
         )
     n_users = int(np.unique(ratings.user).size)
-    validation_users = config_lib.plain(validation_users)
+    validation_users = plain(validation_users)
     is_share = isinstance(validation_users, float)
     is_number = is_share or is_integer(validation_users)
     limit = 1 if is_share else n_users

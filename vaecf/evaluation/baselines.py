@@ -1,7 +1,7 @@
 """Baselines: fitted to the training users, tuned and evaluated.
 
-`BASELINES` declares each baseline with its settings; flags, checks and tuning
-are derived from this table.
+The models and their settings are declared in `models.registry` and
+`vaecf.config`; flags, checks and tuning are derived from them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vaecf.config import fitted_settings
 from vaecf.errors import VaecfError, did_you_mean
-from vaecf.evaluation import per_user
+from vaecf.evaluation import per_user, scorers
 from vaecf.evaluation.coordinate_search import coordinate_search
 from vaecf.evaluation.evaluator import Evaluation, Evaluator
 from vaecf.evaluation.ranking import Scorer
-from vaecf.models import ials, knn, linear, popularity
+from vaecf.models import popularity, registry
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 
@@ -34,24 +35,14 @@ ORACLE_NOTE = (
 )
 
 
-class Setting(NamedTuple):
-    """A setting of a baseline."""
-
-    default: float  # value without tuning; tuning starts from it
-    meaning: str  # one sentence
-    # Candidates for tuning, ascending; () is never tuned.
-    grid: tuple[float, ...] = ()
-    # Whether 0 is allowed; otherwise values must be above 0.
-    may_be_zero: bool = False
-
-
 class Baseline(NamedTuple):
-    """A model that is fitted in one go."""
+    """A model of `registry.FITTED` and how it is tuned."""
 
     # Module with `fit(train interactions, **settings)`, and with `scores` and
     # `PARTITION` for its `Scorer`.
     model: Any
-    settings: Mapping[str, Setting] = {}  # settings of `fit`, by name
+    # Settings of `fit` by name, as `vaecf.config` declares them.
+    settings: Mapping[str, Any]
     # `coordinate_search` describes both.
     directions: tuple[Mapping[str, int], ...] | None = None
     outer: str | None = None
@@ -59,67 +50,21 @@ class Baseline(NamedTuple):
     @property
     def grids(self) -> dict[str, tuple[float, ...]]:
         """Candidates of the settings that are tuned."""
-        return {k: s.grid for k, s in self.settings.items() if s.grid}
+        grids = {k: s.metadata["grid"] for k, s in self.settings.items()}
+        return {key: grid for key, grid in grids.items() if grid}
 
 
+_SEARCHES: dict[str, dict[str, Any]] = {
+    # The regularisation is about λ·α times the number of items, so alpha moves
+    # while that product stays. More factors need more of it.
+    "ials": {
+        "directions": ({"l2": 1}, {"alpha": 1, "l2": -1}),
+        "outer": "factors",
+    },
+}
 BASELINES: dict[str, Baseline] = {
-    "popularity": Baseline(popularity),
-    "itemknn": Baseline(
-        knn,
-        {
-            "neighbours": Setting(
-                100,
-                "Neighbours that ItemKNN keeps per item.",
-                (5, 10, 20, 50, 100, 200, 500, 1000),
-            ),
-            "shrinkage": Setting(
-                0.0,
-                "Shrinkage of ItemKNN's similarities, in users.",
-                (0.0, 3.0, 10.0, 30.0, 100.0, 300.0),
-                may_be_zero=True,
-            ),
-        },
-    ),
-    "ials": Baseline(
-        ials,
-        {
-            "factors": Setting(
-                64, "Factors of implicit ALS.", (16, 32, 64, 128)
-            ),
-            "l2": Setting(
-                0.003,
-                "L2 regularisation λ of implicit ALS; grows with a user's or "
-                "item's interactions.",
-                (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
-            ),
-            "alpha": Setting(
-                0.3,
-                "Weight of unobserved items in implicit ALS; observed items "
-                "add 1.",
-                (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-            ),
-            "iterations": Setting(
-                16, "Sweeps of implicit ALS over users and items."
-            ),
-        },
-        # The regularisation is about λ·α times the number of items, so alpha
-        # moves while that product stays. More factors need more of it.
-        directions=({"l2": 1}, {"alpha": 1, "l2": -1}),
-        outer="factors",
-    ),
-    "ease": Baseline(
-        linear,
-        {
-            "l2": Setting(
-                500.0,
-                "L2 regularisation λ of EASE, in squared interactions.",
-                (
-                    *(10.0, 20.0, 50.0, 100.0, 200.0, 300.0, 500.0),
-                    *(700.0, 1000.0, 2000.0, 5000.0, 10000.0),
-                ),
-            )
-        },
-    ),
+    name: Baseline(model, fitted_settings(name), **_SEARCHES.get(name, {}))
+    for name, model in registry.FITTED.items()
 }
 
 
@@ -145,18 +90,11 @@ def settings(
                 f"{name}_{key} is not a setting of a baseline: {name} has "
                 f"{', '.join(known) or 'none'}{did_you_mean(key, known)}"
             )
-        if known[key].may_be_zero and not value >= 0:
-            raise VaecfError(f"{name}_{key}={value:g} must not be below 0")
-        if not known[key].may_be_zero and not value > 0:
-            raise VaecfError(f"{name}_{key}={value:g} must be above 0")
+        rule = known[key].metadata["rule"]
+        if not rule.holds(value):
+            raise VaecfError(f"{name}_{key}={value:g} must be {rule.text}")
         result[key] = value
     return result
-
-
-def scorer(name: str, n_items: int) -> Scorer:
-    """Returns the scorer for the fitted parameters of a baseline."""
-    model = BASELINES[name].model
-    return Scorer(model.scores, model.PARTITION, n_items)
 
 
 def label(name: str, result: Mapping[str, Any]) -> str:
@@ -251,7 +189,7 @@ class _Candidates:
         self._name, self._validation, self._log = name, validation, log
         self._last: dict[str, float] | None = None  # settings of `_params`
         n_items = validation.train.n_items
-        self.ranker = validation.compile(scorer(name, n_items))
+        self.ranker = validation.compile(scorers.fitted(name, n_items))
         self.tried: dict[tuple, dict[str, Any]] = {}
 
     def params(self, settings: dict[str, float]) -> Any:

@@ -1,4 +1,4 @@
-"""The scorer of a trained model, and of its blend."""
+"""Scorers: of an autoencoder and its blend, and of models fitted in one go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vaecf.evaluation.ranking import Scorer
-from vaecf.models import blend, mult_vae
+from vaecf.models import blend, mult_vae, registry
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
@@ -44,6 +44,15 @@ def model(module: mult_vae.MultDAE) -> Scorer:
         casts,
         frozenset(blend.PARTITION),
     )
+
+
+def fitted(name: str, n_items: int) -> Scorer:
+    """Returns the scorer of a model of `registry.FITTED`, by its name.
+
+    Its parameters are those that the model's `fit` returns.
+    """
+    model = registry.FITTED[name]
+    return Scorer(model.scores, model.PARTITION, n_items)
 
 
 def _scores(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vaecf.config import ModelConfig
-from vaecf.models import mult_vae, rec_vae
+from vaecf.models import ials, knn, linear, mult_vae, popularity, rec_vae
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
@@ -17,6 +17,14 @@ MODELS: dict[str, type[mult_vae.MultDAE]] = {
     "mult_vae": mult_vae.MultVAE,
     "mult_dae": mult_vae.MultDAE,
     "rec_vae": rec_vae.RecVAE,
+}
+# Modules of the models that are fitted in one go, `vaecf.config.FITTED`. Each
+# has `fit(train interactions, **settings)`, `scores` and `PARTITION`.
+FITTED: dict[str, Any] = {
+    "popularity": popularity,
+    "itemknn": knn,
+    "ials": ials,
+    "ease": linear,
 }
 
 

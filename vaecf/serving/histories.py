@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vaecf import config as config_lib
 from vaecf.data import frames
 from vaecf.data.id_table import IdTable, as_array
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError, listed, short
+from vaecf.setting import plain
 
 _logger = logging.getLogger("vaecf")
 
@@ -96,7 +96,7 @@ def count(name: str, value: Any) -> int:
     Raises:
       VaecfError: the value is no integer of Python or NumPy, or below 1.
     """
-    value = config_lib.plain(value)
+    value = plain(value)
     if type(value) is not int or value < 1:
         raise VaecfError(
             f"{name}={short(value)} must be a whole number of at least 1"

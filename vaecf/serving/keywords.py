@@ -8,6 +8,7 @@ from typing import Any
 from vaecf import config as config_lib
 from vaecf.config import BLEND, Config
 from vaecf.errors import VaecfError
+from vaecf.setting import convert
 
 # Keywords of the constructor and the settings that they change; anneal_epochs
 # becomes a number of steps.
@@ -69,9 +70,7 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
         values = _REC_VAE | values
     else:
         values = {k: v for k, v in values.items() if k not in _REC_VAE}
-    anneal_epochs = config_lib.convert(
-        float, values.pop("anneal_epochs"), "anneal_epochs"
-    )
+    anneal_epochs = convert(float, values.pop("anneal_epochs"), "anneal_epochs")
     if anneal_epochs < 0:
         raise VaecfError(f"anneal_epochs={anneal_epochs} must be at least 0")
     changes = {KEYWORDS[keyword]: value for keyword, value in values.items()}
