@@ -25,14 +25,14 @@ from jax.sharding import Mesh
 
 from vaecf import workdir as workdir_lib
 from vaecf.config import LinearConfig
-from vaecf.data import integrity
 from vaecf.errors import VaecfError
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
+from vaecf.training import array_folder
 
 FOLDER, WEIGHTS = workdir_lib.LINEAR, workdir_lib.WEIGHTS
-FIT, _ARRAYS = "fit.json", "arrays.json"
+FIT = "fit.json"
 
 
 def prepare(
@@ -101,9 +101,11 @@ def load(
     """
     rows = mesh_lib.padded_items(n_items, mesh.shape[mesh_lib.ITEM])
     shapes = blend.shapes(config.rank, n_items)
+    folder = directory / FOLDER
+    fix = f"remove {folder} and train again to fit the linear branch"
     padded = {
         name: _padded(array, blend.PARTITION[name], rows)
-        for name, array in _read(directory / FOLDER, shapes).items()
+        for name, array in array_folder.read(folder, fix, shapes).items()
     }
     specs = mesh_lib.specs(padded, blend.PARTITION)
     branch = processes.put(padded, mesh_lib.shardings(mesh, specs))
@@ -115,42 +117,12 @@ def _write(
     branch: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Writes the arrays without their padding, and their digests."""
-    entries = {}
-    for name, shape in shapes.items():
-        array = np.asarray(branch[name])[tuple(slice(size) for size in shape)]
-        array = np.ascontiguousarray(array)
-        np.save(folder / f"{name}.npy", array)
-        entries[name] = integrity.describe(array)
-    workdir_lib.write_json(folder / _ARRAYS, entries, digest=True)
-
-
-def _read(
-    folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """Maps the arrays, which must have the digests of arrays.json.
-
-    Earlier versions wrote no digests.
-    """
-    fix = f"remove {folder} and train again to fit the linear branch"
-    began = time.time()
-    paths = {name: folder / f"{name}.npy" for name in shapes}
-    listed = (folder / _ARRAYS).exists()
-    entries = workdir_lib.read_json(folder / _ARRAYS) if listed else {}
-    files = [*(path.name for path in paths.values()), _ARRAYS]
-    stamps = integrity.stamps(folder, files)
-    arrays = {}
-    for name, shape in shapes.items():
-        expected = {"dtype": "<f4", "shape": list(shape)}
-        arrays[name] = integrity.map_array(paths[name], expected, fix)
-    if listed and not integrity.is_verified(folder, stamps):
-        for name, array in arrays.items():
-            if integrity.describe(array) != entries.get(name):
-                raise VaecfError(
-                    f"{paths[name]}: damaged (it has another SHA-256); {fix}"
-                )
-        integrity.remember(folder, stamps, began)
-    return arrays
+    """Writes the arrays without their padding."""
+    parts = {
+        name: np.asarray(branch[name])[tuple(slice(size) for size in shape)]
+        for name, shape in shapes.items()
+    }
+    array_folder.write(folder, parts)
 
 
 def _padded(host: np.ndarray, axes: tuple[Any, ...], rows: int) -> np.ndarray:
@@ -215,7 +187,10 @@ def share(source: pathlib.Path, target: pathlib.Path) -> None:
         return
     with workdir_lib.atomic_directory(target / FOLDER) as fresh:
         for file in (source / FOLDER).iterdir():
-            if file.suffix != ".npy" and file.name not in (FIT, _ARRAYS):
+            if file.suffix != ".npy" and file.name not in (
+                FIT,
+                array_folder.ARRAYS,
+            ):
                 continue
             try:
                 os.link(file, fresh / file.name)
