@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from vaecf.config import EvalConfig
 from vaecf.data.interactions import Interactions
+from vaecf.evaluation import list_metrics
 from vaecf.evaluation import metrics as metrics_lib
 from vaecf.evaluation.ranking import RankedLists, Ranker, Scorer
 from vaecf.parallel import processes
@@ -21,11 +22,11 @@ class Evaluation(NamedTuple):
     """Metrics of one scorer on one split."""
 
     # {'ndcg@100': {'mean', 'stderr', 'users'}, ...}. Mean and standard error
-    # are None where they do not exist; coverage, a single number of all lists,
-    # has no standard error. {} for an empty split.
+    # are None where they do not exist; a single number of all lists, such as
+    # coverage, has no standard error. {} for an empty split.
     summary: dict[str, dict[str, Any]]
     # {'ndcg@100': float64 [U], ...}; NaN for users without held-out items.
-    # Coverage has no values per user.
+    # Single numbers of all lists have no values per user.
     per_user: dict[str, np.ndarray]
     left_out: int  # number of users without held-out items
     lists: RankedLists  # ranked lists of all users; no lists for an empty split
@@ -51,7 +52,8 @@ class Evaluator:
     fold_in: Interactions  # histories that the scorer sees
     # Interactions of the same users that the scorer should find.
     held_out: Interactions
-    # Interactions of the training users, for the popularity of items.
+    # Interactions of the training users, for the popularity and the similarity
+    # of items.
     train: Interactions
     metrics: tuple[str, ...]  # names such as 'ndcg@100'
     best_metric: str  # the metric that epochs and settings are chosen by
@@ -138,8 +140,13 @@ class Evaluator:
         hits_UK = metrics_lib.hits(
             lists.item_UK, self.held_out.indptr, self.held_out.indices
         )
-        # Lists of users without held-out items do not count.
-        ranked_UK = np.where(evaluated_U[:, None], lists.item_UK, -1)
+        shown = functools.cache(
+            lambda: list_metrics.Lists(
+                # Lists of users without held-out items do not count.
+                np.where(evaluated_U[:, None], lists.item_UK, -1),
+                *(hits_UK, n_held_out_U, self.fold_in, self._items),
+            )
+        )
         per_user: dict[str, np.ndarray] = {}
         summary: dict[str, dict[str, Any]] = {}
         for name in self.metrics:
@@ -147,25 +154,22 @@ class Evaluator:
             if kind in metrics_lib.HIT_METRICS:
                 values = metrics_lib.HIT_METRICS[kind](hits_UK, n_held_out_U, k)
             else:
-                values = metrics_lib.LIST_METRICS[kind](
-                    ranked_UK, self._item_share_I, k
-                )
+                values = metrics_lib.LIST_METRICS[kind](shown(), k)
             if values.ndim:
                 per_user[name] = values
                 summary[name] = mean_and_stderr(values)
             else:
+                # One value of all lists has no standard error.
                 summary[name] = {
-                    "mean": float(values),
-                    "stderr": None,
+                    **mean_and_stderr(values[None]),
                     "users": int(evaluated_U.sum()),
                 }
         left_out = int((~evaluated_U).sum())
         return Evaluation(summary, per_user, left_out, lists)
 
     @functools.cached_property
-    def _item_share_I(self) -> np.ndarray:
-        """Share of the training users who have each item, float64 [I]."""
-        return self.train.item_counts() / max(1, self.train.n_users)
+    def _items(self) -> list_metrics.Items:
+        return list_metrics.Items(self.train)
 
 
 def _from_lead(summary: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

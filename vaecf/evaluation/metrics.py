@@ -1,7 +1,7 @@
-"""Ranking metrics, from ranked item indices. NumPy, float64.
+"""Names of metrics, and metrics of hits. NumPy, float64.
 
-Shapes in names: U users, K ranks, I items. Relevance is binary. `n_held_out_U`
-is the number n of held-out items. The metrics of hits are NaN for users without
+Shapes in names: U users, K ranks. Relevance is binary. `n_held_out_U` is the
+number n of held-out items. The metrics of hits are NaN for users without
 held-out items: callers leave these users out of the mean and report their
 number.
 
@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vaecf.errors import VaecfError, did_you_mean
+from vaecf.evaluation import list_metrics
+from vaecf.evaluation.list_metrics import divide
 
 
 def hits(
@@ -54,17 +56,32 @@ def ndcg(hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int) -> np.ndarray:
     """Returns NDCG@k of each user, float64 [U] (Liang et al. 2018, sec. 4.2).
 
     DCG@k sums hit_r / log2(r + 1) over the ranks r = 1..k. NDCG@k divides it by
-    the DCG@k of a list that ranks all n held-out items first.
+    the DCG@k of a list that ranks all n held-out items first. LightGCN's NDCG
+    is the same.
     """
     discount_K = 1.0 / np.log2(np.arange(2, k + 2))
     dcg_U = hits_UK[:, :k] @ discount_K[: hits_UK.shape[1]]
     ideal = np.concatenate([[0.0], np.cumsum(discount_K)])
-    return _divide(dcg_U, ideal[np.minimum(n_held_out_U, k)])
+    return divide(dcg_U, ideal[np.minimum(n_held_out_U, k)])
 
 
 def recall(hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int) -> np.ndarray:
-    """Returns hits / min(k, n), float64 [U] (Liang et al. 2018, sec. 4.2)."""
-    return _divide(hits_UK[:, :k].sum(axis=1), np.minimum(n_held_out_U, k))
+    """Returns hits / min(k, n), float64 [U] (Liang et al. 2018, sec. 4.2).
+
+    The calibrated form of recall: a perfect list has recall 1.
+    """
+    return divide(hits_UK[:, :k].sum(axis=1), np.minimum(n_held_out_U, k))
+
+
+def plain_recall(
+    hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int
+) -> np.ndarray:
+    """Returns hits / n, float64 [U], at most k / n.
+
+    The Recall@k of LightGCN (He et al. 2020) and of the papers that compare
+    with it.
+    """
+    return divide(hits_UK[:, :k].sum(axis=1), n_held_out_U)
 
 
 def precision(
@@ -104,46 +121,31 @@ def average_precision(
     rank_K = np.arange(1, top_UK.shape[1] + 1)
     precision_UK = np.cumsum(top_UK, axis=1) / rank_K
     total_U = (precision_UK * top_UK).sum(axis=1)
-    return _divide(total_U, np.minimum(n_held_out_U, k))
+    return divide(total_U, np.minimum(n_held_out_U, k))
 
-
-def coverage(
-    ranked_UK: np.ndarray, item_share_I: np.ndarray, k: int
-) -> np.ndarray:
-    """Returns the share of all items that appear in any list, float64 []."""
-    shown = ranked_UK[:, :k]
-    return np.array(len(np.unique(shown[shown >= 0])) / len(item_share_I))
-
-
-def popularity(
-    ranked_UK: np.ndarray, item_share_I: np.ndarray, k: int
-) -> np.ndarray:
-    """Returns the mean share of the first k items, float64 [U].
-
-    `item_share_I` is the share of the training users who have the item. The
-    mean of an empty list is NaN.
-    """
-    shown = ranked_UK[:, :k]
-    real = shown >= 0
-    share_UK = np.where(real, item_share_I[np.maximum(shown, 0)], 0.0)
-    return _divide(share_UK.sum(axis=1), real.sum(axis=1))
-
-
-_Function = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 # (hits_UK, n_held_out_U, k) -> a value per user
-HIT_METRICS: dict[str, _Function] = {
+HIT_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     "ndcg": ndcg,
     "recall": recall,
+    "calibrated_recall": recall,
+    "plain_recall": plain_recall,
     "precision": precision,
     "hit_rate": hit_rate,
     "mrr": reciprocal_rank,
     "map": average_precision,
 }
-# (ranked_UK, item_share_I, k) -> a value per user, or one value of all lists
-LIST_METRICS: dict[str, _Function] = {
-    "coverage": coverage,
-    "popularity": popularity,
+# (lists, k) -> a value per user, or one value of all lists
+LIST_METRICS: dict[str, Callable[[list_metrics.Lists, int], np.ndarray]] = {
+    "coverage": list_metrics.coverage,
+    "user_coverage": list_metrics.user_coverage,
+    "gini": list_metrics.gini,
+    "entropy": list_metrics.entropy,
+    "popularity": list_metrics.popularity,
+    "novelty": list_metrics.novelty,
+    "long_tail": list_metrics.long_tail,
+    "diversity": list_metrics.diversity,
+    "serendipity": list_metrics.serendipity,
 }
 METRICS = (*HIT_METRICS, *LIST_METRICS)
 
@@ -167,9 +169,3 @@ def parse(name: str) -> tuple[str, int]:
 def depth(names: Sequence[str]) -> int:
     """Returns the length of the lists that the metrics need."""
     return max(parse(name)[1] for name in names)
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Returns the quotient; NaN where the denominator is 0."""
-    safe = np.where(denominator > 0, denominator, 1)
-    return np.where(denominator > 0, numerator / safe, np.nan)

@@ -11,7 +11,7 @@ import numbers
 import re
 import textwrap
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vaecf.reporting.writers import finite
@@ -23,9 +23,20 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 MISSING = "–"
 _MEANS = "mean ± standard error over users"
-_ACRONYMS = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
+_ACRONYMS = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "auc": "AUC"}
 # Metrics where more is not better.
-_PROPERTIES = frozenset({"coverage", "popularity"})
+_PROPERTIES = frozenset(
+    {
+        *("coverage", "user_coverage", "gini", "entropy", "popularity"),
+        *("novelty", "long_tail", "diversity"),
+    }
+)
+# The denominators of recall in use: tables say which one was divided by.
+_RECALLS = {
+    "recall": "recall: hits / min(k, held-out items)",
+    "calibrated_recall": "calibrated recall: hits / min(k, held-out items)",
+    "plain_recall": "plain recall: hits / held-out items",
+}
 _SHOWN = 5  # entries of a history
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]\d+)?|–")
 
@@ -39,6 +50,13 @@ def metric_label(name: str) -> str:
 def is_accuracy(name: str) -> bool:
     """Returns whether a larger value of the metric is better."""
     return name.partition("@")[0] not in _PROPERTIES
+
+
+def means_note(metrics: Iterable[str]) -> str:
+    """Returns what the cells of a table of these metrics are."""
+    kinds = {name.partition("@")[0] for name in metrics}
+    recalls = [text for kind, text in _RECALLS.items() if kind in kinds]
+    return "; ".join([_MEANS, *recalls])
 
 
 def printable(text: object, *, keep: str = "") -> str:
@@ -182,7 +200,7 @@ def results_table(
             lines[-1][metric_label(metric)] = text
     users = users_text(rows, users_left_out)
     about = printable(f"dataset {dataset}, protocol {protocol}, {users}")
-    note = f"{_MEANS}; * largest mean"
+    note = f"{means_note(metric_names(rows))}; * largest mean"
     return f"Test users\n{about}\n\n{format_table(lines)}\n\n{note}"
 
 
@@ -220,7 +238,7 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
     names = [name for name in ("dataset", "protocol") if compared[name]]
     about = [f"{name} {compared[name]}" for name in names]
     about.append(_users(compared["users"], compared["left_out"]))
-    note = _MEANS
+    note = means_note(compared["metrics"])
     if any(group["seeds"] > 1 for group in groups.values()):
         note += "; where the seed is 'mean', over seeds"
     blocks = [
