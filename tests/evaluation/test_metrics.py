@@ -196,13 +196,18 @@ def test_hits():
 
 def test_parse_and_depth():
     for kind in metrics.METRICS:
-        assert metrics.parse(f"{kind}@100") == (kind, 100)
+        if kind != "auc":
+            assert metrics.parse(f"{kind}@100") == (kind, 100)
+    assert metrics.parse("auc")[0] == "auc" and metrics.depth(["auc"]) == 1
     assert metrics.depth(["ndcg@100", "recall@20", "coverage@7"]) == 100
 
 
 @pytest.mark.parametrize(
     "name",
-    ["ndcg", "@10", "", "ndcg@0", "ndcg@-1", "ndcg@1.5", "ndgc@10", "ndcg@1@2"],
+    [
+        *("ndcg", "@10", "", "ndcg@0", "ndcg@-1", "ndcg@1.5", "ndgc@10"),
+        *("ndcg@1@2", "auc@10"),
+    ],
 )
 def test_parse_refuses(name):
     with refuses(f"'{name}' is not a metric"):

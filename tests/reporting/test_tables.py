@@ -33,8 +33,8 @@ def test_quantities_and_metric_labels():
     values = [None, 1234567, 0.40123, 0.00123456, "a", (600, 200)]
     texts = ["–", "1,234,567", "0.4012", "0.001235", "a", "(600, 200)"]
     assert [*map(tables.quantity, values)] == texts
-    names = ["ndcg@100", "hit_rate@5", "mrr@10"]
-    labels = ["NDCG@100", "Hit rate@5", "MRR@10"]
+    names = ["ndcg@100", "hit_rate@5", "mrr@10", "auc"]
+    labels = ["NDCG@100", "Hit rate@5", "MRR@10", "AUC"]
     assert [*map(tables.metric_label, names)] == labels
 
 
@@ -59,6 +59,8 @@ def test_results_table(results):
     ]
     assert cells["EASE"] == ["0.4207 ± 0.0061 *", "0.3100 ± 0.0070", "–"]
     assert cells["planted truth"] == ["0.4655 ± 0.0060", "–", "–"]
+    assert "recall: hits / min(k, held-out items)" in lines[-1]
+    assert "plain" not in lines[-1]
 
 
 @pytest.mark.parametrize("mean", [float("nan"), None])

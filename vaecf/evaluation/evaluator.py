@@ -113,7 +113,12 @@ class Evaluator:
             self.fold_in.indices,
             batch_size=self.batch_size,
         )
-        evaluation = self.evaluate_lists(lists)
+        auc_U = None
+        if metrics_lib.AUC in self.metrics:
+            auc_U = ranker.auc(
+                params, self.fold_in, self.held_out, batch_size=self.batch_size
+            )
+        evaluation = self.evaluate_lists(lists, auc_U)
         return evaluation._replace(summary=_from_lead(evaluation.summary))
 
     def best_value(self, ranker: Ranker, params: Any) -> float:
@@ -121,11 +126,16 @@ class Evaluator:
         only = dataclasses.replace(self, metrics=(self.best_metric,))
         return only(ranker, params).summary[self.best_metric]["mean"]
 
-    def evaluate_lists(self, lists: RankedLists) -> Evaluation:
+    def evaluate_lists(
+        self, lists: RankedLists, auc_U: np.ndarray | None = None
+    ) -> Evaluation:
         """Returns the metrics of given lists, one list per user of the split.
 
+        `auc_U` is the AUC of each user, which lists do not tell.
+
         Raises:
-          ValueError: the lists are shorter than the metrics need.
+          ValueError: the lists are shorter than the metrics need, or the AUC
+            is missing.
         """
         n_items = self.train.n_items
         needed = min(self.depth, n_items)
@@ -151,7 +161,11 @@ class Evaluator:
         summary: dict[str, dict[str, Any]] = {}
         for name in self.metrics:
             kind, k = metrics_lib.parse(name)
-            if kind in metrics_lib.HIT_METRICS:
+            if kind == metrics_lib.AUC:
+                if auc_U is None:
+                    raise ValueError("the AUC needs the scores of all items")
+                values = auc_U
+            elif kind in metrics_lib.HIT_METRICS:
                 values = metrics_lib.HIT_METRICS[kind](hits_UK, n_held_out_U, k)
             else:
                 values = metrics_lib.LIST_METRICS[kind](shown(), k)

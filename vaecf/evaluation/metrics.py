@@ -147,21 +147,28 @@ LIST_METRICS: dict[str, Callable[[list_metrics.Lists, int], np.ndarray]] = {
     "diversity": list_metrics.diversity,
     "serendipity": list_metrics.serendipity,
 }
-METRICS = (*HIT_METRICS, *LIST_METRICS)
+# Needs the scores of all items (`vaecf.evaluation.auc`), and has no cut-off.
+AUC = "auc"
+METRICS = (*HIT_METRICS, *LIST_METRICS, AUC)
 
 
 def parse(name: str) -> tuple[str, int]:
     """Returns the metric and the cut-off of a name: ('ndcg', 100).
 
+    The cut-off of AUC is 1, the shortest list that can be ranked.
+
     Raises:
-      VaecfError: the name is not `<metric>@<k>` with a known metric and k >= 1.
+      VaecfError: the name is neither 'auc' nor `<metric>@<k>` with another
+        known metric and k >= 1.
     """
+    if name == AUC:
+        return name, 1
     kind, _, k = name.partition("@")
-    if kind not in METRICS or not k.isdecimal() or int(k) < 1:
+    if kind not in METRICS[:-1] or not k.isdecimal() or int(k) < 1:
         raise VaecfError(
-            f"config.eval.metrics: {name!r} is not a metric: use <metric>@<k>, "
-            f"such as ndcg@100, with one of {', '.join(METRICS)}"
-            f"{did_you_mean(kind, METRICS)}"
+            f"config.eval.metrics: {name!r} is not a metric: use {AUC}, or "
+            f"<metric>@<k>, such as ndcg@100, with one of "
+            f"{', '.join(METRICS[:-1])}{did_you_mean(kind, METRICS)}"
         )
     return kind, int(k)
 

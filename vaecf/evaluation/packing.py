@@ -33,6 +33,20 @@ class Shape(NamedTuple):
     slots: int  # per data shard
 
 
+def shape(indptr: np.ndarray, batch_size: int, n: int) -> Shape:
+    """Returns the size of batches of at most about `batch_size` users.
+
+    Every batch of consecutive users fits, over `n` data shards.
+    """
+    n_users = len(indptr) - 1
+    size = min(batch_size, sparse_batch.bucket_users(n_users))
+    size = -(-size // n) * n
+    # Interactions of the fullest shard of any batch.
+    edge = np.arange(0, n_users + size, size // n)
+    fullest = int(np.diff(indptr[np.minimum(edge, n_users)]).max())
+    return Shape(size, bucket(fullest))
+
+
 def pack(
     indptr: np.ndarray, indices: np.ndarray, first: int, shape: Shape, n: int
 ) -> np.ndarray:

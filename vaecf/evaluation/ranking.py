@@ -20,9 +20,11 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import packing
-from vaecf.models import likelihood, sparse_batch
+from vaecf.evaluation.auc import Auc
+from vaecf.models import likelihood
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
@@ -214,6 +216,7 @@ class Ranker:
         self._by_user = mesh_lib.shardings(mesh, P(mesh_lib.DATA))
         self._programs: dict[tuple, Callable[..., jax.Array]] = {}
         self._places: dict[tuple, list[Any]] = {}
+        self._auc = Auc(scorer, mesh)
 
     def place(self, params: Any) -> Any:
         """Returns host parameters on the mesh, padded for its item shards."""
@@ -282,17 +285,12 @@ class Ranker:
         n_users = len(indptr) - 1
         if n_users == 0:
             return
-        size = min(batch_size, sparse_batch.bucket_users(n_users))
-        size = -(-size // self._shards) * self._shards
-        first_B = range(0, n_users, size)
-        # Interactions of the fullest shard of any batch.
-        edge = np.arange(0, len(first_B) * size + 1, size // self._shards)
-        fullest = int(np.diff(indptr[np.minimum(edge, n_users)]).max())
-        shape = packing.Shape(size, packing.bucket(fullest))
+        shape = packing.shape(indptr, batch_size, self._shards)
+        size = shape.users
         resident, types = self._resident(params)
         program = self._program(resident, types, shape, allowed_I)
         pending: tuple[jax.Array, int] | None = None
-        for first in first_B:
+        for first in range(0, n_users, size):
             packed = packing.pack(indptr, indices, first, shape, self._shards)
             if not processes.alone():
                 packed = processes.put(packed, self._by_user)
@@ -302,6 +300,18 @@ class Ranker:
             pending = ranked, min(size, n_users - first)
         if pending is not None:
             yield _fetch(*pending)
+
+    def auc(
+        self,
+        params: Any,
+        fold_in: Interactions,
+        held_out: Interactions,
+        *,
+        batch_size: int,
+    ) -> np.ndarray:
+        """Returns the AUC of each user, float64 [U]; see `auc.Auc`."""
+        resident, _ = self._resident(params)
+        return self._auc(resident, fold_in, held_out, batch_size)
 
     def _resident(self, params: Any) -> tuple[Any, tuple]:
         """Returns (parameters as the programs take them, their types).
