@@ -5,6 +5,8 @@
         --ratings=ml-1m/ratings.dat --protocol=paper --held_out_users=500
     python experiments/prepare_dataset.py --ratings=shop.csv \\
         --user_column=customer --item_column=sku --output=data/shop
+    python experiments/prepare_dataset.py --ratings=log.csv \\
+        --protocol=leave_last --time_column=date --output=data/log
     python experiments/prepare_dataset.py
     python experiments/prepare_dataset.py --verify=data/ml-20m
 
@@ -26,35 +28,18 @@ from absl import flags
 
 from vaecf import cli
 from vaecf.data import catalog, dataset, prepare
-from vaecf.data.file_settings import FileSettings
 from vaecf.reporting import commands
 
-_TEXT, _INT = flags.DEFINE_string, flags.DEFINE_integer
-for _name, _define, _help in (
-    ("verify", _TEXT, "Only check the files of this dataset."),
-    ("dataset", _TEXT, "Known dataset, such as ml-20m, or synthetic."),
-    ("ratings", _TEXT, "Ratings: file, folder, or a pattern such as *.csv."),
-    ("data_dir", _TEXT, "Folder laid out as the recipe's; default: /data."),
-    ("output", _TEXT, "Directory to write; default: data/<name>."),
-    ("name", _TEXT, "Name of the data; default: the dataset's or file's."),
-    ("cache_dir", _TEXT, "Directory for downloads; default: $VAECF_CACHE."),
-    ("protocol", _TEXT, "paper, recipe or vaecf; default: the dataset's."),
-    ("held_out_users", _INT, "Validation and test users each; default: 1/10."),
-    ("min_items_per_user", _INT, "Items that a user needs; default: 5."),
-    ("min_users_per_item", _INT, "Users that an item needs; default: 0."),
-    ("seed", _INT, "Seed of the split; default: 98765 for paper, else 0."),
-):
-    _define(_name, None, _help)
-cli.define_settings(FileSettings)
-flags.DEFINE_float("fold_in_proportion", 0.8, "Share of held-out items shown.")
-flags.DEFINE_bool("iterate_filters", False, "Filter until nothing changes.")
-flags.DEFINE_bool("overwrite", False, "Replace an existing dataset.")
+_VERIFY = flags.DEFINE_string(
+    "verify", None, "Only check the files of this dataset."
+)
+cli.define_settings(prepare.Settings)
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the flags, prepares, and suggests the next command."""
     del argv
-    if directory := flags.FLAGS["verify"].value:
+    if directory := _VERIFY.value:
         dataset.open_dataset(directory, verify=True)
         cli.log(f"{directory}: all files are whole")
         return

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vaecf.data.dataset import Dataset as Dataset
     from vaecf.data.dataset import open_dataset as open_dataset
     from vaecf.data.interactions import Interactions as Interactions
+    from vaecf.data.prepare import split as split
     from vaecf.errors import VaecfError as VaecfError
     from vaecf.serving.recommender import Recommender as Recommender
 
@@ -28,6 +29,7 @@ _HOME = {
     "Recommender": "vaecf.serving.recommender",
     "VaecfError": "vaecf.errors",
     "open_dataset": "vaecf.data.dataset",
+    "split": "vaecf.data.prepare",
 }
 
 __all__ = [*_HOME]

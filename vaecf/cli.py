@@ -383,16 +383,15 @@ def define_settings(settings: type) -> None:
     """Defines a flag for every field that tells its `meaning` in metadata."""
     define: dict[type, Callable[..., Any]] = {
         str: flags.DEFINE_string,
+        int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         bool: flags.DEFINE_bool,
     }
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
         if (meaning := field.metadata.get("meaning")) is not None:
-            kinds = set(typing.get_args(hints[field.name])) or {
-                hints[field.name]
-            }
-            kind = next(kind for kind in define if kind in kinds)
+            kinds = {hints[field.name], *typing.get_args(hints[field.name])}
+            kind = next((kind for kind in define if kind in kinds), str)
             define[kind](field.name, field.default, meaning)
     for field in dataclasses.fields(settings):  # once all flags are known
         if meaning := field.metadata.get("meaning"):

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 from vaecf.errors import VaecfError, did_you_mean, short
 
-# Names of a table's columns, or their positions from 0, by ``user``, ``item``
-# and ``rating``.
+# Names of a table's columns, or their positions from 0, by ``user``, ``item``,
+# ``rating``, ``time`` and ``split``.
 Columns = Mapping[str, str | int]
 
 
@@ -38,11 +38,17 @@ class Dialect(NamedTuple):
 
 
 IN_ORDER = {"user": 0, "item": 1, "rating": 2}
-MOVIELENS = {"user": "userId", "item": "movieId", "rating": "rating"}
+IN_ORDER_WITH_TIME = {**IN_ORDER, "time": 3}
+MOVIELENS = {
+    "user": "userId",
+    "item": "movieId",
+    "rating": "rating",
+    "time": "timestamp",
+}
 TEXT_LAYOUTS = {
     "movielens_csv": Dialect(",", True, MOVIELENS),
-    "movielens_dat": Dialect("::", False, IN_ORDER),
-    "movielens_tab": Dialect("\t", False, IN_ORDER),
+    "movielens_dat": Dialect("::", False, IN_ORDER_WITH_TIME),
+    "movielens_tab": Dialect("\t", False, IN_ORDER_WITH_TIME),
     "msd": Dialect("\t", False, IN_ORDER),
 }
 LAYOUTS = (*TEXT_LAYOUTS, "netflix", "lightgcn_txt")
@@ -62,7 +68,8 @@ ALPHABETS = {
 _MISSING_IDS = ("refuse", "drop", "keep")
 
 
-def _setting(meaning: str, default: Any = None) -> Any:
+def setting(meaning: str, default: Any = None) -> Any:
+    """Declares a setting that is a flag, too; `meaning` is the flag's help."""
     return dataclasses.field(default=default, metadata={"meaning": meaning})
 
 
@@ -74,39 +81,41 @@ class FileSettings:
       VaecfError: a value is unknown.
     """
 
-    user_column: str | None = _setting(
+    user_column: str | None = setting(
         "Column of the users (user): its name, or with no_header its number "
         "from 1."
     )
-    item_column: str | None = _setting("Column of the items (item), likewise.")
-    rating_column: str | None = _setting(
+    item_column: str | None = setting("Column of the items (item), likewise.")
+    rating_column: str | None = setting(
         "Column of the ratings that min_rating is for."
     )
-    min_rating: float | None = _setting("Lowest rating that counts (any).")
-    separator: str | None = _setting(
+    min_rating: float | None = setting("Lowest rating that counts (any).")
+    separator: str | None = setting(
         "What separates the columns of a text table (by the header)."
     )
-    no_header: bool = _setting(
+    no_header: bool = setting(
         "The first line of a text table is a row.", default=False
     )
-    quoted: bool | None = _setting(
+    quoted: bool | None = setting(
         "A quote at the start of a field opens it (True, but for tables "
         "separated by tabs)."
     )
-    encoding: str | None = _setting("Encoding of a text (utf-8).")
-    comment: str | None = _setting(
+    encoding: str | None = setting("Encoding of a text (utf-8).")
+    comment: str | None = setting(
         "Skip the lines of a text that start with this ('#', above the header)."
     )
-    layout: str | None = _setting(f"One of {', '.join(LAYOUTS)}.")
-    missing_ids: str = _setting(
+    layout: str | None = setting(f"One of {', '.join(LAYOUTS)}.")
+    missing_ids: str = setting(
         "What to do with rows whose id is empty, NULL, NaN and the like: "
         "refuse, drop, or keep (but for empty ones).",
         default="refuse",
     )
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(FileSettings)
-        for field in dataclasses.fields(FileSettings):
+        hints = typing.get_type_hints(RatingsSettings)
+        for field in dataclasses.fields(self):
+            if field.name not in hints:
+                continue  # of a subclass, which checks its own fields
             value = getattr(self, field.name)
             is_column = field.name.endswith("_column")
             if is_column and isinstance(value, numbers.Number):
@@ -138,3 +147,17 @@ class FileSettings:
             or self.separator is not None
             or self.no_header
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RatingsSettings(FileSettings):
+    """How to read ratings with what some protocols need; see `FileSettings`."""
+
+    time_column: str | None = setting(
+        "Column of the times, for the protocols that need them (time): "
+        "numbers, or dates in ISO 8601."
+    )
+    split_column: str | None = setting(
+        "Column that says train, validation or test, for protocol given "
+        "(split)."
+    )

@@ -29,7 +29,8 @@ class Rows(NamedTuple):
     users: Any  # column of a frame [n], or a NumPy array of distinct users
     items: Any  # column or array of the items of all rows
     lengths: np.ndarray | None = None  # items per row [n]; None: one per row
-    ratings: Any = None  # column [n], if one was asked for
+    # Columns [n] of the other roles that were asked for, such as ratings.
+    others: Mapping[str, Any] = {}
 
 
 def read_rows(source: Any, columns: Columns, what: str) -> Rows:
@@ -39,8 +40,8 @@ def read_rows(source: Any, columns: Columns, what: str) -> Rows:
       source: pandas or polars frame, lazy or not; Arrow table; pandas Series of
         lists whose index is the users; mapping from users to lists; or
         iterable of lists, whose users are 0, 1, ...
-      columns: a frame's names of ``user``, ``item`` and possibly ``rating``; a
-        level of a pandas index counts as a column.
+      columns: a frame's names of ``user``, ``item`` and possibly ``rating``,
+        ``time`` and ``split``; a level of a pandas index counts as a column.
       what: name of the source for messages, such as "the histories".
 
     Raises:
@@ -131,8 +132,8 @@ def frame_batches(source: Any, columns: Columns) -> Iterator[Batch]:
     rows = read_rows(source, columns, what)
     with polars_errors(what):
         given = {"user": _to_polars(rows.users, what, "user")}
-        if rows.ratings is not None:
-            given["rating"] = _to_polars(rows.ratings, what, "rating")
+        for role, column in rows.others.items():
+            given[role] = _to_polars(column, what, role)
         frame = pl.DataFrame(given).with_row_index("row")
         if rows.lengths is not None:
             frame = frame[np.repeat(np.arange(frame.height), rows.lengths)]
@@ -215,12 +216,13 @@ def _from_frame(frame: Any, columns: Columns, what: str) -> Rows:
     found = {
         role: _column(frame, role, name, what) for role, name in columns.items()
     }
-    users, items = found["user"], found["item"]
+    users, items = found.pop("user"), found.pop("item")
     if not holds_lists(items):
-        return Rows(users, items, None, found.get("rating"))
-    if "rating" in found:
+        return Rows(users, items, None, found)
+    if found:
         raise VaecfError(
-            f"{what} have lists of items, but ratings need a row for each item"
+            f"{what} have lists of items, but {' and '.join(found)} need a row "
+            "for each item"
         )
     if _library(items) == "pandas":
         return Rows(users, *_join(users, items))

@@ -71,7 +71,7 @@ def table_of(
     names = names_of(settings, dialect)
     choices = [names]
     if not settings.is_table and dialect is None:
-        choices.append(MOVIELENS)
+        choices.append({**names, **MOVIELENS})
     header = find_header(lines, settings, mark, choices) or _best_header(
         text, lines, settings, mark
     )
@@ -129,6 +129,8 @@ def names_of(settings: FileSettings, dialect: Dialect | None) -> Columns:
         "user": settings.user_column,
         "item": settings.item_column,
         "rating": settings.rating_column,
+        "time": getattr(settings, "time_column", None),
+        "split": getattr(settings, "split_column", None),
     }
     usual: dict[str, str | int] = {role: role for role in given}
     if dialect is not None:
@@ -206,8 +208,10 @@ def _table_by_numbers(
 ) -> Table:
     columns: dict[str, str | int] = {}
     for role in roles:
-        value = getattr(settings, f"{role}_column") or str(IN_ORDER[role] + 1)
-        if not re.fullmatch(r"[1-9]\d{0,5}", value):
+        value = getattr(settings, f"{role}_column")
+        if value is None and role in IN_ORDER:
+            value = str(IN_ORDER[role] + 1)
+        if not re.fullmatch(r"[1-9]\d{0,5}", str(value)):
             raise VaecfError(
                 f"{role}_column={value} must be a number from 1: without a "
                 "header, columns have no names"

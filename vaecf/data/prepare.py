@@ -4,65 +4,44 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import glob
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from vaecf.data import catalog, filters, layouts, reports, splits, synthetic
+from vaecf.data import (
+    catalog,
+    filters,
+    known_users,
+    layouts,
+    reports,
+    splits,
+    synthetic,
+)
 from vaecf.data import dataset as datasets
 from vaecf.data.dataset import Dataset
-from vaecf.data.file_settings import FileSettings
+from vaecf.data.file_settings import RatingsSettings
 from vaecf.data.id_table import IdTable, is_integer
 from vaecf.data.interactions import entries
+from vaecf.data.prepare_settings import (
+    SOURCES,
+    Settings,
+    resolve_entry,
+    seed_of,
+)
 from vaecf.data.readers import Ratings, collapse_duplicates, read_ratings
 from vaecf.errors import VaecfError, did_you_mean, listed, short
 from vaecf.files import user_path
 from vaecf.setting import plain
 
-_HELD_OUT_SHARE = 0.1  # default, for validation and test users each
-_MAX_HELD_OUT = 10_000  # limit of that default; the paper's for ML-20M
-# Settings that replace the values of a catalog entry.
-_OF_THE_ENTRY = (
-    "protocol",
-    "held_out_users",
-    "min_rating",
-    "min_items_per_user",
-    "min_users_per_item",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings(FileSettings):
-    """Settings of `prepare`. None means the default, given in brackets.
-
-    A known dataset's protocol, number of held-out users and thresholds are the
-    catalog's by default.
-    """
-
-    dataset: str | None = None  # name in the catalog (your own data)
-    # File, folder, glob or DataFrame (downloads `dataset`).
-    ratings: Any = None
-    # Folder laid out like the recipe's, instead of `ratings`. Without
-    # `dataset`: MovieLens 20M under the recipe's protocol.
-    data_dir: str | None = None
-    # Directory to write (data/<name>, or <data_dir>/<name>/preprocessed).
-    output: str | os.PathLike[str] | None = None
-    name: str | None = None  # of the data (the catalog's, or the file's)
-    cache_dir: str | None = None  # for downloads (see `catalog.fetch`)
-    protocol: str | None = None  # paper, recipe or vaecf (vaecf)
-    # Validation users, and as many test users (a tenth, at most 10,000).
-    held_out_users: int | None = None
-    fold_in_proportion: float = 0.8  # of a held-out user's items
-    min_items_per_user: int | None = None  # (5)
-    min_users_per_item: int | None = None  # (0)
-    iterate_filters: bool = False  # repeat both filters until nothing changes
-    seed: int | None = None  # of the split (98765 for paper, else 0)
-    overwrite: bool = False  # replace an existing dataset
+# Settings of `prepare` that `split` has no use for.
+_OF_FILES = {
+    *("dataset", "data_dir", "ratings"),
+    *("output", "overwrite", "cache_dir"),
+}
 
 
 def prepare(
@@ -77,14 +56,7 @@ def prepare(
     Raises:
       VaecfError: bad input; nothing is written.
     """
-    settings = dataclasses.replace(
-        settings,
-        **{
-            name: plain(value)
-            for name, value in vars(settings).items()
-            if name != "ratings"
-        },
-    )
+    settings = _plain(settings)
     if settings.ratings is not None and settings.data_dir is not None:
         raise VaecfError("give ratings=FILE or data_dir=DIR, not both")
     has_files = settings.ratings is not None or settings.data_dir is not None
@@ -93,12 +65,6 @@ def prepare(
             f"cache_dir={settings.cache_dir} has no effect: nothing is "
             "downloaded if ratings or data_dir is given"
         )
-    paths: dict[str, Any] = {
-        key: user_path(value)
-        for key in ("ratings", "data_dir", "output", "cache_dir")
-        if isinstance(value := getattr(settings, key), (str, os.PathLike))
-    }
-    settings = dataclasses.replace(settings, **paths)
     is_recipe = settings.dataset is None and settings.ratings is None
     only_its_flags = is_recipe and settings == Settings(
         data_dir=settings.data_dir
@@ -111,7 +77,7 @@ def prepare(
             data_dir=settings.data_dir or datasets.RECIPE_DATA_DIR,
             protocol=settings.protocol or "recipe",
         )
-    entry = _resolve_entry(settings)
+    entry = resolve_entry(settings)
     source, output = settings.ratings, settings.output
     if settings.data_dir is not None:
         root = pathlib.Path(settings.data_dir)
@@ -126,7 +92,7 @@ def prepare(
     if entry.generated:
         made = synthetic.make(
             entry.name,
-            _seed(settings, entry),
+            seed_of(settings, entry),
             n_held_out_users=entry.held_out_users,
         )
     else:
@@ -140,6 +106,42 @@ def prepare(
     for line in reports.describe(written):
         log(line)
     return written
+
+
+def split(interactions: Any, *, protocol: str, **settings: Any) -> Dataset:
+    """Splits interactions in memory, as `prepare` does.
+
+    Args:
+      interactions: what `readers.read_ratings` reads, with one row per (user,
+        item); or a SciPy sparse matrix users x items, whose ids are its row
+        and column numbers.
+      protocol: one of `prepare_settings.PROTOCOLS`, such as 'weak',
+        'leave_last', 'temporal' or 'given'.
+      **settings: other fields of `prepare_settings.Settings`, but for those of
+        known datasets and of files to write: user_column, item_column,
+        time_column, split_column, validation_ratings, test_ratings,
+        test_share, test_items, test_time, held_out_users,
+        fold_in_proportion, min_items_per_user, seed and so on.
+
+    Raises:
+      TypeError: a setting is unknown, or has no effect here.
+      VaecfError: bad input.
+    """
+    for name in settings:
+        if name in _OF_FILES or name not in vars(Settings()):
+            known = set(vars(Settings())) - _OF_FILES
+            raise TypeError(
+                f"split has no setting {name!r}{did_you_mean(name, known)}"
+            )
+    if hasattr(interactions, "tocsr"):
+        import polars as pl
+
+        row, column = entries(interactions)
+        interactions = pl.DataFrame({"user": row, "item": column})
+    chosen = _plain(
+        Settings(ratings=interactions, protocol=protocol, **settings)
+    )
+    return _from_source(chosen, resolve_entry(chosen), chosen.ratings)
 
 
 def in_memory(
@@ -205,57 +207,23 @@ def in_memory(
     )
 
 
-def _resolve_entry(settings: Settings) -> catalog.Entry:
-    """Returns the dataset's entry with the settings that differ from it."""
-    if settings.dataset is not None:
-        entry = catalog.get(settings.dataset)
-    else:
-        name = "interactions"
-        if isinstance(settings.ratings, (str, os.PathLike)):
-            path = pathlib.Path(settings.ratings).resolve()
-            while glob.has_magic(path.name) and not path.exists():
-                path = path.parent  # of a pattern: the folder
-            name = path.name.split(".")[0] or "ratings"
-        entry = catalog.Entry(name, "", "", 0, protocol="vaecf")
-    given = {key: getattr(settings, key) for key in _OF_THE_ENTRY}
-    given = {k: value for k, value in given.items() if value is not None}
-    if entry.generated:
-        _check_generated(settings, given)
-    entry = dataclasses.replace(entry, **given)
-    if entry.protocol not in splits.PROTOCOLS:
+def _plain(settings: Settings) -> Settings:
+    """Returns the settings without NumPy's numbers and with whole paths."""
+    unchanged = (*SOURCES, "test_time")  # frames, and dates of NumPy
+    values: dict[str, Any] = {
+        name: value if name in unchanged else plain(value)
+        for name, value in vars(settings).items()
+    }
+    for key in (*SOURCES, "data_dir", "output", "cache_dir"):
+        if isinstance(values[key], (str, os.PathLike)):
+            values[key] = user_path(values[key])
+    has_parts = any(values[key] is not None for key in SOURCES[1:])
+    if values["ratings"] is None and has_parts:
         raise VaecfError(
-            f"unknown protocol={entry.protocol}"
-            f"{did_you_mean(entry.protocol, splits.PROTOCOLS)} (there are "
-            f"{', '.join(splits.PROTOCOLS)})"
+            "validation_ratings and test_ratings go with ratings, the training "
+            "part: pass ratings, too"
         )
-    for key in ("held_out_users", "min_items_per_user", "min_users_per_item"):
-        value = getattr(entry, key)
-        if not is_integer(value) or value < 0:
-            raise VaecfError(
-                f"{key}={short(value)} must not be negative, and whole"
-            )
-    splits.check_settings(
-        _seed(settings, entry), 1 - settings.fold_in_proportion
-    )
-    return entry
-
-
-def _check_generated(settings: Settings, given: dict[str, Any]) -> None:
-    """Raises if a setting would change the split of generated data."""
-    if settings.ratings is not None:
-        given = {"ratings": settings.ratings, **given}
-    for key, value in given.items():
-        if key != "held_out_users" and (key, value) != ("protocol", "vaecf"):
-            raise VaecfError(
-                f"{key}={value} does not go with dataset={settings.dataset}, "
-                "which is generated; leave it out"
-            )
-
-
-def _seed(settings: Settings, entry: catalog.Entry) -> int:
-    if settings.seed is not None:
-        return settings.seed
-    return splits.PAPER_SEED if entry.protocol == "paper" else 0
+    return Settings(**values)
 
 
 def _find_ratings(data_dir: pathlib.Path, entry: catalog.Entry) -> pathlib.Path:
@@ -280,26 +248,51 @@ def _find_ratings(data_dir: pathlib.Path, entry: catalog.Entry) -> pathlib.Path:
 def _from_source(
     settings: Settings, entry: catalog.Entry, source: Any
 ) -> Dataset:
+    protocol = entry.protocol
+    parts = {
+        name: getattr(settings, f"{name}_ratings")
+        for name in ("validation", "test")
+        if getattr(settings, f"{name}_ratings") is not None
+    }
+    if parts and settings.split_column is not None:
+        raise VaecfError(
+            f"split_column={settings.split_column} and test_ratings both say "
+            "what the test is: give one of them"
+        )
+    column = None if parts else known_users.COLUMNS.get(protocol)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Hashing takes a third of the time of reading, on another core.
-        origin = pool.submit(_describe_source, source)
-        fields = (field.name for field in dataclasses.fields(FileSettings))
+        origin = pool.submit(_describe_sources, [source, *parts.values()])
+        fields = (field.name for field in dataclasses.fields(RatingsSettings))
         reading = {name: getattr(settings, name) for name in fields}
         ratings = read_ratings(
             source,
             dialect=entry.dialect,
             count_all=bool(entry.counts) and entry.digest is None,
+            more=() if column is None else (column,),
+            parts=parts,
             **reading | {"min_rating": entry.min_rating},
         )
-    counts = dict(ratings.counts)
     catalog.check_counts(
         entry,
-        ratings=counts["rows_read"],
-        users=counts["users_read"],
-        items=counts["items_read"],
+        ratings=ratings.counts["rows_read"],
+        users=ratings.counts["users_read"],
+        items=ratings.counts["items_read"],
     )
+    return _filter_and_split(settings, entry, ratings, origin.result())
+
+
+def _filter_and_split(
+    settings: Settings,
+    entry: catalog.Entry,
+    ratings: Ratings,
+    source: dict[str, Any] | None,
+) -> Dataset:
+    is_known = entry.protocol in known_users.PROTOCOLS
+    counts = dict(ratings.counts)
     repeated = 0
-    if entry.protocol == "vaecf":
+    if is_known or entry.protocol == "vaecf":
+        counts |= known_users.count_pairs(ratings)
         ratings, repeated = collapse_duplicates(ratings)
     ratings, filtered = filters.filter_ratings(
         ratings,
@@ -307,17 +300,32 @@ def _from_source(
         min_users_per_item=entry.min_users_per_item,
         iterate=settings.iterate_filters,
     )
-    held_out_users = entry.held_out_users
-    by_default = settings.dataset is None and settings.held_out_users is None
-    if by_default:
-        tenth = int(filtered["users_after_filters"] * _HELD_OUT_SHARE)
-        held_out_users = max(1, min(_MAX_HELD_OUT, tenth))
-    seed = _seed(settings, entry)
+    seed = seed_of(settings, entry)
     # 1 - 0.8 is 0.19999999999999996
     test_proportion = round(1 - settings.fold_in_proportion, 12)
-    split: splits.Split = getattr(splits, entry.protocol)(
-        ratings, held_out_users, seed=seed, test_proportion=test_proportion
-    )
+    drawing: Any = {"seed": seed, "test_proportion": test_proportion}
+    if is_known:
+        names = ("test_share", "test_items", "test_time")
+        split = known_users.split(
+            ratings,
+            entry.protocol,
+            settings.held_out_users,
+            **{name: getattr(settings, name) for name in names},
+            **drawing,
+        )
+        constants = {"seed": seed, **split.constants}
+    else:
+        n, by_default = entry.held_out_users, False
+        if settings.dataset is None and settings.held_out_users is None:
+            n_users = filtered["users_after_filters"]
+            n, by_default = splits.default_held_out_users(n_users), True
+        split = getattr(splits, entry.protocol)(ratings, n, **drawing)
+        constants = {
+            "seed": seed,
+            "held_out_users": n,
+            "held_out_users_by_default": by_default,
+            "test_proportion": test_proportion,
+        }
     counts |= filtered | split.counts
     counts["duplicates_collapsed"] = repeated + split.duplicates
     return _dataset(
@@ -326,17 +334,14 @@ def _from_source(
         ratings,
         split,
         constants={
-            "seed": seed,
-            "held_out_users": held_out_users,
-            "held_out_users_by_default": by_default,
-            "test_proportion": test_proportion,
+            **constants,
             "min_rating": entry.min_rating,
             "min_items_per_user": entry.min_items_per_user,
             "min_users_per_item": entry.min_users_per_item,
             "iterate_filters": settings.iterate_filters,
         },
         counts=counts,
-        source=origin.result(),
+        source=source,
     )
 
 
@@ -359,11 +364,13 @@ def _dataset(
     )
 
 
-def _describe_source(source: Any) -> dict[str, Any] | None:
+def _describe_sources(sources: Sequence[Any]) -> dict[str, Any] | None:
     """Returns names, joint digest and size of the files; None for a frame."""
-    if not isinstance(source, (str, os.PathLike)):
+    if not all(isinstance(source, (str, os.PathLike)) for source in sources):
         return None
-    digest, files = hashlib.sha256(), layouts.files_of(pathlib.Path(source))
+    digest = hashlib.sha256()
+    paths = map(pathlib.Path, sources)
+    files = [file for path in paths for file in layouts.files_of(path)]
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):

@@ -5,19 +5,32 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vaecf.data import headers, layouts
-from vaecf.data.file_settings import Dialect, FileSettings
+from vaecf.data.file_settings import (
+    TEXT_LAYOUTS,
+    Dialect,
+    FileSettings,
+    RatingsSettings,
+)
 from vaecf.data.frames import frame_batches
-from vaecf.data.id_table import encode_ids, text_of
+from vaecf.data.id_table import encode_ids
 from vaecf.data.interactions import Interactions
 from vaecf.data.row_batches import Batch, Counts, file_batches
 from vaecf.data.text_files import TextFile
-from vaecf.errors import VaecfError, short
+from vaecf.data.values import (
+    PARTS,
+    convert_parts,
+    convert_ratings,
+    convert_times,
+    id_texts,
+    refuse_lists,
+)
+from vaecf.errors import VaecfError
 from vaecf.files import user_path
 
 if TYPE_CHECKING:
@@ -58,6 +71,10 @@ class Ratings(NamedTuple):
     # before the threshold (None if they were not counted), `blank_rows`,
     # `below_min_rating`, and those of `notes` that are not 0.
     counts: dict[str, Any]
+    # If they were asked for: int64, float64 or datetime64[us] [n], and int8
+    # [n], positions in `values.PARTS`.
+    time: np.ndarray | None = None
+    part: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -66,7 +83,12 @@ class Ratings(NamedTuple):
 
     def where(self, keep: np.ndarray) -> Ratings:
         """Returns the rows of a boolean mask or of positions; same codes."""
-        return self._replace(user=self.user[keep], item=self.item[keep])
+        return self._replace(
+            user=self.user[keep],
+            item=self.item[keep],
+            time=None if self.time is None else self.time[keep],
+            part=None if self.part is None else self.part[keep],
+        )
 
 
 class Rows:
@@ -87,8 +109,9 @@ class Rows:
         source: Any,
         settings: FileSettings,
         dialect: Dialect | None = None,
+        more: Sequence[str] = (),
     ) -> None:
-        """Recognises the source."""
+        """Recognises the source; `more` may ask for 'time' and 'split'."""
         self.counts: Counts = Counts()
         self.user_type: Any = None
         self._settings = settings
@@ -100,10 +123,11 @@ class Rows:
             layout = layouts.layout_of(path, files, settings)
             if layout is None and not settings.is_table:
                 layout = dialect
-        _check_threshold(path, layout, settings)
         roles = ["user", "item"]
         roles += ["rating"] * (settings.min_rating is not None)
-        self._is_file = path is not None
+        roles += more
+        _check_columns(path, layout, settings, roles)
+        self._is_file, self._roles = path is not None, roles
         if path is None:
             self.name = "the table"
             names = headers.names_of(settings, None)
@@ -138,8 +162,8 @@ class Rows:
         return enough
 
     def _clean(self, batch: Batch) -> Batch:
-        frame = batch.frame.with_columns(
-            _as_text(batch.frame[role], batch, role)
+        frame = batch.frame.select("row", *self._roles).with_columns(
+            id_texts(batch.frame[role], batch, role)
             for role in ("user", "item")
         )
         words = ["", "nan", "NaN"]
@@ -153,7 +177,7 @@ class Rows:
             for role in ("user", "item")
         }
         batch = batch._replace(frame=frame)
-        _refuse_lists(batch)
+        refuse_lists(batch)
         if not (missing["user"].any() or missing["item"].any()):
             return batch
         if self._settings.missing_ids == "drop":
@@ -197,6 +221,8 @@ def read_ratings(
     *,
     dialect: Dialect | None = None,
     count_all: bool = False,
+    more: Sequence[str] = (),
+    parts: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Ratings:
     """Reads interactions from a file, a folder, a glob or a DataFrame.
@@ -211,7 +237,10 @@ def read_ratings(
         or a glob; or anything that `frames.read_rows` reads.
       dialect: how to split a text file in none of the known layouts.
       count_all: also count users and items before the threshold.
-      **settings: fields of `file_settings.FileSettings`.
+      more: columns to read besides: 'time' and 'split'.
+      parts: sources of other `values.PARTS` than 'train', by their names. With
+        them, `source` is the training part.
+      **settings: fields of `file_settings.RatingsSettings`.
 
     Raises:
       VaecfError: missing, empty or damaged file, missing column, a row of
@@ -219,8 +248,11 @@ def read_ratings(
         id, or a threshold without ratings. The message names the file and,
         where there is one, the line and the column.
     """
-    reading = FileSettings(**settings)
-    return _collect(Rows(source, reading, dialect), reading, count_all)
+    reading = RatingsSettings(**settings)
+    names = ("train", *parts) if parts else (None,)
+    sources = (source, *(parts or {}).values())
+    rows = [Rows(each, reading, dialect, more) for each in sources]
+    return _collect(dict(zip(names, rows)), reading, count_all)
 
 
 def read_ids(path: pathlib.Path, settings: FileSettings) -> list[str]:
@@ -255,6 +287,9 @@ def read_ids(path: pathlib.Path, settings: FileSettings) -> list[str]:
 def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
     """Keeps the first row of every (user, item) pair.
 
+    With times or parts, this is the row of the earliest part, and of the
+    earliest time.
+
     Returns:
       The remaining rows in their order, and the number of dropped rows.
     """
@@ -263,35 +298,57 @@ def collapse_duplicates(ratings: Ratings) -> tuple[Ratings, int]:
     _, duplicates = Interactions.from_pairs(ratings.user, ratings.item, *shape)
     if not duplicates:
         return ratings, 0
-    keys = ratings.user.astype(np.int64) * shape[1] + ratings.item
-    _, first = np.unique(keys, return_index=True)
-    first.sort()
-    return ratings.where(first), duplicates
+    keys = [ratings.user.astype(np.int64) * shape[1] + ratings.item]
+    keys += [key for key in (ratings.part, ratings.time) if key is not None]
+    order = np.lexsort(keys[::-1])  # a stable sort
+    is_first = np.diff(keys[0][order], prepend=-1) > 0
+    return ratings.where(np.sort(order[is_first])), duplicates
 
 
-def _check_threshold(
+def _check_columns(
     path: pathlib.Path | None,
     layout: str | Dialect | None,
     settings: FileSettings,
+    roles: Sequence[str],
 ) -> None:
+    """Raises if a role has no column in the layout."""
     least, column = settings.min_rating, settings.rating_column
     if layout is None and (least is None) != (column is None):
         raise VaecfError(
             f"min_rating={least} and rating_column={column} need "
             "each other: rows with at least that rating are interactions"
         )
-    without = layout == "lightgcn_txt"
-    if isinstance(layout, Dialect):
-        without = "rating" not in layout.columns
-    if least is not None and without:
-        raise VaecfError(
-            f"{path} holds no ratings: leave out min_rating, or name the "
-            "columns with user_column, item_column and rating_column"
-        )
+    dialect = TEXT_LAYOUTS.get(layout) if isinstance(layout, str) else layout
+    if layout is None or (dialect is not None and dialect.header):
+        return
+    there = {"user", "item", *(dialect.columns if dialect else ())}
+    if layout == "netflix":
+        there |= {"rating", "time"}
+    if layout == "lightgcn_txt" and path is not None and path.is_dir():
+        there.add("split")  # train.txt and test.txt
+    instead = {
+        "rating": "leave out min_rating",
+        "time": "choose another protocol",
+        "split": "pass the test as test_ratings",
+    }
+    for role in roles:
+        if role not in there:
+            raise VaecfError(
+                f"{path} holds no {role}s: {instead[role]}, or name the "
+                f"columns with user_column, item_column and {role}_column"
+            )
 
 
-def _collect(rows: Rows, settings: FileSettings, count_all: bool) -> Ratings:
-    """Thresholds and encodes the rows batch by batch."""
+def _collect(
+    sources: Mapping[str | None, Rows],
+    settings: FileSettings,
+    count_all: bool,
+) -> Ratings:
+    """Thresholds and encodes the rows batch by batch.
+
+    The keys of `sources` are parts; None takes the part from the rows, if it
+    was asked for.
+    """
     import polars as pl
 
     # Dictionaries of our own, which are freed together with the columns.
@@ -301,128 +358,85 @@ def _collect(rows: Rows, settings: FileSettings, count_all: bool) -> Ratings:
     }
     seen = {role: np.zeros(0, np.int64) for role in kinds}  # rows per code
     kept: list[pl.DataFrame] = []
+    changes: Counts = Counts()
     total = 0
-    for batch in rows:
-        ids = batch.frame.select("user", "item")
-        total += ids.height
-        enough = rows.enough(batch)
-        if enough is not None and not count_all:
-            ids = ids.filter(enough)
-        coded = ids.with_columns(
-            pl.col(role).cast(kind) for role, kind in kinds.items()
-        )
-        if enough is not None and count_all:
-            for role, numbers in seen.items():
-                codes = coded[role].to_physical().to_numpy()
-                seen[role] = np.bincount(codes, minlength=len(numbers))
-                seen[role][: len(numbers)] += numbers
-            coded = coded.filter(enough)
-        kept.append(coded)
-    if not total:
-        raise VaecfError(f"{rows.name} holds no rows; give a file with ratings")
-    frame = pl.concat(kept)
-    kept.clear()
+    for part, rows in sources.items():
+        before = total
+        for batch in rows:
+            total += batch.frame.height
+            enough = rows.enough(batch)
+            chosen = _chosen(batch, part)
+            if enough is not None and not count_all:
+                chosen = chosen.filter(enough)
+            coded = chosen.with_columns(
+                pl.col(role).cast(kind) for role, kind in kinds.items()
+            )
+            if enough is not None and count_all:
+                for role, numbers in seen.items():
+                    codes = coded[role].to_physical().to_numpy()
+                    seen[role] = np.bincount(codes, minlength=len(numbers))
+                    seen[role][: len(numbers)] += numbers
+                coded = coded.filter(enough)
+            kept.append(coded)
+        if total == before:
+            raise VaecfError(
+                f"{rows.name} holds no rows; give a file with ratings"
+            )
+        changes.update(rows.counts)
+    name = next(iter(sources.values())).name
+    frame = _joined(kept, name)
     if not frame.height:
         raise VaecfError(
-            f"{rows.name}: none of {total:,} rows has a rating of at least "
+            f"{name}: none of {total:,} rows has a rating of at least "
             f"{settings.min_rating:g}; lower min_rating"
         )
     user, user_ids, user_floats = encode_ids(frame["user"])
     item, item_ids, item_floats = encode_ids(frame["item"])
-    rows.counts["float_ids"] += user_floats + item_floats
+    changes["float_ids"] += user_floats + item_floats
     counts: dict[str, int | None] = {
         "rows_read": total,
         "users_read": len(user_ids),
         "items_read": len(item_ids),
         "blank_rows": 0,
         "below_min_rating": 0,
-        **{key: n for key, n in rows.counts.items() if n},
+        **{key: n for key, n in changes.items() if n},
     }
     if settings.min_rating is not None:
         for role, numbers in seen.items():
             n = int(np.count_nonzero(numbers)) if count_all else None
             counts[f"{role}s_read"] = n
-    return Ratings(user, item, user_ids, item_ids, counts)
-
-
-def convert_ratings(batch: Batch) -> tuple[pl.Series, int]:
-    """Returns the ratings as float64 ``[rows]``, and the decimal commas.
-
-    Raises:
-      VaecfError: a rating is missing, not a number, or not finite.
-    """
-    import polars as pl
-
-    ratings = batch.frame["rating"]
-    if isinstance(ratings.dtype, (pl.Categorical, pl.Enum)):
-        ratings = ratings.cast(pl.String)  # polars would take their codes
-    kind = ratings.dtype
-    if not (kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null)):
-        raise VaecfError(
-            f"{batch.source}: {batch.names['rating']} has type {short(kind)}; "
-            "ratings are numbers"
-        )
-    if ratings.dtype == pl.String and batch.padded:
-        ratings = ratings.str.strip_chars()
-    numbers = ratings.cast(pl.Float64, strict=False)
-    good = numbers.is_finite().fill_null(False)
-    if good.all():
-        return numbers, 0
-    commas = 0
-    if ratings.dtype == pl.String and batch.first_line is not None:
-        # With three digits, a comma could separate thousands.
-        is_comma = ratings.str.contains(r"^-?\d+,\d{1,2}$")
-        commas = int(is_comma.sum())
-        numbers = ratings.str.replace(",", ".", literal=True)
-        numbers = numbers.cast(pl.Float64, strict=False)
-        good = (good | is_comma) & numbers.is_finite().fill_null(False)
-    if not good.all():
-        row = int((~good).arg_true()[0])
-        value = "" if ratings[row] is None else ratings[row]
-        raise VaecfError(
-            f"{batch.place(row)}: {batch.names['rating']} holds {short(value)}"
-            ", which is not a number; correct it, or drop such rows"
-        )
-    return numbers, commas
-
-
-def _refuse_lists(batch: Batch) -> None:
-    """Raises if all items are lists that were written as texts."""
-    items = batch.frame["item"]
-    is_list = items.head(1).str.starts_with("[").any()
-    is_list = is_list and items.str.contains(r"^\[.*\]$").all()
-    if is_list and items.str.contains(",").any():
-        raise VaecfError(
-            f"{batch.place(0)}: {batch.names['item']} holds "
-            f"{short(items[0])}, a list as a text; write one row for each item"
-        )
-
-
-def _as_text(series: pl.Series, batch: Batch, role: str) -> pl.Series:
-    """Returns the texts of ids, as `id_table.text_of` defines them."""
-    import polars as pl
-
-    dtype = series.dtype
-    if dtype.is_float():
-        series = series.fill_nan(None)
-        # A column of integers with gaps turns to floats in pandas.
-        whole = series.cast(pl.Int64, strict=False)
-        if whole.cast(dtype).eq_missing(series).all():
-            return whole.cast(pl.String)
-    if dtype.is_nested():
-        raise VaecfError(
-            f"{batch.source}: the {role} column has type {dtype}; ids "
-            "are integers or strings"
-        )
-    if dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum):
-        return series.cast(pl.String)
-    distinct = series.drop_nulls().unique()
-    try:
-        texts = pl.Series(map(text_of, distinct.to_list()), dtype=pl.String)
-    except VaecfError as error:
-        raise VaecfError(
-            f"{batch.source}: {batch.names[role]}: {error}"
-        ) from None
-    return series.replace_strict(
-        distinct, texts, default=None, return_dtype=pl.String
+    time, split = (
+        frame[column].to_numpy() if column in frame.columns else None
+        for column in ("time", "split")
     )
+    return Ratings(user, item, user_ids, item_ids, counts, time, split)
+
+
+def _chosen(batch: Batch, part: str | None) -> pl.DataFrame:
+    """Returns users, items, and times and parts if there are any."""
+    import polars as pl
+
+    chosen = batch.frame.select("user", "item")
+    if "time" in batch.frame.columns:
+        chosen = chosen.with_columns(time=convert_times(batch))
+    if part is not None:
+        code = pl.lit(PARTS.index(part), dtype=pl.Int8)
+        chosen = chosen.with_columns(split=code)
+    elif "split" in batch.frame.columns:
+        chosen = chosen.with_columns(split=convert_parts(batch))
+    return chosen
+
+
+def _joined(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
+    """Returns all rows; empties the list, so that they are freed."""
+    import polars as pl
+
+    kinds = {frame["time"].dtype for frame in frames if "time" in frame.columns}
+    if pl.Datetime("us") in kinds and len(kinds) > 1:
+        raise VaecfError(
+            f"{name}: some times are numbers and others are dates; write all "
+            "alike"
+        )
+    frame = pl.concat(frames, how="vertical_relaxed")
+    frames.clear()
+    return frame

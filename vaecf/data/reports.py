@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from vaecf.data import known_users
 from vaecf.data.dataset import Dataset
 from vaecf.data.readers import notes
 
@@ -13,16 +17,50 @@ def describe(dataset: Dataset) -> list[str]:
     constants = dataset.manifest["protocol_constants"]
     source = dataset.manifest["source"]
     origin = f" from {source['file']}" if source else ""
-    fold_in = round(100 * (1 - constants["test_proportion"]), 6)
     is_generated = "rows_read" not in dataset.manifest["counts"]
     rows = ([] if is_generated else _steps(dataset)) + _splits(dataset)
     return [
         f"{dataset.name}{origin}: protocol {dataset.protocol}, seed "
-        f"{constants['seed']}, {fold_in:g} % of a held-out user's items "
-        "folded in",
+        f"{constants['seed']}, {_rule(dataset.protocol, constants)}",
         *(f"  {name:<12}{n:>12,} {text}" for name, n, text in rows),
         f"written to {dataset.path}",
     ]
+
+
+def _rule(protocol: str, constants: Mapping[str, Any]) -> str:
+    """Says in words which interactions are held out."""
+    if protocol not in known_users.PROTOCOLS:
+        return (
+            f"{_percent(1 - constants['test_proportion'])} of a held-out "
+            "user's items folded in"
+        )
+    n = constants.get("test_items", 1)
+    test = {
+        "weak": lambda: (
+            f"{_percent(constants['test_share'])} of every user's "
+            "interactions at random"
+        ),
+        "leave_last": lambda: (
+            "the last interaction of every user"
+            if n == 1
+            else f"the last {n} interactions of every user"
+        ),
+        "temporal": lambda: f"everything from {constants['test_time']} on",
+        "given": lambda: "as given",
+    }[protocol]()
+    if "validation_users" not in constants:
+        return f"test: {test}; validation: as given"
+    if protocol == "leave_last":
+        taken = "the last before it" if n == 1 else f"the {n} before them"
+    else:
+        last = "the last " if protocol == "temporal" else ""
+        taken = f"{last}{_percent(constants['test_proportion'])}"
+    users = f"{constants['validation_users']:,} users"
+    return f"test: {test}; validation: {taken} of {users}"
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share, 6):g} %"
 
 
 def _steps(dataset: Dataset) -> list[_Row]:
@@ -33,12 +71,12 @@ def _steps(dataset: Dataset) -> list[_Row]:
         users, items = counts["users_read"], counts["items_read"]
         read += f" ({users:,} users, {items:,} items)"
     repeated = "pairs collapsed"
-    if dataset.protocol != "vaecf":
+    if dataset.protocol in ("paper", "recipe"):
         repeated = f"pairs (counted as rows, as {dataset.protocol} does)"
     rounds = chosen = ""
     if constants["iterate_filters"]:
         rounds = f", {counts['filter_rounds']} rounds"
-    if constants["held_out_users_by_default"]:
+    if constants.get("held_out_users_by_default"):
         chosen = " (a tenth, at most 10,000: choose with held_out_users)"
     rows = [("read", counts["rows_read"], read)]
     changes = notes(counts | {"below_min_rating": 0})
@@ -56,14 +94,15 @@ def _steps(dataset: Dataset) -> list[_Row]:
         f"interactions, {counts['dropped_users']:,} users, "
         f"{counts['dropped_items']:,} items by these filters"
     )
-    held_out = f"users for validation and as many for test{chosen}"
-    return [
-        *rows,
+    rows += [
         ("repeated", counts["duplicates_collapsed"], repeated),
         ("filtered", counts["interactions_after_filters"], filtered),
         ("dropped", counts["dropped_interactions"], dropped),
-        ("held out", constants["held_out_users"], held_out),
     ]
+    if (n := constants.get("held_out_users")) is not None:
+        held_out = f"users for validation and as many for test{chosen}"
+        rows.append(("held out", n, held_out))
+    return rows
 
 
 def _splits(dataset: Dataset) -> list[_Row]:
@@ -73,11 +112,27 @@ def _splits(dataset: Dataset) -> list[_Row]:
         fold_in, held_out = dataset.split(name)
         text = f"users  {fold_in.nnz:,} folded in, {held_out.nnz:,} held out"
         rows.append((name, fold_in.n_users, text))
+    outside = "interactions of held-out users"
+    if n := counts.get("interactions_before_test"):
+        outside = "test interactions"
+        text = "interactions: training and validation together"
+        rows.append(("before test", n, text))
     rows.append(("vocabulary", dataset.n_items, "items"))
-    if n := counts.get("interactions_outside_vocabulary"):
-        text = "interactions of held-out users dropped: not in the vocabulary"
-        rows.append(("", n, text))
-    if n := counts.get("held_out_users_without_items"):
-        text = "held-out users dropped: no item in the vocabulary"
-        rows.append(("", n, text))
+    dropped = {
+        "interactions_outside_vocabulary": f"{outside} dropped: not in the "
+        "vocabulary",
+        "interactions_without_history": "test interactions of "
+        f"{counts.get('test_users_without_history', 0):,} users dropped: "
+        "these users have no interactions before",
+        "held_out_users_without_items": "held-out users dropped: no item in "
+        "the vocabulary",
+        "users_without_test": "training users without test interactions",
+        "validation_moved_to_train": "validation interactions moved to the "
+        "training: their users have no other",
+        "pairs_in_several_parts": "pairs in several parts: kept in the "
+        "earliest",
+    }
+    for key, text in dropped.items():
+        if n := counts.get(key):
+            rows.append(("", n, text))
     return rows

@@ -32,8 +32,8 @@ _NETFLIX_LINE = r"\d+:|\d+,[\d.]+,\d{4}-\d\d-\d\d|\s*"
 class Batch(NamedTuple):
     """Consecutive rows of a file."""
 
-    # Columns `user`, `item` and, if asked for, `rating`, with the types of the
-    # source, and `row`, the row's number from 0.
+    # Columns `user`, `item` and, if asked for, `rating`, `time` and `split`,
+    # with the types of the source, and `row`, the row's number from 0.
     frame: pl.DataFrame
     source: str  # name of the file, for messages
     first_line: int | None  # line of row 0; None if the file is not a text
@@ -60,7 +60,7 @@ def file_batches(
     Args:
       layout: one of `file_settings.LAYOUTS`; the dialect of a text file; or
         None for a table with a header.
-      roles: ``user``, ``item`` and possibly ``rating``.
+      roles: ``user``, ``item`` and possibly ``rating``, ``time``, ``split``.
       counts: receives the numbers of skipped lines, by their names in the
         manifest.
 
@@ -68,6 +68,8 @@ def file_batches(
       VaecfError: missing, empty or damaged file, a missing column, or a row
         that does not fit.
     """
+    import polars as pl
+
     files = layouts.files_of(path)
     if len(files) > 1:
         counts["files_read"] = len(files)
@@ -84,7 +86,10 @@ def file_batches(
                 yield from _netflix_batches(text, counts)
             elif layout == "lightgcn_txt":
                 trusted = path.is_dir() or settings.layout is not None
-                yield from _lightgcn_batches(text, trusted, counts)
+                part = "test" if file.name == "test.txt" else "train"
+                for batch in _lightgcn_batches(text, trusted, counts):
+                    whole = batch.frame.with_columns(split=pl.lit(part))
+                    yield batch._replace(frame=whole)
             elif may_be_json and _first_word(text).startswith(("{", "[")):
                 columns = headers.names_of(settings, None)
                 wanted = {role: columns[role] for role in roles}
@@ -117,6 +122,7 @@ def _netflix_batches(text: TextFile, counts: Counts) -> Iterator[Batch]:
                 "row": pl.int_range(line, line + len(lines), eager=True),
                 "user": fields.first(),
                 "rating": fields.get(1, null_on_oob=True),
+                "time": fields.get(2, null_on_oob=True),
                 "item": lines.str.extract(r"^(\d+):$"),
             }
         ).filter(lines != "")
@@ -128,6 +134,7 @@ def _netflix_batches(text: TextFile, counts: Counts) -> Iterator[Batch]:
         if frame.height:
             movie = frame["item"][-1]
         names = {"user": "field 1", "rating": "field 2", "item": "the movie"}
+        names["time"] = "field 3"
         yield Batch(frame.filter(~is_movie), str(text.path), 0, names)
 
 
@@ -162,7 +169,7 @@ def _lightgcn_batches(
                 )
             seen.add(user)
         frame = frame.filter(pl.col("item").list.len() > 0).explode("item")
-        names = {"user": "field 1", "item": "field 2"}
+        names = {"user": "field 1", "item": "field 2", "split": "the file"}
         yield Batch(frame.drop("word"), str(text.path), 0, names)
     if not trusted and len(widths) == 1 and widths & {3, 4}:
         raise VaecfError(

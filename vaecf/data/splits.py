@@ -10,7 +10,8 @@ other items of held-out users are dropped.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,9 +35,10 @@ class Split(NamedTuple):
     item_codes: np.ndarray  # int32 [n_items], the vocabulary in the ratings
     user_codes: np.ndarray  # int32, users of train, validation and test
     # `held_out_users_without_items`, which are in no matrix (0 for vaecf), and
-    # `interactions_outside_vocabulary`.
+    # `interactions_outside_vocabulary`; `known_users` has others.
     counts: dict[str, int]
     duplicates: int  # rows that repeat a pair of their matrix
+    constants: Mapping[str, Any] = {}  # of the protocol, for the manifest
 
 
 def paper(
@@ -75,12 +77,12 @@ def paper(
     # Codes ascend with the raw ids, like the groups of a pandas groupby.
     users = present[rng.permutation(len(present))].astype(np.int32)
     n_train = len(users) - 2 * held_out_users
-    row = _inverse(users, len(ratings.user_ids))[ratings.user]
+    row = inverse(users, len(ratings.user_ids))[ratings.user]
     in_train = row < n_train
     items = pl.Series(ratings.item[in_train])
     vocabulary = items.unique(maintain_order=True).to_numpy()
     n_items = len(vocabulary)
-    new_index = _inverse(vocabulary, len(ratings.item_ids))
+    new_index = inverse(vocabulary, len(ratings.item_ids))
     item = new_index[ratings.item]
     train, duplicates = Interactions.from_pairs(
         row[in_train], item[in_train], n_train, n_items
@@ -143,7 +145,7 @@ def vaecf(
     """Splits with PCG64, vectorised, independent of the order of the rows.
 
     The vocabulary is in ascending order of raw ids. Repeated pairs count once.
-    See `hold_out` for the number of held-out items.
+    See `n_held_out` for the number of held-out items.
 
     Args:
       test_users: number of test users; None means `validation_users`.
@@ -160,7 +162,7 @@ def vaecf(
     rng = np.random.Generator(np.random.PCG64(seed))
     users = present[rng.permutation(len(present))]
     n_train = len(users) - validation_users - test_users
-    place = _inverse(users, len(ratings.user_ids))
+    place = inverse(users, len(ratings.user_ids))
     everything, duplicates = Interactions.from_pairs(
         place[ratings.user], ratings.item, len(users), len(ratings.item_ids)
     )
@@ -170,7 +172,7 @@ def vaecf(
     if not keep_all_items:
         vocabulary = vocabulary[seen]
     n_items = len(vocabulary)
-    new_index = np.where(seen, _inverse(vocabulary, len(seen)), -1)
+    new_index = np.where(seen, inverse(vocabulary, len(seen)), -1)
     rest = everything.rows(slice(n_train, len(users)))
     moved = new_index[rest.indices]
     known = _select(Interactions(rest.indptr, moved, n_items), moved >= 0)
@@ -200,23 +202,32 @@ def hold_out(
 ) -> HeldOut:
     """Splits each user's items into folded-in and held-out ones.
 
-    Of n items, ``floor(proportion * n)`` are held out, but at least one and at
-    most n - 1 if n >= 2. A single item is folded in.
-
     The items with a user's lowest `keys`, random floats ``[nnz]``, are held
     out.
     """
     counts = histories.counts
-    # The small addend makes 0.2 * 15 equal 3 instead of 2.9999...
-    wanted = np.floor(proportion * counts + 1e-9).astype(np.int64)
-    n_held = np.clip(
-        wanted, np.minimum(counts // 2, 1), np.maximum(counts - 1, 0)
-    )
+    n_held = n_held_out(counts, proportion)
     row = np.repeat(np.arange(histories.n_users), counts)
     is_held = np.empty(histories.nnz, bool)
     rank = np.arange(histories.nnz) - histories.indptr[row]
     is_held[np.lexsort((keys, row))] = rank < n_held[row]
     return HeldOut(_select(histories, ~is_held), _select(histories, is_held))
+
+
+def n_held_out(n_U: np.ndarray, proportion: float) -> np.ndarray:
+    """Returns how many of each user's n items are held out.
+
+    These are ``floor(proportion * n)``, but at least one and at most n - 1 if
+    n >= 2. A single item is folded in.
+    """
+    # The small addend makes 0.2 * 15 equal 3 instead of 2.9999...
+    wanted_U = np.floor(proportion * n_U + 1e-9).astype(np.int64)
+    return np.clip(wanted_U, np.minimum(n_U // 2, 1), np.maximum(n_U - 1, 0))
+
+
+def default_held_out_users(n_users: int) -> int:
+    """Returns a tenth of the users, at least 1, at most 10,000 as in ML-20M."""
+    return max(1, min(10_000, int(n_users * 0.1)))
 
 
 def check_settings(seed: int, test_proportion: float) -> None:
@@ -240,7 +251,7 @@ def _select(matrix: Interactions, keep: np.ndarray) -> Interactions:
     )
 
 
-def _inverse(chosen: np.ndarray, n: int) -> np.ndarray:
+def inverse(chosen: np.ndarray, n: int) -> np.ndarray:
     """Returns each code's position in `chosen`, int32 ``[n]``; -1 if none."""
     place = np.full(n, -1, np.int32)
     place[chosen] = np.arange(len(chosen), dtype=np.int32)
