@@ -431,6 +431,16 @@ def test_parquet_ids_are_stripped_too(tmp_path):
     assert ratings.counts["stripped_ids"] == 1
 
 
+def test_ids_are_stripped_as_python_does(tmp_path):
+    spaces = [chr(i) for i in range(0x3001) if chr(i).isspace()]
+    inner = [space for space in spaces if space not in "\n\r"]
+    rows = "".join(f"{space}u{i},i{space}\n" for i, space in enumerate(inner))
+    path = write(tmp_path / "s.csv", f"user,item\n{rows}")
+    expected = [(f"u{i}", "i") for i in range(len(inner))]
+    assert sorted(pairs_of(read_ratings(path))) == sorted(expected)
+    refused(write(tmp_path / "s.csv", "user,item\n\x1f,2\n"), "line 2")
+
+
 def test_damaged_parquet(tmp_path):
     """polars' panics end with fewer rows, a deadlock or the process."""
     frame = pl.DataFrame({"user": [f"u{i % 30}" for i in range(300)]})

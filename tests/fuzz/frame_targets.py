@@ -4,6 +4,7 @@ A target makes one input and returns "read" or "refused"; see `harness`.
 """
 
 import collections
+import copy
 import datetime
 import decimal
 import itertools
@@ -238,18 +239,20 @@ def cells(made, kind: str, shape: tuple[int, int]) -> set | None:
 # --- Anything ---------------------------------------------------------------
 
 
+PLAIN = (
+    None, True, 0, -1, 7, 2**63, 10**30, 0.5, 7.0, float("nan"), float("inf"), "", "a",
+    "7", "12.0", "nan", "é\n", "\ud800", b"a", 1j, object(), uuid.UUID(int=3), int, len,
+    datetime.date(2024, 2, 29), datetime.timedelta(1), decimal.Decimal("7.0"), decimal.Decimal("NaN"),
+    np.int8(7), np.float32(7), np.bool_(True), np.datetime64("2024-02-29"), np.str_("a"), np.array(7), np.datetime64("NaT"),
+    pd.NA, pd.NaT, pd.Timestamp("2024-02-29", tz="UTC"), range(3), np.eye(2), np.array([], bool), pd.Interval(0, 1),
+    scipy.sparse.eye_array(7), np.ma.masked_array([7, 1], [0, 1]), np.array([("a", 1)], "U1,i4"),
+)  # fmt: skip
+
+
 def anything(rng: random.Random, depth: int = 0):
     """A random value of the kinds that notebooks pass by mistake."""
-    plain = [
-        None, True, 0, -1, 7, 2**63, 10**30, 0.5, 7.0, float("nan"), float("inf"), "", "a",
-        "7", "12.0", "nan", "é\n", "\ud800", b"a", 1j, object(), uuid.UUID(int=3), int, len,
-        datetime.date(2024, 2, 29), datetime.timedelta(1), decimal.Decimal("7.0"), decimal.Decimal("NaN"),
-        np.int8(7), np.float32(7), np.bool_(True), np.datetime64("2024-02-29"), np.str_("a"), np.array(7), np.datetime64("NaT"),
-        pd.NA, pd.NaT, pd.Timestamp("2024-02-29", tz="UTC"), range(3), np.eye(2), np.array([], bool), pd.Interval(0, 1),
-        scipy.sparse.eye_array(7), np.ma.masked_array([7, 1], [0, 1]), np.array([("a", 1)], "U1,i4"),
-    ]  # fmt: skip
     if depth > 2 or rng.random() < 0.4:
-        return rng.choice(plain)
+        return copy.copy(rng.choice(PLAIN))
     some = [anything(rng, depth + 1) for _ in range(rng.randint(0, 3))]
     makers = [
         lambda: some, lambda: tuple(some), lambda: iter(some), lambda: {i: x for i, x in enumerate(some)},

@@ -330,6 +330,10 @@ def _open(path: pathlib.Path, checks: str) -> Dataset:
     names += [MANIFEST, *(f"{name}.parquet" for name in TABLES)]
     stamps = integrity.stamps(path, names)
     verified = checks != "all" and integrity.is_verified(path, stamps)
+    arrays = {
+        name: integrity.map_array(path / f"{name}.npy", entry, manifests.AGAIN)
+        for name, entry in manifest["arrays"].items()
+    }
     items, users = (
         IdTable.read(path / file, column, tables.get(file))
         for file, column in (
@@ -337,10 +341,6 @@ def _open(path: pathlib.Path, checks: str) -> Dataset:
             ("users.parquet", "user"),
         )
     )
-    arrays = {
-        name: integrity.map_array(path / f"{name}.npy", entry, manifests.AGAIN)
-        for name, entry in manifest["arrays"].items()
-    }
 
     def matrix(part: str) -> Interactions:
         indptr = np.array(arrays[f"{part}.indptr"])  # in memory

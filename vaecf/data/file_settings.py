@@ -17,6 +17,7 @@ lightgcn_txt         ``user item item ...``, one user per line; one file, or a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import numbers
 import typing
 from collections.abc import Mapping
@@ -112,7 +113,7 @@ class FileSettings:
     )
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(RatingsSettings)
+        hints = _type_hints()
         for field in dataclasses.fields(self):
             if field.name not in hints:
                 continue  # of a subclass, which checks its own fields
@@ -161,3 +162,8 @@ class RatingsSettings(FileSettings):
         "Column that says train, validation or test, for protocol given "
         "(split)."
     )
+
+
+@functools.cache
+def _type_hints() -> dict[str, Any]:
+    return typing.get_type_hints(RatingsSettings)

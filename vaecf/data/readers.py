@@ -42,6 +42,9 @@ MISSING = (
     "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
     "\\N", "(null)", "NAN", "NONE", "NaT", "Null", "none", "undefined",
 )  # fmt: skip
+# What Python strips (polars keeps the separators 0x1c to 0x1f), and the mark
+# at the start of UTF-8 files.
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
 _NOTES = {
     "files_read": "files, in the order of their names",
     "blank_rows": "empty lines skipped",
@@ -162,9 +165,14 @@ class Rows:
         return enough
 
     def _clean(self, batch: Batch) -> Batch:
-        frame = batch.frame.select("row", *self._roles).with_columns(
-            id_texts(batch.frame[role], batch, role)
+        import polars as pl
+
+        ids = {
+            role: id_texts(batch.frame[role], batch, role)
             for role in ("user", "item")
+        }
+        frame = batch.frame.select(
+            "row", *(ids.get(role, role) for role in self._roles)
         )
         words = ["", "nan", "NaN"]
         if self._is_file:
@@ -172,10 +180,9 @@ class Rows:
                 frame = self._strip(frame)
             keep = self._settings.missing_ids == "keep"
             words = [""] if keep else ["", *MISSING]
-        missing = {
-            role: frame[role].is_in(words).fill_null(True)
-            for role in ("user", "item")
-        }
+        missing = frame.select(
+            pl.col("user", "item").is_in(words).fill_null(True)
+        )
         batch = batch._replace(frame=frame)
         refuse_lists(batch)
         if not (missing["user"].any() or missing["item"].any()):
@@ -186,7 +193,7 @@ class Rows:
             return batch._replace(frame=kept)
         row, role = min(
             (int(mask.arg_true()[0]), role)
-            for role, mask in missing.items()
+            for role, mask in missing.to_dict().items()
             if mask.any()
         )
         word = frame[role][row]
@@ -201,9 +208,7 @@ class Rows:
         import polars as pl
 
         ids = pl.col("user", "item").str
-        stripped = frame.with_columns(
-            ids.strip_chars().str.strip_chars("\ufeff").str.strip_chars()
-        )
+        stripped = frame.with_columns(ids.strip_chars(_SPACES))
         for role in ("user", "item"):
             self.counts["stripped_ids"] += int(
                 (frame[role] != stripped[role]).sum()

@@ -29,7 +29,7 @@ _A_TIME = "a time: a number, or a date such as 2024-02-29 or 2024-02-29 13:45"
 def refuse_lists(batch: Batch) -> None:
     """Raises if all items are lists that were written as texts."""
     items = batch.frame["item"]
-    is_list = items.head(1).str.starts_with("[").any()
+    is_list = len(items) > 0 and str(items[0]).startswith("[")
     is_list = is_list and items.str.contains(r"^\[.*\]$").all()
     if is_list and items.str.contains(",").any():
         raise VaecfError(

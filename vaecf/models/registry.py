@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -75,6 +76,13 @@ def init_params(model: mult_vae.MultDAE, key: jax.Array) -> dict[str, Any]:
     """Returns initial parameters of a module over all items, float32."""
     empty = SparseBatch(*(jnp.zeros((1,), jnp.int32) for _ in range(3)))
     return model.init(key, empty)["params"]
+
+
+@functools.lru_cache(maxsize=16)
+def abstract_params(model: mult_vae.MultDAE) -> dict[str, Any]:
+    """Returns shape and dtype of the parameters of a module."""
+    init = functools.partial(init_params, model)
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 def scoring_params(model: mult_vae.MultDAE, params: Any) -> dict[str, Any]:

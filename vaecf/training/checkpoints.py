@@ -10,7 +10,6 @@ orbax reads the live buffers, which the next step would overwrite.
 from __future__ import annotations
 
 import contextlib
-import functools
 import glob
 import itertools
 import logging
@@ -202,6 +201,7 @@ class Checkpoints:
           VaecfError: there is no such checkpoint, or its arrays do not fit.
         """
         step = self._require(which) if step is None else step
+        self.check(which, step)
         # The handler accepts only orbax's own kind of path.
         manager = self._manager(which, writes=False)
         directory = manager.directory / str(step) / "state"
@@ -307,9 +307,7 @@ def restore_params(
     Raises:
       VaecfError: there is no such checkpoint, or it does not fit the model.
     """
-    init = functools.partial(registry.init_params, model)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    shapes = registry.scoring_params(model, shapes)
+    shapes = registry.scoring_params(model, registry.abstract_params(model))
     specs = mesh_lib.specs(shapes, mult_vae.PARTITION)
     places = mesh_lib.shardings(mesh, specs)
     wanted = abstract(shapes, places)

@@ -336,9 +336,9 @@ def resume(
     for step in saved.steps(LATEST):
         try:
             with processes.agreement():
-                progress, state = _resume_at(setup, saved, step, steps)
                 if saved.step(BEST) is not None:
                     saved.check(BEST)
+                progress, state = _resume_at(setup, saved, step, steps)
         except VaecfError as error:
             first_error = first_error or error
             continue

@@ -172,6 +172,7 @@ def init_state(setup: TrainSetup, seed: int) -> TrainState:
     return jax.jit(init, out_shardings=place)(_key_data(jax.random.key, seed))
 
 
+@functools.lru_cache(maxsize=16)
 def abstract_state(setup: TrainSetup) -> TrainState:
     """Returns shape and dtype of every array of the state."""
     init = functools.partial(_first_state, setup)
