@@ -49,7 +49,8 @@ def reference(text, separator, user, item, header=True, quoted=True):
         if names.count(user) != 1 or names.count(item) != 1:
             return None
         user, item = names.index(user), names.index(item)
-        rows = [r for r in rows[1:] if [f.strip() for f in r] != names]
+        lower = [name.lower() for name in names]
+        rows = [r for r in rows[1:] if [f.strip().lower() for f in r] != lower]
     if not rows or any(len(row) != len(names) for row in rows):
         return None
     found = [(row[user].strip(), row[item].strip()) for row in rows]
