@@ -23,6 +23,7 @@ import main_flags
 from absl import flags
 
 from vaecf import cli, experiment
+from vaecf.tuning import folds
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))  # configs import each other as configs.<name>
@@ -32,13 +33,14 @@ flags.adopt_module_key_flags(main_flags)  # for --help
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the flags and calls `experiment.run`."""
+    """Parses the flags and calls `experiment.run`, or that of all folds."""
     del argv
     config, workdir, actions = main_flags.parse(flags.FLAGS)
     if workdir is None:
         experiment.benchmark_untrained(config, actions, log=cli.log)
     else:
-        experiment.run(config, workdir, actions, log=cli.log)
+        run = folds.run if folds.are_in(config.data.dir) else experiment.run
+        run(config, workdir, actions, log=cli.log)
 
 
 if __name__ == "__main__":

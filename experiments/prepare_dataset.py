@@ -7,6 +7,7 @@
         --user_column=customer --item_column=sku --output=data/shop
     python experiments/prepare_dataset.py --ratings=log.csv \\
         --protocol=leave_last --time_column=date --output=data/log
+    python experiments/prepare_dataset.py --dataset=ml-100k --folds=5
     python experiments/prepare_dataset.py
     python experiments/prepare_dataset.py --verify=data/ml-20m
 
@@ -26,8 +27,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from vaecf import cli
-from vaecf.data import catalog, dataset, prepare
+from vaecf import cli, files
+from vaecf.data import catalog, folds, prepare
 from vaecf.reporting import commands
 
 _VERIFY = flags.DEFINE_string(
@@ -40,14 +41,15 @@ def main(argv: Sequence[str]) -> None:
     """Parses the flags, prepares, and suggests the next command."""
     del argv
     if directory := _VERIFY.value:
-        dataset.open_dataset(directory, verify=True)
+        folds.open_all(files.user_path(directory), verify=True)
         cli.log(f"{directory}: all files are whole")
         return
     settings = prepare.Settings(**cli.settings_from_flags(prepare.Settings))
     log = lambda line: cli.log(cli.with_flags(line))  # noqa: E731
     made = prepare.prepare(settings, log=log)
     config, test = catalog.config_of(made.name, made.protocol), made.test
-    then = {"config.data.dir": made.path, "test": bool(test.held_out.nnz)}
+    directory = made.path.parent if settings.folds else made.path
+    then = {"config.data.dir": directory, "test": bool(test.held_out.nnz)}
     cli.log(f"next: {commands.training(config, made.name, then)}")
 
 

@@ -49,6 +49,7 @@ _KINDS = {
     "population": ("a population", MEMBERS),
     "sweep": ("a sweep", SWEEP),
     "dataset": ("a dataset", "manifest.json"),
+    "folds": ("a run on folds", "fold1"),
 }
 
 
@@ -110,9 +111,11 @@ def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
 def require_no_other(workdir: pathlib.Path, kind: str) -> None:
     """Raises VaecfError if the directory holds another kind of content.
 
-    Kinds are 'run', 'population', 'sweep' and 'dataset'.
+    Kinds are 'run', 'population', 'sweep', 'dataset' and 'folds'. The pooled
+    results of folds are in files of the same names as those of a run.
     """
-    if (workdir / _KINDS[kind][1]).exists():
+    has_folds = (workdir / _KINDS["folds"][1]).exists()
+    if (workdir / _KINDS[kind][1]).exists() and has_folds == (kind == "folds"):
         return
     for other, (name, file) in _KINDS.items():
         if other != kind and (workdir / file).exists():

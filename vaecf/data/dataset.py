@@ -32,7 +32,7 @@ from vaecf import workdir as workdir_lib
 from vaecf.data import external_formats, integrity, manifests
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
-from vaecf.data.manifests import MANIFEST, TABLES
+from vaecf.data.manifests import FOLDS, MANIFEST, TABLES
 from vaecf.errors import VaecfError
 
 RECIPE_DATA_DIR = "/data"  # default of NVIDIA's recipe, a volume of its image
@@ -233,7 +233,7 @@ def check_output(
 
     Raises:
       VaecfError: the directory is a file, or is not empty, unless it holds a
-        vaecf dataset and `overwrite` is true.
+        vaecf dataset, or folds, and `overwrite` is true.
     """
     path = files.user_path(directory)
     files.recover(path)
@@ -241,7 +241,7 @@ def check_output(
     if path.exists() and not path.is_dir():
         raise VaecfError(f"{path} is a file; name a directory to write to")
     # Never delete files that another program has written.
-    is_dataset = (path / MANIFEST).is_file()
+    is_dataset = any((path / name).is_file() for name in (MANIFEST, FOLDS))
     if path.exists() and any(path.iterdir()) and not is_dataset:
         raise VaecfError(
             f"{path} exists, is not empty and is no vaecf dataset; choose "
@@ -252,7 +252,16 @@ def check_output(
             f"{path} holds a dataset already; pass overwrite=True to replace "
             "it, or choose another output"
         )
-    return integrity.stamps(path, [MANIFEST])
+    return integrity.stamps(path, [MANIFEST, FOLDS])
+
+
+def require_unchanged(target: pathlib.Path, expected: integrity.Stamps) -> None:
+    """Raises VaecfError if a directory changed since `check_output`."""
+    if integrity.stamps(target, [MANIFEST, FOLDS]) != expected:
+        raise VaecfError(
+            f"another process has written {target} meanwhile; choose another "
+            "output"
+        )
 
 
 def write_dataset(
@@ -276,12 +285,7 @@ def write_dataset(
     before = check_output(target, overwrite=overwrite)
     with workdir_lib.atomic_directory(target, replace=overwrite) as fresh:
         # No other process writes the dataset now.
-        found = integrity.stamps(target, [MANIFEST])
-        if found != (before if expected is None else expected):
-            raise VaecfError(
-                f"another process has written {target} meanwhile; choose "
-                "another output"
-            )
+        require_unchanged(target, before if expected is None else expected)
         for name, array in dataset.arrays.items():
             np.save(fresh / f"{name}.npy", array)
         splits = np.repeat(["train", "validation", "test"], dataset.split_sizes)
@@ -406,8 +410,8 @@ def find_dataset(data_dir: str | pathlib.Path) -> Dataset:
     """
     place = _find(data_dir)
     if place is None:
-        where = f"{data_dir} (nor in its ml-20m/preprocessed and ml-20m)"
-        raise _no_dataset(where)
+        also = " (nor in its ml-20m/preprocessed and ml-20m)"
+        raise _no_dataset(files.user_path(data_dir), also)
     return _open(place, "all once")
 
 
@@ -425,8 +429,12 @@ def _find(data_dir: str | pathlib.Path) -> pathlib.Path | None:
     return None
 
 
-def _no_dataset(place: object) -> VaecfError:
+def _no_dataset(path: pathlib.Path, also: str = "") -> VaecfError:
+    if (path / FOLDS).is_file():
+        return VaecfError(
+            f"{path} holds folds: name one of them, such as {path / 'fold1'}"
+        )
     return VaecfError(
-        f"no dataset in {place}; make one with experiments/prepare_dataset.py, "
-        "or name the directory of another"
+        f"no dataset in {path}{also}; make one with "
+        "experiments/prepare_dataset.py, or name the directory of another"
     )

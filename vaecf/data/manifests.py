@@ -9,6 +9,7 @@ from vaecf import workdir as workdir_lib
 from vaecf.errors import VaecfError
 
 MANIFEST = "manifest.json"
+FOLDS = "folds.json"  # of a folder of datasets; see `folds`
 SCHEMA_VERSION = 1
 TABLES = ("items", "users")
 AGAIN = "prepare the dataset again"

@@ -15,6 +15,7 @@ import numpy as np
 from vaecf.data import (
     catalog,
     filters,
+    folds,
     known_users,
     layouts,
     reports,
@@ -40,7 +41,7 @@ from vaecf.setting import plain
 # Settings of `prepare` that `split` has no use for.
 _OF_FILES = {
     *("dataset", "data_dir", "ratings"),
-    *("output", "overwrite", "cache_dir"),
+    *("output", "overwrite", "cache_dir", "folds"),
 }
 
 
@@ -51,7 +52,7 @@ def prepare(
 
     Returns:
       The dataset, opened from the directory that was written. Its manifest
-      holds the counts of the report.
+      holds the counts of the report. With `folds`, the first of them.
 
     Raises:
       VaecfError: bad input; nothing is written.
@@ -90,22 +91,26 @@ def prepare(
         return datasets.open_dataset(output)
     before = datasets.check_output(output, overwrite=settings.overwrite)
     if entry.generated:
-        made = synthetic.make(
-            entry.name,
-            seed_of(settings, entry),
-            n_held_out_users=entry.held_out_users,
-        )
+        made = [
+            synthetic.make(
+                entry.name,
+                seed_of(settings, entry),
+                n_held_out_users=entry.held_out_users,
+            )
+        ]
     else:
         if source is None:
             log(f"downloading {entry.title}; licence: {entry.licence}")
             source = catalog.fetch(entry.name, settings.cache_dir)
         made = _from_source(settings, entry, source)
-    written = datasets.write_dataset(
-        output, made, overwrite=settings.overwrite, expected=before
-    )
-    for line in reports.describe(written):
+    known: Any = {"overwrite": settings.overwrite, "expected": before}
+    if settings.folds is None:
+        written = [datasets.write_dataset(output, made[0], **known)]
+    else:
+        written = folds.write(output, made, **known)
+    for line in reports.describe(written, output):
         log(line)
-    return written
+    return written[0]
 
 
 def split(interactions: Any, *, protocol: str, **settings: Any) -> Dataset:
@@ -141,7 +146,8 @@ def split(interactions: Any, *, protocol: str, **settings: Any) -> Dataset:
     chosen = _plain(
         Settings(ratings=interactions, protocol=protocol, **settings)
     )
-    return _from_source(chosen, resolve_entry(chosen), chosen.ratings)
+    [made] = _from_source(chosen, resolve_entry(chosen), chosen.ratings)
+    return made
 
 
 def in_memory(
@@ -247,7 +253,7 @@ def _find_ratings(data_dir: pathlib.Path, entry: catalog.Entry) -> pathlib.Path:
 
 def _from_source(
     settings: Settings, entry: catalog.Entry, source: Any
-) -> Dataset:
+) -> list[Dataset]:
     protocol = entry.protocol
     parts = {
         name: getattr(settings, f"{name}_ratings")
@@ -287,7 +293,8 @@ def _filter_and_split(
     entry: catalog.Entry,
     ratings: Ratings,
     source: dict[str, Any] | None,
-) -> Dataset:
+) -> list[Dataset]:
+    """Returns the dataset, or one for each of the folds."""
     is_known = entry.protocol in known_users.PROTOCOLS
     counts = dict(ratings.counts)
     repeated = 0
@@ -306,43 +313,56 @@ def _filter_and_split(
     drawing: Any = {"seed": seed, "test_proportion": test_proportion}
     if is_known:
         names = ("test_share", "test_items", "test_time")
-        split = known_users.split(
-            ratings,
-            entry.protocol,
-            settings.held_out_users,
-            **{name: getattr(settings, name) for name in names},
-            **drawing,
-        )
-        constants = {"seed": seed, **split.constants}
+        made = [
+            known_users.split(
+                ratings,
+                entry.protocol,
+                settings.held_out_users,
+                **{name: getattr(settings, name) for name in names},
+                **drawing,
+            )
+        ]
+        constants: dict[str, Any] = {"seed": seed}
     else:
         n, by_default = entry.held_out_users, False
-        if settings.dataset is None and settings.held_out_users is None:
+        has_default = settings.dataset is None or settings.folds is not None
+        if has_default and settings.held_out_users is None:
             n_users = filtered["users_after_filters"]
             n, by_default = splits.default_held_out_users(n_users), True
-        split = getattr(splits, entry.protocol)(ratings, n, **drawing)
+        if settings.folds is None:
+            made = [getattr(splits, entry.protocol)(ratings, n, **drawing)]
+        else:
+            made = [*folds.split(ratings, settings.folds, n, **drawing)]
         constants = {
             "seed": seed,
             "held_out_users": n,
             "held_out_users_by_default": by_default,
             "test_proportion": test_proportion,
         }
-    counts |= filtered | split.counts
-    counts["duplicates_collapsed"] = repeated + split.duplicates
-    return _dataset(
-        settings.name or entry.name,
-        entry.protocol,
-        ratings,
-        split,
-        constants={
-            **constants,
-            "min_rating": entry.min_rating,
-            "min_items_per_user": entry.min_items_per_user,
-            "min_users_per_item": entry.min_users_per_item,
-            "iterate_filters": settings.iterate_filters,
-        },
-        counts=counts,
-        source=source,
-    )
+    return [
+        _dataset(
+            settings.name or entry.name,
+            folds.protocol(entry.protocol, split.constants),
+            ratings,
+            split,
+            constants={
+                **constants,
+                **split.constants,
+                "min_rating": entry.min_rating,
+                "min_items_per_user": entry.min_items_per_user,
+                "min_users_per_item": entry.min_users_per_item,
+                "iterate_filters": settings.iterate_filters,
+            },
+            counts={
+                **counts,
+                **filtered,
+                **split.counts,
+                "duplicates_collapsed": repeated + split.duplicates,
+            },
+            source=source,
+        )
+        for split in made
+    ]
 
 
 def _dataset(

@@ -24,6 +24,7 @@ _OF_THE_ENTRY = (
 SOURCES = ("ratings", "validation_ratings", "test_ratings")
 # Settings that only some protocols use.
 _OF_PROTOCOLS = {
+    "folds": ("vaecf",),
     "test_share": ("weak", "temporal"),
     "test_items": ("leave_last",),
     "test_time": ("temporal",),
@@ -68,6 +69,10 @@ class Settings(RatingsSettings):
         "Validation users (a tenth, at most 10,000; leave_last: all); under "
         f"{', '.join(splits.PROTOCOLS)} as many test users, too."
     )
+    folds: int | None = setting(
+        "Protocol vaecf: datasets to write; every user is a test user of one "
+        "of them (1)."
+    )
     fold_in_proportion: float = setting(
         "Share of a held-out user's items that is shown.", default=0.8
     )
@@ -102,6 +107,8 @@ def resolve_entry(settings: Settings) -> catalog.Entry:
                 path = path.parent  # of a pattern: the folder
             name = path.name.split(".")[0] or "ratings"
         entry = catalog.Entry(name, "", "", 0, protocol="vaecf")
+    if settings.folds is not None:
+        entry = dataclasses.replace(entry, protocol="vaecf")
     if settings.protocol == "given":
         entry = dataclasses.replace(entry, min_items_per_user=0)
     given = {key: getattr(settings, key) for key in _OF_THE_ENTRY}
@@ -122,6 +129,8 @@ def resolve_entry(settings: Settings) -> catalog.Entry:
                 f"{key} has no effect with protocol={entry.protocol}: leave "
                 f"it out, or choose protocol={' or '.join(protocols)}"
             )
+    if (n := settings.folds) is not None and (not is_integer(n) or n < 2):
+        raise VaecfError(f"folds={short(n)} must be 2 or more, and whole")
     for key in ("held_out_users", "min_items_per_user", "min_users_per_item"):
         value = getattr(entry, key)
         if not is_integer(value) or value < 0:
@@ -136,8 +145,9 @@ def resolve_entry(settings: Settings) -> catalog.Entry:
 
 def _check_generated(settings: Settings, given: dict[str, Any]) -> None:
     """Raises if a setting would change the split of generated data."""
-    if settings.ratings is not None:
-        given = {"ratings": settings.ratings, **given}
+    for key in ("ratings", "folds"):
+        if (value := getattr(settings, key)) is not None:
+            given = {key: value, **given}
     for key, value in given.items():
         if key != "held_out_users" and (key, value) != ("protocol", "vaecf"):
             raise VaecfError(

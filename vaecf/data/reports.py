@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vaecf.data import known_users
@@ -12,18 +13,26 @@ from vaecf.data.readers import notes
 _Row = tuple[str, int, str]  # name, count, explanation
 
 
-def describe(dataset: Dataset) -> list[str]:
-    """Returns lines with the counts before and after each step."""
+def describe(datasets: Sequence[Dataset], directory: pathlib.Path) -> list[str]:
+    """Returns lines with the counts before and after each step.
+
+    Args:
+      datasets: the dataset, or its folds, written to `directory`.
+    """
+    dataset, protocol = datasets[0], datasets[0].protocol
+    if is_folds := len(datasets) > 1:
+        protocol = f"vaecf, {len(datasets)} folds"
     constants = dataset.manifest["protocol_constants"]
     source = dataset.manifest["source"]
     origin = f" from {source['file']}" if source else ""
     is_generated = "rows_read" not in dataset.manifest["counts"]
-    rows = ([] if is_generated else _steps(dataset)) + _splits(dataset)
+    rows = [] if is_generated else _steps(dataset)
+    rows += _folds(datasets) if is_folds else _splits(dataset)
     return [
-        f"{dataset.name}{origin}: protocol {dataset.protocol}, seed "
-        f"{constants['seed']}, {_rule(dataset.protocol, constants)}",
+        f"{dataset.name}{origin}: protocol {protocol}, seed "
+        f"{constants['seed']}, {_rule(protocol, constants)}",
         *(f"  {name:<12}{n:>12,} {text}" for name, n, text in rows),
-        f"written to {dataset.path}",
+        f"written to {directory}",
     ]
 
 
@@ -100,7 +109,9 @@ def _steps(dataset: Dataset) -> list[_Row]:
         ("dropped", counts["dropped_interactions"], dropped),
     ]
     if (n := constants.get("held_out_users")) is not None:
-        held_out = f"users for validation and as many for test{chosen}"
+        is_fold = "fold" in constants
+        also = "of each fold" if is_fold else "and as many for test"
+        held_out = f"users for validation {also}{chosen}"
         rows.append(("held out", n, held_out))
     return rows
 
@@ -136,3 +147,16 @@ def _splits(dataset: Dataset) -> list[_Row]:
         if n := counts.get(key):
             rows.append(("", n, text))
     return rows
+
+
+def _folds(datasets: Sequence[Dataset]) -> list[_Row]:
+    return [
+        (
+            f"fold {number}",
+            dataset.n_items,
+            "items; {:,} training, {:,} validation and {:,} test users".format(
+                *dataset.split_sizes
+            ),
+        )
+        for number, dataset in enumerate(datasets, 1)
+    ]

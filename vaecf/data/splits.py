@@ -161,6 +161,33 @@ def vaecf(
     )
     rng = np.random.Generator(np.random.PCG64(seed))
     users = present[rng.permutation(len(present))]
+    return in_order(
+        ratings,
+        users,
+        validation_users,
+        test_users,
+        rng,
+        test_proportion=test_proportion,
+        keep_all_items=keep_all_items,
+    )
+
+
+def in_order(
+    ratings: Ratings,
+    users: np.ndarray,
+    validation_users: int,
+    test_users: int,
+    rng: np.random.Generator,
+    *,
+    test_proportion: float,
+    keep_all_items: bool = False,
+) -> Split:
+    """Splits users whose order is given, as `vaecf` does.
+
+    Args:
+      users: codes of all users with rows: training, validation, test users.
+      rng: draws the held-out items.
+    """
     n_train = len(users) - validation_users - test_users
     place = inverse(users, len(ratings.user_ids))
     everything, duplicates = Interactions.from_pairs(

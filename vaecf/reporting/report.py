@@ -43,6 +43,7 @@ def write_report(
     results: Mapping[str, Any],
     environment: Mapping[str, Any],
     recommendations: Sequence[Mapping[str, Any]] = (),
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
     model_name: str = "model",
     metric: str = "ndcg@100",
 ) -> None:
@@ -58,6 +59,7 @@ def write_report(
         {"gain", "prior"}, the weights of a blend.
       environment: see `environment`.
       recommendations: see `tables.recommendations_table`.
+      facts: further lists of names and values, by heading.
       metric: the metric that selected the checkpoint.
 
     Raises:
@@ -90,6 +92,7 @@ def write_report(
         figures=_figures(history, results, rows, metric),
         recommendations=recommendations,
         facts={
+            **(facts or {}),
             "Dataset": {
                 name: tables.quantity(value)
                 for name, value in config_lib.flatten(dataset).items()

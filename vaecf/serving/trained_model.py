@@ -245,6 +245,11 @@ def _read_identity(directory: pathlib.Path) -> tuple[dict[str, Any], IdTable]:
     """Returns the manifest of the dataset and the item ids."""
     file = directory / workdir_lib.DATASET
     manifest, tables = workdir_lib.read_manifest(file)
+    if "folds" in manifest:
+        raise VaecfError(
+            f"{directory} holds the models of {len(manifest['folds'])} folds: "
+            f"name one of them, such as {directory / 'fold1'}"
+        )
     path = directory / workdir_lib.ITEMS
     items = IdTable.read(path, "item", tables.get(workdir_lib.ITEMS))
     try:
