@@ -9,6 +9,7 @@ metrics.jsonl    one record per line;  tensorboard/  the same as events
 results.json     metrics of the test users, and the speed of training
 per_user.parquet the same metrics per test user and model
 report.html      the run as a page
+finished.json    the call that ended, in the workdir of a fold
 """
 
 from __future__ import annotations
