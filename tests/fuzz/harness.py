@@ -26,7 +26,7 @@ import sys
 import tempfile
 import traceback
 
-import probe
+import shortcuts
 
 from vaecf.errors import VaecfError
 
@@ -145,7 +145,9 @@ def main() -> int:
     faults = 0
     weights = {name: WEIGHTS.get(name, 1) for name in names}
     if args.child and args.only is None:
-        probe.install()
+        shortcuts.probe_in_forks()
+        if {"model", "resume"} & {*names}:
+            shortcuts.remember_checkpoints()
     # In memory: flushing to the disk would take most of the time.
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=memory) as temporary:
