@@ -22,32 +22,36 @@ from typing import Any
 
 from vaecf.data import layouts
 
+# The process that has imported polars forks a worker, and another one whenever
+# a worker dies. The worker runs the programs.
 _SERVER = """
-import json, os, signal, socket, sys
+import json, os, socket, sys
 import polars  # it starts no threads yet
 requests = socket.socket(fileno=int(sys.argv[1]))
+nothing = os.open(os.devnull, os.O_WRONLY)
+say = lambda *message: requests.sendall(json.dumps(message).encode())
+while (worker := os.fork()) != 0:
+    _, status = os.waitpid(worker, 0)
+    if status == 0:  # there are no more requests
+        sys.exit()
+    say('died', status)
 while True:
     data, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 1)
-    if not data:  # the fuzzing process has ended
-        break
-    [output] = descriptors
+    if not data:
+        os._exit(0)
+    say('began', os.getpid())
     program, *arguments = json.loads(data)
-    if (child := os.fork()) == 0:
-        os.dup2(output, 1), os.dup2(output, 2)
-        sys.argv = ["-c", *arguments]
-        status = 1
-        try:
-            exec(program, {})
-            status = 0
-        except SystemExit as error:
-            status = error.code or 0
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    os.close(output)
-    requests.sendall(json.dumps(child).encode())
-    _, status = os.waitpid(child, 0)
-    requests.sendall(json.dumps(status).encode())
+    os.dup2(descriptors[0], 1), os.dup2(descriptors[0], 2)
+    os.close(descriptors[0])
+    sys.argv = ['-c', *arguments]
+    status = 0
+    try:
+        exec(program, {})
+    except SystemExit as error:
+        status = error.code or 0
+    sys.stdout.flush()
+    os.dup2(nothing, 1), os.dup2(nothing, 2)
+    say('ended', status)
 """
 
 
@@ -63,20 +67,30 @@ class Fork(contextlib.AbstractContextManager):
             argv = [sys.executable, "-c", _SERVER, str(other.fileno())]
             Fork._process = subprocess.Popen(argv, pass_fds=[other.fileno()])
             other.close()
-        self.stdout, output = os.pipe()
+        read, write = os.pipe()
         request = json.dumps([*map(str, command[2:])]).encode()
-        socket.send_fds(Fork._server, [request], [output])
-        os.close(output)
-        self.stdout = os.fdopen(self.stdout, errors="replace")
-        self.pid = json.loads(Fork._server.recv(100))
+        socket.send_fds(Fork._server, [request], [write])
+        os.close(write)
+        self.stdout = os.fdopen(read, errors="replace")
+        self._worker = self._next("began")
+        self._killed = False
         self.returncode: int | None = None
 
+    def _next(self, *kinds: str) -> int:
+        assert Fork._server is not None
+        while True:
+            kind, number = json.loads(Fork._server.recv(100))
+            if kind in kinds:
+                return number
+
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
+        self._killed = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._worker, signal.SIGKILL)
 
     def __exit__(self, *error: Any) -> None:
         self.stdout.close()
-        self.returncode = json.loads(Fork._server.recv(100))
+        self.returncode = self._next(*["died", "ended"][: 2 - self._killed])
 
 
 def probe_in_forks() -> None:
