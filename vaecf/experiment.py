@@ -16,7 +16,7 @@ from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data.dataset import Dataset, find_dataset
 from vaecf.errors import VaecfError
-from vaecf.evaluation import baselines, evaluator, metrics, per_user
+from vaecf.evaluation import baselines, metrics, per_user
 from vaecf.evaluation.baselines import ORACLE
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import registry
@@ -325,17 +325,13 @@ def _note_precision(run: _Run, part: str) -> None:
 def _test(run: _Run, model: TrainedModel) -> None:
     """Sets results['test'] and the baselines; writes per-user metrics."""
     results, dataset, log = run.results, run.dataset, run.log
-    for key in ("history_length", ORACLE):
+    for key in ("history_length", "item_popularity", ORACLE):
         results.pop(key, None)  # an earlier test may have had other metrics
     evaluation = run.test(model.ranker(run.test.depth), model.scorer_params)
     results["test"] = evaluation.summary
     _note_precision(run, "test")
     results["users_left_out"] = evaluation.left_out
-    metric = run.config.eval.best_metric
-    if metric in evaluation.per_user:
-        results["history_length"] = evaluator.by_history_length(
-            evaluation.per_user[metric], dataset.test.fold_in.counts
-        )
+    results.update(run.test.groups(evaluation))
     if dataset.oracle is not None:
         results[ORACLE] = baselines.evaluate_oracle(
             dataset, run.validation, run.test

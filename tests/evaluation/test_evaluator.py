@@ -249,6 +249,44 @@ def test_small_data(small, kind, mesh, batch_size):
         )
 
 
+def test_groups(small):
+    """By definition: hits are the held-out items of the group alone."""
+    train, fold_in, held_out = (x.toarray().astype(int) for x in small)
+    evaluate = Evaluator(
+        *(Interactions.from_scipy(small[n]) for n in (1, 2, 0)),
+        *(NAMES, "ndcg@10", 64, mesh_lib.make_mesh(1, 1)),
+    )
+    ranker = evaluate.compile(scorers.fitted("popularity", 30))
+    model = baselines.BASELINES["popularity"].model
+    result = evaluate(ranker, ranker.place(model.fit(evaluate.train)))
+    groups = evaluate.groups(result)
+    count_I = train.sum(axis=0)
+    lists = [ranked(count_I, set(np.flatnonzero(row))) for row in fold_in]
+    order, total = ranked(count_I, ()), count_I.sum()
+    # Interactions with more popular items.
+    before = {i: count_I[order[:n]].sum() for n, i in enumerate(order)}
+    parts = {
+        "head": {i for i in order if 5 * before[i] < total},
+        "mid": {i for i in order if total <= 5 * before[i] < 4 * total},
+        "tail": {i for i in order if 5 * before[i] >= 4 * total},
+    }
+    for row, (bucket, part) in zip(
+        groups["item_popularity"], parts.items(), strict=True
+    ):
+        wanted = [part & set(np.flatnonzero(row)) for row in held_out]
+        values = [ndcg(i, w, 10) for i, w in zip(lists, wanted) if w]
+        assert row["bucket"] == bucket and row["items"] == len(part)
+        assert row["users"] == len(values)
+        assert row["mean"] == pytest.approx(np.mean(values))
+        error = np.std(values, ddof=1) / math.sqrt(len(values))
+        assert row["stderr"] == pytest.approx(error)
+    assert groups["history_length"] == by_history_length(
+        result.per_user["ndcg@10"], fold_in.sum(axis=1)
+    )
+    other = dataclasses.replace(evaluate, best_metric="coverage@10")
+    assert other.groups(result) == {}
+
+
 @pytest.fixture(scope="module")
 def ml_1m(realdata_dir):
     folder = realdata_dir / "ml-1m" / "paper_split"

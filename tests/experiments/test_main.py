@@ -119,7 +119,10 @@ def test_results(trained):
     speed = 240 / sum(seconds[1:])
     assert train["users_per_second"] == pytest.approx(speed)
     assert made["users_left_out"] == 0
-    assert sum(row["users"] for row in made["history_length"]) == 20
+    for model in (made, *(made[name] for name in (*BASELINES, "oracle"))):
+        lengths, popularity = model["history_length"], model["item_popularity"]
+        assert sum(row["users"] for row in lengths) == 20
+        assert [row["bucket"] for row in popularity] == ["head", "mid", "tail"]
 
 
 def test_metrics_of_every_epoch_and_validation(trained):

@@ -114,16 +114,38 @@ def test_throughput(history, axes):
     assert "median 1,006 users/s" in axes.get_title()
 
 
-def test_history_lengths(axes):
-    buckets = [
+def test_groups(results):
+    results["history_length"] = [
         {"bucket": "1-9", "mean": 0.3, "stderr": 0.02, "users": 1200},
         {"bucket": "10-99", "mean": 0.4, "stderr": None, "users": 3},
         {"bucket": "none", "mean": None, "users": 0},
     ]
-    plots.plot_history_lengths(buckets, axes, metric="ndcg@100")
-    assert _line(axes, 0)[:2] == [(0, 0.3), (1, 0.4)]
-    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    head = {"bucket": "head", "items": 7, "mean": 0.5, "users": 9}
+    results["item_popularity"] = [head]
+    # An earlier test of this baseline may have had other groups.
+    old = {"bucket": "1-10", "mean": 0.9, "users": 9}
+    results["baselines"]["EASE"]["history_length"] = [
+        old,
+        {"bucket": "10-99", "mean": 0.6, "users": 3},
+    ]
+    figure = plots.groups_figure(results, metric="ndcg@100", name="own")
+    lengths, popularity = figure.axes
+    own, ease = (
+        np.array(container.lines[0].get_xydata(), float)
+        for container in lengths.containers
+    )
+    np.testing.assert_array_equal(own[:, 1], [0.3, 0.4, np.nan])
+    np.testing.assert_array_equal(ease[:, 1], [0.6])
+    # Side by side, each at its group.
+    np.testing.assert_array_equal(np.round(own[:, 0]), [0, 1, 2])
+    assert own[1, 0] < 1 < ease[0, 0] < 1.5
+    ticks = [label.get_text() for label in lengths.get_xticklabels()]
     assert ticks[0] == "1-9\n1,200 users"
+    (tick,) = popularity.get_xticklabels()
+    assert tick.get_text() == "head (7 items)\n9 users"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["own", "EASE"]
+    assert plots.groups_figure({}, metric="ndcg@100", name="own") is None
 
 
 @pytest.mark.filterwarnings("error")

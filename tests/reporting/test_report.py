@@ -69,6 +69,8 @@ def _written(path, arguments):
 
 
 def test_content(tmp_path, arguments):
+    group = {"bucket": "tail", "items": 77, "mean": 0.1, "users": 5}
+    arguments["results"]["item_popularity"] = [group]
     source = _written(tmp_path / "new" / "report.html", arguments)
     assert source == _written(tmp_path / "again.html", arguments)
     page = Page(source)
@@ -87,13 +89,15 @@ def test_content(tmp_path, arguments):
         "model.latent",
         "EASE 0.4207 ± 0.0061",
         "500 users (3 left out",
+        "recall: hits / min(k, held-out items)",
     ):
         assert fact in text, fact
-    bars, curves, speed = page.images
+    bars, curves, speed, groups = page.images
     assert ">planted truth</text>" in bars
     # The baseline with a validation is drawn beside the validation curve.
     assert ">EASE</text>" in curves
     assert "users/s" in speed
+    assert "tail (77 items)" in groups
 
 
 def test_nothing_foreign_is_loaded_or_run(tmp_path, arguments):

@@ -126,8 +126,9 @@ def evaluate(
       log: receives lines about a search.
 
     Returns:
-      ({'validation', 'test': summaries, 'fit_seconds', the settings, 'tuned':
-      {'metric', 'value', 'tried'}}, evaluation of the test users).
+      ({'validation', 'test': summaries, results of `Evaluator.groups`,
+      'fit_seconds', the settings, 'tuned': {'metric', 'value', 'tried'}},
+      evaluation of the test users).
 
     Raises:
       VaecfError: the baseline cannot be fitted, or there are no validation
@@ -153,7 +154,8 @@ def evaluate(
         )
     found = candidates.validate(chosen)
     on_test = test(candidates.ranker, candidates.params(chosen))
-    result = {**found, "test": on_test.summary, **chosen}
+    summaries = {"test": on_test.summary, **test.groups(on_test)}
+    result = {**found, **summaries, **chosen}
     if is_tuned:
         tried = [
             {
@@ -227,7 +229,8 @@ def evaluate_oracle(
 ) -> dict[str, Any]:
     """Evaluates ranking by the probabilities that generated the data.
 
-    Returns {'validation': summary, 'test': summary} for a synthetic dataset.
+    Returns {'validation': summary, 'test': summary, results of
+    `Evaluator.groups`} for a synthetic dataset.
     """
     oracle = Scorer(
         popularity.oracle_scores, popularity.PARTITION, dataset.n_items
@@ -237,11 +240,18 @@ def evaluate_oracle(
     group_item = mesh_lib.pad_items(dataset.oracle["group_item"])
     ends = np.cumsum(dataset.split_sizes[:2])
     _, *mixtures = np.split(dataset.oracle["user_group"], ends)
-    summaries = []
-    for evaluator, user_group in zip((validation, test), mixtures):
-        params = {"user_group": user_group, "group_item": group_item}
-        summaries.append(evaluator(ranker, ranker.place(params)).summary)
-    return dict(zip(("validation", "test"), summaries))
+    on_validation, on_test = (
+        evaluator(
+            ranker,
+            ranker.place({"user_group": user_group, "group_item": group_item}),
+        )
+        for evaluator, user_group in zip((validation, test), mixtures)
+    )
+    return {
+        "validation": on_validation.summary,
+        "test": on_test.summary,
+        **test.groups(on_test),
+    }
 
 
 def keep_earlier(
@@ -285,8 +295,11 @@ def keep_earlier(
 
 def grouped(results: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content of results.json as `report.write_report` takes it."""
-    keys = ("train", "validation", "test", "users_left_out", "history_length")
-    groups = {key: results[key] for key in (*keys, "linear") if key in results}
+    keys = (
+        *("train", "validation", "test", "users_left_out", "linear"),
+        *("history_length", "item_popularity"),
+    )
+    groups = {key: results[key] for key in keys if key in results}
     groups["baselines"] = {
         label(name, results[name]): results[name]
         for name in BASELINES

@@ -181,6 +181,51 @@ class Evaluator:
         left_out = int((~evaluated_U).sum())
         return Evaluation(summary, per_user, left_out, lists)
 
+    def groups(self, evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
+        """Returns the mean of `best_metric` by groups of users and of items.
+
+        Returns:
+          {'history_length': as `by_history_length`, 'item_popularity':
+          [{'bucket': 'head', 'items', 'mean', 'stderr', 'users'}, 'mid',
+          'tail']}, JSON values. {} if the metric was not evaluated; metrics
+          other than those of hits have no 'item_popularity'.
+
+        The head is the most popular items that hold 20 % of the training
+        interactions, the tail those outside the items that hold 80 %
+        (Abdollahpouri et al. 2021, "User-centered evaluation of popularity bias
+        in recommender systems"). The metric of a group is that of the same
+        lists if only the held-out items of the group are hits; users without
+        such items are left out.
+        """
+        name = self.best_metric
+        if name not in evaluation.per_user:
+            return {}
+        lengths = self.fold_in.counts
+        values_U = evaluation.per_user[name]
+        groups = {"history_length": by_history_length(values_U, lengths)}
+        kind, k = metrics_lib.parse(name)
+        if kind not in metrics_lib.HIT_METRICS:
+            return groups
+        held_out, item_UK = self.held_out, evaluation.lists.item_UK
+        hits_UK = metrics_lib.hits(item_UK, held_out.indptr, held_out.indices)
+        group_I = self._items.popularity_group_I
+        user_N = np.repeat(np.arange(held_out.n_users), held_out.counts)
+        groups["item_popularity"] = []
+        for group, bucket in enumerate(list_metrics.POPULARITY_GROUPS):
+            is_inside_N = group_I[held_out.indices] == group
+            n_U = np.bincount(user_N[is_inside_N], minlength=held_out.n_users)
+            inside_UK = hits_UK & (group_I[item_UK] == group)
+            values_U = metrics_lib.HIT_METRICS[kind](inside_UK, n_U, k)
+            n_items = int((group_I == group).sum())
+            groups["item_popularity"].append(
+                {
+                    "bucket": bucket,
+                    "items": n_items,
+                    **mean_and_stderr(values_U),
+                }
+            )
+        return groups
+
     @functools.cached_property
     def _items(self) -> list_metrics.Items:
         return list_metrics.Items(self.train)

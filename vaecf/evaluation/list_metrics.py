@@ -17,9 +17,11 @@ import numpy as np
 
 from vaecf.data.interactions import Interactions
 
-# The most popular items that hold this part of the interactions are the head of
-# the catalogue; the others are its long tail.
-_HEAD_PERCENT = 80
+# Groups of items by popularity. The head is the most popular items that hold
+# 20 % of the training interactions; the tail, or long tail, is all items but
+# the most popular ones that hold 80 %.
+POPULARITY_GROUPS = ("head", "mid", "tail")
+_PERCENTS = (20, 80)
 _BLOCK = 1 << 22  # similarities in memory at once
 
 
@@ -39,19 +41,21 @@ class Items:
         """Share of the training users who have the item, float64 [I]."""
         return self.count_I / max(1, self.train.n_users)
 
-    def outside_head(self, percent: int) -> np.ndarray:
-        """Returns the items outside the head of the catalogue, bool [I].
+    @functools.cached_property
+    def popularity_group_I(self) -> np.ndarray:
+        """Index in `POPULARITY_GROUPS` of each item, int64 [I].
 
-        The head is the shortest list of the most popular items that holds at
-        least `percent` % of the interactions. Of equally popular items the one
-        of the lower index comes first.
+        A part of the catalogue that holds so many % of the interactions is the
+        shortest list of the most popular items that holds at least so many. Of
+        equally popular items the one of the lower index comes first.
         """
         order = np.argsort(-self.count_I, kind="stable")
         held = 100 * np.cumsum(self.count_I[order])
-        n_head = 1 + np.searchsorted(held, percent * self.train.nnz)
-        outside = np.ones(self.train.n_items, bool)
-        outside[order[:n_head]] = False
-        return outside
+        group_I = np.zeros(self.train.n_items, np.int64)
+        for percent in _PERCENTS:
+            n_inside = 1 + np.searchsorted(held, percent * self.train.nnz)
+            group_I[order[n_inside:]] += 1
+        return group_I
 
     @functools.cached_property
     def by_user(self) -> Any:
@@ -174,7 +178,8 @@ def long_tail(lists: Lists, k: int) -> np.ndarray:
     al. 2019 ("Managing popularity bias in recommender systems with
     personalized re-ranking"), with the split of Elliot (Anelli et al. 2021).
     """
-    is_tail_I = lists.items.outside_head(_HEAD_PERCENT)
+    tail = POPULARITY_GROUPS.index("tail")
+    is_tail_I = lists.items.popularity_group_I == tail
     return lists.mean(is_tail_I.astype(np.float64), k)
 
 

@@ -32,6 +32,11 @@ _TITLES = {
     "train/kl": "Training: KL divergence, nats per user",
     "train/anneal": "Training: weight of the KL term",
 }
+# What the groups of results.json differ in.
+_GROUPS = {
+    "history_length": "items in the history",
+    "item_popularity": "popularity of the held-out items",
+}
 # Greys; the other colours are those of matplotlib's current style.
 DARK, LIGHT = "0.4", "0.65"
 
@@ -215,20 +220,79 @@ def metrics_bars(rows: tables.Rows) -> Figure | None:
     return figure
 
 
-def plot_history_lengths(
-    buckets: Sequence[Mapping[str, Any]], axes: Axes, *, metric: str
+def plot_groups(
+    models: Mapping[str, Any],
+    axes: Axes,
+    *,
+    metric: str,
+    of: str,
 ) -> None:
-    """Plots a metric by the length of the users' histories.
+    """Plots a metric of every model by groups of users or of items.
 
-    `buckets` are mappings with "bucket" (e.g. "5-9"), "mean", "stderr" and
-    "users", in order.
+    The first model is highlighted. The points of a group stand side by side,
+    with standard errors.
+
+    Args:
+      models: for each model, mappings with "bucket" (e.g. "5-9"), "mean",
+        "stderr", "users" and perhaps "items", in order.
+      of: what the groups differ in, such as "items in the history".
     """
-    places, label = range(len(buckets)), tables.metric_label(metric)
-    means, errors = zip(*map(tables.cell_values, buckets), strict=True)
-    axes.errorbar(places, means, errors, fmt="o", color="C0")
-    texts = [f"{b['bucket']}\n{b['users']:,} users" for b in buckets]
-    axes.set_xticks(places, texts)
+    first = next(iter(models.values()))
+    places = {group["bucket"]: place for place, group in enumerate(first)}
+    width = 0.7 / len(models)
+    markers = itertools.cycle("osD^vPX*<>")
+    for n, (model, groups) in enumerate(models.items()):
+        groups = [group for group in groups if group["bucket"] in places]
+        shift = (n - (len(models) - 1) / 2) * width
+        at = [places[group["bucket"]] + shift for group in groups]
+        means, errors = zip(*map(tables.cell_values, groups), strict=True)
+        colour, size = ("C0", 5) if n == 0 else (DARK, 4)
+        axes.errorbar(
+            *(at, means, errors),
+            fmt=next(markers),
+            color=colour,
+            markersize=size,
+            elinewidth=1,
+            markerfacecolor=colour if n == 0 else "white",
+            clip_on=False,  # a marker at 0 is whole
+            label=model,
+        )
+    texts = [_group_text(group) for group in first]
+    axes.set_xticks(range(len(first)), texts)
+    axes.set_xlim(-0.5, len(first) - 0.5)
     axes.set_ylim(bottom=0)
     axes.grid(visible=False, axis="x")
-    axes.set_title(f"{label} by length of history")
-    axes.set(xlabel="items in the history", ylabel=f"{label}, ± s.e.")
+    label = tables.metric_label(metric)
+    axes.set_title(f"{label} by {of}")
+    axes.set(ylabel=f"{label}, ± s.e.")
+
+
+def _group_text(group: Mapping[str, Any]) -> str:
+    items = f" ({group['items']:,} items)" if "items" in group else ""
+    return f"{group['bucket']}{items}\n{group['users']:,} users"
+
+
+def groups_figure(
+    results: Mapping[str, Any], *, metric: str, name: str
+) -> Figure | None:
+    """Returns plots by length of history and by popularity of the items.
+
+    Returns None if the results have neither. `name` is the run's model; the
+    groups of a model are where `tables.results_rows` describes its splits.
+    """
+    plots = {
+        of: models
+        for key, of in _GROUPS.items()
+        if (models := tables.results_rows(results, split=key, name=name))
+    }
+    if not plots:
+        return None
+    with new_figure(len(plots), columns=2, height=3.0) as figure:
+        for (of, models), axes in zip(plots.items(), figure.axes, strict=False):
+            plot_groups(models, axes, metric=metric, of=of)
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=3,
+        )
+    return figure

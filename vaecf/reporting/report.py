@@ -55,8 +55,8 @@ def write_report(
       records: records of metrics.jsonl (`writers.read_records`).
       results: see `tables.results_rows`. Further keys, all optional:
         "users_left_out" of the test, "train" {"users_per_second", "seconds"},
-        "history_length" (see `plots.plot_history_lengths`), and "linear"
-        {"gain", "prior"}, the weights of a blend.
+        "history_length" and "item_popularity" (see `plots.plot_groups`), and
+        "linear" {"gain", "prior"}, the weights of a blend.
       environment: see `environment`.
       recommendations: see `tables.recommendations_table`.
       facts: further lists of names and values, by heading.
@@ -89,7 +89,7 @@ def write_report(
         results=results,
         timedelta=datetime.timedelta,
         history=history,
-        figures=_figures(history, results, rows, metric),
+        figures=_figures(history, results, rows, metric, model_name),
         recommendations=recommendations,
         facts={
             **(facts or {}),
@@ -111,6 +111,7 @@ def _figures(
     results: Mapping[str, Any],
     rows: Mapping[str, tables.Rows],
     metric: str,
+    model_name: str,
 ) -> dict[str, str]:
     """Returns the URL of each figure that has data, by name.
 
@@ -131,10 +132,9 @@ def _figures(
         with plots.new_figure(1) as figure:
             plots.plot_throughput(history, figure.axes[0])
         figures["Training speed"] = figure
-    if buckets := results.get("history_length"):
-        with plots.new_figure(1) as figure:
-            plots.plot_history_lengths(buckets, figure.axes[0], metric=metric)
-        figures["Short and long histories"] = figure
+    figures["Groups of users and items"] = plots.groups_figure(
+        results, metric=metric, name=model_name
+    )
     return {
         name: "data:image/svg+xml;base64,"
         + base64.b64encode(plots.to_svg(figure).encode()).decode()

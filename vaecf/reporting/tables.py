@@ -52,11 +52,10 @@ def is_accuracy(name: str) -> bool:
     return name.partition("@")[0] not in _PROPERTIES
 
 
-def means_note(metrics: Iterable[str]) -> str:
-    """Returns what the cells of a table of these metrics are."""
+def recall_notes(metrics: Iterable[str]) -> list[str]:
+    """Returns what the kinds of recall among the metrics divide by."""
     kinds = {name.partition("@")[0] for name in metrics}
-    recalls = [text for kind, text in _RECALLS.items() if kind in kinds]
-    return "; ".join([_MEANS, *recalls])
+    return [text for kind, text in _RECALLS.items() if kind in kinds]
 
 
 def printable(text: object, *, keep: str = "") -> str:
@@ -200,8 +199,8 @@ def results_table(
             lines[-1][metric_label(metric)] = text
     users = users_text(rows, users_left_out)
     about = printable(f"dataset {dataset}, protocol {protocol}, {users}")
-    note = f"{means_note(metric_names(rows))}; * largest mean"
-    return f"Test users\n{about}\n\n{format_table(lines)}\n\n{note}"
+    notes = [_MEANS, "* largest mean", *recall_notes(metric_names(rows))]
+    return f"Test users\n{about}\n\n{format_table(lines)}\n\n{'; '.join(notes)}"
 
 
 def history_text(history: Sequence[object], shown: int) -> str:
@@ -238,7 +237,7 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
     names = [name for name in ("dataset", "protocol") if compared[name]]
     about = [f"{name} {compared[name]}" for name in names]
     about.append(_users(compared["users"], compared["left_out"]))
-    note = means_note(compared["metrics"])
+    note = "; ".join([_MEANS, *recall_notes(compared["metrics"])])
     if any(group["seeds"] > 1 for group in groups.values()):
         note += "; where the seed is 'mean', over seeds"
     blocks = [
