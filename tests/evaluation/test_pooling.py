@@ -46,6 +46,8 @@ def fold(number, l2, with_baseline=True):
         values[1] = np.nan
         cells = {METRIC: mean_and_stderr(values)}
         part = {"validation": cells, "test": cells}
+        # As if all held-out items were in the head.
+        part["item_popularity"] = [{"bucket": "head", **cells[METRIC]}]
         label = name
         if name == "ease":
             results["ease"] = {**part, "l2": l2, "fit_seconds": 2.0}
@@ -91,7 +93,12 @@ def test_models_are_pooled_by_name(settings):
             "stderr": pytest.approx(real.std(ddof=1) / math.sqrt(8)),
             "users": 8,
         }
-    assert sum(row["users"] for row in pooled["history_length"]) == 8
+    for model in (pooled, pooled["ease"]):
+        lengths = model["history_length"]
+        assert sum(row["users"] for row in lengths) == 8
+        (head,) = model["item_popularity"]
+        assert head == {"bucket": "head", **model["test"][METRIC]}
+    assert "item_popularity" not in pooled["folds"][0]["ease"]
 
 
 def test_a_baseline_of_one_fold_is_left_out():

@@ -30,7 +30,8 @@ def pool(
 
     Args:
       model: name of the model that the folds trained.
-      metric: metric by which users are grouped by their history length.
+      metric: the metric of the groups (`Evaluator.groups`). The head of the
+        catalogue may differ between folds.
     """
     every = [results for results, _ in folds]
     pooled: dict[str, Any] = {"validation": _pool_split(every, "validation")}
@@ -39,11 +40,7 @@ def pool(
         pooled["test"] = _pool_split(every, "test")
         pooled["users_left_out"] = sum(r["users_left_out"] for r in every)
         frames[model] = _concatenated([f[model] for _, f in folds], model)
-        if metric in frames[model].columns:
-            pooled["history_length"] = by_history_length(
-                frames[model][metric].to_numpy(),
-                frames[model]["fold_in"].to_numpy(),
-            )
+        pooled |= _pool_groups(every, frames[model], metric)
     for name in BASELINES:
         if not all(name in results for results in every):
             continue
@@ -60,13 +57,14 @@ def pool(
         label = baselines.label(name, pooled[name])
         parts = [f[baselines.label(name, r[name])] for r, f in folds]
         frames[label] = _concatenated(parts, label)
+        pooled[name] |= _pool_groups(of_folds, frames[label], metric)
     names = ("train", "linear", *BASELINES)
     pooled["folds"] = [
         {
             name: {
                 key: value
                 for key, value in results[name].items()
-                if not isinstance(value, Mapping)
+                if not isinstance(value, Mapping | list)
             }
             for name in names
             if name in results
@@ -80,6 +78,23 @@ def _concatenated(parts: Sequence[pl.DataFrame], model: str) -> pl.DataFrame:
     import polars as pl
 
     return pl.concat(parts).with_columns(model=pl.lit(model))
+
+
+def _pool_groups(
+    results: Sequence[Mapping[str, Any]], frame: pl.DataFrame, metric: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns the groups of one model over all users; `frame` has them all."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    if metric in frame.columns:
+        values, lengths = (frame[key].to_numpy() for key in (metric, "fold_in"))
+        groups["history_length"] = by_history_length(values, lengths)
+    key = "item_popularity"
+    if all(key in result for result in results):
+        groups[key] = [
+            {"bucket": rows[0]["bucket"], **pool_cells(rows)}
+            for rows in zip(*(result[key] for result in results), strict=True)
+        ]
+    return groups
 
 
 def _pool_split(
@@ -103,7 +118,7 @@ def pool_cells(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Args:
       cells: {'mean', 'stderr', 'users'} of disjoint users.
     """
-    cells = [cell for cell in cells if cell["users"]]
+    cells = [cell for cell in cells if cell["mean"] is not None]
     users = np.array([cell["users"] for cell in cells])
     n = int(users.sum())
     if not n:
