@@ -25,7 +25,10 @@ class BaselineConfig:
         grid=(0.0, 3.0, 10.0, 30.0, 100.0, 300.0),
     )
     ials_factors: int = setting(
-        64, "Factors of implicit ALS.", COUNT, grid=(16, 32, 64, 128)
+        64,
+        "Factors of implicit ALS.",
+        COUNT,
+        grid=(16, 32, 64, 128, 256, 512),
     )
     ials_l2: float = setting(
         0.003,
