@@ -209,12 +209,12 @@ def fit(
     Raises:
       VaecfError: the factors are not finite.
     """
-    rng, shape = np.random.default_rng(0), (train.n_items, int(factors))
+    rng, shape = np.random.default_rng(0), (train.n_items, factors)
     item_IF = rng.normal(0, 0.1 / factors**0.5, shape).astype(np.float32)
-    user_UF = np.zeros((train.n_users, int(factors)), np.float32)
+    user_UF = np.zeros((train.n_users, factors), np.float32)
     of_users = train.to_scipy()
     of_items = of_users.T.tocsr()
-    for _ in range(int(iterations)):
+    for _ in range(iterations):
         item_IF, user_UF = _half_sweep(item_IF, user_UF, of_users, l2, alpha)
         user_UF, item_IF = _half_sweep(user_UF, item_IF, of_items, l2, alpha)
     padding = mesh_lib.padded_items(train.n_items) - train.n_items

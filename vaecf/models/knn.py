@@ -51,5 +51,5 @@ def fit(train: Any, neighbours: int, shrinkage: float) -> dict[str, np.ndarray]:
         near = near.tocsr()
         near.eliminate_zeros()
         near.sort_indices()
-        nearest.append(sparse_item_item.largest(near, int(neighbours)))
+        nearest.append(sparse_item_item.largest(near, neighbours))
     return sparse_item_item.pack(scipy.sparse.vstack(nearest).T)
