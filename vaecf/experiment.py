@@ -262,7 +262,7 @@ def _train(run: _Run) -> None:
     config, dataset = run.config, run.dataset
     policy = precision.policy(config.precision.policy)
     run.log(
-        f"training {config.title} on {dataset.name}: "
+        f"training {config.title} on {dataset.about}: "
         f"{dataset.train.n_users:,} users, {dataset.n_items:,} items, "
         f"{dataset.train.nnz:,} interactions; batches of "
         f"{config.train.batch_size:,}, {policy.name}, {run.mesh.size} x "

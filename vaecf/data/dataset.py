@@ -79,6 +79,11 @@ class Dataset:
             )
 
     @property
+    def about(self) -> str:
+        """Name and protocol, without which no result means anything."""
+        return f"dataset {self.name}, protocol {self.protocol}"
+
+    @property
     def n_items(self) -> int:
         """Size of the item vocabulary."""
         return len(self.items)

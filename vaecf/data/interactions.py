@@ -231,7 +231,7 @@ class Interactions:
 
 
 class HeldOut(NamedTuple):
-    """Users that are never trained on, row for row in both matrices."""
+    """Users with held-out interactions, row for row in both matrices."""
 
     fold_in: Interactions  # the items that a model sees of each user
     held_out: Interactions  # the items to predict; possibly none for a user

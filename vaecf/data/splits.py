@@ -1,5 +1,7 @@
 """Splits users for strong generalisation: held-out users are never trained on.
 
+Splits of known users are in `known_users`.
+
 ``paper`` and ``recipe`` reproduce published splits draw for draw, so that
 numbers can be compared. ``vaecf`` is for all other data.
 

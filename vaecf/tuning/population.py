@@ -150,7 +150,7 @@ def train_grid(
         for directory, config in zip(directories, configs, strict=True):
             stack.enter_context(workdir_lib.locked(directory))
             workdir_lib.check_or_create(directory, config, dataset)
-        log(f"training {len(members)} members on {dataset.name}")
+        log(f"training {len(members)} members on {dataset.about}")
         rows = train_members(
             configs, directories, dataset, train_member, log=log
         )
@@ -168,7 +168,9 @@ def train_grid(
             "every member failed, see above: change the settings, and choose "
             "another workdir"
         )
-    log(f"\n{tables.format_table(sound)}\n\ntable: {path}")
+    about = tables.printable(dataset.about)
+    table = tables.format_table(sound)
+    log(f"\nValidation users\n{about}\n\n{table}\n\ntable: {path}")
     return rows
 
 

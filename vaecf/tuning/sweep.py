@@ -97,11 +97,11 @@ def sweep(
         else:
             _work_in_processes(plan, workers, log)
     except KeyboardInterrupt:
-        summarise(plan, study, log)
+        summarise(plan, study, dataset.about, log)
         raise KeyboardInterrupt(
             f"{progress()}; the same call resumes the sweep ({plan.workdir})"
         ) from None
-    rows = summarise(plan, study, log)
+    rows = summarise(plan, study, dataset.about, log)
     if len(study_lib.finished(study)) < plan.trials:
         log(f"{progress()}; other workers, or the next call, run the rest")
     elif not any(row["state"] == "complete" for row in rows):
@@ -341,7 +341,7 @@ def _worker(plan: SweepPlan) -> None:
 
 
 def summarise(
-    plan: SweepPlan, study: optuna.Study, log: Log
+    plan: SweepPlan, study: optuna.Study, about: str, log: Log
 ) -> list[dict[str, Any]]:
     """Writes trials.csv and best.json, and returns the rows."""
     rows = [_row(plan, trial) for trial in study_lib.counted(study)]
@@ -370,7 +370,8 @@ def summarise(
         for row in complete[:_SHOWN]
     ]
     log(
-        f"\nBest of {len(complete)} complete trials, by validation users\n\n"
+        f"\nBest of {len(complete)} complete trials, by validation users\n"
+        f"{tables.printable(about)}\n\n"
         f"{tables.format_table(shown)}\n\ntrials: {path}\n"
         f"best: {plan.workdir / 'best.json'}"
     )
