@@ -39,18 +39,24 @@ TEST_SHARE, TEST_ITEMS = 0.2, 1  # defaults
 _TRAIN, _VALIDATION, _TEST, _DROPPED = range(4)
 
 
-def count_pairs(ratings: Ratings) -> dict[str, int]:
+def count_pairs(ratings: Ratings, repeated: int) -> dict[str, int]:
     """Counts the (user, item) pairs in several parts; {} without parts.
+
+    `repeated` is the number of rows that repeat a pair.
 
     `collapse_duplicates` keeps such a pair in the earliest part, so that
     nothing is held out that the user's history holds.
     """
     if ratings.part is None:
         return {}
-    pair = ratings.user.astype(np.int64) * len(ratings.item_ids) + ratings.item
-    in_part = np.unique(pair * len(values.PARTS) + ratings.part)
-    _, parts = np.unique(in_part // len(values.PARTS), return_counts=True)
-    return {"pairs_in_several_parts": int((parts > 1).sum())}
+    several = 0
+    if repeated:
+        n_items, n_parts = len(ratings.item_ids), len(values.PARTS)
+        pair = ratings.user.astype(np.int64) * n_items + ratings.item
+        in_part = np.unique(pair * n_parts + ratings.part)
+        _, parts = np.unique(in_part // n_parts, return_counts=True)
+        several = int((parts > 1).sum())
+    return {"pairs_in_several_parts": several}
 
 
 def split(

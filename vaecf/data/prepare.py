@@ -299,8 +299,9 @@ def _filter_and_split(
     counts = dict(ratings.counts)
     repeated = 0
     if is_known or entry.protocol == "vaecf":
-        counts |= known_users.count_pairs(ratings)
-        ratings, repeated = collapse_duplicates(ratings)
+        rows = ratings
+        ratings, repeated = collapse_duplicates(rows)
+        counts |= known_users.count_pairs(rows, repeated)
     ratings, filtered = filters.filter_ratings(
         ratings,
         min_items_per_user=entry.min_items_per_user,
