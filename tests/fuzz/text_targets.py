@@ -73,7 +73,7 @@ def table(rng, separator=",", quoted=True, n_rows=None):
     rng.shuffle(columns)
     kind = rng.choice(["number", "word", "spaces"])
     rows = [columns]
-    for _ in range(n_rows or rng.randint(1, rng.choice([4, 12, 40]))):
+    for _ in range(n_rows or rng.randint(1, rng.choice([3, 6, 12, 40]))):
         row = []
         for column in columns:
             if column in ("user", "item"):
@@ -157,7 +157,7 @@ def malformed_row(rng: random.Random, folder: pathlib.Path) -> str:
     text = end.join(lines) + rng.choice(["", end])
     path = folder / f"ratings.{'tsv' if separator == chr(9) else 'csv'}"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    text_files.BLOCK_BYTES = rng.choice([7, 64, 1 << 24])
+    text_files.BLOCK_BYTES = rng.choice([7, 64, 256, 1 << 24])
     found = pairs(read_ratings(path))  # VaecfError: refused
     expected = reference(text, separator, "user", "item", quoted=quoted)
     assert found == expected, (kind, text, found, expected)
@@ -218,7 +218,7 @@ def tables(rng: random.Random, folder: pathlib.Path) -> str:
     )  # fmt: skip
     path = folder / name
     path.write_bytes(pack(data))
-    text_files.BLOCK_BYTES = rng.choice([5, 50, 1 << 24])
+    text_files.BLOCK_BYTES = rng.choice([5, 50, 250, 1 << 24])
     try:
         found = pairs(read_ratings(path, **settings))
     except VaecfError as error:

@@ -293,33 +293,34 @@ def encode_ids(column: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:
     """
     import polars as pl
 
-    distinct = column.unique()
-    physical = distinct.to_physical().to_numpy()
-    texts, n_floats = whole_numbers(distinct.cast(pl.String))
-    numbers = texts.cast(pl.Int64, strict=False)
-    all_integers = (
-        texts.str.contains(CANONICAL_INTEGER).all() and not numbers.null_count()
+    text = pl.col("id").cast(pl.String)
+    distinct = (
+        column.unique()
+        .to_frame("id")
+        .select(
+            text.alias("text"),
+            code=pl.col("id").to_physical(),
+            is_float=text.str.contains(WHOLE_FLOAT),
+            is_integer=text.str.contains(CANONICAL_INTEGER),
+        )
     )
-    ids: pl.Series = numbers if all_integers else texts
-    order = ids.arg_sort().to_numpy()
-    codes = np.empty(int(physical.max()) + 1, np.int32)
+    texts, physical = distinct["text"], distinct["code"].to_numpy()
+    is_whole = (distinct["is_float"] | distinct["is_integer"]).all()
+    n_floats = int(distinct["is_float"].sum()) if is_whole else 0
+    if n_floats:
+        texts = texts.str.replace(r"\.0+$", "")
+    numbers = texts.cast(pl.Int64, strict=False)
+    if is_whole and not numbers.null_count():
+        ids = numbers.to_numpy()
+        order = np.argsort(ids)
+    else:
+        ids = np.array(texts.to_list(), object)
+        order = texts.arg_sort().to_numpy()
+    ids = ids[order]
+    codes = np.zeros(int(physical.max()) + 1, np.int32)
     codes[physical[order]] = np.arange(len(order), dtype=np.int32)
-    ids = ids.gather(order)
     if n_floats:  # 12 and 12.0 are one id
-        is_first = np.r_[True, (ids[1:] != ids[:-1]).to_numpy()]
+        is_first = np.r_[True, ids[1:] != ids[:-1]]
         codes = (np.cumsum(is_first) - 1).astype(np.int32)[codes]
-        ids = ids.filter(is_first)
-    raw = ids.to_numpy() if all_integers else np.array(ids.to_list(), object)
-    return codes[column.to_physical().to_numpy()], raw, n_floats
-
-
-def whole_numbers(texts: pl.Series) -> tuple[pl.Series, int]:
-    """Removes ".0" from ids, if all are whole numbers; returns how many."""
-    floats = texts.str.contains(WHOLE_FLOAT)
-    n_floats = int(floats.sum())
-    if (
-        not n_floats
-        or not (floats | texts.str.contains(CANONICAL_INTEGER)).all()
-    ):
-        return texts, 0
-    return texts.str.replace(r"\.0+$", ""), n_floats
+        ids = ids[is_first]
+    return codes[column.to_physical().to_numpy()], ids, n_floats
