@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import csr_of, from_sets
 
@@ -133,6 +133,7 @@ def evaluations(draw):
     return *zip(*users, strict=True), train, depth, n_items
 
 
+@settings(deadline=None)  # the first call imports SciPy
 @given(
     evaluations(),
     st.integers(1, 8),

@@ -84,8 +84,8 @@ def users(draw):
     return [p[0] for p in pairs], [p[1] for p in pairs], depth
 
 
-@given(users(), st.integers(1, 14))
-def test_against_sets_and_loops(args, k):
+@given(users(), st.integers(1, 14), st.sampled_from([1, 30, metrics._TABLE]))
+def test_against_sets_and_loops(args, k, table):
     lists, held_out, depth = args
     ranked_UK = padded(lists, depth)
     assert BRUTE_FORCE.keys() == metrics.HIT_METRICS.keys()
@@ -94,7 +94,9 @@ def test_against_sets_and_loops(args, k):
             reference(items, held, k) if held else math.nan
             for items, held in zip(lists, held_out)
         ]
-        got = per_user(kind, ranked_UK, held_out, k)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(metrics, "_TABLE", table)
+            got = per_user(kind, ranked_UK, held_out, k)
         assert got.dtype == np.float64
         np.testing.assert_allclose(
             got, np.array(expected, float), rtol=1e-12, err_msg=kind
@@ -180,8 +182,8 @@ def test_by_hand(kind, k, expected):
 
 
 def test_hits():
-    """User 3's keys pass 2^31 and 2^32: int32 would find the wrong ones."""
-    top = 2**31 - 2
+    """A catalogue of which the table holds one user, and more than one part."""
+    top = metrics._TABLE + 5
     ranked_UK = np.array([[top, 0, -1]] * 3 + [[0, top, 7]], np.int32)
     np.testing.assert_array_equal(
         metrics.hits(ranked_UK, *csr_of([[], [top], [1], [7, top]])),

@@ -18,6 +18,8 @@ from vaecf.errors import VaecfError, did_you_mean
 from vaecf.evaluation import list_metrics
 from vaecf.evaluation.list_metrics import divide
 
+_TABLE = 1 << 20  # bytes of the table in `hits`
+
 
 def hits(
     ranked_UK: np.ndarray, indptr: np.ndarray, indices: np.ndarray
@@ -38,18 +40,25 @@ def hits(
         raise ValueError(
             f"{n_users} ranked lists for {len(indptr) - 1} held-out users"
         )
+    found_UK = np.zeros((n_users, depth), bool)
     if depth == 0 or len(indices) == 0:
-        return np.zeros((n_users, depth), bool)
-    # One key per (user, item) pair: membership is a sorted search and needs no
-    # users x items array. The keys exceed 2^31, hence int64.
-    width = int(max(ranked_UK.max(initial=0), np.max(indices))) + 1
-    user_of = np.repeat(np.arange(n_users, dtype=np.int64), np.diff(indptr))
-    held_keys = user_of * width + indices
-    rows = np.arange(n_users, dtype=np.int64)[:, None]
-    keys = np.where(ranked_UK >= 0, rows * width + ranked_UK, -1)
-    position = np.searchsorted(held_keys, keys)
-    found = held_keys[np.minimum(position, len(held_keys) - 1)] == keys
-    return found & (ranked_UK >= 0)
+        return found_UK
+    # Marks the held-out items of a few users at a time in a table of users x
+    # items that fits into a processor's cache: several times as fast as a
+    # sorted search. The last column is what -1 refers to, and stays False.
+    width = int(max(ranked_UK.max(initial=0), np.max(indices))) + 2
+    size = max(1, _TABLE // width)
+    table = np.zeros((size, width), bool)
+    user_N = np.repeat(np.arange(n_users), np.diff(indptr)) % size
+    for first in range(0, n_users, size):
+        ranked_BK = ranked_UK[first : first + size]
+        own = slice(indptr[first], indptr[first + len(ranked_BK)])
+        marked = user_N[own], indices[own]
+        table[marked] = True
+        row_B = np.arange(len(ranked_BK))[:, None]
+        found_UK[first : first + size] = table[row_B, ranked_BK]
+        table[marked] = False
+    return found_UK
 
 
 def ndcg(hits_UK: np.ndarray, n_held_out_U: np.ndarray, k: int) -> np.ndarray:
