@@ -23,9 +23,9 @@ from vaecf.models import registry
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import recipe_log, report, tables, writers
-from vaecf.serving import latency, samples
+from vaecf.serving import fit, latency, samples
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
-from vaecf.training import loop, optimizers, precision
+from vaecf.training import optimizers, precision
 from vaecf.training import state as state_lib
 
 
@@ -261,23 +261,23 @@ def _train(run: _Run) -> None:
     """Sets results['train'] and drops the results of an earlier model."""
     config, dataset = run.config, run.dataset
     policy = precision.policy(config.precision.policy)
+    how = (
+        f"; batches of {config.train.batch_size:,}, {policy.name}, "
+        f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    )
     run.log(
         f"training {config.title} on {dataset.about}: "
         f"{dataset.train.n_users:,} users, {dataset.n_items:,} items, "
-        f"{dataset.train.nnz:,} interactions; batches of "
-        f"{config.train.batch_size:,}, {policy.name}, {run.mesh.size} x "
-        f"{run.mesh.devices.flat[0].device_kind}"
+        f"{dataset.train.nnz:,} interactions{'' if config.is_fitted else how}"
     )
     began = time.perf_counter()
     trace_dir = run.workdir / "trace" if run.actions.trace else None
-    summary = loop.train(
-        config,
-        dataset,
-        run.workdir,
+    summary = fit.train(
+        *(config, dataset, run.workdir),
         extra_writer=run.recipe_log,
         trace_dir=trace_dir,
         log=run.log,
-    ).summary
+    )
     if summary["epochs"] != run.results.get("train", {}).get("epochs"):
         run.results.clear()
         if processes.is_lead():

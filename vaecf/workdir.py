@@ -4,6 +4,7 @@ config.json      settings of the run
 dataset.json     manifest of the dataset
 items.parquet    raw item ids, so that the directory is self-contained
 linear/          the linear branch of a blend
+fitted/          parameters of a model that is fitted in one go
 checkpoints/     latest (to resume) and best (to use)
 metrics.jsonl    one record per line;  tensorboard/  the same as events
 results.json     metrics of the test users, and the speed of training
@@ -39,7 +40,7 @@ from vaecf.files import (  # noqa: F401  (how a workdir's files are written)
 CONFIG, DATASET, ITEMS = "config.json", "dataset.json", "items.parquet"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 RESULTS, PER_USER, REPORT = "results.json", "per_user.parquet", "report.html"
-LINEAR, WEIGHTS = "linear", "weights.json"
+LINEAR, WEIGHTS, FITTED = "linear", "weights.json", "fitted"
 # Name of a setting in older runs -> its name now.
 _RENAMED = {"train.alternate": "train.alternating_epochs"}
 MEMBERS, SWEEP = "members.csv", "sweep.json"
@@ -191,8 +192,8 @@ def check_or_create(
       VaecfError: the workdir holds another run; names the keys that differ.
     """
     require_no_other(workdir, "run")
-    # A run without a checkpoint has no results that a change could invalidate.
-    if (workdir / CHECKPOINTS).is_dir():
+    # A run without a model has no results that a change could invalidate.
+    if any((workdir / name).is_dir() for name in (CHECKPOINTS, FITTED)):
         old = read_config(workdir)
         if not train:
             old = dataclasses.replace(old, precision=config.precision)

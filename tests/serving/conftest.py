@@ -12,7 +12,9 @@ from oracles import decode, encode, float64
 from vaecf.serving.recommender import Recommender
 
 N_ITEMS = 30
-SETTINGS = dict(hidden=(12,), latent=4, batch_size=32, patience=None)
+SETTINGS = dict(
+    model="mult_vae", hidden=(12,), latent=4, batch_size=32, patience=None
+)
 
 
 class Shop(NamedTuple):

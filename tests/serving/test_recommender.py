@@ -18,7 +18,7 @@ from vaecf.serving import trained_model
 from vaecf.serving.recommender import Recommender
 from vaecf.workdir import read_json
 
-SMALL = dict(hidden=(12,), latent=4, batch_size=32, epochs=1)
+SMALL = dict(model="mult_vae", hidden=(12,), latent=4, batch_size=32, epochs=1)
 SETTINGS = {**SMALL, "epochs": 4, "learning_rate": 0.03, "patience": None}
 
 
@@ -39,8 +39,8 @@ def test_checkerboard():
         board[u, u % 2 :: 2] = 1
     np.fill_diagonal(board, 0)
     recommender = Recommender(
-        hidden=(16,), latent=4, epochs=50, batch_size=24, learning_rate=0.04,
-        patience=None, seed=1,
+        model="mult_vae", hidden=(16,), latent=4, epochs=50, batch_size=24,
+        learning_rate=0.04, patience=None, seed=1,
     )  # fmt: skip
     matrix = scipy.sparse.csr_matrix(board)
     recommender.fit(matrix, validation_users=0)
@@ -474,7 +474,8 @@ def test_messages_go_to_the_logger_vaecf(shop, caplog):
 
 
 def test_repr(shop):
-    assert repr(Recommender()) == "Recommender(mult_vae, not fitted)"
+    alone = Recommender("mult_vae")
+    assert repr(alone) == "Recommender(mult_vae, not fitted)"
     blend = repr(Recommender.blend())
     assert blend == "Recommender(rec_vae+linear, not fitted)"
     assert repr(shop.recommender).startswith("Recommender(mult_vae, 30 items")

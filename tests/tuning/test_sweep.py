@@ -16,6 +16,10 @@ from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import find_dataset
 from vaecf.errors import VaecfError
+from vaecf.evaluation import scorers
+from vaecf.evaluation.evaluator import Evaluator
+from vaecf.models import linear
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import trained_model
 from vaecf.serving.trained_model import load
 from vaecf.training import loop
@@ -424,3 +428,24 @@ def test_every_worker_has_trials(plan, monkeypatch):
         made = plan(trials=trials, population=population, space=NUMBERS)
         sweep_lib.sweep(made, workers=2, log=quiet)
     assert seen == [4, 3, 3]
+
+
+def test_a_sweep_of_a_model_without_epochs(plan, base):
+    """Each trial is one fit, and its value is that of its validation."""
+    rows = sweep_lib.sweep(
+        plan(
+            base=config_lib.replace(base, {"model.name": "ease"}),
+            space={"baseline.ease_l2": {"choices": [1.0, 100.0]}},
+            trials=2,
+        ),
+        log=quiet,
+    )
+    dataset = find_dataset(base.data.dir)
+    users = Evaluator.for_split(
+        dataset, "validation", base.eval, mesh_lib.make_mesh(1, 1)
+    )
+    ranker = users.compile(scorers.fitted("ease", dataset.n_items))
+    for row in rows:
+        params = linear.fit(dataset.train, row["params"]["baseline.ease_l2"])
+        value = users.best_value(ranker, ranker.place(params))
+        assert row["value"] == pytest.approx(value)

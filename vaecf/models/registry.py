@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vaecf.config import ModelConfig
+from vaecf.errors import VaecfError
 from vaecf.models import ials, knn, linear, mult_vae, popularity, rec_vae
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
@@ -40,7 +41,15 @@ def make_model(
 
     `policy` is a `vaecf.training.precision.Policy`. `backend` is the platform
     to choose the input layer for; None takes JAX's default.
+
+    Raises:
+      VaecfError: the model is not trained in epochs.
     """
+    if config.name in FITTED:
+        raise VaecfError(
+            f"config.model.name={config.name}: only {', '.join(MODELS)} are "
+            "trained in epochs and have layers; use one of them"
+        )
     lowering = config.input
     if lowering == "auto":
         # Matrix units make the dense product cheap; a CPU is faster at

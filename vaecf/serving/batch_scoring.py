@@ -67,8 +67,9 @@ def score_file(
     """Writes the k best items of every user of a file.
 
     The output has the columns user, rank (from 1), item and score (natural
-    logarithm of the item's probability), with users in order of their first
-    row. It is replaced atomically. The arguments not described here are those
+    logarithm of the item's probability; the score itself of a model without
+    probabilities), with users in order of their first row. It is replaced
+    atomically. The arguments not described here are those
     of `Recommender.recommend`.
 
     Args:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from vaecf import config as config_lib
-from vaecf.config import BLEND, Config
-from vaecf.errors import VaecfError
+from vaecf.config import BLEND, FITTED, Config, fitted_settings
+from vaecf.errors import VaecfError, did_you_mean
 from vaecf.setting import convert
 
-# Keywords of the constructor and the settings that they change; anneal_epochs
-# becomes a number of steps.
+# Keywords of autoencoders and blends, and the settings that they change;
+# anneal_epochs becomes a number of steps.
 KEYWORDS = {
     "model": "model.name",
     "hidden": "model.hidden",
@@ -46,6 +46,31 @@ _LONGEST_ANNEAL = 2**31  # steps; the weight then stays near 0
 _REC_VAE: dict[str, Any] = {"gamma": 0.005, "alternating_epochs": (3, 1)}
 
 
+def complete(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the constructor's keywords, those of a blend with its defaults.
+
+    Raises:
+      TypeError: a keyword is unknown, or not of this model.
+    """
+    known = _keywords(model)
+    for keyword in settings.keys() - known.keys():
+        raise TypeError(
+            f"Recommender(model={model!r}) has no setting {keyword!r}"
+            f"{did_you_mean(keyword, known)}"
+        )
+    if model == "blend":
+        return {**blend(), **settings}
+    return {"model": model, **settings}
+
+
+def _keywords(model: Any) -> dict[str, str]:
+    """Returns the settings of a model by their keywords."""
+    if not (isinstance(model, str) and model in FITTED):
+        return KEYWORDS
+    own = {key: f"baseline.{model}_{key}" for key in fitted_settings(model)}
+    return {"model": "model.name", "seed": "seed", **own}
+
+
 def blend() -> dict[str, Any]:
     """Returns the keywords of `vaecf.config.BLEND`."""
     keywords = {
@@ -63,8 +88,12 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
     Raises:
       VaecfError: a setting is out of range, or not for this model.
     """
+    known = _keywords(name := settings.get("model"))
+    base = config_lib.replace(Config(), {"data.dir": "(in memory)"})
+    if known is not KEYWORDS:
+        changes = {known[key]: value for key, value in settings.items()}
+        return config_lib.replace(base, changes)
     values = {**_DEFAULTS, **settings}
-    name = values.get("model")
     is_rec_vae = isinstance(name, str) and name == "rec_vae"
     if is_rec_vae:
         values = _REC_VAE | values
@@ -73,10 +102,8 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
     anneal_epochs = convert(float, values.pop("anneal_epochs"), "anneal_epochs")
     if anneal_epochs < 0:
         raise VaecfError(f"anneal_epochs={anneal_epochs} must be at least 0")
-    changes = {KEYWORDS[keyword]: value for keyword, value in values.items()}
-    config = config_lib.replace(
-        Config(), {"data.dir": "(in memory)", **changes}
-    )
+    changes = {known[keyword]: value for keyword, value in values.items()}
+    config = config_lib.replace(base, changes)
     if is_rec_vae:
         _check_rec_vae(config)
     steps = -(-n_users // config.train.batch_size)

@@ -8,27 +8,27 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
-from vaecf.config import Config
 from vaecf.data import prepare
-from vaecf.errors import VaecfError, did_you_mean, short
+from vaecf.errors import VaecfError, short
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.evaluation.ranking import DIVERGED
 from vaecf.files import user_path
-from vaecf.serving import keywords
+from vaecf.serving import fit, keywords
 from vaecf.serving.histories import allowed_items, as_histories, count
-from vaecf.serving.trained_model import TrainedModel, load, tune_blend
-from vaecf.training import loop
+from vaecf.serving.trained_model import (
+    SCORES,
+    TrainedModel,
+    load,
+    tune_blend,
+)
 from vaecf.training.checkpoints import no_root_handler
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCORES = ("log_probability", "probability", "logit")
 
 _logger = logging.getLogger("vaecf")
 
@@ -40,18 +40,23 @@ class Recommender:
     that a fitted model serves new users like known ones. New items need a new
     `fit`.
 
-        recommender = Recommender.blend().fit(frame)  # columns user, item
+        recommender = Recommender().fit(frame)  # columns user, item
         recommender.recommend({"ann": [12, 50]}, k=10)
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, model: str = "blend", **settings: Any) -> None:
         """Initialises a recommender to be fitted.
 
         Args:
+          model: 'blend' (default), RecVAE beside a linear branch, the most
+            accurate model on most datasets; 'mult_vae', 'mult_dae' or
+            'rec_vae'; or a model that is fitted in one go: 'ease', 'ials',
+            'itemknn' or 'popularity'.
           **settings: any of these keywords; `vaecf.config` describes them in
-            full.
+            full. 'ease', 'ials', 'itemknn' and 'popularity' have their own,
+            those of `vaecf.baseline_config` such as l2=500, and seed. 'blend'
+            has the defaults of `vaecf.config.BLEND`, and all others these:
 
-            - model: 'mult_vae' (default), 'mult_dae' or 'rec_vae'.
             - hidden: units of the encoder's hidden layers, from the items
               inwards, a tuple or a number; default (600,). rec_vae takes one
               number.
@@ -87,37 +92,30 @@ class Recommender:
             - seed: seed of everything random; default 0.
 
         Raises:
-          TypeError: a keyword is unknown.
+          TypeError: a keyword is unknown, or not of this model.
         """
-        known = keywords.KEYWORDS
-        for keyword in settings.keys() - known.keys():
-            raise TypeError(
-                f"Recommender has no setting {keyword!r}"
-                f"{did_you_mean(keyword, known)}"
-            )
-        self._settings = settings
+        self._settings = keywords.complete(model, settings)
         self._model: TrainedModel | None = None
 
     @classmethod
     def blend(cls, **changes: Any) -> Recommender:
-        """Returns a recommender of a blend: RecVAE beside a linear branch.
+        """Returns a recommender of a blend, with changes of its settings.
 
-        The most accurate model on most datasets. Its settings are
-        `vaecf.config.BLEND` with `changes`, keywords of the constructor.
+        `Recommender(**changes)` is the same. Here `model` may also name the
+        autoencoder beside the linear branch.
         """
-        return cls(**{**keywords.blend(), **changes})
+        changes = {**keywords.blend(), **changes}
+        return cls(**changes)
 
     def __repr__(self) -> str:
         """Returns the model's name, and its size if it is fitted."""
         if self._model is None:
             branch = "+linear" if self._settings.get("linear_l2") else ""
-            name = self._settings.get("model", Config().model.name)
+            name = self._settings["model"]
             return f"Recommender({name}{branch}, not fitted)"
         config = self._model.config
-        return (
-            f"Recommender({config.title}, {len(self.items):,} items, "
-            f"latent {config.model.latent})"
-        )
+        latent = "" if config.is_fitted else f", latent {config.model.latent}"
+        return f"Recommender({config.title}, {len(self.items):,} items{latent})"
 
     # --- Fit, load, save ----------------------------------------------------
 
@@ -144,7 +142,8 @@ class Recommender:
           item_column: column of the item ids.
           validation_users: number of users, or share in [0, 1), whose
             interactions choose the best epoch and the weights of a blend
-            instead of training the model. 0 keeps the last epoch.
+            instead of training the model. 0 keeps the last epoch. A model that
+            is fitted in one go needs none, and is fitted to all users.
           workdir: directory to keep the run in; calling `fit` again with the
             same arguments resumes it. None trains in a temporary directory.
           show_progress: whether to draw a progress bar; None draws one if
@@ -157,13 +156,13 @@ class Recommender:
           VaecfError: the interactions or a setting cannot be used.
         """
         # A wrong setting is an error before the work.
-        seed = keywords.make_config(self._settings, n_users=1).seed
+        config = keywords.make_config(self._settings, n_users=1)
         dataset = prepare.in_memory(
             interactions,
             user_column=user_column,
             item_column=item_column,
-            validation_users=validation_users,
-            seed=seed,
+            validation_users=0 if config.is_fitted else validation_users,
+            seed=config.seed,
         )
         config = keywords.make_config(self._settings, dataset.train.n_users)
         if workdir is None and dataset.validation.held_out.nnz == 0:
@@ -174,7 +173,7 @@ class Recommender:
             directory = user_path(temporary if workdir is None else workdir)
             with workdir_lib.locked(directory):
                 workdir_lib.check_or_create(directory, config, dataset)
-                loop.train(
+                fit.train(
                     config, dataset, directory, show_progress=show_progress
                 )
                 model = load(directory)
@@ -227,7 +226,7 @@ class Recommender:
         exclude_seen: bool = True,
         allow_items: Iterable[Any] | None = None,
         deny_items: Iterable[Any] | None = None,
-        score: str = "log_probability",
+        score: str | None = None,
         user_column: str = "user",
         item_column: str = "item",
         batch_size: int = 512,
@@ -245,7 +244,9 @@ class Recommender:
           allow_items: recommend only these items; any iterable or column.
           deny_items: do not recommend these items.
           score: 'log_probability' (natural logarithm, among all items),
-            'probability' or 'logit'.
+            'probability', or 'logit', the score itself. None takes the first,
+            or 'logit' for the models that have no probabilities (all but
+            autoencoders and blends).
           user_column: user column of a DataFrame.
           item_column: item column of a DataFrame.
           batch_size: users per batch on the device.
@@ -289,7 +290,7 @@ class Recommender:
         exclude_seen: bool = True,
         allow_items: Iterable[Any] | None = None,
         deny_items: Iterable[Any] | None = None,
-        score: str = "log_probability",
+        score: str | None = None,
         user_column: str = "user",
         item_column: str = "item",
         batch_size: int = 512,
@@ -306,7 +307,7 @@ class Recommender:
             count("k", k),
             count("batch_size", batch_size),
         )
-        if score not in SCORES:
+        if score not in (None, *SCORES):
             raise VaecfError(f"score={score!r}: use one of {', '.join(SCORES)}")
         users, matrix, unknown = as_histories(
             histories, model.items, user_column, item_column
@@ -332,14 +333,16 @@ class Recommender:
             first += len(lists.item_UK)
 
     def similar_items(self, item: Any, k: int = 10) -> pd.DataFrame:
-        """Returns the k items with output weights most similar to `item`.
+        """Returns the k items most similar to `item`.
 
         Returns:
-          DataFrame with columns rank (from 1), item (raw id) and score (cosine
-          similarity, in [-1, 1]).
+          DataFrame with columns rank (from 1), item (raw id) and score: the
+          cosine similarity of the items' output weights or factors, in
+          [-1, 1]; or the item-item weight from `item`, for models of such.
 
         Raises:
-          VaecfError: nothing is fitted, or the model does not know the item.
+          VaecfError: nothing is fitted, or the model does not know the item,
+            or nothing about the similarity of items.
         """
         import pandas as pd
 
@@ -348,14 +351,21 @@ class Recommender:
         index = int(model.items.index_of([item])[0])
         if index < 0:
             raise VaecfError(f"item {short(item)} is not known to the model")
-        kernel_HI = np.asarray(jax.device_get(model.params["output_kernel"]))
-        vector_IH = kernel_HI.T[: len(model.items)]
+        if model.config.model.name == "popularity":
+            raise VaecfError(
+                "popularity knows nothing about the similarity of items: use "
+                "another model, such as 'itemknn'"
+            )
+        vector_ID = model.item_vectors()
+        if vector_ID is None:
+            # Item-item weights are the scores of a history of one item.
+            return self.recommend([[item]], k).drop(columns="user")
         with np.errstate(over="ignore"):
-            norm_I = np.linalg.norm(vector_IH, axis=1, keepdims=True)
+            norm_I = np.linalg.norm(vector_ID, axis=1, keepdims=True)
         if not np.isfinite(norm_I).all():
             raise VaecfError(f"output weights are not finite: {DIVERGED}")
-        vector_IH = vector_IH / np.maximum(norm_I, np.finfo(np.float32).tiny)
-        cosine_I = vector_IH @ vector_IH[index]
+        vector_ID = vector_ID / np.maximum(norm_I, np.finfo(np.float32).tiny)
+        cosine_I = vector_ID @ vector_ID[index]
         cosine_I[index] = -np.inf
         # A stable sort ranks ties by item index, like `recommend`.
         best = np.argsort(-cosine_I, kind="stable")[: min(k, len(cosine_I) - 1)]

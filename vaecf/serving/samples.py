@@ -19,7 +19,7 @@ def sample_recommendations(
 
     Returns:
       [{'user', 'history': [item, ...], 'rows': [{'rank', 'item', 'score'},
-      ...]}, ...], where the score is the item's log-probability.
+      ...]}, ...], where the score is that of `TrainedModel.columns`.
     """
     fold_in = dataset.test.fold_in
     n_users = min(n_users, fold_in.n_users)

@@ -27,19 +27,21 @@ from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import mult_vae, registry, sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.training import checkpoints, linear_branch, precision
+from vaecf.training import checkpoints, fitted, linear_branch, precision
 
 _USERS_PER_ENCODING = 2048
 # A run may save better models while another process loads one.
 _ATTEMPTS = 100
 
-# The files that `TrainedModel.save` writes, besides the linear branch.
-_SAVED = {
-    workdir_lib.CHECKPOINTS,
-    workdir_lib.CONFIG,
-    workdir_lib.DATASET,
-    workdir_lib.ITEMS,
-}
+SCORES = ("log_probability", "probability", "logit")
+
+# What `TrainedModel.save` writes besides the parameters.
+_SAVED = {workdir_lib.CONFIG, workdir_lib.DATASET, workdir_lib.ITEMS}
+_SAVED_PARAMS = (
+    {workdir_lib.CHECKPOINTS},
+    {workdir_lib.CHECKPOINTS, workdir_lib.LINEAR},
+    {workdir_lib.FITTED},
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,9 +51,10 @@ class TrainedModel:
     config: Config  # settings of the run that trained the model
     manifest: dict[str, Any]  # manifest of the dataset of that run
     items: IdTable  # raw item ids, by item index
-    module: mult_vae.MultDAE  # module over all items
+    # Module over all items; None for a model of `registry.FITTED`.
+    module: mult_vae.MultDAE | None
     mesh: Mesh  # devices ('data', 'item') that the parameters lie on
-    params: Any  # parameters of the module, on the mesh
+    params: Any  # parameters of the module or fitted model, on the mesh
     directory: pathlib.Path  # where the model was loaded from
     # Epoch and step at which the parameters were saved.
     progress: dict[str, Any]
@@ -60,11 +63,15 @@ class TrainedModel:
 
     def scorer(self) -> ranking.Scorer:
         """Returns the scorer that ranks items for this model."""
+        if self.module is None:
+            return scorers.fitted(self.config.model.name, len(self.items))
         return scorers.model(registry.shard_model(self.module, self.mesh))
 
     @property
-    def scorer_params(self) -> scorers.ModelParams:
+    def scorer_params(self) -> Any:
         """Parameters of `scorer`."""
+        if self.module is None:
+            return self.params
         return scorers.ModelParams(self.params, self.branch)
 
     def ranker(self, k: int, exclude_seen: bool = True) -> ranking.Ranker:
@@ -80,15 +87,28 @@ class TrainedModel:
         return {}
 
     def columns(
-        self, lists: ranking.RankedLists, score: str = "log_probability"
+        self, lists: ranking.RankedLists, score: str | None = None
     ) -> dict[str, np.ndarray]:
         """Returns the lists of a ranker of this model as a long table.
 
+        Args:
+          score: 'log_probability', 'probability' or 'logit', the score itself,
+            which is all that fitted models have; None takes the first that the
+            model has.
+
         Returns:
           {'row': user's row in `lists`, 'rank': from 1, 'item': raw id,
-          'score': float32, a 'log_probability', 'probability' or 'logit'},
-          without the places after the end of a list.
+          'score': float32}, without the places after the end of a list.
+
+        Raises:
+          VaecfError: the model has no probabilities.
         """
+        if self.module is None and score not in (None, "logit"):
+            raise VaecfError(
+                f"score={score!r}: {self.config.model.name} has no "
+                "probabilities; use score='logit'"
+            )
+        score = score or ("logit" if self.module is None else SCORES[0])
         row, rank = np.nonzero(lists.item_UK >= 0)
         value = lists.score_UK[row, rank]
         if score != "logit":
@@ -103,7 +123,16 @@ class TrainedModel:
         }
 
     def encode(self, histories: Interactions) -> np.ndarray:
-        """Returns the latent representations of users, float32 [U, latent]."""
+        """Returns the latent representations of users, float32 [U, latent].
+
+        Raises:
+          VaecfError: the model has none, or they are not finite.
+        """
+        if self.module is None:
+            raise VaecfError(
+                f"{self.config.model.name} has no latent representation of "
+                f"users: use one of {', '.join(registry.MODELS)}"
+            )
         n_users = histories.n_users
         size = min(_USERS_PER_ENCODING, sparse_batch.bucket_users(n_users))
         n_batches = max(1, -(-n_users // size))
@@ -127,7 +156,21 @@ class TrainedModel:
 
     @functools.cached_property
     def _encoder(self) -> Callable[..., jax.Array]:
-        return jax.jit(functools.partial(self.module.apply, method="encode"))
+        module: Any = self.module
+        return jax.jit(functools.partial(module.apply, method="encode"))
+
+    def item_vectors(self) -> np.ndarray | None:
+        """Returns the items' output weights or factors, float32 [items, D].
+
+        None for a model without such vectors.
+        """
+        if self.module is not None:
+            vector_ID = self.params["output_kernel"].T
+        elif "item_factor" in self.params:
+            vector_ID = self.params["item_factor"]
+        else:
+            return None
+        return np.asarray(jax.device_get(vector_ID))[: len(self.items)]
 
     def save(
         self, directory: pathlib.Path, *, overwrite: bool = False
@@ -139,18 +182,25 @@ class TrainedModel:
             _require_replaceable(directory, overwrite)
         with files.atomic_directory(directory, replace=overwrite) as fresh:
             workdir_lib.write_identity(fresh, self.manifest, self.items)
-            saved = checkpoints.Checkpoints(fresh / workdir_lib.CHECKPOINTS)
-            step = self.progress.get("epoch", 0)
-            saved.save(checkpoints.BEST, step, self.params, self.progress)
-            saved.close()
-            if self.branch is not None:
-                linear_branch.save(
-                    self.branch, self.config.linear, len(self.items), fresh
-                )
+            self._save_params(fresh)
             config = self.config.to_dict()
             path = fresh / workdir_lib.CONFIG
             workdir_lib.write_json(path, config, digest=True)
         return directory
+
+    def _save_params(self, target: pathlib.Path) -> None:
+        if self.module is None:
+            name = self.config.model.name
+            fitted.save(self.params, name, len(self.items), target)
+            return
+        saved = checkpoints.Checkpoints(target / workdir_lib.CHECKPOINTS)
+        step = self.progress.get("epoch", 0)
+        saved.save(checkpoints.BEST, step, self.params, self.progress)
+        saved.close()
+        if self.branch is not None:
+            linear_branch.save(
+                self.branch, self.config.linear, len(self.items), target
+            )
 
 
 def _require_replaceable(directory: pathlib.Path, overwrite: bool) -> None:
@@ -158,7 +208,7 @@ def _require_replaceable(directory: pathlib.Path, overwrite: bool) -> None:
         raise VaecfError(f"{directory} is a file: name a directory")
     names = {path.name for path in directory.iterdir()}
     # The workdir of a run holds more files: it is never replaced.
-    if names and names - {workdir_lib.LINEAR} != _SAVED:
+    if names and names not in [_SAVED | params for params in _SAVED_PARAMS]:
         raise VaecfError(
             f"{directory} is not empty and no saved model: choose another "
             "directory"
@@ -216,6 +266,11 @@ def _load(
     manifest, items = _read_identity(directory)
     if mesh is None:
         mesh = mesh_lib.make_mesh()
+    if config.is_fitted:
+        params = fitted.load(directory, config.model.name, len(items), mesh)
+        return TrainedModel(
+            *(config, manifest, items, None, mesh, params, directory, {})
+        )
     module = registry.make_model(
         config.model,
         precision.policy(config.precision.policy),

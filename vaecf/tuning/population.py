@@ -32,7 +32,7 @@ from vaecf.parallel import processes, workers
 from vaecf.reporting import tables
 from vaecf.reporting.writers import Writer
 from vaecf.serving import trained_model
-from vaecf.training import linear_branch, loop, signals
+from vaecf.training import fitted, linear_branch, loop, signals
 from vaecf.training.shared_pipeline import NUMBERS, SharedPipeline
 
 T = TypeVar("T")
@@ -192,6 +192,8 @@ def train_run(
     validation users, or None if there are none. A blend is tuned first, as it
     is where users load it.
     """
+    if config.is_fitted:
+        return _fit_run(config, dataset, workdir, writer)
     result = loop.train(
         config,
         dataset,
@@ -214,6 +216,28 @@ def train_run(
         trained_model.tune_blend(model, users)
         value = float(linear_branch.read_weights(workdir)["value"])
     return {**result.summary, "value": value}
+
+
+def _fit_run(
+    config: Config,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    writer: Writer | None,
+) -> dict[str, Any]:
+    """Fits a model without epochs; its only validation is that of epoch 1."""
+    summary = fitted.train(config, dataset.train, workdir)
+    results = {"train": summary}
+    path = workdir / workdir_lib.RESULTS
+    workdir_lib.write_json(path, results, digest=True)
+    model = trained_model.load(workdir, mesh=_mesh(config))
+    users = Evaluator.for_split(dataset, "validation", config.eval, model.mesh)
+    value = None
+    if not users.is_empty:
+        value = users.best_value(users.compile(model.scorer()), model.params)
+        if writer is not None:
+            metric = f"validation/{config.eval.best_metric}"
+            writer.write({"epoch": 1, metric: value}, step=1)
+    return {**summary, "value": value}
 
 
 def train_members(

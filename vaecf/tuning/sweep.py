@@ -270,7 +270,7 @@ class TrialRun(Writer):
                 self._curve[epoch] = value
         except study_lib.ENDED:
             raise _Pruned from None
-        last = epoch >= self.config.train.epochs
+        last = self.config.is_fitted or epoch >= self.config.train.epochs
         if not last and self._trial.should_prune():
             raise _Pruned
 
