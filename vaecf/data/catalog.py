@@ -45,7 +45,7 @@ class Entry:
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     manual: str = ""  # how to get data that no program may download
     generated: bool = False  # by `vaecf.data.synthetic`
-    config: str = "ml1m"  # name of the file in configs/ to train with
+    config: str = "blend"  # name of the file in configs/ to train with
 
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
@@ -90,9 +90,7 @@ def _movielens(
     )
 
 
-def _lightgcn(
-    name: str, title: str, counts: Mapping[str, int], config: str = "ml1m"
-) -> Entry:
+def _lightgcn(name: str, title: str, counts: Mapping[str, int]) -> Entry:
     """Returns an entry of files for which no checksum is published."""
     return Entry(
         name=name,
@@ -106,7 +104,6 @@ def _lightgcn(
         urls=(_LIGHTGCN + name,),
         files=("train.txt", "test.txt"),
         protocol="vaecf",
-        config=config,
     )
 
 
@@ -129,7 +126,7 @@ ENTRIES = (
         "ml-100k", "MovieLens 100K (1998)", "ml-100k/u.data",
         {"ratings": 100_000, "users": 943, "items": 1_682},
         held_out_users=100, md5="0e33842e24a9c977be4e0107933c0723",
-        mirrored=True, readme="ml-100k-README.txt", config="ml100k",
+        mirrored=True, readme="ml-100k-README.txt",
     ),
     _movielens(
         "ml-1m", "MovieLens 1M (2003)", "ml-1m/ratings.dat",
@@ -208,7 +205,7 @@ ENTRIES = (
     ),
     _lightgcn(
         "yelp2018", "Yelp 2018, 10-core, as released with LightGCN",
-        {"ratings": 1_561_406, "users": 31_668, "items": 38_048}, "yelp2018",
+        {"ratings": 1_561_406, "users": 31_668, "items": 38_048},
     ),
     _lightgcn(
         "gowalla", "Gowalla check-ins, 10-core, as released with LightGCN",
@@ -303,11 +300,7 @@ def check_counts(entry: Entry, **found: int | None) -> None:
 
 
 def config_of(name: str, protocol: str = "") -> str:
-    """Returns the name of the file in configs/ to train a dataset with.
-
-    Data that is not in the catalog is usually small, and settings for large
-    datasets overfit small ones: the default is MovieLens 1M's.
-    """
+    """Returns the name of the file in configs/ to train a dataset with."""
     if (name, protocol) == ("ml-20m", "recipe"):
         return "ml20m"
-    return CATALOG[name].config if name in CATALOG else "ml1m"
+    return CATALOG[name].config if name in CATALOG else "blend"
