@@ -69,7 +69,7 @@ def test_sweeps_equal_a_loop(x, sweeps, monkeypatch):
     # A rotation of the factors changes no score.
     assert close(got[:ITEMS] @ got[:ITEMS].T, h @ h.T)
     assert not got[ITEMS:].any() and not got[ITEMS - 1].any()
-    assert close(params["unobserved"], ALPHA * got.T @ got)
+    assert close(np.diag(params["unobserved"]), ALPHA * got.T @ got)
     assert close(params["ridge"], [L2, ALPHA * ITEMS])
 
 
@@ -77,22 +77,25 @@ def close(got, expected):
     return np.allclose(got, expected, rtol=2e-3, atol=2e-5)
 
 
-def test_every_half_sweep_lowers_the_objective(x):
-    """In the end no factors of either side are better."""
+def test_every_half_sweep_lowers_the_objective(x, monkeypatch):
+    """With enough steps it reaches a minimum, where the gradient is zero."""
     w = np.zeros((USERS, FACTORS), np.float32)
     h = first_items().astype(np.float32)
     losses = [objective(x, w, h)]
     of_users = interactions(x).to_scipy()
     of_items = of_users.T.tocsr()
-    for _ in range(60):
+    for sweep in range(4):
         h, w = ials._half_sweep(h, w, of_users, L2, ALPHA)
         losses.append(objective(x, w, h))
+        if sweep == 3:
+            monkeypatch.setattr(ials, "_STEPS", 2 * FACTORS)
         w, h = ials._half_sweep(w, h, of_items, L2, ALPHA)
         losses.append(objective(x, w, h))
-    assert (np.diff(losses)[:8] < 0).all(), losses
-    assert (np.diff(losses) < 1e-5).all(), losses
-    np.testing.assert_allclose(w @ h.T, solved(x, h) @ h.T, atol=2e-3)
-    np.testing.assert_allclose(h @ w.T, solved(x.T, w) @ w.T, atol=2e-3)
+    assert (np.diff(losses) < 0).all(), losses
+    score = w @ h.T
+    slope = (x * (score - 1) + ALPHA * score).T @ w
+    slope += ridge(x.sum(0), USERS)[:, None] * h
+    np.testing.assert_allclose(slope, 0, atol=2e-4)
 
 
 def test_factors_that_overflow(x):

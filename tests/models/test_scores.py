@@ -20,14 +20,6 @@ def x():
     return x
 
 
-@pytest.fixture(autouse=True)
-def _small_tiles(monkeypatch):
-    """iALS sums several tiles per user, and solves several blocks of users."""
-    monkeypatch.setattr(ials, "_TILE", 4)
-    monkeypatch.setattr(ials, "_SYSTEM_BYTES", 3 * 4 * 5**2)
-    monkeypatch.setattr(ials, "_TILE_BYTES", 2 * 4 * 5**2)
-
-
 RNG = np.random.default_rng(2)
 MIXTURE = RNG.dirichlet(np.ones(3), size=USERS)
 GROUP_ITEM = RNG.dirichlet(np.ones(ITEMS), size=3)

@@ -1,9 +1,9 @@
 """Implicit ALS: a baseline fitted here, with users solved for at query time.
 
-Shapes in names: B users, I items (the local shard of them), F factors, S users
-of a block, T tiles of a block, L interactions of a tile (at most `_TILE`). In
-the fit, S rows and J columns of the matrix of interactions or of its
-transpose, B rows of a block, T tiles of a row, L interactions of a tile.
+Shapes in names: B users, I items (the local shard of them), F factors, N slots
+for interactions, K interactions of a chunk. In the fit, S rows and J columns of
+the matrix of interactions or of its transpose, B rows of a block, T tiles of a
+row, L interactions of a tile.
 
 Hu, Koren and Volinsky 2008 minimise (equation 3) the squared error of all
 pairs of users and items, with a higher weight for observed pairs. Rendle et
@@ -20,6 +20,12 @@ equation 4 with these weights,
 
 and the minimum for an item is the same with users and items exchanged
 (equation 5).
+
+The conjugate gradient method solves these systems (Takács, Pilászy and Tikk
+2011, "Applications of the conjugate gradient method for implicit feedback
+collaborative filtering"). The factors are rotated to the eigenvectors of HᵀH,
+which changes no score. All terms but the first sum are then a diagonal D, by
+which the gradients are scaled (the preconditioner).
 """
 
 from __future__ import annotations
@@ -35,19 +41,18 @@ import numpy as np
 from jax import lax
 
 from vaecf.errors import VaecfError
+from vaecf.models import bag_of_items
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import workers
 
 PARTITION: dict[str, tuple[str | None, ...]] = {"item_factor": ("item", None)}
 
-# A matrix product sums the outer products of this many interactions of a user.
-_TILE = 128
-# Bounds of the memory for the F x F systems of a block of users, and for the
-# outer products of the tiles that are summed at once.
-_SYSTEM_BYTES, _TILE_BYTES = 2**26, 2**23
-# Conjugate gradient steps of a half sweep, and the size of the factors that
-# are gathered at once: they should stay in a core's cache.
+# A query takes steps until the gradient is this share of the first one, but not
+# more than so many. Ten to twenty are usual.
+_SMALL, _MOST_STEPS = 1e-6, 100
+# Steps of a half sweep of the fit, and the size of the factors that it gathers
+# at once: they should stay in a core's cache.
 _STEPS, _FIT_BYTES = 3, 2**20
 # OpenBLAS multiplies a vector with a matrix of at most so many numbers in the
 # calling thread. Its own threads would compete with the threads of the fit.
@@ -65,7 +70,7 @@ def scores(
 
 def solve(
     factor_IF: jax.Array,
-    unobserved_FF: jax.Array,
+    unobserved_F: jax.Array,
     ridge: jax.Array,
     batch: SparseBatch,
 ) -> jax.Array:
@@ -73,107 +78,73 @@ def solve(
 
     Args:
       factor_IF: float32 [I, F], H.
-      unobserved_FF: float32 [F, F], α HᵀH over all items.
+      unobserved_F: float32 [F], the diagonal of α HᵀH over all items, which
+        is 0 elsewhere.
       ridge: float32 [2]: λ and α |I|.
       batch: the users' interactions, rows ascending.
 
     Returns:
       float32 [B, F], the same on every item shard; 0 for an empty history.
     """
-    item_axis = mesh_lib.item_axis(factor_IF)
-    n_users, n_factors = batch.count_B.shape[0], factor_IF.shape[1]
-    size = max(1, min(n_users, _SYSTEM_BYTES // (4 * n_factors**2)))
-    n_blocks = -(-n_users // size)
-    l2, others = ridge
+    axis = mesh_lib.item_axis(factor_IF)
+    (n_users,), n_local = batch.count_B.shape, factor_IF.shape[0]
+    item_N = batch.item_N - mesh_lib.item_offset(n_local, axis)
+    # Items of other shards are left out here; the shards' sums are added up.
+    is_kept_N = (batch.row_N < n_users) & (item_N >= 0) & (item_N < n_local)
+    kept = bag_of_items.compact(is_kept_N, item_N, batch.row_N, n_users)
+    count_B = batch.count_B.astype(jnp.float32)
+    ridge_B = ridge[0] * (count_B + ridge[1])
+    diagonal_BF = unobserved_F[None, :] + ridge_B[:, None]
 
-    def solve_block(first: jax.Array) -> jax.Array:
-        user_S = first + jnp.arange(size, dtype=jnp.int32)
-        real_S = user_S < n_users
-        user_S = jnp.minimum(user_S, n_users - 1)
-        gram_SFF, sum_SF = _sum_tiles(factor_IF, batch, user_S, item_axis)
-        count_S = batch.count_B[user_S].astype(jnp.float32)
-        ridge_S = l2 * (count_S + others)
-        gram_SFF += unobserved_FF[None]
-        gram_SFF += ridge_S[:, None, None] * jnp.eye(n_factors)[None]
-        solved_SF = _solve_systems(gram_SFF, sum_SF)
-        return jnp.where(real_S[:, None], solved_SF, 0.0)
+    def multiply(step_BF: jax.Array) -> jax.Array:
+        """Returns the product of each user's system and step."""
 
-    first = jnp.arange(n_blocks, dtype=jnp.int32) * size
-    return lax.map(solve_block, first).reshape(-1, n_factors)[:n_users]
+        def add(c: jax.Array, sum_BF: jax.Array) -> jax.Array:
+            row_K = kept.row_CK[c]
+            factor_KF = jnp.take(factor_IF, kept.item_CK[c], 0, mode="clip")
+            step_KF = step_BF.at[row_K].get(mode="clip")
+            along_K = jnp.sum(factor_KF * step_KF, axis=1, keepdims=True)
+            return sum_BF.at[row_K].add(along_K * factor_KF, mode="drop")
 
-
-def _sum_tiles(
-    factor_IF: jax.Array,
-    batch: SparseBatch,
-    user_S: jax.Array,
-    item_axis: str | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns (Σ h_i h_iᵀ [S, F, F], Σ h_i [S, F]) of consecutive users.
-
-    The loop sums `step` tiles at a time.
-    """
-    (n_users,), (size,) = batch.count_B.shape, user_S.shape
-    n_local, n_factors = factor_IF.shape
-    offset = mesh_lib.item_offset(n_local, item_axis)
-    start_B = jnp.cumsum(batch.count_B) - batch.count_B
-    tiles_B = -(-batch.count_B // _TILE)
-    end_B = jnp.cumsum(tiles_B)
-    begin, end = end_B[user_S[0]] - tiles_B[user_S[0]], end_B[user_S[-1]]
-    step = max(1, _TILE_BYTES // (4 * n_factors * max(n_factors, _TILE)))
-
-    def add(c: jax.Array, sums: tuple) -> tuple:
-        gram_SFF, sum_SF = sums
-        tile_T = begin + c * step + jnp.arange(step, dtype=jnp.int32)
-        user_T = jnp.searchsorted(end_B, tile_T, side="right")
-        user_T = jnp.minimum(user_T, n_users - 1).astype(jnp.int32)
-        within_T = tile_T - (end_B - tiles_B)[user_T]
-        slot_TL = within_T[:, None] * _TILE + jnp.arange(_TILE)[None, :]
-        real_TL = slot_TL < batch.count_B[user_T][:, None]
-        slot_TL += start_B[user_T][:, None]
-        item_TL = batch.item_N.at[slot_TL].get(mode="clip") - offset
-        # Items of other shards add zeros here; the shards' sums add up below.
-        real_TL &= (item_TL >= 0) & (item_TL < n_local)
-        factor_TLF = factor_IF.at[item_TL].get(mode="clip")
-        factor_TLF = jnp.where(real_TL[:, :, None], factor_TLF, 0.0)
-        gram_TFF = jnp.einsum(
-            "tlf,tlg->tfg",
-            factor_TLF,
-            factor_TLF,
-            precision=lax.Precision.HIGHEST,
+        zeros = mesh_lib.vary(
+            jnp.zeros_like(step_BF), mesh_lib.varying_axes(factor_IF, *kept)
         )
-        # Tiles of later users are out of bounds, and the scatters drop them.
-        row_T = jnp.where(tile_T < end, user_T - user_S[0], size)
+        sum_BF = lax.fori_loop(0, kept.chunks, add, zeros)
+        sum_BF = lax.psum(sum_BF, axis) if axis else sum_BF
+        return sum_BF + diagonal_BF * step_BF
+
+    def inner(a_BF: jax.Array, b_BF: jax.Array) -> jax.Array:
+        return jnp.sum(a_BF * b_BF, axis=1, keepdims=True)
+
+    tiny = jnp.finfo(jnp.float32).tiny  # avoids 0 / 0 at the minimum
+    rest_BF = bag_of_items.bag_of_items(factor_IF, batch, item_axis=axis)
+    step_BF = rest_BF / diagonal_BF
+    first_B1 = inner(rest_BF, step_BF)
+
+    def far(state: tuple) -> jax.Array:
+        n_steps, *_, square_B1 = state
+        is_far_B1 = square_B1 > _SMALL**2 * first_B1
+        return (n_steps < _MOST_STEPS) & jnp.any(is_far_B1)
+
+    def descend(state: tuple) -> tuple:
+        n_steps, user_BF, rest_BF, step_BF, square_B1 = state
+        moved_BF = multiply(step_BF)
+        length_B1 = square_B1 / jnp.maximum(inner(step_BF, moved_BF), tiny)
+        rest_BF -= length_B1 * moved_BF
+        scaled_BF = rest_BF / diagonal_BF
+        next_B1 = inner(rest_BF, scaled_BF)
+        ratio_B1 = next_B1 / jnp.maximum(square_B1, tiny)
         return (
-            gram_SFF.at[row_T].add(gram_TFF, mode="drop"),
-            sum_SF.at[row_T].add(jnp.sum(factor_TLF, 1), mode="drop"),
+            n_steps + 1,
+            user_BF + length_B1 * step_BF,
+            rest_BF,
+            scaled_BF + ratio_B1 * step_BF,
+            next_B1,
         )
 
-    zeros = (
-        jnp.zeros((size, n_factors, n_factors), jnp.float32),
-        jnp.zeros((size, n_factors), jnp.float32),
-    )
-    zeros = mesh_lib.vary(zeros, mesh_lib.varying_axes(factor_IF, *batch))
-    sums = lax.fori_loop(0, -(-(end - begin) // step), add, zeros)
-    return lax.psum(sums, item_axis) if item_axis else sums
-
-
-def _solve_systems(system_SFF: jax.Array, right_SF: jax.Array) -> jax.Array:
-    """Returns the solutions of positive definite systems, float32 [S, F]."""
-
-    def solve_by_factor(system: jax.Array, right: jax.Array) -> jax.Array:
-        lower = lax.linalg.cholesky(system, symmetrize_input=False)
-        half = lax.linalg.triangular_solve(
-            lower, right[..., None], left_side=True, lower=True
-        )
-        return lax.linalg.triangular_solve(
-            lower, half, left_side=True, lower=True, transpose_a=True
-        )[..., 0]
-
-    if jax.default_backend() != "cpu":
-        return solve_by_factor(system_SFF, right_SF)
-    # On a CPU, a batched LAPACK call waits for threads of the pool in which it
-    # runs itself, which deadlocks several devices of one CPU (jax 0.10).
-    return lax.map(lambda x: solve_by_factor(*x), (system_SFF, right_SF))
+    user_BF = step_BF * 0
+    state = 0, user_BF, rest_BF, step_BF, first_B1
+    return lax.while_loop(far, descend, state)[1]
 
 
 def fit(
@@ -186,12 +157,9 @@ def fit(
 ) -> dict[str, np.ndarray]:
     """Returns item factors, fitted on the host by alternating half sweeps.
 
-    A half sweep lowers the loss over the factors of one side by a few steps of
-    the conjugate gradient method, from the previous sweep's factors (Takács,
-    Pilászy and Tikk 2011, "Applications of the conjugate gradient method for
-    implicit feedback collaborative filtering"). Three steps reach the
-    accuracy of exact solutions: NDCG@100 .4346 against .4349 on MovieLens-1M
-    (128 factors).
+    A half sweep lowers the loss over the factors of one side by a few steps
+    from the previous sweep's factors. Three steps reach the accuracy of exact
+    solutions: NDCG@100 .4346 against .4349 on MovieLens-1M (128 factors).
 
     Args:
       factors, l2: F, at least 1, and λ, above 0.
@@ -204,7 +172,7 @@ def fit(
 
     Returns:
       The parameters of `scores`: 'item_factor' [padded I, F], 'unobserved'
-      [F, F] and 'ridge' [2], float32.
+      [F] and 'ridge' [2], float32; see `solve`.
 
     Raises:
       VaecfError: the factors are not finite.
@@ -217,10 +185,11 @@ def fit(
     for _ in range(iterations):
         item_IF, user_UF = _half_sweep(item_IF, user_UF, of_users, l2, alpha)
         user_UF, item_IF = _half_sweep(user_UF, item_IF, of_items, l2, alpha)
+    square_F, item_IF = _rotate(item_IF, item_IF)
     padding = mesh_lib.padded_items(train.n_items) - train.n_items
     return {
         "item_factor": np.pad(item_IF, ((0, padding), (0, 0))),
-        "unobserved": np.float32(alpha) * (item_IF.T @ item_IF),
+        "unobserved": np.float32(alpha) * square_F,
         "ridge": np.array([l2, alpha * train.n_items], np.float32),
     }
 
@@ -234,21 +203,17 @@ def _half_sweep(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the fixed side's factors, and better ones of the other side.
 
-    Both are rotated to the eigenvectors of the fixed side's Gram matrix. Scores
-    stay, and all terms of a user's system but those of the user's items become
-    a diagonal, by which the gradients are scaled (the preconditioner).
+    Both are rotated to the eigenvectors of the fixed side's Gram matrix.
 
     Args:
       fixed_JF, start_SF: float32, the factors of both sides.
       matrix: CSR matrix [S, J] of their interactions.
     """
-    square_F, axis_FF = np.linalg.eigh(fixed_JF.T @ fixed_JF)
     n_fixed, n_factors = fixed_JF.shape
+    square_F, fixed_JF, solved_SF = _rotate(fixed_JF, fixed_JF, start_SF)
     # The last row, of zeros, is that of padding.
-    rotated_JF = np.zeros((n_fixed + 1, n_factors), np.float32)
-    np.matmul(fixed_JF, axis_FF, out=rotated_JF[:n_fixed])
-    solved_SF = start_SF @ axis_FF
-    others_F = alpha * np.maximum(square_F, 0) + l2 * alpha * n_fixed
+    padded_JF = np.append(fixed_JF, np.zeros((1, n_factors), np.float32), 0)
+    others_F = alpha * square_F + l2 * alpha * n_fixed
     counts = np.diff(matrix.indptr)
     solved_SF[counts == 0] = 0
     most = max(1, _ONE_THREAD // n_factors)
@@ -266,7 +231,7 @@ def _half_sweep(
         # Factors that are not finite are an error in the end.
         with np.errstate(all="ignore"):
             solved_SF[row_B] = _descend(
-                np.take(rotated_JF, index_BTL, axis=0),
+                np.take(padded_JF, index_BTL, axis=0),
                 diagonal_BF.astype(np.float32),
                 solved_SF[row_B],
             )
@@ -276,7 +241,13 @@ def _half_sweep(
         collections.deque(threads.map(solve_block, blocks), maxlen=0)
     if not np.isfinite(solved_SF).all():
         raise VaecfError(f"iALS: the factors are not finite; increase l2={l2}")
-    return rotated_JF[:n_fixed], solved_SF
+    return fixed_JF, solved_SF
+
+
+def _rotate(factor_JF: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """Returns the eigenvalues of the Gram matrix, and what is to be rotated."""
+    square_F, axis_FF = np.linalg.eigh(factor_JF.T @ factor_JF)
+    return [np.maximum(square_F, 0), *(other @ axis_FF for other in others)]
 
 
 def _blocks(counts: np.ndarray, size: int) -> Iterator[np.ndarray]:
