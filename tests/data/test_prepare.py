@@ -278,8 +278,15 @@ def test_ml_1m_is_the_papers_split(tmp_path, realdata_dir):
 
 
 @pytest.mark.realdata
-def test_yelp2018_from_its_parquet(tmp_path, realdata_dir):
+def test_lightgcns_split_of_yelp2018(tmp_path, realdata_dir):
+    """The counts that LightGCN's paper and code give for this split."""
     ratings = realdata_dir / "yelp2018" / "interactions.parquet"
-    made = run(tmp_path / "y", dataset="yelp2018", ratings=ratings)
-    assert made.manifest["counts"]["interactions_after_filters"] == 1_561_406
-    assert made.split_sizes == (31_668 - 6_000, 3_000, 3_000)
+    made = run(
+        tmp_path / "y", dataset="yelp2018", ratings=ratings, protocol="given",
+        split_column="is_test",
+    )  # fmt: skip
+    assert made.manifest["counts"]["rows_read"] == 1_561_406
+    everything = made.everything()
+    assert (everything.n_users, made.n_items) == (31_668, 38_048)
+    assert (everything.nnz, made.test.held_out.nnz) == (1_237_259, 324_147)
+    assert made.split_sizes == (31_668, 3_166, 31_668)

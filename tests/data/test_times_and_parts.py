@@ -280,20 +280,6 @@ def test_dates_as_the_start_of_the_test():
 
 
 @pytest.mark.realdata
-def test_lightgcns_split_of_yelp(realdata_dir):
-    """The counts that LightGCN prints for this split."""
-    made = vaecf.split(
-        realdata_dir / "yelp2018" / "interactions.parquet",
-        protocol="given",
-        split_column="is_test",
-    )
-    everything = made.everything()
-    assert (everything.n_users, made.n_items) == (31_668, 38_048)
-    assert everything.nnz == 1_237_259
-    assert made.test.held_out.nnz == 324_147
-
-
-@pytest.mark.realdata
 def test_last_rating_of_movielens(realdata_dir):
     path = realdata_dir / "ml-100k" / "u.data"
     made = vaecf.split(path, protocol="leave_last")
