@@ -71,7 +71,7 @@ def test_models_are_pooled_by_name(settings):
     folds = [fold(n, l2) for n, l2 in enumerate(settings)]
     pooled, frames = pool(folds, "own", METRIC)
     same = settings[0] == settings[1]
-    ease = "ease (l2 500)" if same else "ease"
+    ease = f"ease ({'l2 500' if same else 'tuned per fold'})"
     assert list(frames) == ["own", ease]
     assert pooled["ease"].get("l2") == (500.0 if same else None)
     assert [f["ease"]["l2"] for f in pooled["folds"]] == [*settings]

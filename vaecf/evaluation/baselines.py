@@ -98,12 +98,14 @@ def settings(
 
 
 def label(name: str, result: Mapping[str, Any]) -> str:
-    """Returns the name with its settings, such as 'ease (l2 500)'."""
-    values = [
-        f"{key} {result[key]:g}"
-        for key in BASELINES[name].settings
-        if key in result
-    ]
+    """Returns the name with its settings, such as 'ease (l2 500)'.
+
+    'ease (tuned per fold)' are pooled results without common settings.
+    """
+    keys = BASELINES[name].settings
+    values = [f"{key} {result[key]:g}" for key in keys if key in result]
+    if keys and not values:
+        values = ["tuned per fold"]
     return f"{name} ({', '.join(values)})" if values else name
 
 

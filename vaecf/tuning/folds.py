@@ -166,7 +166,8 @@ def _pool(
 
 def _settings(fold: Mapping[str, Any]) -> str:
     """Returns one fold's best epoch and settings as text."""
-    parts = [f"best epoch {fold['train']['best_epoch']}"]
+    best = fold["train"]["best_epoch"]
+    parts = [f"best epoch {best}"] if best else []
     if "linear" in fold:
         weights = ", ".join(f"{k} {v:g}" for k, v in fold["linear"].items())
         parts.append(f"linear ({weights})")
