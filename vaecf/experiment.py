@@ -413,6 +413,7 @@ def _report(run: _Run, model: TrainedModel) -> None:
             dataset={
                 "name": run.dataset.name,
                 "protocol": run.dataset.protocol,
+                **run.dataset.manifest.get("protocol_constants", {}),
                 **run.dataset.manifest.get("counts", {}),
             },
             records=records,

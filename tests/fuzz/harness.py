@@ -35,6 +35,7 @@ TARGETS = {
     "malformed_row": ("text_targets", "malformed_row"),
     "tables": ("text_targets", "tables"),
     "any_bytes": ("text_targets", "any_bytes"),
+    "times": ("time_targets", "times"),
     "dataset": ("damage", "dataset"),
     "structure": ("damage", "structure"),
     "model": ("damage", "model"),

@@ -370,10 +370,9 @@ def _collect(
         for batch in rows:
             total += batch.frame.height
             enough = rows.enough(batch)
-            chosen = _chosen(batch, part)
             if enough is not None and not count_all:
-                chosen = chosen.filter(enough)
-            coded = chosen.with_columns(
+                batch = batch._replace(frame=batch.frame.filter(enough))
+            coded = _chosen(batch, part).with_columns(
                 pl.col(role).cast(kind) for role, kind in kinds.items()
             )
             if enough is not None and count_all:

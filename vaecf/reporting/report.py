@@ -51,7 +51,8 @@ def write_report(
 
     Args:
       config: settings of the run; may be nested.
-      dataset: "name", "protocol" and counts; may be nested.
+      dataset: "name", "protocol", its constants and counts; may be
+        nested.
       records: records of metrics.jsonl (`writers.read_records`).
       results: see `tables.results_rows`. Further keys, all optional:
         "users_left_out" of the test, "train" {"users_per_second", "seconds"},
