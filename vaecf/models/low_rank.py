@@ -85,7 +85,7 @@ def fit(
             f"the linear branch: rank={rank} must be at most {_LARGEST_RANK}; "
             "0 is the full matrix"
         )
-    _check_memory(train, rank, advice)
+    check_memory(train, rank, advice)
     too_small = VaecfError(
         f"the linear branch: l2={l2:g} is too small for float32; increase it"
     )
@@ -157,10 +157,10 @@ def item_vectors(
     The inner products of the positions are the part of AᵀA (I + AᵀA)⁻¹ that
     lies in these directions. Arguments and errors as in `fit`.
     """
-    _check_memory(train, rank, advice)
+    check_memory(train, rank, advice)
     kept = min(rank, train.n_items)
     scaled, _ = _scaled(train, l2, dropout, user_exponent)
-    square_K, vector_IK = _largest(scaled, kept)
+    square_K, vector_IK = largest_vectors(scaled, kept)
     vectors = np.zeros((train.n_items, rank), np.float32)
     scale_K = np.sqrt(square_K / (1 + square_K)).astype(np.float32)
     vectors[:, :kept] = vector_IK * scale_K
@@ -182,7 +182,7 @@ def _invert(scaled: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
     No array of items x rank is float64.
     """
-    square_K, vector_IK = _largest(scaled, rank)
+    square_K, vector_IK = largest_vectors(scaled, rank)
     total_I = np.bincount(
         scaled.indices,
         weights=np.square(scaled.data, dtype=np.float64),
@@ -198,8 +198,17 @@ def _invert(scaled: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
     return inner_I, weighted_IK @ root_KK.astype(np.float32)
 
 
-def _largest(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the largest squared singular values [K] and vectors [I, K]."""
+def largest_vectors(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the largest squared singular values and their right vectors.
+
+    Args:
+      matrix: scipy.sparse [U, I], float32.
+      rank: K, at most I.
+
+    Returns:
+      (float64 [K], descending; float32 [I, K]), by subspace iteration from a
+      start that is the same in every call.
+    """
     from scipy.linalg import qr  # slow to import; NumPy's qr needs float64
 
     rng = np.random.default_rng(0)
@@ -217,9 +226,10 @@ def _largest(matrix: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(square, 0), basis @ rotation.astype(np.float32)
 
 
-def _check_memory(train: Any, rank: int, advice: str) -> None:
+def check_memory(train: Any, rank: int, advice: str) -> None:
+    """Raises VaecfError if `largest_vectors` needs more memory than is free."""
     n_users, n_items, nnz = train.n_users, train.n_items, train.nnz
-    width = min(rank + _OVERSAMPLING, n_items)  # directions of `_largest`
+    width = min(rank + _OVERSAMPLING, n_items)
     # Five float32 arrays of items x rank, two of users x rank, and the
     # interactions.
     memory.require_free(
