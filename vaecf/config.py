@@ -115,9 +115,19 @@ class LinearConfig:
         "Weighs a user with n items by n ** -user_exponent in the fit.",
         NOT_NEGATIVE,
     )
+    experts: tuple[str, ...] = setting(
+        (),
+        "Closed forms in the branch, of 'ease', 'graph' (a graph filter) and "
+        "'ials' (implicit ALS); () means ease and graph up to 25,000 items, "
+        "graph and ials beyond.",
+        Rule(
+            "(), or some of ease, graph, ials",
+            lambda names: set(names) <= {"ease", "graph", "ials"},
+        ),
+    )
     rank: int | None = setting(
         None,
-        "Rank of the branch's factors; 0 keeps the full items x items matrix; "
+        "Rank of EASE's factors; 0 keeps the full items x items matrix; "
         "None means 0 up to 25,000 items and 512 beyond.",
         NOT_NEGATIVE,
     )

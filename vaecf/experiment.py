@@ -25,7 +25,7 @@ from vaecf.parallel import processes
 from vaecf.reporting import recipe_log, report, tables, writers
 from vaecf.serving import fit, latency, samples
 from vaecf.serving.trained_model import TrainedModel, load, tune_blend
-from vaecf.training import optimizers, precision
+from vaecf.training import linear_branch, optimizers, precision
 from vaecf.training import state as state_lib
 
 
@@ -302,9 +302,8 @@ def _validate(run: _Run, model: TrainedModel) -> TrainedModel:
     """Sets results['validation'] and returns the model with tuned weights."""
     model = tune_blend(model, run.validation, log=run.log)
     run.results.pop("linear", None)
-    if (branch := model.branch) is not None:
-        weights = {name: float(branch[name]) for name in ("gain", "prior")}
-        run.results["linear"] = weights
+    if model.branch is not None:
+        run.results["linear"] = linear_branch.weights_of(model.branch)
     with run.within("a validation"):
         run.results["validation"] = run.validation(
             model.ranker(run.validation.depth), model.scorer_params

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,13 +13,20 @@ from vaecf.evaluation.ranking import Ranker
 from vaecf.evaluation.scorers import ModelParams
 from vaecf.models import blend
 
-# Candidates. The search starts from `blend.GAIN` and `blend.PRIOR` and chooses
-# the gain, then the prior, then the gain again.
-GAINS = (
-    *(0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8),
-    *(4.0, 8.0, 16.0, 32.0, 64.0),
+# Candidates of the weights.
+_GAINS = (0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0, 16.0, 32.0, 64.0)
+GRIDS: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(blend.GAINS.values(), _GAINS),
+    "prior": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+    "low_pass": (0.0, 0.03, 0.1, 0.3, 1.0, 3.0),
+}
+# The weights are chosen one after the other in this order, those of experts
+# that the branch lacks left out.
+_ORDER = (
+    *("gain", "prior", "gain"),
+    *("graph_gain", "ials_gain", "low_pass", "graph_gain", "ials_gain"),
+    *("prior", "gain"),
 )
-PRIORS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def search(
@@ -29,35 +36,43 @@ def search(
 ) -> dict[str, Any]:
     """Returns the weights that give the best value of `best_metric`.
 
-    Among equally good weights the first one tried wins. The weights in `params`
-    are ignored.
+    The search starts from `blend.default_weights`. Among equally good weights
+    the first ones tried win. The weights in `params` are ignored.
 
     Returns:
-      {'gain', 'prior', 'metric', 'value', 'model_alone', 'tried': [{'gain',
-      'prior', 'value'}, ...]}, where 'model_alone' is the value without the
-      linear branch.
+      The weights by name, and {'metric', 'value', 'model_alone', 'tried':
+      [{'value', and the weights}, ...]}, where 'model_alone' is the value
+      without the linear branch.
     """
-    tried: list[dict[str, float]] = []
+    tried: dict[tuple[float, ...], float] = {}
+    names = blend.weights_of(params.linear)
+    gains = [name for name in names if name in blend.GAINS.values()]
 
-    @functools.cache
-    def value(gain: float, prior: float) -> float:
-        weights = {"gain": jnp.float32(gain), "prior": jnp.float32(prior)}
-        candidate = ModelParams(params.model, {**params.linear, **weights})
-        result = evaluator.best_value(ranker, candidate)
-        tried.append({"gain": gain, "prior": prior, "value": result})
-        return result
+    def value(at: Mapping[str, float]) -> float:
+        key = tuple(at[name] for name in names)
+        if key not in tried:
+            weights = {name: jnp.float32(at[name]) for name in names}
+            candidate = ModelParams(params.model, params.linear | weights)
+            tried[key] = evaluator.best_value(ranker, candidate)
+        return tried[key]
 
-    grids = {"gain": GAINS, "prior": PRIORS}
-    at = {"gain": blend.GAIN, "prior": blend.PRIOR}
-    for key in ("gain", "prior", "gain"):
-        at = coordinate_search(lambda at: value(**at), {key: grids[key]}, at)
-    model_alone = value(0.0, at["prior"])
-    if model_alone > value(**at):
-        at["gain"] = 0.0
+    start = blend.default_weights(blend.experts_of(params.linear))
+    at = {name: start[name] for name in names}
+    for name in (name for name in _ORDER if name in names):
+        if name == "low_pass" and not at["graph_gain"]:
+            continue
+        at = coordinate_search(value, {name: GRIDS[name]}, at)
+    alone = at | dict.fromkeys(gains, 0.0)
+    model_alone = value(alone)
+    if model_alone > value(at):
+        at = alone
     return {
         **at,
         "metric": evaluator.best_metric,
-        "value": value(**at),
+        "value": value(at),
         "model_alone": model_alone,
-        "tried": tried,
+        "tried": [
+            {**dict(zip(names, key)), "value": result}
+            for key, result in tried.items()
+        ],
     }

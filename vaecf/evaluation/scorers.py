@@ -42,7 +42,7 @@ def model(module: mult_vae.MultDAE) -> Scorer:
         mult_vae.PARTITION | blend.PARTITION,
         module.n_items,
         casts,
-        frozenset(blend.PARTITION),
+        blend.ARRAYS,
     )
 
 

@@ -1,14 +1,16 @@
-"""A blend: an autoencoder and a linear item-item branch that rank together.
+"""A blend: an autoencoder and a linear branch that rank together.
 
-Both estimate which items come next. Their product of experts (Hinton 2002)
-trusts both, and divides out what both contain, the popularity of the items:
+The branch has one or more experts, each a model in closed form. All estimate
+which items come next. Their product of experts (Hinton 2002) trusts all of
+them, and divides out what they share, the popularity of the items:
 
-  score_ui = logit_ui + g · log(ε + max(0, x_u · B)_i) - ρ g · log p_i
+  score_ui = logit_ui + Σ_e g_e (log(ε_e + max(0, s_e(x_u)_i)) - ρ log p_i)
 
-B holds the item-item weights (`linear.fit` or `low_rank.fit`), and p_i is the
-share of the training users who have item i. Validation users choose the gain g
-of the linear branch and the share ρ of the prior p that is divided out
-(`evaluation.blend_tuning`). With g = 0 the autoencoder ranks alone.
+s_e(x_u) are the scores of expert e for the history x_u, and p_i is the share of
+the training users who have item i. Validation users choose the gains g_e, the
+share ρ of the prior p that is divided out, and the weight of the graph filter's
+low-pass term (`evaluation.blend_tuning`). With all g_e = 0 the autoencoder
+ranks alone.
 
 The branch enters the scores but not the loss. An autoencoder that is trained
 with the branch beside it leaves to the branch what it should learn itself. We
@@ -18,25 +20,85 @@ that were fitted to the other users only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaecf.models import linear, low_rank
+from vaecf.models import graph_filter, ials, linear, low_rank
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
-_EPSILON = 0.003  # ε, which keeps the logarithm finite
 _PSEUDO_USERS = 5.0  # added to the users of each item: p_i > 0
 
-PARTITION = linear.PARTITION | low_rank.PARTITION | {"log_share": ("item",)}
+PARTITION = {
+    **linear.PARTITION,
+    **low_rank.PARTITION,
+    **graph_filter.PARTITION,
+    **ials.PARTITION,
+    "log_share": ("item",),
+}
+# Arrays of the branch, none of which is cast to half precision.
+ARRAYS = frozenset(PARTITION) | {
+    *("first_tile", "mean_score", "unobserved", "ridge"),
+}
 
 FULL_RANK_ITEMS, RANK = 25_000, 512  # of `rank=None`, see `effective_rank`
 
-# Used before validation users choose g and ρ, or if there are none.
-GAIN, PRIOR = 1.4, 0.3
+# EASE needs λ of `linear.fit`. The others were chosen on Yelp2018, with all and
+# with half of its training interactions, and have no settings.
+_LOW_RANK, _NEIGHBOURS = 256, 512
+_FACTORS, _SWEEPS, _FACTOR_L2, _UNOBSERVED = 256, 10, 0.003, 800.0
+
+# ε of EASE and of implicit ALS; that of the graph filter is this share of its
+# mean score.
+_EASE_FLOOR, _IALS_FLOOR, _GRAPH_FLOOR = 0.003, 0.01, 0.1
+
+# The weights of the branch: the gain of each expert, by name, the prior ρ, and
+# the graph filter's α.
+GAINS = {"ease": "gain", "graph": "graph_gain", "ials": "ials_gain"}
+WEIGHTS = (*GAINS.values(), "prior", "low_pass")
+
+
+def default_experts(n_items: int) -> tuple[str, ...]:
+    """Returns the experts of a branch whose config names none.
+
+    EASE and the graph filter, as long as a full items x items matrix is
+    affordable; the graph filter and implicit ALS beyond.
+    """
+    if n_items <= FULL_RANK_ITEMS:
+        return ("ease", "graph")
+    return ("graph", "ials")
+
+
+def default_weights(experts: tuple[str, ...]) -> dict[str, float]:
+    """Returns the weights used before validation users choose them."""
+    if "ease" in experts:
+        start = {"gain": 1.4, "prior": 0.3, "graph_gain": 0.0, "ials_gain": 0.0}
+        return {**start, "low_pass": 0.1}
+    start = {"gain": 0.0, "prior": 0.0, "graph_gain": 2.0, "ials_gain": 2.0}
+    return {**start, "low_pass": 0.3}
+
+
+def experts_of(branch: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the experts whose arrays are in the branch."""
+    keys = {
+        "ease": ("item_item", "input_factors"),
+        "graph": ("neighbour",),
+        "ials": ("item_factor",),
+    }
+    return tuple(
+        name for name in GAINS if any(key in branch for key in keys[name])
+    )
+
+
+def weights_of(branch: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the weights that the branch's experts have."""
+    experts = experts_of(branch)
+    gains = tuple(GAINS[name] for name in experts)
+    return (*gains, "prior", *(("low_pass",) if "graph" in experts else ()))
 
 
 def effective_rank(rank: int | None, n_items: int) -> int:
@@ -50,20 +112,6 @@ def effective_rank(rank: int | None, n_items: int) -> int:
     return min(rank, n_items)
 
 
-def shapes(rank: int | None, n_items: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a branch's arrays without padding, by name."""
-    k = effective_rank(rank, n_items)
-    share = {"log_share": (n_items,)}
-    if not k:
-        return {"item_item": (n_items, n_items), **share}
-    return {
-        "input_factors": (n_items, k),
-        "output_factors": (k, n_items),
-        "self_weight": (n_items,),
-        **share,
-    }
-
-
 def fit(
     train: Any,
     *,
@@ -71,27 +119,48 @@ def fit(
     dropout: float,
     user_exponent: float,
     rank: int | None = 0,
+    experts: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays of the linear branch: B or its factors, and log p.
+    """Returns the arrays of the linear branch: those of its experts, and log p.
 
-    The arrays are float32 and have the shapes of `shapes`, with padding along
-    the axes that `PARTITION` shards. `rank` as in `effective_rank`; all other
-    arguments as in `linear.fit`.
+    Float arrays are float32. Those that `PARTITION` shards are padded along
+    these axes. `rank` as in `effective_rank`, and `experts` of `GAINS` as in
+    `default_experts`; all other arguments as in `linear.fit`.
 
     Raises:
       VaecfError: the branch does not fit into memory.
     """
-    settings = {"dropout": dropout, "user_exponent": user_exponent}
-    k = effective_rank(rank, train.n_items)
-    advice = f"linear.rank below {k:,}" if k else f"linear.rank={RANK}"
-    advice = f"set {advice}, or linear.l2=0 for no branch"
-    if k:
-        fitted = low_rank.fit(train, l2, k, advice=advice, **settings)
-    else:
-        fitted = linear.fit(train, l2, advice=advice, **settings)
+    n_items = train.n_items
+    experts = experts or default_experts(n_items)
+    arrays: dict[str, np.ndarray] = {}
+    if "ease" in experts:
+        settings = {"dropout": dropout, "user_exponent": user_exponent}
+        k = effective_rank(rank, n_items)
+        advice = f"linear.rank below {k:,}" if k else f"linear.rank={RANK}"
+        advice = f"set {advice}, or linear.l2=0 for no branch"
+        if k:
+            arrays |= low_rank.fit(train, l2, k, advice=advice, **settings)
+        else:
+            arrays |= linear.fit(train, l2, advice=advice, **settings)
+    if "graph" in experts:
+        arrays |= graph_filter.fit(
+            train,
+            low_pass=default_weights(experts)["low_pass"],
+            rank=_LOW_RANK,
+            neighbours=_NEIGHBOURS,
+            advice="set linear.experts without graph",
+        )
+    if "ials" in experts:
+        arrays |= ials.fit(
+            train,
+            factors=_FACTORS,
+            l2=_FACTOR_L2,
+            alpha=_UNOBSERVED / n_items,
+            iterations=_SWEEPS,
+        )
     count_I = train.item_counts() + _PSEUDO_USERS
     share_I = np.log(count_I / (train.n_users + _PSEUDO_USERS))
-    return {**fitted, "log_share": mesh_lib.pad_items(share_I)}
+    return {**arrays, "log_share": mesh_lib.pad_items(share_I)}
 
 
 def scores(
@@ -103,21 +172,31 @@ def scores(
     """Returns the blend's scores of this shard's items, float32 [B, I].
 
     `model_BI` are the logits of the autoencoder, -inf for padding. `branch`
-    holds the arrays of `fit` and the scalars 'gain' (g) and 'prior' (ρ).
+    holds the arrays of `fit` and the scalars `WEIGHTS`.
     """
-    linear_BI = branch_scores(branch, batch, user_B)
-    log_BI = jnp.log(jnp.maximum(linear_BI, 0.0) + _EPSILON)
-    log_BI -= branch["prior"] * branch["log_share"][None, :]
+    total_BI = jnp.zeros_like(model_BI)
+    for name in experts_of(branch):
+        log_BI = jnp.log(_expert(name, branch, batch, user_B))
+        log_BI -= branch["prior"] * branch["log_share"][None, :]
+        total_BI += branch[GAINS[name]] * log_BI
     # Without a history the branch knows nothing, not even the popularity that
     # would be divided out.
     known_B1 = batch.count_B[:, None] > 0
-    return model_BI + jnp.where(known_B1, branch["gain"] * log_BI, 0.0)
+    return model_BI + jnp.where(known_B1, total_BI, 0.0)
 
 
-def branch_scores(
-    branch: dict[str, Any], batch: SparseBatch, user_B: jax.Array
+def _expert(
+    name: str, branch: dict[str, Any], batch: SparseBatch, user_B: jax.Array
 ) -> jax.Array:
-    """Returns x · B of this shard's items, float32 [B, I]."""
-    if "item_item" in branch:
-        return linear.scores(branch, batch, user_B)
-    return low_rank.scores(branch, batch)
+    """Returns ε + max(0, s), the numbers whose logarithm an expert adds."""
+    if name == "graph":
+        score_BI = graph_filter.scores(branch, batch, user_B)
+        mean = branch["mean_score"]
+        floor = _GRAPH_FLOOR * (mean[0] + branch["low_pass"] * mean[1])
+    elif name == "ials":
+        score_BI, floor = ials.scores(branch, batch, user_B), _IALS_FLOOR
+    elif "item_item" in branch:
+        score_BI, floor = linear.scores(branch, batch, user_B), _EASE_FLOOR
+    else:
+        score_BI, floor = low_rank.scores(branch, batch), _EASE_FLOOR
+    return jnp.maximum(score_BI, 0.0) + floor

@@ -57,7 +57,9 @@ def fit(
 
     Returns:
       The parameters of `scores`: those of `sparse_item_item.pack`, 'low_input'
-      [padded I, K], 'low_output' [K, padded I] and 'low_pass' [].
+      [padded I, K], 'low_output' [K, padded I], 'low_pass' [] and
+      'mean_score' [2], the mean of both terms (without α) over the training
+      users and all items.
 
     Raises:
       VaecfError: the arrays do not fit into memory.
@@ -77,13 +79,19 @@ def fit(
     ).astype(np.float32)
     matrix.data /= root_I[matrix.indices]
     _, vector_IK = low_rank.largest_vectors(matrix, min(rank, n_items))
-    padded = np.zeros((mesh_lib.padded_items(n_items), vector_IK.shape[1]))
-    padded[:n_items] = vector_IK / root_I[:, None]
+    input_IK = vector_IK / root_I[:, None]
+    output_KI = vector_IK.T * root_I
+    near = _neighbours(matrix, neighbours)
+    # What an item of a history adds to the scores of all items, per term.
+    sums = np.asarray(near.sum(axis=1))[:, 0], input_IK @ output_KI.sum(axis=1)
+    mean = [train.item_counts() @ sum_I.astype(np.float64) for sum_I in sums]
+    padding = mesh_lib.padded_items(n_items) - n_items
     return {
-        **sparse_item_item.pack(_neighbours(matrix, neighbours)),
-        "low_input": padded.astype(np.float32),
-        "low_output": mesh_lib.pad_items(vector_IK.T * root_I),
-        "low_pass": np.float32(low_pass),
+        **sparse_item_item.pack(near),
+        "low_input": np.pad(input_IK, ((0, padding), (0, 0))),
+        "low_output": mesh_lib.pad_items(output_KI),
+        "low_pass": np.array(low_pass, np.float32),
+        "mean_score": np.array(mean, np.float32) / (train.n_users * n_items),
     }
 
 

@@ -57,7 +57,7 @@ def write_report(
       results: see `tables.results_rows`. Further keys, all optional:
         "users_left_out" of the test, "train" {"users_per_second", "seconds"},
         "history_length" and "item_popularity" (see `plots.plot_groups`), and
-        "linear" {"gain", "prior"}, the weights of a blend.
+        "linear" the weights of a blend, by name.
       environment: see `environment`.
       recommendations: see `tables.recommendations_table`.
       facts: further lists of names and values, by heading.

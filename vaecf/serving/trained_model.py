@@ -24,7 +24,7 @@ from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import blend_tuning, ranking, scorers
 from vaecf.evaluation.evaluator import Evaluator
-from vaecf.models import mult_vae, registry, sparse_batch
+from vaecf.models import blend, mult_vae, registry, sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.training import checkpoints, fitted, linear_branch, precision
@@ -198,9 +198,7 @@ class TrainedModel:
         saved.save(checkpoints.BEST, step, self.params, self.progress)
         saved.close()
         if self.branch is not None:
-            linear_branch.save(
-                self.branch, self.config.linear, len(self.items), target
-            )
+            linear_branch.save(self.branch, len(self.items), target)
 
 
 def _require_replaceable(directory: pathlib.Path, overwrite: bool) -> None:
@@ -285,11 +283,10 @@ def _load(
         progress = saved.position(checkpoints.BEST, step)
     branch = None
     if config.linear.l2:
-        branch = linear_branch.load(directory, mesh, config.linear, len(items))
-        if weights := linear_branch.read_weights(directory):
-            branch = linear_branch.with_weights(
-                branch, gain=weights["gain"], prior=weights["prior"]
-            )
+        branch = linear_branch.load(directory, mesh, len(items))
+        weights = linear_branch.read_weights(directory)
+        known = {k: v for k, v in weights.items() if k in blend.WEIGHTS}
+        branch = linear_branch.with_weights(branch, known)
     return TrainedModel(
         *(config, manifest, items, module, mesh, params),
         *(directory, progress, branch),
@@ -345,15 +342,15 @@ def tune_blend(
         weights = {"epoch": epoch, **found}
         if processes.is_lead():
             linear_branch.write_weights(model.directory, weights)
+        chosen = (f"{k} {weights[k]:g}" for k in blend.weights_of(model.branch))
         log(
-            f"linear branch: gain {weights['gain']:g}, prior "
-            f"{weights['prior']:g}: best of {len(weights['tried'])} by "
+            f"linear branch: {', '.join(chosen)}: best of "
+            f"{len(weights['tried'])} by "
             f"validation {weights['metric']} {weights['value']:.4f} "
             f"({weights['model_alone']:.4f} without the branch), in "
             f"{time.perf_counter() - began:.1f} s"
         )
-    gain, prior = processes.from_lead(
-        [weights.get(name, 0.0) for name in ("gain", "prior")]
-    )
-    branch = linear_branch.with_weights(model.branch, gain=gain, prior=prior)
+    names = blend.weights_of(model.branch)
+    same = processes.from_lead([weights.get(name, 0.0) for name in names])
+    branch = linear_branch.with_weights(model.branch, dict(zip(names, same)))
     return dataclasses.replace(model, branch=branch)

@@ -26,44 +26,31 @@ def write(folder: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     workdir_lib.write_json(folder / ARRAYS, entries, digest=True)
 
 
-def read(
-    folder: pathlib.Path,
-    fix: str,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-) -> dict[str, np.ndarray]:
-    """Maps the arrays, which must have the digests of arrays.json.
+def read(folder: pathlib.Path, fix: str) -> dict[str, np.ndarray]:
+    """Maps the arrays that arrays.json lists, if they have its digests.
 
     Args:
       fix: end of the messages, such as "train again".
-      shapes: shapes of the arrays to read, float32, of which an earlier
-        version may have written no digests. None reads all that are listed.
 
     Raises:
       VaecfError: a file is missing or damaged; names it.
     """
     began = time.time()
-    listed = shapes is None or (folder / ARRAYS).exists()
-    entries = workdir_lib.read_json(folder / ARRAYS) if listed else {}
+    entries = workdir_lib.read_json(folder / ARRAYS)
     if not isinstance(entries, dict) or not all(
         isinstance(entry, dict) for entry in entries.values()
     ):
         raise VaecfError(f"{folder / ARRAYS}: no list of arrays; {fix}")
-    expected = entries
-    if shapes is not None:
-        expected = {
-            name: {"dtype": "<f4", "shape": list(shape)}
-            for name, shape in shapes.items()
-        }
-    paths = {name: folder / f"{name}.npy" for name in expected}
+    paths = {name: folder / f"{name}.npy" for name in entries}
     files = [*(path.name for path in paths.values()), ARRAYS]
     stamps = integrity.stamps(folder, files)
     arrays = {
-        name: integrity.map_array(paths[name], expected[name], fix)
-        for name in expected
+        name: integrity.map_array(paths[name], entries[name], fix)
+        for name in entries
     }
-    if listed and not integrity.is_verified(folder, stamps):
+    if not integrity.is_verified(folder, stamps):
         for name, array in arrays.items():
-            if integrity.describe(array) != entries.get(name):
+            if integrity.describe(array) != entries[name]:
                 raise VaecfError(
                     f"{paths[name]}: damaged (it has another SHA-256); {fix}"
                 )

@@ -1,11 +1,9 @@
 """Fits the linear branch of a blend once and keeps it in the workdir.
 
-linear/log_share.npy   float32 [items]
-linear/item_item.npy   float32 [items, items]; at a lower rank instead
-linear/{input_factors,output_factors,self_weight}.npy
+linear/<name>.npy      arrays of `blend.fit`
 linear/arrays.json     digests of these arrays
 linear/fit.json        settings and digest of the data that it was fitted to
-linear/weights.json    {'gain', 'prior', ...} after blend tuning
+linear/weights.json    `blend.WEIGHTS`, and how they were chosen
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -58,7 +57,7 @@ def prepare(
     with processes.agreement():  # all others wait until process 0 has written
         if processes.is_lead():
             _fit_once(config, train, workdir / FOLDER, log)
-    return load(workdir, mesh, config, train.n_items)
+    return load(workdir, mesh, train.n_items)
 
 
 def _fit_once(
@@ -72,6 +71,8 @@ def _fit_once(
         digest.update(np.asarray(array).tobytes())
     about = {**dataclasses.asdict(config), "train_sha256": digest.hexdigest()}
     about["rank"] = blend.effective_rank(config.rank, train.n_items)
+    experts = config.experts or blend.default_experts(train.n_items)
+    about["experts"] = list(experts)
     if (folder / FIT).exists():
         if workdir_lib.read_json(folder / FIT) == about:
             return
@@ -84,53 +85,34 @@ def _fit_once(
     n_items = train.n_items
     fitted = blend.fit(train, **dataclasses.asdict(config))
     with workdir_lib.atomic_directory(folder) as fresh:
-        _write(fresh, fitted, blend.shapes(config.rank, n_items))
+        array_folder.write(fresh, fitted)
         workdir_lib.write_json(fresh / FIT, about, digest=True)
     seconds = time.perf_counter() - began
-    rank = f" at rank {about['rank']:,}" if about["rank"] else ""
-    log(f"linear branch: fitted to {n_items:,} items{rank} in {seconds:.1f} s")
+    names = ", ".join(experts)
+    if "ease" in experts and about["rank"]:
+        names = names.replace("ease", f"ease at rank {about['rank']:,}")
+    log(
+        f"linear branch: {names} fitted to {n_items:,} items in {seconds:.1f} s"
+    )
 
 
-def load(
-    directory: pathlib.Path, mesh: Mesh, config: LinearConfig, n_items: int
-) -> dict[str, Any]:
+def load(directory: pathlib.Path, mesh: Mesh, n_items: int) -> dict[str, Any]:
     """Reads the branch of a workdir onto a mesh, with the default weights.
 
     Raises:
       VaecfError: a file is missing or damaged; names it.
     """
-    rows = mesh_lib.padded_items(n_items, mesh.shape[mesh_lib.ITEM])
-    shapes = blend.shapes(config.rank, n_items)
     folder = directory / FOLDER
     fix = f"remove {folder} and train again to fit the linear branch"
-    padded = {
-        name: _padded(array, blend.PARTITION[name], rows)
-        for name, array in array_folder.read(folder, fix, shapes).items()
-    }
-    specs = mesh_lib.specs(padded, blend.PARTITION)
-    branch = processes.put(padded, mesh_lib.shardings(mesh, specs))
-    return with_weights(branch, gain=blend.GAIN, prior=blend.PRIOR)
-
-
-def _write(
-    folder: pathlib.Path,
-    branch: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> None:
-    """Writes the arrays without their padding."""
-    parts = {
-        name: np.asarray(branch[name])[tuple(slice(size) for size in shape)]
-        for name, shape in shapes.items()
-    }
-    array_folder.write(folder, parts)
-
-
-def _padded(host: np.ndarray, axes: tuple[Any, ...], rows: int) -> np.ndarray:
-    """Returns a copy whose sharded axes have `rows` entries."""
-    sizes = [rows if axis else size for axis, size in zip(axes, host.shape)]
-    padded = np.zeros(sizes, np.float32)
-    padded[tuple(slice(size) for size in host.shape)] = host
-    return padded
+    arrays = array_folder.read(folder, fix)
+    own = arrays.get("log_share", np.zeros(0)).shape
+    if own != (mesh_lib.padded_items(n_items),):
+        raise VaecfError(f"{folder} is not of a model of these items; {fix}")
+    rows = mesh_lib.padded_items(n_items, mesh.shape[mesh_lib.ITEM])
+    arrays = mesh_lib.resize_items(arrays, blend.PARTITION, rows)
+    specs = mesh_lib.specs(arrays, blend.PARTITION)
+    branch = processes.put(arrays, mesh_lib.shardings(mesh, specs))
+    return with_weights(branch, blend.default_weights(blend.experts_of(branch)))
 
 
 def read_weights(directory: pathlib.Path) -> dict[str, Any]:
@@ -146,7 +128,7 @@ def read_weights(directory: pathlib.Path) -> dict[str, Any]:
         return {}
     kept = workdir_lib.read_json(path)
     if not isinstance(kept, dict) or not all(
-        isinstance(kept.get(name), float | int) for name in ("gain", "prior")
+        isinstance(kept.get(name, 0.0), float | int) for name in blend.WEIGHTS
     ):
         raise VaecfError(
             f"{path}: not the weights of a blend; remove the file and "
@@ -156,29 +138,31 @@ def read_weights(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def with_weights(
-    branch: Mapping[str, Any], *, gain: float, prior: float
+    branch: Mapping[str, Any], weights: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Returns the branch with other weights."""
-    weights = {"gain": jnp.float32(gain), "prior": jnp.float32(prior)}
-    return {**branch, **weights}
+    """Returns the branch with other weights, some of `blend.WEIGHTS`."""
+    return {**branch, **{name: jnp.float32(x) for name, x in weights.items()}}
 
 
-def save(
-    branch: Mapping[str, Any],
-    config: LinearConfig,
-    n_items: int,
-    target: pathlib.Path,
-) -> None:
+def weights_of(branch: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the weights of the branch's experts, by name."""
+    return {name: float(branch[name]) for name in blend.weights_of(branch)}
+
+
+def save(branch: Mapping[str, Any], n_items: int, target: pathlib.Path) -> None:
     """Writes the branch, with its current weights, from the mesh.
 
     The files that it was read from may no longer exist, or may belong to
-    another model by now. Padding items are not written.
+    another model by now.
     """
     (target / FOLDER).mkdir()
-    _write(target / FOLDER, branch, blend.shapes(config.rank, n_items))
-    write_weights(
-        target, {name: float(branch[name]) for name in ("gain", "prior")}
-    )
+    weights = weights_of(branch)
+    arrays = {k: v for k, v in branch.items() if k not in blend.WEIGHTS}
+    host = jax.device_get(arrays)
+    rows = mesh_lib.padded_items(n_items)
+    host = mesh_lib.resize_items(host, blend.PARTITION, rows)
+    array_folder.write(target / FOLDER, host)
+    write_weights(target, weights)
 
 
 def share(source: pathlib.Path, target: pathlib.Path) -> None:
