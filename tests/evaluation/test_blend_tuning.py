@@ -26,6 +26,7 @@ def made(directory, **changes):
         "model.hidden": (8,),
         "model.latent": 4,
         "linear.l2": 5.0,
+        "linear.experts": ("ease",),
         "train.epochs": 2,
         "train.batch_size": 32,
         "train.ema": 0.9,
@@ -56,7 +57,7 @@ def done(request, data, tmp_path_factory):
 
 
 def arrays_of(model):
-    return list(blend.shapes(model.config.linear.rank, len(model.items)))
+    return [name for name in model.branch if name in blend.PARTITION]
 
 
 def split_of(model, data, split="validation", **changes):
@@ -104,9 +105,9 @@ def test_the_best_of_the_tried_weights_is_chosen(data, done):
     assert tried[kept["gain"], kept["prior"]] == kept["value"] == best
     assert kept["model_alone"] == tried[0.0, kept["prior"]]
     # The neighbours in the grid were tried.
-    at = blend_tuning.GAINS.index(kept["gain"])
+    at = blend_tuning.GRIDS["gain"].index(kept["gain"])
     if kept["gain"]:
-        for neighbour in blend_tuning.GAINS[max(0, at - 1) : at + 2]:
+        for neighbour in blend_tuning.GRIDS["gain"][max(0, at - 1) : at + 2]:
             assert (neighbour, kept["prior"]) in tried
     validation = results["validation"]["ndcg@10"]["mean"]
     assert validation == pytest.approx(kept["value"], abs=1e-6)

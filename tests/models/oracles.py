@@ -262,3 +262,19 @@ def assert_gradients(loss, params, gradients, rtol: float) -> None:
             rtol=rtol,
             atol=rtol,
         )
+
+
+def graph_terms(x, rank, neighbours):
+    """Both terms of the filter of Shen et al. 2021, dense float64 [I, I].
+
+    Of each row of the first term, the largest weights of other items remain.
+    """
+    users, items = (np.maximum(x.sum(axis), 1) for axis in (1, 0))
+    scaled = x / np.sqrt(users)[:, None] / np.sqrt(items)
+    near = scaled.T @ scaled
+    np.fill_diagonal(near, 0)
+    for row in near:
+        row[np.argsort(-row, kind="stable")[neighbours:]] = 0
+    _, _, vectors = np.linalg.svd(scaled)
+    low = vectors[:rank].T @ vectors[:rank]
+    return near, low * np.sqrt(items) / np.sqrt(items)[:, None]

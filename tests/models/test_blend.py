@@ -5,26 +5,57 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from oracles import batch_of, dense, interactions, item_item, random_dense
+from oracles import (
+    batch_of,
+    dense,
+    graph_terms,
+    interactions,
+    item_item,
+    random_dense,
+)
 
-from vaecf.models import blend
+from vaecf.models import blend, low_rank
 from vaecf.parallel import mesh as mesh_lib
 
 ITEMS = 150  # 256 with padding
+LOW_RANK = low_rank.PARTITION
 USERS = np.arange(5, dtype=np.int32)
 HISTORIES = [[0, 4, 149], [3], [], [1, 2, 5, 6, 7], [130, 140]]
 
 
 TRAIN = interactions(random_dense(80, ITEMS, 0.1))
-BATCH = batch_of(HISTORIES, 16)
+BATCH = jax.tree.map(jnp.asarray, batch_of(HISTORIES, 16))
 
 
-@pytest.fixture(scope="module", params=[0, 6], ids=["whole", "low rank"])
+WEIGHTS = {
+    **{"gain": 1.7, "prior": 0.2},
+    **{"graph_gain": 0.9, "low_pass": 0.4, "ials_gain": 1.3},
+}
+EXPERTS = {
+    "whole": (0, ("ease",)),
+    "low rank": (6, ("ease",)),
+    "all": (0, ("ease", "graph", "ials")),
+    "sparse": (0, ("graph", "ials")),
+}
+
+
+@pytest.fixture(scope="module", params=EXPERTS.values(), ids=EXPERTS.keys())
 def branch(request):
-    fitted = blend.fit(
-        TRAIN, l2=4.0, dropout=0.5, user_exponent=0.5, rank=request.param
-    )
-    return {**fitted, "gain": np.float32(1.7), "prior": np.float32(0.2)}
+    rank, experts = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blend, "_LOW_RANK", 9)
+        patch.setattr(blend, "_NEIGHBOURS", 11)
+        patch.setattr(blend, "_FACTORS", 7)
+        patch.setattr(blend, "_UNOBSERVED", 20.0)
+        fitted = blend.fit(
+            *(TRAIN,),
+            **{"l2": 4.0, "dropout": 0.5, "user_exponent": 0.5},
+            **{"rank": rank, "experts": experts},
+        )
+    weights = {name: np.float32(x) for name, x in WEIGHTS.items()}
+    branch = fitted | weights
+    assert blend.experts_of(branch) == experts
+    return jax.tree.map(jnp.asarray, branch)
 
 
 @pytest.mark.parametrize(
@@ -38,21 +69,42 @@ def test_effective_rank(rank, n_items, expected):
     assert blend.effective_rank(rank, n_items) == expected
 
 
-def test_shapes_equal_those_of_a_fit(branch):
-    shapes = blend.shapes(0 if "item_item" in branch else 6, ITEMS)
-    assert shapes.keys() == branch.keys() - {"gain", "prior"}
-    for name, shape in shapes.items():
-        padded = zip(blend.PARTITION[name], shape)
-        assert branch[name].shape == tuple(
-            256 if axis else size for axis, size in padded
-        )
+def test_experts_and_weights_by_default():
+    assert blend.default_experts(25_000) == ("ease", "graph")
+    assert blend.default_experts(25_001) == ("graph", "ials")
+    for n_items in (9, 10**6):
+        experts = blend.default_experts(n_items)
+        assert blend.default_weights(experts).keys() == set(blend.WEIGHTS)
+
+
+def solved(x, branch):
+    """Scores of implicit ALS by the normal equations."""
+    h = branch["item_factor"][:ITEMS].astype(float)
+    alpha = 20 / ITEMS
+    systems = np.einsum("ui,if,ig->ufg", x + alpha, h, h)
+    ridge = 0.003 * (x.sum(1) + alpha * ITEMS)
+    systems += ridge[:, None, None] * np.eye(h.shape[1])
+    return np.linalg.solve(systems, (x @ h)[..., None])[..., 0] @ h.T
 
 
 def expected(branch, logits):
     x = dense(HISTORIES, ITEMS)
-    linear = np.maximum(x @ item_item(branch, ITEMS), 0)
+    experts = []
+    ease = {k: v for k, v in branch.items() if k in ("item_item", *LOW_RANK)}
+    if ease:
+        experts.append((1.7, x @ item_item(ease, ITEMS), 0.003))
+    if "neighbour" in branch:
+        near, _ = graph_terms(TRAIN.to_scipy().toarray(), 9, 11)
+        low = branch["low_input"][:ITEMS] @ branch["low_output"][:, :ITEMS]
+        everyone = TRAIN.to_scipy() @ (near + 0.4 * low)
+        experts.append((0.9, x @ (near + 0.4 * low), 0.1 * everyone.mean()))
+    if "item_factor" in branch:
+        experts.append((1.3, solved(x, branch), 0.01))
     share = (TRAIN.item_counts() + 5) / (TRAIN.n_users + 5)
-    branch_UI = 1.7 * (np.log(linear + 0.003) - 0.2 * np.log(share))
+    branch_UI = sum(
+        gain * (np.log(np.maximum(score, 0) + floor) - 0.2 * np.log(share))
+        for gain, score, floor in experts
+    )
     # Without a history, the model ranks alone.
     return logits + np.where(x.any(axis=1, keepdims=True), branch_UI, 0)
 
@@ -73,7 +125,7 @@ def test_the_formula(branch, logits):
         atol=1e-4,
     )
     assert np.isneginf(scores[:, ITEMS:]).all()
-    alone = branch | {"gain": np.float32(0)}
+    alone = branch | dict.fromkeys(blend.GAINS.values(), np.float32(0))
     scores = blend.scores(logits, alone, BATCH, USERS)
     np.testing.assert_array_equal(scores, logits)
 

@@ -5,9 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from oracles import interactions, item_item, random_dense
+from oracles import graph_terms, interactions, item_item, random_dense
 
-from vaecf.models import ials, knn, linear, low_rank, popularity, sparse_batch
+from vaecf.models import (
+    graph_filter,
+    ials,
+    knn,
+    linear,
+    low_rank,
+    popularity,
+    sparse_batch,
+)
 from vaecf.parallel import mesh as mesh_lib
 
 USERS, ITEMS = 60, 20
@@ -47,9 +55,15 @@ BASELINES = {
             train, factors=5, l2=0.05, alpha=0.2, iterations=2
         ),
     ),
+    "graph": (
+        graph_filter.scores,
+        lambda train: graph_filter.fit(
+            train, low_pass=0.7, rank=6, neighbours=5
+        ),
+    ),
 }
 PARTITION = popularity.PARTITION | linear.PARTITION
-PARTITION |= low_rank.PARTITION | ials.PARTITION | knn.PARTITION
+PARTITION |= low_rank.PARTITION | ials.PARTITION | graph_filter.PARTITION
 
 
 def expected_scores(name, x, params):
@@ -64,6 +78,9 @@ def expected_scores(name, x, params):
         count = x.sum(1) + 0.2 * ITEMS
         systems += 0.05 * count[:, None, None] * np.eye(5)
         return np.linalg.solve(systems, (x @ h)[..., None])[..., 0] @ h.T
+    if name == "graph":
+        near, low = graph_terms(x, 6, 5)
+        return x @ (near + 0.7 * low)
     return x @ item_item(params, ITEMS)
 
 
@@ -73,7 +90,7 @@ def expected_scores(name, x, params):
     [
         *((name, "cpu") for name in BASELINES),
         # An accelerator multiplies where a CPU gathers.
-        *(("ease", "gpu"), ("low_rank", "gpu")),
+        *((name, "gpu") for name in ("ease", "low_rank", "graph")),
     ],
 )
 def test_scores(x, name, backend, shape, monkeypatch):

@@ -76,7 +76,8 @@ def test_runs_share_the_files_of_a_branch(prepare, folder, tmp_path):
     linear_branch.write_weights(folder.parent, {"gain": 1.0, "prior": 0.5})
     for _ in range(2):  # the second time, the files are there already
         linear_branch.share(folder.parent, tmp_path)
-    names = {file.name for file in folder.iterdir()} - {"weights.json"}
+    own = {"weights.json", ".verified.json"}
+    names = {file.name for file in folder.iterdir()} - own
     assert {p.name for p in (tmp_path / "linear").iterdir()} == names
     for name in names:
         assert (folder / name).samefile(tmp_path / "linear" / name)

@@ -127,8 +127,11 @@ def read_weights(directory: pathlib.Path) -> dict[str, Any]:
             raise VaecfError(f"{path} is missing: save the model again")
         return {}
     kept = workdir_lib.read_json(path)
-    if not isinstance(kept, dict) or not all(
-        isinstance(kept.get(name, 0.0), float | int) for name in blend.WEIGHTS
+    kept_weights = kept if isinstance(kept, dict) else {}
+    known = {k: kept_weights[k] for k in blend.WEIGHTS if k in kept_weights}
+    is_complete = "prior" in known and known.keys() & {*blend.GAINS.values()}
+    if not is_complete or not all(
+        isinstance(weight, float | int) for weight in known.values()
     ):
         raise VaecfError(
             f"{path}: not the weights of a blend; remove the file and "
