@@ -341,8 +341,10 @@ def test_a_blend_reports_its_weights(tiny, oracle_dir, tmp_path, command):
     done = command("main", *tiny, *run, "--config.linear.l2=20", "--train")
     assert done.status == 0, done.err
     kept = json.loads((tmp_path / "linear" / "weights.json").read_text())
-    weights = {name: kept[name] for name in ("gain", "prior")}
-    assert results(tmp_path)["linear"] == pytest.approx(weights)
-    shown = f"gain {kept['gain']:g} and prior {kept['prior']:g};"
+    names = ("gain", "prior", "graph_gain", "low_pass")
+    weights = {name: kept[name] for name in names}
+    reported = results(tmp_path)["linear"]
+    assert reported == pytest.approx(weights)
+    shown = ", ".join(f"{name} {kept[name]:g}" for name in reported)
     page = (tmp_path / "report.html").read_text()
     assert f"The linear branch ranks with {shown}" in page

@@ -34,6 +34,7 @@ KEYWORDS = {
     "linear_dropout": "linear.dropout",
     "linear_user_exponent": "linear.user_exponent",
     "linear_rank": "linear.rank",
+    "linear_experts": "linear.experts",
     "seed": "seed",
 }
 # Defaults other than those of `vaecf.config`.

@@ -87,7 +87,9 @@ class Recommender:
               to do without; default 0.5.
             - linear_user_exponent: a user with n items has weight
               n ** -linear_user_exponent in the branch's fit; default 0.5.
-            - linear_rank: rank of the branch's factors; 0 for a full matrix;
+            - linear_experts: models in the branch, of 'ease', 'graph' and
+              'ials'; default (), chosen by the number of items.
+            - linear_rank: rank of EASE's factors; 0 for a full matrix;
               default None, a full matrix up to 25,000 items.
             - seed: seed of everything random; default 0.
 
