@@ -36,7 +36,7 @@ OTHERS = {
     int | None: (24,),
     float: (0.125, 7.5),
     tuple[int, ...]: ((5, 2),),
-    tuple[str, ...]: (("map@10", "mrr@5"),),
+    tuple[str, ...]: (("map@10", "mrr@5"), ("graph",)),
 }
 WRONG = {
     str: (3, None),
