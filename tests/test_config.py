@@ -168,6 +168,7 @@ RANGES = {
     "sizes of at least 1": (((0,), (600, -1)), (1,)),
     "not empty": (((),), ("ndcg@1",)),
     "() or two numbers": (((3,), (0, 1), (1, 2, 3)), (3, 1)),
+    "(), or some of ease": ((("slim",), ("ease", "EASE")), ("graph", "ials")),
 }
 RANGED = [
     key
