@@ -198,8 +198,7 @@ def test_hits():
 
 def test_parse_and_depth():
     for kind in metrics.METRICS:
-        if kind != "auc":
-            assert metrics.parse(f"{kind}@100") == (kind, 100)
+        assert metrics.parse(f"{kind}@100") == (kind, 100)
     assert metrics.parse("auc")[0] == "auc" and metrics.depth(["auc"]) == 1
     assert metrics.depth(["ndcg@100", "recall@20", "coverage@7"]) == 100
 

@@ -156,9 +156,9 @@ LIST_METRICS: dict[str, Callable[[list_metrics.Lists, int], np.ndarray]] = {
     "diversity": list_metrics.diversity,
     "serendipity": list_metrics.serendipity,
 }
+METRICS = (*HIT_METRICS, *LIST_METRICS)  # with a cut-off
 # Needs the scores of all items (`vaecf.evaluation.auc`), and has no cut-off.
 AUC = "auc"
-METRICS = (*HIT_METRICS, *LIST_METRICS, AUC)
 
 
 def parse(name: str) -> tuple[str, int]:
@@ -173,11 +173,11 @@ def parse(name: str) -> tuple[str, int]:
     if name == AUC:
         return name, 1
     kind, _, k = name.partition("@")
-    if kind not in METRICS[:-1] or not k.isdecimal() or int(k) < 1:
+    if kind not in METRICS or not k.isdecimal() or int(k) < 1:
         raise VaecfError(
             f"config.eval.metrics: {name!r} is not a metric: use {AUC}, or "
             f"<metric>@<k>, such as ndcg@100, with one of "
-            f"{', '.join(METRICS[:-1])}{did_you_mean(kind, METRICS)}"
+            f"{', '.join(METRICS)}{did_you_mean(kind, (*METRICS, AUC))}"
         )
     return kind, int(k)
 
