@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from vaecf.data import dataset as datasets
+from vaecf.evaluation import per_user
 from vaecf.reporting.writers import read_records
 from vaecf.workdir import read_json
 
@@ -79,6 +80,12 @@ def _run(out: pathlib.Path) -> Any:
     return results["test"], results["linear"], epochs
 
 
+def _pooled(out: pathlib.Path) -> Any:
+    results = read_json(out / "run" / "results.json")
+    frames = per_user.read(out / "run" / "per_user.parquet")
+    return results["test"], {n: f.rows() for n, f in frames.items()}
+
+
 def _recommended(out: pathlib.Path) -> str:
     return (out / "recommended.csv").read_text()
 
@@ -116,10 +123,13 @@ def scenarios(inputs: pathlib.Path) -> dict[str, Scenario]:
         *("--workdir={out}/sweep", "--trials=3"),
     )
     train = (*main, f"--data_dir={data}", "--epochs=6", "--workdir={out}/run")
+    folds = (*main, f"--data_dir={inputs / 'folds'}", "--epochs=3")
+    folds = (*folds, "--baselines=ease", "--workdir={out}/run")
     return {
         "prepare": Scenario(prepare, _dataset, done_statuses=(0, 2)),
         "replace": Scenario((*prepare, "--overwrite"), _dataset, always=True),
         "train": Scenario(train, _run),
+        "folds": Scenario(folds, _pooled),
         "recommend": Scenario(recommend, _recommended, always=True),
         "save": Scenario(
             ("-c", _SAVE, str(run), "{out}/model"), _model, always=True
@@ -139,7 +149,9 @@ def make_inputs(folder: pathlib.Path) -> pathlib.Path:
     (folder / "h.csv").write_text("\n".join(["user,item", *rows]))
     (folder / "space.py").write_text(_SPACE)
     made = scenarios(folder)
-    _call(_filled(made["prepare"], folder))
+    prepare = _filled(made["prepare"], folder)
+    _call(prepare)
+    _call([*prepare[:-1], "--folds=2", f"--output={folder / 'folds'}"])
     _call([*_filled(made["train"], folder), "--epochs=2"])
     return folder
 
