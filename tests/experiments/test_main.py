@@ -338,7 +338,8 @@ def test_a_run_without_epochs(trained, tmp_path, main):
 
 def test_a_blend_reports_its_weights(tiny, oracle_dir, tmp_path, command):
     run = (f"--data_dir={oracle_dir}", f"--workdir={tmp_path}")
-    done = command("main", *tiny, *run, "--config.linear.l2=20", "--train")
+    run += ("--config.linear.l2=20", "--config.linear.experts=('ease','graph')")
+    done = command("main", *tiny, *run, "--train")
     assert done.status == 0, done.err
     kept = json.loads((tmp_path / "linear" / "weights.json").read_text())
     names = ("gain", "prior", "graph_gain", "low_pass")

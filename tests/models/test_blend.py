@@ -70,10 +70,11 @@ def test_effective_rank(rank, n_items, expected):
 
 
 def test_experts_and_weights_by_default():
-    assert blend.default_experts(25_000) == ("ease", "graph")
-    assert blend.default_experts(25_001) == ("graph", "ials")
+    assert blend.default_experts(25_000, None) == ("ease",)
+    assert blend.default_experts(25_001, None) == ("graph", "ials")
+    assert blend.default_experts(25_001, 512) == ("ease",)
     for n_items in (9, 10**6):
-        experts = blend.default_experts(n_items)
+        experts = blend.default_experts(n_items, None)
         assert blend.default_weights(experts).keys() == set(blend.WEIGHTS)
 
 
