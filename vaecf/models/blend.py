@@ -66,8 +66,8 @@ def default_experts(n_items: int, rank: int | None) -> tuple[str, ...]:
     """Returns the experts of a branch whose config names none.
 
     EASE, if `rank` is given or a full items x items matrix is affordable, else
-    the graph filter and implicit ALS. On MovieLens (latest-small, 100K and 1M) neither of
-    these two helps beside EASE.
+    the graph filter and implicit ALS. On MovieLens (latest-small, 100K and 1M)
+    neither of these two helps beside EASE.
     """
     if rank is not None or n_items <= FULL_RANK_ITEMS:
         return ("ease",)
