@@ -121,6 +121,7 @@ def test_numbers_of_other_types():
         ("12\n1,2,yesterday", "line 3: column 'time' holds 'yesterday'"),
         ("2024-02-29\n1,2,2024-02-30", "line 3: column 'time' holds '2024-02"),
         ("2024-02-29\n1,2,", "line 3: column 'time' holds nothing"),
+        ("0001-01-01T00:00+02:00", "line 2: column 'time' holds '0001-01-01T"),
         ("12\n1,2,2024-02-29", "line 2: column 'time' holds '12'"),
     ],
 )

@@ -359,6 +359,8 @@ def any_bytes(rng: random.Random, folder: pathlib.Path) -> str:
         "comment": ["#", "", "%", '"', "user"],
         "layout": ["netflix", "lightgcn_txt", "msd", "movielens_dat", "x"],
         "missing_ids": ["drop", "keep", "refuse"],
+        "time_column": ["4", "timestamp", "3"],
+        "split_column": ["rating", "4"],
     }
     often = rng.choice([0, 0, 0.05, 0.15])
     settings = {
@@ -367,7 +369,8 @@ def any_bytes(rng: random.Random, folder: pathlib.Path) -> str:
         if rng.random() < often
     }
     text_files.BLOCK_BYTES = rng.choice([5, 50, 1 << 24])
-    ratings = read_ratings(path, **settings)
+    more = [role for role in ("time", "split") if f"{role}_column" in settings]
+    ratings = read_ratings(path, more=more, **settings)
     if settings or b"\x1f\x8b" in data[:2] or not data.isascii():
         return "read"
     text = bytes(data).decode()

@@ -197,11 +197,11 @@ def _date(text: str) -> datetime.datetime | None:
         return None
     try:
         time = datetime.datetime.fromisoformat(text)
-    except ValueError:
+        if time.tzinfo is None:
+            return time
+        return time.astimezone(datetime.UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):  # in UTC, it may be in the year 0
         return None
-    if time.tzinfo is None:
-        return time
-    return time.astimezone(datetime.UTC).replace(tzinfo=None)
 
 
 def _all_there(
