@@ -203,7 +203,7 @@ def test_grouped_results():
         "inference": {"batch_1_mean_latency": 1.0},
         **both,
         "users_left_out": 2,
-        "ease": both,
+        "popularity": both,
         "oracle": both,
     }
     assert baselines.grouped(results) == {
@@ -211,7 +211,7 @@ def test_grouped_results():
         "validation": cell,
         "test": cell,
         "users_left_out": 2,
-        "baselines": {"ease": both},
+        "baselines": {"popularity": both},
         "references": {"oracle": both},
     }
     assert baselines.grouped({}) == {"baselines": {}, "references": {}}
