@@ -5,7 +5,7 @@ import pytest
 from oracles import recorded, refuses
 
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import linear_branch
+from vaecf.training import array_folder, linear_branch
 
 
 @pytest.fixture
@@ -69,6 +69,26 @@ def test_damaged_files_are_named(prepare, folder):
             with refuses(rf"linear/{file.name}"):
                 prepare()
         file.write_bytes(kept)
+
+
+def test_a_branch_without_padding_is_read(
+    small, dataset, folder, tmp_path, assert_same
+):
+    """As earlier versions wrote it, with EASE alone."""
+    config = small(linear={"l2": 5.0, "experts": ("ease",)}).linear
+    mesh, n_items = mesh_lib.make_mesh(1, 1), dataset.n_items
+    branch = linear_branch.prepare(
+        config, dataset.train, folder.parent, mesh, log=lambda line: None
+    )
+    assert n_items % mesh_lib.ITEM_MULTIPLE
+    old = tmp_path / "old" / "linear"
+    old.mkdir(parents=True)
+    cut = {
+        name: array[tuple(slice(n_items) for _ in array.shape)]
+        for name, array in array_folder.read(folder, "").items()
+    }
+    array_folder.write(old, cut)
+    assert_same(linear_branch.load(old.parent, mesh, n_items), branch)
 
 
 def test_runs_share_the_files_of_a_branch(prepare, folder, tmp_path):

@@ -107,7 +107,8 @@ def load(directory: pathlib.Path, mesh: Mesh, n_items: int) -> dict[str, Any]:
     fix = f"remove {folder} and train again to fit the linear branch"
     arrays = array_folder.read(folder, fix)
     own = arrays.get("log_share", np.zeros(0)).shape
-    if own != (mesh_lib.padded_items(n_items),):
+    # Earlier versions wrote no padding.
+    if own not in ((n_items,), (mesh_lib.padded_items(n_items),)):
         raise VaecfError(f"{folder} is not of a model of these items; {fix}")
     rows = mesh_lib.padded_items(n_items, mesh.shape[mesh_lib.ITEM])
     arrays = mesh_lib.resize_items(arrays, blend.PARTITION, rows)
