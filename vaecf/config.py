@@ -54,8 +54,8 @@ class ModelConfig:
     name: str = setting(
         "mult_vae",
         "Model: an autoencoder ('mult_vae', 'mult_dae' or 'rec_vae'), or a "
-        "model that is fitted in one go ('popularity', 'itemknn', 'ials' or "
-        "'ease'), with its settings in `baseline`.",
+        "model that is fitted in one go ('popularity', 'itemknn', 'rp3beta', "
+        "'slim', 'ials' or 'ease'), with its settings in `baseline`.",
         one_of("mult_vae", "mult_dae", "rec_vae", *FITTED),
     )
     hidden: tuple[int, ...] = setting(

@@ -135,6 +135,42 @@ def ease(x: np.ndarray, l2: float) -> np.ndarray:
     return (np.eye(x.shape[1]) - p / np.diag(p)) * (1 - np.eye(x.shape[1]))
 
 
+def _keep_largest(weights: np.ndarray, k: int) -> np.ndarray:
+    """The k largest of each column, without the diagonal; ties by index."""
+    weights = weights * (1 - np.eye(len(weights)))
+    for j in range(len(weights)):
+        order = np.argsort(-weights[:, j], kind="stable")
+        weights[order[k:], j] = 0
+    return weights
+
+
+def item_knn(x: np.ndarray, neighbours: int, shrinkage: float) -> np.ndarray:
+    norm = np.sqrt(np.maximum(x.sum(0), 1))
+    similar = x.T @ x / (np.outer(norm, norm) + shrinkage)
+    return _keep_largest(similar, neighbours)
+
+
+def rp3beta(x: np.ndarray, neighbours: int, alpha, beta) -> np.ndarray:
+    """Paudel et al. 2017: powers of the transition matrices."""
+    n_u, n_i = (np.maximum(x.sum(axis), 1) for axis in (1, 0))
+    to_users, to_items = (x / n_i).T ** alpha, (x.T / n_u).T ** alpha
+    if not alpha:
+        to_users, to_items = x.T, x
+    return _keep_largest(to_users @ to_items / n_i**beta, neighbours)
+
+
+def slim(x: np.ndarray, neighbours: int, l2: float) -> np.ndarray:
+    """Ridge regressions on the nearest items, as least-squares problems."""
+    weights = np.zeros((x.shape[1],) * 2)
+    for j, near in enumerate(item_knn(x, neighbours, 0.0).T):
+        inputs = np.flatnonzero(near)
+        ridge = np.sqrt(l2) * np.eye(len(inputs))
+        targets = np.append(x[:, j], np.zeros(len(inputs)))
+        rows = np.vstack([x[:, inputs], ridge])
+        weights[inputs, j] = np.linalg.lstsq(rows, targets)[0]
+    return weights
+
+
 # --- Lists: the unseen items of a user, and metrics by definition ---
 
 

@@ -32,7 +32,7 @@ def brute_force(x, k, shrinkage):
 @pytest.mark.parametrize("shrinkage", [0.0, 7.5])
 @pytest.mark.parametrize("k", [1, 4, 19, 20, 50])
 def test_itemknn_against_brute_force(k, shrinkage, block, monkeypatch):
-    monkeypatch.setattr(knn, "_BLOCK", block)
+    monkeypatch.setattr(sparse_item_item, "_BLOCK", block)
     x = random_dense(60, 20)
     x[:, 19] = 0
     weights = fitted(x, k, shrinkage)

@@ -14,6 +14,8 @@ from vaecf.models import (
     linear,
     low_rank,
     popularity,
+    rp3beta,
+    slim,
     sparse_batch,
 )
 from vaecf.parallel import mesh as mesh_lib
@@ -45,6 +47,8 @@ BASELINES = {
     ),
     "ease": (linear.scores, lambda train: linear.fit(train, 5.0)),
     "itemknn": (knn.scores, lambda train: knn.fit(train, 4, 1.0)),
+    "slim": (slim.scores, lambda train: slim.fit(train, 4, 1.0)),
+    "rp3beta": (rp3beta.scores, lambda train: rp3beta.fit(train, 4, 1.0, 0.5)),
     "low_rank": (
         lambda params, batch, user_B: low_rank.scores(params, batch),
         lambda train: low_rank.fit(train, 5.0, 4),

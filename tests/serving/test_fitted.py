@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from oracles import ease, refuses
+from oracles import ease, item_knn, refuses, rp3beta, slim
 
 from vaecf.config import FITTED
 from vaecf.serving.recommender import Recommender
@@ -11,7 +11,18 @@ from vaecf.serving.recommender import Recommender
 SETTINGS = {
     "ease": {"l2": 7},
     "itemknn": {"neighbours": 5, "shrinkage": 2.0},
+    # All neighbours: rounding would choose among equally near ones.
+    "rp3beta": {"neighbours": 30, "alpha": 0.7, "beta": 0.4},
+    "slim": {"neighbours": 5, "l2": 9.0},
     "ials": {"factors": 3, "l2": 0.02, "alpha": 0.1, "iterations": 2},
+}
+
+
+ITEM_ITEM = {
+    "ease": ease,
+    "itemknn": item_knn,
+    "rp3beta": rp3beta,
+    "slim": slim,
 }
 
 
@@ -19,16 +30,6 @@ SETTINGS = {
 def fitted(request, shop):
     name = request.param
     return Recommender(name, **SETTINGS.get(name, {})).fit(shop.frame)
-
-
-def item_knn(x, neighbours, shrinkage):
-    norm = np.sqrt(x.sum(0))
-    weights = x.T @ x / (np.outer(norm, norm) + shrinkage)
-    np.fill_diagonal(weights, 0)
-    for j in range(len(norm)):  # of equal ones the first stay
-        order = np.argsort(-weights[:, j], kind="stable")
-        weights[order[neighbours:], j] = 0
-    return weights
 
 
 def implicit_als(x, factor_IF, l2, alpha):
@@ -49,10 +50,8 @@ def scores_of(recommender, x):
     settings = SETTINGS.get(name, {})
     if name == "popularity":
         return np.tile(x.sum(0), (len(x), 1))
-    if name == "ease":
-        return x @ ease(x, 7.0)
-    if name == "itemknn":
-        return x @ item_knn(x, **settings)
+    if name in ITEM_ITEM:
+        return x @ ITEM_ITEM[name](x, **settings)
     assert name == "ials", "a new model needs its oracle here"
     factor_IF = recommender._model.item_vectors().astype(np.float64)
     return implicit_als(x, factor_IF, settings["l2"], settings["alpha"])
@@ -110,7 +109,7 @@ def test_similar_items(fitted, expected):
     else:
         one = np.eye(30)[4:5]
         x = expected[1]
-        weights = ease(x, 7.0) if name == "ease" else item_knn(x, 5, 2.0)
+        weights = ITEM_ITEM[name](x, **SETTINGS[name])
         score_I = (one @ weights)[0]
     score_I[4] = -np.inf
     np.testing.assert_allclose(

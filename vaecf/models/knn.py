@@ -14,11 +14,24 @@ PARTITION = sparse_item_item.PARTITION
 # items in the history: Deshpande and Karypis 2004, section 4.2.
 scores = sparse_item_item.scores
 
-_BLOCK = 1024  # items whose similarities are computed at once
-
 
 def fit(train: Any, neighbours: int, shrinkage: float) -> dict[str, np.ndarray]:
     """Returns the similarities between each item and its nearest neighbours.
+
+    Args:
+      neighbours: how many nearest items to keep for each item, at least 1.
+      shrinkage: see `most_similar`.
+
+    Returns:
+      The parameters of `scores`, see `sparse_item_item.pack`. An item of the
+      history adds to the scores of the items whose neighbour it is.
+    """
+    similar = most_similar(train, neighbours, shrinkage)
+    return sparse_item_item.pack(similar.T)
+
+
+def most_similar(train: Any, neighbours: int, shrinkage: float = 0.0) -> Any:
+    """Returns a CSR matrix with the nearest neighbours of item i in row i.
 
     s_ij = c_ij / (√(c_ii c_jj) + h) with c = XᵀX and s_ii = 0. For h = 0 this
     is the cosine of Deshpande and Karypis 2004, section 4.1. The shrinkage h
@@ -26,30 +39,13 @@ def fit(train: Any, neighbours: int, shrinkage: float) -> dict[str, np.ndarray]:
     on few users.
 
     Args:
-      neighbours: how many nearest items to keep for each item, at least 1.
-        Ties go to the lower item index.
+      neighbours: how many to keep, at least 1. Ties go to the lower index.
       shrinkage: h, in interactions, at least 0.
-
-    Returns:
-      The parameters of `scores`, see `sparse_item_item.pack`. An item of the
-      history adds to the scores of the items whose neighbour it is.
     """
-    import scipy.sparse  # slow to import
-
-    n_items = train.n_items
-    matrix = train.to_scipy()
-    transposed = matrix.T.tocsr()
     norm_I = np.sqrt(train.item_counts()).astype(np.float32)
-    nearest = []
-    for first in range(0, n_items, _BLOCK):
-        # float32 holds counts exactly up to 2^24.
-        near = (transposed[first : first + _BLOCK] @ matrix).tocoo()
-        item = first + near.row
-        scale = norm_I[item] * norm_I[near.col] + np.float32(shrinkage)
-        near.data /= scale
-        near.data[near.col == item] = 0
-        near = near.tocsr()
-        near.eliminate_zeros()
-        near.sort_indices()
-        nearest.append(sparse_item_item.largest(near, neighbours))
-    return sparse_item_item.pack(scipy.sparse.vstack(nearest).T)
+
+    def scale(value: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        return value / (norm_I[i] * norm_I[j] + np.float32(shrinkage))
+
+    matrix = train.to_scipy()  # float32 holds counts exactly up to 2^24
+    return sparse_item_item.nearest(matrix.T.tocsr(), matrix, neighbours, scale)

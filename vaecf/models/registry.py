@@ -11,7 +11,16 @@ from jax.sharding import Mesh
 
 from vaecf.config import ModelConfig
 from vaecf.errors import VaecfError
-from vaecf.models import ials, knn, linear, mult_vae, popularity, rec_vae
+from vaecf.models import (
+    ials,
+    knn,
+    linear,
+    mult_vae,
+    popularity,
+    rec_vae,
+    rp3beta,
+    slim,
+)
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
@@ -25,6 +34,8 @@ MODELS: dict[str, type[mult_vae.MultDAE]] = {
 FITTED: dict[str, Any] = {
     "popularity": popularity,
     "itemknn": knn,
+    "rp3beta": rp3beta,
+    "slim": slim,
     "ials": ials,
     "ease": linear,
 }

@@ -10,6 +10,7 @@ chunk, E entries of a tile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -33,6 +34,7 @@ _TILE = 16
 # Tiles that are added at once: about four for every slot of the batch, so that
 # a query of one user has little to do, within these bounds.
 _LEAST_TILES, _MOST_TILES = 2**9, 2**16
+_BLOCK = 1024  # rows that `nearest` multiplies at once
 _NO_ITEM = np.iinfo(np.int32).max  # out of bounds: scatters drop it
 
 
@@ -110,6 +112,38 @@ def largest(csr: Any, k: int) -> Any:
     indptr = np.append(0, np.cumsum(kept))[csr.indptr]
     entries = csr.data[kept], csr.indices[kept], indptr
     return type(csr)(entries, shape=csr.shape)
+
+
+def nearest(
+    left: Any,
+    right: Any,
+    k: int,
+    scale: Callable[..., np.ndarray] | None = None,
+) -> scipy.sparse.csr_matrix:
+    """Returns the k largest entries of each row of left · right.
+
+    Entries on the diagonal, and those that are 0, are left out. Ties go to the
+    lower column. Memory holds the product of `_BLOCK` rows.
+
+    Args:
+      left, right: CSR matrices [I, U] and [U, I], not negative.
+      scale: receives (value, row, column) of entries, and returns the values
+        to use instead.
+    """
+    import scipy.sparse  # slow to import
+
+    kept = []
+    for first in range(0, left.shape[0], _BLOCK):
+        product = (left[first : first + _BLOCK] @ right).tocoo()
+        row = first + product.row
+        if scale is not None:
+            product.data = scale(product.data, row, product.col)
+        product.data[product.col == row] = 0
+        near = product.tocsr()
+        near.eliminate_zeros()
+        near.sort_indices()
+        kept.append(largest(near, k))
+    return scipy.sparse.vstack(kept, format="csr")
 
 
 def scores(

@@ -51,11 +51,11 @@ class Recommender:
           model: 'blend' (default), RecVAE beside a linear branch, the most
             accurate model on most datasets; 'mult_vae', 'mult_dae' or
             'rec_vae'; or a model that is fitted in one go: 'ease', 'ials',
-            'itemknn' or 'popularity'.
+            'slim', 'rp3beta', 'itemknn' or 'popularity'.
           **settings: any of these keywords; `vaecf.config` describes them in
-            full. 'ease', 'ials', 'itemknn' and 'popularity' have their own,
-            those of `vaecf.baseline_config` such as l2=500, and seed. 'blend'
-            has the defaults of `vaecf.config.BLEND`, and all others these:
+            full. Models that are fitted in one go have their own, those of
+            `vaecf.baseline_config` such as l2=500, and seed. 'blend' has the
+            defaults of `vaecf.config.BLEND`, and all others these:
 
             - hidden: units of the encoder's hidden layers, from the items
               inwards, a tuple or a number; default (600,). rec_vae takes one
