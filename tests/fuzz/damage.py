@@ -37,6 +37,7 @@ CONFIG = config_lib.replace(
         "eval.metrics": ("ndcg@10",),
         "eval.best_metric": "ndcg@10",
         "linear.l2": 10.0,
+        "linear.experts": ("ease", "graph", "ials"),
         "mesh.data": 1,
     },
 )
