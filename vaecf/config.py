@@ -179,6 +179,12 @@ class TrainConfig:
     epochs: int = _resumable(
         200, "Passes over the training users.", NOT_NEGATIVE
     )
+    max_steps: int = _resumable(
+        0,
+        "Most steps, in whole epochs (with alternating_epochs: rounds); three "
+        "of these are always allowed. 0 sets no limit.",
+        NOT_NEGATIVE,
+    )
     alternating_epochs: tuple[int, ...] = setting(
         (),
         "rec_vae: epochs that train the encoder and epochs that train the "
@@ -337,10 +343,10 @@ BLEND: dict[str, Any] = {
     "model.dropout_rate": 0.65,
     "linear.l2": 150.0,
     "loss.gamma": 0.005,
-    "optimizer.learning_rate": 5e-4,
     "train.alternating_epochs": (3, 1),
-    "train.ema": 0.95,
-    "train.epochs": 160,
+    "train.ema": 0.9,
+    "train.epochs": 56,
+    "train.max_steps": 2000,
     "train.batch_size": 200,
     "eval.every_epochs": 8,
     "eval.patience": 3,

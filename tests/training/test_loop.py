@@ -14,7 +14,13 @@ from oracles import refuses
 
 from vaecf.evaluation import evaluator, scorers
 from vaecf.reporting.writers import Writer
-from vaecf.training import checkpoints, input_pipeline, loop, signals
+from vaecf.training import (
+    checkpoints,
+    input_pipeline,
+    loop,
+    progress,
+    signals,
+)
 from vaecf.training.checkpoints import BEST, Checkpoints
 from vaecf.training.progress import TrainProgress
 
@@ -388,6 +394,30 @@ def test_diverging_run_and_more_epochs(
     train(tmp_path, small())
     assert_whole(tmp_path)
     assert finals(tmp_path) == 2
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "rounds", "steps", "expected"),
+    [
+        (56, 2000, (3, 1), 158, 12),
+        (56, 2000, (3, 1), 26, 56),
+        (56, 2000, (3, 1), 40, 48),
+        (56, 2000, (3, 1), 10**6, 12),
+        *((50, 100, (), 10, 10), (50, 0, (), 10, 50), (2, 1, (), 10, 2)),
+    ],
+)
+def test_max_steps(small, epochs, max_steps, rounds, steps, expected):
+    train = {"epochs": epochs, "max_steps": max_steps}
+    config = small(train={**train, "alternating_epochs": rounds})
+    lines = []
+    limited = progress.limit_epochs(config, steps, log=lines.append)
+    assert limited.train.epochs == expected
+    assert len(lines) == (expected != epochs)
+
+
+def test_a_run_ends_with_max_steps(small, train, tmp_path):
+    result = train(tmp_path, small(train={"epochs": 9, "max_steps": 17}))
+    assert result.summary["epochs"] == 17 // STEPS
 
 
 def test_in_a_thread(tmp_path, small, train):

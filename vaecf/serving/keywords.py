@@ -25,6 +25,7 @@ KEYWORDS = {
     "gamma": "loss.gamma",
     "learning_rate": "optimizer.learning_rate",
     "epochs": "train.epochs",
+    "max_steps": "train.max_steps",
     "batch_size": "train.batch_size",
     "alternating_epochs": "train.alternating_epochs",
     "ema": "train.ema",
@@ -60,7 +61,7 @@ def complete(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
             f"{did_you_mean(keyword, known)}"
         )
     if model == "blend":
-        return {**blend(), **settings}
+        return blend(settings)
     return {"model": model, **settings}
 
 
@@ -72,15 +73,17 @@ def _keywords(model: Any) -> dict[str, str]:
     return {"model": "model.name", "seed": "seed", **own}
 
 
-def blend() -> dict[str, Any]:
-    """Returns the keywords of `vaecf.config.BLEND`."""
+def blend(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keywords of `vaecf.config.BLEND` with changes."""
     keywords = {
         keyword: BLEND[key] for keyword, key in KEYWORDS.items() if key in BLEND
     }
     # As many epochs without improvement, in validations of one round each.
     epochs = BLEND["eval.patience"] * BLEND["eval.every_epochs"]
     keywords["patience"] = epochs // sum(keywords["alternating_epochs"])
-    return keywords
+    if "epochs" in changes:  # exactly so many
+        del keywords["max_steps"]
+    return {**keywords, **changes}
 
 
 def make_config(settings: Mapping[str, Any], n_users: int) -> Config:

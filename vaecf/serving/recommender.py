@@ -72,6 +72,9 @@ class Recommender:
               0.
             - learning_rate: learning rate of Adam; default 1e-3.
             - epochs: passes over the training users, at most; default 100.
+            - max_steps: most steps, in whole epochs (rec_vae: rounds), of which
+              three are always allowed; default 0, no limit. The blend's is
+              2,000, unless `epochs` is given.
             - batch_size: users per step; default 500.
             - alternating_epochs: epochs that train rec_vae's encoder and
               decoder in alternation; default (3, 1).
@@ -106,8 +109,7 @@ class Recommender:
         `Recommender(**changes)` is the same. Here `model` may also name the
         autoencoder beside the linear branch.
         """
-        changes = {**keywords.blend(), **changes}
-        return cls(**changes)
+        return cls(**keywords.blend(changes))
 
     def __repr__(self) -> str:
         """Returns the model's name, and its size if it is fitted."""

@@ -37,6 +37,7 @@ from vaecf.training.progress import (
     check_health,
     is_summarised,
     is_trained,
+    limit_epochs,
     patience_line,
     require_finite,
     require_trained,
@@ -106,6 +107,7 @@ def train(
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     setup = state_lib.make_setup(config, dataset.n_items, mesh)
     steps, order_of = input_pipeline.batch_order(config, setup, dataset.train)
+    config = limit_epochs(config, steps, log=log)
     pipeline = shared.pipeline or input_pipeline.make_pipeline(
         config.data.feed, setup, dataset.train, config.seed, log=log
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vaecf import config as config_lib
 from vaecf.config import Config, TrainConfig
 from vaecf.errors import VaecfError
 from vaecf.models import losses
@@ -18,6 +20,9 @@ from vaecf.reporting import writers
 from vaecf.training import optimizers, precision
 from vaecf.training.state import TrainState
 from vaecf.training.step import StepMetrics
+
+# Epochs, or rounds of alternating epochs, that `train.max_steps` always allows.
+_LEAST_ROUNDS = 3
 
 
 @dataclasses.dataclass
@@ -183,6 +188,25 @@ def summarise(
 
 
 # --- Lines and records ------------------------------------------------------
+
+
+def limit_epochs(
+    config: Config, steps: int, *, log: Callable[[str], None]
+) -> Config:
+    """Returns the config with as many epochs as `train.max_steps` allows.
+
+    `steps` is the number of steps per epoch.
+    """
+    train = config.train
+    size = max(1, sum(train.alternating_epochs))  # epochs of a round
+    most = max(_LEAST_ROUNDS, train.max_steps // (steps * size)) * size
+    if not train.max_steps or train.epochs <= most:
+        return config
+    log(
+        f"at most {most} epochs of {steps:,} steps: "
+        f"config.train.max_steps={train.max_steps:,}"
+    )
+    return config_lib.replace(config, {"train.epochs": most})
 
 
 def resume_line(
