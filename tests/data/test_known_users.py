@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import refuses
 
@@ -225,6 +225,8 @@ def test_temporal(rows, share, time, by_share):
 
 @settings(max_examples=30, deadline=None)
 @given(ROWS, st.booleans())
+# The only interaction with item 1 before the test is for validation.
+@example([(0, 0, 0, 0), (0, 1, 1, 0), (1, 0, 0, 0), (1, 1, 2, 0)], True)
 def test_given(rows, has_validation):
     if not has_validation:
         rows = [(u, i, p if p != 1 else 0, t) for u, i, p, t in rows]
