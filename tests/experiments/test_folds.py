@@ -107,6 +107,20 @@ def test_finished_folds_are_skipped(made, succeeds, command, monkeypatch):
     assert ran == [*both, both[1], *both]
 
 
+def test_a_fitted_model_and_its_tuned_namesake(made, tmp_path, succeeds, tiny):
+    folder, _, _ = made
+    out = succeeds(
+        "main", *tiny, f"--data_dir={folder / 'data'}", "--train", "--test",
+        "--config.model.name=ease", "--config.baseline.ease_l2=50",
+        "--baselines=ease", "--baselines_tuned", f"--workdir={tmp_path / 'r'}",
+    )  # fmt: skip
+    frame = pl.read_parquet(tmp_path / "r" / "per_user.parquet")
+    own, other = frame["model"].unique(maintain_order=True)
+    assert own == "ease" and other.startswith("ease (")
+    assert frame.group_by("model").len()["len"].to_list() == [N_USERS] * 2
+    assert other in out[out.index("All folds") :]
+
+
 def test_refused(made, tmp_path, refused, succeeds, tiny):
     folder, flags, _ = made
     own = f"--workdir={folder / 'run'}"
