@@ -1,4 +1,4 @@
-"""Mult-VAE on the generated dataset: what `make demo` runs.
+"""Mult-VAE on the generated dataset.
 
 Test NDCG@100 .439, Recall@20 .427, Recall@50 .620 with seed 0 (standard error
 over the 400 test users .012, .014, .014), in 3 s on 2 cores. EASE (l2 500)

@@ -200,6 +200,12 @@ class TrainConfig:
         "for ranking, such as 0.95; 0 uses the parameters themselves.",
         FRACTION,
     )
+    refit_epochs: int = _resumable(
+        0,
+        "Epochs, after the best one, of training on all interactions known "
+        "before the test, validation users' too; 0 keeps the best epoch.",
+        NOT_NEGATIVE,
+    )
     batch_size: int = setting(500, "Users per step, over all devices.", COUNT)
     microbatch: int = _resumable(
         0,

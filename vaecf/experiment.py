@@ -23,8 +23,8 @@ from vaecf.models import registry
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import recipe_log, report, tables, writers
-from vaecf.serving import fit, latency, samples
-from vaecf.serving.trained_model import TrainedModel, load, tune_blend
+from vaecf.serving import fit, latency, samples, trained_model
+from vaecf.serving.trained_model import TrainedModel
 from vaecf.training import linear_branch, optimizers, precision
 from vaecf.training import state as state_lib
 
@@ -99,18 +99,28 @@ def run(
             _train(run)
         with run.within("loading the model"):
             policy = config.precision.policy
-            model = load(workdir, policy=policy, mesh=run.mesh)
+            model = trained_model.load(
+                workdir, policy=policy, mesh=run.mesh, refitted=False
+            )
         # A test may use other settings than the training did.
         model = dataclasses.replace(model, config=config)
         if actions.train or actions.test:
             model = _validate(run, model)
+        chosen = model  # on the validation users, with these results
+        model = fit.refit(chosen, run.dataset, train=actions.train, log=run.log)
+        run.results["refit"] = model is not chosen
         if actions.test:
             # Fitting and tuning baselines may take longer than any deadline.
             unlimited = contextlib.nullcontext()
             with unlimited if actions.baselines else run.within("the test"):
                 _test(run, model)
         if actions.inference_batch_sizes:
-            run.results["inference"] = _measure_latency(actions, model, run.log)
+            run.results["inference"] = latency.measure_all(
+                model,
+                actions.inference_batch_sizes,
+                k=actions.top_results,
+                log=run.log,
+            )
             _note_precision(run, "inference")
         _report(run, model)
     return run.results
@@ -149,7 +159,9 @@ def benchmark_untrained(
         f"no trained model was given: this is an untrained {config.model.name} "
         f"of {dataset.n_items:,} items"
     )
-    figures = _measure_latency(actions, model, log)
+    figures = latency.measure_all(
+        model, actions.inference_batch_sizes, k=actions.top_results, log=log
+    )
     _write_recipe_files(writer, actions, config, {"inference": figures}, [])
     return figures
 
@@ -300,7 +312,7 @@ def _train(run: _Run) -> None:
 
 def _validate(run: _Run, model: TrainedModel) -> TrainedModel:
     """Sets results['validation'] and returns the model with tuned weights."""
-    model = tune_blend(model, run.validation, log=run.log)
+    model = trained_model.tune_blend(model, run.validation, log=run.log)
     run.results.pop("linear", None)
     if model.branch is not None:
         run.results["linear"] = linear_branch.weights_of(model.branch)
@@ -375,19 +387,6 @@ def _test(run: _Run, model: TrainedModel) -> None:
     log(f"\n{table}")
     if ORACLE in results:
         log(baselines.ORACLE_NOTE)
-
-
-def _measure_latency(
-    actions: Actions, model: TrainedModel, log: Callable[[str], None]
-) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    for batch_size in actions.inference_batch_sizes:
-        figures |= latency.measure(
-            model, batch_size=batch_size, k=actions.top_results
-        )
-    for name, value in figures.items():
-        log(f"{name}: {value:.6g} {latency.unit(name)}")
-    return figures
 
 
 def _report(run: _Run, model: TrainedModel) -> None:

@@ -5,6 +5,7 @@ dataset.json     manifest of the dataset
 items.parquet    raw item ids, so that the directory is self-contained
 linear/          the linear branch of a blend
 fitted/          parameters of a model that is fitted in one go
+refit/E+N/       a run that continued from epoch E, for N epochs on all users
 checkpoints/     latest (to resume) and best (to use)
 metrics.jsonl    one record per line;  tensorboard/  the same as events
 results.json     metrics of the test users, and the speed of training
@@ -41,6 +42,7 @@ CONFIG, DATASET, ITEMS = "config.json", "dataset.json", "items.parquet"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 RESULTS, PER_USER, REPORT = "results.json", "per_user.parquet", "report.html"
 LINEAR, WEIGHTS, FITTED = "linear", "weights.json", "fitted"
+REFIT = "refit"
 # Name of a setting in older runs -> its name now.
 _RENAMED = {"train.alternate": "train.alternating_epochs"}
 MEMBERS, SWEEP = "members.csv", "sweep.json"

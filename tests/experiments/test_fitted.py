@@ -1,5 +1,7 @@
 """Commands with a model that is fitted in one go."""
 
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -67,3 +69,23 @@ def test_no_model_to_time(data_dir, command):
         "--config.model.name=ease",
     )
     assert done.status == 2 and "trained in epochs" in done.err
+
+
+def test_a_refit_of_a_run(trained, oracle_dir, tmp_path, succeeds):
+    """The validation stays that of the model before it; the test is its own."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained.workdir, workdir)
+    before = read_json(workdir / "results.json")
+    out = succeeds(
+        *("main", *trained.training, "--test", f"--workdir={workdir}"),
+        "--config.train.refit_epochs=2",
+    )
+    after = read_json(workdir / "results.json")
+    assert "nothing left to train" in out
+    assert "learns from all 140 users" in out
+    assert after["validation"] == before["validation"]
+    assert after["test"] != before["test"]
+    assert after["refit"] and not before["refit"]
+    again = succeeds("main", "--test", f"--workdir={workdir}")
+    assert "learns from" not in again
+    assert read_json(workdir / "results.json")["test"] == after["test"]

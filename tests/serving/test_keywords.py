@@ -22,9 +22,11 @@ def test_the_blend_has_the_settings_of_its_config():
         )
     )
     differing = {key for key in mine | its if mine[key] != its[key]}
-    # In memory; a weight that γ replaces; a validation a round and not two.
+    # In memory; a weight that γ replaces; a validation a round and not two; a
+    # refit.
     assert differing == {
         "data.dir",
+        "train.refit_epochs",
         "loss.total_anneal_steps",
         "eval.every_epochs",
         "eval.patience",

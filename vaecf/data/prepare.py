@@ -157,6 +157,7 @@ def in_memory(
     user_column: str = "user",
     item_column: str = "item",
     seed: int = 0,
+    keep_all_items: bool = False,
 ) -> Dataset:
     """Prepares a dataset in memory: ``vaecf`` protocol, no test users.
 
@@ -165,6 +166,7 @@ def in_memory(
         items. The ids of a matrix are its row and column numbers, and every
         column is an item, seen or not.
       validation_users: number of users, or (float) share in [0, 1) of them.
+      keep_all_items: keep the items that only validation users have.
 
     Raises:
       VaecfError: see `read_ratings`; or no training user would remain.
@@ -200,9 +202,8 @@ def in_memory(
     n_held_out = int(
         validation_users * n_users if is_share else validation_users
     )
-    split = splits.vaecf(
-        ratings, n_held_out, 0, seed=seed, keep_all_items=is_matrix
-    )
+    keep = is_matrix or keep_all_items
+    split = splits.vaecf(ratings, n_held_out, 0, seed=seed, keep_all_items=keep)
     return _dataset(
         "(in memory)",
         "vaecf",

@@ -151,7 +151,7 @@ def vaecf(
 
     Args:
       test_users: number of test users; None means `validation_users`.
-      keep_all_items: keep the columns of items that no training user has.
+      keep_all_items: keep the items that no training user has.
 
     Raises:
       VaecfError: see `paper`.
@@ -201,7 +201,7 @@ def in_order(
     if not keep_all_items:
         vocabulary = vocabulary[seen]
     n_items = len(vocabulary)
-    new_index = np.where(seen, inverse(vocabulary, len(seen)), -1)
+    new_index = inverse(vocabulary, len(seen))
     rest = everything.rows(slice(n_train, len(users)))
     moved = new_index[rest.indices]
     known = _select(Interactions(rest.indptr, moved, n_items), moved >= 0)

@@ -1,15 +1,25 @@
-"""Trains the model of a run: in epochs, or fitted in one go."""
+"""Trains the model of a run, and trains it further on all users."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from vaecf import config as config_lib
 from vaecf.config import Config
 from vaecf.data.dataset import Dataset
+from vaecf.data.id_table import IdTable
+from vaecf.data.interactions import HeldOut, Interactions
+from vaecf.parallel import processes
+from vaecf.serving.trained_model import TrainedModel, refit_folder, with_refit
 from vaecf.training import fitted, loop
+from vaecf.training.first_state import Start
 
 _logger = logging.getLogger("vaecf")
 
@@ -33,3 +43,82 @@ def train(
     if config.is_fitted:
         return fitted.train(config, dataset.train, workdir, log=log)
     return loop.train(config, dataset, workdir, log=log, **options).summary
+
+
+def refit(
+    model: TrainedModel,
+    dataset: Dataset,
+    *,
+    train: bool = True,
+    log: Callable[[str], None] = _logger.info,
+    show_progress: bool | None = None,
+) -> TrainedModel:
+    """Returns the model after it has learned from all users.
+
+    Continues from the best parameters for `config.train.refit_epochs` on all
+    interactions known before the test. A linear branch is fitted again; the
+    weights of a blend stay. The refit is kept in `refit/` of the model's
+    workdir, whose lock the caller holds, and the same call resumes it. Without
+    `train`, only a refit that is there is taken.
+
+    The model is returned unchanged if there is nothing to do: no epochs, no
+    validation users, or a model of no epoch.
+
+    Raises:
+      VaecfError, loop.Interrupted: as `train` does.
+    """
+    done = with_refit(model)
+    if done is not model or not train:
+        return done
+    config, epochs = model.config, model.config.train.refit_epochs
+    epoch = model.progress.get("epoch", 0)
+    is_trained = config.is_fitted or epoch > 0
+    if not (epochs and is_trained and dataset.validation.fold_in.n_users):
+        return model
+    folder = refit_folder(model)
+    with processes.agreement():
+        others = folder.parent.iterdir() if folder.parent.exists() else ()
+        for other in [*others] if processes.is_lead() else ():
+            if other != folder:  # of another epoch, or of other epochs
+                shutil.rmtree(other)
+    data = _all_for_training(dataset)
+    log(f"refit: {config.title} learns from all {data.train.n_users:,} users")
+    if config.is_fitted:
+        fitted.train(config, data.train, folder, log=log)
+        return with_refit(model)
+    last = epoch + epochs
+    changes = {
+        "train.epochs": last,
+        "train.max_steps": 0,
+        "eval.every_epochs": last,
+    }
+    try:
+        loop.train(
+            config_lib.replace(config, changes),
+            data,
+            folder,
+            start=Start(model.params, epoch),
+            show_progress=show_progress,
+            log=log,
+        )
+    except loop.Interrupted:
+        raise loop.Interrupted(
+            f"stopped in the refit; train again in workdir {model.directory} "
+            "to resume"
+        ) from None
+    return with_refit(model)
+
+
+def _all_for_training(dataset: Dataset) -> Dataset:
+    """Returns a dataset of training users alone: of `everything()`."""
+    everything = dataset.everything()
+    none = Interactions(
+        np.zeros(1, np.int64), np.zeros(0, np.int32), dataset.n_items
+    )
+    return dataclasses.replace(
+        dataset,
+        train=everything,
+        validation=HeldOut(none, none),
+        test=HeldOut(none, none),
+        users=IdTable(np.arange(everything.n_users)),
+    )

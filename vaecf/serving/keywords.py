@@ -30,6 +30,7 @@ KEYWORDS = {
     "alternating_epochs": "train.alternating_epochs",
     "ema": "train.ema",
     "patience": "eval.patience",
+    "refit_epochs": "train.refit_epochs",
     "precision": "precision.policy",
     "linear_l2": "linear.l2",
     "linear_dropout": "linear.dropout",
@@ -42,6 +43,7 @@ KEYWORDS = {
 _DEFAULTS: dict[str, Any] = {
     "epochs": 100,
     "patience": 10,
+    "refit_epochs": 4,
     "anneal_epochs": 50.0,
 }
 _LONGEST_ANNEAL = 2**31  # steps; the weight then stays near 0

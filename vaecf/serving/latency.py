@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -56,6 +57,22 @@ def measure(
             for p in (50, 90, 95, 99)
         },
     }
+
+
+def measure_all(
+    model: TrainedModel,
+    batch_sizes: Iterable[int],
+    *,
+    k: int,
+    log: Callable[[str], None],
+) -> dict[str, float]:
+    """Logs and returns the figures of `measure` for several batch sizes."""
+    figures: dict[str, float] = {}
+    for batch_size in batch_sizes:
+        figures |= measure(model, batch_size=batch_size, k=k)
+    for name, value in figures.items():
+        log(f"{name}: {value:.6g} {unit(name)}")
+    return figures
 
 
 def unit(name: str) -> str:

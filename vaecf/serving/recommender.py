@@ -83,6 +83,8 @@ class Recommender:
             - patience: validations without improvement before `fit` stops;
               default 10; None never stops early. The model is validated after
               every epoch, rec_vae after every round of `alternating_epochs`.
+            - refit_epochs: epochs, after the best one, of training on all
+              users, validation users too; default 4; 0 keeps the best epoch.
             - precision: 'fp32' (default), 'tf32', 'bf16', 'fp16' or 'amp'.
             - linear_l2: L2 regularisation of a linear branch that ranks beside
               the model; default 0, no linear branch.
@@ -146,7 +148,8 @@ class Recommender:
           item_column: column of the item ids.
           validation_users: number of users, or share in [0, 1), whose
             interactions choose the best epoch and the weights of a blend
-            instead of training the model. 0 keeps the last epoch. A model that
+            before the model learns from them, too, for `refit_epochs`. 0 keeps
+            the last epoch. A model that
             is fitted in one go needs none, and is fitted to all users.
           workdir: directory to keep the run in; calling `fit` again with the
             same arguments resumes it. None trains in a temporary directory.
@@ -167,6 +170,7 @@ class Recommender:
             item_column=item_column,
             validation_users=0 if config.is_fitted else validation_users,
             seed=config.seed,
+            keep_all_items=config.train.refit_epochs > 0,
         )
         config = keywords.make_config(self._settings, dataset.train.n_users)
         if workdir is None and dataset.validation.held_out.nnz == 0:
@@ -180,11 +184,14 @@ class Recommender:
                 fit.train(
                     config, dataset, directory, show_progress=show_progress
                 )
-                model = load(directory)
+                model = load(directory, refitted=False)
                 validation = Evaluator.for_split(
                     dataset, "validation", config.eval, model.mesh
                 )
-                self._model = tune_blend(model, validation, log=_logger.info)
+                model = tune_blend(model, validation, log=_logger.info)
+                self._model = fit.refit(
+                    model, dataset, show_progress=show_progress
+                )
         return self
 
     @classmethod

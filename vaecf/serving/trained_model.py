@@ -223,6 +223,7 @@ def load(
     *,
     policy: str | None = None,
     mesh: Mesh | None = None,
+    refitted: bool = True,
 ) -> TrainedModel:
     """Loads the best model of a run, trained on any devices, or a saved model.
 
@@ -230,6 +231,7 @@ def load(
       policy: precision to rank in, such as 'bf16'; None takes the run's.
       mesh: devices ('data', 'item') to put the model on; None uses all devices
         along 'data'.
+      refitted: take the refit of the best model if the run has one.
 
     Raises:
       VaecfError: a file is missing or damaged; names the file.
@@ -238,6 +240,7 @@ def load(
         before = _version(directory)
         try:
             model = _load(directory, policy, mesh)
+            model = with_refit(model) if refitted else model
         except VaecfError:
             if _version(directory) == before:
                 raise
@@ -250,9 +253,47 @@ def load(
 def _version(directory: pathlib.Path) -> tuple[int, list[int]]:
     """Returns what changes if a directory or its best model is replaced."""
     files.recover(directory)
-    saved = checkpoints.Checkpoints(directory / workdir_lib.CHECKPOINTS)
     number = directory.stat().st_ino if directory.exists() else 0
-    return number, saved.steps(checkpoints.BEST)
+    folders = [directory, *directory.glob(f"{workdir_lib.REFIT}/*")]
+    return number, [s for folder in folders for s in _best_steps(folder)]
+
+
+def _best_steps(directory: pathlib.Path) -> list[int]:
+    """Returns the steps of the best checkpoints; [0] of a fitted model."""
+    if (directory / workdir_lib.FITTED).exists():
+        return [0]
+    saved = checkpoints.Checkpoints(directory / workdir_lib.CHECKPOINTS)
+    return saved.steps(checkpoints.BEST)
+
+
+def refit_folder(model: TrainedModel) -> pathlib.Path:
+    """Returns where the refit of a model of a run is kept."""
+    epochs = model.config.train.refit_epochs
+    name = f"{model.progress.get('epoch', 0)}+{epochs}"
+    return model.directory / workdir_lib.REFIT / name
+
+
+def with_refit(model: TrainedModel) -> TrainedModel:
+    """Returns the model with the parameters of its refit, if there is one.
+
+    The weights of a blend stay.
+    """
+    folder = refit_folder(model)
+    if not (model.config.train.refit_epochs and _best_steps(folder)):
+        return model
+    name, n_items = model.config.model.name, len(model.items)
+    if model.module is None:
+        params = fitted.load(folder, name, n_items, model.mesh)
+        return dataclasses.replace(model, params=params)
+    saved = checkpoints.Checkpoints(folder / workdir_lib.CHECKPOINTS)
+    with contextlib.closing(saved):
+        params = checkpoints.restore_params(saved, model.module, model.mesh)
+    branch = model.branch
+    if branch is not None:
+        weights = {name: branch[name] for name in blend.weights_of(branch)}
+        branch = linear_branch.load(folder, model.mesh, n_items)
+        branch = {**branch, **weights}
+    return dataclasses.replace(model, params=params, branch=branch)
 
 
 def _load(

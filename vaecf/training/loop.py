@@ -24,13 +24,14 @@ from vaecf.reporting import writers
 from vaecf.reporting.progress import Progress
 from vaecf.training import (
     checkpoints,
+    first_state,
     input_pipeline,
     linear_branch,
     signals,
-    spectral_init,
 )
 from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
+from vaecf.training.first_state import Start
 from vaecf.training.input_pipeline import Epoch, InputPipeline
 from vaecf.training.progress import (
     TrainProgress,
@@ -84,6 +85,7 @@ def train(
     extra_writer: writers.Writer | None = None,
     trace_dir: pathlib.Path | None = None,
     shared: Shared | None = None,
+    start: Start | None = None,
     log: Callable[[str], None] = _logger.info,
 ) -> TrainResult:
     """Trains a model, resuming from the latest checkpoint of the workdir.
@@ -96,6 +98,7 @@ def train(
       extra_writer: also receives every record.
       trace_dir: directory for a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for no profile.
+      start: continue from these parameters instead of starting at epoch 0.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
@@ -120,8 +123,13 @@ def train(
             progress, state = resume(setup, saver.checkpoints, steps, log)
         log(resume_line(config, progress, state))
     else:
-        progress = TrainProgress()
-        state = _init_state(config, setup, dataset, workdir, log)
+        progress = TrainProgress(epoch=start.epoch if start else 0)
+        if start:
+            state = first_state.continued(config, setup, start, steps)
+        else:
+            state = first_state.initial(
+                config, setup, dataset.train, workdir, log=log
+            )
 
     # --- Validation, writers ------------------------------------------------
     linear = shared.linear or linear_branch.prepare(
@@ -370,21 +378,6 @@ def _resume_at(
             "run with another batch size or dataset"
         )
     return progress, state
-
-
-def _init_state(
-    config: Config,
-    setup: TrainSetup,
-    dataset: Dataset,
-    workdir: pathlib.Path,
-    log: Callable[[str], None],
-) -> TrainState:
-    state = state_lib.init_state(setup, config.seed)
-    if config.model.init == "spectral":
-        state = spectral_init.start(
-            state, config.seed, dataset.train, workdir, log=log
-        )
-    return state
 
 
 def _open_writers(
