@@ -239,7 +239,7 @@ def test_parts_in_separate_sources(tmp_path):
         ({"protocol": "leave_last", "time_column": "part", "test_items": 0},
          "test_items=0 must be a whole number"),
         ({"protocol": "temporal", "time_column": "part", "test_time": "2024-02-29"},
-         "test_time='2024-02-29': the times of the data are numbers"),
+         "test_time='2024-02-29'.*a number, such as 1709164800"),
         ({"protocol": "temporal", "time_column": "part", "test_time": "soon"},
          "test_time='soon' is not a time"),
         ({"protocol": "temporal", "time_column": "part", "test_time": 3},

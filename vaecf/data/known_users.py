@@ -186,12 +186,13 @@ def _test_time(time_N: np.ndarray, share: float | None, given: Any) -> Any:
         return ascending[cut]
     time = values.parse_time(given)
     if (time.dtype.kind == "M") != (time_N.dtype.kind == "M"):
-        kinds = "numbers", "dates"
-        is_date = time_N.dtype.kind == "M"
+        kind = "a date"
+        if time.dtype.kind == "M":
+            seconds = time.astype("datetime64[s]").astype(int)
+            kind = f"a number, such as {seconds} if they are Unix seconds"
         raise VaecfError(
             f"test_time={short(given)}: the times of the data are "
-            f"{kinds[is_date]}, from {time_N.min()} to {time_N.max()}; give "
-            f"one of these {kinds[is_date]}"
+            f"{time_N.min()} to {time_N.max()}; give {kind}"
         )
     if not time_N.min() < time <= time_N.max():
         raise VaecfError(
