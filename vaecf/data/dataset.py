@@ -52,7 +52,9 @@ class Dataset:
     validation: HeldOut  # users for choosing a model
     test: HeldOut  # users for reporting
     items: IdTable  # raw ids of the columns
-    users: IdTable  # raw ids of the rows: train, then validation, then test
+    # Raw ids of the rows: train, then validation, then test. The users of
+    # validation and test may be training users, too (`known_users`).
+    users: IdTable
     manifest: dict[str, Any]  # see `make_dataset`
     path: pathlib.Path | None = None  # directory; None for data in memory
     # Arrays of the distribution that generated the data; None for real data.
