@@ -86,6 +86,9 @@ def test_a_refit_of_a_run(trained, oracle_dir, tmp_path, succeeds):
     assert after["validation"] == before["validation"]
     assert after["test"] != before["test"]
     assert after["refit"] and not before["refit"]
+    for folder, is_refit in ((workdir, True), (trained.workdir, False)):
+        page = (folder / "report.html").read_text()
+        assert ("before the refit" in page) is is_refit
     again = succeeds("main", "--test", f"--workdir={workdir}")
     assert "learns from" not in again
     assert read_json(workdir / "results.json")["test"] == after["test"]

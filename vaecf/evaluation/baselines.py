@@ -299,7 +299,7 @@ def grouped(results: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content of results.json as `report.write_report` takes it."""
     keys = (
         *("train", "validation", "test", "users_left_out", "linear"),
-        *("history_length", "item_popularity"),
+        *("history_length", "item_popularity", "refit"),
     )
     groups = {key: results[key] for key in keys if key in results}
     groups["baselines"] = {
