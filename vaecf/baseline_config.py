@@ -31,13 +31,13 @@ class BaselineConfig:
         grid=(10, 20, 50, 100, 200, 500, 1000),
     )
     rp3beta_alpha: float = setting(
-        0.5,
+        0.6,
         "Exponent of RP3beta's transition probabilities.",
         NOT_NEGATIVE,
         grid=(0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5),
     )
     rp3beta_beta: float = setting(
-        0.5,
+        0.6,
         "Exponent of the popularity that RP3beta divides by.",
         NOT_NEGATIVE,
         grid=(0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0),
