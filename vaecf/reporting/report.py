@@ -57,8 +57,8 @@ def write_report(
       results: see `tables.results_rows`. Further keys, all optional:
         "users_left_out" of the test, "train" {"users_per_second", "seconds"},
         "history_length" and "item_popularity" (see `plots.plot_groups`),
-        "linear" the weights of a blend, by name, and "refit", whether the tested
-        model has learned from the validation users.
+        "linear" the weights of a blend, by name, and "refit", whether the
+        tested model has learned from the validation users.
       environment: see `environment`.
       recommendations: see `tables.recommendations_table`.
       facts: further lists of names and values, by heading.
