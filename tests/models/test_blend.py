@@ -70,11 +70,10 @@ def test_effective_rank(rank, n_items, expected):
 
 
 def test_experts_and_weights_by_default():
-    assert blend.default_experts(25_000, None) == ("ease",)
-    assert blend.default_experts(25_001, None) == ("graph", "ials")
-    assert blend.default_experts(25_001, 512) == ("ease",)
+    assert blend.default_experts(25_000) == ("ease",)
+    assert blend.default_experts(25_001) == ("ease", "graph", "ials")
     for n_items in (9, 10**6):
-        experts = blend.default_experts(n_items, None)
+        experts = blend.default_experts(n_items)
         assert blend.default_weights(experts).keys() == set(blend.WEIGHTS)
 
 

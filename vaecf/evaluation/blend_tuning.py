@@ -24,8 +24,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
 # that the branch lacks left out.
 _ORDER = (
     *("gain", "prior", "gain"),
-    *("graph_gain", "ials_gain", "low_pass", "graph_gain", "ials_gain"),
-    *("prior", "gain"),
+    *("graph_gain", "ials_gain", "low_pass", "graph_gain", "gain", "prior"),
 )
 
 

@@ -62,25 +62,27 @@ GAINS = {"ease": "gain", "graph": "graph_gain", "ials": "ials_gain"}
 WEIGHTS = (*GAINS.values(), "prior", "low_pass")
 
 
-def default_experts(n_items: int, rank: int | None) -> tuple[str, ...]:
+def default_experts(n_items: int) -> tuple[str, ...]:
     """Returns the experts of a branch whose config names none.
 
-    EASE, if `rank` is given or a full items x items matrix is affordable, else
-    the graph filter and implicit ALS. On MovieLens (latest-small, 100K and 1M)
-    neither of these two helps beside EASE.
+    EASE alone, as long as a full items x items matrix is affordable, else all:
+    EASE is then of low rank, and each of the three adds to the others. Beside
+    the full matrix they gain nothing on MovieLens (latest-small, 100K, 1M).
     """
-    if rank is not None or n_items <= FULL_RANK_ITEMS:
-        return ("ease",)
-    return ("graph", "ials")
+    return ("ease",) if n_items <= FULL_RANK_ITEMS else tuple(GAINS)
 
 
 def default_weights(experts: tuple[str, ...]) -> dict[str, float]:
     """Returns the weights used before validation users choose them."""
-    if "ease" in experts:
-        start = {"gain": 1.4, "prior": 0.3, "graph_gain": 0.0, "ials_gain": 0.0}
-        return {**start, "low_pass": 0.1}
-    start = {"gain": 0.0, "prior": 0.0, "graph_gain": 2.0, "ials_gain": 2.0}
-    return {**start, "low_pass": 0.3}
+    if experts == ("ease",):
+        gains = {"ease": 1.4}
+    else:
+        gains = {"ease": 2.0, "graph": 1.0, "ials": 1.0}
+    start = {GAINS[name]: gains[name] for name in experts}
+    prior = 0.3 if "ease" in experts else 0.0
+    return (
+        dict.fromkeys(WEIGHTS, 0.0) | start | {"prior": prior, "low_pass": 0.3}
+    )
 
 
 def experts_of(branch: Mapping[str, Any]) -> tuple[str, ...]:
@@ -132,7 +134,7 @@ def fit(
       VaecfError: the branch does not fit into memory.
     """
     n_items = train.n_items
-    experts = experts or default_experts(n_items, rank)
+    experts = experts or default_experts(n_items)
     arrays: dict[str, np.ndarray] = {}
     if "ease" in experts:
         settings = {"dropout": dropout, "user_exponent": user_exponent}

@@ -71,8 +71,7 @@ def _fit_once(
         digest.update(np.asarray(array).tobytes())
     about = {**dataclasses.asdict(config), "train_sha256": digest.hexdigest()}
     about["rank"] = blend.effective_rank(config.rank, train.n_items)
-    default = blend.default_experts(train.n_items, config.rank)
-    experts = config.experts or default
+    experts = config.experts or blend.default_experts(train.n_items)
     about["experts"] = list(experts)
     if (folder / FIT).exists():
         if workdir_lib.read_json(folder / FIT) == about:
