@@ -40,6 +40,7 @@ def fold(number, l2, with_baseline=True):
     """Five users, the second of whom has nothing held out."""
     rng = np.random.default_rng(number)
     results = {"train": {"best_epoch": number}, "users_left_out": 1}
+    results["refit"] = True
     frames = {}
     for name in ("own", "ease")[: 1 + with_baseline]:
         values = rng.random(5)
@@ -76,7 +77,7 @@ def test_models_are_pooled_by_name(settings):
     assert pooled["ease"].get("l2") == (500.0 if same else None)
     assert [f["ease"]["l2"] for f in pooled["folds"]] == [*settings]
     assert pooled["ease"]["fit_seconds"] == 4.0
-    assert pooled["users_left_out"] == 2
+    assert pooled["users_left_out"] == 2 and pooled["refit"] is True
     for label, cells in (
         ("own", pooled["test"]),
         (ease, pooled["ease"]["test"]),

@@ -41,6 +41,8 @@ def pool(
         pooled["users_left_out"] = sum(r["users_left_out"] for r in every)
         frames[model] = _concatenated([f[model] for _, f in folds], model)
         pooled |= _pool_groups(every, frames[model], metric)
+    if any("refit" in results for results in every):
+        pooled["refit"] = all(results.get("refit") for results in every)
     for name in BASELINES:
         if not all(name in results for results in every):
             continue
