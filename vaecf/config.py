@@ -118,8 +118,8 @@ class LinearConfig:
     experts: tuple[str, ...] = setting(
         (),
         "Closed forms in the branch, of 'ease', 'graph' (a graph filter) and "
-        "'ials' (implicit ALS); () means ease up to 25,000 items, and all "
-        "beyond.",
+        "'ials' (implicit ALS); () means ease and ials up to 25,000 "
+        "items, and all beyond.",
         Rule(
             "(), or some of ease, graph, ials",
             lambda names: set(names) <= {"ease", "graph", "ials"},

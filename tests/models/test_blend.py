@@ -45,7 +45,7 @@ def branch(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blend, "_LOW_RANK", 9)
         patch.setattr(blend, "_NEIGHBOURS", 11)
-        patch.setattr(blend, "_FACTORS", 7)
+        patch.setattr(blend, "_FACTORS", (7, 9))
         patch.setattr(blend, "_UNOBSERVED", 20.0)
         fitted = blend.fit(
             *(TRAIN,),
@@ -70,7 +70,7 @@ def test_effective_rank(rank, n_items, expected):
 
 
 def test_experts_and_weights_by_default():
-    assert blend.default_experts(25_000) == ("ease",)
+    assert blend.default_experts(25_000) == ("ease", "ials")
     assert blend.default_experts(25_001) == ("ease", "graph", "ials")
     for n_items in (9, 10**6):
         experts = blend.default_experts(n_items)
@@ -82,7 +82,8 @@ def solved(x, branch):
     h = branch["item_factor"][:ITEMS].astype(float)
     alpha = 20 / ITEMS
     systems = np.einsum("ui,if,ig->ufg", x + alpha, h, h)
-    ridge = 0.003 * (x.sum(1) + alpha * ITEMS)
+    length = TRAIN.nnz / TRAIN.n_users
+    ridge = 0.08 * length / (20 + length) * (x.sum(1) + alpha * ITEMS)
     systems += ridge[:, None, None] * np.eye(h.shape[1])
     return np.linalg.solve(systems, (x @ h)[..., None])[..., 0] @ h.T
 

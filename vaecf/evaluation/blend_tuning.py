@@ -20,11 +20,14 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "prior": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
     "low_pass": (0.0, 0.03, 0.1, 0.3, 1.0, 3.0),
 }
-# The weights are chosen one after the other in this order, those of experts
-# that the branch lacks left out.
+# All gains together say how much the branch counts beside the model.
+_TOGETHER = "all gains"
+# What is chosen, one after the other; weights of experts that the branch lacks
+# are left out.
 _ORDER = (
-    *("gain", "prior", "gain"),
-    *("graph_gain", "ials_gain", "low_pass", "graph_gain", "gain", "prior"),
+    *("gain", "prior", _TOGETHER),
+    *("graph_gain", "ials_gain", "low_pass"),
+    *("gain", _TOGETHER, "prior"),
 )
 
 
@@ -57,10 +60,13 @@ def search(
 
     start = blend.default_weights(blend.experts_of(params.linear))
     at = {name: start[name] for name in names}
-    for name in (name for name in _ORDER if name in names):
-        if name == "low_pass" and not at["graph_gain"]:
+    for name in _ORDER:
+        keys = gains if name == _TOGETHER else [name] if name in names else []
+        if not keys or (name == "low_pass" and not at["graph_gain"]):
             continue
-        at = coordinate_search(value, {name: GRIDS[name]}, at)
+        grids = {key: GRIDS[key] for key in keys}
+        step = dict.fromkeys(keys, 1)
+        at = coordinate_search(value, grids, at, directions=(step,))
     alone = at | dict.fromkeys(gains, 0.0)
     model_alone = value(alone)
     if model_alone > value(at):

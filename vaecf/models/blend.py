@@ -47,10 +47,12 @@ ARRAYS = frozenset(PARTITION) | {
 
 FULL_RANK_ITEMS, RANK = 25_000, 512  # of `rank=None`, see `effective_rank`
 
-# EASE needs λ of `linear.fit`. The others were chosen on Yelp2018, with all and
-# with half of its training interactions, and have no settings.
+# Settings of the other experts, chosen on Yelp2018 with all and with half of
+# its training interactions, and on MovieLens: latest-small, 100K and 1M.
 _LOW_RANK, _NEIGHBOURS = 256, 512
-_FACTORS, _SWEEPS, _FACTOR_L2, _UNOBSERVED = 256, 10, 0.003, 800.0
+# Implicit ALS: factors up to `FULL_RANK_ITEMS` items and beyond, sweeps, α |I|,
+# and the ridge of a user of mean history length, as a share of this length.
+_FACTORS, _SWEEPS, _UNOBSERVED, _RIDGE = (128, 256), 10, 800.0, 0.08
 
 # ε of EASE and of implicit ALS; that of the graph filter is this share of its
 # mean score.
@@ -65,19 +67,19 @@ WEIGHTS = (*GAINS.values(), "prior", "low_pass")
 def default_experts(n_items: int) -> tuple[str, ...]:
     """Returns the experts of a branch whose config names none.
 
-    EASE alone, as long as a full items x items matrix is affordable, else all:
-    EASE is then of low rank, and each of the three adds to the others. Beside
-    the full matrix they gain nothing on MovieLens (latest-small, 100K, 1M).
+    EASE and implicit ALS, as long as a full items x items matrix is
+    affordable, else all. EASE is then of low rank, and each of the three adds to the others.
+    The graph filter gains nothing beside the full matrix on MovieLens
+    (latest-small, 100K, 1M).
     """
-    return ("ease",) if n_items <= FULL_RANK_ITEMS else tuple(GAINS)
+    return ("ease", "ials") if n_items <= FULL_RANK_ITEMS else tuple(GAINS)
 
 
 def default_weights(experts: tuple[str, ...]) -> dict[str, float]:
     """Returns the weights used before validation users choose them."""
-    if experts == ("ease",):
-        gains = {"ease": 1.4}
-    else:
-        gains = {"ease": 2.0, "graph": 1.0, "ials": 1.0}
+    gains = {"ease": 1.4, "graph": 1.0, "ials": 0.7}
+    if "graph" in experts:
+        gains |= {"ease": 2.0, "ials": 1.0}
     start = {GAINS[name]: gains[name] for name in experts}
     prior = 0.3 if "ease" in experts else 0.0
     return (
@@ -154,10 +156,11 @@ def fit(
             advice="set linear.experts without graph",
         )
     if "ials" in experts:
+        length = train.nnz / train.n_users
         arrays |= ials.fit(
             train,
-            factors=_FACTORS,
-            l2=_FACTOR_L2,
+            factors=_FACTORS[n_items > FULL_RANK_ITEMS],
+            l2=_RIDGE * length / (_UNOBSERVED + length),
             alpha=_UNOBSERVED / n_items,
             iterations=_SWEEPS,
         )
