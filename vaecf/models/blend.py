@@ -68,9 +68,9 @@ def default_experts(n_items: int) -> tuple[str, ...]:
     """Returns the experts of a branch whose config names none.
 
     EASE and implicit ALS, as long as a full items x items matrix is
-    affordable, else all. EASE is then of low rank, and each of the three adds to the others.
-    The graph filter gains nothing beside the full matrix on MovieLens
-    (latest-small, 100K, 1M).
+    affordable, else all. EASE is then of low rank, and each of the three adds
+    to the others. The graph filter gains nothing beside the full matrix on
+    MovieLens (latest-small, 100K, 1M).
     """
     return ("ease", "ials") if n_items <= FULL_RANK_ITEMS else tuple(GAINS)
 
