@@ -18,6 +18,7 @@ from vaecf import experiment
 from vaecf.data.dataset import open_dataset
 from vaecf.evaluation.baselines import BASELINES
 from vaecf.reporting.writers import read_records
+from vaecf.serving import trained_model
 from vaecf.workdir import read_json
 
 
@@ -275,13 +276,13 @@ def test_a_test_uses_the_config_of_the_run(workdir, main):
 def test_a_test_with_other_metrics_and_precision(workdir, main, monkeypatch):
     """The config of the run stays; results in the old metrics go."""
     before, config = results(workdir), (workdir / "config.json").read_text()
-    load, policies = experiment.load, []
+    load, policies = trained_model.load, []
 
-    def spy(directory, *, policy, mesh):
+    def spy(directory, *, policy, **options):
         policies.append(policy)
-        return load(directory, policy=policy, mesh=mesh)
+        return load(directory, policy=policy, **options)
 
-    monkeypatch.setattr(experiment, "load", spy)
+    monkeypatch.setattr(trained_model, "load", spy)
     metrics = "--config.eval.metrics=('recall@5','ndcg@10','coverage@5')"
     out = main("--test", "--amp", f"--workdir={workdir}", metrics)
     assert policies == ["amp"]
@@ -305,7 +306,8 @@ def test_training_on_drops_the_results_of_the_old_model(trained, workdir, main):
     log = workdir / "log.json"
     more = ("--epochs=4", f"--workdir={workdir}", f"--log_path={log}")
     main(*trained.training, *more)
-    assert set(results(workdir)) == {"train", "validation", "precision"}
+    kept = {"train", "validation", "precision", "refit"}
+    assert set(results(workdir)) == kept
     assert set(results(workdir)["precision"]) == {"validation"}
     assert "test_ndcg" not in log.read_text()
     assert not (workdir / "per_user.parquet").exists()
