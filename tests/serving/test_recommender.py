@@ -18,7 +18,14 @@ from vaecf.serving import trained_model
 from vaecf.serving.recommender import Recommender
 from vaecf.workdir import read_json
 
-SMALL = dict(model="mult_vae", hidden=(12,), latent=4, batch_size=32, epochs=1)
+SMALL = dict(
+    model="mult_vae",
+    hidden=(12,),
+    latent=4,
+    batch_size=32,
+    epochs=1,
+    refit_epochs=0,
+)
 SETTINGS = {**SMALL, "epochs": 4, "learning_rate": 0.03, "patience": None}
 
 
