@@ -52,6 +52,7 @@ _NEEDS = {
     "baselines_tuned": "baselines",
     "per_user": "test",
     "trace": "train",
+    "init_from": "train",
     "inference_batch_sizes": "inference_benchmark",
 }
 
@@ -75,6 +76,8 @@ _SWITCHES = {
 _PATHS = {
     "workdir": "Directory of the run; default: a new one in runs/.",
     "checkpoint_dir": "The same as --workdir.",
+    "init_from": "Sets config.train.init_from: start from this run or saved "
+    "model.",
     "per_user": "Parquet or .csv file for the test users' metrics.",
     "log_path": "JSON log in the recipe's format.",
     "results_dir": "Directory for args.json and statistics.json.",
@@ -129,6 +132,8 @@ def parse(
     flag = values["config"]
     config = flag.value
     given = {name: (key, values[name].value) for name, key in _RECIPE.items()}
+    if init_from := values["init_from"].value:
+        given["init_from"] = "train.init_from", str(init_from)
     given["amp"] = "precision.policy", "amp" if values["amp"].value else None
     is_run = workdir is not None and (workdir / workdir_lib.CONFIG).exists()
     if not (values["train"].value or flag.present):

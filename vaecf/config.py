@@ -206,6 +206,11 @@ class TrainConfig:
         "before the test, validation users' too; 0 keeps the best epoch.",
         NOT_NEGATIVE,
     )
+    init_from: str = setting(
+        "",
+        "Workdir or saved model of the same architecture: known items keep its "
+        "parameters, and new ones start from co-occurring items.",
+    )
     batch_size: int = setting(500, "Users per step, over all devices.", COUNT)
     microbatch: int = _resumable(
         0,

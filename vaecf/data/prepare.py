@@ -158,6 +158,7 @@ def in_memory(
     item_column: str = "item",
     seed: int = 0,
     keep_all_items: bool = False,
+    known_items: IdTable | None = None,
 ) -> Dataset:
     """Prepares a dataset in memory: ``vaecf`` protocol, no test users.
 
@@ -167,6 +168,8 @@ def in_memory(
         column is an item, seen or not.
       validation_users: number of users, or (float) share in [0, 1) of them.
       keep_all_items: keep the items that only validation users have.
+      known_items: items that come first in the vocabulary, in their order,
+        whether they occur or not; all other items are kept, too.
 
     Raises:
       VaecfError: see `read_ratings`; or no training user would remain.
@@ -189,6 +192,8 @@ def in_memory(
         ratings = read_ratings(
             interactions, user_column=user_column, item_column=item_column
         )
+    if known_items is not None:
+        ratings = _with_known_items(ratings, known_items, is_matrix)
     n_users = int(np.unique(ratings.user).size)
     validation_users = plain(validation_users)
     is_share = isinstance(validation_users, float)
@@ -202,7 +207,7 @@ def in_memory(
     n_held_out = int(
         validation_users * n_users if is_share else validation_users
     )
-    keep = is_matrix or keep_all_items
+    keep = is_matrix or keep_all_items or known_items is not None
     split = splits.vaecf(ratings, n_held_out, 0, seed=seed, keep_all_items=keep)
     return _dataset(
         "(in memory)",
@@ -212,6 +217,33 @@ def in_memory(
         constants={"seed": seed, "validation_users": n_held_out},
         counts={"duplicates_collapsed": split.duplicates},
     )
+
+
+def _with_known_items(
+    ratings: Ratings, known: IdTable, is_matrix: bool
+) -> Ratings:
+    """Returns the ratings with codes of the known items first."""
+    in_order = np.arange(len(known))
+    if is_matrix and not np.array_equal(known.ids, in_order):
+        raise VaecfError(
+            "the columns of a matrix do not name the known items: pass a frame "
+            "with their ids"
+        )
+    new_ids = IdTable(ratings.item_ids)
+    place = known.index_of(new_ids.ids)
+    is_new = place < 0
+    place[is_new] = len(known) + np.arange(is_new.sum())
+    more = new_ids.ids[is_new]
+    if known.type != new_ids.type:
+        if known.type == "int64" and len(more):
+            raise VaecfError(
+                f"item {short(more[0])}: the known items are integers; use "
+                "integers for new ones, too"
+            )
+        more = more.astype(known.ids.dtype)
+        more[:] = [str(value) for value in more]
+    ids = np.concatenate([known.ids, more])
+    return ratings._replace(item=place[ratings.item], item_ids=ids)
 
 
 def _plain(settings: Settings) -> Settings:

@@ -6,19 +6,30 @@ import dataclasses
 import logging
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from vaecf import config as config_lib
+from vaecf import workdir as workdir_lib
 from vaecf.config import Config
 from vaecf.data.dataset import Dataset
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
+from vaecf.evaluation.evaluator import Evaluator
+from vaecf.files import user_path
 from vaecf.parallel import processes
-from vaecf.serving.trained_model import TrainedModel, refit_folder, with_refit
-from vaecf.training import fitted, loop
+from vaecf.serving import growth
+from vaecf.serving.trained_model import (
+    TrainedModel,
+    load,
+    refit_folder,
+    tune_blend,
+    with_refit,
+)
+from vaecf.training import fitted, linear_branch, loop
 from vaecf.training.first_state import Start
 
 _logger = logging.getLogger("vaecf")
@@ -35,14 +46,77 @@ def train(
     """Trains, or resumes, the run of a workdir and returns its summary.
 
     The caller holds the lock of the workdir. `options` are those of
-    `loop.train`, for models that are trained in epochs.
+    `loop.train`, for models that are trained in epochs. The run starts from the
+    model of `config.train.init_from`, unless `options` have another start.
 
     Raises:
       VaecfError, loop.Interrupted: as `loop.train` and `fitted.train` do.
     """
+    start = options.pop("start", None)
+    if start is None:
+        start = growth.start(config, dataset, workdir, log=log)
     if config.is_fitted:
         return fitted.train(config, dataset.train, workdir, log=log)
-    return loop.train(config, dataset, workdir, log=log, **options).summary
+    return loop.train(
+        config, dataset, workdir, start=start, log=log, **options
+    ).summary
+
+
+def in_memory(
+    config: Config,
+    dataset: Dataset,
+    workdir: str | pathlib.Path | None,
+    *,
+    earlier: TrainedModel | None = None,
+    show_progress: bool | None = None,
+) -> TrainedModel:
+    """Trains, tunes and refits a model, as `Recommender.fit` does.
+
+    Args:
+      workdir: None trains in a temporary directory.
+      earlier: start from this model. Without validation users, its weights of
+        a blend stay.
+
+    Raises:
+      VaecfError, loop.Interrupted: as `train` does.
+    """
+    if workdir is None and dataset.validation.held_out.nnz == 0:
+        # Nothing to validate and nothing to resume: one checkpoint will do.
+        every = {"eval.every_epochs": max(1, config.train.epochs)}
+        config = config_lib.replace(config, every)
+    options: dict[str, Any] = {"show_progress": show_progress}
+    if earlier is not None and not config.is_fitted:
+        options["start"] = growth.grown(earlier, dataset, log=_logger.info)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = user_path(temporary if workdir is None else workdir)
+        with workdir_lib.locked(directory):
+            workdir_lib.check_or_create(directory, config, dataset)
+            train(config, dataset, directory, **options)
+            model = load(directory, refitted=False)
+            validation = Evaluator.for_split(
+                dataset, "validation", config.eval, model.mesh
+            )
+            if earlier is not None and validation.is_empty:
+                model = _with_weights_of(earlier, model)
+            model = tune_blend(model, validation, log=_logger.info)
+            return refit(model, dataset, show_progress=show_progress)
+
+
+def _with_weights_of(
+    earlier: TrainedModel, model: TrainedModel
+) -> TrainedModel:
+    """Returns the model with the blend weights of another, also on disk."""
+    if earlier.branch is None or model.branch is None:
+        return model
+    weights = linear_branch.weights_of(model.branch)
+    weights |= {
+        name: value
+        for name, value in linear_branch.weights_of(earlier.branch).items()
+        if name in weights  # a larger catalogue may have other experts
+    }
+    linear_branch.write_weights(model.directory, weights)
+    branch = linear_branch.with_weights(model.branch, weights)
+    return dataclasses.replace(model, branch=branch)
 
 
 def refit(

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import logging
 import pathlib
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vaecf import config as config_lib
-from vaecf import workdir as workdir_lib
 from vaecf.data import prepare
 from vaecf.errors import VaecfError, short
-from vaecf.evaluation.evaluator import Evaluator
 from vaecf.evaluation.ranking import DIVERGED
 from vaecf.files import user_path
-from vaecf.serving import fit, keywords
+from vaecf.serving import fit, growth, keywords
 from vaecf.serving.histories import allowed_items, as_histories, count
-from vaecf.serving.trained_model import (
-    SCORES,
-    TrainedModel,
-    load,
-    tune_blend,
-)
+from vaecf.serving.trained_model import SCORES, TrainedModel, load
 from vaecf.training.checkpoints import no_root_handler
 
 if TYPE_CHECKING:
@@ -37,8 +28,8 @@ class Recommender:
     """A model of users' interactions with items, with raw ids.
 
     Users are represented by their histories. Nothing about a user is stored, so
-    that a fitted model serves new users like known ones. New items need a new
-    `fit`.
+    that a fitted model serves new users like known ones. `update` adds new
+    items, and trains the model further.
 
         recommender = Recommender().fit(frame)  # columns user, item
         recommender.recommend({"ann": [12, 50]}, k=10)
@@ -173,25 +164,72 @@ class Recommender:
             keep_all_items=config.train.refit_epochs > 0,
         )
         config = keywords.make_config(self._settings, dataset.train.n_users)
-        if workdir is None and dataset.validation.held_out.nnz == 0:
-            # Nothing to validate and nothing to resume: one checkpoint will do.
-            every = {"eval.every_epochs": max(1, config.train.epochs)}
-            config = config_lib.replace(config, every)
-        with tempfile.TemporaryDirectory() as temporary:
-            directory = user_path(temporary if workdir is None else workdir)
-            with workdir_lib.locked(directory):
-                workdir_lib.check_or_create(directory, config, dataset)
-                fit.train(
-                    config, dataset, directory, show_progress=show_progress
-                )
-                model = load(directory, refitted=False)
-                validation = Evaluator.for_split(
-                    dataset, "validation", config.eval, model.mesh
-                )
-                model = tune_blend(model, validation, log=_logger.info)
-                self._model = fit.refit(
-                    model, dataset, show_progress=show_progress
-                )
+        self._model = fit.in_memory(
+            config, dataset, workdir, show_progress=show_progress
+        )
+        return self
+
+    @no_root_handler()
+    def update(
+        self,
+        interactions: Any,
+        *,
+        user_column: str = "user",
+        item_column: str = "item",
+        epochs: int = 8,
+        validation_users: int | float = 0,
+        workdir: str | pathlib.Path | None = None,
+        show_progress: bool | None = None,
+    ) -> Recommender:
+        """Trains the model further, with new interactions and new items.
+
+        Known items keep their order and their parameters, also those that no
+        longer occur; new items follow, and start as a mean of the known items
+        that the same users have (`vaecf.serving.growth`). The model then trains
+        on the interactions for some epochs. A linear branch, or a model that is
+        fitted in one go, is fitted to them anew.
+
+        Args:
+          interactions: all current interactions, old and new, as for `fit`.
+            Nothing about users is stored: what a recent window of interactions
+            leaves out is unknown to a model that is fitted anew, and slowly
+            forgotten by an autoencoder. A SciPy matrix has the known items
+            first, in the order of `items`, and is for models of a matrix.
+          user_column: column of the user ids.
+          item_column: column of the item ids.
+          epochs: passes over the training users.
+          validation_users: as for `fit`, but 0 by default: the model may have
+            learned from these users before, which would mislead the choice of
+            an epoch and of a blend's weights. With 0 it keeps its weights.
+          workdir: directory to keep the run in, other than that of the model;
+            the same call on the same model resumes it. None trains in a
+            temporary directory.
+          show_progress: as for `fit`.
+
+        Returns:
+          This recommender.
+
+        Raises:
+          VaecfError: nothing is fitted, or the interactions cannot be used or
+            have no item that the model knows. The model is unchanged.
+        """
+        model = self._fitted()
+        config = growth.further(model, count("epochs", epochs))
+        dataset = prepare.in_memory(
+            interactions,
+            user_column=user_column,
+            item_column=item_column,
+            validation_users=0 if config.is_fitted else validation_users,
+            seed=config.seed,
+            known_items=model.items,
+        )
+        self._model = fit.in_memory(
+            config,
+            dataset,
+            workdir,
+            earlier=model,
+            show_progress=show_progress,
+        )
         return self
 
     @classmethod

@@ -31,7 +31,7 @@ from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes, workers
 from vaecf.reporting import tables
 from vaecf.reporting.writers import Writer
-from vaecf.serving import trained_model
+from vaecf.serving import growth, trained_model
 from vaecf.training import fitted, linear_branch, loop, signals
 from vaecf.training.shared_pipeline import NUMBERS, SharedPipeline
 
@@ -201,6 +201,7 @@ def train_run(
         show_progress=show_progress,
         extra_writer=writer,
         shared=shared,
+        start=growth.start(config, dataset, workdir, log=lambda line: None),
         log=lambda line: None,
     )
     path, value = workdir / workdir_lib.RESULTS, result.progress.best
