@@ -23,7 +23,7 @@ from vaecf.models import registry
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import recipe_log, report, tables, writers
-from vaecf.serving import fit, latency, samples, trained_model
+from vaecf.serving import fit, growth, latency, samples, trained_model
 from vaecf.serving.trained_model import TrainedModel
 from vaecf.training import linear_branch, optimizers, precision
 from vaecf.training import state as state_lib
@@ -239,6 +239,8 @@ def _check(
     for name in (*config.eval.metrics, config.eval.best_metric):
         metrics.parse(name)
     optimizers.require_known(config.optimizer.name)
+    if actions.train and workdir is not None:
+        growth.check(config, workdir)
     is_known = workdir is None or (workdir / workdir_lib.CONFIG).exists()
     if not actions.train and not is_known:
         raise VaecfError(

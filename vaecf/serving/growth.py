@@ -39,6 +39,33 @@ _SHAPE = ("model.name", "model.hidden", "model.latent", "model.activation")
 _BLOCK = 1024  # new items whose co-occurrences are in memory at once
 
 
+def check(config: Config, workdir: pathlib.Path) -> bool:
+    """Returns whether a run begins with `config.train.init_from`.
+
+    It does not without the setting, or with a checkpoint to resume from.
+
+    Raises:
+      VaecfError: there is no such model, or the run cannot start from it.
+    """
+    place, name = config.train.init_from, config.model.name
+    if place and config.is_fitted:
+        raise VaecfError(
+            f"config.train.init_from={place}: {name} is fitted in one go and "
+            "starts from no other model; leave the setting out"
+        )
+    saved = checkpoints.Checkpoints(workdir / workdir_lib.CHECKPOINTS)
+    if not place or saved.step(checkpoints.LATEST) is not None:
+        return False
+    earlier = workdir_lib.read_config(user_path(place)).flat()
+    for key in _SHAPE:
+        if (new := config.flat()[key]) != earlier[key]:
+            raise VaecfError(
+                f"config.{key}={new}: the model of config.train.init_from="
+                f"{place} has {earlier[key]}; use the same value"
+            )
+    return True
+
+
 def start(
     config: Config,
     dataset: Dataset,
@@ -46,37 +73,17 @@ def start(
     *,
     log: Callable[[str], None],
 ) -> Start | None:
-    """Returns what a run starts from if `config.train.init_from` is a path.
-
-    None without the setting, or if the workdir has a checkpoint to resume from.
+    """Returns what a run begins with; None for a state of its own.
 
     Raises:
-      VaecfError: there is no model, or the run cannot start from it.
+      VaecfError: see `check`; or the earlier model is damaged.
     """
-    place = config.train.init_from
-    saved = checkpoints.Checkpoints(workdir / workdir_lib.CHECKPOINTS)
-    if place and config.is_fitted:
-        raise VaecfError(
-            f"config.train.init_from={place}: {config.model.name} is fitted in "
-            "one go and starts from no other model; leave the setting out"
-        )
-    if not place or saved.step(checkpoints.LATEST) is not None:
+    if not check(config, workdir):
         return None
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     with processes.agreement():
-        model = trained_model.load(user_path(place), mesh=mesh)
-        _check(config, model)
+        model = trained_model.load(user_path(config.train.init_from), mesh=mesh)
     return grown(model, dataset, log=log)
-
-
-def _check(config: Config, model: TrainedModel) -> None:
-    place, was, now = config.train.init_from, model.config, config
-    for key in _SHAPE:
-        if (old := was.flat()[key]) != (new := now.flat()[key]):
-            raise VaecfError(
-                f"config.{key}={new!r}: the model of config.train.init_from="
-                f"{place} has {old!r}; use the same value"
-            )
 
 
 def further(model: TrainedModel, epochs: int) -> Config:
