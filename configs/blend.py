@@ -1,20 +1,19 @@
-"""RecVAE blended with a linear item-item model: the config to start with.
+"""RecVAE blended with closed-form models: the config to start with.
 
-The settings were chosen on the validation users of MovieLens-1M and used
-unchanged on the other datasets. The weights of the two models in the blend are
-chosen on the dataset's own validation users after training.
+The settings were chosen on the validation users of MovieLens and Yelp2018. The
+same settings are for all data; the weights of the models in the blend are chosen
+on the dataset's own validation users after training.
 
-Test NDCG@100, mean of seeds 0, 1 and 2 (baselines on the same split):
+Test NDCG@100 (baselines on the same split):
 
     dataset                 test users   blend   EASE    implicit ALS
-    MovieLens-100K          100          .4926   .4782   .4800
-    MovieLens latest-small  59           .3154   .3107   .3250
-    MovieLens-1M            500          .4454   .4231   .4349
-    Yelp2018                3,000        .1584   .1407   .1425
+    MovieLens latest-small  603, folds   .3450   .3383   .3419
+    MovieLens-1M            500          .4472   .4231   .4372
+    Yelp2018                3,000        .1585   .1407   .1425
 
-The MovieLens datasets use the paper protocol. On MovieLens-1M random instead of
-spectral initial weights reach .4466 in 160 epochs. Not verified on
-MovieLens-20M, Netflix and the Million Song Dataset.
+Of MovieLens-1M, which uses the paper protocol, the mean of seeds 0, 1 and 2.
+docs/results.md has more. Not verified on MovieLens-20M, Netflix and the Million
+Song Dataset.
 
     python experiments/prepare_dataset.py --dataset=ml-1m \\
         --protocol=paper --held_out_users=500 --output=data/ml-1m
