@@ -253,6 +253,14 @@ def test_dates_with_a_time_zone_and_of_numpy():
     assert table.index_of(day + 1).tolist() == [1]
 
 
+def test_dates_that_pandas_does_not_hold():
+    # pandas refuses arrays without a unit, and years beyond 64 bits of seconds.
+    far = np.array([2**62], "M8[Y]")
+    table = IdTable(["7", str(far[0])])
+    assert table.index_of(far).tolist() == [1]
+    assert table.index_of(np.array([np.datetime64("NaT")])).tolist() == [-1]
+
+
 def test_wide_integers_and_nul_characters_are_kept():
     assert IdTable([1, 2**62 + 1]).index_of([2**62 + 1, -1, 2**63])[0] == 1
     assert IdTable(["a", "a\0"]).index_of(["a\0"]).tolist() == [1]

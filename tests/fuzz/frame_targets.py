@@ -5,10 +5,12 @@ A target makes one input and returns "read" or "refused"; see `harness`.
 
 import collections
 import copy
+import ctypes
 import datetime
 import decimal
 import itertools
 import random
+import re
 import uuid
 import warnings
 
@@ -249,6 +251,17 @@ PLAIN = (
 )  # fmt: skip
 
 
+def _ends_the_process(value) -> bool:
+    """Returns whether polars aborts when it frees a value."""
+    if isinstance(value, pl.Series):
+        value = value.to_frame()
+    if not isinstance(value, (pl.DataFrame, pl.LazyFrame)):
+        return False
+    types = [repr(kind) for kind in value.lazy().collect_schema().dtypes()]
+    nested = re.compile("List|Array|Struct")
+    return any("Object" in t and len(nested.findall(t)) > 1 for t in types)
+
+
 def anything(rng: random.Random, depth: int = 0):
     """A random value of the kinds that notebooks pass by mistake."""
     if depth > 2 or rng.random() < 0.4:
@@ -266,7 +279,11 @@ def anything(rng: random.Random, depth: int = 0):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return rng.choice(makers)()
+            made = rng.choice(makers)()
+        if _ends_the_process(made):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+            return some
+        return made
     except BaseException:  # there is no such frame; polars panics
         return some
 

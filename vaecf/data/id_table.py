@@ -264,7 +264,10 @@ def as_array(ids: Any) -> np.ndarray:
         if ids.dtype.kind in "mM":  # NumPy would make integers of dates
             import pandas as pd
 
-            ids = pd.Series(ids).astype(object).to_numpy()
+            try:
+                ids = pd.Series(ids).astype(object).to_numpy()
+            except (TypeError, ValueError):  # no unit, or beyond pandas' years
+                ids = list(ids)
     if isinstance(ids, np.ndarray):
         fits = ids.dtype.kind == "i" or (
             ids.dtype.kind == "u" and int(ids.max(initial=0)) <= _INT64_MAX
