@@ -122,7 +122,7 @@ def test_another_open_mpi_needs_an_address(started, monkeypatch):
 
 
 MPIRUN = shutil.which("mpirun")
-JOINED = """
+JOINED = r"""
 from vaecf.parallel import processes
 processes.start()
 ranks = processes.gather(processes.jax.process_index())

@@ -538,7 +538,9 @@ def test_a_blend_ranks_with_tuned_weights_and_outlives_its_workdir(
 
 def test_a_linear_branch_beside_another_model(shop, numpy_logits):
     """Without validation users, the blend keeps its first weights."""
-    recommender = Recommender(**SETTINGS, linear_l2=5.0, linear_dropout=0.0)
+    branch = {"linear_l2": 5.0, "linear_dropout": 0.0}
+    alone = {"linear_experts": ("ease",)}
+    recommender = Recommender(**SETTINGS, **branch, **alone)
     recommender.fit(shop.frame, validation_users=0)
     model = recommender._model
     history_UI = np.zeros((1, 30))
