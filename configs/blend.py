@@ -1,8 +1,8 @@
 """RecVAE blended with closed-form models: the config to start with.
 
-The settings were chosen on the validation users of MovieLens and Yelp2018. The
-same settings are for all data; the weights of the models in the blend are chosen
-on the dataset's own validation users after training.
+The settings were chosen on the validation users of MovieLens and Yelp2018. They
+are the same for all data; the weights of the models in the blend are chosen on
+the dataset's own validation users after training.
 
 Test NDCG@100 (baselines on the same split):
 
