@@ -19,11 +19,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from vaecf.models import bag_of_items, linear, low_rank, sparse_item_item
+from vaecf.models import low_rank, sparse_item_item
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import memory
 from vaecf.parallel import mesh as mesh_lib
@@ -116,19 +114,6 @@ def scores(
 ) -> jax.Array:
     """Returns the filtered history of this shard's items, float32 [B, I]."""
     near_BI = sparse_item_item.scores(params, batch, user_B)
-    rows_IK, columns_KI = params["low_input"], params["low_output"]
-    code_BK = bag_of_items.bag_of_items(
-        rows_IK,
-        batch,
-        lowering=linear.choose_lowering(batch),
-        dtype=rows_IK.dtype,
-        precision=lax.Precision.HIGHEST,
-        item_axis=mesh_lib.item_axis(rows_IK),
-    )
-    low_BI = lax.dot(
-        code_BK,
-        columns_KI,
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+    factors = params["low_input"], params["low_output"]
+    low_BI = low_rank.product(*factors, batch)
     return near_BI + params["low_pass"] * low_BI

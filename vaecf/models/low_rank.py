@@ -116,29 +116,36 @@ def scores(params: dict[str, jax.Array], batch: SparseBatch) -> jax.Array:
     holds that diagonal: what an item of the history adds to its own score.
     """
     rows_IK, columns_KI = params["input_factors"], params["output_factors"]
-    axis = mesh_lib.item_axis(rows_IK)
-    code_BK = bag_of_items.bag_of_items(
-        rows_IK,
-        batch,
-        lowering=linear.choose_lowering(batch),
-        dtype=rows_IK.dtype,
-        precision=lax.Precision.HIGHEST,
-        item_axis=axis,
-    )
-    score_BI = lax.dot(
-        code_BK.astype(columns_KI.dtype),
-        columns_KI,
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+    score_BI = product(rows_IK, columns_KI, batch)
     self_I = params["self_weight"]
     n_local = self_I.shape[0]
+    axis = mesh_lib.item_axis(rows_IK)
     item_N = batch.item_N - mesh_lib.item_offset(n_local, axis)
     # Items of other shards get the row of padding slots, which drops them.
     is_local = (item_N >= 0) & (item_N < n_local)
     row_N = jnp.where(is_local, batch.row_N, score_BI.shape[0])
     self_N = jnp.take(self_I, item_N, mode="clip")
     return score_BI.at[row_N, item_N].add(-self_N, mode="drop")
+
+
+def product(
+    rows_IK: jax.Array, columns_KI: jax.Array, batch: SparseBatch
+) -> jax.Array:
+    """Returns x · rows · columns of this shard's items, float32 [B, I]."""
+    code_BK = bag_of_items.bag_of_items(
+        rows_IK,
+        batch,
+        lowering=linear.choose_lowering(batch),
+        dtype=rows_IK.dtype,
+        precision=lax.Precision.HIGHEST,
+        item_axis=mesh_lib.item_axis(rows_IK),
+    )
+    return lax.dot(
+        code_BK.astype(columns_KI.dtype),
+        columns_KI,
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
 
 
 def item_vectors(

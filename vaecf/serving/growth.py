@@ -100,7 +100,7 @@ def further(model: TrainedModel, epochs: int) -> Config:
             digest.update(leaf.tobytes())
         # A workdir then refuses to resume the update of another model.
         changes["train.init_from"] = f"(in memory) {digest.hexdigest()[:16]}"
-        changes["train.epochs"] = epochs
+        changes |= {"train.epochs": epochs, "train.max_steps": 0}
         # The weight of the KL term has been annealed before.
         changes["loss.total_anneal_steps"] = 0
     return config_lib.replace(config, changes)

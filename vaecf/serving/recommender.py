@@ -140,8 +140,7 @@ class Recommender:
           validation_users: number of users, or share in [0, 1), whose
             interactions choose the best epoch and the weights of a blend
             before the model learns from them, too, for `refit_epochs`. 0 keeps
-            the last epoch. A model that
-            is fitted in one go needs none, and is fitted to all users.
+            the last epoch. A model that is fitted in one go needs none.
           workdir: directory to keep the run in; calling `fit` again with the
             same arguments resumes it. None trains in a temporary directory.
           show_progress: whether to draw a progress bar; None draws one if
