@@ -218,12 +218,14 @@ def resumed(workdir: pathlib.Path) -> tuple[int, list[bytes]]:
     """Returns the step and arrays with which training would go on."""
     import jax
 
-    from vaecf.training import loop
+    from vaecf.training import first_state
     from vaecf.training.checkpoints import Checkpoints
 
     saved = Checkpoints(workdir / "checkpoints")
     with contextlib.closing(saved):
-        _, state = loop.resume(_setup(), saved, steps=2, log=lambda line: None)
+        _, state = first_state.resume(
+            _setup(), saved, steps=2, log=lambda line: None
+        )
     arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
     return int(state.step), arrays
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from vaecf.training import checkpoints, loop
+from vaecf.training import checkpoints, first_state
 from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
 from vaecf.training.checkpoints import LATEST, Checkpoints
@@ -155,7 +155,7 @@ def test_resumed_and_averaged(
     states, setup = [], whole.setup
     for name in ("whole", "parts"):
         saved = Checkpoints(tmp_path / name / "checkpoints")
-        states.append(loop.restore_state(setup, saved))
+        states.append(first_state.restore_state(setup, saved))
         assert saved.step(LATEST) == 12
         best = checkpoints.restore_params(saved, setup.whole, setup.mesh)
         assert best.keys() == whole.params.keys()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from oracles import refuses
 
-from vaecf.training import checkpoints, loop
+from vaecf.training import checkpoints, first_state
 from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 
@@ -81,7 +81,7 @@ def test_restores_onto_another_mesh(tmp_path, state_on, assert_same, mesh):
     saved.save(LATEST, 0, state, POSITION)
     saved.save(BEST, 0, state.params, POSITION)
     setup, _ = state_on(mesh)
-    back = loop.restore_state(setup, saved)
+    back = first_state.restore_state(setup, saved)
     best = checkpoints.restore_params(saved, setup.whole, setup.mesh)
     assert_same(back, state)
     assert_same(best, state.params)
@@ -139,7 +139,7 @@ def one_line_error(directory, setup):
     saved = Checkpoints(directory)
     with refuses() as e:
         saved.position(LATEST)
-        loop.restore_state(setup, saved)
+        first_state.restore_state(setup, saved)
     saved.close()
     message = str(e.value)
     assert "\n" not in message and str(directory / LATEST / "7") in message
@@ -184,8 +184,8 @@ def test_files_of_others_are_no_damage(tmp_path, written, assert_same):
     saved = Checkpoints(directory)
     assert saved.position(LATEST, 7) == POSITION
     original = Checkpoints(written[0])
-    want = loop.restore_state(setup, original)
-    assert_same(loop.restore_state(setup, saved, 7), want)
+    want = first_state.restore_state(setup, original)
+    assert_same(first_state.restore_state(setup, saved, 7), want)
     saved.remove_after(LATEST, 7)
     assert saved.steps(LATEST) == [7]
     saved.close(), original.close()

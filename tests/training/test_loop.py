@@ -16,6 +16,7 @@ from vaecf.evaluation import evaluator, scorers
 from vaecf.reporting.writers import Writer
 from vaecf.training import (
     checkpoints,
+    first_state,
     input_pipeline,
     loop,
     progress,
@@ -54,7 +55,7 @@ def state_of(small, setup_of):
 
     def restored(workdir):
         saved = Checkpoints(workdir / "checkpoints")
-        state = loop.restore_state(setup_of(small()), saved)
+        state = first_state.restore_state(setup_of(small()), saved)
         saved.close()
         return state
 

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from vaecf.evaluation import scorers
 from vaecf.evaluation.ranking import Ranker
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import loop
+from vaecf.training import first_state
 from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import LATEST, Checkpoints
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_moves_to_other_item_shards(
     state, _ = run_epochs(source, config, [0])
     saved = Checkpoints(tmp_path)
     saved.save(LATEST, 4, state, {})
-    back = loop.restore_state(target, saved)
+    back = first_state.restore_state(target, saved)
     saved.close()
     assert back.params["input_kernel"].shape[0] % then[1] == 0
     jax.tree.map(np.testing.assert_array_equal, real(back), real(state))

@@ -1,4 +1,4 @@
-"""The state of a run before its first step: initial, or of an earlier run."""
+"""The first state of a call of `loop.train`: resumed, continued or new."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import jax.numpy as jnp
 
 from vaecf.config import Config
 from vaecf.data.interactions import Interactions
+from vaecf.errors import VaecfError
 from vaecf.models import registry
-from vaecf.training import spectral_init
+from vaecf.parallel import processes
+from vaecf.training import checkpoints, spectral_init
 from vaecf.training import state as state_lib
+from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
+from vaecf.training.progress import TrainProgress, resume_line
 from vaecf.training.state import TrainSetup, TrainState
 
 
@@ -25,19 +29,40 @@ class Start(NamedTuple):
     epoch: int  # finished epochs
 
 
-def initial(
+def resumed_or_new(
     config: Config,
     setup: TrainSetup,
     train: Interactions,
+    saved: Checkpoints,
     workdir: pathlib.Path,
+    start: Start | None,
+    steps: int,
     *,
     log: Callable[[str], None],
-) -> TrainState:
-    """Returns the state of a new run."""
+) -> tuple[TrainProgress, TrainState]:
+    """Returns the progress and the state that training goes on from.
+
+    They come from the latest checkpoint if there is one, else from `start` if
+    it is given; otherwise they are those of a new run. `steps` is the number of
+    steps per epoch.
+
+    Raises:
+      VaecfError: all checkpoints are damaged or belong to another run.
+    """
+    if saved.step(LATEST) is not None:
+        with processes.deadline(
+            config.mesh.peer_timeout, "reading a checkpoint"
+        ):
+            progress, state = resume(setup, saved, steps, log=log)
+        log(resume_line(config, progress, state))
+        return progress, state
+    if start is not None:
+        state = continued(config, setup, start, steps)
+        return TrainProgress(epoch=start.epoch), state
     state = state_lib.init_state(setup, config.seed)
     if config.model.init == "spectral":
         state = spectral_init.start(state, config.seed, train, workdir, log=log)
-    return state
+    return TrainProgress(), state
 
 
 def continued(
@@ -63,3 +88,65 @@ def continued(
     return state._replace(
         average=copy(registry.scoring_params(setup.model, params))
     )
+
+
+def restore_state(
+    setup: TrainSetup, saved: Checkpoints, step: int | None = None
+) -> TrainState:
+    """Returns the latest state, or that of a step, on the mesh of `setup`."""
+    shapes = state_lib.abstract_state(setup)
+    places = state_lib.state_shardings(setup)
+    wanted = checkpoints.abstract(shapes, places)
+    return saved.restore(LATEST, wanted, setup.model.n_items, step)
+
+
+def resume(
+    setup: TrainSetup,
+    saved: Checkpoints,
+    steps: int,
+    *,
+    log: Callable[[str], None],
+) -> tuple[TrainProgress, TrainState]:
+    """Returns the latest progress and state, with `steps` steps per epoch.
+
+    If the latest checkpoint is damaged, the one before it is used.
+
+    Raises:
+      VaecfError: all checkpoints are damaged or belong to another run.
+    """
+    first_error = None
+    for step in saved.steps(LATEST):
+        try:
+            with processes.agreement():
+                if saved.step(BEST) is not None:
+                    saved.check(BEST)
+                progress, state = _resume_at(setup, saved, step, steps)
+        except VaecfError as error:
+            first_error = first_error or error
+            continue
+        if first_error is not None:
+            log(f"{first_error}: using the checkpoint of step {step} instead")
+            saved.remove_after(LATEST, step)
+        return progress, state
+    raise VaecfError(
+        f"{first_error}; remove {saved.directory} to train from the start"
+    )
+
+
+def _resume_at(
+    setup: TrainSetup, saved: Checkpoints, step: int, steps: int
+) -> tuple[TrainProgress, TrainState]:
+    place = f"{saved.directory / LATEST / str(step)}: the checkpoint"
+    try:
+        progress = TrainProgress(**saved.position(LATEST, step))
+    except TypeError:
+        raise VaecfError(f"{place} is damaged (its progress)") from None
+    state = restore_state(setup, saved, step)
+    expected = progress.epoch * steps + progress.step_in_epoch
+    if expected != int(state.step):
+        raise VaecfError(
+            f"{place} is of step {int(state.step)}, but with {steps} steps per "
+            f"epoch its progress is step {expected}: it is damaged, or from a "
+            "run with another batch size or dataset"
+        )
+    return progress, state

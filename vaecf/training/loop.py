@@ -15,23 +15,16 @@ import jax
 
 from vaecf.config import Config
 from vaecf.data.dataset import Dataset
-from vaecf.errors import VaecfError
 from vaecf.evaluation import scorers
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import writers
 from vaecf.reporting.progress import Progress
-from vaecf.training import (
-    checkpoints,
-    first_state,
-    input_pipeline,
-    linear_branch,
-    signals,
-)
+from vaecf.training import input_pipeline, linear_branch, signals
 from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
-from vaecf.training.first_state import Start
+from vaecf.training.first_state import Start, resumed_or_new
 from vaecf.training.input_pipeline import Epoch, InputPipeline
 from vaecf.training.progress import (
     TrainProgress,
@@ -42,7 +35,6 @@ from vaecf.training.progress import (
     patience_line,
     require_finite,
     require_trained,
-    resume_line,
     summarise,
     training_record,
     validation_line,
@@ -115,35 +107,25 @@ def train(
         config.data.feed, setup, dataset.train, config.seed, log=log
     )
 
-    # --- State: from the latest checkpoint, or new --------------------------
-    deadline = functools.partial(processes.deadline, config.mesh.peer_timeout)
-    saver = _Saver(Checkpoints(workdir / "checkpoints"), setup, deadline)
-    if saver.checkpoints.step(LATEST) is not None:
-        with deadline("reading a checkpoint"):
-            progress, state = resume(setup, saver.checkpoints, steps, log)
-        log(resume_line(config, progress, state))
-    else:
-        progress = TrainProgress(epoch=start.epoch if start else 0)
-        if start:
-            state = first_state.continued(config, setup, start, steps)
-        else:
-            state = first_state.initial(
-                config, setup, dataset.train, workdir, log=log
-            )
-
-    # --- Validation, writers ------------------------------------------------
+    # --- State, validation, writers -----------------------------------------
+    saved = Checkpoints(workdir / "checkpoints")
+    progress, state = resumed_or_new(
+        config, setup, dataset.train, saved, workdir, start, steps, log=log
+    )
     linear = shared.linear or linear_branch.prepare(
         config.linear, dataset.train, workdir, mesh, log=log
     )
     validate = _make_validator(config, dataset, setup, linear)
     is_done = progress.epoch >= config.train.epochs
     writer = _open_writers(workdir, int(state.step), is_done, extra_writer)
+    deadline = functools.partial(processes.deadline, config.mesh.peer_timeout)
+    saver = _Saver(saved, setup, deadline)
 
     # --- Epochs -------------------------------------------------------------
     with (
         signals.interrupts() as interrupted,
         contextlib.closing(writer),
-        contextlib.closing(saver.checkpoints),
+        contextlib.closing(saved),
         Progress(
             config.train.epochs,
             steps,
@@ -317,67 +299,6 @@ class _Dispatcher:
         return signals.sync_status(
             seconds, self._interrupted(), self._overdue()
         )
-
-
-def restore_state(
-    setup: TrainSetup, saved: Checkpoints, step: int | None = None
-) -> TrainState:
-    """Returns the latest state, or that of a step, on the mesh of `setup`."""
-    shapes = state_lib.abstract_state(setup)
-    places = state_lib.state_shardings(setup)
-    wanted = checkpoints.abstract(shapes, places)
-    return saved.restore(LATEST, wanted, setup.model.n_items, step)
-
-
-def resume(
-    setup: TrainSetup,
-    saved: Checkpoints,
-    steps: int,
-    log: Callable[[str], None] = _logger.info,
-) -> tuple[TrainProgress, TrainState]:
-    """Returns the latest progress and state, with `steps` steps per epoch.
-
-    If the latest checkpoint is damaged, the one before it is used.
-
-    Raises:
-      VaecfError: all checkpoints are damaged or belong to another run.
-    """
-    first_error = None
-    for step in saved.steps(LATEST):
-        try:
-            with processes.agreement():
-                if saved.step(BEST) is not None:
-                    saved.check(BEST)
-                progress, state = _resume_at(setup, saved, step, steps)
-        except VaecfError as error:
-            first_error = first_error or error
-            continue
-        if first_error is not None:
-            log(f"{first_error}: using the checkpoint of step {step} instead")
-            saved.remove_after(LATEST, step)
-        return progress, state
-    raise VaecfError(
-        f"{first_error}; remove {saved.directory} to train from the start"
-    )
-
-
-def _resume_at(
-    setup: TrainSetup, saved: Checkpoints, step: int, steps: int
-) -> tuple[TrainProgress, TrainState]:
-    place = f"{saved.directory / LATEST / str(step)}: the checkpoint"
-    try:
-        progress = TrainProgress(**saved.position(LATEST, step))
-    except TypeError:
-        raise VaecfError(f"{place} is damaged (its progress)") from None
-    state = restore_state(setup, saved, step)
-    expected = progress.epoch * steps + progress.step_in_epoch
-    if expected != int(state.step):
-        raise VaecfError(
-            f"{place} is of step {int(state.step)}, but with {steps} steps per "
-            f"epoch its progress is step {expected}: it is damaged, or from a "
-            "run with another batch size or dataset"
-        )
-    return progress, state
 
 
 def _open_writers(
