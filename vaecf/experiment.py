@@ -314,6 +314,8 @@ def _train(run: _Run) -> None:
 
 def _validate(run: _Run, model: TrainedModel) -> TrainedModel:
     """Sets results['validation'] and returns the model with tuned weights."""
+    if run.validation.is_empty:
+        model = fit.with_earlier_weights(model)
     model = trained_model.tune_blend(model, run.validation, log=run.log)
     run.results.pop("linear", None)
     if model.branch is not None:

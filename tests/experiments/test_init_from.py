@@ -1,18 +1,21 @@
 """main.py --init_from: a run on more items that starts from another run."""
 
+import shutil
+
 import numpy as np
 import pytest
 from oracles import generated
 
 from vaecf.data import dataset
 from vaecf.serving import trained_model
+from vaecf.training import linear_branch
 
 
 @pytest.fixture(scope="module")
 def more_items(tmp_path_factory):
-    """50 items, of which the run knows 40."""
+    """50 items, of which the run knows 40; no validation users."""
     path = tmp_path_factory.mktemp("more") / "data"
-    return dataset.write_dataset(path, generated(60, 20, 50, 4, seed=1)).path
+    return dataset.write_dataset(path, generated(60, 0, 50, 4, seed=1)).path
 
 
 def test_a_run_starts_from_another(
@@ -20,12 +23,20 @@ def test_a_run_starts_from_another(
 ):
     workdir = tmp_path / "run"
     flags = (*tiny, f"--data_dir={more_items}", "--train")
-    start = f"--init_from={trained.workdir}"
+    earlier = tmp_path / "earlier"
+    shutil.copytree(trained.workdir, earlier)
+    (earlier / "linear").mkdir()
+    weights = {"gain": 0.5, "prior": 0.125}
+    linear_branch.write_weights(earlier, weights)
+    start = f"--init_from={earlier}"
     # Steps so small that the parameters stay what they were.
     still = (*flags, "--epochs=1", "--lr=1e-12", start)
+    still += ("--config.linear.l2=5", "--config.linear.experts=('ease',)")
     out = succeeds("main", *still, f"--workdir={workdir}")
     assert "start: 40 items keep their parameters, 10 new ones" in out
     old, new = map(trained_model.load, (trained.workdir, workdir))
+    # No validation users choose other weights of the blend.
+    assert linear_branch.weights_of(new.branch) == weights
     place = new.items.index_of(old.items.ids)
     np.testing.assert_allclose(
         np.asarray(new.params["input_kernel"])[place],
@@ -42,5 +53,6 @@ def test_a_run_starts_from_another(
         ([f"--init_from={tmp_path / 'none'}"], ["none", "config.json"]),
     ):
         refused("main", [*flags, *changes, run], *words)
-    refused("main", [*still[:-1], f"--workdir={workdir}"], "init_from")
+    without = [flag for flag in still if flag != start]
+    refused("main", [*without, f"--workdir={workdir}"], "init_from")
     refused("main", ["--test", start, f"--workdir={workdir}"], "--train")

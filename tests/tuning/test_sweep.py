@@ -299,6 +299,20 @@ def test_a_pruned_trial_does_not_stop_another(plan, opened, curve, population):
     assert ": pruned; " in line and line.endswith("; 2 epochs")
 
 
+def test_the_epoch_that_max_steps_ends_with_is_not_pruned(plan, base, opened):
+    """Sixteen steps are four epochs of four."""
+    longer = config_lib.replace(base, {"train.epochs": 9})
+    made = plan(base=config_lib.replace(longer, {"train.max_steps": 16}))
+    study = opened(made)
+    trial = study.ask(space_lib.distributions(made.space, made.base))
+    trial.should_prune = lambda: True
+    run = sweep_lib.TrialRun(made, study, trial, quiet)
+    with pytest.raises(sweep_lib._Pruned):
+        run.write({"epoch": 3, METRIC: 0.1}, step=12)
+    run.write({"epoch": 4, METRIC: 0.1}, step=16)
+    assert study.get_trials()[0].intermediate_values == {3: 0.1, 4: 0.1}
+
+
 @pytest.mark.parametrize("population", [1, 2])
 def test_an_interrupted_sweep_resumes(
     plan, tmp_path, on_report, opened, curve, population

@@ -7,7 +7,7 @@ import logging
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -96,26 +96,49 @@ def in_memory(
             validation = Evaluator.for_split(
                 dataset, "validation", config.eval, model.mesh
             )
-            if earlier is not None and validation.is_empty:
-                model = _with_weights_of(earlier, model)
+            if earlier is not None and earlier.branch and validation.is_empty:
+                weights = linear_branch.weights_of(earlier.branch)
+                model = _with_weights(model, weights)
             model = tune_blend(model, validation, log=_logger.info)
             return refit(model, dataset, show_progress=show_progress)
 
 
-def _with_weights_of(
-    earlier: TrainedModel, model: TrainedModel
+def with_earlier_weights(model: TrainedModel) -> TrainedModel:
+    """Returns the model of a run with the blend weights that it started with.
+
+    These are the weights of `config.train.init_from`, for a run that has no
+    validation users to choose them. The model is returned unchanged if its run
+    has weights already, or if there are none to start with.
+
+    Raises:
+      VaecfError: the weights of the earlier run are damaged.
+    """
+    place = user_path(model.config.train.init_from)
+    weights: dict[str, Any] = {}
+    with processes.agreement():
+        if (
+            processes.is_lead()
+            and model.config.train.init_from
+            and linear_branch.has_weights(place)
+            and not linear_branch.has_weights(model.directory)
+        ):
+            weights = linear_branch.read_weights(place)
+    return _with_weights(model, weights)
+
+
+def _with_weights(
+    model: TrainedModel, weights: Mapping[str, Any]
 ) -> TrainedModel:
-    """Returns the model with the blend weights of another, also on disk."""
-    if earlier.branch is None or model.branch is None:
+    """Returns the model with some blend weights of process 0, also on disk."""
+    if model.branch is None:
         return model
-    weights = linear_branch.weights_of(model.branch)
-    weights |= {
-        name: value
-        for name, value in linear_branch.weights_of(earlier.branch).items()
-        if name in weights  # a larger catalogue may have other experts
-    }
-    linear_branch.write_weights(model.directory, weights)
-    branch = linear_branch.with_weights(model.branch, weights)
+    own = linear_branch.weights_of(model.branch)
+    # A larger catalogue may have other experts.
+    changed = {name: weights[name] for name in own if name in weights}
+    if changed and processes.is_lead():
+        linear_branch.write_weights(model.directory, own | changed)
+    same = processes.from_lead([*(own | changed).values()])
+    branch = linear_branch.with_weights(model.branch, dict(zip(own, same)))
     return dataclasses.replace(model, branch=branch)
 
 

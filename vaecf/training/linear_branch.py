@@ -116,6 +116,11 @@ def load(directory: pathlib.Path, mesh: Mesh, n_items: int) -> dict[str, Any]:
     return with_weights(branch, blend.default_weights(blend.experts_of(branch)))
 
 
+def has_weights(directory: pathlib.Path) -> bool:
+    """Returns whether the weights of a run's branch have been written."""
+    return (directory / FOLDER / WEIGHTS).exists()
+
+
 def read_weights(directory: pathlib.Path) -> dict[str, Any]:
     """Returns the result of blend tuning; {} before it.
 
@@ -123,7 +128,7 @@ def read_weights(directory: pathlib.Path) -> dict[str, Any]:
       VaecfError: the file is damaged, or missing in a saved model.
     """
     path = directory / FOLDER / WEIGHTS
-    if not path.exists():
+    if not has_weights(directory):
         if not (directory / FOLDER / FIT).exists():  # it is no run
             raise VaecfError(f"{path} is missing: save the model again")
         return {}

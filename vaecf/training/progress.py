@@ -190,6 +190,18 @@ def summarise(
 # --- Lines and records ------------------------------------------------------
 
 
+def last_epoch(train: TrainConfig, steps: int) -> int:
+    """Returns the number of epochs of a run with `steps` steps per epoch.
+
+    These are `train.epochs`, or as many as `train.max_steps` allows.
+    """
+    if not train.max_steps:
+        return train.epochs
+    size = max(1, sum(train.alternating_epochs))  # epochs of a round
+    most = max(_LEAST_ROUNDS, train.max_steps // (steps * size)) * size
+    return min(train.epochs, most)
+
+
 def limit_epochs(
     config: Config, steps: int, *, log: Callable[[str], None]
 ) -> Config:
@@ -197,14 +209,12 @@ def limit_epochs(
 
     `steps` is the number of steps per epoch.
     """
-    train = config.train
-    size = max(1, sum(train.alternating_epochs))  # epochs of a round
-    most = max(_LEAST_ROUNDS, train.max_steps // (steps * size)) * size
-    if not train.max_steps or train.epochs <= most:
+    most = last_epoch(config.train, steps)
+    if most == config.train.epochs:
         return config
     log(
         f"at most {most} epochs of {steps:,} steps: "
-        f"config.train.max_steps={train.max_steps:,}"
+        f"config.train.max_steps={config.train.max_steps:,}"
     )
     return config_lib.replace(config, {"train.epochs": most})
 

@@ -30,6 +30,7 @@ from vaecf.reporting import tables
 from vaecf.reporting.writers import Writer
 from vaecf.training import compilation_cache, precision
 from vaecf.training.loop import Shared
+from vaecf.training.progress import last_epoch
 from vaecf.tuning import population
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
@@ -270,8 +271,10 @@ class TrialRun(Writer):
                 self._curve[epoch] = value
         except study_lib.ENDED:
             raise _Pruned from None
-        last = self.config.is_fitted or epoch >= self.config.train.epochs
-        if not last and self._trial.should_prune():
+        ends = self.config.is_fitted or epoch >= last_epoch(
+            self.config.train, steps=step // epoch
+        )
+        if not ends and self._trial.should_prune():
             raise _Pruned
 
     def _finish(
