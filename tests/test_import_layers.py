@@ -17,7 +17,7 @@ import vaecf
 FLOORS = (
     {
         *("errors", "files", "interrupts", "setting", "baseline_config"),
-        *("config", "workdir"),
+        *("config", "workdir", "card"),
     },
     {"data", "parallel", "reporting"},
     {"models"},

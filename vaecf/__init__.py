@@ -18,8 +18,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from vaecf.data.dataset import Dataset as Dataset
     from vaecf.data.dataset import open_dataset as open_dataset
+    from vaecf.data.in_memory import load_dataset as load_dataset
+    from vaecf.data.in_memory import split as split
     from vaecf.data.interactions import Interactions as Interactions
-    from vaecf.data.prepare import split as split
     from vaecf.errors import VaecfError as VaecfError
     from vaecf.serving.recommender import Recommender as Recommender
 
@@ -28,8 +29,9 @@ _HOME = {
     "Interactions": "vaecf.data.interactions",
     "Recommender": "vaecf.serving.recommender",
     "VaecfError": "vaecf.errors",
+    "load_dataset": "vaecf.data.in_memory",
     "open_dataset": "vaecf.data.dataset",
-    "split": "vaecf.data.prepare",
+    "split": "vaecf.data.in_memory",
 }
 
 __all__ = [*_HOME]

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import refuses
 
-from vaecf.data import external_formats, integrity
+from vaecf.data import external_formats, integrity, outputs
 from vaecf.data.dataset import (
-    check_output,
     find_dataset,
     make_dataset,
     open_dataset,
@@ -454,7 +453,7 @@ def test_the_structure_is_always_checked(tmp_path, name, change, message):
 def test_two_preparations_of_one_output(tmp_path):
     """Only one says that it has written, whoever may replace a dataset."""
     path = tmp_path / "a"
-    states = [check_output(path, overwrite=True) for _ in range(2)]
+    states = [outputs.check(path, overwrite=True) for _ in range(2)]
     write_dataset(path, example(), overwrite=True, expected=states[0])
     with refuses("another process has written"):
         write_dataset(path, example(1), overwrite=True, expected=states[1])

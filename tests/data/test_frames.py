@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from oracles import refuses
 
-from vaecf.data import prepare
+from vaecf.data import in_memory, prepare
 from vaecf.data.id_table import IdTable, text_of
 from vaecf.serving.histories import as_histories
 
@@ -60,7 +60,7 @@ def asked(histories, ids=ITEMS):
 
 def fitted(interactions):
     """{user: items} of a dataset in memory without held-out users."""
-    made = prepare.in_memory(interactions, validation_users=0)
+    made = in_memory.without_test(interactions, validation_users=0)
     return {
         user: {made.items.ids[i] for i in made.train.row(u)}
         for u, user in enumerate(made.users.ids)
@@ -114,7 +114,7 @@ def test_users_of_lists_are_numbers(make):
 
 def test_columns_without_names():
     frame = pd.DataFrame(FRAME.to_numpy())  # columns 0 and 1
-    made = prepare.in_memory(
+    made = in_memory.without_test(
         frame, user_column=0, item_column=1, validation_users=0
     )
     assert sorted(made.users.ids) == ["x", "y"] and made.train.nnz == 3

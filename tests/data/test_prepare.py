@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 from oracles import refuses
 
-from vaecf.data import catalog, prepare, synthetic
+from vaecf.data import catalog, in_memory, prepare, synthetic
 from vaecf.data.dataset import open_dataset
 from vaecf.data.file_settings import Dialect
 
@@ -193,7 +193,7 @@ def test_generated_data(tmp_path):
 
 def test_in_memory():
     frame = shop().rename(columns={"customer": "user", "sku": "item"})
-    made = prepare.in_memory(frame, validation_users=0.25)
+    made = in_memory.without_test(frame, validation_users=0.25)
     assert made.split_sizes == (60 - 15, 15, 0)
     assert made.path is None and made.protocol == "vaecf"
 
@@ -205,7 +205,7 @@ def test_in_memory_matrix_keeps_its_width(validation_users):
     dense[:, 5] = False
     dense[7] = False
     matrix = scipy.sparse.coo_array(dense)
-    made = prepare.in_memory(matrix, validation_users=validation_users)
+    made = in_memory.without_test(matrix, validation_users=validation_users)
     assert made.items.ids.tolist() == list(range(12))
     users = np.flatnonzero(dense.any(axis=1))
     assert sorted(made.users.ids) == users.tolist() and 7 not in users
@@ -245,7 +245,7 @@ def test_in_memory_matrix_keeps_its_width(validation_users):
 )
 def test_in_memory_refuses(interactions, settings, message):
     with refuses(message):
-        prepare.in_memory(interactions, **settings)
+        in_memory.without_test(interactions, **settings)
 
 
 def test_the_output_is_looked_at_before_the_work(tmp_path, shop_csv):

@@ -20,7 +20,7 @@ import polars as pl
 import scipy.sparse
 
 from vaecf import config as config_lib
-from vaecf.data import prepare
+from vaecf.data import in_memory
 from vaecf.data.frames import id_list
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
@@ -144,7 +144,7 @@ def table(rng: random.Random, folder=None) -> str:
         for u, user in enumerate(asked)
     }
     assert unknown == 0 and found == truth, (form, found, truth)
-    made = prepare.in_memory(again, validation_users=0)
+    made = in_memory.without_test(again, validation_users=0)
     text_of = dict(users)
     found = {
         str(user): {str(made.items.ids[i]) for i in made.train.row(u)}
@@ -297,15 +297,17 @@ def junk(rng: random.Random, folder=None) -> str:
 
     uses = (
         lambda: as_histories(again(), ITEMS, "user", "item")[1].check(),
-        lambda: prepare.in_memory(again(), validation_users=0),
+        lambda: in_memory.without_test(again(), validation_users=0),
         lambda: ITEMS.index_of(id_list(again(), "deny_items=")),
         lambda: ITEMS.index_of([again()]),
         lambda: make_config({rng.choice(list(KEYWORDS)): again()}, 10),
         lambda: count("k", again()),
         lambda: user_path(again()),
-        lambda: prepare.in_memory({1: [2], 3: [4]}, validation_users=again()),
-        lambda: prepare.in_memory({1: [2], 3: [4]}, seed=again()),
-        lambda: prepare.in_memory({1: [2], 3: [4]}, user_column=again()),
+        lambda: in_memory.without_test(
+            {1: [2], 3: [4]}, validation_users=again()
+        ),
+        lambda: in_memory.without_test({1: [2], 3: [4]}, seed=again()),
+        lambda: in_memory.without_test({1: [2], 3: [4]}, user_column=again()),
         lambda: config_lib.replace(
             config_lib.Config(),
             {rng.choice(list(config_lib.settings())): again()},

@@ -9,7 +9,7 @@ import pytest
 from oracles import recorded
 
 from vaecf import config as config_lib
-from vaecf.data import prepare
+from vaecf.data import in_memory
 from vaecf.serving import fit, trained_model
 from vaecf.serving.recommender import Recommender
 from vaecf.training import loop
@@ -84,7 +84,9 @@ def test_a_refit_is_loaded_saved_and_not_repeated(refitted, rare, tmp_path):
 
 
 def dataset(rare):
-    return prepare.in_memory(rare, validation_users=0.25, keep_all_items=True)
+    return in_memory.without_test(
+        rare, validation_users=0.25, keep_all_items=True
+    )
 
 
 def test_a_killed_refit_is_resumed(refitted, rare, tmp_path, monkeypatch):
@@ -124,5 +126,5 @@ def test_nothing_to_refit(refitted, rare):
     config = config_lib.replace(model.config, {"train.refit_epochs": 9})
     other = dataclasses.replace(model, config=config)
     assert fit.refit(other, dataset(rare), train=False) is other
-    everybody = prepare.in_memory(rare, validation_users=0)
+    everybody = in_memory.without_test(rare, validation_users=0)
     assert fit.refit(other, everybody) is other

@@ -10,7 +10,7 @@ import scipy.sparse
 from oracles import dense, interactions, random_dense, recorded, refuses
 
 from vaecf import config as config_lib
-from vaecf.data import prepare
+from vaecf.data import in_memory
 from vaecf.data.id_table import IdTable
 from vaecf.models import mult_vae, registry
 from vaecf.parallel import mesh as mesh_lib
@@ -106,7 +106,7 @@ def test_known_items_keep_their_parameters_and_scores(name):
     config = config_lib.replace(config_lib.Config(), changes)
     old = model_of(config, IdTable(np.arange(10, 40)))
     # Articles 25 to 29 are no longer sold.
-    dataset = prepare.in_memory(NEW[~NEW["item"].between(25, 29)])
+    dataset = in_memory.without_test(NEW[~NEW["item"].between(25, 29)])
     lines = []
     start = growth.grown(old, dataset, log=lines.append)
     assert start.epoch == 0

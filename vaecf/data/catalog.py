@@ -278,6 +278,13 @@ def fetch(
     return ratings / entry.ratings_member.rsplit("/", 1)[-1]
 
 
+def is_fetched(name: str) -> bool:
+    """Returns whether the default cache holds the ratings of a dataset."""
+    ratings = download.user_cache_dir() / name / "ratings"
+    files = CATALOG[name].files
+    return ratings.exists() and all((ratings / file).exists() for file in files)
+
+
 def check_counts(entry: Entry, **found: int | None) -> None:
     """Compares counts before any filter with the published counts.
 

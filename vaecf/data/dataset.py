@@ -29,7 +29,8 @@ import numpy as np
 import vaecf
 from vaecf import files
 from vaecf import workdir as workdir_lib
-from vaecf.data import external_formats, integrity, manifests
+from vaecf.card import card
+from vaecf.data import external_formats, integrity, manifests, outputs
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.data.manifests import FOLDS, MANIFEST, TABLES
@@ -79,6 +80,26 @@ class Dataset:
                 f"the splits have {n_users} users, the user table has "
                 f"{len(self.users)}"
             )
+
+    def _repr_html_(self) -> str:
+        """Returns the card that a notebook shows."""
+        n_train, n_validation, n_test = self.split_sizes
+        counts = self.manifest.get("counts", {})
+        facts = {
+            "protocol": self.protocol.replace("vaecf", "vaecf (strong)"),
+            "training users": n_train,
+            "validation users": n_validation,
+            "test users": n_test,
+            "items": self.n_items,
+            "interactions": counts.get("interactions"),
+            "directory": self.path,
+        }
+        return card(f"Dataset {self.name}", facts)
+
+    def __repr__(self) -> str:
+        users = " + ".join(f"{n:,}" for n in self.split_sizes)
+        name = f"{self.name}, protocol {self.protocol}"
+        return f"Dataset({name}, {users} users, {self.n_items:,} items)"
 
     @property
     def about(self) -> str:
@@ -230,47 +251,6 @@ def make_dataset(
     return dataset
 
 
-def check_output(
-    directory: str | pathlib.Path, *, overwrite: bool
-) -> integrity.Stamps:
-    """Checks that a dataset may be written to `directory`.
-
-    Returns:
-      The state of the directory, for `write_dataset`.
-
-    Raises:
-      VaecfError: the directory is a file, or is not empty, unless it holds a
-        vaecf dataset, or folds, and `overwrite` is true.
-    """
-    path = files.user_path(directory)
-    files.recover(path)
-    files.remove_leftovers(path)
-    if path.exists() and not path.is_dir():
-        raise VaecfError(f"{path} is a file; name a directory to write to")
-    # Never delete files that another program has written.
-    is_dataset = any((path / name).is_file() for name in (MANIFEST, FOLDS))
-    if path.exists() and any(path.iterdir()) and not is_dataset:
-        raise VaecfError(
-            f"{path} exists, is not empty and is no vaecf dataset; choose "
-            "another output"
-        )
-    if is_dataset and not overwrite:
-        raise VaecfError(
-            f"{path} holds a dataset already; pass overwrite=True to replace "
-            "it, or choose another output"
-        )
-    return integrity.stamps(path, [MANIFEST, FOLDS])
-
-
-def require_unchanged(target: pathlib.Path, expected: integrity.Stamps) -> None:
-    """Raises VaecfError if a directory changed since `check_output`."""
-    if integrity.stamps(target, [MANIFEST, FOLDS]) != expected:
-        raise VaecfError(
-            f"another process has written {target} meanwhile; choose another "
-            "output"
-        )
-
-
 def write_dataset(
     directory: str | pathlib.Path,
     dataset: Dataset,
@@ -281,18 +261,20 @@ def write_dataset(
     """Writes a dataset atomically; returns the dataset opened from there.
 
     Args:
-      expected: result of an earlier `check_output`. A dataset that has been
+      expected: result of an earlier `outputs.check`. A dataset that has been
         written there since then is not replaced.
 
     Raises:
-      VaecfError: the directory is taken (see `check_output`) or cannot be
+      VaecfError: the directory is taken (see `outputs.check`) or cannot be
         written.
     """
     target = files.user_path(directory)
-    before = check_output(target, overwrite=overwrite)
+    before = outputs.check(target, overwrite=overwrite)
     with workdir_lib.atomic_directory(target, replace=overwrite) as fresh:
         # No other process writes the dataset now.
-        require_unchanged(target, before if expected is None else expected)
+        outputs.require_unchanged(
+            target, before if expected is None else expected
+        )
         for name, array in dataset.arrays.items():
             np.save(fresh / f"{name}.npy", array)
         splits = np.repeat(["train", "validation", "test"], dataset.split_sizes)

@@ -18,7 +18,7 @@ import numpy as np
 
 from vaecf import files
 from vaecf.data import dataset as dataset_lib
-from vaecf.data import integrity, splits
+from vaecf.data import integrity, outputs, splits
 from vaecf.data.dataset import Dataset
 from vaecf.data.manifests import FOLDS
 from vaecf.data.readers import Ratings
@@ -97,9 +97,9 @@ def write(
             and all(fold.manifest["counts"][key] == value for fold in folds)
         },
     }
-    dataset_lib.check_output(directory, overwrite=overwrite)
+    outputs.check(directory, overwrite=overwrite)
     with files.atomic_directory(directory, replace=overwrite) as fresh:
-        dataset_lib.require_unchanged(directory, expected)
+        outputs.require_unchanged(directory, expected)
         for number, fold in enumerate(folds, 1):
             dataset_lib.write_dataset(fresh / f"fold{number}", fold)
         files.write_json(fresh / FOLDS, manifest, digest=True)

@@ -8,9 +8,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from vaecf.data import (
     catalog,
@@ -18,6 +16,7 @@ from vaecf.data import (
     folds,
     known_users,
     layouts,
+    outputs,
     reports,
     splits,
     synthetic,
@@ -26,7 +25,6 @@ from vaecf.data import dataset as datasets
 from vaecf.data.dataset import Dataset
 from vaecf.data.file_settings import RatingsSettings
 from vaecf.data.id_table import IdTable, is_integer
-from vaecf.data.interactions import entries
 from vaecf.data.prepare_settings import (
     SOURCES,
     Settings,
@@ -34,15 +32,40 @@ from vaecf.data.prepare_settings import (
     seed_of,
 )
 from vaecf.data.readers import Ratings, collapse_duplicates, read_ratings
-from vaecf.errors import VaecfError, did_you_mean, listed, short
+from vaecf.errors import VaecfError, listed, short
 from vaecf.files import user_path
 from vaecf.setting import plain
 
-# Settings of `prepare` that `split` has no use for.
-_OF_FILES = {
-    *("dataset", "data_dir", "ratings"),
-    *("output", "overwrite", "cache_dir", "folds"),
-}
+
+class Sizes(NamedTuple):
+    """Numbers of held-out users, or shares of all; None for the usual one."""
+
+    validation_users: int | float | None
+    test_users: int | float | None
+
+    def numbers(self, n_users: int, *, usual: int) -> dict[str, int]:
+        """Returns the numbers by the names of the fields."""
+        return {
+            name: usual if value is None else number_of(name, value, n_users)
+            for name, value in self._asdict().items()
+        }
+
+
+def number_of(name: str, value: Any, n_users: int) -> int:
+    """Returns a number of held-out users that may be given as a share.
+
+    Raises:
+      VaecfError: it is no share in [0, 1), and no number below all users.
+    """
+    value = plain(value)
+    is_share = isinstance(value, float)
+    limit = 1 if is_share else n_users
+    if not (is_share or is_integer(value)) or not 0 <= value < limit:
+        raise VaecfError(
+            f"{name}={short(value)} must be a share in [0, 1), or a number of "
+            f"users below all {n_users:,}"
+        )
+    return int(value * n_users if is_share else value)
 
 
 def prepare(
@@ -57,7 +80,7 @@ def prepare(
     Raises:
       VaecfError: bad input; nothing is written.
     """
-    settings = _plain(settings)
+    settings = plain_settings(settings)
     if settings.ratings is not None and settings.data_dir is not None:
         raise VaecfError("give ratings=FILE or data_dir=DIR, not both")
     has_files = settings.ratings is not None or settings.data_dir is not None
@@ -89,7 +112,7 @@ def prepare(
     if only_its_flags and datasets.holds_dataset(output):
         log(f"prepared before: {output} (overwrite=True prepares it again)")
         return datasets.open_dataset(output)
-    before = datasets.check_output(output, overwrite=settings.overwrite)
+    before = outputs.check(output, overwrite=settings.overwrite)
     if entry.generated:
         made = [
             synthetic.make(
@@ -102,7 +125,7 @@ def prepare(
         if source is None:
             log(f"downloading {entry.title}; licence: {entry.licence}")
             source = catalog.fetch(entry.name, settings.cache_dir)
-        made = _from_source(settings, entry, source)
+        made = from_source(settings, entry, source)
     known: Any = {"overwrite": settings.overwrite, "expected": before}
     if settings.folds is None:
         written = [datasets.write_dataset(output, made[0], **known)]
@@ -113,140 +136,7 @@ def prepare(
     return written[0]
 
 
-def split(interactions: Any, *, protocol: str, **settings: Any) -> Dataset:
-    """Splits interactions in memory, as `prepare` does.
-
-    Args:
-      interactions: what `readers.read_ratings` reads, with one row per (user,
-        item); or a SciPy sparse matrix users x items, whose ids are its row
-        and column numbers.
-      protocol: one of `prepare_settings.PROTOCOLS`, such as 'weak',
-        'leave_last', 'temporal' or 'given'.
-      **settings: other fields of `prepare_settings.Settings`, but for those of
-        known datasets and of files to write: user_column, item_column,
-        time_column, split_column, validation_ratings, test_ratings,
-        test_share, test_items, test_time, held_out_users,
-        fold_in_proportion, min_items_per_user, seed and so on.
-
-    Raises:
-      TypeError: a setting is unknown, or has no effect here.
-      VaecfError: bad input.
-    """
-    for name in settings:
-        if name in _OF_FILES or name not in vars(Settings()):
-            known = set(vars(Settings())) - _OF_FILES
-            raise TypeError(
-                f"split has no setting {name!r}{did_you_mean(name, known)}"
-            )
-    if hasattr(interactions, "tocsr"):
-        import polars as pl
-
-        row, column = entries(interactions)
-        interactions = pl.DataFrame({"user": row, "item": column})
-    chosen = _plain(
-        Settings(ratings=interactions, protocol=protocol, **settings)
-    )
-    [made] = _from_source(chosen, resolve_entry(chosen), chosen.ratings)
-    return made
-
-
-def in_memory(
-    interactions: Any,
-    *,
-    validation_users: int | float = 0.1,
-    user_column: str = "user",
-    item_column: str = "item",
-    seed: int = 0,
-    keep_all_items: bool = False,
-    known_items: IdTable | None = None,
-) -> Dataset:
-    """Prepares a dataset in memory: ``vaecf`` protocol, no test users.
-
-    Args:
-      interactions: see `frames.read_rows`; or a SciPy sparse matrix users x
-        items. The ids of a matrix are its row and column numbers, and every
-        column is an item, seen or not.
-      validation_users: number of users, or (float) share in [0, 1) of them.
-      keep_all_items: keep the items that only validation users have.
-      known_items: items that come first in the vocabulary, in their order,
-        whether they occur or not; all other items are kept, too.
-
-    Raises:
-      VaecfError: see `read_ratings`; or no training user would remain.
-    """
-    is_matrix = hasattr(interactions, "tocsr")
-    if is_matrix:
-        row, column = entries(interactions)
-        user_ids, user = np.unique(row, return_inverse=True)
-        item_ids = np.arange(interactions.shape[1])
-        user, item = user.astype(np.int32), column.astype(np.int32)
-        ratings = Ratings(user, item, user_ids, item_ids, counts={})
-        if not ratings.n:
-            raise VaecfError("the matrix has no interactions")
-    elif isinstance(interactions, (str, os.PathLike)):
-        raise VaecfError(
-            f"interactions of type {type(interactions).__name__}: pass a "
-            "DataFrame, such as pandas.read_csv(path)"
-        )
-    else:
-        ratings = read_ratings(
-            interactions, user_column=user_column, item_column=item_column
-        )
-    if known_items is not None:
-        ratings = _with_known_items(ratings, known_items, is_matrix)
-    n_users = int(np.unique(ratings.user).size)
-    validation_users = plain(validation_users)
-    is_share = isinstance(validation_users, float)
-    is_number = is_share or is_integer(validation_users)
-    limit = 1 if is_share else n_users
-    if not is_number or not 0 <= validation_users < limit:
-        raise VaecfError(
-            f"validation_users={short(validation_users)} must be a share in "
-            f"[0, 1), or a number of users below all {n_users:,}"
-        )
-    n_held_out = int(
-        validation_users * n_users if is_share else validation_users
-    )
-    keep = is_matrix or keep_all_items or known_items is not None
-    split = splits.vaecf(ratings, n_held_out, 0, seed=seed, keep_all_items=keep)
-    return _dataset(
-        "(in memory)",
-        "vaecf",
-        ratings,
-        split,
-        constants={"seed": seed, "validation_users": n_held_out},
-        counts={"duplicates_collapsed": split.duplicates},
-    )
-
-
-def _with_known_items(
-    ratings: Ratings, known: IdTable, is_matrix: bool
-) -> Ratings:
-    """Returns the ratings with codes of the known items first."""
-    in_order = np.arange(len(known))
-    if is_matrix and not np.array_equal(known.ids, in_order):
-        raise VaecfError(
-            "the columns of a matrix do not name the known items: pass a frame "
-            "with their ids"
-        )
-    new_ids = IdTable(ratings.item_ids)
-    place = known.index_of(new_ids.ids)
-    is_new = place < 0
-    place[is_new] = len(known) + np.arange(is_new.sum())
-    more = new_ids.ids[is_new]
-    if known.type != new_ids.type:
-        if known.type == "int64" and len(more):
-            raise VaecfError(
-                f"item {short(more[0])}: the known items are integers; use "
-                "integers for new ones, too"
-            )
-        more = more.astype(known.ids.dtype)
-        more[:] = [str(value) for value in more]
-    ids = np.concatenate([known.ids, more])
-    return ratings._replace(item=place[ratings.item], item_ids=ids)
-
-
-def _plain(settings: Settings) -> Settings:
+def plain_settings(settings: Settings) -> Settings:
     """Returns the settings without NumPy's numbers and with whole paths."""
     unchanged = (*SOURCES, "test_time")  # frames, and dates of NumPy
     values: dict[str, Any] = {
@@ -284,9 +174,22 @@ def _find_ratings(data_dir: pathlib.Path, entry: catalog.Entry) -> pathlib.Path:
     )
 
 
-def _from_source(
-    settings: Settings, entry: catalog.Entry, source: Any
+def from_source(
+    settings: Settings,
+    entry: catalog.Entry,
+    source: Any,
+    sizes: Sizes | None = None,
 ) -> list[Dataset]:
+    """Reads, filters and splits ratings; returns a dataset, or the folds.
+
+    Args:
+      source: what `readers.read_ratings` reads.
+      sizes: numbers of held-out users other than `settings.held_out_users`,
+        for protocol vaecf.
+
+    Raises:
+      VaecfError: the ratings or a setting cannot be used.
+    """
     protocol = entry.protocol
     parts = {
         name: getattr(settings, f"{name}_ratings")
@@ -318,7 +221,7 @@ def _from_source(
         users=ratings.counts["users_read"],
         items=ratings.counts["items_read"],
     )
-    return _filter_and_split(settings, entry, ratings, origin.result())
+    return _filter_and_split(settings, entry, ratings, origin.result(), sizes)
 
 
 def _filter_and_split(
@@ -326,6 +229,7 @@ def _filter_and_split(
     entry: catalog.Entry,
     ratings: Ratings,
     source: dict[str, Any] | None,
+    sizes: Sizes | None,
 ) -> list[Dataset]:
     """Returns the dataset, or one for each of the folds."""
     is_known = entry.protocol in known_users.PROTOCOLS
@@ -359,22 +263,26 @@ def _filter_and_split(
         constants: dict[str, Any] = {"seed": seed}
     else:
         n, by_default = entry.held_out_users, False
+        n_users = filtered["users_after_filters"]
         has_default = settings.dataset is None or settings.folds is not None
         if has_default and settings.held_out_users is None:
-            n_users = filtered["users_after_filters"]
             n, by_default = splits.default_held_out_users(n_users), True
-        if settings.folds is None:
-            made = [getattr(splits, entry.protocol)(ratings, n, **drawing)]
-        else:
-            made = [*folds.split(ratings, settings.folds, n, **drawing)]
         constants = {
             "seed": seed,
             "held_out_users": n,
             "held_out_users_by_default": by_default,
             "test_proportion": test_proportion,
         }
+        if settings.folds is not None:
+            made = [*folds.split(ratings, settings.folds, n, **drawing)]
+        elif sizes is not None:
+            numbers = sizes.numbers(n_users, usual=n)
+            made = [splits.vaecf(ratings, *numbers.values(), **drawing)]
+            constants |= {"held_out_users_by_default": False, **numbers}
+        else:
+            made = [getattr(splits, entry.protocol)(ratings, n, **drawing)]
     return [
-        _dataset(
+        assemble(
             settings.name or entry.name,
             folds.protocol(entry.protocol, split.constants),
             ratings,
@@ -399,13 +307,14 @@ def _filter_and_split(
     ]
 
 
-def _dataset(
+def assemble(
     name: str,
     protocol: str,
     ratings: Ratings,
     split: splits.Split,
     **facts: Any,
 ) -> Dataset:
+    """Returns the dataset of a split, with its raw ids."""
     return datasets.make_dataset(
         name=name,
         protocol=protocol,

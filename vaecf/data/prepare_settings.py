@@ -34,6 +34,8 @@ _OF_PROTOCOLS = {
     "test_ratings": ("given",),
 }
 PROTOCOLS = (*splits.PROTOCOLS, *known_users.PROTOCOLS)
+# People's name of protocol vaecf, which the manifests keep.
+STRONG = "strong"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Settings(RatingsSettings):
     name: str | None = setting("Name of the data (the dataset's or file's).")
     cache_dir: str | None = setting("Directory for downloads ($VAECF_CACHE).")
     protocol: str | None = setting(
-        f"{', '.join(PROTOCOLS)} (the dataset's, else vaecf)."
+        f"{', '.join((STRONG, *PROTOCOLS))} (the dataset's, else {STRONG}, "
+        "which vaecf means, too)."
     )
     held_out_users: int | None = setting(
         "Validation users (a tenth, at most 10,000; leave_last: all); under "
@@ -113,14 +116,16 @@ def resolve_entry(settings: Settings) -> catalog.Entry:
         entry = dataclasses.replace(entry, min_items_per_user=0)
     given = {key: getattr(settings, key) for key in _OF_THE_ENTRY}
     given = {k: value for k, value in given.items() if value is not None}
+    if given.get("protocol") == STRONG:
+        given["protocol"] = "vaecf"
     if entry.generated:
         _check_generated(settings, given)
     entry = dataclasses.replace(entry, **given)
     if entry.protocol not in PROTOCOLS:
         raise VaecfError(
             f"unknown protocol={entry.protocol}"
-            f"{did_you_mean(entry.protocol, PROTOCOLS)} (there are "
-            f"{', '.join(PROTOCOLS)})"
+            f"{did_you_mean(str(entry.protocol), (STRONG, *PROTOCOLS))} "
+            f"(there are {', '.join((STRONG, *PROTOCOLS))})"
         )
     for key, protocols in _OF_PROTOCOLS.items():
         is_used = entry.protocol in protocols

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vaecf.data import prepare
+from vaecf.data import in_memory
 from vaecf.errors import VaecfError, short
 from vaecf.evaluation.ranking import DIVERGED
 from vaecf.files import user_path
@@ -154,7 +154,7 @@ class Recommender:
         """
         # A wrong setting is an error before the work.
         config = keywords.make_config(self._settings, n_users=1)
-        dataset = prepare.in_memory(
+        dataset = in_memory.without_test(
             interactions,
             user_column=user_column,
             item_column=item_column,
@@ -214,7 +214,7 @@ class Recommender:
         """
         model = self._fitted()
         config = growth.further(model, count("epochs", epochs))
-        dataset = prepare.in_memory(
+        dataset = in_memory.without_test(
             interactions,
             user_column=user_column,
             item_column=item_column,
