@@ -13,6 +13,7 @@ from vaecf.evaluation import baselines, scorers
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import linear
 from vaecf.parallel import mesh as mesh_lib
+from vaecf.reporting import progress
 from vaecf.setting import setting
 
 METRICS = ("ndcg@10", "recall@5")
@@ -135,6 +136,7 @@ def test_a_search_logs_its_candidates_and_keeps_the_last_fit(
         return params
 
     monkeypatch.setattr(linear, "fit", watched)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     result, _ = run("ease", data, tuned=True, log=lines.append)
     assert len(held) >= 3
     for line, t in zip(lines[:-1], result["tuned"]["tried"], strict=True):

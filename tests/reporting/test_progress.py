@@ -54,11 +54,12 @@ def _run(
 @pytest.mark.parametrize(
     ("kinds", "shown"),
     [
-        ({"epochs": 23}, [1, 11, 21, 23]),
-        ({"epochs": 4, "seconds_per_epoch": 60.0}, [1, 2, 3, 4]),
-        ({"stop_after": 8}, [1, 8]),
-        ({"epochs": 10, "initial_epoch": 8}, [9, 10]),
-        ({"enabled": False}, []),
+        # The validations of epochs 10 and 20 say more than epochs 11 and 21.
+        ({"epochs": 23}, "1/ 10: 20: 23/"),
+        ({"epochs": 4, "seconds_per_epoch": 60.0}, "1/ 2/ 3/ 4/"),
+        ({"stop_after": 8}, "1/ 8/"),
+        ({"epochs": 10, "initial_epoch": 8}, "9/ 10:"),
+        ({"enabled": False}, ""),
     ],
     ids=["fast", "slow", "stops early", "resumed", "disabled"],
 )
@@ -66,12 +67,23 @@ def test_epochs_that_get_a_plain_line(clock, capsys, kinds, shown):
     _run(clock, **kinds)
     text = capsys.readouterr().err
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
-    lines = re.findall(r"^epoch (\d+)/.*", text, re.M)
-    assert [int(n) for n in lines] == shown
-    if not shown:
-        assert text == ""
-    else:
-        assert f"loss {500 - shown[-1]}.00, 1,234 users/s" in text
+    lines = re.findall(r"^epoch (\d+[/:]).*", text, re.M)
+    assert lines == shown.split()
+    assert text.count("\n") == len(lines)
+    if "1/" in lines:
+        assert "loss 499.00, 1,234 users/s" in text
+
+
+def test_only_as_many_lines_as_the_pace_allows(clock, monkeypatch):
+    said, stream = [], io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    log = progress.paced(said.append)
+    for second in range(25):
+        clock.now = 1000.0 + second
+        log(second)
+    assert said == [0, 10, 20]
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    assert progress.paced(print) is print
 
 
 def test_notes_cannot_move_the_cursor(capsys):

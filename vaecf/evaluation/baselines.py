@@ -23,6 +23,7 @@ from vaecf.evaluation.ranking import Scorer
 from vaecf.models import popularity, registry
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
+from vaecf.reporting import progress
 
 if TYPE_CHECKING:
     import polars as pl
@@ -145,7 +146,8 @@ def evaluate(
             "there are none: prepare the dataset with held_out_users above 0, "
             "or do not tune"
         )
-    candidates = _Candidates(name, validation, log if is_tuned else None)
+    log_candidate = progress.paced(log) if is_tuned else None
+    candidates = _Candidates(name, validation, log_candidate)
     if is_tuned:
         chosen = coordinate_search(
             lambda s: candidates.validate(s)["validation"][metric]["mean"],

@@ -1,4 +1,7 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere.
+
+Elsewhere, such as in a log file, at most one line in ten seconds tells of it.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,66 @@ from typing import Any, Self
 
 from vaecf.reporting.tables import printable
 
-_SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Pace:
+    """Decides when the next line may be printed."""
+
+    def __init__(self) -> None:
+        self._printed_at = float("-inf")
+
+    def is_due(self) -> bool:
+        """Returns whether a line may be printed now; it counts as printed."""
+        now = time.monotonic()
+        if now - self._printed_at < SECONDS_BETWEEN_LINES:
+            return False
+        self._printed_at = now
+        return True
+
+
+def paced(log: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns a function that logs every line on a terminal.
+
+    Elsewhere it logs a line in ten seconds, and drops those in between: they
+    must be on disk or in a later line, too.
+    """
+    if sys.stdout.isatty():
+        return log
+    pace = _Pace()
+    return lambda line: log(line) if pace.is_due() else None
+
+
+def has_bar() -> bool:
+    """Returns whether a bar can be drawn: on a terminal or in a notebook."""
+    return _in_notebook() or sys.stderr.isatty()
+
+
+def _in_notebook() -> bool:
+    from tqdm.auto import tqdm
+
+    return any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)
 
 
 def _make_bar(**options: Any) -> Any:
     """Returns a tqdm bar, or None where a bar cannot be drawn."""
     from tqdm.auto import tqdm
 
-    if any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__):
-        return tqdm(**options)
-    if not sys.stderr.isatty():
+    if not has_bar():
         return None
-    # Some containers have terminals of 0 by 0, where tqdm would draw nothing:
-    # shutil returns a usual size for them.
-    columns, rows = shutil.get_terminal_size()
-    return tqdm(ncols=columns, nrows=rows, **options)
+    if not _in_notebook():
+        # Some containers have terminals of 0 by 0, where tqdm would draw
+        # nothing: shutil returns a usual size for them.
+        options["ncols"], options["nrows"] = shutil.get_terminal_size()
+    return tqdm(**options)
 
 
 class Progress:
     """Shows epoch, loss and speed of a training run. A context manager.
 
     A terminal or a notebook shows a bar with the time left. A pipe or a log
-    file gets a plain line when an epoch ends, at most every ten seconds, and
-    one line for the last epoch. Everything goes to standard error.
+    file gets the latest line at the end of an epoch, at most every ten seconds,
+    and at the end of the run. Everything goes to standard error.
 
     Args:
       steps: optimiser steps per epoch.
@@ -58,8 +98,9 @@ class Progress:
                 initial=initial_epoch * steps,
                 bar_format="{desc} |{bar}| {remaining} left{postfix}",
             )
-        self._line = ""  # the latest state, if it is not printed yet
-        self._printed_at = float("-inf")
+        self._pace = _Pace()
+        self._line = ""  # the latest that is not printed yet
+        self._is_note = False  # whether that line is a note
 
     def __enter__(self) -> Self:
         return self
@@ -67,8 +108,8 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._line:
-            self.note(self._line)
+        else:
+            self._print()
 
     def update(
         self,
@@ -87,20 +128,28 @@ class Progress:
             done = (epoch - 1) * self._steps + step_in_epoch
             self._bar.update(done - self._bar.n)
             return
-        self._line = f"{where}  {figures}"
-        now = time.monotonic()
-        waited = now - self._printed_at >= _SECONDS_BETWEEN_LINES
-        if step_in_epoch == self._steps and (waited or epoch == self._epochs):
-            self.note(self._line)
-            self._line, self._printed_at = "", now
+        if not self._is_note:  # a note that waits to be printed says more
+            self._line = f"{where}  {figures}"
+        if step_in_epoch == self._steps and self._pace.is_due():
+            self._print()
 
     def note(self, message: str) -> None:
-        """Prints a line, above the bar if there is one."""
-        message = printable(message, keep="\n")
+        """Prints a line above the bar, or when the next plain line is due.
+
+        A later note replaces one that has not been printed.
+        """
         if self._bar is not None:
-            self._bar.write(message, file=sys.stderr)
-        elif self._enabled:
-            print(message, file=sys.stderr, flush=True)
+            self._bar.write(printable(message, keep="\n"), file=sys.stderr)
+            return
+        self._line, self._is_note = message, True
+        if self._pace.is_due():
+            self._print()
+
+    def _print(self) -> None:
+        if self._enabled and self._line:
+            line = printable(self._line, keep="\n")
+            print(line, file=sys.stderr, flush=True)
+        self._line, self._is_note = "", False
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from vaecf.errors import VaecfError
 from vaecf.evaluation import metrics
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import workers as workers_lib
-from vaecf.reporting import tables
+from vaecf.reporting import progress, tables
 from vaecf.reporting.writers import Writer
 from vaecf.training import compilation_cache, precision
 from vaecf.training.loop import Shared
@@ -87,24 +87,26 @@ def sweep(
     study = study_lib.open_study(plan, dataset.manifest_hash)
     _check_or_create(plan)
 
-    def progress() -> str:
+    def how_far() -> str:
         n_finished = len(study_lib.finished(study))
         return f"{n_finished} of {plan.trials} trials are finished"
 
-    log(f"study {plan.study}: {progress()}; {plan.storage_name}")
+    log(f"study {plan.study}: {how_far()}; {plan.storage_name}")
     try:
         if workers == 1:
-            _work(plan, dataset, show_progress=None, log=log)
+            # Without a bar, a line per trial is enough.
+            bar = None if progress.has_bar() else False
+            _work(plan, dataset, show_progress=bar, log=log)
         else:
             _work_in_processes(plan, workers, log)
     except KeyboardInterrupt:
         summarise(plan, study, dataset.about, log)
         raise KeyboardInterrupt(
-            f"{progress()}; the same call resumes the sweep ({plan.workdir})"
+            f"{how_far()}; the same call resumes the sweep ({plan.workdir})"
         ) from None
     rows = summarise(plan, study, dataset.about, log)
     if len(study_lib.finished(study)) < plan.trials:
-        log(f"{progress()}; other workers, or the next call, run the rest")
+        log(f"{how_far()}; other workers, or the next call, run the rest")
     elif not any(row["state"] == "complete" for row in rows):
         raise VaecfError(
             f"none of the {len(rows)} trials succeeded ({_reasons(rows)}): "
@@ -147,13 +149,17 @@ def _work(
     precision.policy(plan.base.precision.policy)
     mesh_lib.make_mesh(plan.base.mesh.data, plan.base.mesh.item)
     study = study_lib.open_study(plan, dataset.manifest_hash)
+    log_result = progress.paced(log)
     failed = 0
     while True:
         trials: list[Trial] = []
         try:
             for trial in study_lib.next_trials(study, plan):
                 trials.append(trial)
-            runs = [TrialRun(plan, study, trial, log) for trial in trials]
+            runs = [
+                TrialRun(plan, study, trial, log, log_result)
+                for trial in trials
+            ]
             sound = [run for run in runs if run.state is None]
             _train(sound, dataset, show_progress)
         except BaseException:  # interrupted, or a defect
@@ -201,13 +207,19 @@ class TrialRun(Writer):
     """
 
     def __init__(
-        self, plan: SweepPlan, study: optuna.Study, trial: Trial, log: Log
+        self,
+        plan: SweepPlan,
+        study: optuna.Study,
+        trial: Trial,
+        log: Log,
+        log_result: Log,
     ) -> None:
         self.number, self.config = trial.number, plan.base
         self.directory = plan.trial_directory(trial.number)
         self.state: TrialState | None = None
         self._params = space_lib.values(plan.space, trial.params)
-        self._study, self._trial, self._log = study, trial, log
+        self._study, self._trial = study, trial
+        self._log, self._log_result = log, log_result
         self._keep_all = plan.keep_all
         frozen = study.get_trials(deepcopy=False)[trial.number]
         self._curve = dict(frozen.intermediate_values)
@@ -305,9 +317,8 @@ class TrialRun(Writer):
             f"{k}={tables.quantity(v)}" for k, v in self._params.items()
         )
         n_epochs = max(self._curve, default=0)
-        self._log(
-            f"trial {self.number}: {result}; {settings}; {n_epochs} epochs"
-        )
+        log = self._log_result if error is None else self._log
+        log(f"trial {self.number}: {result}; {settings}; {n_epochs} epochs")
 
 
 def _first_line(error: BaseException) -> str:
