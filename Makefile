@@ -6,8 +6,9 @@ PYTHON_NEWEST ?= python3.13
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
+SPHINX := $(VENV)/.sphinx
 
-.PHONY: help setup tools fmt lint test test-fast test-oldest test-newest fuzz soak demo bench bench-gpu clean
+.PHONY: help setup tools fmt lint test test-fast test-oldest test-newest fuzz soak docs demo bench bench-gpu clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -59,6 +60,13 @@ fuzz: tools  ## long: INPUTS=1000000 SEED=0 damaged and strange inputs of all re
 soak: tools  ## long: KILLS=120 SEED=0 kills of all commands at random moments
 	$(BIN)/python tests/soak/kills.py --kills=$(or $(KILLS),120) --seed=$(or $(SEED),0)
 
+docs: $(SPHINX)  ## the documentation, in build/docs; a dead link is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+$(SPHINX): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 demo: setup  ## generated data, a trained model, recommendations, a report
 	$(BIN)/python experiments/demo.py --workdir=runs/demo
 
@@ -69,4 +77,4 @@ bench-gpu:  ## all that is measured on a GPU; its own python3, no installation
 	sh experiments/benchmark/gpu.sh $(or $(OUT),experiments/benchmark/results)
 
 clean:  ## what was built here; data/ and runs/ stay
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist docs/_generated docs/_notebooks .pytest_cache .ruff_cache .mypy_cache .hypothesis
