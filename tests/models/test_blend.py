@@ -1,5 +1,7 @@
 """A model and a linear branch together, against NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,13 +133,12 @@ def test_the_formula(branch, logits):
     np.testing.assert_array_equal(scores, logits)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_over_item_shards(branch, logits, backend, monkeypatch):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_over_item_shards(branch, logits, platform):
     """With the lowering of a CPU and of an accelerator."""
     whole = blend.scores(logits, branch, BATCH, USERS)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     sharded = jax.shard_map(
-        blend.scores,
+        functools.partial(blend.scores, platform=platform),
         mesh=mesh_lib.make_mesh(data=1, item=2),
         in_specs=(
             P(None, "item"),

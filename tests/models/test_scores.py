@@ -1,5 +1,7 @@
 """The scores of every baseline on every mesh, against NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,9 @@ BASELINES = {
     "slim": (slim.scores, lambda train: slim.fit(train, 4, 1.0)),
     "rp3beta": (rp3beta.scores, lambda train: rp3beta.fit(train, 4, 1.0, 0.5)),
     "low_rank": (
-        lambda params, batch, user_B: low_rank.scores(params, batch),
+        lambda params, batch, user_B, platform: low_rank.scores(
+            params, batch, platform
+        ),
         lambda train: low_rank.fit(train, 5.0, 4),
     ),
     "ials": (
@@ -90,15 +94,14 @@ def expected_scores(name, x, params):
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 4), (4, 1)])
 @pytest.mark.parametrize(
-    ("name", "backend"),
+    ("name", "platform"),
     [
         *((name, "cpu") for name in BASELINES),
         # An accelerator multiplies where a CPU gathers.
         *((name, "gpu") for name in ("ease", "low_rank", "graph")),
     ],
 )
-def test_scores(x, name, backend, shape, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_scores(x, name, platform, shape, monkeypatch):
     monkeypatch.setattr(linear, "_MAX_GATHERED_USERS", 0)
     train = interactions(x)
     scores, fit = BASELINES[name]
@@ -113,7 +116,7 @@ def test_scores(x, name, backend, shape, monkeypatch):
         train.indptr, train.indices, user_B, x.size, shape[0]
     )
     on_mesh = jax.shard_map(
-        scores,
+        functools.partial(scores, platform=platform),
         mesh=mesh,
         in_specs=(specs, P("data"), P("data")),
         out_specs=P("data", "item"),

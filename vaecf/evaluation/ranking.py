@@ -75,6 +75,7 @@ def rank_local(
     n_items: int,
     exclude_seen: bool = True,
     item_axis: str | None = None,
+    platform: str | None = None,
 ) -> RankedLists:
     """Returns the exact top k of each user; ties are ranked by item index.
 
@@ -84,6 +85,7 @@ def rank_local(
       n_items: number of items over all shards, without padding.
       exclude_seen: do not rank the items of the history, `batch`.
       item_axis: mesh axis of the items; None if they are not sharded.
+      platform: 'cpu' or 'gpu'; None takes JAX's default.
     """
     n_local = scores_BI.shape[1]
     offset = mesh_lib.item_offset(n_local, item_axis)
@@ -109,7 +111,8 @@ def rank_local(
         # Items of lower shards must not wrap around to the end of this one.
         item_N = jnp.where(item_N >= 0, item_N, n_local)
         scores_BI = scores_BI.at[batch.row_N, item_N].set(-jnp.inf, mode="drop")
-    score_BK, item_BK = top_k(scores_BI, min(k, n_local))
+    group = 1 if mesh_lib.on_cpu(platform) else 16
+    score_BK, item_BK = top_k(scores_BI, min(k, n_local), group)
     item_BK += offset
     if item_axis:
         # Shards are in item order and their lists are sorted by (score, index),
@@ -135,7 +138,7 @@ def rank_local(
 
 
 def top_k(
-    scores_BI: jax.Array, k: int, *, group: int | None = None
+    scores_BI: jax.Array, k: int, group: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the k largest of each row and their indices, best first.
 
@@ -147,11 +150,8 @@ def top_k(
         of these groups, with the same result: an item outside these groups
         has k better ones inside. A GPU sorts what it selects from, so that
         groups of 16 take a seventh of the time (H100, 100 of 20,108 items).
-        None takes 16, and 1 on a CPU.
     """
     n_users, n_items = scores_BI.shape
-    if group is None:
-        group = 1 if jax.default_backend() == "cpu" else 16
     n_groups, rest = divmod(n_items, group)
     if group == 1 or rest or n_groups <= k:
         return lax.top_k(scores_BI, k)
@@ -344,25 +344,34 @@ class Ranker:
         shape: packing.Shape,
         allowed_I: jax.Array | None,
     ) -> Callable[..., jax.Array]:
-        """Returns the compiled `_rank` for these sizes."""
         key = types, shape, allowed_I is None
         if key not in self._programs:
-            size = 2 * (shape.slots + shape.users // self._shards)
-            packed = jax.ShapeDtypeStruct(
-                (self._shards, size), jnp.int32, sharding=self._by_user
-            )
-            rank = functools.partial(self._rank, shape)
-            # Several processes each need all lists; a single one fetches the
-            # shards.
-            lists = None
-            if not processes.alone():
-                lists = mesh_lib.shardings(self.mesh, P())
-            self._programs[key] = (
-                jax.jit(rank, out_shardings=lists)
-                .lower(resident, packed, allowed_I)
-                .compile()
-            )
+            self._programs[key] = self.compile(resident, shape, allowed_I)
         return self._programs[key]
+
+    def compile(
+        self,
+        params: Any,
+        shape: packing.Shape,
+        allowed_I: jax.Array | None = None,
+    ) -> jax.stages.Compiled:
+        """Returns the compiled ranking of packed batches of these sizes.
+
+        `params` are on the mesh, of the dtypes that the scorer takes, or they
+        are shapes with shardings.
+        """
+        size = 2 * (shape.slots + shape.users // self._shards)
+        packed = jax.ShapeDtypeStruct(
+            (self._shards, size), jnp.int32, sharding=self._by_user
+        )
+        rank = functools.partial(self._rank, shape)
+        # Several processes each need all lists; a single one fetches the
+        # shards.
+        lists = None
+        if not processes.alone():
+            lists = mesh_lib.shardings(self.mesh, P())
+        ranked = jax.jit(rank, out_shardings=lists)
+        return ranked.lower(params, packed, allowed_I).compile()
 
     def _rank(
         self,
@@ -384,6 +393,7 @@ class Ranker:
                 n_items=self.n_items,
                 exclude_seen=self._exclude_seen,
                 item_axis=mesh_lib.axis(self.mesh, mesh_lib.ITEM),
+                platform=mesh_lib.platform(self.mesh),
             )
 
         batch, user_B = packing.unpack(packed, shape)

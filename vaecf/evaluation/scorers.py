@@ -32,7 +32,7 @@ def model(module: mult_vae.MultDAE) -> Scorer:
     """
     dtype = jnp.dtype(module.dtype)
     casts: tuple[Any, ...] = () if dtype.itemsize != 2 else (dtype,)
-    if dtype == jnp.float16 and _on_cpu():
+    if dtype == jnp.float16 and mesh_lib.on_cpu(module.platform):
         # XLA's CPU backend has no float16 product and would convert the
         # matrices in every query: use the rounded values as float32.
         module = module.clone(dtype=jnp.float32)
@@ -46,13 +46,15 @@ def model(module: mult_vae.MultDAE) -> Scorer:
     )
 
 
-def fitted(name: str, n_items: int) -> Scorer:
+def fitted(name: str, n_items: int, platform: str | None = None) -> Scorer:
     """Returns the scorer of a model of `registry.FITTED`, by its name.
 
-    Its parameters are those that the model's `fit` returns.
+    Its parameters are those that the model's `fit` returns. `platform` is that
+    of the devices that compute, 'cpu' or 'gpu'; None takes JAX's default.
     """
     model = registry.FITTED[name]
-    return Scorer(model.scores, model.PARTITION, n_items)
+    scores = functools.partial(model.scores, platform=platform)
+    return Scorer(scores, model.PARTITION, n_items)
 
 
 def _scores(
@@ -64,7 +66,7 @@ def _scores(
     model_BI = _model_scores(module, params.model, batch)
     if params.linear is None:
         return model_BI
-    return blend.scores(model_BI, params.linear, batch, user_B)
+    return blend.scores(model_BI, params.linear, batch, user_B, module.platform)
 
 
 def _model_scores(
@@ -74,7 +76,8 @@ def _model_scores(
         # This device has all items, so there is no axis to sum over.
         module = module.clone(item_axis=None)
     n_users = batch.count_B.shape[0]
-    if n_users == 1 and jnp.dtype(module.dtype).itemsize == 2 and _on_cpu():
+    half = jnp.dtype(module.dtype).itemsize == 2
+    if n_users == 1 and half and mesh_lib.on_cpu(module.platform):
         # For a single row, XLA's CPU product converts the whole matrix first.
         # That costs ten times the product of two rows, which does not.
         batch = SparseBatch(
@@ -84,7 +87,3 @@ def _model_scores(
         )
     scores_BI: Any = module.apply({"params": params}, batch, method="scores")
     return scores_BI[:n_users]
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"

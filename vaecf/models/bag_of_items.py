@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 
 from vaecf.models import noise
 from vaecf.models.sparse_batch import SparseBatch
-from vaecf.parallel.mesh import item_offset, vary, varying_axes
+from vaecf.parallel.mesh import item_offset, on_cpu, vary, varying_axes
 
 
 class TracedRate(NamedTuple):
@@ -77,11 +77,15 @@ class Kept(NamedTuple):
 
 
 def compact(
-    keep_N: jax.Array, item_N: jax.Array, row_N: jax.Array, n_users: int
+    keep_N: jax.Array,
+    item_N: jax.Array,
+    row_N: jax.Array,
+    n_users: int,
+    platform: str | None = None,
 ) -> Kept:
     """Returns the kept interactions without gaps, in their order."""
     size = keep_N.shape[0]
-    if jax.default_backend() == "cpu":
+    if on_cpu(platform):
         # The rows of a chunk should stay in the cache: the sums are nine times
         # faster. Chunks also skip the work for dropped interactions.
         size = min(size, 2048)
@@ -205,6 +209,7 @@ def bag_of_items(
     dtype: DTypeLike = jnp.float32,
     precision: lax.Precision | None = None,
     item_axis: str | None = None,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns the sum of each user's kept kernel rows, float32 [B, H].
 
@@ -217,6 +222,8 @@ def bag_of_items(
       dtype: dtype of the operands; sums are float32, also in the gradient.
         The gradient of 'dense' rounds the cotangent to this dtype.
       item_axis: see the module's docstring; the sum is over all item shards.
+      platform: the platform to write the program for, 'cpu' or 'gpu'; None
+        for JAX's default.
 
     Raises:
       ValueError: `lowering` is unknown.
@@ -226,7 +233,7 @@ def bag_of_items(
     item_N = batch.item_N - item_offset(n_local, item_axis)
     keep_N &= (item_N >= 0) & (item_N < n_local)
     if lowering == "gather":
-        kept = compact(keep_N, item_N, batch.row_N, n_users)
+        kept = compact(keep_N, item_N, batch.row_N, n_users, platform)
         # The gradient of a replicated kernel sums over this shard's users
         # only. Marked as varying, shard_map sums it over the shards.
         kernel_IH = vary(kernel_IH, varying_axes(kernel_IH, *kept))

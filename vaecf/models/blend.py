@@ -174,15 +174,17 @@ def scores(
     branch: dict[str, Any],
     batch: SparseBatch,
     user_B: jax.Array,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns the blend's scores of this shard's items, float32 [B, I].
 
     `model_BI` are the logits of the autoencoder, -inf for padding. `branch`
-    holds the arrays of `fit` and the scalars `WEIGHTS`.
+    holds the arrays of `fit` and the scalars `WEIGHTS`. `platform` as in
+    `bag_of_items`.
     """
     total_BI = jnp.zeros_like(model_BI)
     for name in experts_of(branch):
-        log_BI = jnp.log(_expert(name, branch, batch, user_B))
+        log_BI = jnp.log(_expert(name, branch, batch, user_B, platform))
         log_BI -= branch["prior"] * branch["log_share"][None, :]
         total_BI += branch[GAINS[name]] * log_BI
     # Without a history the branch knows nothing, not even the popularity that
@@ -192,17 +194,23 @@ def scores(
 
 
 def _expert(
-    name: str, branch: dict[str, Any], batch: SparseBatch, user_B: jax.Array
+    name: str,
+    branch: dict[str, Any],
+    batch: SparseBatch,
+    user_B: jax.Array,
+    platform: str | None,
 ) -> jax.Array:
     """Returns ε + max(0, s), the numbers whose logarithm an expert adds."""
+    scored = branch, batch, user_B, platform
     if name == "graph":
-        score_BI = graph_filter.scores(branch, batch, user_B)
+        score_BI = graph_filter.scores(*scored)
         mean = branch["mean_score"]
         floor = _GRAPH_FLOOR * (mean[0] + branch["low_pass"] * mean[1])
     elif name == "ials":
-        score_BI, floor = ials.scores(branch, batch, user_B), _IALS_FLOOR
+        score_BI, floor = ials.scores(*scored), _IALS_FLOOR
     elif "item_item" in branch:
-        score_BI, floor = linear.scores(branch, batch, user_B), _EASE_FLOOR
+        score_BI, floor = linear.scores(*scored), _EASE_FLOOR
     else:
-        score_BI, floor = low_rank.scores(branch, batch), _EASE_FLOOR
+        score_BI = low_rank.scores(branch, batch, platform)
+        floor = _EASE_FLOOR
     return jnp.maximum(score_BI, 0.0) + floor

@@ -110,10 +110,13 @@ def _neighbours(matrix: Any, k: int) -> Any:
 
 
 def scores(
-    params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
+    params: dict[str, jax.Array],
+    batch: SparseBatch,
+    user_B: jax.Array,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns the filtered history of this shard's items, float32 [B, I]."""
     near_BI = sparse_item_item.scores(params, batch, user_B)
     factors = params["low_input"], params["low_output"]
-    low_BI = low_rank.product(*factors, batch)
+    low_BI = low_rank.product(*factors, batch, platform)
     return near_BI + params["low_pass"] * low_BI

@@ -60,11 +60,15 @@ _ONE_THREAD = 9215
 
 
 def scores(
-    params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
+    params: dict[str, jax.Array],
+    batch: SparseBatch,
+    user_B: jax.Array,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns w_u · h_i, float32 [B, I], for users with any history."""
     factor_IF = params["item_factor"]
-    user_BF = solve(factor_IF, params["unobserved"], params["ridge"], batch)
+    numbers = params["unobserved"], params["ridge"]
+    user_BF = solve(factor_IF, *numbers, batch, platform)
     return lax.dot(user_BF, factor_IF.T, precision=lax.Precision.HIGHEST)
 
 
@@ -73,6 +77,7 @@ def solve(
     unobserved_F: jax.Array,
     ridge: jax.Array,
     batch: SparseBatch,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns each user's least-squares factors for fixed items.
 
@@ -91,7 +96,9 @@ def solve(
     item_N = batch.item_N - mesh_lib.item_offset(n_local, axis)
     # Items of other shards are left out here; the shards' sums are added up.
     is_kept_N = (batch.row_N < n_users) & (item_N >= 0) & (item_N < n_local)
-    kept = bag_of_items.compact(is_kept_N, item_N, batch.row_N, n_users)
+    kept = bag_of_items.compact(
+        is_kept_N, item_N, batch.row_N, n_users, platform
+    )
     count_B = batch.count_B.astype(jnp.float32)
     ridge_B = ridge[0] * (count_B + ridge[1])
     diagonal_BF = unobserved_F[None, :] + ridge_B[:, None]
@@ -117,7 +124,9 @@ def solve(
         return jnp.sum(a_BF * b_BF, axis=1, keepdims=True)
 
     tiny = jnp.finfo(jnp.float32).tiny  # avoids 0 / 0 at the minimum
-    rest_BF = bag_of_items.bag_of_items(factor_IF, batch, item_axis=axis)
+    rest_BF = bag_of_items.bag_of_items(
+        factor_IF, batch, item_axis=axis, platform=platform
+    )
     step_BF = rest_BF / diagonal_BF
     first_B1 = inner(rest_BF, step_BF)
 

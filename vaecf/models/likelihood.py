@@ -270,7 +270,13 @@ def _blocked_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
     )
 
     item_N = _local_items(head, batch, n_local)
-    targets = compact(item_N < n_local, item_N, batch.row_N, n_users)
+    targets = compact(
+        item_N < n_local,
+        item_N,
+        batch.row_N,
+        n_users,
+        "cpu" if head.on_cpu else "gpu",
+    )
     rounded_BH = hidden_BH.astype(head.dtype).astype(jnp.float32)
 
     def add_targets(c: jax.Array, target_B: jax.Array) -> jax.Array:
@@ -382,7 +388,7 @@ def multinomial_nll(
     Returns:
       float32 [B]; 0 for users without items.
     """
-    on_cpu = (platform or jax.default_backend()) == "cpu"
+    on_cpu = mesh_lib.on_cpu(platform)
     head = _Head(dtype, precision, item_axis, block, on_cpu)
     # The backward pass returns sums over this shard only. Because the inputs
     # are marked as varying, shard_map sums them over the shards.

@@ -33,23 +33,27 @@ _LAPACK_SIZE, _SWEPT = 16_384, 1024
 
 
 def scores(
-    params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
+    params: dict[str, jax.Array],
+    batch: SparseBatch,
+    user_B: jax.Array,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns x · B of this shard's items, float32 [B, I]."""
     weights = params["item_item"]
     return bag_of_items.bag_of_items(
         weights,
         batch,
-        lowering=choose_lowering(batch),
+        lowering=choose_lowering(batch, platform),
         dtype=weights.dtype,
         precision=lax.Precision.HIGHEST,
+        platform=platform,
     )
 
 
-def choose_lowering(batch: SparseBatch) -> str:
+def choose_lowering(batch: SparseBatch, platform: str | None) -> str:
     """Returns the faster lowering of `bag_of_items` for scoring a batch."""
     few = batch.count_B.shape[0] <= _MAX_GATHERED_USERS
-    return "gather" if few or jax.default_backend() == "cpu" else "dense"
+    return "gather" if few or mesh_lib.on_cpu(platform) else "dense"
 
 
 def fit(

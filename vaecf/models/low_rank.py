@@ -109,14 +109,18 @@ def fit(
     }
 
 
-def scores(params: dict[str, jax.Array], batch: SparseBatch) -> jax.Array:
+def scores(
+    params: dict[str, jax.Array],
+    batch: SparseBatch,
+    platform: str | None = None,
+) -> jax.Array:
     """Returns x · B of this shard's items, float32 [B, I].
 
     The product of the factors has a diagonal, but B has none. 'self_weight'
     holds that diagonal: what an item of the history adds to its own score.
     """
     rows_IK, columns_KI = params["input_factors"], params["output_factors"]
-    score_BI = product(rows_IK, columns_KI, batch)
+    score_BI = product(rows_IK, columns_KI, batch, platform)
     self_I = params["self_weight"]
     n_local = self_I.shape[0]
     axis = mesh_lib.item_axis(rows_IK)
@@ -129,16 +133,20 @@ def scores(params: dict[str, jax.Array], batch: SparseBatch) -> jax.Array:
 
 
 def product(
-    rows_IK: jax.Array, columns_KI: jax.Array, batch: SparseBatch
+    rows_IK: jax.Array,
+    columns_KI: jax.Array,
+    batch: SparseBatch,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns x · rows · columns of this shard's items, float32 [B, I]."""
     code_BK = bag_of_items.bag_of_items(
         rows_IK,
         batch,
-        lowering=linear.choose_lowering(batch),
+        lowering=linear.choose_lowering(batch, platform),
         dtype=rows_IK.dtype,
         precision=lax.Precision.HIGHEST,
         item_axis=mesh_lib.item_axis(rows_IK),
+        platform=platform,
     )
     return lax.dot(
         code_BK.astype(columns_KI.dtype),

@@ -113,6 +113,8 @@ class MultDAE(nn.Module):
     precision: Any = None  # precision of the matrix products
     # Mesh axis of the items inside `jax.shard_map`, else None.
     item_axis: str | None = None
+    # Platform to write the program for, 'cpu' or 'gpu'; None for JAX's default.
+    platform: str | None = None
 
     @classmethod
     def phase(cls, epoch: int, config: TrainConfig) -> Phase:
@@ -162,6 +164,7 @@ class MultDAE(nn.Module):
             dtype=self.dtype,
             precision=self.precision,
             item_axis=self.item_axis,
+            platform=self.platform,
         )
 
     def _encode(
@@ -202,6 +205,7 @@ class MultDAE(nn.Module):
             precision=self.precision,
             item_axis=self.item_axis,
             block=self.item_block,
+            platform=self.platform,
         )
 
     def loss_terms(

@@ -28,7 +28,10 @@ def fit(train: Any) -> dict[str, np.ndarray]:
 
 
 def scores(
-    params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
+    params: dict[str, jax.Array],
+    batch: SparseBatch,
+    user_B: jax.Array,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns the same scores for every user, float32 [B, I]."""
     n_users = batch.count_B.shape[0]
@@ -37,7 +40,10 @@ def scores(
 
 
 def oracle_scores(
-    params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
+    params: dict[str, jax.Array],
+    batch: SparseBatch,
+    user_B: jax.Array,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns the items' probabilities under the generator, float32 [B, I].
 

@@ -46,12 +46,12 @@ def make_model(
     policy: Any,
     n_items: int,
     item_shards: int = 1,
-    backend: str | None = None,
+    platform: str | None = None,
 ) -> mult_vae.MultDAE:
     """Returns the module over all items, padded for shards but not sharded.
 
-    `policy` is a `vaecf.training.precision.Policy`. `backend` is the platform
-    to choose the input layer for; None takes JAX's default.
+    `policy` is a `vaecf.training.precision.Policy`. `platform` is that of the
+    devices that compute, 'cpu' or 'gpu'; None takes JAX's default.
 
     Raises:
       VaecfError: the model is not trained in epochs.
@@ -66,8 +66,8 @@ def make_model(
         # Matrix units make the dense product cheap; a CPU is faster at
         # gathering rows. A catalogue that needs item blocks is too large for a
         # dense array of users x items.
-        on_cpu = (backend or jax.default_backend()) == "cpu"
-        lowering = "gather" if on_cpu or config.item_block else "dense"
+        gather = mesh_lib.on_cpu(platform) or config.item_block
+        lowering = "gather" if gather else "dense"
     return MODELS[config.name](
         n_items=n_items,
         item_rows=mesh_lib.padded_items(n_items, item_shards),
@@ -79,6 +79,7 @@ def make_model(
         item_block=config.item_block,
         dtype=policy.dtype,
         precision=policy.precision,
+        platform=platform,
     )
 
 

@@ -147,7 +147,10 @@ def nearest(
 
 
 def scores(
-    params: dict[str, jax.Array], batch: SparseBatch, user_B: jax.Array
+    params: dict[str, jax.Array],
+    batch: SparseBatch,
+    user_B: jax.Array,
+    platform: str | None = None,
 ) -> jax.Array:
     """Returns x · B of this shard's items, float32 [B, I].
 

@@ -63,6 +63,17 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
     )
 
 
+def platform(mesh: Mesh) -> str:
+    """Returns the platform of a mesh's devices, such as 'cpu' or 'gpu'."""
+    name: str = mesh.devices.flat[0].platform
+    return name
+
+
+def on_cpu(platform: str | None) -> bool:
+    """Returns whether a platform is a CPU; None means JAX's default."""
+    return (platform or jax.default_backend()) == "cpu"
+
+
 def padded_items(n_items: int, item_shards: int = 1) -> int:
     """Returns the size of the padded item dimension for some item shards."""
     multiple = math.lcm(ITEM_MULTIPLE, item_shards)

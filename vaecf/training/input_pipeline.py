@@ -272,18 +272,9 @@ class InputPipeline:
         return self._programs[key](*args)
 
     def _compile(self, epoch: Epoch, args: tuple) -> Any:
-        def train_steps(state: TrainState, numbers: Any, *rest: Any) -> Any:
-            return step_lib.train_steps(
-                self._setup_with(numbers, epoch.setup),
-                epoch.n_slots,
-                epoch.csr_spec,
-                state,
-                *rest,
-            )
-
-        places = (state_lib.state_shardings(self._setup), self._everywhere)
-        program = jax.jit(train_steps, donate_argnums=0, out_shardings=places)
-        return program.lower(*args).compile()
+        return compile_steps(
+            epoch.setup, epoch.n_slots, epoch.csr_spec, args, self._setup_with
+        )
 
     def _setup_with(self, numbers: Any, setup: TrainSetup) -> TrainSetup:
         """Returns the setup with `numbers`, arguments of the program."""
@@ -321,6 +312,32 @@ class InputPipeline:
             ),
             default=0,
         )
+
+
+def compile_steps(
+    setup: TrainSetup,
+    n_slots: int,
+    csr_spec: P,
+    args: tuple,
+    setup_with: Callable[[Any, TrainSetup], TrainSetup] | None = None,
+) -> Any:
+    """Returns the compiled `step.train_steps`, with the state donated.
+
+    Args:
+      args: arrays of the mesh, or their shapes: the state, the numbers, and
+        the other arguments of `train_steps`.
+      setup_with: function from the numbers and `setup` to the setup of the
+        steps; None takes `setup`.
+    """
+
+    def train_steps(state: TrainState, numbers: Any, *rest: Any) -> Any:
+        made = setup_with(numbers, setup) if setup_with else setup
+        return step_lib.train_steps(made, n_slots, csr_spec, state, *rest)
+
+    everywhere = mesh_lib.shardings(setup.mesh, P())
+    places = (state_lib.state_shardings(setup), everywhere)
+    program = jax.jit(train_steps, donate_argnums=0, out_shardings=places)
+    return program.lower(*args).compile()
 
 
 def make_pipeline(

@@ -34,18 +34,18 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def policy(name: str, backend: str | None = None) -> Policy:
+def policy(name: str, platform: str | None = None) -> Policy:
     """Returns the policy of a name; 'amp' is bf16, or fp16 on an old GPU.
 
-    `backend` is the platform that computes, such as 'cpu'; None takes the
-    default platform of JAX.
+    `platform` is that of the devices that compute, such as 'cpu'; None takes
+    JAX's default.
 
     Raises:
       VaecfError: the name is 'tf32', and there is no NVIDIA GPU.
     """
     if name == "amp":
         name = "bf16" if _has_bfloat16() else "fp16"
-    platform = backend or jax.default_backend()
+    platform = platform or jax.default_backend()
     if name == "tf32" and platform != "gpu":
         raise VaecfError(
             "config.precision.policy='tf32' needs an NVIDIA GPU (Ampere or "

@@ -101,22 +101,22 @@ class TrainSetup:
 
 
 def make_setup(
-    config: Config, n_items: int, mesh: Mesh, backend: str | None = None
+    config: Config, n_items: int, mesh: Mesh, platform: str | None = None
 ) -> TrainSetup:
-    """Returns the setup of a run on a platform; None for JAX's default.
+    """Returns the setup of a run on a platform; None for that of the mesh.
 
     Raises:
       VaecfError: a setting does not fit the model or the device.
     """
-    backend = backend or jax.default_backend()
-    policy = precision.policy(config.precision.policy, backend)
+    platform = platform or mesh_lib.platform(mesh)
+    policy = precision.policy(config.precision.policy, platform)
     shards = mesh.shape[mesh_lib.ITEM]
-    model = registry.make_model(config.model, policy, n_items, shards, backend)
+    model = registry.make_model(config.model, policy, n_items, shards, platform)
     _check_phases(config, model)
     sum_in_fp32 = config.mesh.reduce == "fp32"
     # A CPU is faster with arrays of users x items that are not too large:
     # every dispatch allocates them, and maps their memory, anew.
-    most = 1024 if backend == "cpu" else config.train.batch_size
+    most = 1024 if platform == "cpu" else config.train.batch_size
     return TrainSetup(
         model=registry.shard_model(model, mesh),
         tx=optimizers.make_optimizer(
