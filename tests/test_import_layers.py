@@ -17,7 +17,7 @@ import vaecf
 FLOORS = (
     {
         *("errors", "files", "interrupts", "setting", "baseline_config"),
-        *("config", "workdir", "card"),
+        *("config", "config_files", "workdir", "card"),
     },
     {"data", "parallel", "reporting"},
     {"models"},
@@ -25,6 +25,7 @@ FLOORS = (
     {"training"},
     {"serving"},
     {"experiment", "tuning", "cli"},
+    {"api"},
 )
 SAME_FLOOR = {
     ("setting", "errors"),
@@ -36,6 +37,9 @@ SAME_FLOOR = {
     ("workdir", "errors"),
     ("workdir", "files"),
     ("workdir", "config"),
+    ("config_files", "errors"),
+    ("config_files", "files"),
+    ("config_files", "config"),
     ("tuning", "experiment"),
 }
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}

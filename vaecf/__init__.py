@@ -16,6 +16,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vaecf.api.comparison import compare as compare
+    from vaecf.api.run import Run as Run
+    from vaecf.api.run import open_run as open_run
+    from vaecf.api.run import runs as runs
+    from vaecf.api.training import sweep as sweep
+    from vaecf.api.training import train as train
+    from vaecf.config_files import load_config as load_config
     from vaecf.data.dataset import Dataset as Dataset
     from vaecf.data.dataset import open_dataset as open_dataset
     from vaecf.data.in_memory import load_dataset as load_dataset
@@ -28,10 +35,17 @@ _HOME = {
     "Dataset": "vaecf.data.dataset",
     "Interactions": "vaecf.data.interactions",
     "Recommender": "vaecf.serving.recommender",
+    "Run": "vaecf.api.run",
     "VaecfError": "vaecf.errors",
+    "compare": "vaecf.api.comparison",
+    "load_config": "vaecf.config_files",
     "load_dataset": "vaecf.data.in_memory",
     "open_dataset": "vaecf.data.dataset",
+    "open_run": "vaecf.api.run",
+    "runs": "vaecf.api.run",
     "split": "vaecf.data.in_memory",
+    "sweep": "vaecf.api.training",
+    "train": "vaecf.api.training",
 }
 
 __all__ = [*_HOME]

@@ -46,6 +46,7 @@ class Actions:
     per_user: pathlib.Path | None = None  # .parquet or .csv, of the test users
     top_results: int = 100  # list length in the measurement of the latency
     trace: bool = False  # profile some steps into workdir/trace
+    show_progress: bool | None = None  # None: on a terminal or in a notebook
     log_path: pathlib.Path | None = None  # JSON log in the recipe's format
     # Directory for args.json and statistics.json.
     results_dir: pathlib.Path | None = None
@@ -67,6 +68,16 @@ class _Run:
     results: dict[str, Any]  # of results.json; each stage replaces its part
     recipe_log: recipe_log.RecipeLogWriter | None
     log: Callable[[str], None]
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """Options of training."""
+        return {"log": self.log, "show_progress": self.actions.show_progress}
+
+    def note_precision(self, part: str) -> None:
+        """Notes the precision of a test, which may not be the training's."""
+        policy = precision.policy(self.config.precision.policy).name
+        self.results.setdefault("precision", {})[part] = policy
 
     def within(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Returns a deadline for a stage; see `processes.deadline`."""
@@ -107,7 +118,7 @@ def run(
         if actions.train or actions.test:
             model = _validate(run, model)
         chosen = model  # on the validation users, with these results
-        model = fit.refit(chosen, run.dataset, train=actions.train, log=run.log)
+        model = fit.refit(chosen, run.dataset, train=actions.train, **run.shown)
         run.results["refit"] = model is not chosen
         if actions.test:
             # Fitting and tuning baselines may take longer than any deadline.
@@ -121,7 +132,7 @@ def run(
                 k=actions.top_results,
                 log=run.log,
             )
-            _note_precision(run, "inference")
+            run.note_precision("inference")
         _report(run, model)
     return run.results
 
@@ -290,7 +301,7 @@ def _train(run: _Run) -> None:
         *(config, dataset, run.workdir),
         extra_writer=run.recipe_log,
         trace_dir=trace_dir,
-        log=run.log,
+        **run.shown,
     )
     if summary["epochs"] != run.results.get("train", {}).get("epochs"):
         run.results.clear()
@@ -324,17 +335,8 @@ def _validate(run: _Run, model: TrainedModel) -> TrainedModel:
         run.results["validation"] = run.validation(
             model.ranker(run.validation.depth), model.scorer_params
         ).summary
-    _note_precision(run, "validation")
+    run.note_precision("validation")
     return model
-
-
-def _note_precision(run: _Run, part: str) -> None:
-    """Notes with which precision a part of the results was measured.
-
-    A test may use another precision than the training did.
-    """
-    policy = precision.policy(run.config.precision.policy).name
-    run.results.setdefault("precision", {})[part] = policy
 
 
 def _test(run: _Run, model: TrainedModel) -> None:
@@ -344,7 +346,7 @@ def _test(run: _Run, model: TrainedModel) -> None:
         results.pop(key, None)  # an earlier test may have had other metrics
     evaluation = run.test(model.ranker(run.test.depth), model.scorer_params)
     results["test"] = evaluation.summary
-    _note_precision(run, "test")
+    run.note_precision("test")
     results["users_left_out"] = evaluation.left_out
     results.update(run.test.groups(evaluation))
     if dataset.oracle is not None:

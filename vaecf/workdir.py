@@ -112,6 +112,20 @@ def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def is_in_use(workdir: pathlib.Path) -> bool:
+    """Returns whether a process of this host has locked the workdir."""
+    try:
+        lock = open(workdir / ".lock")  # noqa: SIM115  (closed below)
+    except OSError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def require_no_other(workdir: pathlib.Path, kind: str) -> None:
     """Raises VaecfError if the directory holds another kind of content.
 

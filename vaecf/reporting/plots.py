@@ -81,17 +81,23 @@ def to_svg(figure: Figure) -> str:
 def history_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Returns the records of metrics.jsonl with one row per epoch.
 
-    The index is the epoch; the columns are names with a finite value, e.g.
-    'train/loss'. The last value of an epoch counts. Missing values are NaN.
+    The index is the epoch, an integer; the columns are names with a finite
+    value, e.g. 'train/loss'. The last value of an epoch counts. Missing values
+    are NaN.
     """
     import pandas as pd
 
     rows = [
-        {name: v for name, x in record.items() if (v := finite(x)) is not None}
+        {
+            name: v
+            for name, x in record.items()
+            if name not in ("step", "time") and (v := finite(x)) is not None
+        }
         for record in records
         if "epoch" in record
     ]
-    return pd.DataFrame(rows or {"epoch": []}).groupby("epoch").last()
+    frame = pd.DataFrame(rows or {"epoch": []}).astype({"epoch": int})
+    return frame.groupby("epoch").last()
 
 
 def plot_curve(

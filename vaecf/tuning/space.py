@@ -14,13 +14,12 @@ is not a float.
 
 from __future__ import annotations
 
-import pathlib
-import runpy
-import traceback
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from vaecf import config as config_lib
+from vaecf import config_files
 from vaecf.config import Config
 from vaecf.errors import VaecfError, did_you_mean
 
@@ -30,33 +29,17 @@ Space = Mapping[str, Mapping[str, Any]]
 _FIXED = ("data.dir", "eval.best_metric", "eval.metrics")
 
 
-def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+def load(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """Returns what `get_space()` of a Python file returns.
+
+    Args:
+      path: a file, or the name of one in `configs/sweeps/`.
 
     Raises:
       VaecfError: the file is missing, fails, or does not define `get_space`.
     """
-    if not path.is_file():
-        raise VaecfError(
-            f"space={path}: no such file; configs/sweeps/ has examples"
-        )
-    try:
-        return runpy.run_path(str(path))["get_space"]()
-    except Exception as error:
-        lines: list[int | None] = [
-            line
-            for frame, line in traceback.walk_tb(error.__traceback__)
-            if frame.f_code.co_filename == str(path)
-        ]
-        reason: object = error
-        if isinstance(error, SyntaxError):
-            reason = error.msg
-            lines.append(error.lineno)
-        where = f"{path}, line {lines[-1]}" if lines else f"space={path}"
-        raise VaecfError(
-            f"{where}: get_space() must return the search space, but failed "
-            f"({type(error).__name__}: {reason})"
-        ) from error
+    file = config_files.find(path, folder="sweeps", setting="space")
+    return config_files.call(file, "get_space")
 
 
 def check(space: Space, base: Config) -> None:
