@@ -412,7 +412,6 @@ def _report(run: _Run, model: TrainedModel) -> None:
         workdir_lib.write_json(results_path, run.results, digest=True)
         report.write_report(
             report_path,
-            title=f"{run.config.title} on {run.dataset.name}",
             config=run.config.to_dict(),
             dataset={
                 "name": run.dataset.name,
@@ -424,7 +423,7 @@ def _report(run: _Run, model: TrainedModel) -> None:
             results=baselines.grouped(run.results),
             environment=report.environment(run.mesh.devices.flat),
             recommendations=shown,
-            model_name=run.config.title,
+            model=run.config.title,
             metric=run.config.eval.best_metric,
         )
         run.log(f"\nreport: {report_path}\nresults: {results_path}")

@@ -163,7 +163,7 @@ def test_identity_of_the_run(trained, oracle_dir):
 def test_report_events_and_trace(trained):
     page = (trained.workdir / "report.html").read_text("utf-8")
     mean = results(trained.workdir)["test"]["ndcg@100"]["mean"]
-    for text in ("mult_vae on synthetic", *BASELINES, f"{mean:.4f}", "item-"):
+    for text in ("Mult-VAE on synthetic", *BASELINES, f"{mean:.4f}", "item-"):
         assert text in page
     (events,) = (trained.workdir / "tensorboard").glob("events.out.tfevents.*")
     for tag in (b"train/loss", b"validation/ndcg_100"):
@@ -266,7 +266,8 @@ def test_a_test_uses_the_config_of_the_run(workdir, main):
     for name in {"test", *BASELINES} - {"ease"}:
         assert after[name] == before[name]
     assert all(name in out for name in (*BASELINES, "ease (l2 5)"))
-    assert "ease (l2 5)" in (workdir / "report.html").read_text()
+    page = (workdir / "report.html").read_text()
+    assert 'EASE <span class="e">(l2 5)</span>' in page
     models = pl.read_parquet(workdir / "per_user.parquet")["model"].unique()
     assert "ease (l2 5)" in models and "ease (l2 500)" not in models
     assert len(models) == 1 + len(BASELINES)

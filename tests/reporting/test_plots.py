@@ -71,6 +71,10 @@ def test_learning_curves(history):
     points = band.get_paths()[0].vertices
     assert points[:, 1].min() == pytest.approx(0.2 - 0.01)
     baselines = validation.get_lines()[2:]
+    # The legend is below the plot, where no line is.
+    figure.draw_without_rendering()
+    legend = validation.get_legend().get_window_extent()
+    assert legend.y1 < validation.get_window_extent().y0
     assert [b.get_label() for b in baselines] == ["EASE", "pop"]
     assert [b.get_ydata()[0] for b in baselines] == [1, 0.21]
     assert len(_line(kl, 0)) == len(_line(anneal, 0)) == 12
@@ -97,15 +101,20 @@ def test_nothing_to_draw():
 
 
 def test_metrics_bars(results):
-    figure = plots.metrics_bars(tables.results_rows(results, name="Mult-VAE"))
+    rows = tables.results_rows(results, name="Mult-VAE")
+    figure = plots.metrics_bars(rows, ["planted truth"])
     assert figure is not None
     # Coverage has no plot: more is not better.
     titles = [axes.get_title("left") for axes in figure.axes]
     assert titles == ["NDCG@100", "Recall@20"]
     widths = [bar.get_width() for bar in figure.axes[0].patches]
-    assert widths == [0.40124, 0.4207, 0.21, 0.4655]
+    assert widths == [0.40124, 0.4207, 0.21]
+    # An upper bound is a line.
+    assert figure.axes[0].get_lines()[-1].get_xdata()[0] == 0.4655
     texts = _texts(plots.to_svg(figure))
-    assert {"0.4012", "0.4207", "planted truth"} <= set(texts)
+    assert {"0.4012", "0.4207", "planted truth 0.4655"} <= set(texts)
+    only_bounds = {"planted truth": rows["planted truth"]}
+    assert plots.metrics_bars(only_bounds, ["planted truth"]) is None
 
 
 def test_throughput(history, axes):
@@ -128,7 +137,9 @@ def test_groups(results):
         old,
         {"bucket": "10-99", "mean": 0.6, "users": 3},
     ]
-    figure = plots.groups_figure(results, metric="ndcg@100", name="own")
+    panels = plots.group_panels(results, metric="ndcg@100", name="own")
+    figure = plots.draw(panels)
+    assert figure is not None
     lengths, popularity = figure.axes
     own, ease = (
         np.array(container.lines[0].get_xydata(), float)
@@ -143,9 +154,14 @@ def test_groups(results):
     assert ticks[0] == "1-9\n1,200 users"
     (tick,) = popularity.get_xticklabels()
     assert tick.get_text() == "head (7 items)\n9 users"
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    labels = [text.get_text() for text in lengths.get_legend().get_texts()]
     assert labels == ["own", "EASE"]
-    assert plots.groups_figure({}, metric="ndcg@100", name="own") is None
+    assert plots.group_panels({}, metric="ndcg@100", name="own") == []
+
+
+def test_names_are_short_while_they_differ():
+    names = ["EASE (l2 500)", "RecVAE (seed 1)", "RecVAE (seed 2)"]
+    assert [*plots.short_names(names).values()] == ["EASE", *names[1:]]
 
 
 @pytest.mark.filterwarnings("error")

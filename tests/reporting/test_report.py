@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import re
+import sys
 
 import jax
 import pytest
@@ -48,7 +49,6 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def arguments(records, results):
     return {
-        "title": "Mult-VAE on ml-1m",
         "config": {"seed": 98765, "model": {"latent": 200, "hidden": [600]}},
         "dataset": {
             "name": "ml-1m",
@@ -57,9 +57,12 @@ def arguments(records, results):
         },
         "records": records,
         "results": results,
-        "environment": {"jax": "0.10.2", "device": "cpu"},
+        "environment": {
+            **{"command": "python main.py --test", "jax": "0.10.2"},
+            "device": "1 x cpu",
+        },
         "recommendations": [{"user": 1, "rows": []}],
-        "model_name": "Mult-VAE",
+        "model": "mult_vae",
     }
 
 
@@ -78,6 +81,9 @@ def test_content(tmp_path, arguments):
     headings = "Summary Results Dataset Configuration Environment"
     for fact in (
         *headings.split(),
+        "Mult-VAE on ml-1m",
+        "python main.py --test",
+        "jax 0.10.2, device 1 x cpu",
         "Learning curves",
         "Recommendations",
         "0.4012",
@@ -92,11 +98,15 @@ def test_content(tmp_path, arguments):
         "recall: hits / min(k, held-out items)",
     ):
         assert fact in text, fact
-    bars, curves, speed, groups = page.images
-    assert ">planted truth</text>" in bars
+    titles = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    image = dict(zip(titles, page.images, strict=True))
+    assert titles[:2] == ["NDCG@100", "Recall@20"]
+    assert ">planted truth 0.4655</text>" in image["NDCG@100"]
     # The baseline with a validation is drawn beside the validation curve.
-    assert ">EASE</text>" in curves
-    assert "users/s" in speed
+    curve = image["Validation NDCG@100, best 0.4000 at epoch 9"]
+    assert ">EASE</text>" in curve
+    assert "users/s" in image["Training speed, median 1,006 users/s"]
+    groups = image["NDCG@100 by popularity of the held-out items"]
     assert "tail (77 items)" in groups
 
 
@@ -104,8 +114,7 @@ def test_nothing_foreign_is_loaded_or_run(tmp_path, arguments):
     row = {"rank": 1, "item": HOSTILE, "title": HOSTILE, "score": -1}
     user = {"user": HOSTILE, "history": [HOSTILE, "Heat"], "rows": [row]}
     arguments |= {
-        "title": HOSTILE,
-        "model_name": HOSTILE,
+        "model": HOSTILE,
         "config": {HOSTILE: HOSTILE},
         "dataset": {"name": HOSTILE, "protocol": HOSTILE},
         "environment": {"command": HOSTILE + "\x00\x1b[31m"},
@@ -134,12 +143,16 @@ def test_nothing_foreign_is_loaded_or_run(tmp_path, arguments):
 def test_a_run_without_results(tmp_path, results):
     empty = {"config": {}, "environment": {}}
     empty["dataset"] = {"name": "d", "protocol": "p"}
-    arguments = {**empty, "title": "t", "records": [], "results": results}
+    arguments = {**empty, "records": [], "results": results}
     text = _written(tmp_path / "report.html", arguments)
     assert "No results yet." in Page(text).text
 
 
-def test_environment():
+def test_environment(monkeypatch):
+    monkeypatch.setattr(
+        sys, "orig_argv", ["/usr/bin/python", "a b.py", "db://me:secret@host/s"]
+    )
     found = environment(jax.devices())
+    assert found["command"] == "python 'a b.py' db://***@host/s"
     assert found["jax"] == jax.__version__
     assert found["device"].startswith("8 x ")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from vaecf.models import registry
 from vaecf.reporting import tables
 
 
@@ -36,6 +37,21 @@ def test_quantities_and_metric_labels():
     names = ["ndcg@100", "hit_rate@5", "mrr@10", "auc"]
     labels = ["NDCG@100", "Hit rate@5", "MRR@10", "AUC"]
     assert [*map(tables.metric_label, names)] == labels
+
+
+def test_names_of_models():
+    """Every model has a name as people write it."""
+    for name in {*registry.MODELS, *registry.FITTED} - {"popularity"}:
+        assert tables.model_name(name).replace("-", "_").lower() in (
+            name,
+            name.replace("_", ""),
+        )
+        assert tables.model_name(name) != name
+    assert tables.model_name("ease (l2 500)") == "EASE (l2 500)"
+    named = tables.model_name("rec_vae+linear", ("gain", "ials_gain", "prior"))
+    assert named == "blend of RecVAE and EASE, ALS"
+    unknown = tables.model_name("mult_vae+linear")
+    assert unknown == "blend of Mult-VAE and linear models"
 
 
 def test_results_table(results):

@@ -1,8 +1,10 @@
 """Plots of a run: learning curves, metrics by model, speed.
 
 Each `plot_*` function draws on the given Axes, in matplotlib's current style.
-The functions that return figures use the style of the report. Nothing uses
-pyplot: no global state, no backend.
+The functions named `*_panels` return such functions, one for each plot that has
+data: `draw` makes one figure of them, and a page has a figure for each, so that
+they stand below each other on a phone. Figures use the style of the pages.
+Nothing uses pyplot: no global state, no backend.
 
 `history` is the table that `history_frame` returns, and `metric` is the name
 of a metric, such as 'ndcg@100'.
@@ -10,12 +12,13 @@ of a metric, such as 'ndcg@100'.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import io
 import itertools
 import pathlib
+import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vaecf.reporting import tables
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Panel = Callable[["Axes"], None]  # draws one plot
 
 _STYLE = pathlib.Path(__file__).with_name("vaecf.mplstyle")
 _MARKED_POINTS = 30  # a curve with more points has no markers
@@ -41,11 +46,10 @@ _GROUPS = {
 DARK, LIGHT = "0.4", "0.65"
 
 
-@contextlib.contextmanager
-def new_figure(
-    n_plots: int, *, columns: int = 1, height: float = 2.6, sharey: bool = False
-) -> Iterator[Figure]:
-    """Yields a figure with `n_plots` Axes, to draw on in the report's style.
+def draw(
+    panels: Sequence[Panel], *, columns: int = 1, height: float = 2.75
+) -> Figure | None:
+    """Returns a figure of some plots in the pages' style; None without plots.
 
     `columns` is the largest number of plots side by side, and `height` is that
     of one plot, in inches.
@@ -53,14 +57,19 @@ def new_figure(
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    columns = min(columns, n_plots)
-    rows = -(-n_plots // columns)
+    if not panels:
+        return None
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
     with style.context(_STYLE):
-        figure = Figure((9.8, rows * height), layout="constrained")
-        figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-        for axes in figure.axes[n_plots:]:
-            axes.set_axis_off()
-        yield figure
+        figure = Figure((4.9 * columns, rows * height), layout="constrained")
+        figure.subplots(rows, columns, squeeze=False)
+        for panel, axes in itertools.zip_longest(panels, figure.axes):
+            if panel is None:
+                axes.set_axis_off()
+            else:
+                panel(axes)
+    return figure
 
 
 def to_svg(figure: Figure) -> str:
@@ -150,10 +159,12 @@ def plot_validation(
     axes.set_ylabel(f"{label}, ± s.e.")
     lines = sorted(baselines.items(), key=lambda line: -line[1])
     styles = itertools.cycle([":", "--", "-.", "-"])
+    names = short_names(baselines)
     for (model, value), style in zip(lines, styles, strict=False):
-        axes.axhline(value, label=model, color=DARK, lw=1, linestyle=style)
+        label = names[model]
+        axes.axhline(value, label=label, color=DARK, lw=1, linestyle=style)
     if lines:
-        axes.legend()
+        _legend_below(axes)
 
 
 def plot_throughput(history: pd.DataFrame, axes: Axes) -> None:
@@ -167,63 +178,92 @@ def plot_throughput(history: pd.DataFrame, axes: Axes) -> None:
     axes.set_ylim(bottom=0)
 
 
+def learning_panels(
+    history: pd.DataFrame, *, metric: str, baselines: Mapping[str, float]
+) -> list[Panel]:
+    """Returns the plots of loss, validation metric, KL divergence, KL weight.
+
+    Plots without data are left out: a denoising autoencoder has no KL term.
+    `baselines`: see `plot_validation`.
+    """
+    panels: list[Panel] = []
+    if "train/loss" in history:
+        panels.append(functools.partial(plot_loss, history))
+    if f"validation/{metric}" in history:
+        panels.append(
+            lambda axes: plot_validation(history, axes, metric, baselines)
+        )
+    if "train/kl" in history and history["train/kl"].any():
+        for name in ("train/kl", "train/anneal"):
+            panels.append(functools.partial(plot_curve, history, name))
+    return panels
+
+
 def learning_curves(
     history: pd.DataFrame, *, metric: str, baselines: Mapping[str, float]
 ) -> Figure | None:
-    """Returns plots of loss, validation metric, KL divergence and KL weight.
-
-    Plots without data are left out: a denoising autoencoder has no KL term.
-    Returns None if no plot is left. `baselines`: see `plot_validation`.
-    """
-    names = ["train/loss", f"validation/{metric}"]
-    if "train/kl" in history and history["train/kl"].any():
-        names += ["train/kl", "train/anneal"]
-    names = [name for name in names if name in history]
-    if not names:
-        return None
-    with new_figure(len(names), columns=2, height=2.75) as figure:
-        for name, axes in zip(names, figure.axes, strict=False):
-            if name == "train/loss":
-                plot_loss(history, axes)
-            elif name in _TITLES:
-                plot_curve(history, name, axes)
-            else:
-                plot_validation(history, axes, metric, baselines)
-    return figure
+    """Returns one figure of `learning_panels`, or None without any."""
+    panels = learning_panels(history, metric=metric, baselines=baselines)
+    return draw(panels, columns=2)
 
 
-def plot_metric(rows: tables.Rows, metric: str, axes: Axes) -> None:
+def plot_metric(
+    rows: tables.Rows,
+    metric: str,
+    axes: Axes,
+    references: Collection[str] = (),
+) -> None:
     """Plots one metric of every model as bars with standard errors.
 
-    The first row is highlighted. `rows`: see `tables.results_rows`.
+    The first row is highlighted. `rows`: see `tables.results_rows`. Models in
+    `references` are upper bounds, and become lines.
     """
-    cells, places = [row.get(metric) for row in rows.values()], range(len(rows))
-    means, errors = zip(*map(tables.cell_values, cells), strict=True)
-    colours = ["C0", *[LIGHT] * (len(rows) - 1)]
-    bars = axes.barh(places, means, xerr=errors, height=0.62, color=colours)
-    texts = [tables.cell_texts(cell)[0] for cell in cells]
-    axes.bar_label(bars, texts, padding=3, fontsize=8)
+    names = short_names(rows)
+    bars = {name: row.get(metric) for name, row in rows.items()}
+    lines = {name: bars.pop(name) for name in references if name in bars}
+    places = range(len(bars))
+    means, errors = zip(*map(tables.cell_values, bars.values()), strict=True)
+    colours = ["C0", *[LIGHT] * (len(bars) - 1)]
+    drawn = axes.barh(places, means, xerr=errors, height=0.62, color=colours)
+    texts = [tables.cell_texts(cell)[0] for cell in bars.values()]
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    axes.bar_label(drawn, texts, padding=3, fontsize=8, bbox=box)
     axes.margins(x=0.18)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(places, list(rows))
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_yticks(places, [textwrap.fill(names[name], 20) for name in bars])
     axes.grid(visible=False, axis="y")
     axes.set_title(tables.metric_label(metric))
+    for name, cell in lines.items():
+        mean, label = tables.cell_values(cell)[0], tables.cell_texts(cell)[0]
+        label = f"{names[name]} {label}"
+        # Behind the values.
+        axes.axvline(mean, color="C1", ls="--", label=label, zorder=1)
+        _legend_below(axes)
 
 
-def metrics_bars(rows: tables.Rows) -> Figure | None:
-    """Returns a plot per accuracy metric, or None without such a metric."""
-    metrics = [
-        name for name in tables.metric_names(rows) if tables.is_accuracy(name)
+def metric_panels(
+    rows: tables.Rows, references: Collection[str] = ()
+) -> list[Panel]:
+    """Returns a plot per accuracy metric; see `plot_metric`."""
+    models = {n: row for n, row in rows.items() if n not in references}
+    return [
+        functools.partial(plot_metric, rows, metric, references=references)
+        for metric in tables.metric_names(models)
+        if tables.is_accuracy(metric)
     ]
-    if not metrics:
-        return None
-    height = 0.75 + 0.32 * len(rows)
-    with new_figure(
-        len(metrics), columns=3, height=height, sharey=True
-    ) as figure:
-        for metric, axes in zip(metrics, figure.axes, strict=False):
-            plot_metric(rows, metric, axes)
-    return figure
+
+
+def metrics_bars(
+    rows: tables.Rows, references: Collection[str] = ()
+) -> Figure | None:
+    """Returns one figure of `metric_panels`, or None without any."""
+    panels = metric_panels(rows, references)
+    return draw(panels, columns=3, height=bars_height(len(rows)))
+
+
+def bars_height(n_models: int) -> float:
+    """Returns the height of a plot with a bar per model, in inches."""
+    return 0.75 + 0.36 * n_models
 
 
 def plot_groups(
@@ -245,7 +285,7 @@ def plot_groups(
     """
     first = next(iter(models.values()))
     places = {group["bucket"]: place for place, group in enumerate(first)}
-    width = 0.7 / len(models)
+    names, width = short_names(models), 0.7 / len(models)
     markers = itertools.cycle("osD^vPX*<>")
     for n, (model, groups) in enumerate(models.items()):
         groups = [group for group in groups if group["bucket"] in places]
@@ -261,7 +301,7 @@ def plot_groups(
             elinewidth=1,
             markerfacecolor=colour if n == 0 else "white",
             clip_on=False,  # a marker at 0 is whole
-            label=model,
+            label=names[model],
         )
     texts = [_group_text(group) for group in first]
     axes.set_xticks(range(len(first)), texts)
@@ -271,6 +311,7 @@ def plot_groups(
     label = tables.metric_label(metric)
     axes.set_title(f"{label} by {of}")
     axes.set(ylabel=f"{label}, ± s.e.")
+    _legend_below(axes)
 
 
 def _group_text(group: Mapping[str, Any]) -> str:
@@ -278,27 +319,47 @@ def _group_text(group: Mapping[str, Any]) -> str:
     return f"{group['bucket']}{items}\n{group['users']:,} users"
 
 
-def groups_figure(
+def group_panels(
     results: Mapping[str, Any], *, metric: str, name: str
-) -> Figure | None:
+) -> list[Panel]:
     """Returns plots by length of history and by popularity of the items.
 
-    Returns None if the results have neither. `name` is the run's model; the
-    groups of a model are where `tables.results_rows` describes its splits.
+    `name` is the run's model; the groups of a model are where
+    `tables.results_rows` describes its splits.
     """
-    plots = {
-        of: models
+    return [
+        functools.partial(plot_groups, models, metric=metric, of=of)
         for key, of in _GROUPS.items()
         if (models := tables.results_rows(results, split=key, name=name))
+    ]
+
+
+# --- Helpers ----------------------------------------------------------------
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns names without the settings in brackets, as long as they differ.
+
+    'EASE' for 'EASE (l2 500)'.
+    """
+    names = list(names)
+    short = [name.partition(" (")[0] for name in names]
+    return {
+        name: brief if short.count(brief) == 1 else name
+        for name, brief in zip(names, short, strict=True)
     }
-    if not plots:
-        return None
-    with new_figure(len(plots), columns=2, height=3.0) as figure:
-        for (of, models), axes in zip(plots.items(), figure.axes, strict=False):
-            plot_groups(models, axes, metric=metric, of=of)
-        figure.legend(
-            *figure.axes[0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=3,
-        )
-    return figure
+
+
+def _legend_below(axes: Axes) -> None:
+    """Places the legend where it hides no data."""
+    from matplotlib.transforms import ScaledTranslation
+
+    inches = -(0.48 if axes.get_xlabel() else 0.42)
+    shift = ScaledTranslation(0, inches, axes.figure.dpi_scale_trans)
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=axes.transAxes + shift,
+        borderaxespad=0,
+        ncols=3,
+    )

@@ -23,6 +23,13 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 MISSING = "–"
 _MEANS = "mean ± standard error over users"
+# Names of models as people write them.
+_MODELS = {
+    **{"mult_vae": "Mult-VAE", "mult_dae": "Mult-DAE", "rec_vae": "RecVAE"},
+    **{"ease": "EASE", "ials": "iALS", "slim": "SLIM", "rp3beta": "RP3beta"},
+    "itemknn": "ItemKNN",
+}
+_EXPERTS = {"gain": "EASE", "graph_gain": "graph filter", "ials_gain": "ALS"}
 _ACRONYMS = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "auc": "AUC"}
 # Metrics where more is not better.
 _PROPERTIES = frozenset(
@@ -45,6 +52,21 @@ def metric_label(name: str) -> str:
     """Returns `NDCG@100` for `ndcg@100`."""
     kind, at, k = name.partition("@")
     return _ACRONYMS.get(kind, kind.replace("_", " ").capitalize()) + at + k
+
+
+def model_name(name: str, experts: Collection[str] = ()) -> str:
+    """Returns `RecVAE` for `rec_vae`, and `EASE (l2 500)` for `ease (l2 500)`.
+
+    `experts` are the weights' names of a blend's linear branch: with 'gain' and
+    'ials_gain', `rec_vae+linear` is a `blend of RecVAE and EASE, ALS`.
+    """
+    kind, bracket, settings = name.partition(" (")
+    model, plus, _ = kind.partition("+linear")
+    text = _MODELS.get(model, model)
+    if plus:
+        branch = [_EXPERTS[expert] for expert in experts if expert in _EXPERTS]
+        text = f"blend of {text} and {', '.join(branch) or 'linear models'}"
+    return text + bracket + settings
 
 
 def is_accuracy(name: str) -> bool:

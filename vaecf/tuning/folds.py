@@ -135,7 +135,6 @@ def _pool(
     grouped = baselines.grouped(pooled)
     report.write_report(
         workdir / workdir_lib.REPORT,
-        title=f"{config.title} on {manifest['name']}",
         config=config.to_dict(),
         dataset={
             "name": manifest["name"],
@@ -145,8 +144,8 @@ def _pool(
         records=[],
         results=grouped,
         environment=report.environment(mesh.devices.flat),
-        facts={"Folds": dict(zip(names, map(_settings, pooled["folds"])))},
-        model_name=config.title,
+        lists={"Folds": dict(zip(names, map(_settings, pooled["folds"])))},
+        model=config.title,
         metric=metric,
     )
     if "test" in pooled:
