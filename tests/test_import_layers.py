@@ -17,7 +17,7 @@ import vaecf
 FLOORS = (
     {
         *("errors", "files", "interrupts", "setting", "baseline_config"),
-        *("config", "config_files", "workdir", "card"),
+        *("config", "config_files", "workdir"),
     },
     {"data", "parallel", "reporting"},
     {"models"},
@@ -40,6 +40,7 @@ SAME_FLOOR = {
     ("config_files", "errors"),
     ("config_files", "files"),
     ("config_files", "config"),
+    ("data", "reporting"),
     ("tuning", "experiment"),
 }
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}

@@ -29,12 +29,12 @@ import numpy as np
 import vaecf
 from vaecf import files
 from vaecf import workdir as workdir_lib
-from vaecf.card import card
 from vaecf.data import external_formats, integrity, manifests, outputs
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.data.manifests import FOLDS, MANIFEST, TABLES
 from vaecf.errors import VaecfError
+from vaecf.reporting import html
 
 RECIPE_DATA_DIR = "/data"  # default of NVIDIA's recipe, a volume of its image
 
@@ -94,7 +94,7 @@ class Dataset:
             "interactions": counts.get("interactions"),
             "directory": self.path,
         }
-        return card(f"Dataset {self.name}", facts)
+        return html.card(f"Dataset {self.name}", facts)
 
     def __repr__(self) -> str:
         users = " + ".join(f"{n:,}" for n in self.split_sizes)
@@ -291,6 +291,11 @@ def open_dataset(
     directory: str | pathlib.Path, *, verify: bool = False
 ) -> Dataset:
     """Opens a dataset; the indices stay on disk, memory-mapped.
+
+    >>> from vaecf.data.dataset import write_dataset
+    >>> path = write_dataset(folder / "data", split).path
+    >>> vaecf.open_dataset(path).split_sizes  # training, validation, test users
+    (48, 6, 6)
 
     Directories written by the paper's notebook (``pro_sg``) and by the
     recipe's preparation script are read too.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,10 @@ from vaecf.config import Config
 from vaecf.data.dataset import Dataset
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import HeldOut, Interactions
+from vaecf.errors import VaecfError
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.files import user_path
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.serving import growth
 from vaecf.serving.trained_model import (
@@ -29,8 +34,11 @@ from vaecf.serving.trained_model import (
     tune_blend,
     with_refit,
 )
-from vaecf.training import fitted, linear_branch, loop
+from vaecf.training import first_state, fitted, linear_branch, loop
+from vaecf.training import state as state_lib
+from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
 from vaecf.training.first_state import Start
+from vaecf.training.progress import Diverged
 
 _logger = logging.getLogger("vaecf")
 
@@ -72,13 +80,18 @@ def in_memory(
 ) -> TrainedModel:
     """Trains, tunes and refits a model, as `Recommender.fit` does.
 
+    An interrupt (SIGINT), or a loss that diverges, ends the training with a
+    warning, and the best model so far is returned without a refit.
+
     Args:
       workdir: None trains in a temporary directory.
       earlier: start from this model. Without validation users, its weights of
         a blend stay.
 
     Raises:
-      VaecfError, loop.Interrupted: as `train` does.
+      VaecfError: as `train` does; `Diverged` if there is no sound model.
+      KeyboardInterrupt: there is no model yet; `loop.Interrupted` after
+        SIGTERM.
     """
     if workdir is None and dataset.validation.held_out.nnz == 0:
         # Nothing to validate and nothing to resume: one checkpoint will do.
@@ -87,20 +100,104 @@ def in_memory(
     options: dict[str, Any] = {"show_progress": show_progress}
     if earlier is not None and not config.is_fitted:
         options["start"] = growth.grown(earlier, dataset, log=_logger.info)
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = user_path(temporary if workdir is None else workdir)
-        with workdir_lib.locked(directory):
-            workdir_lib.check_or_create(directory, config, dataset)
+    with _place(workdir) as directory, workdir_lib.locked(directory):
+        workdir_lib.check_or_create(directory, config, dataset)
+        try:
+            stopped = ""
             train(config, dataset, directory, **options)
-            model = load(directory, refitted=False)
-            validation = Evaluator.for_split(
-                dataset, "validation", config.eval, model.mesh
-            )
-            if earlier is not None and earlier.branch and validation.is_empty:
-                weights = linear_branch.weights_of(earlier.branch)
-                model = _with_weights(model, weights)
+        except (KeyboardInterrupt, Diverged) as error:
+            stopped = _require_kept(error, config, dataset, directory)
+        model = load(directory, refitted=False)
+        validation = Evaluator.for_split(
+            dataset, "validation", config.eval, model.mesh
+        )
+        if earlier is not None and earlier.branch and validation.is_empty:
+            weights = linear_branch.weights_of(earlier.branch)
+            model = _with_weights(model, weights)
+        try:
             model = tune_blend(model, validation, log=_logger.info)
-            return refit(model, dataset, show_progress=show_progress)
+            if not stopped:
+                model = refit(model, dataset, show_progress=show_progress)
+        except (KeyboardInterrupt, Diverged) as error:
+            stopped = _reason(error)
+    if stopped:
+        _warn_about(model, stopped, resumable=workdir is not None)
+    return model
+
+
+@contextlib.contextmanager
+def _place(workdir: str | pathlib.Path | None) -> Iterator[pathlib.Path]:
+    """Yields the workdir, or a temporary one that no message names."""
+    if workdir is not None:
+        yield user_path(workdir)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            yield pathlib.Path(temporary)
+        except (VaecfError, loop.Interrupted) as error:
+            place = f"(temporary, in {tempfile.gettempdir()})"
+            raise type(error)(str(error).replace(temporary, place)) from None
+
+
+def _reason(error: BaseException) -> str:
+    """Returns why training stopped; raises what must end the program."""
+    if isinstance(error, Diverged):
+        return f"training diverged ({str(error).partition(':')[0]})"
+    if isinstance(error, loop.Interrupted) and error.number != signal.SIGINT:
+        raise error  # SIGTERM
+    return "training was interrupted"
+
+
+def _require_kept(
+    error: BaseException,
+    config: Config,
+    dataset: Dataset,
+    directory: pathlib.Path,
+) -> str:
+    """Returns why training stopped, if the directory has a model to keep.
+
+    Without a best model, the last parameters that were saved count as the best.
+
+    Raises:
+      KeyboardInterrupt, Diverged: there is no model.
+    """
+    reason = _reason(error)
+    if config.is_fitted:
+        raise error
+    saved = Checkpoints(directory / workdir_lib.CHECKPOINTS)
+    with contextlib.closing(saved):
+        if saved.step(BEST) is not None:
+            return reason
+        if saved.step(LATEST) is None:
+            fix = "; lower learning_rate" if isinstance(error, Diverged) else ""
+            raise type(error)(
+                f"{reason} before an epoch was saved: there is no model{fix}"
+            ) from None
+        mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
+        setup = state_lib.make_setup(config, dataset.n_items, mesh)
+        state = first_state.restore_state(setup, saved)
+        params = state_lib.scoring_params(setup, state)
+        position = saved.position(LATEST)
+        saved.save(BEST, int(state.step), params, position)
+    return reason
+
+
+def _warn_about(model: TrainedModel, stopped: str, *, resumable: bool) -> None:
+    progress = model.progress
+    epoch, best = progress.get("epoch", 0), progress.get("best")
+    where = f"that of epoch {epoch}"
+    if progress.get("step_in_epoch"):
+        where = f"that of epoch {epoch + 1}, before its end"
+    value = "not validated"
+    if best is not None:
+        value = f"validation {model.config.eval.best_metric} {best:.4f}"
+    fix = "; the same call resumes the run" if resumable else ""
+    if "diverged" in stopped:
+        fix = "; lower learning_rate"
+    warnings.warn(
+        f"{stopped}: the model is {where}, {value}{fix}",
+        stacklevel=5,  # where `Recommender.fit` was called
+    )
 
 
 def with_earlier_weights(model: TrainedModel) -> TrainedModel:
@@ -198,11 +295,13 @@ def refit(
             show_progress=show_progress,
             log=log,
         )
-    except loop.Interrupted:
-        raise loop.Interrupted(
+    except loop.Interrupted as error:
+        stopped = loop.Interrupted(
             f"stopped in the refit; train again in workdir {model.directory} "
             "to resume"
-        ) from None
+        )
+        stopped.number = error.number
+        raise stopped from None
     return with_refit(model)
 
 

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from vaecf import config as config_lib
 from vaecf.data import in_memory
+from vaecf.data.dataset import Dataset
 from vaecf.errors import VaecfError, short
-from vaecf.evaluation.ranking import DIVERGED
 from vaecf.files import user_path
-from vaecf.serving import fit, growth, keywords
-from vaecf.serving.histories import allowed_items, as_histories, count
-from vaecf.serving.trained_model import SCORES, TrainedModel, load
+from vaecf.reporting import html, plots
+from vaecf.serving import fit, growth, inspection, keywords
+from vaecf.serving.histories import count
+from vaecf.serving.queries import Queries
+from vaecf.serving.trained_model import load
 from vaecf.training.checkpoints import no_root_handler
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
-_logger = logging.getLogger("vaecf")
+_VALIDATION_USERS = 0.1
 
 
-class Recommender:
+class Recommender(Queries):
     """A model of users' interactions with items, with raw ids.
 
     Users are represented by their histories. Nothing about a user is stored, so
     that a fitted model serves new users like known ones. `update` adds new
     items, and trains the model further.
 
-        recommender = Recommender().fit(frame)  # columns user, item
-        recommender.recommend({"ann": [12, 50]}, k=10)
+    >>> ease = vaecf.Recommender("ease").fit(frame)  # columns user, item
+    >>> ease.recommend({"ann": ["sku-01", "sku-07"]}, k=10).shape
+    (10, 4)
+
+    A copy shares the model, which no method changes in place. A pickle holds
+    the bytes of `save`.
     """
 
     def __init__(self, model: str = "blend", **settings: Any) -> None:
@@ -93,7 +98,6 @@ class Recommender:
           TypeError: a keyword is unknown, or not of this model.
         """
         self._settings = keywords.complete(model, settings)
-        self._model: TrainedModel | None = None
 
     @classmethod
     def blend(cls, **changes: Any) -> Recommender:
@@ -101,6 +105,9 @@ class Recommender:
 
         `Recommender(**changes)` is the same. Here `model` may also name the
         autoencoder beside the linear branch.
+
+        >>> vaecf.Recommender.blend(model="mult_vae", hidden=64, latent=8)
+        Recommender(mult_vae+linear, not fitted)
         """
         return cls(**keywords.blend(changes))
 
@@ -114,6 +121,31 @@ class Recommender:
         latent = "" if config.is_fitted else f", latent {config.model.latent}"
         return f"Recommender({config.title}, {len(self.items):,} items{latent})"
 
+    def _repr_html_(self) -> str:
+        """Returns the card that a notebook shows."""
+        if self._model is None:
+            return html.card(repr(self), {})
+        title = f"Recommender {self._model.config.title}"
+        return html.card(title, inspection.facts(self._model))
+
+    def __copy__(self) -> Recommender:
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recommender:
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        model = self._model and inspection.packed(self._model)
+        return {**self.__dict__, "_model": model}
+
+    @no_root_handler()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if state["_model"] is not None:
+            self._model = inspection.unpacked(state["_model"])
+
     # --- Fit, load, save ----------------------------------------------------
 
     @no_root_handler()
@@ -123,24 +155,35 @@ class Recommender:
         *,
         user_column: str = "user",
         item_column: str = "item",
-        validation_users: int | float = 0.1,
+        validation_users: int | float = _VALIDATION_USERS,
         workdir: str | pathlib.Path | None = None,
         show_progress: bool | None = None,
     ) -> Recommender:
         """Trains the model on interactions of users with items.
 
+        An interrupt (of a notebook's kernel, or Ctrl-C) ends the training with
+        a warning and keeps the best model so far. So does a loss that becomes
+        infinite.
+
+        >>> vaecf.Recommender("ease", l2=100).fit(frame)
+        Recommender(ease, 30 items)
+        >>> vaecf.Recommender("ease", l2=100).fit(split)  # without test users
+        Recommender(ease, 30 items)
+
         Args:
-          interactions: anything that `recommend` accepts as histories. The
-            raw ids of a SciPy matrix are its row and column numbers, and every
-            entry other than 0 is an interaction. Ids that are neither integers
-            nor strings, such as dates, become strings
+          interactions: anything that `recommend` accepts as histories; or a
+            `Dataset`, such as a result of `vaecf.split`, whose test users the
+            model never sees. The raw ids of a SciPy matrix are its row and
+            column numbers, and every entry other than 0 is an interaction. Ids
+            that are neither integers nor strings, such as dates, become strings
             (`vaecf.data.id_table.text_of`).
           user_column: column of the user ids.
           item_column: column of the item ids.
           validation_users: number of users, or share in [0, 1), whose
             interactions choose the best epoch and the weights of a blend
             before the model learns from them, too, for `refit_epochs`. 0 keeps
-            the last epoch. A model that is fitted in one go needs none.
+            the last epoch. A model that is fitted in one go needs none. A
+            `Dataset` has its own.
           workdir: directory to keep the run in; calling `fit` again with the
             same arguments resumes it. None trains in a temporary directory.
           show_progress: whether to draw a progress bar; None draws one if
@@ -150,19 +193,32 @@ class Recommender:
           This recommender.
 
         Raises:
-          VaecfError: the interactions or a setting cannot be used.
+          VaecfError: the interactions or a setting cannot be used, or the loss
+            diverged before the first epoch was saved.
+          KeyboardInterrupt: interrupted before there was a model.
         """
         # A wrong setting is an error before the work.
         config = keywords.make_config(self._settings, n_users=1)
-        dataset = in_memory.without_test(
-            interactions,
-            user_column=user_column,
-            item_column=item_column,
-            validation_users=0 if config.is_fitted else validation_users,
-            seed=config.seed,
-            keep_all_items=config.train.refit_epochs > 0,
-        )
+        if isinstance(interactions, Dataset):
+            dataset = interactions
+            if validation_users != _VALIDATION_USERS:
+                raise VaecfError(
+                    f"validation_users={short(validation_users)} has no effect:"
+                    " the dataset has validation users of its own; leave it out"
+                )
+        else:
+            dataset = in_memory.without_test(
+                interactions,
+                user_column=user_column,
+                item_column=item_column,
+                validation_users=0 if config.is_fitted else validation_users,
+                seed=config.seed,
+                keep_all_items=config.train.refit_epochs > 0,
+            )
         config = keywords.make_config(self._settings, dataset.train.n_users)
+        if dataset.path is not None:
+            place = {"data.dir": str(dataset.path)}
+            config = config_lib.replace(config, place)
         self._model = fit.in_memory(
             config, dataset, workdir, show_progress=show_progress
         )
@@ -187,6 +243,12 @@ class Recommender:
         that the same users have (`vaecf.serving.growth`). The model then trains
         on the interactions for some epochs. A linear branch, or a model that is
         fitted in one go, is fitted to them anew.
+
+        >>> more = pd.concat([frame, pd.DataFrame({"user": ["eve"] * 2,
+        ...                                        "item": ["sku-01", "new"]})])
+        >>> ease = vaecf.Recommender("ease").fit(frame)
+        >>> "new" in ease.items, "new" in ease.update(more).items
+        (False, True)
 
         Args:
           interactions: all current interactions, old and new, as for `fit`.
@@ -236,6 +298,10 @@ class Recommender:
     def load(cls, directory: str | pathlib.Path) -> Recommender:
         """Loads the best model of a run's workdir, or a saved model.
 
+        >>> path = recommender.save(folder / "first")
+        >>> vaecf.Recommender.load(path)
+        Recommender(mult_vae, 30 items, latent 4)
+
         Raises:
           VaecfError: a file is missing or damaged; names the file.
         """
@@ -249,6 +315,9 @@ class Recommender:
     ) -> pathlib.Path:
         """Writes the model to a self-contained directory, and returns its path.
 
+        >>> recommender.save(folder / "model").name
+        'model'
+
         The directory is written atomically. It must be new or empty; with
         `overwrite` it may also hold a saved model.
 
@@ -259,192 +328,91 @@ class Recommender:
         model = self._fitted()
         return model.save(user_path(directory), overwrite=overwrite)
 
-    # --- Recommend ----------------------------------------------------------
+    # --- How good it is -----------------------------------------------------
 
     @property
-    def items(self) -> np.ndarray:
-        """Raw ids of all items, [items], int64 or strings."""
-        return self._fitted().items.ids
+    def history(self) -> pd.DataFrame:
+        """Training and validation by epoch.
 
-    def recommend(
-        self,
-        histories: Any,
-        k: int = 10,
-        *,
-        exclude_seen: bool = True,
-        allow_items: Iterable[Any] | None = None,
-        deny_items: Iterable[Any] | None = None,
-        score: str | None = None,
-        user_column: str = "user",
-        item_column: str = "item",
-        batch_size: int = 512,
-    ) -> pd.DataFrame:
-        """Returns the k items with the highest scores for every history.
+        The index is the epoch. Columns are names such as 'train/loss' (nats per
+        user), 'validation/ndcg@100' and 'validation/ndcg@100_stderr'; an epoch
+        without validation has NaN there. Empty for a model that is fitted in
+        one go, or was saved by an earlier version.
+
+        >>> recommender.history["train/loss"].index.tolist()
+        [1, 2, 3]
+
+        Raises:
+          VaecfError: nothing is fitted.
+        """
+        return plots.history_frame(self._fitted().records)
+
+    def plot_history(
+        self, name: str | None = None, axes: Axes | None = None
+    ) -> Axes:
+        """Plots a column of `history` by epoch, and returns the Axes.
+
+        >>> recommender.plot_history("train/loss").get_xlabel()
+        'epoch'
 
         Args:
-          histories: pandas or polars frame or Arrow table, with one row per
-            (user, item) or one row per user with a list of items; pandas Series
-            of lists, whose index is the users; mapping from user to items;
-            iterable of lists of items, whose users are 0, 1, ...; or SciPy
-            sparse matrix [users, items] with the items in the order of `items`.
-          k: number of items per user, at least 1.
-          exclude_seen: do not recommend items of the history.
-          allow_items: recommend only these items; any iterable or column.
-          deny_items: do not recommend these items.
-          score: 'log_probability' (natural logarithm, among all items),
-            'probability', or 'logit', the score itself. None takes the first,
-            or 'logit' for the models that have no probabilities (all but
-            autoencoders and blends).
-          user_column: user column of a DataFrame.
-          item_column: item column of a DataFrame.
-          batch_size: users per batch on the device.
-
-        Returns:
-          DataFrame with columns user, rank (from 1), item and score, users in
-          the given order. Users with fewer than k items left have fewer rows.
-          `attrs['unknown_items']` is the number of history items that the model
-          does not know and ignores.
+          name: column to plot; None plots the validation metric by which the
+            best epoch was chosen, or the training loss if there is none.
+          axes: matplotlib's Axes to draw on; None makes a figure.
 
         Raises:
-          VaecfError: nothing is fitted, an argument cannot be used, or the
-            model knows no item of the histories.
+          VaecfError: nothing is fitted, or there is no such column.
         """
-        import pandas as pd
+        return inspection.plot_history(self._fitted(), name, axes)
 
-        frames = list(
-            self.recommend_blocks(
-                histories,
-                k,
-                exclude_seen=exclude_seen,
-                allow_items=allow_items,
-                deny_items=deny_items,
-                score=score,
-                user_column=user_column,
-                item_column=item_column,
-                batch_size=batch_size,
-            )
-        )
-        # The ids of an empty frame have no type that concat could use.
-        filled = [frame for frame in frames if len(frame)]
-        result = pd.concat(filled or frames[:1], ignore_index=True)
-        result.attrs["unknown_items"] = frames[0].attrs["unknown_items"]
-        return result
-
-    def recommend_blocks(
+    @no_root_handler()
+    def evaluate(
         self,
-        histories: Any,
-        k: int = 10,
+        dataset: Dataset,
         *,
-        exclude_seen: bool = True,
-        allow_items: Iterable[Any] | None = None,
-        deny_items: Iterable[Any] | None = None,
-        score: str | None = None,
-        user_column: str = "user",
-        item_column: str = "item",
-        batch_size: int = 512,
-    ) -> Iterator[pd.DataFrame]:
-        """Yields the result of `recommend` batch by batch, in bounded memory.
+        split: str = "test",
+        metrics: Iterable[str] | str | None = None,
+        baselines: Iterable[str] | str = (),
+        tuned: bool = False,
+    ) -> pd.DataFrame:
+        """Returns metrics of the model, and of baselines, on held-out users.
 
-        The arguments are those of `recommend`. Without users, one empty frame
-        is yielded.
-        """
-        import pandas as pd
+        The model sees the fold-in items of each user, ranks all others, and is
+        scored by the ranks of the held-out items.
 
-        model = self._fitted()
-        k, batch_size = (
-            count("k", k),
-            count("batch_size", batch_size),
-        )
-        if score not in (None, *SCORES):
-            raise VaecfError(f"score={score!r}: use one of {', '.join(SCORES)}")
-        users, matrix, unknown = as_histories(
-            histories, model.items, user_column, item_column
-        )
-        if unknown:
-            _logger.warning("ignored %d unknown items of histories", unknown)
-        ranker = model.ranker(min(k, len(model.items)), exclude_seen)
-        allowed = allowed_items(model.items, allow_items, deny_items)
-        blocks = ranker.blocks(
-            model.scorer_params,
-            matrix.indptr,
-            matrix.indices,
-            batch_size=batch_size,
-            allowed_I=None if allowed is None else ranker.allow(allowed),
-        )
-        first = 0
-        for lists in blocks if len(users) else [ranker.no_lists()]:
-            columns = model.columns(lists, score)
-            row = columns.pop("row")
-            frame = pd.DataFrame({"user": users[first + row], **columns})
-            frame.attrs["unknown_items"] = unknown
-            yield frame
-            first += len(lists.item_UK)
+        >>> table = recommender.evaluate(split, metrics="recall@5",
+        ...                              baselines="popularity")
+        >>> table[["model", "metric", "users"]]
+                model    metric  users
+        0    mult_vae  recall@5      6
+        1  popularity  recall@5      6
 
-    def similar_items(self, item: Any, k: int = 10) -> pd.DataFrame:
-        """Returns the k items most similar to `item`.
+        Args:
+          dataset: the dataset that the model was fitted to, such as a result of
+            `vaecf.split`.
+          split: 'test' or 'validation' users.
+          metrics: names such as 'ndcg@100' (`vaecf.evaluation.metrics`); None
+            takes NDCG@100, recall@20 and recall@50, or those of the run.
+          baselines: models to evaluate beside this one: 'ease', 'ials', 'slim',
+            'rp3beta', 'itemknn', 'popularity'. They learn from the same users
+            as the model: also from the validation users if it was refitted.
+          tuned: choose the settings of the baselines on the validation users.
 
         Returns:
-          DataFrame with columns rank (from 1), item (raw id) and score: the
-          cosine similarity of the items' output weights or factors, in
-          [-1, 1]; or the item-item weight from `item`, for models of such.
+          DataFrame with columns metric, mean, stderr (standard error over
+          users; NaN where there is none) and users; with baselines also model,
+          first.
 
         Raises:
-          VaecfError: nothing is fitted, or the model does not know the item,
-            or nothing about the similarity of items.
+          VaecfError: nothing is fitted, the dataset has other items than the
+            model, there are no such users, the model has learned from them, or
+            an argument cannot be used.
         """
-        import pandas as pd
-
-        model = self._fitted()
-        k = count("k", k)
-        index = int(model.items.index_of([item])[0])
-        if index < 0:
-            raise VaecfError(f"item {short(item)} is not known to the model")
-        if model.config.model.name == "popularity":
-            raise VaecfError(
-                "popularity knows nothing about the similarity of items: use "
-                "another model, such as 'itemknn'"
-            )
-        vector_ID = model.item_vectors()
-        if vector_ID is None:
-            # Item-item weights are the scores of a history of one item.
-            return self.recommend([[item]], k).drop(columns="user")
-        with np.errstate(over="ignore"):
-            norm_I = np.linalg.norm(vector_ID, axis=1, keepdims=True)
-        if not np.isfinite(norm_I).all():
-            raise VaecfError(f"output weights are not finite: {DIVERGED}")
-        vector_ID = vector_ID / np.maximum(norm_I, np.finfo(np.float32).tiny)
-        cosine_I = vector_ID @ vector_ID[index]
-        cosine_I[index] = -np.inf
-        # A stable sort ranks ties by item index, like `recommend`.
-        best = np.argsort(-cosine_I, kind="stable")[: min(k, len(cosine_I) - 1)]
-        return pd.DataFrame(
-            {
-                "rank": np.arange(1, len(best) + 1),
-                "item": model.items.ids[best],
-                "score": cosine_I[best],
-            }
+        return inspection.evaluate(
+            self._fitted(),
+            dataset,
+            split=split,
+            metrics=metrics,
+            baselines=baselines,
+            tuned=tuned,
         )
-
-    def encode(
-        self,
-        histories: Any,
-        *,
-        user_column: str = "user",
-        item_column: str = "item",
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (users [U], latent representations float32 [U, latent]).
-
-        The arguments and errors are those of `recommend`.
-        """
-        model = self._fitted()
-        users, matrix, _ = as_histories(
-            histories, model.items, user_column, item_column
-        )
-        return users, model.encode(matrix)
-
-    def _fitted(self) -> TrainedModel:
-        if self._model is None:
-            raise VaecfError(
-                "no model yet: call fit() or Recommender.load(workdir)"
-            )
-        return self._model

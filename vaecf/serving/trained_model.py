@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,12 +28,15 @@ from vaecf.evaluation.evaluator import Evaluator
 from vaecf.models import blend, mult_vae, registry, sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
+from vaecf.reporting import writers
 from vaecf.training import checkpoints, fitted, linear_branch, precision
 
 _USERS_PER_ENCODING = 2048
 # A run may save better models while another process loads one.
 _ATTEMPTS = 100
 
+# In `TrainedModel.progress`: epochs on all users, if there was a refit.
+REFITTED = "refit_epochs"
 SCORES = ("log_probability", "probability", "logit")
 
 # What `TrainedModel.save` writes besides the parameters.
@@ -60,6 +64,8 @@ class TrainedModel:
     progress: dict[str, Any]
     # Linear branch of a blend, on the mesh; None without one.
     branch: dict[str, Any] | None = None
+    # Records of training and validation, those of metrics.jsonl.
+    records: Sequence[Mapping[str, Any]] = ()
 
     def scorer(self) -> ranking.Scorer:
         """Returns the scorer that ranks items for this model."""
@@ -183,6 +189,9 @@ class TrainedModel:
         with files.atomic_directory(directory, replace=overwrite) as fresh:
             workdir_lib.write_identity(fresh, self.manifest, self.items)
             self._save_params(fresh)
+            if self.records:
+                lines = [f"{json.dumps(record)}\n" for record in self.records]
+                (fresh / workdir_lib.METRICS).write_text("".join(lines))
             config = self.config.to_dict()
             path = fresh / workdir_lib.CONFIG
             workdir_lib.write_json(path, config, digest=True)
@@ -204,7 +213,7 @@ class TrainedModel:
 def _require_replaceable(directory: pathlib.Path, overwrite: bool) -> None:
     if not directory.is_dir():
         raise VaecfError(f"{directory} is a file: name a directory")
-    names = {path.name for path in directory.iterdir()}
+    names = {path.name for path in directory.iterdir()} - {workdir_lib.METRICS}
     # The workdir of a run holds more files: it is never replaced.
     if names and names not in [_SAVED | params for params in _SAVED_PARAMS]:
         raise VaecfError(
@@ -293,13 +302,18 @@ def with_refit(model: TrainedModel) -> TrainedModel:
         weights = {name: branch[name] for name in blend.weights_of(branch)}
         branch = linear_branch.load(folder, model.mesh, n_items)
         branch = {**branch, **weights}
-    return dataclasses.replace(model, params=params, branch=branch)
+    # Evaluation must know that the validation users were trained on.
+    progress = {**model.progress, REFITTED: model.config.train.refit_epochs}
+    return dataclasses.replace(
+        model, params=params, branch=branch, progress=progress
+    )
 
 
 def _load(
     directory: pathlib.Path, policy: str | None, mesh: Mesh | None
 ) -> TrainedModel:
     config = workdir_lib.read_config(directory)
+    records = _read_records(directory)
     if policy is not None:
         config = config_lib.replace(config, {"precision.policy": policy})
     manifest, items = _read_identity(directory)
@@ -308,7 +322,8 @@ def _load(
     if config.is_fitted:
         params = fitted.load(directory, config.model.name, len(items), mesh)
         return TrainedModel(
-            *(config, manifest, items, None, mesh, params, directory, {})
+            *(config, manifest, items, None, mesh, params, directory, {}),
+            records=records,
         )
     module = registry.make_model(
         config.model,
@@ -330,8 +345,16 @@ def _load(
         branch = linear_branch.with_weights(branch, known)
     return TrainedModel(
         *(config, manifest, items, module, mesh, params),
-        *(directory, progress, branch),
+        *(directory, progress, branch, records),
     )
+
+
+def _read_records(directory: pathlib.Path) -> Sequence[Mapping[str, Any]]:
+    path = directory / workdir_lib.METRICS
+    try:
+        return writers.read_records(path) if path.exists() else ()
+    except VaecfError:  # damaged: the model is not
+        return ()
 
 
 def _read_identity(directory: pathlib.Path) -> tuple[dict[str, Any], IdTable]:

@@ -25,6 +25,10 @@ from vaecf.training.step import StepMetrics
 _LEAST_ROUNDS = 3
 
 
+class Diverged(VaecfError):
+    """The loss or a parameter is not finite; earlier checkpoints are sound."""
+
+
 @dataclasses.dataclass
 class TrainProgress:
     """How far a run is; saved beside the arrays of a checkpoint."""
@@ -109,7 +113,7 @@ def check_health(
     metrics: StepMetrics,
     progress: TrainProgress,
 ) -> None:
-    """Raises VaecfError if the loss has diverged.
+    """Raises Diverged if the loss has diverged.
 
     `progress` is that before the steps, `opt_state` the one after them.
     """
@@ -117,7 +121,7 @@ def check_health(
     if isinstance(opt_state, optimizers.LossScaleState):
         in_a_row = int(opt_state.skipped_in_a_row)
         if in_a_row >= config.precision.max_skipped_in_a_row:
-            raise VaecfError(
+            raise Diverged(
                 f"float16 gradients overflowed {in_a_row} steps in a row in "
                 f"epoch {epoch}, at loss scale {opt_state.scale:g}: lower "
                 "config.optimizer.learning_rate, or set "
@@ -127,7 +131,7 @@ def check_health(
     bad = np.flatnonzero(~np.isfinite(metrics.loss))
     if len(bad):
         step = progress.step_in_epoch + int(bad[0]) + 1
-        raise VaecfError(
+        raise Diverged(
             f"the loss is {metrics.loss[bad[0]]} in epoch {epoch}, step "
             f"{step}: lower config.optimizer.learning_rate, and use a new "
             "workdir if this one has checkpoints"
@@ -150,13 +154,13 @@ def require_trained(state: TrainState) -> None:
 
 
 def require_finite(state: TrainState, progress: TrainProgress) -> None:
-    """Raises VaecfError if a parameter is infinite or NaN.
+    """Raises Diverged if a parameter is infinite or NaN.
 
     The loss of a step is computed before its update, so `check_health` does
     not see the parameters after the last step.
     """
     if not bool(_all_finite((state.params, state.average))):
-        raise VaecfError(
+        raise Diverged(
             f"parameters are not finite after epoch {progress.epoch}, step "
             f"{int(state.step)} of the run, and are not saved: lower "
             "config.optimizer.learning_rate, and use a new workdir if this one "

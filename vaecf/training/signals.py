@@ -19,7 +19,12 @@ STRETCH_SECONDS = 3.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised after SIGINT or SIGTERM, once the state is saved."""
+    """Raised after SIGINT or SIGTERM, once the state is saved.
+
+    `number` is the signal; None if another process received it.
+    """
+
+    number: int | None = None
 
 
 class Clock:
@@ -91,6 +96,9 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     }
     try:
         yield lambda: bool(seen)
+    except Interrupted as error:
+        error.number = seen[0] if seen else None
+        raise
     finally:
         _received.pop()
         for number, handler in previous.items():
