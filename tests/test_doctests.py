@@ -15,7 +15,7 @@ matplotlib.use("agg")
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 SMALL = dict(model="mult_vae", hidden=8, latent=4, epochs=3, refit_epochs=0)
 # Have no behaviour of their own.
-WITHOUT = {"VaecfError", "Interactions", "Dataset"}
+WITHOUT = {"VaecfError", "Interactions", "Dataset", "Run"}
 
 
 def names():
