@@ -17,6 +17,7 @@ import vaecf
 from vaecf import experiment
 from vaecf.data.dataset import open_dataset
 from vaecf.evaluation.baselines import BASELINES
+from vaecf.reporting import tables
 from vaecf.reporting.writers import read_records
 from vaecf.serving import trained_model
 from vaecf.workdir import read_json
@@ -163,7 +164,8 @@ def test_identity_of_the_run(trained, oracle_dir):
 def test_report_events_and_trace(trained):
     page = (trained.workdir / "report.html").read_text("utf-8")
     mean = results(trained.workdir)["test"]["ndcg@100"]["mean"]
-    for text in ("Mult-VAE on synthetic", *BASELINES, f"{mean:.4f}", "item-"):
+    names = map(tables.model_name, BASELINES)
+    for text in ("Mult-VAE on synthetic", *names, f"{mean:.4f}", "item-"):
         assert text in page
     (events,) = (trained.workdir / "tensorboard").glob("events.out.tfevents.*")
     for tag in (b"train/loss", b"validation/ndcg_100"):

@@ -159,11 +159,6 @@ def test_groups(results):
     assert plots.group_panels({}, metric="ndcg@100", name="own") == []
 
 
-def test_names_are_short_while_they_differ():
-    names = ["EASE (l2 500)", "RecVAE (seed 1)", "RecVAE (seed 2)"]
-    assert [*plots.short_names(names).values()] == ["EASE", *names[1:]]
-
-
 @pytest.mark.filterwarnings("error")
 def test_svg_is_safe_and_stable(history):
     # matplotlib's font lacks the last two letters.

@@ -30,6 +30,32 @@ def test_format_table():
     ]
 
 
+def test_a_wide_table_is_split(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "14")
+    row = {"m": "a", "s": 1, "x": "1234", "y": "5678", "z": "a long one"}
+    assert tables.format_table([row], keys=2).splitlines() == [
+        *("m  s     x", "-  -  ----", "a  1  1234", ""),
+        *("m  s     y", "-  -  ----", "a  1  5678", ""),
+        *("m  s  z", "-  -  ----------", "a  1  a long one"),
+    ]
+    monkeypatch.setenv("COLUMNS", "16")  # of the first two, 16 columns
+    assert tables.format_table([row], keys=2).splitlines() == [
+        *("m  s     x     y", "-  -  ----  ----", "a  1  1234  5678", ""),
+        *("m  s  z", "-  -  ----------", "a  1  a long one"),
+    ]
+
+
+def test_settings_of_models_move_below_a_wide_table(monkeypatch, results):
+    monkeypatch.setenv("COLUMNS", "40")
+    baselines = results["baselines"]
+    baselines["ease (l2 500)"] = baselines.pop("EASE")
+    rows = tables.results_rows(results, name="Mult-VAE")
+    text = tables.results_table(rows, protocol="p", dataset="d")
+    *table, notes = text.split("\n\n")
+    assert all(len(line) <= 40 for line in "\n".join(table).splitlines())
+    assert "ease (l2 500)" in notes and "(l2" not in "".join(table)
+
+
 def test_quantities_and_metric_labels():
     values = [None, 1234567, 0.40123, 0.00123456, "a", (600, 200)]
     texts = ["–", "1,234,567", "0.4012", "0.001235", "a", "(600, 200)"]
@@ -52,6 +78,11 @@ def test_names_of_models():
     assert named == "blend of RecVAE and EASE, ALS"
     unknown = tables.model_name("mult_vae+linear")
     assert unknown == "blend of Mult-VAE and linear models"
+
+
+def test_names_are_short_while_they_differ():
+    names = ["EASE (l2 500)", "RecVAE (seed 1)", "RecVAE (seed 2)"]
+    assert [*tables.short_names(names).values()] == ["EASE", *names[1:]]
 
 
 def test_results_table(results):

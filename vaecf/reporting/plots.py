@@ -18,7 +18,7 @@ import itertools
 import pathlib
 import textwrap
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vaecf.reporting import tables
@@ -159,7 +159,7 @@ def plot_validation(
     axes.set_ylabel(f"{label}, ± s.e.")
     lines = sorted(baselines.items(), key=lambda line: -line[1])
     styles = itertools.cycle([":", "--", "-.", "-"])
-    names = short_names(baselines)
+    names = tables.short_names(baselines)
     for (model, value), style in zip(lines, styles, strict=False):
         label = names[model]
         axes.axhline(value, label=label, color=DARK, lw=1, linestyle=style)
@@ -218,7 +218,7 @@ def plot_metric(
     The first row is highlighted. `rows`: see `tables.results_rows`. Models in
     `references` are upper bounds, and become lines.
     """
-    names = short_names(rows)
+    names = tables.short_names(rows)
     bars = {name: row.get(metric) for name, row in rows.items()}
     lines = {name: bars.pop(name) for name in references if name in bars}
     places = range(len(bars))
@@ -285,7 +285,7 @@ def plot_groups(
     """
     first = next(iter(models.values()))
     places = {group["bucket"]: place for place, group in enumerate(first)}
-    names, width = short_names(models), 0.7 / len(models)
+    names, width = tables.short_names(models), 0.7 / len(models)
     markers = itertools.cycle("osD^vPX*<>")
     for n, (model, groups) in enumerate(models.items()):
         groups = [group for group in groups if group["bucket"] in places]
@@ -335,19 +335,6 @@ def group_panels(
 
 
 # --- Helpers ----------------------------------------------------------------
-
-
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Returns names without the settings in brackets, as long as they differ.
-
-    'EASE' for 'EASE (l2 500)'.
-    """
-    names = list(names)
-    short = [name.partition(" (")[0] for name in names]
-    return {
-        name: brief if short.count(brief) == 1 else name
-        for name, brief in zip(names, short, strict=True)
-    }
 
 
 def _legend_below(axes: Axes) -> None:

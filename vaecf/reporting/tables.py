@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
+import shutil
 import textwrap
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -69,6 +70,19 @@ def model_name(name: str, experts: Collection[str] = ()) -> str:
     return text + bracket + settings
 
 
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns names without the settings in brackets, as long as they differ.
+
+    'EASE' for 'EASE (l2 500)'.
+    """
+    names = list(names)
+    short = [name.partition(" (")[0] for name in names]
+    return {
+        name: brief if short.count(brief) == 1 else name
+        for name, brief in zip(names, short, strict=True)
+    }
+
+
 def is_accuracy(name: str) -> bool:
     """Returns whether a larger value of the metric is better."""
     return name.partition("@")[0] not in _PROPERTIES
@@ -120,11 +134,20 @@ def _cell(cell: Cell) -> str:
     return " ".join(cell_texts(cell)).strip()
 
 
-def format_table(rows: Sequence[Mapping[str, object]]) -> str:
+def terminal_width() -> int:
+    """Returns the width of the terminal; in a file, lines may be long."""
+    return shutil.get_terminal_size((10_000, 24)).columns
+
+
+def format_table(rows: Sequence[Mapping[str, object]], *, keys: int = 1) -> str:
     """Returns a table: headings, a rule, and a line per row.
 
-    Rows map headings to cells, and may lack cells. Numbers are formatted by
-    `quantity`; columns of numbers are aligned on the right.
+    A table that is wider than the terminal is split into tables below each
+    other. Rows map headings to cells, and may lack cells. Numbers are formatted
+    by `quantity`; columns of numbers are aligned on the right.
+
+    Args:
+      keys: number of columns that say what a row is, and are repeated.
     """
     columns = []
     for heading in dict.fromkeys(heading for row in rows for heading in row):
@@ -136,8 +159,21 @@ def format_table(rows: Sequence[Mapping[str, object]]) -> str:
             fill = " " * (width - _width(cell))
             cells[n] = fill + cell if is_numeric else cell + fill
         columns.append([cells[0], "-" * width, *cells[1:]])
-    lines = zip(*columns, strict=True)
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    parts, most = [columns[:keys]], terminal_width()
+    for column in columns[keys:]:
+        wider = [*parts[-1], column]
+        if len(wider) > keys + 1 and _line_width(wider) > most:
+            parts.append([*columns[:keys], column])
+        else:
+            parts[-1] = wider
+    return "\n\n".join(
+        "\n".join("  ".join(line).rstrip() for line in zip(*part, strict=True))
+        for part in parts
+    )
+
+
+def _line_width(columns: Sequence[Sequence[str]]) -> int:
+    return sum(_width(cells[0]) + 2 for cells in columns) - 2
 
 
 def _width(text: str) -> int:
@@ -212,17 +248,28 @@ def results_table(
     `references` have none. Means under different protocols cannot be compared.
     `users_left_out` have no held-out items, and are in no mean.
     """
+    notes = [_MEANS, "* largest mean", *recall_notes(metric_names(rows))]
+    table = _results(rows, references, {name: name for name in rows})
+    if "\n\n" in table:  # split: it has more room with short names
+        names = short_names(rows)
+        table = _results(rows, references, names)
+        notes += [name for name in rows if names[name] != name]
+    users = users_text(rows, users_left_out)
+    about = printable(f"dataset {dataset}, protocol {protocol}, {users}")
+    return f"Test users\n{about}\n\n{table}\n\n{printable('; '.join(notes))}"
+
+
+def _results(
+    rows: Rows, references: Collection[str], names: Mapping[str, str]
+) -> str:
     lines: list[dict[str, object]] = []
     for model, cells in rows.items():
-        lines.append({"model": model})
+        lines.append({"model": names[model]})
         for metric in metric_names(rows):
             is_best = model in best_models(rows, metric, references)
             text = _cell(cells.get(metric)) + " *" * is_best
             lines[-1][metric_label(metric)] = text
-    users = users_text(rows, users_left_out)
-    about = printable(f"dataset {dataset}, protocol {protocol}, {users}")
-    notes = [_MEANS, "* largest mean", *recall_notes(metric_names(rows))]
-    return f"Test users\n{about}\n\n{format_table(lines)}\n\n{'; '.join(notes)}"
+    return format_table(lines)
 
 
 def history_text(history: Sequence[object], shown: int) -> str:
@@ -264,7 +311,7 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
         note += "; where the seed is 'mean', over seeds"
     blocks = [
         f"Test users\n{printable(', '.join(about))}",
-        format_table(_metrics_by_run(compared)),
+        format_table(_metrics_by_run(compared), keys=2),
         note,
     ]
     if compared["comparisons"]:
