@@ -8,6 +8,7 @@ import logging
 import pathlib
 import shutil
 import signal
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from vaecf.evaluation.evaluator import Evaluator
 from vaecf.files import user_path
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
+from vaecf.reporting.progress import has_bar
 from vaecf.serving import growth
 from vaecf.serving.trained_model import (
     TrainedModel,
@@ -97,6 +99,13 @@ def in_memory(
         # Nothing to validate and nothing to resume: one checkpoint will do.
         every = {"eval.every_epochs": max(1, config.train.epochs)}
         config = config_lib.replace(config, every)
+
+    def note(line: str) -> None:
+        """Says why another bar follows the one of the training."""
+        _logger.info(line)
+        if show_progress is not False and has_bar():
+            print(line, file=sys.stderr)
+
     options: dict[str, Any] = {"show_progress": show_progress}
     if earlier is not None and not config.is_fitted:
         options["start"] = growth.grown(earlier, dataset, log=_logger.info)
@@ -117,7 +126,9 @@ def in_memory(
         try:
             model = tune_blend(model, validation, log=_logger.info)
             if not stopped:
-                model = refit(model, dataset, show_progress=show_progress)
+                model = refit(
+                    *(model, dataset), show_progress=show_progress, log=note
+                )
         except (KeyboardInterrupt, Diverged) as error:
             stopped = _reason(error)
     if stopped:
@@ -134,7 +145,12 @@ def _place(workdir: str | pathlib.Path | None) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory() as temporary:
         try:
             yield pathlib.Path(temporary)
-        except (VaecfError, loop.Interrupted) as error:
+        except loop.Interrupted as error:
+            where = str(error).partition(";")[0]
+            raise loop.Interrupted(
+                f"{where}: nothing is kept; fit with a workdir to resume"
+            ) from None
+        except VaecfError as error:
             place = f"(temporary, in {tempfile.gettempdir()})"
             raise type(error)(str(error).replace(temporary, place)) from None
 

@@ -61,23 +61,26 @@ def evaluate(
             f"interactions with {split}_users above 0"
         )
     ranker = model.ranker(chosen.depth)
-    found = {model.config.title: chosen(ranker, model.scorer_params)}
+    found = [(model.config.title, chosen(ranker, model.scorer_params))]
+    settings = {}
     for name in names:
-        label, evaluation = _baseline(
+        settings[name], evaluation = _baseline(
             *(name, dataset, validation, chosen, tuned),
             everyone=REFITTED in model.progress,
         )
-        found[label] = evaluation
+        found.append((name, evaluation))
     rows = [
-        {"model": title, "metric": metric, **cell}
-        for title, evaluation in found.items()
+        {"model": name, "metric": metric, **cell}
+        for name, evaluation in found
         for metric, cell in evaluation.summary.items()
     ]
     frame = pd.DataFrame(
         rows, columns=["model", "metric", "mean", "stderr", "users"]
     )
     frame = frame.astype({"mean": float, "stderr": float})
-    return frame if names else frame.drop(columns="model")
+    frame = frame if names else frame.drop(columns="model")
+    frame.attrs["settings"] = settings
+    return frame
 
 
 def _check_dataset(model: TrainedModel, dataset: Any, split: str) -> None:
@@ -114,8 +117,8 @@ def _baseline(
     tuned: bool,
     *,
     everyone: bool,
-) -> tuple[str, Evaluation]:
-    """Returns the label of a baseline and its evaluation on `chosen`.
+) -> tuple[dict[str, float], Evaluation]:
+    """Returns the settings of a baseline and its evaluation on `chosen`.
 
     With `everyone`, the baseline learns from the validation users, too, as the
     model has, but not while its settings are chosen.
@@ -126,10 +129,10 @@ def _baseline(
         settings = {key: best[key] for key in settings}
     if everyone:
         validation = dataclasses.replace(validation, train=dataset.everything())
-    result, evaluation = baselines_lib.evaluate(
+    _, evaluation = baselines_lib.evaluate(
         name, validation, chosen, changes=settings
     )
-    return baselines_lib.label(name, result), evaluation
+    return settings, evaluation
 
 
 def plot_history(

@@ -186,8 +186,8 @@ class Recommender(Queries):
             `Dataset` has its own.
           workdir: directory to keep the run in; calling `fit` again with the
             same arguments resumes it. None trains in a temporary directory.
-          show_progress: whether to draw a progress bar; None draws one if
-            stderr is a terminal.
+          show_progress: False shows nothing. None draws a bar on a terminal
+            or in a notebook, and prints a line in ten seconds elsewhere.
 
         Returns:
           This recommender.
@@ -401,7 +401,7 @@ class Recommender(Queries):
         Returns:
           DataFrame with columns metric, mean, stderr (standard error over
           users; NaN where there is none) and users; with baselines also model,
-          first.
+          first. `attrs['settings']` has the settings of the baselines.
 
         Raises:
           VaecfError: nothing is fitted, the dataset has other items than the
