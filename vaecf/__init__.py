@@ -29,17 +29,25 @@ if TYPE_CHECKING:
     from vaecf.data.in_memory import split as split
     from vaecf.data.interactions import Interactions as Interactions
     from vaecf.errors import VaecfError as VaecfError
+    from vaecf.serving.exported import (
+        ExportedRecommender as ExportedRecommender,
+    )
+    from vaecf.serving.exported import load_exported as load_exported
+    from vaecf.serving.exporting import export as export
     from vaecf.serving.recommender import Recommender as Recommender
 
 _HOME = {
     "Dataset": "vaecf.data.dataset",
+    "ExportedRecommender": "vaecf.serving.exported",
     "Interactions": "vaecf.data.interactions",
     "Recommender": "vaecf.serving.recommender",
     "Run": "vaecf.api.run",
     "VaecfError": "vaecf.errors",
     "compare": "vaecf.api.comparison",
+    "export": "vaecf.serving.exporting",
     "load_config": "vaecf.config_files",
     "load_dataset": "vaecf.data.in_memory",
+    "load_exported": "vaecf.serving.exported",
     "open_dataset": "vaecf.data.dataset",
     "open_run": "vaecf.api.run",
     "runs": "vaecf.api.run",

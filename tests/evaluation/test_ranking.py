@@ -253,7 +253,7 @@ def test_matrices_are_cast_once_and_forgotten_with_the_parameters(
     for ranker in (*rankers, *rankers):
         got = rank(ranker, params, seen, batch_size=4)
         check(got, reference(rounded.astype(np.float32), seen, ranker.k))
-        kept.append(ranker._resident(params)[0])
+        kept.append(ranker.resident(params)[0])
         assert kept[-1]["score"] is kept[0]["score"]
         assert kept[-1]["bias"] is params["bias"]
     assert dtypes == [["float16", "float32"]] * 2

@@ -5,7 +5,8 @@ import pytest
 from oracles import recorded, refuses
 
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.training import array_folder, linear_branch
+from vaecf.data import array_folder
+from vaecf.training import linear_branch
 
 
 @pytest.fixture

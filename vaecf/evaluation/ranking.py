@@ -287,7 +287,7 @@ class Ranker:
             return
         shape = packing.shape(indptr, batch_size, self._shards)
         size = shape.users
-        resident, types = self._resident(params)
+        resident, types = self.resident(params)
         program = self._program(resident, types, shape, allowed_I)
         pending: tuple[jax.Array, int] | None = None
         for first in range(0, n_users, size):
@@ -310,11 +310,13 @@ class Ranker:
         batch_size: int,
     ) -> np.ndarray:
         """Returns the AUC of each user, float64 [U]; see `auc.Auc`."""
-        resident, _ = self._resident(params)
+        resident, _ = self.resident(params)
         return self._auc(resident, fold_in, held_out, batch_size)
 
-    def _resident(self, params: Any) -> tuple[Any, tuple]:
+    def resident(self, params: Any) -> tuple[Any, tuple]:
         """Returns (parameters as the programs take them, their types).
+
+        `params` lie on the host or on the mesh, padded as `place` pads them.
 
         Arrays that already have the right sharding and dtype are used without
         a copy.
@@ -427,10 +429,18 @@ def _fetch(ranked: jax.Array, n_users: int) -> RankedLists:
     lists = np.asarray(ranked)[:n_users]
     k = lists.shape[1] // 2
     scores = lists[:, k:].view(np.float32)
-    bad = np.count_nonzero(~np.isfinite(scores[:, k]))
+    require_finite(scores[:, k])
+    return RankedLists(lists[:, :k], scores[:, :k], scores[:, k])
+
+
+def require_finite(log_total_U: np.ndarray) -> None:
+    """Raises VaecfError if the scores of any user are not finite.
+
+    `log_total_U` is that of `RankedLists`.
+    """
+    bad = np.count_nonzero(~np.isfinite(log_total_U))
     if bad:
         raise VaecfError(
-            f"the scores of {bad:,} of {n_users:,} users are not finite, or "
-            f"too large to rank: {DIVERGED}"
+            f"the scores of {bad:,} of {len(log_total_U):,} users are not "
+            f"finite, or too large to rank: {DIVERGED}"
         )
-    return RankedLists(lists[:, :k], scores[:, :k], scores[:, k])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 from jax.typing import DTypeLike
 
 from vaecf.models import noise
@@ -88,7 +88,7 @@ def compact(
     if on_cpu(platform):
         # The rows of a chunk should stay in the cache: the sums are nine times
         # faster. Chunks also skip the work for dropped interactions.
-        size = min(size, 2048)
+        size = core.min_dim(size, 2048)
     shape = (-(-keep_N.shape[0] // size), size)
     place_N = jnp.cumsum(keep_N, dtype=jnp.int32) - 1
     place_N = jnp.where(keep_N, place_N, shape[0] * size)

@@ -204,13 +204,18 @@ def _expert(
     scored = branch, batch, user_B, platform
     if name == "graph":
         score_BI = graph_filter.scores(*scored)
-        mean = branch["mean_score"]
-        floor = _GRAPH_FLOOR * (mean[0] + branch["low_pass"] * mean[1])
     elif name == "ials":
-        score_BI, floor = ials.scores(*scored), _IALS_FLOOR
+        score_BI = ials.scores(*scored)
     elif "item_item" in branch:
-        score_BI, floor = linear.scores(*scored), _EASE_FLOOR
+        score_BI = linear.scores(*scored)
     else:
         score_BI = low_rank.scores(branch, batch, platform)
-        floor = _EASE_FLOOR
-    return jnp.maximum(score_BI, 0.0) + floor
+    return jnp.maximum(score_BI, 0.0) + floor(name, branch)
+
+
+def floor(name: str, branch: Mapping[str, Any]) -> Any:
+    """Returns ε of an expert of the branch, by its name."""
+    if name == "graph":
+        mean = branch["mean_score"]
+        return _GRAPH_FLOOR * (mean[0] + branch["low_pass"] * mean[1])
+    return _IALS_FLOOR if name == "ials" else _EASE_FLOOR

@@ -52,8 +52,10 @@ def scores(
 
 def choose_lowering(batch: SparseBatch, platform: str | None) -> str:
     """Returns the faster lowering of `bag_of_items` for scoring a batch."""
+    if mesh_lib.on_cpu(platform):
+        return "gather"
     few = batch.count_B.shape[0] <= _MAX_GATHERED_USERS
-    return "gather" if few or mesh_lib.on_cpu(platform) else "dense"
+    return "gather" if few else "dense"
 
 
 def fit(

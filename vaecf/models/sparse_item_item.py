@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
@@ -170,11 +170,12 @@ def scores(
     end_N = jnp.cumsum(jnp.where(batch.row_N < n_users, count_N, 0))
     shift_N = first_N + count_N - end_N - offset
     (n_slots,) = end_N.shape
-    step = min(max(4 * n_slots, _LEAST_TILES), _MOST_TILES)
+    step = core.max_dim(4 * n_slots, _LEAST_TILES)
+    step = core.min_dim(step, _MOST_TILES)
 
     def add(c: jax.Array, sum_BI: jax.Array) -> jax.Array:
         tile_T = c * step + jnp.arange(step, dtype=jnp.int32)
-        slot_T = jnp.searchsorted(end_N, tile_T, side="right")
+        slot_T = _first_above(end_N, tile_T)
         row_T = batch.row_N.at[slot_T].get(mode="fill", fill_value=n_users)
         tile_T += shift_N.at[slot_T].get(mode="clip")
         is_local = (tile_T >= 0) & (tile_T < n_tiles)
@@ -191,3 +192,29 @@ def scores(
     if axis:
         return lax.psum_scatter(sum_BI, axis, scatter_dimension=1, tiled=True)
     return sum_BI
+
+
+def _first_above(end_N: jax.Array, tile_T: jax.Array) -> jax.Array:
+    """Returns the first slot whose end is above each tile, int32 [T].
+
+    N for a tile above all ends. The ends ascend.
+    """
+    (n_slots,) = end_N.shape
+    if isinstance(n_slots, int):
+        return jnp.searchsorted(end_N, tile_T, side="right")
+
+    # A program of any number of slots, for which JAX has no searchsorted.
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> Any:
+        low_T, high_T = bounds
+        middle_T = (low_T + high_T) // 2
+        is_above_T = end_N[middle_T] > tile_T
+        return (
+            jnp.where(is_above_T, low_T, middle_T + 1),
+            jnp.where(is_above_T, middle_T, high_T),
+        )
+
+    low_T = jnp.zeros_like(tile_T)
+    bounds = low_T, jnp.full_like(tile_T, n_slots)
+    return lax.while_loop(
+        lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, bounds
+    )[0]

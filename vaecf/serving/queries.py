@@ -19,7 +19,8 @@ from vaecf.serving.histories import (
     as_histories,
     count,
 )
-from vaecf.serving.trained_model import SCORES, TrainedModel
+from vaecf.serving.lists import check_score
+from vaecf.serving.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +145,7 @@ class Queries:
 
         model = self._fitted()
         k, batch_size = count("k", k), count("batch_size", batch_size)
-        _check_score(score)
+        check_score(score)
         users, matrix, unknown = as_histories(
             histories, model.items, user_column, item_column
         )
@@ -313,7 +314,7 @@ class Queries:
 
         model = self._fitted()
         n, index = count("n", n), _index(model, item)
-        _check_score(score)
+        check_score(score)
         given = frames.id_list(history, "history=")
         found = model.items.index_of(given)
         index_H = np.unique(found[found >= 0])
@@ -401,11 +402,6 @@ def _index(model: TrainedModel, item: Any) -> int:
     if index < 0:
         raise VaecfError(f"item {short(item)} is not known to the model")
     return index
-
-
-def _check_score(score: str | None) -> None:
-    if score not in (None, *SCORES):
-        raise VaecfError(f"score={score!r}: use one of {', '.join(SCORES)}")
 
 
 def _cosines(vector_ND: np.ndarray, one_D: np.ndarray, what: str) -> np.ndarray:

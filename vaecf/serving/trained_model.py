@@ -29,6 +29,7 @@ from vaecf.models import blend, mult_vae, registry, sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import writers
+from vaecf.serving import lists as lists_lib
 from vaecf.training import checkpoints, fitted, linear_branch, precision
 
 _USERS_PER_ENCODING = 2048
@@ -37,7 +38,6 @@ _ATTEMPTS = 100
 
 # In `TrainedModel.progress`: epochs on all users, if there was a refit.
 REFITTED = "refit_epochs"
-SCORES = ("log_probability", "probability", "logit")
 
 # What `TrainedModel.save` writes besides the parameters.
 _SAVED = {workdir_lib.CONFIG, workdir_lib.DATASET, workdir_lib.ITEMS}
@@ -103,30 +103,18 @@ class TrainedModel:
             model has.
 
         Returns:
-          {'row': user's row in `lists`, 'rank': from 1, 'item': raw id,
-          'score': float32}, without the places after the end of a list.
+          The result of `lists.columns`.
 
         Raises:
           VaecfError: the model has no probabilities.
         """
-        if self.module is None and score not in (None, "logit"):
-            raise VaecfError(
-                f"score={score!r}: {self.config.model.name} has no "
-                "probabilities; use score='logit'"
-            )
-        score = score or ("logit" if self.module is None else SCORES[0])
-        row, rank = np.nonzero(lists.item_UK >= 0)
-        value = lists.score_UK[row, rank]
-        if score != "logit":
-            value = value - lists.log_total_U[row]
-        if score == "probability":
-            value = np.exp(value)
-        return {
-            "row": row,
-            "rank": rank + 1,
-            "item": self.items.ids[lists.item_UK[row, rank]],
-            "score": value,
-        }
+        return lists_lib.columns(
+            lists,
+            self.items.ids,
+            score,
+            model=self.config.model.name,
+            has_probabilities=self.module is not None,
+        )
 
     def encode(self, histories: Interactions) -> np.ndarray:
         """Returns the latent representations of users, float32 [U, latent].

@@ -20,7 +20,7 @@ from vaecf.errors import VaecfError
 from vaecf.models import registry
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.training import array_folder
+from vaecf.data import array_folder
 
 FOLDER = workdir_lib.FITTED
 _FIT = "fit.json"

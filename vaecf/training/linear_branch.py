@@ -28,7 +28,7 @@ from vaecf.errors import VaecfError
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.training import array_folder
+from vaecf.data import array_folder
 
 FOLDER, WEIGHTS = workdir_lib.LINEAR, workdir_lib.WEIGHTS
 FIT = "fit.json"

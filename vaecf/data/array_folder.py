@@ -20,7 +20,7 @@ def write(folder: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes arrays and their digests to an existing directory."""
     entries = {}
     for name, value in arrays.items():
-        array = np.ascontiguousarray(value)
+        array = np.asarray(value, order="C")
         np.save(folder / f"{name}.npy", array)
         entries[name] = integrity.describe(array)
     workdir_lib.write_json(folder / ARRAYS, entries, digest=True)
