@@ -154,11 +154,13 @@ def test_what_an_import_loads():
     light = ("vaecf", "vaecf.config", "vaecf.cli")
     light += tuple(f"vaecf.reporting.{name}" for name in reporting)
     serving = "vaecf.serving.batch_scoring", "vaecf.serving.latency"
-    names = (*light, *serving, "vaecf.training.step")
+    exported = "vaecf.serving.exported"
+    names = (*light, exported, *serving, "vaecf.training.step")
     words = (sys.executable, "-c", LOADS, " ".join(HEAVY))
     done = process(*words, *names, cwd=ROOT)
     after = json.loads(done.stdout)
     assert {name: after[name] for name in light} == {name: [] for name in light}
+    assert not {"flax", "optax", "orbax"} & {*after[exported]}
     for name in serving:  # no optimiser, and so no training loop
         assert "jax" in after[name] and "optax" not in after[name]
     assert "optax" in after["vaecf.training.step"]

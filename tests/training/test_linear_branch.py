@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from oracles import recorded, refuses
 
-from vaecf.parallel import mesh as mesh_lib
 from vaecf.data import array_folder
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import linear_branch
 
 

@@ -166,9 +166,7 @@ def _read(path: pathlib.Path, sha256: str) -> bytes:
     except OSError:
         raise VaecfError(f"{path} is missing; {_FIX}") from None
     if not matches:
-        raise VaecfError(
-            f"{path}: damaged (it has another SHA-256); {_FIX}"
-        )
+        raise VaecfError(f"{path}: damaged (it has another SHA-256); {_FIX}")
     return path.read_bytes()
 
 

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config, fitted_settings
+from vaecf.data import array_folder
 from vaecf.errors import VaecfError
 from vaecf.models import registry
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.data import array_folder
 
 FOLDER = workdir_lib.FITTED
 _FIT = "fit.json"

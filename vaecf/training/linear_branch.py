@@ -24,11 +24,11 @@ from jax.sharding import Mesh
 
 from vaecf import workdir as workdir_lib
 from vaecf.config import LinearConfig
+from vaecf.data import array_folder
 from vaecf.errors import VaecfError
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.data import array_folder
 
 FOLDER, WEIGHTS = workdir_lib.LINEAR, workdir_lib.WEIGHTS
 FIT = "fit.json"
