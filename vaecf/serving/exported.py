@@ -39,6 +39,12 @@ class ExportedRecommender:
 
     `load_exported` makes it. `recommend` returns the same lists as the
     `Recommender` that was exported.
+
+    >>> directory = vaecf.export(recommender, folder / "ranker", max_k=20)
+    >>> ranker = vaecf.load_exported(directory)
+    >>> lists = ranker.recommend(frame, k=3)
+    >>> lists["item"].equals(recommender.recommend(frame, k=3)["item"])
+    True
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -126,6 +132,10 @@ def load_exported(directory: str | pathlib.Path) -> ExportedRecommender:
     one of those of the export. A program is compiled at the first query of
     each size, where sizes are powers of two: of users, and of the longest
     history.
+
+    >>> directory = vaecf.export(recommender, folder / "small", max_k=20)
+    >>> vaecf.load_exported(directory)
+    ExportedRecommender(mult_vae, 30 items)
 
     Raises:
       VaecfError: the directory is no exported model, a file is missing,

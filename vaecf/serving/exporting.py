@@ -60,8 +60,12 @@ def export(
 ) -> pathlib.Path:
     """Writes a model as a directory that ranks without the training code.
 
-    `load_exported` reads the directory with JAX alone, and `numpy_ranker.py`
-    inside it with NumPy alone. It is written atomically.
+    `load_exported` ranks with the directory, and `numpy_ranker.py` inside it
+    does so with NumPy alone. The directory is written atomically.
+
+    >>> directory = vaecf.export(recommender, folder / "exported", max_k=20)
+    >>> sorted(path.name for path in directory.iterdir())
+    ['arrays', 'export.json', 'items.json', 'numpy_ranker.py', 'program.bin']
 
     Args:
       recommender: a fitted or loaded model of any kind.
