@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 SPHINX := $(VENV)/.sphinx
 
-.PHONY: help setup tools fmt lint test test-fast test-oldest test-newest fuzz soak docs demo bench bench-gpu clean
+.PHONY: help setup tools fmt lint test test-fast test-oldest test-newest fuzz soak docs demo bench bench-gpu gpu-program clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -76,5 +76,16 @@ bench: setup  ## training speed on this machine
 bench-gpu:  ## all that is measured on a GPU; its own python3, no installation
 	sh experiments/benchmark/gpu.sh $(or $(OUT),experiments/benchmark/results)
 
+gpu-program: .venv-gpu  ## GPU programs compiled and read without a GPU; DEVICES="h100 h200"
+	for device in $(or $(DEVICES),a100 h100 h200); do \
+	  .venv-gpu/bin/python experiments/benchmark/gpu_program.py --device=$$device \
+	    --json=$(or $(OUT),experiments/benchmark/results)/gpu_program-$$device.json || exit 1; \
+	done
+
+.venv-gpu: pyproject.toml  # about 5 GB
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda12]'
+	@touch .venv-gpu
+
 clean:  ## what was built here; data/ and runs/ stay
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist docs/_generated docs/_notebooks .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-gpu .venv-oldest .venv-newest build dist docs/_generated docs/_notebooks .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -54,16 +54,23 @@ def config_from_flags(**defaults: Any) -> Config:
         "train.batch_size": FLAGS.batch_size,
         "eval.batch_size": FLAGS.batch_size,
         **defaults,
+        **assignments(FLAGS.set),
     }
-    for assignment in FLAGS.set:
+    config = config_lib.replace(Config(), changes)
+    precision.policy(config.precision.policy)
+    return config
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Returns the settings of assignments such as 'model.input=gather'."""
+    changes: dict[str, Any] = {}
+    for assignment in texts:
         key, _, text = assignment.partition("=")
         try:
             changes[key] = ast.literal_eval(text)
         except (SyntaxError, ValueError):
             changes[key] = text
-    config = config_lib.replace(Config(), changes)
-    precision.policy(config.precision.policy)
-    return config
+    return changes
 
 
 def describe(config: Config, mesh: Any) -> dict[str, Any]:

@@ -49,6 +49,19 @@ COLUMNS = {
         "p50": "{ms[p50]:.2f} ms",
         "p99": "{ms[p99]:.2f} ms",
     },
+    "gpu_program": {
+        "program": "{program}",
+        "precision": "{precision}",
+        "input": "{input}",
+        "users × items": "{mesh[data]} × {mesh[item]}",
+        "kernels": "{kernels}",
+        "passes": "{passes}",
+        "GB": "{moved:.1f}",
+        "GB without products": "{others:.1f}",
+        "GB of temporaries": "{temporary:.2f}",
+        "predicted": "{ms:.2f} ms",
+        "users/s predicted": "{predicted_users_per_second:,.0f}",
+    },
     "preparation": {
         "": "{name}",
         "time": "{seconds:.1f} s",
@@ -90,6 +103,17 @@ def _rows(benchmark: str, run: Result) -> Iterable[Result]:
             quantiles = ("mean", "p50", "p99")
             ms = {q: 1e3 * figures[f"{q}_latency"] for q in quantiles}
             yield {**figures, "size": int(size), "ms": ms}
+    elif benchmark == "gpu_program":
+        for name, figures in run["programs"].items():
+            shape = f"{figures['users']:,} users, {run['items']:,} items"
+            yield {
+                **figures,
+                "program": f"{run['model']} {name}, {shape}",
+                "moved": figures["bytes"] / 1e9,
+                "others": figures["bytes_without_products"] / 1e9,
+                "temporary": figures["temporary_bytes"] / 1e9,
+                "ms": 1e3 * figures["predicted_seconds"],
+            }
     elif benchmark == "preparation":
         yield {**run["vaecf"], "name": "vaecf"}
         yield {**run["pandas"], "name": f"pandas {run['versions']['pandas']}"}

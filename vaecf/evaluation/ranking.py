@@ -211,7 +211,7 @@ class Ranker:
         `exclude_seen` leaves the items of the history out of the lists.
         """
         self.mesh, self.k, self.n_items = mesh, k, scorer.n_items
-        self._scorer, self._exclude_seen = scorer, exclude_seen
+        self.scorer, self._exclude_seen = scorer, exclude_seen
         self._shards = mesh.shape[mesh_lib.DATA]
         self._by_user = mesh_lib.shardings(mesh, P(mesh_lib.DATA))
         self._programs: dict[tuple, Callable[..., jax.Array]] = {}
@@ -220,7 +220,7 @@ class Ranker:
 
     def place(self, params: Any) -> Any:
         """Returns host parameters on the mesh, padded for its item shards."""
-        partition = self._scorer.partition
+        partition = self.scorer.partition
         params = mesh_lib.resize_items(params, partition, self._padded_items())
         specs = mesh_lib.specs(params, partition)
         return processes.put(params, mesh_lib.shardings(self.mesh, specs))
@@ -324,14 +324,14 @@ class Ranker:
         leaves, structure = jax.tree.flatten(params)
         types = structure, tuple((x.shape, x.dtype) for x in leaves)
         if types not in self._places:
-            specs = mesh_lib.specs(params, self._scorer.partition)
+            specs = mesh_lib.specs(params, self.scorer.partition)
             places = mesh_lib.shardings(self.mesh, specs)
             is_cast = [
-                x.ndim > 1 and path[-1].key not in self._scorer.kept
+                x.ndim > 1 and path[-1].key not in self.scorer.kept
                 for path, x in jax.tree_util.tree_leaves_with_path(params)
             ]
             self._places[types] = list(zip(jax.tree.leaves(places), is_cast))
-        casts = self._scorer.casts
+        casts = self.scorer.casts
         for i, (place, is_cast) in enumerate(self._places[types]):
             x = leaves[i]
             if not _lies_at(x, place):
@@ -388,7 +388,7 @@ class Ranker:
             params: Any, batch: SparseBatch, user_B: Any, allowed_I: Any
         ) -> RankedLists:
             return rank_local(
-                self._scorer.apply(params, batch, user_B),
+                self.scorer.apply(params, batch, user_B),
                 batch,
                 allowed_I,
                 k=self.k,
@@ -404,7 +404,7 @@ class Ranker:
             self.mesh,
             local,
             in_specs=(
-                mesh_lib.specs(params, self._scorer.partition),
+                mesh_lib.specs(params, self.scorer.partition),
                 SparseBatch(users, users, users),
                 users,
                 P(mesh_lib.ITEM),

@@ -56,13 +56,18 @@ class SharedPipeline(input_pipeline.InputPipeline):
         return member
 
     def _setup_with(self, numbers: Any, setup: TrainSetup) -> TrainSetup:
-        config = self._config
-        for key, value in numbers.items():
-            # `config.replace` would refuse traced scalars.
-            section, name = key.split(".")
-            part = dataclasses.replace(
-                getattr(config, section), **{name: value}
-            )
-            config = dataclasses.replace(config, **{section: part})
-        made = state_lib.make_setup(config, setup.model.n_items, setup.mesh)
-        return made.in_phase(setup.phase)
+        return setup_with(self._config, numbers, setup)
+
+
+def setup_with(config: Config, numbers: Any, setup: TrainSetup) -> TrainSetup:
+    """Returns the setup of a config with other numbers, in the same phase.
+
+    `numbers` are values of `NUMBERS` by dotted key, traced or not.
+    """
+    for key, value in numbers.items():
+        # `config.replace` would refuse traced scalars.
+        section, name = key.split(".")
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+    made = state_lib.make_setup(config, setup.model.n_items, setup.mesh)
+    return made.in_phase(setup.phase)
