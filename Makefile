@@ -37,7 +37,7 @@ lint: tools  ## style, names, types
 
 test: lint  ## everything, under 12 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
-	XLA_FLAGS= $(BIN)/python -m pytest tests/real_settings
+	XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadgroup tests/real_settings
 
 test-fast: tools  ## without the slow tests
 	$(BIN)/python -m pytest -n 2 -m 'not slow'

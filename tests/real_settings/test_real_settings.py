@@ -12,6 +12,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from oracles import generated, ndcg, ranked, recall, recorded
@@ -20,6 +21,9 @@ import vaecf
 from vaecf import config as config_lib
 from vaecf import experiment
 from vaecf.data.dataset import write_dataset
+from vaecf.models import mult_vae
+from vaecf.parallel import mesh as mesh_lib
+from vaecf.training import state as state_lib
 
 SMALL = {
     "model.hidden": (32,),
@@ -70,7 +74,14 @@ def train(data, workdir, changes):
     return Run(workdir, results)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module",
+    # With `pytest -n 2 --dist loadgroup`, each worker trains one model.
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(name))
+        for name in MODELS
+    ],
+)
 def trained(request, data, tmp_path_factory):
     """(name of the model, its run on one device)."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -120,6 +131,27 @@ def test_metrics_are_those_of_the_recommendations(trained, data):
         assert mean == pytest.approx(np.mean(values), abs=1e-12)
 
 
+@pytest.mark.xdist_group("mult_vae")
+def test_a_mesh_starts_with_the_same_parameters():
+    """Bit for bit, although each item shard of a mesh has padding items."""
+    first = {}
+    config = config_lib.replace(config_lib.Config(), SMALL)
+    for mesh in ((1, 1), (2, 3)):
+        setup = state_lib.make_setup(config, 80, mesh_lib.make_mesh(*mesh))
+        params = state_lib.scoring_params(setup, state_lib.init_state(setup, 7))
+        params = mesh_lib.resize_items(
+            jax.device_get(params), mult_vae.PARTITION, 80
+        )
+        for place, x in jax.tree_util.tree_leaves_with_path(params):
+            np.testing.assert_array_equal(x, first.setdefault(place, x))
+
+
+# RecVAE on meshes is in tests/training/test_alternating.py.
+@pytest.mark.parametrize(
+    "trained",
+    [pytest.param("mult_vae", marks=pytest.mark.xdist_group("mult_vae"))],
+    indirect=True,
+)
 def test_a_mesh_gives_the_same_numbers(trained, data, tmp_path):
     """Eight devices, four along the users and two along the items."""
     name, run = trained
