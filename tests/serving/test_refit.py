@@ -77,7 +77,10 @@ def test_a_refit_is_loaded_saved_and_not_repeated(refitted, rare, tmp_path):
     for place in (workdir, saved):
         again = Recommender.load(place)
         pd.testing.assert_frame_equal(scores(again, rare), expected)
+        assert again._model.progress["refit_epochs"] == 3
+        pd.testing.assert_frame_equal(again.history, recommender.history)
     model = trained_model.load(workdir, refitted=False)
+    assert "refit_epochs" not in model.progress
     kept = fit.refit(model, dataset(rare)).params
     kernel = recommender._model.params["output_kernel"]
     np.testing.assert_array_equal(kept["output_kernel"], kernel)

@@ -193,7 +193,7 @@ def _require_kept(
         setup = state_lib.make_setup(config, dataset.n_items, mesh)
         state = first_state.restore_state(setup, saved)
         params = state_lib.scoring_params(setup, state)
-        position = saved.position(LATEST)
+        position = {**saved.position(LATEST), "best": None}
         saved.save(BEST, int(state.step), params, position)
     return reason
 

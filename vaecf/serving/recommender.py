@@ -365,7 +365,6 @@ class Recommender(Queries):
         """
         return inspection.plot_history(self._fitted(), name, axes)
 
-    @no_root_handler()
     def evaluate(
         self,
         dataset: Dataset,
