@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from vaecf import cli
+from vaecf import cli, cli_flags
 from vaecf.errors import VaecfError
 
 
@@ -136,7 +136,7 @@ def test_settings_become_flags(run, message, expected):
 )  # fmt: skip
 def test_a_mistaken_flag(run, arguments, message):
     flags.DEFINE_integer("spelling", 1, "n")
-    cli.define_list_switch("methods", ("a", "b"), "Which")
+    cli_flags.define_list_switch("methods", ("a", "b"), "Which")
     status, out, err = run(unreachable, *arguments)
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {message}")
@@ -154,7 +154,7 @@ def test_a_mistaken_flag(run, arguments, message):
 )
 def test_list_switch(run, argument, expected):
     for name in ("methods", "others"):
-        cli.define_list_switch(name, ("a", "b", "c"), "Which")
+        cli_flags.define_list_switch(name, ("a", "b", "c"), "Which")
     seen = []
     run(lambda argv: seen.append(flags.FLAGS.flag_values_dict()), argument)
     assert (seen[0]["methods"], seen[0]["others"]) == (expected, ())

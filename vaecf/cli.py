@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import inspect
 import logging as python_logging
@@ -11,14 +10,13 @@ import pathlib
 import re
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
 from vaecf import config as config_lib
-from vaecf import interrupts
+from vaecf import config_files, interrupts
 from vaecf.errors import VaecfError
 
 # The flags that functions of this module define belong to their callers.
@@ -43,15 +41,19 @@ _LOST_PEER = r"(?i)gloo|nccl|connection (closed|reset|refused)|unavailable"
 def run(
     main: Callable[[Sequence[str]], int | None],
     *,
+    define: Callable[[], None] | None = None,
+    on: str | None = None,
     use_compilation_cache: bool = False,
     takes_arguments: bool = False,
 ) -> None:
-    """Parses the flags, calls `main` and exits.
+    """Defines and parses the flags, calls `main` and exits.
 
     Bad input (`VaecfError`, or a flag's value) prints one line on stderr and
     exits with status 2; SIGINT and SIGTERM exit with status 130; any other
     exception is a bug and keeps its traceback.
 
+    `define` defines the flags, if the import of a script has not done so, and
+    the flag `on`, if given, is on by default.
     `main` receives the arguments that are not flags; there may be some only if
     it `takes_arguments`.
     """
@@ -94,6 +96,13 @@ def run(
             )
             return _exit(_fail(f"{message}({reason})"))
 
+    if define is not None:
+        define()
+        # What --help lists.
+        for flag in flags.FLAGS.get_key_flags_for_module(define.__module__):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    if on is not None:
+        flags.FLAGS.set_default(on, True)
     app.run(guarded, flags_parser=_parse)
 
 
@@ -103,19 +112,6 @@ def log(message: str) -> None:
         print(message, flush=True)
     except BrokenPipeError:  # the reader has gone, as `head` does: go on
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-
-def define_processes() -> None:
-    """Defines the flags that join several processes into one run."""
-    flags.DEFINE_string(
-        "coordinator_address",
-        None,
-        "host:port of process 0, for a run of several processes. Slurm, Open "
-        "MPI and Kubernetes provide this flag and the next two.",
-    )
-    about = "Number of processes; 1 runs alone, whatever started it."
-    flags.DEFINE_integer("num_processes", None, about)
-    flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 
 
 def _join_processes() -> None:
@@ -225,27 +221,44 @@ def _quiet_libraries() -> None:
 # --- Config files -----------------------------------------------------------
 
 
-def define_config(default: pathlib.Path) -> Any:
+def define_config(default: str) -> Any:
     """Defines --config, and --config.<key> for the keys of the file.
 
-    ml_collections loads the default file and applies the overrides of the
-    command line here, so mistakes in them exit here as in `run`. Returns the
-    flag's holder, whose `.value` is the locked ConfigDict.
+    `default` is the name of a config file, as for `config_files.find`.
+    ml_collections loads the file and applies the overrides of the command line
+    here, so mistakes in them exit here as in `run`. Returns the flag's holder,
+    whose `.value` is the locked ConfigDict.
     """
     from ml_collections import config_flags
 
-    for i, argument in enumerate(sys.argv):
-        flag, equals, path = argument.partition("=")
-        if flag in ("--config", "-config"):
-            sys.argv[i] = flag + equals + os.path.expanduser(path)
+    config_files.make_importable()
+    try:
+        _find_config(sys.argv)
+        path = str(config_files.find(default))
+    except VaecfError as error:
+        sys.exit(_fail(f"--{error}"))
     config_flags.register_flag_parser_for_type(int, _OptionalInteger())
-    about = "Config file; --config.<key>=... changes a key."
+    about = "Config file, by path or name; --config.<key>=... changes a key."
     return _in_one_line(
         sys.argv,
         lambda: config_flags.DEFINE_config_file(
-            "config", str(default), about, lock_config=True
+            "config", path, about, lock_config=True
         ),
     )
+
+
+def _find_config(words: list[str]) -> None:
+    """Replaces the name of a config by its path, and '~' by its meaning."""
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        at, before = (i, f"{flag}=") if equals else (i + 1, "")
+        value = value if equals else words[at] if at < len(words) else ""
+        if value and not re.search(r"[/.]", value):
+            words[at] = f"{before}{config_files.find(value)}"
+        elif value:
+            words[at] = before + os.path.expanduser(value)
 
 
 class _OptionalInteger(flags.IntegerParser):
@@ -374,76 +387,3 @@ def _no_such_key(text: str, before: str = "") -> str:
     near = re.search(r'Did you mean "(\w+)"', text)
     hint = f"; did you mean {near[1]}?" if near else ""
     return f"the config has no key {key[1]!r}{hint}" if key else ""
-
-
-# --- Flags of a dataclass ---------------------------------------------------
-
-
-def define_settings(settings: type) -> None:
-    """Defines a flag for every field that tells its `meaning` in metadata."""
-    define: dict[type, Callable[..., Any]] = {
-        str: flags.DEFINE_string,
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        bool: flags.DEFINE_bool,
-    }
-    hints = typing.get_type_hints(settings)
-    for field in dataclasses.fields(settings):
-        if (meaning := field.metadata.get("meaning")) is not None:
-            kinds = {hints[field.name], *typing.get_args(hints[field.name])}
-            kind = next((kind for kind in define if kind in kinds), str)
-            define[kind](field.name, field.default, meaning)
-    for field in dataclasses.fields(settings):  # once all flags are known
-        if meaning := field.metadata.get("meaning"):
-            flags.FLAGS[field.name].help = with_flags(meaning)
-
-
-def settings_from_flags(settings: type) -> dict[str, Any]:
-    """Returns the values of the flags of `define_settings`, by field."""
-    fields = (field.name for field in dataclasses.fields(settings))
-    return {name: flags.FLAGS[name].value for name in fields}
-
-
-# --- Flags for paths and lists of choices -----------------------------------
-
-
-class _Path(flags.ArgumentParser):
-    def parse(self, argument: str) -> str:
-        return os.path.expanduser(argument)
-
-
-def define_path(name: str, default: str | None, help_text: str) -> Any:
-    """Defines a flag for a path; '~' stands for the home directory."""
-    return flags.DEFINE(_Path(), name, default, help_text)
-
-
-class _ListSwitch(flags.ListParser):
-    """Parses 'true' (the bare flag) as all names and 'false' as none."""
-
-    def __init__(self, choices: tuple[str, ...]) -> None:
-        super().__init__()
-        self._choices = choices
-
-    def parse(self, argument: Any) -> Any:
-        if argument in ("true", "false"):
-            return self._choices if argument == "true" else ()
-        for name in (names := super().parse(argument)):
-            if name not in self._choices:
-                known = ", ".join(self._choices)
-                raise ValueError(f"{name!r} is unknown, use one of {known}")
-        return tuple(names)
-
-
-def define_list_switch(
-    name: str, choices: tuple[str, ...], help_text: str
-) -> None:
-    """Defines --name (all choices), --name=a,b and --noname."""
-    flag = flags.Flag(
-        parser=_ListSwitch(choices),
-        serializer=flags.CsvListSerializer(","),
-        name=name,
-        default="",
-        help_string=f"{help_text} ({', '.join(choices)})",
-        boolean=True,
-    )
-    flags.DEFINE_flag(flag)

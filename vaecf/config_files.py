@@ -74,9 +74,9 @@ def find(
         for file in sorted((directory() / folder).glob("*.py"))
         if file.stem != "__init__"
     }
-    if path.suffix != ".py" and str(name) in known:
+    if str(name) in known:
         return known[str(name)]
-    if path.suffix == ".py" and path.is_file():
+    if path.is_file():
         return path
     raise VaecfError(
         f"{setting}={name}: no such file; name a .py file, or one of "

@@ -30,13 +30,16 @@ class Done(NamedTuple):
 
 @contextlib.contextmanager
 def entry_point(script, *arguments):
-    """Yields the module of a script; its flags are removed afterwards."""
+    """Yields the module behind a script; its flags are removed afterwards."""
     path = ROOT / "experiments" / f"{script}.py"
     saved, argv, search = flagsaver.save_flag_values(), sys.argv, sys.path[:]
     sys.argv = [str(path), *arguments]
-    sys.path.insert(0, str(path.parent))
     flags.FLAGS.unparse_flags()
     try:
+        if (ROOT / "vaecf" / "commands" / path.name).exists():
+            yield importlib.import_module(f"vaecf.commands.{script}")
+            return
+        sys.path.insert(0, str(path.parent))
         spec = importlib.util.spec_from_file_location("entry_point", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -58,7 +61,11 @@ def call(script, *arguments):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             with entry_point(script, *texts) as module:
-                cli.run(module.main, takes_arguments=script == "compare")
+                cli.run(
+                    module.main,
+                    define=getattr(module, "define", None),
+                    takes_arguments=script == "compare",
+                )
             raise AssertionError(f"{script} did not exit")
         except SystemExit as exit:
             assert exit.code is None or isinstance(exit.code, int), exit.code
@@ -114,6 +121,8 @@ def refused(tmp_path, monkeypatch, command):
 @contextlib.contextmanager
 def parse(script, *arguments):
     with entry_point(script, *arguments) as module:
+        if define := getattr(module, "define", None):
+            define()
         flags.FLAGS(sys.argv)
         yield module
 

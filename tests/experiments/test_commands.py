@@ -12,23 +12,29 @@ import pytest
 from absl import flags
 from oracles import ROOT
 
+from vaecf import commands
 from vaecf.data import catalog, dataset, synthetic
 from vaecf.data.dataset import open_dataset
 from vaecf.workdir import read_json
 
 
 def written():
-    """(where, command) of all `python experiments/...` lines."""
+    """(where, command) of all lines that call a script or the program."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     texts = {page: page.read_text() for page in pages}
-    for folder in ("configs", "experiments"):
+    for folder in ("configs", "experiments", "vaecf/commands"):
         for path in (ROOT / folder).rglob("*.py"):
             docstring = path.read_text().split('"""')[1]
             texts[path] = docstring.replace("\\\\\n", "\\\n")
+    texts[ROOT / "vaecf" / "commands" / "__init__.py"] = commands._HELP
     found = []
     for path, text in texts.items():
         joined = re.sub(r"\\\n\s*", "", text)
-        lines = re.findall(r"^\s*python (experiments/.*)$", joined, re.M)
+        names = "|".join(commands.COMMANDS)
+        command = (
+            rf"^\s*(?:python (experiments/.*)|(vaecf (?:{names})(?: .*)?))$"
+        )
+        lines = [a or b for a, b in re.findall(command, joined, re.M)]
         where = str(path.relative_to(ROOT))
         found += [(where, shlex.split(line)) for line in lines]
     return found
@@ -41,15 +47,22 @@ def test_the_commands_are_found():
     files = {where for where, _ in WRITTEN}
     assert {"README.md", "docs/scaling.md", "experiments/main.py"} <= files
     assert {"configs/ml20m.py", "configs/sweeps/rec_vae.py"} <= files
+    assert {"vaecf/commands/main.py", "vaecf/commands/__init__.py"} <= files
 
 
 @pytest.mark.parametrize(("where", "command"), WRITTEN)
 def test_a_written_command_parses(where, command, parsed, monkeypatch):
     monkeypatch.chdir(ROOT)
     script, *arguments = command
-    name = pathlib.Path(script).relative_to("experiments").with_suffix("")
-    with parsed(str(name), *arguments) as module:
-        if name.name == "main":
+    if script == "vaecf":
+        name, *arguments = arguments
+        _, name, on = commands.COMMANDS[name]
+        arguments += [f"--{on}"] * bool(on)
+    else:
+        path = pathlib.Path(script).relative_to("experiments")
+        name = str(path.with_suffix(""))
+    with parsed(name, *arguments) as module:
+        if name == "main":
             module.main_flags.parse(flags.FLAGS)
 
 

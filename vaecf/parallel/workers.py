@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,12 +28,11 @@ def run(
     second interrupt kills them.
     """
     spawn = multiprocessing.get_context("spawn")
+    call = pickle.dumps((work, arguments))
     processes = []
     try:
         for number in range(workers):
-            process = spawn.Process(
-                target=_start, args=(number, workers, work, arguments)
-            )
+            process = spawn.Process(target=_start, args=(number, workers, call))
             process.start()
             processes.append(process)
         for process in processes:
@@ -50,17 +50,15 @@ def run(
     return [process.exitcode for process in processes]
 
 
-def _start(
-    number: int,
-    workers: int,
-    work: Callable[..., None],
-    arguments: tuple[Any, ...],
-) -> None:
+def _start(number: int, workers: int, call: bytes) -> None:
+    # Before anything heavy is imported: `call` holds the module of the work.
+    interrupts.exit_at_once()
     os.setsid()  # Ctrl-C reaches the workers once, from the parent
     # Before XLA starts its threads and looks for GPUs.
     os.environ.update(share_of_gpus(number, workers, os.environ))
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share_of_cores(number, workers))
+    work, arguments = pickle.loads(call)
     with interrupts.raised():
         work(*arguments)
 

@@ -1,22 +1,24 @@
-"""Flags of main.py: ours, and those of NVIDIA's VAE-CF recipe by its names."""
+"""Flags of train and test: ours, and those of NVIDIA's recipe VAE-CF."""
 
 from __future__ import annotations
 
 import pathlib
 import secrets
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from vaecf import cli, experiment
+from vaecf import cli, cli_flags, config_files
 from vaecf import config as config_lib
 from vaecf import workdir as workdir_lib
-from vaecf.config import Config
+from vaecf.baseline_config import FITTED
+from vaecf.config import Config, fitted_settings
 from vaecf.data import dataset
 from vaecf.errors import VaecfError
-from vaecf.evaluation.baselines import BASELINES
-from vaecf.parallel import processes
+
+if TYPE_CHECKING:
+    from vaecf.experiment import Actions
 
 # Flag of the recipe -> setting. The recipe's defaults are those of
 # configs/ml20m.py, which main.py uses without --config.
@@ -42,8 +44,8 @@ _RECIPE = {
 # Flag -> (baseline, setting of the baseline).
 _BASELINE_SETTINGS = {
     f"{name}_{key}": (name, key)
-    for name, baseline in BASELINES.items()
-    for key in baseline.settings
+    for name in FITTED
+    for key in fitted_settings(name)
 }
 
 # Flag -> the flag without which it has no effect.
@@ -56,7 +58,7 @@ _NEEDS = {
     "inference_batch_sizes": "inference_benchmark",
 }
 
-_DEFINE = {
+_DEFINE: dict[type, Any] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
@@ -85,25 +87,24 @@ _PATHS = {
 
 
 def define() -> None:
-    """Defines the flags; main.py calls this function once."""
+    """Defines the flags."""
+    cli.define_config("ml20m")
     for name, about in _SWITCHES.items():
         flags.DEFINE_bool(name, False, about)
     flags.DEFINE_alias("use_tf_amp", "amp")  # its older name
     for name, about in _PATHS.items():
-        cli.define_path(name, None, about)
+        cli_flags.define_path(name, None, about)
     about = "Evaluate baselines: all of them without a value, or a list."
-    cli.define_list_switch("baselines", tuple(BASELINES), about)
+    cli_flags.define_list_switch("baselines", tuple(FITTED), about)
     about = "Batch sizes of --inference_benchmark."
     flags.DEFINE_list("inference_batch_sizes", ["1"], about)
     about = "List length of --inference_benchmark."
     flags.DEFINE_integer("top_results", 100, about, lower_bound=1)
     for flag, (name, key) in _BASELINE_SETTINGS.items():
-        setting = BASELINES[name].settings[key]
+        setting = fitted_settings(name)[key]
         about = setting.metadata["meaning"]
         _DEFINE[type(setting.default)](flag, setting.default, about)
-    from configs import ml20m
-
-    recipe = config_lib.flatten(ml20m.get_config().to_dict())
+    recipe = config_files.load_config("ml20m").flat()
     recipe["data.dir"] = f"{dataset.RECIPE_DATA_DIR}, else {recipe['data.dir']}"
     for flag, key in _RECIPE.items():
         setting = config_lib.settings()[key]
@@ -112,12 +113,12 @@ def define() -> None:
             f"--config: {recipe[key]})"
         )
         _DEFINE[type(setting.default)](flag, None, about)
-    cli.define_processes()
+    cli_flags.define_processes()
 
 
 def parse(
-    values: flags.FlagValues,
-) -> tuple[Config, pathlib.Path | None, experiment.Actions]:
+    values: Any,
+) -> tuple[Config, pathlib.Path | None, Actions]:
     """Returns the arguments of `experiment.run`.
 
     Without --train and --config the config is that of the run in --workdir. The
@@ -157,6 +158,8 @@ def parse(
 
 def _new_workdir(config: Config) -> pathlib.Path:
     """Returns a directory name in runs/ that is the same in all processes."""
+    from vaecf.parallel import processes
+
     now = float(time.strftime("%Y%m%d%H%M%S"))
     now, mark = processes.from_lead([now, secrets.randbelow(2**16)])
     name = f"{config.title}-{now:.0f}-{int(mark):04x}"
@@ -166,7 +169,7 @@ def _new_workdir(config: Config) -> pathlib.Path:
     return workdir
 
 
-def _check(values: flags.FlagValues) -> None:
+def _check(values: Any) -> None:
     wanted = ("train", "test", "inference_benchmark")
     if not any(values[name].value for name in wanted):
         raise VaecfError(
@@ -206,7 +209,9 @@ def _check(values: flags.FlagValues) -> None:
         )
 
 
-def _actions(values: flags.FlagValues, config: Config) -> experiment.Actions:
+def _actions(values: Any, config: Config) -> Actions:
+    from vaecf.experiment import Actions
+
     settings: dict[str, dict[str, float]] = {}
     for flag, (name, key) in _BASELINE_SETTINGS.items():
         if values[flag].present:
@@ -231,4 +236,4 @@ def _actions(values: flags.FlagValues, config: Config) -> experiment.Actions:
     arguments["config"] = flag.config_filename
     for key, value in flag.override_values.items():
         arguments[f"config.{key}"] = value
-    return experiment.Actions(**given, settings=settings, arguments=arguments)
+    return Actions(**given, settings=settings, arguments=arguments)
