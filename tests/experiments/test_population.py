@@ -84,7 +84,7 @@ def test_failed_members_and_a_second_call(flags, tmp_path, succeeds):
         assert value == pytest.approx(chosen["value"])
         results = read_json(folder / "results.json")
         assert results["train"]["epochs"] == row["epochs"] == 3
-    best = f"--workdir={tmp_path / 'pop' / rows[0]['member']} --test"
+    best = f"--test --workdir={tmp_path / 'pop' / rows[0]['member']}"
     assert best in out
     # Nothing is trained again; a member is added.
     before = {row["member"]: row["validation/ndcg@100"] for row in rows[:2]}
