@@ -306,7 +306,7 @@ def test_the_epoch_that_max_steps_ends_with_is_not_pruned(plan, base, opened):
     study = opened(made)
     trial = study.ask(space_lib.distributions(made.space, made.base))
     trial.should_prune = lambda: True
-    run = sweep_lib.TrialRun(made, study, trial, quiet)
+    run = sweep_lib.TrialRun(made, study, trial, quiet, quiet)
     with pytest.raises(sweep_lib._Pruned):
         run.write({"epoch": 3, METRIC: 0.1}, step=12)
     run.write({"epoch": 4, METRIC: 0.1}, step=16)

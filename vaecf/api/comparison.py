@@ -27,7 +27,12 @@ def compare(
 
     Runs that differ only in the seed count as one model.
 
-    >>> vaecf.compare(["runs/a", "runs/b"])                # doctest: +SKIP
+    >>> config = vaecf.load_config("default", {"model.name": "ease"})
+    >>> run = vaecf.train(config, split, folder / "runs" / "ease",
+    ...                   baselines=["popularity"])
+    >>> table = vaecf.compare([run], metric="ndcg@100", reference="ease")
+    >>> sorted(table.index), table.attrs["users"]
+    (['ease', 'popularity'], 6)
 
     Args:
       runs: runs, their workdirs, or files of per-user metrics.

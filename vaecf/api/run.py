@@ -171,8 +171,13 @@ class Run:
 def open_run(workdir: str | os.PathLike[str]) -> Run:
     """Opens the directory of a run: finished, interrupted or running.
 
-    >>> run = vaecf.open_run("runs/a")                     # doctest: +SKIP
-    >>> run.history["validation/ndcg@100"].max()           # doctest: +SKIP
+    >>> config = vaecf.load_config("default", {"model.name": "popularity"})
+    >>> _ = vaecf.train(config, split, folder / "runs" / "popularity")
+    >>> run = vaecf.open_run(folder / "runs" / "popularity")
+    >>> run.status, run.config.model.name
+    ('tested', 'popularity')
+    >>> run.recommender()
+    Recommender(popularity, 30 items)
 
     Raises:
       VaecfError: there is no run, or its settings are damaged.
@@ -194,7 +199,11 @@ def runs(directory: str | os.PathLike[str] = "runs") -> pd.DataFrame:
     Trials of a sweep are left out, unless it is the directory itself, and so
     are the single folds of a run on folds.
 
-    >>> vaecf.runs("runs/").sort_values("ndcg@100")        # doctest: +SKIP
+    >>> config = vaecf.load_config("default", {"model.name": "popularity"})
+    >>> _ = vaecf.train(config, split, folder / "runs" / "popularity")
+    >>> table = vaecf.runs(folder / "runs").sort_values("ndcg@100")
+    >>> table.loc["popularity", "status"]
+    'tested'
 
     Returns:
       The index is the run's path below `directory`. Columns: 'status'
