@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from vaecf.serving.exported import load_exported as load_exported
     from vaecf.serving.exporting import export as export
     from vaecf.serving.recommender import Recommender as Recommender
+    from vaecf.training.compilation_cache import (
+        use_compilation_cache as use_compilation_cache,
+    )
 
 _HOME = {
     "Dataset": "vaecf.data.dataset",
@@ -54,6 +57,7 @@ _HOME = {
     "split": "vaecf.data.in_memory",
     "sweep": "vaecf.api.training",
     "train": "vaecf.api.training",
+    "use_compilation_cache": "vaecf.training.compilation_cache",
 }
 
 __all__ = [*_HOME]

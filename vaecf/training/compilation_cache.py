@@ -1,7 +1,8 @@
 """Keeps compiled programs from one process to the next.
 
 Entry points turn on JAX's persistent compilation cache here. The library does
-not: in a notebook, JAX stays as its user configured it.
+not do so by itself, because JAX has one cache for all programs of a process,
+also for those of others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ _MAX_BYTES = 1 << 30
 
 def use_compilation_cache(max_bytes: int = _MAX_BYTES) -> None:
     """Turns on JAX's persistent compilation cache, in the user's cache folder.
+
+    Later processes then load the programs that this one compiles, those of
+    other libraries too. Most of the time of the first `recommend` after
+    `Recommender.load` is compilation. The commands call this function; call
+    it at the start of a notebook or of a process that serves.
+
+    >>> vaecf.use_compilation_cache()
 
     Settings of the user take precedence: JAX_COMPILATION_CACHE_DIR (an empty
     value means no cache), JAX_ENABLE_COMPILATION_CACHE, or `jax.config`.
