@@ -12,7 +12,7 @@ from vaecf import config as config_lib
 from vaecf import experiment
 from vaecf.data.dataset import open_dataset, write_dataset
 from vaecf.evaluation import blend_tuning
-from vaecf.evaluation.evaluator import Evaluator
+from vaecf.evaluation.evaluator import Evaluation, Evaluator
 from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import trained_model
@@ -66,8 +66,8 @@ def split_of(model, data, split="validation", **changes):
     return Evaluator.for_split(open_dataset(data), split, config, mesh)
 
 
-def ndcg(model, dataset, gain, prior):
-    """NDCG@10 of the validation users, from scores in NumPy."""
+def ndcg_U(model, dataset, gain, prior):
+    """NDCG@10 of each validation user, from scores in NumPy."""
     held = dataset.validation
     x = held.fold_in.to_scipy().toarray().astype(np.float64)
     alone = dataclasses.replace(model, branch=None)
@@ -86,32 +86,101 @@ def ndcg(model, dataset, gain, prior):
     scores = logits + gain * (linear - prior * np.log(share))
     scores[x > 0] = -np.inf
     wanted = [set(held.held_out.row(u)) for u in range(len(x))]
-    return np.mean(
+    return np.array(
         [oracles.ndcg(ranked(s, ()), w, 10) for s, w in zip(scores, wanted)]
     )
 
 
-def test_the_best_of_the_tried_weights_is_chosen(data, done):
+def test_weights_are_those_of_a_cautious_search(data, done):
+    dataset = open_dataset(data)
+    model = trained_model.load(done[0])
+    validation = split_of(model, data)
+    found = blend_tuning.search(
+        validation, model.ranker(10), model.scorer_params, split_again=False
+    )
+    assert found["users"] == validation.fold_in.n_users
+    assert found["splits"] == 1
+    values = {}
+    for t in found["tried"]:
+        at = t["gain"], t["prior"]
+        values[at] = ndcg_U(model, dataset, *at)
+        assert t["value"] == pytest.approx(values[at].mean(), abs=1e-4), at
+    # First the gain, then single moves with a gain of two standard errors.
+    line = [(1.4 * factor, 0.2) for factor in blend_tuning.FACTORS]
+    start = max(line, key=lambda at: values[at].mean())
+    assert found["model_alone"] == pytest.approx(
+        values[0, 0.2].mean(), abs=1e-4
+    )
+
+    def certain(at):
+        gain_U = values[at] - values[start]
+        error = gain_U.std(ddof=1) / np.sqrt(len(gain_U))
+        return gain_U.mean() - 2 * error
+
+    chosen = found["gain"], found["prior"]
+    moves = [at for at in values if at not in line]
+    assert chosen == start or certain(chosen) > 0
+    assert certain(chosen) >= max(map(certain, [start, *moves])) - 1e-4
+    assert (start[0], 0.3) in values and (start[0], 0.1) in values
+
+
+def test_results_are_those_of_the_chosen_weights(data, done):
     workdir, lines, results = done
     kept = read_json(workdir / "linear" / "weights.json")
-    dataset = open_dataset(data)
+    assert kept["splits"] == 10
+    for name, weight in results["linear"].items():
+        assert weight == pytest.approx(kept[name]), name
     model = trained_model.load(workdir)
-    tried = {(t["gain"], t["prior"]): t["value"] for t in kept["tried"]}
-    assert len(tried) == len(kept["tried"]) >= 5
-    for (gain, prior), value in tried.items():
-        expected = ndcg(model, dataset, gain, prior)
-        assert value == pytest.approx(expected, abs=1e-4), (gain, prior)
-    best = max(tried.values())
-    assert tried[kept["gain"], kept["prior"]] == kept["value"] == best
-    assert kept["model_alone"] == tried[0.0, kept["prior"]]
-    # The neighbours in the grid were tried.
-    at = blend_tuning.GRIDS["gain"].index(kept["gain"])
-    if kept["gain"]:
-        for neighbour in blend_tuning.GRIDS["gain"][max(0, at - 1) : at + 2]:
-            assert (neighbour, kept["prior"]) in tried
+    expected = ndcg_U(model, open_dataset(data), kept["gain"], kept["prior"])
     validation = results["validation"]["ndcg@10"]["mean"]
-    assert validation == pytest.approx(kept["value"], abs=1e-6)
+    assert validation == pytest.approx(expected.mean(), abs=1e-4)
     assert any("linear branch: gain" in line for line in lines)
+
+
+def test_few_histories_are_split_again_and_many_users_sampled(
+    data, done, monkeypatch
+):
+    model = trained_model.load(done[0])
+    whole = split_of(model, data)
+    asked, n_splits = blend_tuning._users_to_ask(whole, True)
+    n = whole.fold_in.n_users
+    assert n_splits == 10 and asked.fold_in.n_users == 10 * n
+    held = set()
+    for row in range(10 * n):
+        seen, left = asked.fold_in.row(row), asked.held_out.row(row)
+        known = whole.fold_in.row(row % n), whole.held_out.row(row % n)
+        assert len(left) == len(known[1])
+        assert sorted([*seen, *left]) == sorted(np.concatenate(known))
+        held.add((row % n, *left))
+    assert len(held) > 5 * n
+    once, n_splits = blend_tuning._users_to_ask(whole, False)
+    assert n_splits == 1
+    np.testing.assert_array_equal(once.held_out.indices, whole.held_out.indices)
+    monkeypatch.setattr(blend_tuning, "_MOST_USERS", n - 2)
+    some, _ = blend_tuning._users_to_ask(whole, False)
+    rows = {tuple(whole.held_out.row(u)) for u in range(n)}
+    assert some.held_out.n_users == n - 2
+    assert {tuple(some.held_out.row(u)) for u in range(n - 2)} <= rows
+
+
+@pytest.mark.parametrize("noise, prior", [(1.0, 0.2), (0.001, 0.3)])
+def test_a_gain_within_the_noise_moves_no_weight(
+    data, done, monkeypatch, noise, prior
+):
+    model = trained_model.load(done[0])
+    validation = split_of(model, data)
+    user_U = np.arange(validation.fold_in.n_users)
+
+    def better_with_more_prior(self, ranker, params):
+        at = float(params.linear["prior"])
+        value_U = -abs(at - 0.3) + noise * np.sin(user_U * 7 + 100 * at)
+        summary = {"ndcg@10": {"mean": value_U.mean()}}
+        return Evaluation(summary, {"ndcg@10": value_U}, 0, None)
+
+    monkeypatch.setattr(Evaluator, "__call__", better_with_more_prior)
+    found = blend_tuning.search(validation, None, model.scorer_params)
+    assert found["prior"] == pytest.approx(prior)
+    assert found["gain"] == pytest.approx(1.4)
 
 
 def test_weights_are_tuned_once_per_best_epoch(data, done, monkeypatch):
@@ -139,9 +208,10 @@ def test_a_branch_that_only_harms_has_no_weight(data, done, monkeypatch):
     monkeypatch.setattr(linear_branch, "write_weights", lambda *_: None)
 
     def worse_with_it(self, ranker, params):
-        return 1 / (1 + float(params.linear["gain"]))
+        value = 1 / (1 + float(params.linear["gain"]))
+        return Evaluation({"ndcg@10": {"mean": value}}, {}, 0, None)
 
-    monkeypatch.setattr(Evaluator, "best_value", worse_with_it)
+    monkeypatch.setattr(Evaluator, "__call__", worse_with_it)
     model = trained_model.load(done[0])
     validation = split_of(model, data)
     chosen = trained_model.tune_blend(model, validation)

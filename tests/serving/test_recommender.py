@@ -555,7 +555,7 @@ def test_a_linear_branch_beside_another_model(shop, numpy_logits):
     weights = ease(x / (n_U1 / n_U1.mean()) ** 0.25, 5.0)
     share = (x.sum(axis=0) + 5) / (61 + 5)
     linear = np.log(np.maximum(history_UI @ weights, 0) + 0.003)
-    scores_UI = logits_UI + 1.4 * (linear - 0.3 * np.log(share))
+    scores_UI = logits_UI + 1.4 * (linear - 0.2 * np.log(share))
     scores_UI[history_UI > 0] = -np.inf
     history = model.items.ids[[3, 8, 21]].tolist()
     result = recommender.recommend([history], 27, score="logit")

@@ -206,7 +206,8 @@ def in_order(
     moved = new_index[rest.indices]
     known = _select(Interactions(rest.indptr, moved, n_items), moved >= 0)
     # One draw for both splits, in the order of the users table.
-    held = hold_out(known, test_proportion, rng.random(known.nnz))
+    n_held_U = n_held_out(known.counts, test_proportion)
+    held = hold_out(known, n_held_U, rng.random(known.nnz))
     blocks = slice(0, validation_users), slice(validation_users, None)
     validation, test = (
         HeldOut(held.fold_in.rows(block), held.held_out.rows(block))
@@ -227,19 +228,18 @@ def in_order(
 
 
 def hold_out(
-    histories: Interactions, proportion: float, keys: np.ndarray
+    histories: Interactions, n_held_U: np.ndarray, keys: np.ndarray
 ) -> HeldOut:
     """Splits each user's items into folded-in and held-out ones.
 
-    The items with a user's lowest `keys`, random floats ``[nnz]``, are held
-    out.
+    As many items as `n_held_U` says are held out, those with the user's lowest
+    `keys`, random floats ``[nnz]``.
     """
     counts = histories.counts
-    n_held = n_held_out(counts, proportion)
     row = np.repeat(np.arange(histories.n_users), counts)
     is_held = np.empty(histories.nnz, bool)
     rank = np.arange(histories.nnz) - histories.indptr[row]
-    is_held[np.lexsort((keys, row))] = rank < n_held[row]
+    is_held[np.lexsort((keys, row))] = rank < n_held_U[row]
     return HeldOut(_select(histories, ~is_held), _select(histories, is_held))
 
 
@@ -252,6 +252,15 @@ def n_held_out(n_U: np.ndarray, proportion: float) -> np.ndarray:
     # The small addend makes 0.2 * 15 equal 3 instead of 2.9999...
     wanted_U = np.floor(proportion * n_U + 1e-9).astype(np.int64)
     return np.clip(wanted_U, np.minimum(n_U // 2, 1), np.maximum(n_U - 1, 0))
+
+
+def is_strong(protocol: str) -> bool:
+    """Returns whether a dataset's protocol is one of `PROTOCOLS`, or a fold.
+
+    Then the validation users are not trained on, and their held-out items were
+    drawn at random.
+    """
+    return protocol.split(",")[0] in PROTOCOLS
 
 
 def default_held_out_users(n_users: int) -> int:

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from vaecf.data import splits
 from vaecf.data.dataset import Dataset, make_dataset
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
-from vaecf.data.splits import hold_out
 from vaecf.errors import VaecfError
 
 TEST_PROPORTION = 0.2  # of a held-out user's items, rounded down
@@ -205,7 +205,8 @@ def make(name: str, seed: int = 0, **overrides: Any) -> Dataset:
     held_out = []
     for start in (n_train, n_train + n_held_out):
         part = histories.rows(slice(start, start + n_held_out))
-        held_out.append(hold_out(part, TEST_PROPORTION, rng.random(part.nnz)))
+        n_held_U = splits.n_held_out(part.counts, TEST_PROPORTION)
+        held_out.append(splits.hold_out(part, n_held_U, rng.random(part.nnz)))
     width = len(str(recipe.n_items))
     items = [f"item-{i:0{width}d}" for i in range(1, recipe.n_items + 1)]
     return make_dataset(

@@ -7,10 +7,9 @@ them, and divides out what they share, the popularity of the items:
   score_ui = logit_ui + Σ_e g_e (log(ε_e + max(0, s_e(x_u)_i)) - ρ log p_i)
 
 s_e(x_u) are the scores of expert e for the history x_u, and p_i is the share of
-the training users who have item i. Validation users choose the gains g_e, the
-share ρ of the prior p that is divided out, and the weight of the graph filter's
-low-pass term (`evaluation.blend_tuning`). With all g_e = 0 the autoencoder
-ranks alone.
+the training users who have item i. Validation users choose the gains g_e and
+the share ρ of the prior p that is divided out (`evaluation.blend_tuning`). With
+all g_e = 0 the autoencoder ranks alone.
 
 The branch enters the scores but not the loss. An autoencoder that is trained
 with the branch beside it leaves to the branch what it should learn itself. We
@@ -77,14 +76,11 @@ def default_experts(n_items: int) -> tuple[str, ...]:
 
 def default_weights(experts: tuple[str, ...]) -> dict[str, float]:
     """Returns the weights used before validation users choose them."""
-    gains = {"ease": 1.4, "graph": 1.0, "ials": 0.7}
+    gains = {"ease": 1.4, "ials": 0.5}
     if "graph" in experts:
-        gains |= {"ease": 2.0, "ials": 1.0}
+        gains = {"ease": 2.8, "graph": 2.8, "ials": 2.0}
     start = {GAINS[name]: gains[name] for name in experts}
-    prior = 0.3 if "ease" in experts else 0.0
-    return (
-        dict.fromkeys(WEIGHTS, 0.0) | start | {"prior": prior, "low_pass": 0.3}
-    )
+    return dict.fromkeys(WEIGHTS, 0.0) | start | {"prior": 0.2, "low_pass": 0.3}
 
 
 def experts_of(branch: Mapping[str, Any]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from vaecf import config as config_lib
 from vaecf import files
 from vaecf import workdir as workdir_lib
 from vaecf.config import Config
+from vaecf.data import splits
 from vaecf.data.id_table import IdTable
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
@@ -390,7 +391,12 @@ def tune_blend(
     if not is_tuned:
         began = time.perf_counter()
         ranker = model.ranker(validation.depth)
-        found = blend_tuning.search(validation, ranker, model.scorer_params)
+        found = blend_tuning.search(
+            validation,
+            ranker,
+            model.scorer_params,
+            split_again=splits.is_strong(model.manifest["protocol"]),
+        )
         weights = {"epoch": epoch, **found}
         if processes.is_lead():
             linear_branch.write_weights(model.directory, weights)

@@ -214,8 +214,8 @@ def train_run(
         mesh = result.setup.mesh
         users = Evaluator.for_split(dataset, "validation", config.eval, mesh)
         model = trained_model.load(workdir, mesh=mesh)
-        trained_model.tune_blend(model, users)
-        value = float(linear_branch.read_weights(workdir)["value"])
+        model = trained_model.tune_blend(model, users)
+        value = users.best_value(model.ranker(users.depth), model.scorer_params)
     return {**result.summary, "value": value}
 
 
