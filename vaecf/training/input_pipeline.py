@@ -122,6 +122,10 @@ class Epoch(NamedTuple):
     setup: TrainSetup  # setup of the epoch's phase
 
 
+# Function from the numbers of a program and a setup to the setup of the steps.
+SetupWith = Callable[[dict[str, Any], TrainSetup], TrainSetup]
+
+
 class InputPipeline:
     """Runs the steps of an epoch.
 
@@ -145,7 +149,9 @@ class InputPipeline:
         self._key = state_lib.step_key(seed, self._everywhere)
         self._programs: dict[Any, Any] = {}
         self._lock = threading.Lock()
+        # Arguments of the program that are part of the setup of its steps.
         self._numbers: dict[str, Any] = {}
+        self._setup_with: SetupWith | None = None
         self.compile_seconds = 0.0
         self._window_bytes = window_bytes
         if window_bytes is None:
@@ -272,13 +278,8 @@ class InputPipeline:
         return self._programs[key](*args)
 
     def _compile(self, epoch: Epoch, args: tuple) -> Any:
-        return compile_steps(
-            epoch.setup, epoch.n_slots, epoch.csr_spec, args, self._setup_with
-        )
-
-    def _setup_with(self, numbers: Any, setup: TrainSetup) -> TrainSetup:
-        """Returns the setup with `numbers`, arguments of the program."""
-        return setup
+        how = (epoch.n_slots, epoch.csr_spec, args, self._setup_with)
+        return compile_steps(epoch.setup, *how)
 
     def _slots(self, users: np.ndarray, parts: int) -> int:
         """Returns the slots that a part of each row of users needs.
@@ -319,7 +320,7 @@ def compile_steps(
     n_slots: int,
     csr_spec: P,
     args: tuple,
-    setup_with: Callable[[Any, TrainSetup], TrainSetup] | None = None,
+    setup_with: SetupWith | None = None,
 ) -> Any:
     """Returns the compiled `step.train_steps`, with the state donated.
 
@@ -329,15 +330,24 @@ def compile_steps(
       setup_with: function from the numbers and `setup` to the setup of the
         steps; None takes `setup`.
     """
+    program = _program(setup, n_slots, csr_spec, setup_with)
+    return program.lower(*args).compile()
 
+
+@functools.lru_cache(maxsize=16)  # runs with equal setups trace it once
+def _program(
+    setup: TrainSetup,
+    n_slots: int,
+    csr_spec: P,
+    setup_with: SetupWith | None,
+) -> Any:
     def train_steps(state: TrainState, numbers: Any, *rest: Any) -> Any:
         made = setup_with(numbers, setup) if setup_with else setup
         return step_lib.train_steps(made, n_slots, csr_spec, state, *rest)
 
     everywhere = mesh_lib.shardings(setup.mesh, P())
     places = (state_lib.state_shardings(setup), everywhere)
-    program = jax.jit(train_steps, donate_argnums=0, out_shardings=places)
-    return program.lower(*args).compile()
+    return jax.jit(train_steps, donate_argnums=0, out_shardings=places)
 
 
 def make_pipeline(

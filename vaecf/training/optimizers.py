@@ -40,6 +40,10 @@ OPTIMIZERS: dict[
 }
 
 
+# (group, names of its top-level parameters), for each group.
+Groups = tuple[tuple[str, tuple[str, ...]], ...]
+
+
 def require_known(name: str) -> None:
     """Raises VaecfError unless `OPTIMIZERS` has the name."""
     if name not in OPTIMIZERS:
@@ -53,17 +57,33 @@ def make_optimizer(
     config: OptimizerConfig,
     precision: PrecisionConfig,
     policy: Policy,
-    groups: Mapping[str, tuple[str, ...]] | None = None,
+    groups: Groups = (),
 ) -> optax.GradientTransformation:
     """Returns the optimiser of a run, with a loss scale if the policy asks.
 
     `groups` names the top-level parameters that are trained in alternation, by
-    group; without groups all parameters are trained together.
+    group; without groups all parameters are trained together. Equal settings
+    have the same optimiser, so that a program serves all runs of a process that
+    could share it.
     """
+    settings = (config, precision, policy, groups)
+    try:
+        return _cached(*settings)
+    except TypeError:  # traced settings have no hash
+        return _cached.__wrapped__(*settings)
+
+
+@functools.lru_cache(maxsize=16)
+def _cached(
+    config: OptimizerConfig,
+    precision: PrecisionConfig,
+    policy: Policy,
+    groups: Groups,
+) -> optax.GradientTransformation:
     require_known(config.name)
     optimizer = OPTIMIZERS[config.name](config)
     if groups:
-        optimizer = alternating(optimizer, groups)
+        optimizer = alternating(optimizer, dict(groups))
     if not policy.loss_scaled:
         return optimizer
     return dynamic_loss_scale(

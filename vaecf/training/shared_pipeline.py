@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ class SharedPipeline(input_pipeline.InputPipeline):
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
         setup = state_lib.make_setup(config, dataset.n_items, mesh)
         super().__init__(setup, train, config.seed)
-        self._config, flats = config, [c.flat() for c in configs]
+        self._setup_with = functools.partial(setup_with, config)
+        flats = [c.flat() for c in configs]
         # Numbers that all members share remain constants of the program.
         self._varied = [k for k in NUMBERS if len({f[k] for f in flats}) > 1]
 
@@ -54,9 +56,6 @@ class SharedPipeline(input_pipeline.InputPipeline):
             rate = bag_of_items.traced_rate(config.model.dropout_rate)
             member._numbers["model.dropout_rate"] = rate
         return member
-
-    def _setup_with(self, numbers: Any, setup: TrainSetup) -> TrainSetup:
-        return setup_with(self._config, numbers, setup)
 
 
 def setup_with(config: Config, numbers: Any, setup: TrainSetup) -> TrainSetup:

@@ -120,7 +120,8 @@ def make_setup(
     return TrainSetup(
         model=registry.shard_model(model, mesh),
         tx=optimizers.make_optimizer(
-            config.optimizer, config.precision, policy, model.GROUPS
+            *(config.optimizer, config.precision, policy),
+            tuple(model.GROUPS.items()),
         ),
         loss=config.loss,
         mesh=mesh,
@@ -164,12 +165,15 @@ def init_state(setup: TrainSetup, seed: int) -> TrainState:
 
     No device ever holds an unsharded copy.
     """
+    return _initialiser(setup)(_key_data(jax.random.key, seed))
 
+
+@functools.lru_cache(maxsize=16)
+def _initialiser(setup: TrainSetup) -> Callable[[np.ndarray], TrainState]:
     def init(key_data: jax.Array) -> TrainState:
         return _first_state(setup, jax.random.wrap_key_data(key_data))
 
-    place = state_shardings(setup)
-    return jax.jit(init, out_shardings=place)(_key_data(jax.random.key, seed))
+    return jax.jit(init, out_shardings=state_shardings(setup))
 
 
 @functools.lru_cache(maxsize=16)
