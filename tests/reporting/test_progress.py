@@ -74,6 +74,18 @@ def test_epochs_that_get_a_plain_line(clock, capsys, kinds, shown):
         assert "loss 499.00, 1,234 users/s" in text
 
 
+def test_a_notebook_gets_a_bar_and_rare_notes(clock, monkeypatch, capsys):
+    bar = io.StringIO()
+    bar.n, bar.update = 0, lambda n: None
+    bar.set_description_str = bar.set_postfix_str = lambda text, refresh: None
+    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "_make_bar", lambda **options: bar)
+    _run(clock, epochs=30, seconds_per_epoch=0.4)
+    out, err = capsys.readouterr()
+    assert re.findall(r"epoch (\d+):", out) == ["10", "30"]
+    assert err == "" and bar.closed
+
+
 def test_only_as_many_lines_as_the_pace_allows(clock, monkeypatch):
     said, stream = [], io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)

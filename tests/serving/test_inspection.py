@@ -232,7 +232,7 @@ def test_copies_and_pickles_rank_alike(shop, linear):
 def test_cards(shop, linear):
     assert "not fitted" in Recommender()._repr_html_()
     text = shop.recommender._repr_html_()
-    for fact in ("Recommender mult_vae", "61</td>", "30</td>", "latent units"):
+    for fact in ("Recommender: Mult-VAE", "61</td>", "30</td>", "latent units"):
         assert fact in text
     assert "latent units" not in linear._repr_html_()
 

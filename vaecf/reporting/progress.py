@@ -49,6 +49,12 @@ def has_bar() -> bool:
     return _in_notebook() or sys.stderr.isatty()
 
 
+def say(line: str) -> None:
+    """Prints a line where bars are drawn, between two of them."""
+    if has_bar():
+        print(line, file=sys.stdout if _in_notebook() else sys.stderr)
+
+
 def _in_notebook() -> bool:
     from tqdm.auto import tqdm
 
@@ -73,7 +79,8 @@ class Progress:
 
     A terminal or a notebook shows a bar with the time left. A pipe or a log
     file gets the latest line at the end of an epoch, at most every ten seconds,
-    and at the end of the run. Everything goes to standard error.
+    and at the end of the run. Everything goes to standard error, but for the
+    notes in a notebook, which are as rare as in a file.
 
     Args:
       steps: optimiser steps per epoch.
@@ -108,8 +115,7 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        else:
-            self._print()
+        self._print()
 
     def update(
         self,
@@ -134,11 +140,11 @@ class Progress:
             self._print()
 
     def note(self, message: str) -> None:
-        """Prints a line above the bar, or when the next plain line is due.
+        """Prints a line above a terminal's bar, or when a line is due.
 
         A later note replaces one that has not been printed.
         """
-        if self._bar is not None:
+        if self._bar is not None and not _in_notebook():
             self._bar.write(printable(message, keep="\n"), file=sys.stderr)
             return
         self._line, self._is_note = message, True
@@ -148,7 +154,9 @@ class Progress:
     def _print(self) -> None:
         if self._enabled and self._line:
             line = printable(self._line, keep="\n")
-            print(line, file=sys.stderr, flush=True)
+            # Notebooks show what is written to standard error as a mistake.
+            stream = sys.stderr if self._bar is None else sys.stdout
+            print(line, file=stream, flush=True)
         self._line, self._is_note = "", False
 
 

@@ -8,7 +8,6 @@ import logging
 import pathlib
 import shutil
 import signal
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ from vaecf.evaluation.evaluator import Evaluator
 from vaecf.files import user_path
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.reporting.progress import has_bar
+from vaecf.reporting.progress import say
 from vaecf.serving import growth
 from vaecf.serving.trained_model import (
     TrainedModel,
@@ -103,8 +102,8 @@ def in_memory(
     def note(line: str) -> None:
         """Says why another bar follows the one of the training."""
         _logger.info(line)
-        if show_progress is not False and has_bar():
-            print(line, file=sys.stderr)
+        if line.startswith("refit:") and show_progress is not False:
+            say(line)
 
     options: dict[str, Any] = {"show_progress": show_progress}
     if earlier is not None and not config.is_fitted:

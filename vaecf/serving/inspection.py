@@ -17,7 +17,8 @@ from vaecf.errors import VaecfError, short
 from vaecf.evaluation import baselines as baselines_lib
 from vaecf.evaluation import metrics as metrics_lib
 from vaecf.evaluation.evaluator import Evaluation, Evaluator
-from vaecf.reporting import plots
+from vaecf.models import blend
+from vaecf.reporting import plots, tables
 from vaecf.serving.trained_model import REFITTED, TrainedModel, load
 
 if TYPE_CHECKING:
@@ -165,12 +166,13 @@ def plot_history(
     return axes
 
 
-def facts(model: TrainedModel) -> dict[str, object]:
-    """Returns what a card says about a model."""
+def facts(model: TrainedModel) -> tuple[str, dict[str, object]]:
+    """Returns the name of a model, and what a card says about it."""
     config, progress = model.config, model.progress
+    experts = blend.weights_of(model.branch) if model.branch else ()
     counts = model.manifest.get("counts", {})
     best = progress.get("best")
-    return {
+    return tables.model_name(config.title, experts), {
         "dataset": model.manifest.get("name"),
         "training users": counts.get("train_users"),
         "items": len(model.items),

@@ -125,8 +125,8 @@ class Recommender(Queries):
         """Returns the card that a notebook shows."""
         if self._model is None:
             return html.card(repr(self), {})
-        title = f"Recommender {self._model.config.title}"
-        return html.card(title, inspection.facts(self._model))
+        name, facts = inspection.facts(self._model)
+        return html.card(f"Recommender: {name}", facts)
 
     def __copy__(self) -> Recommender:
         twin = type(self).__new__(type(self))
