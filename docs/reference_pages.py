@@ -65,7 +65,11 @@ def _api() -> str:
     ):
         text += f"\n## {title}\n"
         for name in group:
-            members = "   :members:\n" if kind == "autoclass" else ""
+            members = ""
+            if kind == "autoclass":
+                members = (
+                    "   :members:\n   :inherited-members: ValueError, object\n"
+                )
             text += (
                 f"\n```{{eval-rst}}\n.. {kind}:: vaecf.{name}\n{members}```\n"
             )
