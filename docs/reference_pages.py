@@ -67,9 +67,7 @@ def _api() -> str:
         for name in group:
             members = ""
             if kind == "autoclass":
-                members = (
-                    "   :members:\n   :inherited-members: ValueError, object\n"
-                )
+                members = "   :members:\n   :inherited-members: BaseException, object\n"
             text += (
                 f"\n```{{eval-rst}}\n.. {kind}:: vaecf.{name}\n{members}```\n"
             )

@@ -117,6 +117,8 @@ def test_a_known_dataset_in_the_cache(tmp_path, monkeypatch, realdata_dir):
     shutil.copy(realdata_dir / "ml-100k" / "u.data", ratings)
     monkeypatch.setenv("VAECF_CACHE", str(tmp_path))
     made = vaecf.load_dataset("ml-100k")
+    own = vaecf.load_dataset("ml-100k", ratings=ratings / "u.data")
+    assert own.manifest == made.manifest
     settings = Settings(
         dataset="ml-100k",
         ratings=ratings / "u.data",
@@ -140,7 +142,10 @@ def test_a_known_dataset_in_the_cache(tmp_path, monkeypatch, realdata_dir):
         (lambda f: vaecf.load_dataset("/"), "no dataset in /"),
         (lambda f: vaecf.load_dataset(""), "is no path"),
         (lambda f: vaecf.load_dataset(7), "of type int: pass a DataFrame"),
+        (lambda f: vaecf.split(f, test_users=0.95), "lower one of these"),
         (lambda f: vaecf.load_dataset("netflix"), "by a program: sign in"),
+        (lambda f: vaecf.load_dataset("ml-1m", ratings="x", test_users=3),
+         "test_users has no effect with protocol=paper"),
         (lambda f: vaecf.load_dataset("synthetic", test_users=3),
          "use held_out_users"),
         (lambda f: vaecf.load_dataset(vaecf.split(f), seed=1),

@@ -118,7 +118,7 @@ def test_evaluate_warns_of_another_dataset(split, linear, shop):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda r, s: r.evaluate(s.train), "is no Dataset: pass a result of"),
+        (lambda r, s: r.evaluate(s.train), "of type Interactions: pass a Dataset"),
         (lambda r, s: r.evaluate(s, split="train"), "unknown split 'train'"),
         (lambda r, s: r.evaluate(s, metrics="ndgc@10"), "did you mean ndcg"),
         (lambda r, s: r.evaluate(s, metrics=()), "eval.metrics=.* not empty"),

@@ -47,7 +47,8 @@ def load_dataset(source: Any, **settings: Any) -> Dataset:
         which is downloaded once, or generated, and split as its paper does;
         or what `split` takes. A dataset is returned unchanged.
       **settings: settings of `split` that differ from the defaults. A prepared
-        dataset takes none.
+        dataset takes none. For a known name also `ratings`, the path of your
+        own copy, which is read instead of downloading.
 
     Returns:
       The dataset: memory-mapped if `source` is a directory, else in memory.
@@ -67,16 +68,17 @@ def load_dataset(source: Any, **settings: Any) -> Dataset:
             )
         return datasets.find_dataset(source) if is_directory else source
     if not (isinstance(source, str) and source in catalog.CATALOG):
-        if is_path and not (path := user_path(source)).is_file():
-            if path.is_dir():
-                return datasets.find_dataset(path)  # raises
+        if is_path and not user_path(source).is_file():
+            if user_path(source).is_dir():
+                return datasets.find_dataset(source)  # raises
             raise VaecfError(
                 f"{short(source)} is no directory, no file and no known "
                 f"dataset{did_you_mean(str(source).lower(), catalog.CATALOG)} "
                 f"(known are {', '.join(catalog.CATALOG)})"
             )
         return split(source, **settings)
-    chosen, sizes = _settings(None, {"dataset": source, **settings})
+    ratings = settings.pop("ratings", None)
+    chosen, sizes = _settings(ratings, {"dataset": source, **settings})
     entry = resolve_entry(chosen)
     if entry.generated:
         if sizes:
@@ -86,12 +88,13 @@ def load_dataset(source: Any, **settings: Any) -> Dataset:
             )
         seed, n = seed_of(chosen, entry), entry.held_out_users
         return synthetic.make(entry.name, seed, n_held_out_users=n)
-    # A warning, because of the licence; a copy in the cache needs no network.
-    if entry.urls and not catalog.is_fetched(entry.name):
-        _logger.warning(
-            "downloading %s; licence: %s", entry.title, entry.licence
-        )
-    path = catalog.fetch(entry.name)
+    if (path := chosen.ratings) is None:
+        # A copy in the cache needs no network. The licence is worth a warning.
+        if entry.urls and not catalog.is_fetched(entry.name):
+            _logger.warning(
+                "downloading %s; licence: %s", entry.title, entry.licence
+            )
+        path = catalog.fetch(entry.name)
     [made] = prepare.from_source(chosen, entry, path, sizes)
     return made
 
@@ -144,12 +147,6 @@ def split(
         _as_table(interactions), {"protocol": protocol, **sizes, **settings}
     )
     entry = resolve_entry(chosen)
-    if given and entry.protocol != "vaecf":
-        name = "test_users" if test_users is not None else "validation_users"
-        raise VaecfError(
-            f"{name} has no effect with protocol={entry.protocol}: use "
-            f"held_out_users, or choose protocol={STRONG}"
-        )
     [made] = prepare.from_source(chosen, entry, chosen.ratings, given)
     return made
 

@@ -27,6 +27,7 @@ from vaecf.data.file_settings import RatingsSettings
 from vaecf.data.id_table import IdTable, is_integer
 from vaecf.data.prepare_settings import (
     SOURCES,
+    STRONG,
     Settings,
     resolve_entry,
     seed_of,
@@ -191,6 +192,12 @@ def from_source(
       VaecfError: the ratings or a setting cannot be used.
     """
     protocol = entry.protocol
+    if sizes is not None and protocol != "vaecf":
+        name = next(k for k, v in sizes._asdict().items() if v is not None)
+        raise VaecfError(
+            f"{name} has no effect with protocol={protocol}: use "
+            f"held_out_users, or choose protocol={STRONG}"
+        )
     parts = {
         name: getattr(settings, f"{name}_ratings")
         for name in ("validation", "test")

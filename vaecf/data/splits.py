@@ -312,10 +312,12 @@ def _present_users(
             f"held_out_users={min(validation, test)} must not be negative"
         )
     if n_users <= validation + test:
+        fix = f"held_out_users to at most {max(n_users - 1, 0) // 2:,}"
+        if validation != test:
+            fix = "one of these numbers"
         raise VaecfError(
             f"{n_users:,} users remain, too few for {validation:,} validation "
-            f"and {test:,} test users besides training users; lower "
-            f"held_out_users to at most {max(n_users - 1, 0) // 2:,}"
+            f"and {test:,} test users besides training users; lower {fix}"
         )
     return present
 

@@ -87,8 +87,8 @@ def evaluate(
 def _check_dataset(model: TrainedModel, dataset: Any, split: str) -> None:
     if not isinstance(dataset, Dataset):
         raise VaecfError(
-            f"dataset={short(dataset)} is no Dataset: pass a result of "
-            "vaecf.split or vaecf.load_dataset"
+            f"dataset of type {type(dataset).__name__}: pass a Dataset, the "
+            "result of vaecf.split or vaecf.load_dataset"
         )
     dataset.split(split)  # checks the name
     if dataset.items.sha256() != model.items.sha256():
