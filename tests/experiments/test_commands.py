@@ -10,7 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from absl import flags
-from oracles import ROOT
+from oracles import ROOT, one_device
 
 from vaecf import commands
 from vaecf.data import catalog, dataset, synthetic
@@ -71,8 +71,8 @@ def run(succeeds, tmp_path, monkeypatch):
     """run(script, ...) succeeds in an empty directory and returns stdout."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-
-    return succeeds
+    with one_device():
+        yield succeeds
 
 
 @pytest.mark.slow

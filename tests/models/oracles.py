@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import subprocess
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.models import sparse_item_item
 from vaecf.models.sparse_batch import SparseBatch, assemble_on_host
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.reporting.writers import read_records
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -41,6 +43,21 @@ def recorded(workdir, name: str) -> dict[int, float]:
     """{epoch: value} of a metric in metrics.jsonl."""
     records = read_records(workdir / "metrics.jsonl")
     return {r["epoch"]: r[name] for r in records if name in r}
+
+
+@contextlib.contextmanager
+def one_device():
+    """A mesh has one device unless its size is given.
+
+    Programs for one device compile faster than those for all eight.
+    """
+    make_mesh = mesh_lib.make_mesh
+
+    def made(data=-1, item=1):
+        return make_mesh(1 if data == -1 else data, item)
+
+    with mock.patch.object(mesh_lib, "make_mesh", made):
+        yield
 
 
 def process(*command, cwd=None, **environment) -> subprocess.CompletedProcess:

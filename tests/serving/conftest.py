@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from oracles import decode, encode, float64
+from oracles import decode, encode, float64, one_device
 
 from vaecf.serving.recommender import Recommender
 
@@ -35,7 +35,13 @@ def purchases(n_users=60, seed=0):
     return pd.DataFrame(rows, columns=["user", "item"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def on_one_device():
+    with one_device():
+        yield
+
+
+@pytest.fixture(scope="package")
 def shop(tmp_path_factory):
     frame = purchases()
     workdir = tmp_path_factory.mktemp("shop") / "run"
@@ -51,7 +57,7 @@ def logits(params, history_UI):
     return mean, decode(p, mean, n_items)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def expected(shop):
     """(users, histories, codes, logits) of the shop in NumPy."""
     model = shop.recommender._model

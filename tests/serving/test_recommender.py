@@ -508,7 +508,7 @@ def blended(tastes, tmp_path_factory):
     place = tmp_path_factory.mktemp("blended")
     recommender = Recommender.blend(
         hidden=8, latent=4, batch_size=16, epochs=4, learning_rate=0.01, seed=3,
-        linear_l2=5.0,
+        linear_l2=5.0, refit_epochs=0,
     )  # fmt: skip
     recommender.fit(tastes, validation_users=15, workdir=place / "run")
     return recommender, (place / "run").rename(place / "moved")
