@@ -3,7 +3,7 @@
 The search is cautious, because few users cannot tell many candidates apart. It
 first chooses how much the branch counts beside the model: the default gains,
 all times the same factor. Single weights move away from there only for a gain
-well above its standard error. Few users are asked several times, each time with
+above its standard error. Few users are asked several times, each time with
 other items held out; of many users, a sample is enough.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,19 +28,13 @@ from vaecf.parallel import processes
 
 # All gains are the default gains times one of these. 0 is the model alone; with
 # the largest factor the model hardly counts.
-FACTORS = (1.0, 0.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0)
-# Candidates of single weights.
-_GAINS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-GRIDS: dict[str, tuple[float, ...]] = {
-    **dict.fromkeys(blend.GAINS.values(), _GAINS),
-    "prior": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
-}
-# A single weight moves if the gain of the metric, paired by user, is above this
-# many standard errors.
-_STANDARD_ERRORS = 2.0
+FACTORS = (1.0, 0.0, 0.5, 2.0, 4.0, 8.0, 64.0)
+# Candidates of single weights: the prior, and each gain times these factors.
+PRIORS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+SINGLE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 # Users above the first number are sampled. The histories of fewer users than
 # the second number are split again, up to so many times.
-_MOST_USERS, _FEW_USERS, _SPLITS = 2000, 600, 10
+_MOST_USERS, _FEW_USERS, _SPLITS = 1500, 600, 10
 
 
 def search(
@@ -79,9 +73,9 @@ def search(
 
     default = blend.default_weights(blend.experts_of(params.linear))
     default = {name: default[name] for name in names}
+    gains = [name for name in names if name in blend.GAINS.values()]
 
     def times(factor: float) -> dict[str, float]:
-        gains = set(blend.GAINS.values()) & default.keys()
         return default | {name: factor * default[name] for name in gains}
 
     start = max(map(times, FACTORS), key=lambda at: np.nanmean(values(at)))
@@ -89,9 +83,11 @@ def search(
     def certain_gain(at: dict[str, float]) -> float:
         gain_U = values(at) - values(start)
         stderr = np.nanstd(gain_U) / math.sqrt(max(1, len(gain_U) - 1))
-        return float(np.nanmean(gain_U) - _STANDARD_ERRORS * stderr)
+        return float(np.nanmean(gain_U) - stderr)
 
-    grids = {name: GRIDS[name] for name in names if name in GRIDS}
+    grids: dict[str, Sequence[float]] = {"prior": PRIORS}
+    for name in gains:
+        grids[name] = [factor * start[name] for factor in SINGLE_FACTORS]
     chosen = coordinate_search(certain_gain, grids, start)
     return {
         **chosen,
