@@ -36,7 +36,7 @@ class DataConfig:
 
     dir: str = _resumable(
         "data/synthetic",
-        "Directory written by prepare_dataset.py, or the paper's pro_sg "
+        "Directory written by the command prepare, or the paper's pro_sg "
         "directory, or the recipe's preprocessed directory.",
     )
     feed: str = _resumable(
@@ -221,6 +221,12 @@ class TrainConfig:
     )
     drop_remainder: bool = setting(
         False, "Drop the users that do not fill the last batch of an epoch."
+    )
+    trackers: tuple[str, ...] = _resumable(
+        (),
+        "Where the records of training go, too: 'wandb' (Weights & Biases) and "
+        "'mlflow'.",
+        Rule("(), or some of wandb, mlflow", {"wandb", "mlflow"}.issuperset),
     )
     warm_up_epochs: int = _resumable(
         1,

@@ -429,6 +429,6 @@ def _no_dataset(path: pathlib.Path, also: str = "") -> VaecfError:
             f"{path} holds folds: name one of them, such as {path / 'fold1'}"
         )
     return VaecfError(
-        f"no dataset in {path}{also}; make one with "
-        "experiments/prepare_dataset.py, or name the directory of another"
+        f"no dataset in {path}{also}; make one with `vaecf prepare`, or name "
+        "the directory of another"
     )

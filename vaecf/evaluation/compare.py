@@ -156,7 +156,8 @@ def _read(path: pathlib.Path, *, baselines: bool) -> list[Entry]:
     for model, frame in per_user.read(file).items():
         if model == config.title:
             settings = config.flat()
-            del settings["data.dir"]  # copies of a dataset may lie anywhere
+            # Copies of a dataset may lie anywhere.
+            del settings["data.dir"], settings["train.trackers"]
             seed = settings.pop("seed")
             run = _entry(path, model, frame, results)
             entries.append(run._replace(seed=seed, settings=settings))

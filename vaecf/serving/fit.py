@@ -299,6 +299,7 @@ def refit(
     changes = {
         "train.epochs": last,
         "train.max_steps": 0,
+        "train.trackers": (),
         "eval.every_epochs": last,
     }
     try:

@@ -19,7 +19,7 @@ from vaecf.evaluation import scorers
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
-from vaecf.reporting import writers
+from vaecf.reporting import trackers, writers
 from vaecf.reporting.progress import Progress
 from vaecf.training import input_pipeline, linear_branch, signals
 from vaecf.training import state as state_lib
@@ -98,6 +98,7 @@ def train(
         gradients keep overflowing.
     """
     # --- Mesh, model, data --------------------------------------------------
+    trackers.require(config.train.trackers)
     shared = shared or Shared()
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
     setup = state_lib.make_setup(config, dataset.n_items, mesh)
@@ -117,7 +118,9 @@ def train(
     )
     validate = _make_validator(config, dataset, setup, linear)
     is_done = progress.epoch >= config.train.epochs
-    writer = _open_writers(workdir, int(state.step), is_done, extra_writer)
+    writer = _open_writers(
+        config, workdir, int(state.step), is_done, extra_writer
+    )
     deadline = functools.partial(processes.deadline, config.mesh.peer_timeout)
     saver = _Saver(saved, setup, deadline)
 
@@ -302,6 +305,7 @@ class _Dispatcher:
 
 
 def _open_writers(
+    config: Config,
     workdir: pathlib.Path,
     step: int,
     is_done: bool,
@@ -313,11 +317,15 @@ def _open_writers(
     """
     if not processes.is_lead() or (is_done and is_summarised(workdir, step)):
         return writers.MultiWriter([])
-    own = [
-        writers.JsonlWriter(workdir / "metrics.jsonl", step),
-        writers.TensorBoardWriter(workdir / "tensorboard", step),
-    ]
-    return writers.MultiWriter(own if extra is None else [*own, extra])
+    names, settings = config.train.trackers, config.flat()
+    return writers.MultiWriter(
+        [
+            writers.JsonlWriter(workdir / "metrics.jsonl", step),
+            writers.TensorBoardWriter(workdir / "tensorboard", step),
+            *trackers.open_writers(names, workdir, settings),
+            *([] if extra is None else [extra]),
+        ]
+    )
 
 
 def _stopped(progress: TrainProgress, workdir: pathlib.Path) -> Interrupted:

@@ -68,7 +68,8 @@ LOST = "lost"  # number of workers that were lost while they ran the trial
 # Settings that may differ between the workers of a study: they say where a
 # trial runs, not what it computes.
 _PER_WORKER = (
-    *("data.dir", "data.feed", "train.microbatch", "eval.batch_size"),
+    *("data.dir", "data.feed", "train.microbatch", "train.trackers"),
+    *("eval.batch_size",),
     *("mesh.data", "mesh.item", "mesh.zero", "mesh.peer_timeout"),
 )
 
