@@ -67,7 +67,8 @@ def _api() -> str:
         for name in group:
             members = ""
             if kind == "autoclass":
-                members = "   :members:\n   :inherited-members: BaseException, object\n"
+                members = "   :members:\n"
+                members += "   :inherited-members: BaseException, object\n"
             text += (
                 f"\n```{{eval-rst}}\n.. {kind}:: vaecf.{name}\n{members}```\n"
             )

@@ -36,7 +36,7 @@ OTHERS = {
     int | None: (24,),
     float: (0.125, 7.5),
     tuple[int, ...]: ((5, 2),),
-    tuple[str, ...]: (("map@10", "mrr@5"), ("graph",)),
+    tuple[str, ...]: (("map@10", "mrr@5"), ("graph",), ("mlflow",)),
 }
 WRONG = {
     str: (3, None),
@@ -168,6 +168,10 @@ RANGES = {
     "sizes of at least 1": (((0,), (600, -1)), (1,)),
     "not empty": (((),), ("ndcg@1",)),
     "() or two numbers": (((3,), (0, 1), (1, 2, 3)), (3, 1)),
+    "(), or some of wandb": (
+        (("wandb", "tensorboard"),),
+        ("mlflow", "wandb"),
+    ),
     "(), or some of ease": ((("slim",), ("ease", "EASE")), ("graph", "ials")),
 }
 RANGED = [

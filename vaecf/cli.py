@@ -332,7 +332,7 @@ def _in_one_line(argv: Sequence[str], parse: Callable[[], Any]) -> Any:
     try:
         return parse()
     except flags.Error as error:
-        mistake = _config_file_mistake(error)
+        mistake = _config_file_mistake(error) or _missing(str(error))
         sys.exit(_fail(mistake or " ".join(str(error).split())))
     except Exception as error:
         if mistake := _config_file_mistake(error):
@@ -340,6 +340,12 @@ def _in_one_line(argv: Sequence[str], parse: Callable[[], Any]) -> Any:
         if not isinstance(error, _CONFIG_ERRORS):
             raise
         sys.exit(_fail(_override_mistake(str(error), argv)))
+
+
+def _missing(text: str) -> str:
+    """Returns one line if required flags are not given, else ''."""
+    names = re.findall(r"Flag --(\w+) must have a value other than None", text)
+    return f"--{', --'.join(names)} must be given" if names else ""
 
 
 def _config_file_mistake(error: Exception) -> str:

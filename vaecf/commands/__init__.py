@@ -11,6 +11,7 @@ import pathlib
 import sys
 from typing import NamedTuple
 
+import vaecf
 from vaecf import interrupts
 
 
@@ -67,6 +68,9 @@ def run_program() -> None:
     if name in ("--help", "-h", "help"):
         lines = [f"  {name:12}{c.about}" for name, c in COMMANDS.items()]
         print(_HELP.format(commands="\n".join(lines)), end="")
+        sys.exit(0)
+    if name == "--version":
+        print(f"vaecf {vaecf.__version__}")
         sys.exit(0)
     if name not in COMMANDS:
         from vaecf.errors import did_you_mean
