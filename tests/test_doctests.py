@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from oracles import one_device
 
 import vaecf
 
@@ -29,7 +30,7 @@ def names():
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
-    """What the examples take for granted."""
+    """What the examples take for granted, on one device."""
     rng = np.random.default_rng(0)
     users = ["ann", *(f"user-{u:02d}" for u in range(1, 60))]
     rows = [
@@ -39,15 +40,16 @@ def examples(tmp_path_factory):
     ]
     frame = pd.DataFrame(rows, columns=["user", "item"])
     split = vaecf.split(frame)
-    return {
-        "vaecf": vaecf,
-        "np": np,
-        "pd": pd,
-        "frame": frame,
-        "split": split,
-        "recommender": vaecf.Recommender(**SMALL).fit(split),
-        "folder": tmp_path_factory.mktemp("examples"),
-    }
+    with one_device():
+        yield {
+            "vaecf": vaecf,
+            "np": np,
+            "pd": pd,
+            "frame": frame,
+            "split": split,
+            "recommender": vaecf.Recommender(**SMALL).fit(split),
+            "folder": tmp_path_factory.mktemp("examples"),
+        }
 
 
 @pytest.mark.parametrize("name", [*names()])

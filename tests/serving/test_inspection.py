@@ -138,6 +138,7 @@ def test_evaluate_warns_of_another_dataset(split, linear, shop):
         (lambda r, s: r.plot_history(), "was not trained in epochs"),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:the model was not fitted to this dataset")
 def test_refusals(split, linear, call, message):
     with refuses(message):
         call(linear, split)
