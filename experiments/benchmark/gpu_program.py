@@ -117,7 +117,8 @@ def seconds(kernel: hlo.Kernel, gpu: gpu_devices.Gpu, precision: str) -> float:
     single = gpu.tf32 if precision == "tf32" else gpu.fp32
     products = kernel.flop / (PRODUCTS * (gpu.half if half else single))
     moved = sum(kernel.read) + sum(kernel.written)
-    return max(products, moved / (TRAFFIC * gpu.bandwidth), LAUNCH)
+    gathered = kernel.gathered / (TRAFFIC * gpu.l2_bandwidth)
+    return max(products, moved / (TRAFFIC * gpu.bandwidth), gathered, LAUNCH)
 
 
 def report(

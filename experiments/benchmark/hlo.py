@@ -41,6 +41,7 @@ class Kernel(NamedTuple):
     op: str  # the operation, or the target of a custom call
     source: str  # the operation of the traced program
     read: tuple[int, ...]  # bytes of each operand
+    gathered: int  # bytes of gathered entries, as often as they are read
     written: tuple[int, ...]  # bytes of each result
     flop: int  # of matrix products
     operand: str  # dtype of the products' operands; '' without a product
@@ -152,10 +153,12 @@ class Module:
         source = re.search(r'op_name="([^"]*)"', i.rest)
         read = [sum(sizes(shapes[o])) for o in i.operands]
         written = sizes(i.shape)
-        called = _called(i, "calls")
+        called, gathered = _called(i, "calls"), 0
         if i.op == "fusion":
             body = self.computations[called[0]]
             read = _read(body)
+            taken = [sum(sizes(x.shape)) for x in body if x.op == "gather"]
+            gathered = sum(taken)
             written = _written(body, body[-1])
         flop, operand = self._products(i, shapes)
         return Kernel(
@@ -163,6 +166,7 @@ class Module:
             target[1] if target else i.op,
             source[1] if source else "",
             tuple(n for n in read if n),
+            gathered,
             tuple(n for n in written if n),
             flop,
             operand,

@@ -103,7 +103,7 @@ def test_predicted_time_of_a_kernel(seconds):
     from experiments.benchmark import gpu_program
 
     gpu = gpu_devices.GPUS["a100"]
-    kernel = hlo.Kernel("", "", "", (10**9,), (10**9,), 0, "", 1)
+    kernel = hlo.Kernel("", "", "", (10**9,), 0, (10**9,), 0, "", 1)
     expected = 2e9 / (0.85 * 2.04e12)
     if seconds == "products":
         kernel = kernel._replace(flop=10**12, operand="bf16")

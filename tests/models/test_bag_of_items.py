@@ -20,7 +20,10 @@ KERNEL, COTANGENT = (
     oracles.normal(1, oracles.USERS, UNITS),
 )
 KEY = jax.random.key_data(jax.random.key(5))
-LOWERINGS = pytest.mark.parametrize("lowering", ["gather", "dense"])
+LOWERINGS = pytest.mark.parametrize(
+    ("lowering", "platform"),
+    [("gather", "cpu"), ("dense", "cpu"), ("gather", "gpu")],
+)
 
 
 def normalised(users, rate=0.0, first_row=0):
@@ -75,10 +78,17 @@ def test_dropout_is_independent_between_users_items_and_steps(rate):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("name", "lowering", "rate", "dtype")
+    jax.jit, static_argnames=("name", "lowering", "platform", "rate", "dtype")
 )
 def bag_and_gradient(
-    batch, cotangent, *, name, lowering, rate=None, dtype=jnp.float32
+    batch,
+    cotangent,
+    *,
+    name,
+    lowering,
+    platform,
+    rate=None,
+    dtype=jnp.float32,
 ):
     out, pullback = jax.vjp(
         functools.partial(
@@ -86,6 +96,7 @@ def bag_and_gradient(
             batch=batch,
             dropout=rate and bag_of_items.Dropout(KEY, rate, 3),
             lowering=lowering,
+            platform=platform,
             dtype=dtype,
             precision=lax.Precision.HIGHEST,
         ),
@@ -111,12 +122,17 @@ def test_the_two_lowerings_are_different_programs():
 )
 @settings(deadline=None, max_examples=25)
 @given(users=oracles.histories)
-def test_bag_equals_the_dense_product(lowering, name, rate, users):
+def test_bag_equals_the_dense_product(lowering, platform, name, rate, users):
     x = normalised(users, rate or 0.0, 3)
     if name == "bag_of_items":
         x = dense(users)
     out, gradient = bag_and_gradient(
-        batch_of(users), COTANGENT, name=name, lowering=lowering, rate=rate
+        batch_of(users),
+        COTANGENT,
+        name=name,
+        lowering=lowering,
+        platform=platform,
+        rate=rate,
     )
     assert out.dtype == gradient.dtype == jnp.float32
     np.testing.assert_allclose(out, x @ KERNEL, rtol=1e-5, atol=1e-5)
@@ -127,7 +143,7 @@ def test_bag_equals_the_dense_product(lowering, name, rate, users):
 
 @LOWERINGS
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_bag_in_half_precision(lowering, dtype):
+def test_bag_in_half_precision(lowering, platform, dtype):
     """Only the kernel is rounded."""
     users = random_histories(3)
     out, gradient = bag_and_gradient(
@@ -135,6 +151,7 @@ def test_bag_in_half_precision(lowering, dtype):
         COTANGENT,
         name="normalised_bag",
         lowering=lowering,
+        platform=platform,
         dtype=dtype,
     )
     x, rounded = normalised(users), np.asarray(KERNEL.astype(dtype), float)
@@ -147,7 +164,9 @@ def test_bag_in_half_precision(lowering, dtype):
 
 @LOWERINGS
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_a_popular_item_gets_the_gradient_of_all_its_users(lowering, dtype):
+def test_a_popular_item_gets_the_gradient_of_all_its_users(
+    lowering, platform, dtype
+):
     """In half precision the sum of 4,096 ones would be 256 or 2,048."""
     n = 4096
     _, gradient = bag_and_gradient(
@@ -155,6 +174,7 @@ def test_a_popular_item_gets_the_gradient_of_all_its_users(lowering, dtype):
         jnp.ones((n, UNITS)),
         name="bag_of_items",
         lowering=lowering,
+        platform=platform,
         dtype=dtype,
     )
     assert (gradient[0] == n).all() and not gradient[1:].any()

@@ -173,13 +173,14 @@ def test_output_gradients_sum_over_many_users_in_float32(dtype, block):
 
 
 @pytest.mark.parametrize(
-    ("shape", "real", "block"),
+    ("shape", "real", "block", "platform"),
     [
-        *(((1, 4), real, block) for real in (13, 3) for block in (0, 3)),
-        *(((2, 2), 13, 3), ((2, 2), 3, 0), ((4, 1), 13, 0), ((4, 1), 3, 3)),
+        *(((1, 4), real, b, "cpu") for real in (13, 3) for b in (0, 3)),
+        *(((2, 2), 13, 3, "cpu"), ((4, 1), 13, 0, "cpu")),
+        *(((4, 1), 3, 3, "cpu"), ((2, 2), 3, 0, "gpu")),
     ],
 )
-def test_nll_on_a_mesh_equals_one_device(shape, real, block):
+def test_nll_on_a_mesh_equals_one_device(shape, real, block, platform):
     """Padding fills a part of a shard (13), or whole shards (3)."""
     users = random_histories(10, n_users=8, n_items=real)
     inputs = normal(11, 8, UNITS), OUTPUT, BIAS
@@ -195,6 +196,7 @@ def test_nll_on_a_mesh_equals_one_device(shape, real, block):
             precision=lax.Precision.HIGHEST,
             item_axis=item_axis,
             block=block if item_axis else 0,
+            platform=platform,
         )
 
     sharded = jax.shard_map(

@@ -40,7 +40,7 @@ def assert_batch(batch, item, row, counts):
         np.testing.assert_array_equal(got, want)
 
 
-assemble = jax.jit(sparse_batch.assemble, static_argnums=2)
+assemble = jax.jit(sparse_batch.assemble, static_argnums=(2, 3))
 
 
 def device_csr(users):
@@ -55,7 +55,9 @@ def device_csr(users):
 @given(histories, drawn_users)
 def test_both_assemblers_equal_brute_force(users, user_B):
     expected = brute_force(users, user_B, SLOTS)
-    assert_batch(assemble(device_csr(users), user_B, SLOTS), *expected)
+    for platform in ("cpu", "gpu"):
+        batch = assemble(device_csr(users), user_B, SLOTS, platform)
+        assert_batch(batch, *expected)
     host = sparse_batch.assemble_on_host(*csr_of(users), user_B, SLOTS)
     assert all(isinstance(x, np.ndarray) for x in host)
     assert_batch(host, *expected)
@@ -73,8 +75,11 @@ def test_both_assemblers_equal_brute_force(users, user_B):
 def test_a_full_batch_and_one_slot_too_few():
     csr, user_B = csr_of([[3, 1], [], [4, 1, 5]]), np.array([2, 1, 0, 3])
     on_host = functools.partial(sparse_batch.assemble_on_host, *csr, user_B)
-    on_device = assemble(sparse_batch.as_csr(*csr), user_B, 5)
-    for batch in (on_device, on_host(5)):
+    on_device = [
+        assemble(sparse_batch.as_csr(*csr), user_B, 5, platform)
+        for platform in ("cpu", "gpu")
+    ]
+    for batch in (*on_device, on_host(5)):
         assert_batch(batch, [4, 1, 5, 3, 1], [0, 0, 0, 2, 2], [3, 0, 2, 0])
     # The fullest shard counts: 3 interactions of the first, 2 of the second.
     on_host(3, parts=2)

@@ -23,6 +23,8 @@ from vaecf.models import noise
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel.mesh import item_offset, on_cpu, vary, varying_axes
 
+_TILE = 32  # rows that a GPU adds up at once
+
 
 class TracedRate(NamedTuple):
     """A dropout rate that a compiled program takes as an argument.
@@ -143,6 +145,77 @@ def _sum_rows_backward(
 _sum_rows.defvjp(_sum_rows_forward, _sum_rows_backward)
 
 
+class _Lists(NamedTuple):
+    """Lists of indices into the rows of a table, one for each of S sums."""
+
+    index_N: jax.Array  # int32 [N], list after list; out of bounds adds nothing
+    start_S: jax.Array  # int32 [S], position of each list's first index
+    count_S: jax.Array  # int32 [S]
+
+
+def _sum_lists(table_RH: jax.Array, lists: _Lists) -> jax.Array:
+    """Returns the sum of each list's rows of a table, float32 [S, H].
+
+    Lists are cut into tiles of `_TILE` indices. XLA makes one kernel of the
+    gathers and the sums of all tiles, so that no gathered row is written.
+    """
+    (n_slots,), (n_sums,) = lists.index_N.shape, lists.start_S.shape
+    tiles_S = -(-lists.count_S // _TILE)
+    end_S = jnp.cumsum(tiles_S)
+    n_tiles = -(-n_slots // _TILE) + n_sums
+    tile_T = jnp.arange(n_tiles, dtype=jnp.int32)
+    sum_T = jnp.searchsorted(
+        end_S, tile_T, side="right", method="scan_unrolled"
+    ).astype(jnp.int32)
+    first_S = lists.start_S - (end_S - tiles_S) * _TILE
+    first_T = jnp.take(first_S, sum_T, mode="clip") + tile_T * _TILE
+    end_T = jnp.take(lists.start_S + lists.count_S, sum_T, mode="clip")
+    slot_TE = first_T[:, None] + jnp.arange(_TILE, dtype=jnp.int32)[None, :]
+    real_TE = (slot_TE < end_T[:, None]) & (sum_T < n_sums)[:, None]
+    index_TE = jnp.take(lists.index_N, slot_TE, mode="clip")
+    # Without the barrier, XLA finds the index again for each of the H sums.
+    index_TE = lax.optimization_barrier(
+        jnp.where(real_TE, index_TE, table_RH.shape[0])
+    )
+    rows_TEH = table_RH.at[index_TE].get(mode="fill", fill_value=0)
+    sum_TH = jnp.sum(rows_TEH.astype(jnp.float32), axis=1)
+    axes = varying_axes(table_RH, *lists)
+    zeros = vary(jnp.zeros((n_sums, table_RH.shape[1]), jnp.float32), axes)
+    return zeros.at[sum_T].add(sum_TH, mode="drop", indices_are_sorted=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_items(
+    dtype: Any, kernel_IH: jax.Array, item_N: jax.Array, batch: SparseBatch
+) -> jax.Array:
+    """Returns the sum of each user's kernel rows, for a GPU.
+
+    `item_N` are local items, the number of local items for what is left out.
+    """
+    start_B = jnp.cumsum(batch.count_B) - batch.count_B
+    lists = _Lists(item_N, start_B, batch.count_B)
+    return _sum_lists(kernel_IH.astype(dtype), lists)
+
+
+def _sum_items_forward(dtype: Any, *args: Any) -> tuple[jax.Array, tuple]:
+    return _sum_items(dtype, *args), args
+
+
+def _sum_items_backward(dtype: Any, saved: tuple, g_BH: jax.Array) -> tuple:
+    """Sums each item's rows of the cotangent, rounded to `dtype`."""
+    kernel_IH, item_N, batch = saved
+    item_N, row_N = lax.sort((item_N, batch.row_N), num_keys=1)
+    edge = jnp.arange(kernel_IH.shape[0] + 1, dtype=jnp.int32)
+    edge_I = jnp.searchsorted(
+        item_N, edge, side="left", method="scan_unrolled"
+    ).astype(jnp.int32)
+    lists = _Lists(row_N, edge_I[:-1], jnp.diff(edge_I))
+    return _sum_lists(g_BH.astype(dtype), lists), None, None
+
+
+_sum_items.defvjp(_sum_items_forward, _sum_items_backward)
+
+
 def _multi_hot(
     row_N: jax.Array, item_N: jax.Array, shape: tuple[int, int], dtype: Any
 ) -> jax.Array:
@@ -232,7 +305,11 @@ def bag_of_items(
     keep_N = keep_interactions(batch, dropout)
     item_N = batch.item_N - item_offset(n_local, item_axis)
     keep_N &= (item_N >= 0) & (item_N < n_local)
-    if lowering == "gather":
+    if lowering == "gather" and not on_cpu(platform):
+        item_N = jnp.where(keep_N, item_N, n_local)
+        kernel_IH = vary(kernel_IH, varying_axes(kernel_IH, item_N))
+        sum_BH = _sum_items(jnp.dtype(dtype), kernel_IH, item_N, batch)
+    elif lowering == "gather":
         kept = compact(keep_N, item_N, batch.row_N, n_users, platform)
         # The gradient of a replicated kernel sums over this shard's users
         # only. Marked as varying, shard_map sums it over the shards.

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaecf.errors import VaecfError
+from vaecf.parallel.mesh import on_cpu
 
 # Bucket sizes grow by an eighth. At most an eighth of the slots is padding,
 # and the number of compiled shapes stays logarithmic.
@@ -160,23 +161,31 @@ def bucket_users(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def assemble(csr: Csr, user_B: jax.Array, n_slots: int) -> SparseBatch:
+def assemble(
+    csr: Csr, user_B: jax.Array, n_slots: int, platform: str | None = None
+) -> SparseBatch:
     """Returns the batch of some users, gathered on the device.
 
     `user_B`, int32 [B], marks padding users by n_users. The static `n_slots` is
-    at least the number of the users' interactions.
+    at least the number of the users' interactions. `platform` is 'cpu' or
+    'gpu'; None takes JAX's default.
     """
     count_B = csr.count_U[user_B]
     end_B = jnp.cumsum(count_B)
     first_B = end_B - count_B
     n_users = user_B.shape[0]
     slot_N = jnp.arange(n_slots, dtype=jnp.int32)
-    # repeat() fills the slots after the total with the last user's row.
-    row_N = jnp.repeat(
-        jnp.arange(n_users, dtype=jnp.int32),
-        count_B,
-        total_repeat_length=n_slots,
-    )
+    if on_cpu(platform):
+        # repeat() fills the slots after the total with the last user's row.
+        row_N = jnp.repeat(
+            jnp.arange(n_users, dtype=jnp.int32),
+            count_B,
+            total_repeat_length=n_slots,
+        )
+    else:  # one kernel instead of eight
+        row_N = jnp.searchsorted(
+            end_B, slot_N, side="right", method="scan_unrolled"
+        ).astype(jnp.int32)
     real_N = slot_N < end_B[-1]
     position_N = (csr.start_U[user_B] - first_B)[row_N] + slot_N
     item_N = jnp.take(csr.item_M, position_N, mode="clip")

@@ -298,17 +298,17 @@ def train_steps(
     n_steps = order_SB.shape[0]
 
     def body(
-        i: jax.Array, carry: tuple[TrainState, StepMetrics]
-    ) -> tuple[TrainState, StepMetrics]:
+        i: jax.Array, carry: tuple[TrainState, jax.Array]
+    ) -> tuple[TrainState, jax.Array]:
         state, taken = carry
         batch = assemble(setup, csr, order_SB[i], n_slots, csr_spec)
         state, metrics = train_step(setup, state, batch, key)
-        return state, jax.tree.map(lambda x, v: x.at[i].set(v), taken, metrics)
+        return state, taken.at[i].set(jnp.stack(metrics))
 
-    none = StepMetrics(
-        *(jnp.zeros(n_steps, jnp.float32) for _ in StepMetrics._fields)
-    )
-    return lax.fori_loop(start, stop, body, (state, none))
+    # One array, so that a GPU needs one kernel to write a step's metrics.
+    none = jnp.zeros((n_steps, len(StepMetrics._fields)), jnp.float32)
+    state, taken = lax.fori_loop(start, stop, body, (state, none))
+    return state, StepMetrics(*taken.T)
 
 
 def assemble(
@@ -329,7 +329,7 @@ def assemble(
 
     def local(csr: sparse_batch.Csr, user_B: jax.Array) -> SparseBatch:
         by_part = [
-            sparse_batch.assemble(csr, part_B, n_slots)
+            sparse_batch.assemble(csr, part_B, n_slots, setup.model.platform)
             for part_B in jnp.split(user_B, parts)
         ]
         return jax.tree.map(lambda *x: jnp.concatenate(x), *by_part)
