@@ -324,7 +324,7 @@ def test_find_dataset(tmp_path):
     assert_equal(find_dataset(tmp_path), example())
     write_dataset(tmp_path / "direct", example(seed=2))
     assert_equal(find_dataset(tmp_path / "direct"), example(seed=2))
-    with refuses(r"no dataset in .*prepare_dataset"):
+    with refuses(r"no dataset in .*vaecf prepare"):
         open_dataset(tmp_path / "nowhere")
 
 

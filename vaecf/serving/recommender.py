@@ -183,7 +183,7 @@ class Recommender(Queries):
             interactions choose the best epoch and the weights of a blend
             before the model learns from them, too, for `refit_epochs`. 0 keeps
             the last epoch. A model that is fitted in one go needs none. A
-            `Dataset` has its own.
+            `Dataset` has its own, from whom such a model learns nothing.
           workdir: directory to keep the run in; calling `fit` again with the
             same arguments resumes it. None trains in a temporary directory.
           show_progress: False shows nothing. None draws a bar on a terminal
