@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import sys
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from oracles import generated, refuses
 
 import vaecf
 from vaecf.evaluation import compare as compare_lib
+from vaecf.reporting import trackers
 from vaecf.reporting.writers import read_records
 from vaecf.workdir import read_json
 
@@ -33,14 +35,31 @@ def data():
     return generated(90, 20, 30, 3)
 
 
+SENT = []
+
+
+class Sent(trackers.Writer):
+    """A tracker that keeps what it gets."""
+
+    def __init__(self, workdir, settings):
+        assert workdir.name == "vae" and settings["train.epochs"] == 2
+
+    def write(self, record, step):
+        SENT.append(record)
+
+
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory):
     """A Mult-VAE with a baseline, two models that are fitted, one untested."""
     folder = tmp_path_factory.mktemp("runs")
     options = {"show_progress": False}
-    made = vaecf.train(
-        config_of(), data, folder / "vae", baselines=["popularity"], **options
-    )
+    config = config_of(train__refit_epochs=1, train__trackers=("wandb",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", json)  # any module
+        patch.setitem(trackers._WRITERS, "wandb", Sent)
+        made = vaecf.train(
+            config, data, folder / "vae", baselines=["popularity"], **options
+        )
     assert made.workdir == folder / "vae"
     for l2 in (1.0, 50.0):
         config = config_of(model__name="ease", baseline__ease_l2=l2)
@@ -53,8 +72,9 @@ def folder(data, tmp_path_factory):
 
 def test_a_run_says_what_its_files_say(folder, data, capsys):
     run = vaecf.open_run(folder / "vae")
+    config = config_of(train__refit_epochs=1, train__trackers=("wandb",))
     assert run.config.flat() | {"data.dir": ""} == {
-        **config_of().flat(),
+        **config.flat(),
         "data.dir": "",
     }
     results = read_json(run.workdir / "results.json")
@@ -75,6 +95,11 @@ def test_a_run_says_what_its_files_say(folder, data, capsys):
     records = read_records(run.workdir / "metrics.jsonl")
     history = run.history
     assert [*history.index] == [1, 2] and "time" not in history
+    # The tracker has all records of the training, and none of the refit.
+    assert [
+        {k: v for k, v in record.items() if k not in ("step", "time")}
+        for record in records
+    ] == SENT
     for name in ("train/loss", "validation/recall@5"):
         values = [record[name] for record in records if name in record]
         assert history[name].to_list() == values
@@ -90,7 +115,8 @@ def test_a_run_says_what_its_files_say(folder, data, capsys):
 
 def test_the_same_call_again_trains_nothing(folder, data):
     before = read_json(folder / "vae" / "results.json")
-    run = vaecf.train(config_of(), data, folder / "vae", show_progress=False)
+    config = config_of(train__refit_epochs=1)
+    run = vaecf.train(config, data, folder / "vae", show_progress=False)
     after = read_json(run.workdir / "results.json")
     assert after["train"]["seconds"] == before["train"]["seconds"]
     assert after["popularity"] == before["popularity"]
