@@ -22,9 +22,10 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(TOOLS): $(INSTALLED)
+$(TOOLS): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@touch $@
+	@touch $(INSTALLED) $@
 
 fmt: tools  ## format in place
 	$(BIN)/ruff format .

@@ -1,6 +1,5 @@
 """A sweep small enough to wait for."""
 
-import jax
 import pytest
 from oracles import generated, recorded
 
@@ -15,14 +14,6 @@ SPACE = {
     "model.latent": {"low": 2, "high": 8, "step": 2},
     "model.hidden": {"choices": [(), (8,)]},
 }
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Every trial compiles anew: quickly rather than well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

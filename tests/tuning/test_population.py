@@ -90,7 +90,9 @@ def test_members_equal_separate_runs(model, small, dataset, tmp_path):
     configs = [config, config_lib.replace(config, OTHER)]
     runs = trained(configs, dataset, tmp_path)
     rtol = 2e-3 if model == "fp16" else 2e-5
-    for m, (own, run) in enumerate(zip(configs, runs)):
+    # The programs of a separate RecVAE take long to compile.
+    for m in (0, 1) if model == "fp16" else (1,):
+        own, run = configs[m], runs[m]
         alone = loop.train(
             own, dataset, tmp_path / f"alone {m}", show_progress=False
         )

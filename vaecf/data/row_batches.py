@@ -73,12 +73,12 @@ def file_batches(
     files = layouts.files_of(path)
     if len(files) > 1:
         counts["files_read"] = len(files)
+    may_be_json = not settings.no_header and settings.separator is None
+    columns = headers.names_of(settings, None)
+    wanted = {role: columns[role] for role in roles}
     for file in files:
         with polars_errors(file):
-            may_be_json = not settings.no_header and settings.separator is None
             if layouts.is_parquet(layouts.require(file)):
-                columns = headers.names_of(settings, None)
-                wanted = {role: columns[role] for role in roles}
                 yield from _parquet_batches(file, wanted)
                 continue
             text = TextFile(file, settings.encoding)
@@ -91,8 +91,6 @@ def file_batches(
                     whole = batch.frame.with_columns(split=pl.lit(part))
                     yield batch._replace(frame=whole)
             elif may_be_json and _first_word(text).startswith(("{", "[")):
-                columns = headers.names_of(settings, None)
-                wanted = {role: columns[role] for role in roles}
                 yield from _json_batches(text, wanted, counts)
             else:
                 table = headers.table_of(text, settings, layout, roles, counts)
@@ -262,40 +260,17 @@ def _parquet_batches(path: pathlib.Path, columns: Columns) -> Iterator[Batch]:
     import polars as pl
 
     layouts.probe_parquet(path, map(str, columns.values()))
-    return _lazy_batches(pl.scan_parquet(path, glob=False), str(path), columns)
-
-
-def _pick_columns(
-    source: str, names: Sequence[str], columns: Columns
-) -> dict[str, str]:
-    """Returns the table's own name of each column."""
-    picked = headers.pick_columns(source, names, columns)
-    return {role: names[position] for role, position in picked.items()}
-
-
-def _lazy_batches(
-    lazy: pl.LazyFrame,
-    source: str,
-    columns: Columns,
-    first_line: int | None = None,
-) -> Iterator[Batch]:
-    """Streams the chosen columns, renamed to their roles."""
-    import polars as pl
-
-    picked = _pick_columns(source, lazy.collect_schema().names(), columns)
-    names = {
-        role: f"field {name + 1}"
-        if isinstance(name, int)
-        else f"column {name!r}"
-        for role, name in columns.items()
-    }
+    lazy = pl.scan_parquet(path, glob=False)
+    header = lazy.collect_schema().names()
+    picked = headers.pick_columns(path, header, columns)
     chosen = lazy.select(
-        pl.col(name).alias(role) for role, name in picked.items()
+        pl.col(header[place]).alias(role) for role, place in picked.items()
     )
+    names = {role: f"column {name!r}" for role, name in columns.items()}
     rows = 0
     for frame in chosen.collect_batches(
         chunk_size=BATCH_ROWS, maintain_order=True
     ):
         numbered = frame.with_row_index("row", offset=rows)
-        yield Batch(numbered, source, first_line, names)
+        yield Batch(numbered, str(path), None, names)
         rows += frame.height
