@@ -1,5 +1,6 @@
 """Which trial is next, with workers that only ask and do not train."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -277,3 +278,26 @@ def test_pruners(plan):
         assert isinstance(study.pruner, kind)
     with refuses("one of median, hyperband, none"):
         study_lib.open_study(plan(pruner="mean"), "data")
+
+
+def test_a_trial_that_lost_a_worker_runs_alone(plan, opened):
+    made = plan(trials=3, population=3, space={"seed": {"low": 0, "high": 9}})
+    study = opened(made)
+    with contextlib.ExitStack() as stack:
+
+        def begin(trial):
+            folder = made.trial_directory(trial.number)
+            stack.enter_context(workdir_lib.locked(folder))
+            stack.enter_context(study_lib.heartbeat(trial, folder))
+
+        for trial in [*study_lib.next_trials(study, made)]:
+            if trial.number != 1:
+                study_lib.enqueue_again(study, trial.number, lost=True)
+            else:
+                begin(trial)  # that worker lives on
+        for expected in (3, 4):
+            (trial,) = [*study_lib.next_trials(study, made)]
+            assert trial.number >= expected
+            assert trial.user_attrs["lost"] == 1
+            begin(trial)
+        assert [*study_lib.next_trials(study, made)] == []

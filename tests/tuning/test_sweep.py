@@ -1,6 +1,5 @@
 """Sweeps that train, compared with the files that their trials write."""
 
-import contextlib
 import os
 import pathlib
 import signal
@@ -13,7 +12,6 @@ from optuna.trial import TrialState
 from oracles import generated, refuses
 
 from vaecf import config as config_lib
-from vaecf import workdir as workdir_lib
 from vaecf.data.dataset import find_dataset, open_dataset
 from vaecf.errors import VaecfError
 from vaecf.evaluation import scorers
@@ -190,8 +188,10 @@ OUT_OF_MEMORY = jax.errors.JaxRuntimeError(
 def test_a_model_too_large_is_a_failed_trial(plan, fail, opened):
     fail(OUT_OF_MEMORY)
     said = []
-    with refuses("none of the 2 trials succeeded"):
-        sweep_lib.sweep(plan(trials=2), log=said.append)
+    for _ in range(2):  # it is an error again at the next call
+        with refuses("none of the 2 trials succeeded .2 failed; .*EXHAUSTED"):
+            sweep_lib.sweep(plan(trials=2), log=said.append)
+    assert len(pd.read_csv(plan().workdir / "trials.csv")) == 2
     lines = [line for line in said if line.startswith("trial ")]
     assert len(lines) == 2
     assert all("failed: RESOURCE_EXHAUSTED: Out of" in line for line in lines)
@@ -221,16 +221,6 @@ def test_a_defect_ends_the_sweep_and_the_trial_waits(plan, fail, opened):
     assert states == [TrialState.FAIL, TrialState.WAITING]
 
 
-def test_a_sweep_without_a_success(plan):
-    """It is an error, again at the next call, and has its table."""
-    rates = {"optimizer.learning_rate": {"low": 1e29, "high": 1e30}}
-    made = plan(trials=2, space=rates)
-    for _ in range(2):
-        with refuses("none of the 2 trials succeeded .2 failed; .*loss is nan"):
-            sweep_lib.sweep(made, log=quiet)
-    assert len(pd.read_csv(made.workdir / "trials.csv")) == 2
-
-
 def test_trials_of_a_population_equal_separate_trials(
     plan, tmp_path, opened, curve
 ):
@@ -251,7 +241,7 @@ def test_trials_of_a_population_equal_separate_trials(
     assert [t.state.name for t in together] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert "the loss is" in together[1].user_attrs["error"]
     for ours, theirs in zip(together, alone, strict=True):
-        assert ours.params == theirs.params and ours.state == theirs.state
+        assert (ours.params, ours.state) == (theirs.params, theirs.state)
         assert ours.intermediate_values == pytest.approx(
             theirs.intermediate_values, abs=1e-5
         )
@@ -410,29 +400,6 @@ def test_a_blend_whose_tuning_fails_fails_alone(
     )
     value = users.best_value(model.ranker(users.depth), model.scorer_params)
     assert second.value == pytest.approx(value)
-
-
-def test_a_trial_that_lost_a_worker_runs_alone(plan, opened):
-    made = plan(trials=3, population=3, space=NUMBERS)
-    study = opened(made)
-    with contextlib.ExitStack() as stack:
-
-        def begin(trial):
-            folder = made.trial_directory(trial.number)
-            stack.enter_context(workdir_lib.locked(folder))
-            stack.enter_context(study_lib.heartbeat(trial, folder))
-
-        for trial in [*study_lib.next_trials(study, made)]:
-            if trial.number != 1:
-                study_lib.enqueue_again(study, trial.number, lost=True)
-            else:
-                begin(trial)  # that worker lives on
-        for expected in (3, 4):
-            (trial,) = [*study_lib.next_trials(study, made)]
-            assert trial.number >= expected
-            assert trial.user_attrs["lost"] == 1
-            begin(trial)
-        assert [*study_lib.next_trials(study, made)] == []
 
 
 def test_every_worker_has_trials(plan, monkeypatch):
