@@ -9,17 +9,10 @@ import subprocess
 import sys
 
 import vaecf
+from vaecf import commands
 from vaecf import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_COMMANDS = {
-    "prepare_dataset": "ratings to a dataset",
-    "main": "train, test and time a model",
-    "recommend": "recommendations for a file of histories",
-    "compare": "paired comparisons of runs",
-    "sweep": "hyper-parameter search",
-    "population": "several runs in one program",
-}
 
 
 def write(directory: pathlib.Path) -> None:
@@ -108,20 +101,22 @@ def _settings() -> str:
 
 def _commands() -> str:
     """Returns a page with the help text of every command."""
-    text = "# Commands\n\nWhat `--help` of each command prints.\n"
-    for name, about in _COMMANDS.items():
-        script = f"experiments/{name}.py"
+    text = (
+        "# Commands\n\nWhat `--help` of each command prints. The scripts of "
+        "`experiments/` have the same flags.\n"
+    )
+    for name, command in commands.COMMANDS.items():
         done = subprocess.run(
-            [sys.executable, script, "--help"],
+            [sys.executable, "-m", "vaecf", name, "--help"],
             cwd=_ROOT,
             env={**os.environ, "COLUMNS": "80", "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
         )
         if not done.stdout:
-            raise RuntimeError(f"{script} --help: {done.stderr}")
-        shown = done.stdout.strip().replace(f"{_ROOT}/", "")
-        text += f"\n## {name}.py: {about}\n\n````text\n{shown}\n````\n"
+            raise RuntimeError(f"vaecf {name} --help: {done.stderr}")
+        shown = done.stdout.strip().replace("python -m vaecf", "vaecf")
+        text += f"\n## {name}: {command.about}\n\n````text\n{shown}\n````\n"
     return text
 
 

@@ -87,13 +87,14 @@ def test_readme_from_a_csv_to_recommendations(run):
     frame = pd.DataFrame(pairs, columns=["customer", "sku"])
     frame = frame.sample(frac=1, random_state=0, ignore_index=True)
     frame.to_csv("shop.csv", index=False)
-    prepare, main, recommend, *_ = [
-        c[1:] for where, c in WRITTEN if where == "README.md"
+    prepare, train, recommend, *_ = [
+        c[2:] for where, c in WRITTEN if where == "README.md"
     ]
     run("prepare_dataset", *prepare, "--held_out_users=10")
     assert open_dataset("data/shop", verify=True).split_sizes == (50, 10, 10)
     small = ("--config.model.hidden=(12,)", "--config.model.latent=6")
-    out = run("main", *main, *small, "--epochs=2", "--config.mesh.data=1")
+    small += ("--epochs=2", "--config.mesh.data=1", "--train")
+    out = run("main", *train, *small)
     assert all(row in out for row in ("rec_vae", "popularity", "ease"))
     assert pathlib.Path("runs/shop/report.html").exists()
     out = run("recommend", *recommend)
