@@ -117,9 +117,8 @@ def train(
         config.linear, dataset.train, workdir, mesh, log=log
     )
     validate = _make_validator(config, dataset, setup, linear)
-    is_done = progress.epoch >= config.train.epochs
     writer = _open_writers(
-        config, workdir, int(state.step), is_done, extra_writer
+        config, workdir, progress.epoch, int(state.step), extra_writer
     )
     deadline = functools.partial(processes.deadline, config.mesh.peer_timeout)
     saver = _Saver(saved, setup, deadline)
@@ -307,14 +306,15 @@ class _Dispatcher:
 def _open_writers(
     config: Config,
     workdir: pathlib.Path,
+    epoch: int,
     step: int,
-    is_done: bool,
     extra: writers.Writer | None,
 ) -> writers.MultiWriter:
     """Opens the writers of process 0; records after `step` are dropped.
 
     There is nothing to write if the run is done and has its summary.
     """
+    is_done = epoch >= config.train.epochs
     if not processes.is_lead() or (is_done and is_summarised(workdir, step)):
         return writers.MultiWriter([])
     names, settings = config.train.trackers, config.flat()
