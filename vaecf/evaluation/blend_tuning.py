@@ -32,9 +32,9 @@ FACTORS = (1.0, 0.0, 0.5, 2.0, 4.0, 8.0, 64.0)
 # Candidates of single weights: the prior, and each gain times these factors.
 PRIORS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 SINGLE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-# Users above the first number are sampled. The histories of fewer users than
-# the second number are split again, up to so many times.
-_MOST_USERS, _FEW_USERS, _SPLITS = 1500, 600, 10
+# More users are sampled. The histories of few users are split as often as makes
+# this number of histories, which fills a batch (a power of two), up to a limit.
+_MOST_USERS, _HISTORIES, _MOST_SPLITS = 2000, 512, 10
 
 
 def search(
@@ -118,7 +118,7 @@ def _users_to_ask(
     fold_in, held_out = fold_in.rows(chosen), held_out.rows(chosen)
     n_splits = 1
     if split_again:
-        n_splits = min(_SPLITS, math.ceil(_FEW_USERS / len(chosen)))
+        n_splits = min(_MOST_SPLITS, max(1, _HISTORIES // len(chosen)))
     if n_splits > 1:
         rows = np.tile(np.arange(len(chosen)), n_splits)
         both = (fold_in, held_out)
