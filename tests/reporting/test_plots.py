@@ -171,7 +171,9 @@ def test_svg_is_safe_and_stable(history):
 
     text = svg()
     assert text == svg()
-    assert name.replace("\x00", "\N{REPLACEMENT CHARACTER}") in _texts(text)
+    # The legend breaks lines.
+    shown = "".join(_texts(text)).replace(" ", "")
+    assert name.replace("\x00", "\ufffd").replace(" ", "") in shown
     assert "<script" not in text
 
 

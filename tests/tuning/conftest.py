@@ -6,6 +6,7 @@ from oracles import generated, recorded
 from configs import synthetic as config_file
 from vaecf import config as config_lib
 from vaecf.data import dataset
+from vaecf.reporting import sweep_page
 from vaecf.tuning.study import SweepPlan, open_study
 
 SPACE = {
@@ -14,6 +15,12 @@ SPACE = {
     "model.latent": {"low": 2, "high": 8, "step": 2},
     "model.hidden": {"choices": [(), (8,)]},
 }
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """The page of a sweep takes a second, and has tests of its own."""
+    monkeypatch.setattr(sweep_page, "write_sweep", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

@@ -27,13 +27,14 @@ def define() -> None:
     flags.DEFINE_integer("resamples", 10_000, about, lower_bound=100)
     flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.")
     cli_flags.define_path("json", None, "JSON file to write all numbers to.")
+    cli_flags.define_path("html", None, "Page to write the comparison to.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Compares the runs and prints the tables."""
     from vaecf import files
     from vaecf.evaluation import compare
-    from vaecf.reporting import tables
+    from vaecf.reporting import comparison_page, report, tables
 
     values = flags.FLAGS
     compared = compare.compare(
@@ -46,4 +47,9 @@ def main(argv: Sequence[str]) -> None:
     )
     if values.json:
         files.write_json(pathlib.Path(values.json), compared)
+    if values.html:
+        path = files.user_path(values.html)
+        comparison_page.write_comparison(
+            path, compared, environment=report.environment()
+        )
     cli.log(tables.comparison_table(compared))

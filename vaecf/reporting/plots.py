@@ -47,12 +47,16 @@ DARK, LIGHT = "0.4", "0.65"
 
 
 def draw(
-    panels: Sequence[Panel], *, columns: int = 1, height: float = 2.75
+    panels: Sequence[Panel],
+    *,
+    columns: int = 1,
+    height: float = 2.75,
+    width: float = 4.9,
 ) -> Figure | None:
     """Returns a figure of some plots in the pages' style; None without plots.
 
-    `columns` is the largest number of plots side by side, and `height` is that
-    of one plot, in inches.
+    `columns` is the largest number of plots side by side, and `height` and
+    `width` are those of one plot, in inches.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -62,7 +66,7 @@ def draw(
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     with style.context(_STYLE):
-        figure = Figure((4.9 * columns, rows * height), layout="constrained")
+        figure = Figure((width * columns, rows * height), layout="constrained")
         figure.subplots(rows, columns, squeeze=False)
         for panel, axes in itertools.zip_longest(panels, figure.axes):
             if panel is None:
@@ -161,7 +165,7 @@ def plot_validation(
     styles = itertools.cycle([":", "--", "-.", "-"])
     names = tables.short_names(baselines)
     for (model, value), style in zip(lines, styles, strict=False):
-        label = names[model]
+        label = wrapped(names[model])
         axes.axhline(value, label=label, color=DARK, lw=1, linestyle=style)
     if lines:
         _legend_below(axes)
@@ -230,12 +234,12 @@ def plot_metric(
     axes.bar_label(drawn, texts, padding=3, fontsize=8, bbox=box)
     axes.margins(x=0.18)
     axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_yticks(places, [textwrap.fill(names[name], 20) for name in bars])
+    axes.set_yticks(places, [wrapped(names[name]) for name in bars])
     axes.grid(visible=False, axis="y")
     axes.set_title(tables.metric_label(metric))
     for name, cell in lines.items():
         mean, label = tables.cell_values(cell)[0], tables.cell_texts(cell)[0]
-        label = f"{names[name]} {label}"
+        label = wrapped(f"{names[name]} {label}")
         # Behind the values.
         axes.axvline(mean, color="C1", ls="--", label=label, zorder=1)
         _legend_below(axes)
@@ -301,7 +305,7 @@ def plot_groups(
             elinewidth=1,
             markerfacecolor=colour if n == 0 else "white",
             clip_on=False,  # a marker at 0 is whole
-            label=names[model],
+            label=wrapped(names[model]),
         )
     texts = [_group_text(group) for group in first]
     axes.set_xticks(range(len(first)), texts)
@@ -335,6 +339,11 @@ def group_panels(
 
 
 # --- Helpers ----------------------------------------------------------------
+
+
+def wrapped(name: str) -> str:
+    """Returns a name in at most three short lines, for ticks and legends."""
+    return textwrap.fill(name, 22, max_lines=3, placeholder="…")
 
 
 def _legend_below(axes: Axes) -> None:

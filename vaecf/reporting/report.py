@@ -1,8 +1,7 @@
-"""Writes pages about runs: HTML files that load nothing else."""
+"""Writes the page of a run."""
 
 from __future__ import annotations
 
-import base64
 import datetime
 import functools
 import importlib.metadata
@@ -17,15 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import vaecf
 from vaecf import config as config_lib
-from vaecf import workdir as workdir_lib
-from vaecf.reporting import plots, tables
+from vaecf.reporting import page, plots, tables
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_TEMPLATES = pathlib.Path(__file__).with_name("templates")
-# What the top of a page shows of the environment.
-_SHOWN = ("vaecf", "python", "jax", "device")
 _PASSWORD = re.compile(r"://[^/@\s]*@")
 
 
@@ -95,7 +90,7 @@ def write_report(
         models = tables.results_rows(results, split=split, name=name)
         if models:
             rows[split] = models
-    _write(
+    page.write(
         *(path, "run.html.jinja", environment),
         title=f"{name[:1].upper()}{name[1:]} on {dataset['name']}",
         about=f"dataset {dataset['name']}, protocol {dataset['protocol']}",
@@ -140,53 +135,9 @@ def _figures(
     models = rows.get("test", {})
     bars = plots.metric_panels(models, results.get("references", ()))
     return {
-        "learning": _images(learning),
-        "metrics": _images(bars, height=plots.bars_height(len(models))),
-        "groups": _images(
+        "learning": page.images(learning),
+        "metrics": page.images(bars, height=plots.bars_height(len(models))),
+        "groups": page.images(
             plots.group_panels(results, metric=metric, name=name), height=3.0
         ),
     }
-
-
-def _images(
-    panels: Iterable[plots.Panel], **options: Any
-) -> list[tuple[str, str]]:
-    """Returns the title and the URL of a figure for each plot.
-
-    An image cannot run scripts or load files, whatever its labels contain.
-    """
-    images = []
-    for panel in panels:
-        figure = plots.draw([panel], **options)
-        assert figure is not None
-        svg = base64.b64encode(plots.to_svg(figure).encode()).decode()
-        title = figure.axes[0].get_title("left")
-        images.append((title, f"data:image/svg+xml;base64,{svg}"))
-    return images
-
-
-def _write(
-    path: str | os.PathLike[str],
-    template: str,
-    environment: Mapping[str, Any],
-    **values: Any,
-) -> None:
-    """Writes the page of a template, with the command and the versions."""
-    import jinja2
-
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    shown = [name for name in _SHOWN if name in environment]
-    page = templates.get_template(template).render(
-        command=environment.get("command"),
-        versions=[f"{name} {environment[name]}" for name in shown],
-        tables=tables,
-        **values,
-    )
-    page = tables.printable(page, keep="\n")
-    workdir_lib.write_bytes(path, page.encode("utf-8"))

@@ -227,10 +227,11 @@ def users_text(rows: Rows, left_out: int = 0) -> str:
     """Returns the number of users behind the means, as text."""
     cells = [cell for row in rows.values() for cell in row.values()]
     users = max((cell.get("users") or 0 for cell in cells), default=0)
-    return _users(users, left_out)
+    return number_of_users(users, left_out)
 
 
-def _users(count: int, left_out: int) -> str:
+def number_of_users(count: int, left_out: int) -> str:
+    """Returns the number of users, and of those left out, as text."""
     return f"{count:,} users" + f" ({left_out:,} left out)" * bool(left_out)
 
 
@@ -305,7 +306,7 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
     metric, groups = metric_label(compared["metric"]), compared["groups"]
     names = [name for name in ("dataset", "protocol") if compared[name]]
     about = [f"{name} {compared[name]}" for name in names]
-    about.append(_users(compared["users"], compared["left_out"]))
+    about.append(number_of_users(compared["users"], compared["left_out"]))
     note = "; ".join([_MEANS, *recall_notes(compared["metrics"])])
     if any(group["seeds"] > 1 for group in groups.values()):
         note += "; where the seed is 'mean', over seeds"

@@ -26,7 +26,7 @@ from vaecf.errors import VaecfError
 from vaecf.evaluation import metrics
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import workers as workers_lib
-from vaecf.reporting import progress, tables
+from vaecf.reporting import progress, report, sweep_page, tables
 from vaecf.reporting.writers import Writer
 from vaecf.training import compilation_cache, precision
 from vaecf.training.loop import Shared
@@ -41,6 +41,7 @@ Log = Callable[[str], None]
 # More failures in a row are not the fault of the trials.
 _MAX_FAILED = 5
 _SHOWN = 10
+_LEAST_FOR_IMPORTANCE = 10  # complete trials: fewer say nothing
 # Errors that end a trial but not the sweep: a diverged loss, or a model that
 # does not fit the memory of the device.
 _TRIAL_ERRORS = (VaecfError, jax.errors.JaxRuntimeError)
@@ -357,7 +358,7 @@ def _worker(plan: SweepPlan) -> None:
 def summarise(
     plan: SweepPlan, study: optuna.Study, about: str, log: Log
 ) -> list[dict[str, Any]]:
-    """Writes trials.csv and best.json, and returns the rows."""
+    """Writes trials.csv, best.json and report.html, and returns the rows."""
     rows = [_row(plan, trial) for trial in study_lib.counted(study)]
     frame = pd.DataFrame([{**row, **row["params"]} for row in rows])
     frame = frame.drop(columns="params", errors="ignore")
@@ -373,6 +374,16 @@ def summarise(
     best = {name: complete[0][name] for name in names}
     best |= {"study": plan.study, "metric": f"validation/{metric}"}
     workdir_lib.write_json(plan.workdir / "best.json", best)
+    sweep_page.write_sweep(
+        plan.workdir / workdir_lib.REPORT,
+        model=plan.base.title,
+        about=about,
+        metric=metric,
+        trials=rows,
+        space=plan.space,
+        importances=_importances(study),
+        environment=report.environment(),
+    )
     shown = [
         {
             "number": row["number"],
@@ -387,9 +398,24 @@ def summarise(
         f"\nBest of {len(complete)} complete trials, by validation users\n"
         f"{tables.printable(about)}\n\n"
         f"{tables.format_table(shown)}\n\ntrials: {path}\n"
-        f"best: {plan.workdir / 'best.json'}"
+        f"best: {plan.workdir / 'best.json'}\n"
+        f"report: {plan.workdir / workdir_lib.REPORT}"
     )
     return rows
+
+
+def _importances(study: optuna.Study) -> dict[str, float]:
+    """Returns the share of each setting; {} if there are too few trials."""
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < _LEAST_FOR_IMPORTANCE:
+        return {}
+    try:
+        return optuna.importance.get_param_importances(
+            study, evaluator=evaluator
+        )
+    except (RuntimeError, ValueError):  # such as equal values everywhere
+        return {}
 
 
 def _row(plan: SweepPlan, trial: FrozenTrial) -> dict[str, Any]:
