@@ -29,4 +29,10 @@ run training --precision=fp16 $big --seconds=4
 run training --precision=bf16 --batch_size=4096 --seconds=4 $torch
 run training --precision=fp32 $big --seconds=4
 run inference --precision=fp32 --batch_sizes=1
+run training --precision=bf16 $big --seconds=4 --set=model.input=gather
+# What the compiled programs predict for this GPU, beside what was measured.
+device=$(nvidia-smi -L 2>/dev/null | grep -oiE '[vah][12]00' | head -n 1 |
+  tr A-Z a-z)
+run gpu_program --device="${device:-h100}" --precision=bf16 $big
+run gpu_program --device="${device:-h100}" --precision=bf16 $big --input=gather
 exit $status

@@ -53,10 +53,12 @@ flags.DEFINE_bool("all", False, "Compile all that runs on a GPU; no figures.")
 def main(argv: list[str]) -> None:
     """Compiles and reports."""
     gpu_devices.without_gpu()
-    from experiments.benchmark import gpu_all, gpu_compile
-
     if FLAGS.all:
+        from experiments.benchmark import gpu_all
+
         return gpu_all.main(FLAGS.json)
+    from experiments.benchmark import gpu_compile
+
     data, item = map(int, FLAGS.mesh.split("x"))
     alternating = (3, 1) if FLAGS.model == "rec_vae" else ()
     config = config_lib.replace(

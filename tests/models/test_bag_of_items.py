@@ -178,3 +178,10 @@ def test_a_popular_item_gets_the_gradient_of_all_its_users(
         dtype=dtype,
     )
     assert (gradient[0] == n).all() and not gradient[1:].any()
+
+
+def test_one_user_on_a_gpu():
+    batch = batch_of([[4, 0, 7]], 8)
+    kernel = jnp.asarray(KERNEL)
+    out = bag_of_items.bag_of_items(kernel, batch, platform="gpu")
+    np.testing.assert_allclose(out, [KERNEL[[4, 0, 7]].sum(0)], rtol=1e-6)

@@ -96,9 +96,8 @@ def rank_local(
     scores_BI = jnp.where(real_I[None, :], scores_BI, -jnp.inf)
     # top_k ranks 0 before -0, regardless of their indices.
     scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
-    max_B = jnp.max(scores_BI, axis=1)
-    max_B = jnp.maximum(max_B, jnp.finfo(jnp.float32).min)  # all padding
-    sum_B = jnp.sum(jnp.exp(scores_BI - max_B[:, None]), axis=1)
+    on_cpu = mesh_lib.on_cpu(platform)
+    max_B, sum_B = likelihood.max_and_sum(scores_BI, on_cpu)
     log_total_B, _ = likelihood.over_shards(
         max_B, sum_B, jnp.zeros_like(sum_B), item_axis
     )
@@ -111,7 +110,7 @@ def rank_local(
         # Items of lower shards must not wrap around to the end of this one.
         item_N = jnp.where(item_N >= 0, item_N, n_local)
         scores_BI = scores_BI.at[batch.row_N, item_N].set(-jnp.inf, mode="drop")
-    group = 1 if mesh_lib.on_cpu(platform) else 16
+    group = 1 if on_cpu else 16
     score_BK, item_BK = top_k(scores_BI, min(k, n_local), group)
     item_BK += offset
     if item_axis:

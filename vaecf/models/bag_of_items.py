@@ -192,6 +192,10 @@ def _sum_items(
 
     `item_N` are local items, the number of local items for what is left out.
     """
+    if batch.count_B.shape[0] == 1:  # a query
+        table_IH = kernel_IH.astype(dtype)
+        rows_NH = table_IH.at[item_N].get(mode="fill", fill_value=0)
+        return jnp.sum(rows_NH.astype(jnp.float32), axis=0, keepdims=True)
     start_B = jnp.cumsum(batch.count_B) - batch.count_B
     lists = _Lists(item_N, start_B, batch.count_B)
     return _sum_lists(kernel_IH.astype(dtype), lists)
@@ -293,7 +297,8 @@ def bag_of_items(
         0/1 array [B, I] of `dtype` and multiplies. They are equal to float
         tolerance.
       dtype: dtype of the operands; sums are float32, also in the gradient.
-        The gradient of 'dense' rounds the cotangent to this dtype.
+        The gradient of 'dense', and on a GPU of 'gather', rounds the cotangent
+        to this dtype.
       item_axis: see the module's docstring; the sum is over all item shards.
       platform: the platform to write the program for, 'cpu' or 'gpu'; None
         for JAX's default.

@@ -144,15 +144,15 @@ def _dense_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
         num_segments=n_users,
         indices_are_sorted=True,
     )
-    max_B, sum_B = _max_and_sum(head, logits_BI)
+    max_B, sum_B = max_and_sum(logits_BI, head.on_cpu)
     logsumexp_B, target_B = over_shards(max_B, sum_B, target_B, head.item_axis)
     nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
     saved = (hidden_BH, kernel_HI, bias_I, logits_BI, logsumexp_B, batch)
     return nll_B, saved
 
 
-def _max_and_sum(
-    head: _Head, logits_BI: jax.Array
+def max_and_sum(
+    logits_BI: jax.Array, on_cpu: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the finite maximum and the sum of exp(logit - max), float32 [B].
 
@@ -160,7 +160,7 @@ def _max_and_sum(
     memory bounds it. A CPU, which the exponentials bound, reads them twice.
     """
     lowest = jnp.finfo(jnp.float32).min  # for padding: -inf - -inf is nan
-    if head.on_cpu:
+    if on_cpu:
         # max in any dtype is exact; the sum of exponentials is float32.
         max_B = jnp.max(logits_BI, axis=1).astype(jnp.float32)
         max_B = jnp.maximum(max_B, lowest)
