@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from absl.testing import flagsaver
 
 from experiments.benchmark import gpu_compile, gpu_devices, hlo
 from vaecf import config as config_lib
@@ -100,7 +101,8 @@ def test_bytes_of_shapes():
 
 @pytest.mark.parametrize("seconds", ["bytes", "products", "launch"])
 def test_predicted_time_of_a_kernel(seconds):
-    from experiments.benchmark import gpu_program
+    with flagsaver.flagsaver():  # the flags of a script would stay
+        from experiments.benchmark import gpu_program
 
     gpu = gpu_devices.GPUS["a100"]
     kernel = hlo.Kernel("", "", "", (10**9,), 0, (10**9,), 0, "", 1)

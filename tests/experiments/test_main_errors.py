@@ -66,7 +66,7 @@ def training(tiny, data_dir):
         ("--test --ease_l2=5", ["--ease_l2", "without --baselines=ease"]),
         ("--test", ["workdir w holds no trained model"]),
         ("--inference_benchmark", ["workdir w holds no trained model"]),
-        ("--train", ["no dataset in data/ml-20m", "prepare_dataset.py"]),
+        ("--train", ["no dataset in data/ml-20m", "vaecf prepare"]),
         ("--train --data_dir=empty", ["no dataset in empty"]),
         ("--train --data_dir={data} --config.eval.best_metric=ndcg",
          ["'ndcg' is not a metric"]),

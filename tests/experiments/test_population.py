@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from oracles import ROOT, refuses
 
+from vaecf import Recommender, open_dataset
 from vaecf import workdir as workdir_lib
 from vaecf.workdir import read_json
 
@@ -68,11 +69,12 @@ def test_mistakes_are_one_line(changed, message, flags, refused):
     refused("population", given, message, writes="streamed" in changed)
 
 
-def test_failed_members_and_a_second_call(flags, tmp_path, succeeds):
+def test_failed_members_and_a_second_call(flags, data_dir, tmp_path, succeeds):
     """One of two members fails; the table ranks blends as they are tuned."""
     flags = [*flags, "--config.linear.l2=5", "--config.train.epochs=3"]
     rates = "--members=optimizer.learning_rate=0.01,1e30,0.001"
     out = succeeds("population", *flags, rates)
+    data = open_dataset(data_dir)
     assert "learning_rate=1e+30 failed: the loss is" in out
     rows = pd.read_csv(tmp_path / "pop" / "members.csv").to_dict("records")
     assert len(rows) == 3 and rows[2]["member"] == "learning_rate=1e+30"
@@ -80,9 +82,11 @@ def test_failed_members_and_a_second_call(flags, tmp_path, succeeds):
     assert values[0] >= values[1] and math.isnan(values[2])
     for row, value in zip(rows[:2], values):
         folder = tmp_path / "pop" / row["member"]
-        chosen = read_json(folder / "linear" / "weights.json")
-        assert value == pytest.approx(chosen["value"])
         results = read_json(folder / "results.json")
+        assert (folder / "linear" / "weights.json").exists()
+        tuned = Recommender.load(folder).evaluate(data, split="validation")
+        means = tuned.set_index("metric")["mean"]
+        assert value == pytest.approx(means["ndcg@100"])
         assert results["train"]["epochs"] == row["epochs"] == 3
     best = f"--test --workdir={tmp_path / 'pop' / rows[0]['member']}"
     assert best in out
