@@ -46,6 +46,7 @@ class Gpu(NamedTuple):
     memory: int
     bandwidth: float
     l2_bandwidth: float
+    link: float  # bytes to the other devices, in one direction
     half: float  # FLOP, with sums in float32
     tf32: float
     fp32: float
@@ -55,19 +56,21 @@ class Gpu(NamedTuple):
 # and the bandwidth of the H200 were seen on such machines; the bandwidths of
 # the L2 caches are rough.
 _HOPPER = (9, 132, 128, 1.98, 50 << 20, 233_472)
-_HOPPER_FLOP = (790e12, 395e12, 67e12)
+_HOPPER_RATES = (0.45e12, 790e12, 395e12, 67e12)
 _A100 = (8, 108, 64, 1.41, 40 << 20, 167_936, 80 << 30)
 _V100 = (7, 80, 64, 1.53, 6 << 20, 98_304, 32 << 30)
 GPUS = {
-    "v100": Gpu("Tesla V100", *_V100, 0.9e12, 2.2e12, 125e12, 15.7e12, 15.7e12),
+    "v100": Gpu(
+        "Tesla V100", *_V100, 0.9e12, 2.2e12, 0.15e12, 125e12, 15.7e12, 15.7e12
+    ),
     "a100": Gpu(
-        "NVIDIA A100", *_A100, 2.04e12, 4.5e12, 312e12, 156e12, 19.5e12
+        "NVIDIA A100", *_A100, 2.04e12, 4.5e12, 0.3e12, 312e12, 156e12, 19.5e12
     ),
     "h100": Gpu(
-        "NVIDIA H100", *_HOPPER, 79 << 30, 3.35e12, 5.5e12, *_HOPPER_FLOP
+        "NVIDIA H100", *_HOPPER, 79 << 30, 3.35e12, 5.5e12, *_HOPPER_RATES
     ),
     "h200": Gpu(
-        "NVIDIA H200", *_HOPPER, 140 << 30, 4.3e12, 5.5e12, *_HOPPER_FLOP
+        "NVIDIA H200", *_HOPPER, 140 << 30, 4.3e12, 5.5e12, *_HOPPER_RATES
     ),
 }
 

@@ -114,7 +114,12 @@ def main(argv: list[str]) -> None:
 
 
 def seconds(kernel: hlo.Kernel, gpu: gpu_devices.Gpu, precision: str) -> float:
-    """Returns the predicted time of a kernel."""
+    """Returns the predicted time of a kernel.
+
+    A collective sends and receives about twice its bytes, as around a ring.
+    """
+    if hlo.COLLECTIVE.match(kernel.op):
+        return max(2 * sum(kernel.read) / (PRODUCTS * gpu.link), LAUNCH)
     half = kernel.operand in ("bf16", "f16")
     single = gpu.tf32 if precision == "tf32" else gpu.fp32
     products = kernel.flop / (PRODUCTS * (gpu.half if half else single))
@@ -144,7 +149,14 @@ def report(
     moved = [sum(k.read) + sum(k.written) for k in step]
     products = [seconds(k, gpu, precision) for k in step if k.flop]
     others = [seconds(k, gpu, precision) for k in step if not k.flop]
+    times = {k.name: seconds(k, gpu, precision) for k in step}
     sends = [k for k in step if hlo.COLLECTIVE.match(k.op)]
+    # The part of the collectives' time in which other kernels run.
+    hidden = sum(
+        min(times[k.name], sum(times[name] for name in module.beside[k.name]))
+        for k in sends
+        if k.name in module.beside
+    )
     return {
         "kernels": len(step),
         "kernels_outside_the_loop": len(around),
@@ -167,7 +179,9 @@ def report(
             }
             for k in sends
         ],
-        "predicted_seconds": sum(products) + sum(others),
+        "predicted_seconds": sum(products) + sum(others) - hidden,
+        "predicted_seconds_of_collectives": sum(times[k.name] for k in sends),
+        "predicted_seconds_hidden": hidden,
         "predicted_seconds_of_products": sum(products),
         "largest": [
             {**k._asdict(), "seconds": seconds(k, gpu, precision)}
