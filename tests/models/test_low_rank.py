@@ -105,7 +105,8 @@ def test_memory_equals_the_arithmetic():
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert 0.5 * needed < peak < 1.05 * needed
+    # The peak is 50 % to 100 % of it, by the version of SciPy.
+    assert 0.45 * needed < peak < 1.05 * needed
 
 
 def test_a_ridge_too_small_for_float32():
