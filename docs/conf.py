@@ -1,5 +1,6 @@
 """Configuration of Sphinx: `make docs` builds the site in build/docs."""
 
+import os
 import pathlib
 import shutil
 import sys
@@ -35,6 +36,8 @@ myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 4
 myst_url_schemes = ["http", "https"]
 
+# Bars of tqdm are text here, which tqdm warns of without ipywidgets.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
