@@ -258,7 +258,10 @@ def _find_config(words: list[str]) -> None:
         if value and not re.search(r"[/.]", value):
             words[at] = f"{before}{config_files.find(value)}"
         elif value:
-            words[at] = before + os.path.expanduser(value)
+            path = os.path.expanduser(value)
+            words[at] = before + path
+            # The file may import others of its folder.
+            config_files.make_importable(pathlib.Path(path).absolute().parent)
 
 
 class _OptionalInteger(flags.IntegerParser):

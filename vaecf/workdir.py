@@ -194,6 +194,11 @@ def read_manifest(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
     return manifest, tables if isinstance(tables, dict) else {}
 
 
+def has_model(workdir: pathlib.Path) -> bool:
+    """Returns whether a run has begun to train, or has fitted, its model."""
+    return any((workdir / name).is_dir() for name in (CHECKPOINTS, FITTED))
+
+
 def check_or_create(
     workdir: pathlib.Path, config: Config, dataset: Any, *, train: bool = True
 ) -> None:
@@ -209,7 +214,7 @@ def check_or_create(
     """
     require_no_other(workdir, "run")
     # A run without a model has no results that a change could invalidate.
-    if any((workdir / name).is_dir() for name in (CHECKPOINTS, FITTED)):
+    if has_model(workdir):
         old = read_config(workdir)
         if not train:
             old = dataclasses.replace(old, precision=config.precision)

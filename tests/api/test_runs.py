@@ -227,12 +227,45 @@ def test_a_sweep_is_a_table_of_trials(folder, tmp_path):
     assert len(vaecf.runs(tmp_path / "s")) == 2
 
 
+def test_a_call_that_failed_leaves_the_workdir_free(data, tmp_path):
+    config = config_of(model__name="popularity")
+    with refuses("did you mean ease"):
+        vaecf.train(config, data, tmp_path / "run", baselines=["eas"])
+    other = generated(91, 20, 30, 3)
+    run = vaecf.train(config, other, tmp_path / "run", test=False)
+    assert run.dataset == other.manifest
+    with refuses("on other data"):
+        vaecf.train(config, data, tmp_path / "run")
+    with refuses("holds a run"):
+        vaecf.sweep(config, {}, tmp_path / "run", data=data)
+    assert (
+        vaecf.load_dataset(tmp_path / "run" / "dataset").manifest
+        == other.manifest
+    )
+    # The model's name in the chart; the oracle is a line.
+    (axes, *_) = vaecf.train(config, other, tmp_path / "run").plot().axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["popularity"]
+    assert axes.get_legend() is not None
+
+
+def test_baselines_need_test_users(data, tmp_path):
+    rows = [(u, (u * 7 + i * i) % 23) for u in range(60) for i in range(9)]
+    frame = pd.DataFrame(rows, columns=["user", "item"])
+    split = vaecf.split(frame, test_users=0)
+    with refuses("the dataset has no test users"):
+        vaecf.train(
+            *(config_of(model__name="popularity"), split, tmp_path / "run"),
+            baselines=["popularity"],
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"baselines": "ease"}, "baselines='ease' must be a list"),
         ({"baselines": ["eas"]}, "did you mean ease"),
         ({"baselines": True, "test": False}, "no effect with test=False"),
+        ({"baselines_tuned": True}, "no effect without baselines"),
         ({"data": "nowhere"}, "nowhere. is no directory"),
         ({"config": "blnd"}, "did you mean blend"),
         ({"config": 3}, "config of type int"),

@@ -115,6 +115,20 @@ def test_a_mistake_in_a_config_file_has_its_line(
         refused((*flags, "--config.train.epochs=-2"), "error: --config.train")
 
 
+def test_a_config_file_may_import_its_neighbours(here, refused, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    folder = here / "my configs"
+    folder.mkdir()
+    (folder / "fewest_epochs.py").write_text("N = -3")
+    (folder / "mine.py").write_text(
+        "def get_config():\n    from configs import default, fewest_epochs\n"
+        "    c = default.get_config()\n    c.train.epochs = fewest_epochs.N\n"
+        "    return c\n"
+    )
+    flags = ("--train", "--workdir=w", f"--config={folder / 'mine.py'}")
+    refused(flags, "line 4: ", "train.epochs=-3")
+
+
 @pytest.mark.parametrize(
     "flag",
     ["--log_path=.", "--per_user=file/u.parquet", "--results_dir=file/r"],

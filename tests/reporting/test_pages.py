@@ -80,6 +80,13 @@ def write_sweep(path):
     )
 
 
+def test_ticks_are_the_numbers_that_were_tried():
+    _, whole = sweep_page._places([1250, 800], {"low": 1, "high": 2000})
+    assert whole == {0.0: "800", 1.0: "1,250"}
+    _, rates = sweep_page._places([0.00123, 1e-4], {"log": True})
+    assert [*rates.values()] == ["0.0001", "0.00123"]
+
+
 def compared():
     cell = {"mean": 0.4, "stderr": 0.01, "users": 500}
     names = ["mult_vae", "rec_vae+linear", f"ease ({LONG})"]

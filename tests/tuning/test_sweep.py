@@ -128,6 +128,7 @@ def test_a_sweep(plan, tmp_path, monkeypatch, opened, curve):
     [
         ({"trials": 0}, "trials=0 must be at least 1"),
         ({"prune_after": -1}, "prune_after=-1"),
+        ({"prune_after": 2, "pruner": "none"}, "prune_after=2 has no effect"),
         ({"space": {"x": {"choices": [1]}}}, "'x' is not a known key"),
         ({"population": 2}, "model.latent changes the program"),
         ({"data.dir": "/nosuch"}, "no dataset in /nosuch"),

@@ -122,7 +122,8 @@ class Run:
         figure = plots.learning_curves(
             self.history, metric=metric, baselines=lines
         )
-        figure = figure or plots.metrics_bars(self._rows()[1])
+        references = baselines.grouped(self._results)["references"]
+        figure = figure or plots.metrics_bars(self._rows()[1], references)
         if figure is None:
             raise VaecfError(f"{self.workdir}: nothing to plot yet")
         return figure
@@ -197,7 +198,7 @@ def runs(directory: str | os.PathLike[str] = "runs") -> pd.DataFrame:
     """Returns a table of the runs below a directory, a row per run.
 
     Trials of a sweep are left out, unless it is the directory itself, and so
-    are the single folds of a run on folds.
+    are the single folds of a finished run on folds.
 
     >>> config = vaecf.load_config("default", {"model.name": "popularity"})
     >>> _ = vaecf.train(config, split, folder / "runs" / "popularity")

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from vaecf import config as config_lib
 from vaecf import config_files, experiment
+from vaecf import workdir as workdir_lib
 from vaecf.api.run import Run
 from vaecf.config import Config
 from vaecf.data import dataset as dataset_lib
+from vaecf.data.dataset import Dataset
 from vaecf.data.in_memory import load_dataset
 from vaecf.data.manifests import MANIFEST
 from vaecf.errors import VaecfError
 from vaecf.evaluation.baselines import BASELINES
 from vaecf.files import user_path
+from vaecf.parallel import processes
 from vaecf.training.checkpoints import no_root_handler
 from vaecf.tuning import folds
 
@@ -82,11 +85,18 @@ def train(
     names = (*BASELINES,) if baselines is True else tuple(baselines or ())
     if test is False and names:
         raise VaecfError("baselines have no effect with test=False")
-    place, has_test = _place(data, folder)
+    if baselines_tuned and not names:
+        raise VaecfError("baselines_tuned has no effect without baselines")
+    place, has_test = _place(data, folder, "run")
+    if names and not (test or has_test):
+        raise VaecfError(
+            "baselines have no effect: the dataset has no test users; leave "
+            "them out, or split with test users"
+        )
     actions = experiment.Actions(
         train=True,
         test=has_test if test is None else test,
-        baselines=names if has_test or test else (),
+        baselines=names,
         baselines_tuned=baselines_tuned,
         show_progress=show_progress,
     )
@@ -170,7 +180,7 @@ def sweep(
     if not isinstance(space, Mapping):
         space = space_lib.load(space)
     if data is not None:
-        place, _ = _place(data, folder)
+        place, _ = _place(data, folder, "sweep")
         config = config_lib.replace(config, {"data.dir": str(place)})
     plan = study_lib.SweepPlan(
         config,
@@ -205,11 +215,14 @@ def _config(config: Config | str | os.PathLike[str]) -> Config:
     )
 
 
-def _place(data: Any, workdir: pathlib.Path) -> tuple[pathlib.Path, bool]:
+def _place(
+    data: Any, workdir: pathlib.Path, kind: str
+) -> tuple[pathlib.Path, bool]:
     """Returns the directory of a dataset, and whether it has test users.
 
     A dataset in memory is written to the workdir, so that the run can be
-    resumed and tested without it.
+    resumed and tested without it. `kind` is what the workdir is for: 'run' or
+    'sweep'.
     """
     if isinstance(data, (str, os.PathLike)) and folds.are_in(user_path(data)):
         return user_path(data), True
@@ -217,11 +230,29 @@ def _place(data: Any, workdir: pathlib.Path) -> tuple[pathlib.Path, bool]:
     place = dataset.path
     if place is None:
         place = workdir / _DATASET
-        if not (place / MANIFEST).exists():
-            dataset_lib.write_dataset(place, dataset)
-        elif dataset_lib.open_dataset(place).manifest != dataset.manifest:
-            raise VaecfError(
-                f"workdir {workdir} holds a run on other data ({place}): use "
-                "the same data to resume it, or choose another workdir"
-            )
+        with processes.agreement():  # all others wait until it is written
+            if processes.is_lead():
+                workdir_lib.require_no_other(workdir, kind)
+                _write(dataset, workdir)
     return place, dataset.test.held_out.nnz > 0
+
+
+def _write(dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Writes a dataset to a workdir, unless the workdir holds it already.
+
+    It replaces the dataset of a call that failed before it trained anything.
+    """
+    place, known = workdir / _DATASET, None
+    is_written = (place / MANIFEST).exists()
+    written = dataset_lib.open_dataset(place).manifest if is_written else None
+    if workdir_lib.has_model(workdir):
+        known, _ = workdir_lib.read_manifest(workdir / workdir_lib.DATASET)
+    elif (workdir / workdir_lib.SWEEP).exists():
+        known = written
+    if known is not None and known != dataset.manifest:
+        raise VaecfError(
+            f"workdir {workdir} holds a run on other data: use the same data "
+            "to resume it, or choose another workdir"
+        )
+    if written != dataset.manifest:
+        dataset_lib.write_dataset(place, dataset, overwrite=is_written)

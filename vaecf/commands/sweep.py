@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from absl import flags
 
 from vaecf import cli, cli_flags
-from vaecf.errors import VaecfError
 
 
 def define() -> None:
@@ -41,8 +40,6 @@ def main(argv: Sequence[str]) -> None:
     from vaecf.tuning import space, study, sweep
 
     values = flags.FLAGS
-    if values.prune_after is not None and values.pruner == "none":
-        raise VaecfError("--prune_after has no effect with --pruner=none")
     plan = study.SweepPlan(
         base=cli.make_config({}),
         space=space.load(values.space),

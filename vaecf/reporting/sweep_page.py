@@ -188,5 +188,6 @@ def _places(
     for place, value in sorted(zip(at, tried, strict=True)):
         gap = min((abs(place - other) for other in ticks), default=1.0)
         if gap * most >= 1.0 and (place == max(at) or (1 - place) * most >= 1):
-            ticks[place] = f"{value:.3g}"
+            is_whole = isinstance(value, int)
+            ticks[place] = f"{value:,}" if is_whole else f"{value:.3g}"
     return at, ticks

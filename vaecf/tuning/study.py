@@ -99,6 +99,11 @@ class SweepPlan:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise VaecfError(f"{name}={value} must be at least {bound}")
+        if self.prune_after is not None and self.pruner == "none":
+            raise VaecfError(
+                f"prune_after={self.prune_after} has no effect with pruner="
+                "none: leave it out"
+            )
         if not self.storage:
             journal = str(self.workdir / "study.journal")
             object.__setattr__(self, "storage", journal)
