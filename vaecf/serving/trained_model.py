@@ -401,11 +401,14 @@ def tune_blend(
         if processes.is_lead():
             linear_branch.write_weights(model.directory, weights)
         chosen = (f"{k} {weights[k]:g}" for k in blend.weights_of(model.branch))
+        splits_text = ""
+        if weights["splits"] > 1:
+            splits_text = f" over {weights['splits']} splits of the users"
         log(
             f"linear branch: {', '.join(chosen)}: best of "
             f"{len(weights['tried'])} by "
-            f"validation {weights['metric']} {weights['value']:.4f} "
-            f"({weights['model_alone']:.4f} without the branch), in "
+            f"validation {weights['metric']} {weights['value']:.4f}"
+            f"{splits_text} ({weights['model_alone']:.4f} without the branch), in "
             f"{time.perf_counter() - began:.1f} s"
         )
     names = blend.weights_of(model.branch)
