@@ -408,7 +408,8 @@ def tune_blend(
             f"linear branch: {', '.join(chosen)}: best of "
             f"{len(weights['tried'])} by "
             f"validation {weights['metric']} {weights['value']:.4f}"
-            f"{splits_text} ({weights['model_alone']:.4f} without the branch), in "
+            f"{splits_text} "
+            f"({weights['model_alone']:.4f} without the branch), in "
             f"{time.perf_counter() - began:.1f} s"
         )
     names = blend.weights_of(model.branch)
