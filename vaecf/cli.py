@@ -248,7 +248,10 @@ def define_config(default: str) -> Any:
 
 
 def _find_config(words: list[str]) -> None:
-    """Replaces the name of a config by its path, and '~' by its meaning."""
+    """Replaces the name of a config by its path, and '~' by its meaning.
+
+    A file that a path names may import others of its folder.
+    """
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag not in ("--config", "-config"):
@@ -260,7 +263,6 @@ def _find_config(words: list[str]) -> None:
         elif value:
             path = os.path.expanduser(value)
             words[at] = before + path
-            # The file may import others of its folder.
             config_files.make_importable(pathlib.Path(path).absolute().parent)
 
 

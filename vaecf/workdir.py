@@ -3,11 +3,13 @@
 config.json      settings of the run
 dataset.json     manifest of the dataset
 items.parquet    raw item ids, so that the directory is self-contained
+dataset/         the whole dataset, if `vaecf.train` got it in memory
 linear/          the linear branch of a blend
 fitted/          parameters of a model that is fitted in one go
 refit/E+N/       a run that continued from epoch E, for N epochs on all users
 checkpoints/     latest (to resume) and best (to use)
 metrics.jsonl    one record per line;  tensorboard/  the same as events
+wandb.json       id of the tracker's run, as in mlflow.json
 results.json     metrics of the test users, and the speed of training
 per_user.parquet the same metrics per test user and model
 report.html      the run as a page

@@ -57,8 +57,8 @@ def test_settings_of_models_move_below_a_wide_table(monkeypatch, results):
 
 
 def test_quantities_and_metric_labels():
-    values = [None, 1234567, 0.40123, 0.00123456, "a", (600, 200)]
-    texts = ["–", "1,234,567", "0.4012", "0.001235", "a", "(600, 200)"]
+    values = [True, None, 1234567, 0.40123, 0.00123456, "a", (600, 200)]
+    texts = ["True", "–", "1,234,567", "0.4012", "0.001235", "a", "(600, 200)"]
     assert [*map(tables.quantity, values)] == texts
     names = ["ndcg@100", "hit_rate@5", "mrr@10", "auc"]
     labels = ["NDCG@100", "Hit rate@5", "MRR@10", "AUC"]

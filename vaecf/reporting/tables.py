@@ -105,6 +105,8 @@ def quantity(value: object) -> str:
     """Returns a number with separators and few digits; other values as text."""
     if value is None:
         return MISSING
+    if isinstance(value, bool):  # a bool is an Integral, too
+        return str(value)
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}"
     if isinstance(value, numbers.Real):
