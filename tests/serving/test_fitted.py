@@ -127,9 +127,9 @@ def test_what_the_models_do_not_have(fitted, shop):
 def test_settings_of_the_models():
     with pytest.raises(TypeError, match=r"'ease'.* no setting 'hidden'"):
         Recommender(model="ease", hidden=600)
-    with refuses(r"baseline\.ease_l2=-1.0 must be above 0"):
+    with refuses(r"^l2=-1.0 must be above 0"):
         Recommender(model="ease", l2=-1).fit([["a", "b"], ["a"]])
-    assert repr(Recommender()) == "Recommender(rec_vae+linear, not fitted)"
+    assert repr(Recommender()) == "Recommender(blend, not fitted)"
     assert Recommender()._settings == Recommender("blend")._settings
     assert Recommender()._settings == Recommender.blend()._settings
     small = Recommender(latent=5)

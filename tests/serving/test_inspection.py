@@ -13,6 +13,7 @@ import pytest
 from oracles import ease, ranked, refuses
 
 import vaecf
+from vaecf import config as config_lib
 from vaecf.serving import fit, inspection
 from vaecf.serving.recommender import Recommender
 from vaecf.serving.trained_model import REFITTED
@@ -87,6 +88,20 @@ def test_baselines_learn_from_the_users_of_the_model(split, linear, everyone):
             recommender.evaluate(split, split="validation")
 
 
+def test_a_refit_of_one_go_has_learned_from_validation_users(split, tmp_path):
+    changes = {
+        **{"model.name": "popularity", "train.refit_epochs": 4},
+        "data.dir": "(in memory)",
+    }
+    config = config_lib.replace(config_lib.Config(), changes)
+    recommender = Recommender("popularity")
+    recommender._model = fit.in_memory(config, split, tmp_path / "run")
+    saved = recommender.save(tmp_path / "saved")
+    for place in (tmp_path / "run", saved):
+        with refuses("has learned from the validation users"):
+            Recommender.load(place).evaluate(split, split="validation")
+
+
 def test_tuned_baselines(split, linear, monkeypatch):
     evaluate = inspection.baselines_lib.evaluate
 
@@ -120,8 +135,11 @@ def test_evaluate_warns_of_another_dataset(split, linear, shop):
     [
         (lambda r, s: r.evaluate(s.train), "of type Interactions: pass a Dataset"),
         (lambda r, s: r.evaluate(s, split="train"), "unknown split 'train'"),
-        (lambda r, s: r.evaluate(s, metrics="ndgc@10"), "did you mean ndcg"),
-        (lambda r, s: r.evaluate(s, metrics=()), "eval.metrics=.* not empty"),
+        (lambda r, s: r.evaluate(s, metrics="ndgc@10"),
+         "^metrics: 'ndgc@10' is .*did you mean ndcg@10"),
+        (lambda r, s: r.evaluate(s, metrics=["precision"]),
+         r"did you mean precision@100\?"),
+        (lambda r, s: r.evaluate(s, metrics=()), "^metrics=.* not empty"),
         (lambda r, s: r.evaluate(s, baselines="eas"), "did you mean ease"),
         (lambda r, s: r.evaluate(vaecf.split([[1, 2, 3, 4, 5]] * 9)),
          "items of the dataset are not the 30 of the model"),

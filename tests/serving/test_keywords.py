@@ -1,6 +1,7 @@
 """Keywords of Recommender, and the configs that they become."""
 
 import pytest
+from oracles import refuses
 
 from configs import blend as blend_config
 from vaecf import config as config_lib
@@ -11,6 +12,10 @@ from vaecf.serving.recommender import Recommender
 def test_wrong_calls():
     with pytest.raises(TypeError, match="'latnet'; did you mean latent"):
         Recommender(latnet=3)
+    with refuses("model='mult_vea' must be one of blend, .* mean mult_vae"):
+        Recommender("mult_vea")
+    with refuses("model=None must be of type str"):
+        Recommender(None)
 
 
 def test_the_blend_has_the_settings_of_its_config():

@@ -161,10 +161,11 @@ METRICS = (*HIT_METRICS, *LIST_METRICS)  # with a cut-off
 AUC = "auc"
 
 
-def parse(name: str) -> tuple[str, int]:
+def parse(name: str, where: str = "config.eval.metrics") -> tuple[str, int]:
     """Returns the metric and the cut-off of a name: ('ndcg', 100).
 
-    The cut-off of AUC is 1, the shortest list that can be ranked.
+    The cut-off of AUC is 1, the shortest list that can be ranked. `where` names
+    the setting in the message.
 
     Raises:
       VaecfError: the name is neither 'auc' nor `<metric>@<k>` with another
@@ -173,11 +174,13 @@ def parse(name: str) -> tuple[str, int]:
     if name == AUC:
         return name, 1
     kind, _, k = name.partition("@")
-    if kind not in METRICS or not k.isdecimal() or int(k) < 1:
+    is_cutoff = k.isdecimal() and int(k) >= 1
+    if kind not in METRICS or not is_cutoff:
+        close = [AUC, *(f"{m}@{k if is_cutoff else 100}" for m in METRICS)]
         raise VaecfError(
-            f"config.eval.metrics: {name!r} is not a metric: use {AUC}, or "
+            f"{where}: {name!r} is not a metric: use {AUC}, or "
             f"<metric>@<k>, such as ndcg@100, with one of "
-            f"{', '.join(METRICS)}{did_you_mean(kind, (*METRICS, AUC))}"
+            f"{', '.join(METRICS)}{did_you_mean(name, close)}"
         )
     return kind, int(k)
 

@@ -19,7 +19,9 @@ from vaecf.evaluation import metrics as metrics_lib
 from vaecf.evaluation.evaluator import Evaluation, Evaluator
 from vaecf.models import blend
 from vaecf.reporting import plots, tables
+from vaecf.serving import keywords
 from vaecf.serving.trained_model import REFITTED, TrainedModel, load
+from vaecf.setting import checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,10 +47,11 @@ def evaluate(
     config = model.config.eval
     if metrics is not None:
         metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-        changes = {"eval.metrics": metrics}
-        config = config_lib.replace(model.config, changes).eval
+        field = config_lib.settings()["eval.metrics"]
+        wanted = checked("metrics", field, metrics)
+        config = dataclasses.replace(config, metrics=wanted)
     for name in (*config.metrics, config.best_metric):
-        metrics_lib.parse(name)
+        metrics_lib.parse(name, "metrics")
     validation, test = (
         Evaluator.for_split(dataset, name, config, model.mesh)
         for name in ("validation", "test")
@@ -62,7 +65,8 @@ def evaluate(
             f"interactions with {split}_users above 0"
         )
     ranker = model.ranker(chosen.depth)
-    found = [(model.config.title, chosen(ranker, model.scorer_params))]
+    name = keywords.name_of(model.config.title)
+    found = [(name, chosen(ranker, model.scorer_params))]
     settings = {}
     for name in names:
         settings[name], evaluation = _baseline(
@@ -178,7 +182,9 @@ def facts(model: TrainedModel) -> tuple[str, dict[str, object]]:
         "items": len(model.items),
         "latent units": None if config.is_fitted else config.model.latent,
         "best epoch": progress.get("epoch"),
-        "epochs on all users": progress.get(REFITTED),
+        "epochs on all users": (
+            None if config.is_fitted else progress.get(REFITTED)
+        ),
         f"validation {config.eval.best_metric}": best,
     }
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from vaecf import config as config_lib
 from vaecf.config import BLEND, FITTED, Config, fitted_settings
-from vaecf.errors import VaecfError, did_you_mean
-from vaecf.setting import convert
+from vaecf.errors import VaecfError, did_you_mean, short
+from vaecf.setting import checked, convert, one_of
 
 # Keywords of autoencoders and blends, and the settings that they change;
 # anneal_epochs becomes a number of steps.
@@ -46,6 +46,8 @@ _DEFAULTS: dict[str, Any] = {
     "refit_epochs": 4,
     "anneal_epochs": 50.0,
 }
+_FIELDS = config_lib.settings()
+_MODELS = one_of("blend", *_FIELDS["model.name"].metadata["rule"].choices)
 _LONGEST_ANNEAL = 2**31  # steps; the weight then stays near 0
 _REC_VAE: dict[str, Any] = {"gamma": 0.005, "alternating_epochs": (3, 1)}
 
@@ -55,7 +57,13 @@ def complete(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
       TypeError: a keyword is unknown, or not of this model.
+      VaecfError: the model is unknown.
     """
+    if not _MODELS.holds(convert(str, model, "model")):
+        raise VaecfError(
+            f"model={short(model)} must be {_MODELS.text}"
+            f"{did_you_mean(model, _MODELS.choices)}"
+        )
     known = _keywords(model)
     for keyword in settings.keys() - known.keys():
         raise TypeError(
@@ -67,9 +75,14 @@ def complete(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": model, **settings}
 
 
-def _keywords(model: Any) -> dict[str, str]:
+def name_of(title: str) -> str:
+    """Returns the `model` of `Recommender` for the title of a config."""
+    return "blend" if title == "rec_vae+linear" else title
+
+
+def _keywords(model: str | None) -> dict[str, str]:
     """Returns the settings of a model by their keywords."""
-    if not (isinstance(model, str) and model in FITTED):
+    if model not in FITTED:
         return KEYWORDS
     own = {key: f"baseline.{model}_{key}" for key in fitted_settings(model)}
     return {"model": "model.name", "seed": "seed", **own}
@@ -97,10 +110,9 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
     known = _keywords(name := settings.get("model"))
     base = config_lib.replace(Config(), {"data.dir": "(in memory)"})
     if known is not KEYWORDS:
-        changes = {known[key]: value for key, value in settings.items()}
-        return config_lib.replace(base, changes)
+        return _replace(base, known, settings)
     values = {**_DEFAULTS, **settings}
-    is_rec_vae = isinstance(name, str) and name == "rec_vae"
+    is_rec_vae = name == "rec_vae"
     if is_rec_vae:
         values = _REC_VAE | values
     else:
@@ -108,8 +120,7 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
     anneal_epochs = convert(float, values.pop("anneal_epochs"), "anneal_epochs")
     if anneal_epochs < 0:
         raise VaecfError(f"anneal_epochs={anneal_epochs} must be at least 0")
-    changes = {known[keyword]: value for keyword, value in values.items()}
-    config = config_lib.replace(base, changes)
+    config = _replace(base, known, values)
     if is_rec_vae:
         _check_rec_vae(config)
     steps = -(-n_users // config.train.batch_size)
@@ -126,6 +137,17 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
             "eval.every_epochs": max(1, sum(config.train.alternating_epochs)),
         },
     )
+
+
+def _replace(
+    config: Config, known: Mapping[str, str], values: Mapping[str, Any]
+) -> Config:
+    """Returns the config with values of keywords; errors name the keyword."""
+    changes = {
+        known[keyword]: checked(keyword, _FIELDS[known[keyword]], value)
+        for keyword, value in values.items()
+    }
+    return config_lib.replace(config, changes)
 
 
 def _check_rec_vae(config: Config) -> None:

@@ -96,6 +96,7 @@ class Recommender(Queries):
 
         Raises:
           TypeError: a keyword is unknown, or not of this model.
+          VaecfError: the model is unknown.
         """
         self._settings = keywords.complete(model, settings)
 
@@ -115,11 +116,12 @@ class Recommender(Queries):
         """Returns the model's name, and its size if it is fitted."""
         if self._model is None:
             branch = "+linear" if self._settings.get("linear_l2") else ""
-            name = self._settings["model"]
-            return f"Recommender({name}{branch}, not fitted)"
+            name = keywords.name_of(self._settings["model"] + branch)
+            return f"Recommender({name}, not fitted)"
         config = self._model.config
         latent = "" if config.is_fitted else f", latent {config.model.latent}"
-        return f"Recommender({config.title}, {len(self.items):,} items{latent})"
+        name = keywords.name_of(config.title)
+        return f"Recommender({name}, {len(self.items):,} items{latent})"
 
     def _repr_html_(self) -> str:
         """Returns the card that a notebook shows."""

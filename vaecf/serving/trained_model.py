@@ -189,7 +189,8 @@ class TrainedModel:
     def _save_params(self, target: pathlib.Path) -> None:
         if self.module is None:
             name = self.config.model.name
-            fitted.save(self.params, name, len(self.items), target)
+            n_items = len(self.items)
+            fitted.save(self.params, name, n_items, target, self.progress)
             return
         saved = checkpoints.Checkpoints(target / workdir_lib.CHECKPOINTS)
         step = self.progress.get("epoch", 0)
@@ -280,9 +281,11 @@ def with_refit(model: TrainedModel) -> TrainedModel:
     if not (model.config.train.refit_epochs and _best_steps(folder)):
         return model
     name, n_items = model.config.model.name, len(model.items)
+    # Evaluation must know that the validation users were trained on.
+    progress = {**model.progress, REFITTED: model.config.train.refit_epochs}
     if model.module is None:
         params = fitted.load(folder, name, n_items, model.mesh)
-        return dataclasses.replace(model, params=params)
+        return dataclasses.replace(model, params=params, progress=progress)
     saved = checkpoints.Checkpoints(folder / workdir_lib.CHECKPOINTS)
     with contextlib.closing(saved):
         params = checkpoints.restore_params(saved, model.module, model.mesh)
@@ -291,8 +294,6 @@ def with_refit(model: TrainedModel) -> TrainedModel:
         weights = {name: branch[name] for name in blend.weights_of(branch)}
         branch = linear_branch.load(folder, model.mesh, n_items)
         branch = {**branch, **weights}
-    # Evaluation must know that the validation users were trained on.
-    progress = {**model.progress, REFITTED: model.config.train.refit_epochs}
     return dataclasses.replace(
         model, params=params, branch=branch, progress=progress
     )
@@ -311,7 +312,8 @@ def _load(
     if config.is_fitted:
         params = fitted.load(directory, config.model.name, len(items), mesh)
         return TrainedModel(
-            *(config, manifest, items, None, mesh, params, directory, {}),
+            *(config, manifest, items, None, mesh, params, directory),
+            fitted.progress(directory),
             records=records,
         )
     module = registry.make_model(

@@ -65,7 +65,7 @@ def train(
             params = registry.FITTED[name].fit(train, **settings(config))
             seconds = time.perf_counter() - began
             with workdir_lib.atomic_directory(folder) as fresh:
-                _write(fresh, params, seconds)
+                _write(fresh, params, {"seconds": seconds})
             log(f"{name}: fitted to {train.n_users:,} users in {seconds:.1f} s")
     kept = workdir_lib.read_json(folder / _FIT)
     return {
@@ -80,9 +80,9 @@ def train(
     }
 
 
-def _write(folder: pathlib.Path, params: Any, seconds: float | None) -> None:
+def _write(folder: pathlib.Path, params: Any, about: dict[str, Any]) -> None:
     array_folder.write(folder, params)
-    workdir_lib.write_json(folder / _FIT, {"seconds": seconds}, digest=True)
+    workdir_lib.write_json(folder / _FIT, about, digest=True)
 
 
 def load(
@@ -103,12 +103,25 @@ def load(
     return processes.put(arrays, mesh_lib.shardings(mesh, specs))
 
 
+def progress(directory: pathlib.Path) -> dict[str, Any]:
+    """Returns what `save` was told about the training; {} for a run."""
+    kept = workdir_lib.read_json(directory / FOLDER / _FIT)
+    about = kept.get("progress") if isinstance(kept, dict) else None
+    return about if isinstance(about, dict) else {}
+
+
 def save(
-    params: dict[str, Any], name: str, n_items: int, target: pathlib.Path
+    params: dict[str, Any],
+    name: str,
+    n_items: int,
+    target: pathlib.Path,
+    progress: dict[str, Any],
 ) -> None:
     """Writes parameters from a mesh, padded as the model's `fit` pads them."""
     (target / FOLDER).mkdir()
     partition = registry.FITTED[name].PARTITION
     host = jax.device_get(params)
     rows = mesh_lib.padded_items(n_items)
-    _write(target / FOLDER, mesh_lib.resize_items(host, partition, rows), None)
+    host = mesh_lib.resize_items(host, partition, rows)
+    about = {"seconds": None, "progress": progress}
+    _write(target / FOLDER, host, about)
