@@ -37,7 +37,7 @@ FITTED = {
 # Layers, and the branch beside them.
 LAYERS = {
     "mult_dae": (
-        {"hidden": (6, 5), "activation": "relu"},
+        {"hidden": (4,) * 11, "activation": "relu"},
         {"experts": ("ease",)},
     ),
     "rec_vae": (

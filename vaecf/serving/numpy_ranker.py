@@ -144,7 +144,8 @@ def _autoencoder(
         return h_H @ p[f"{name}.kernel"] + p[f"{name}.bias"]
 
     def layers(name: str) -> list[str]:
-        return [f"{name}_{n}" for n in range(9) if f"{name}_{n}.kernel" in p]
+        names = [f"{name}_{n}" for n in range(len(p))]
+        return [n for n in names if f"{n}.kernel" in p]
 
     def activate(h_H: np.ndarray) -> np.ndarray:
         is_tanh = about["activation"] == "tanh"
