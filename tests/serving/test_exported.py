@@ -186,12 +186,16 @@ def test_what_is_no_exported_model(directory, shop, tmp_path, monkeypatch):
         vaecf.export(shop.recommender, shop.workdir, overwrite=True)
     with refuses("holds an exported model: pass overwrite=True"):
         vaecf.export(shop.recommender, directory)
-    with refuses(r"platforms=\['gpu'\]: .*cuda"):
-        vaecf.export(shop.recommender, tmp_path / "b", platforms=["gpu"])
+    with refuses(r"platforms=\('gpu',\): .*cuda"):
+        vaecf.export(shop.recommender, tmp_path / "b", platforms="gpu")
+    with refuses("cannot export 'w': pass a Recommender"):
+        vaecf.export("w", tmp_path / "b")
     with refuses("no model yet"):
         vaecf.export(Recommender(), tmp_path / "b")
     with pytest.raises(ValueError, match="holds no exported model"):
         numpy_ranker.Ranker(shop.workdir)
+    with pytest.raises(ValueError, match="'sku-01': pass a list of items"):
+        numpy_ranker.Ranker(directory).recommend(["sku-01"])
     monkeypatch.setattr("jax.export.default_export_platform", lambda: "tpu")
     with refuses("exported for cpu, cuda, and JAX runs on tpu"):
         vaecf.load_exported(directory)

@@ -32,13 +32,14 @@ import numpy as np
 import vaecf
 from vaecf import files
 from vaecf.data import array_folder
-from vaecf.errors import VaecfError
+from vaecf.errors import VaecfError, short
 from vaecf.evaluation import ranking, scorers
 from vaecf.models import blend
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import exported, numpy_ranker
 from vaecf.serving.histories import count
+from vaecf.serving.queries import Queries
 from vaecf.serving.trained_model import TrainedModel
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def export(
     directory: str | pathlib.Path,
     *,
     max_k: int = 100,
-    platforms: Sequence[str] = ("cpu", "cuda"),
+    platforms: Sequence[str] | str = ("cpu", "cuda"),
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Writes a model as a directory that ranks without the training code.
@@ -83,8 +84,14 @@ def export(
       VaecfError: nothing is fitted, an argument cannot be used, or the
         directory holds other files or cannot be written.
     """
+    if not isinstance(recommender, Queries):
+        raise VaecfError(
+            f"cannot export {short(recommender)}: pass a Recommender, such as "
+            "Recommender.load(workdir) or run.recommender()"
+        )
     model = recommender._fitted()
     max_k = min(count("max_k", max_k), len(model.items))
+    platforms = (platforms,) if isinstance(platforms, str) else platforms
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise VaecfError(
             f"platforms={platforms!r}: name some of {', '.join(PLATFORMS)}"

@@ -73,7 +73,10 @@ class Ranker:
 
         Scores are natural logarithms of probabilities if the model has them,
         like those of `Recommender.recommend`. Items of a history that the model
-        does not know are ignored.
+        does not know are ignored; ids have the type of those in `items`.
+
+        Raises:
+          ValueError: a history is a text.
         """
         lists = []
         for history in histories:
@@ -95,6 +98,8 @@ class Ranker:
         return self._scores(self._indices(history))
 
     def _indices(self, history: Iterable[int | str]) -> np.ndarray:
+        if isinstance(history, str):
+            raise ValueError(f"history {history!r}: pass a list of items")
         known = {self._index[item] for item in history if item in self._index}
         return np.array(sorted(known), np.int64)
 

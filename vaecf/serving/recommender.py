@@ -300,6 +300,9 @@ class Recommender(Queries):
     def load(cls, directory: str | pathlib.Path) -> Recommender:
         """Loads the best model of a run's workdir, or a saved model.
 
+        `update` trains it further. `fit` would train a blend with the default
+        settings instead.
+
         >>> path = recommender.save(folder / "first")
         >>> vaecf.Recommender.load(path)
         Recommender(mult_vae, 30 items, latent 4)
