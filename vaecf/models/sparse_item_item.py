@@ -217,4 +217,4 @@ def _first_above(end_N: jax.Array, tile_T: jax.Array) -> jax.Array:
     bounds = low_T, jnp.full_like(tile_T, n_slots)
     return lax.while_loop(
         lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, bounds
-    )[0]
+    )[1]
