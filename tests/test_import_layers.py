@@ -183,5 +183,6 @@ def test_public_names_are_found_when_used():
     for name in vaecf.__all__:
         assert getattr(vaecf, name).__name__ == name
         assert name in dir(vaecf)
+    assert not {"Any", "annotations", "importlib"} & {*dir(vaecf)}
     with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
         _ = vaecf.Recomender

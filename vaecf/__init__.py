@@ -71,4 +71,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    """Returns what completion offers: the public and the special names."""
+    return sorted({*_HOME, *(name for name in globals() if name[:2] == "__")})

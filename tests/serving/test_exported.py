@@ -106,6 +106,8 @@ def test_the_lists_are_those_of_the_recommender(recommender, shop, tmp_path):
     directory = vaecf.export(recommender, tmp_path / "a", platforms=["cpu"])
     loaded = vaecf.load_exported(directory)
     assert loaded.items.tolist() == recommender.items.tolist()
+    name = repr(recommender).partition(",")[0]
+    assert repr(loaded) == f"Exported{name}, 30 items)"
     wanted = recommender.recommend(ours, 7)
     found = loaded.recommend(ours, 7)
     pd.testing.assert_frame_equal(found, wanted)
@@ -155,6 +157,13 @@ def test_numpy_ranks_without_any_other_package(directory, shop):
     wanted = shop.recommender.recommend([["sku-03", "sku-20"]], 3)
     assert [*items] == wanted["item"].tolist()
     np.testing.assert_allclose(scores, wanted["score"], rtol=1e-4)
+
+
+def test_numpy_refuses_histories_without_a_known_item(directory):
+    ranker = numpy_ranker.Ranker(directory)
+    with pytest.raises(ValueError, match="none of the 2 items of"):
+        ranker.recommend([["x"], ["y", "x"]])
+    assert [len(places) for places in ranker.recommend([[]], k=2)] == [2]
 
 
 def test_one_program_of_any_size_for_two_platforms(directory, shop):

@@ -9,6 +9,7 @@ import contextlib
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -50,28 +51,32 @@ def has_bar() -> bool:
 
 
 def say(line: str) -> None:
-    """Prints a line where bars are drawn, between two of them."""
-    if has_bar():
-        print(line, file=sys.stdout if _in_notebook() else sys.stderr)
+    """Prints a line between the bars or lines of two trainings."""
+    print(line, file=sys.stdout if _in_notebook() else sys.stderr)
+
+
+def _tqdm() -> Any:
+    with warnings.catch_warnings():
+        # A kernel without ipywidgets gets lines instead of a bar.
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from tqdm.auto import tqdm
+    return tqdm
 
 
 def _in_notebook() -> bool:
-    from tqdm.auto import tqdm
-
+    tqdm = _tqdm()
     return any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)
 
 
 def _make_bar(**options: Any) -> Any:
     """Returns a tqdm bar, or None where a bar cannot be drawn."""
-    from tqdm.auto import tqdm
-
     if not has_bar():
         return None
     if not _in_notebook():
         # Some containers have terminals of 0 by 0, where tqdm would draw
         # nothing: shutil returns a usual size for them.
         options["ncols"], options["nrows"] = shutil.get_terminal_size()
-    return tqdm(**options)
+    return _tqdm()(**options)
 
 
 class Progress:

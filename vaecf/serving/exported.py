@@ -50,6 +50,7 @@ class ExportedRecommender:
     def __init__(self, directory: pathlib.Path) -> None:
         manifest = read_manifest(directory)
         self._model, self._max_k = manifest["model"], manifest["max_k"]
+        self._title = manifest.get("title", self._model)
         self._has_probabilities = manifest["has_probabilities"]
         program, ids = (
             _read(directory / name, manifest["files"][name])
@@ -61,7 +62,7 @@ class ExportedRecommender:
 
     def __repr__(self) -> str:
         """Returns the model's name and size."""
-        return f"ExportedRecommender({self._model}, {len(self.items):,} items)"
+        return f"ExportedRecommender({self._title}, {len(self.items):,} items)"
 
     @property
     def items(self) -> np.ndarray:

@@ -37,7 +37,7 @@ from vaecf.evaluation import ranking, scorers
 from vaecf.models import blend
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.serving import exported, numpy_ranker
+from vaecf.serving import exported, keywords, numpy_ranker
 from vaecf.serving.histories import count
 from vaecf.serving.queries import Queries
 from vaecf.serving.trained_model import TrainedModel
@@ -222,6 +222,7 @@ def _manifest(
         "inputs": [str(aval) for aval in program.in_avals[-3:]],
         "outputs": [str(aval) for aval in program.out_avals],
         "model": config.model.name,
+        "title": keywords.name_of(config.title),
         "items": len(model.items),
         "max_k": max_k,
         "has_probabilities": model.module is not None,

@@ -76,8 +76,17 @@ class Ranker:
         does not know are ignored; ids have the type of those in `items`.
 
         Raises:
-          ValueError: a history is a text.
+          ValueError: a history is a text, or the model knows no item of all
+            histories.
         """
+        histories = [_listed(history) for history in histories]
+        asked = {item for history in histories for item in history}
+        if asked and not asked & self._index.keys():
+            raise ValueError(
+                f"the model knows none of the {len(asked):,} items of the "
+                f"histories, such as {min(asked, key=repr)!r}; it knows items "
+                f"such as {self.items[0]!r}"
+            )
         lists = []
         for history in histories:
             x = self._indices(history)
@@ -98,9 +107,8 @@ class Ranker:
         return self._scores(self._indices(history))
 
     def _indices(self, history: Iterable[int | str]) -> np.ndarray:
-        if isinstance(history, str):
-            raise ValueError(f"history {history!r}: pass a list of items")
-        known = {self._index[item] for item in history if item in self._index}
+        items = _listed(history)
+        known = {self._index[item] for item in items if item in self._index}
         return np.array(sorted(known), np.int64)
 
     def _scores(self, x: np.ndarray) -> np.ndarray:
@@ -127,6 +135,12 @@ class Ranker:
     def _real(self, score_I: np.ndarray) -> np.ndarray:
         """Returns a copy of the scores without those of padding items."""
         return np.array(score_I[: len(self.items)], np.float32)
+
+
+def _listed(history: Iterable[int | str]) -> list[int | str]:
+    if isinstance(history, str):
+        raise ValueError(f"history {history!r}: pass a list of items")
+    return list(history)
 
 
 def _checked(path: pathlib.Path, sha256: str) -> pathlib.Path:
