@@ -156,3 +156,6 @@ def test_environment(monkeypatch):
     assert found["command"] == "python 'a b.py' db://***@host/s"
     assert found["jax"] == jax.__version__
     assert found["device"].startswith("8 x ")
+    program = ["/usr/bin/python3.11", "/usr/bin/vaecf", "train", "--test"]
+    monkeypatch.setattr(sys, "orig_argv", program)
+    assert environment()["command"] == "vaecf train --test"

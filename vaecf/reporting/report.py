@@ -32,6 +32,8 @@ def environment(devices: Iterable[Any] = ()) -> dict[str, str]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     kinds = [device.device_kind for device in devices]
     words = [pathlib.Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
+    if len(words) > 1 and pathlib.Path(words[1]).name == "vaecf":
+        words[:2] = ["vaecf"]  # the program that pip installs
     command = _PASSWORD.sub("://***@", shlex.join(words))
     return {
         **({} if "ipykernel" in sys.modules else {"command": command}),
