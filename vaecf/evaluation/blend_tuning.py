@@ -2,8 +2,8 @@
 
 The search is cautious, because few users cannot tell many candidates apart. It
 first chooses how much the branch counts beside the model: the default gains,
-all times the same factor. Single weights move away from there only for a gain
-above its standard error. Few users are asked several times, each time with
+all times the same factor. Then single weights may move. Both happen only for a
+gain above its standard error. Few users are asked several times, each time with
 other items held out; of many users, a sample is enough.
 """
 
@@ -78,12 +78,15 @@ def search(
     def times(factor: float) -> dict[str, float]:
         return default | {name: factor * default[name] for name in gains}
 
-    start = max(map(times, FACTORS), key=lambda at: np.nanmean(values(at)))
-
     def certain_gain(at: dict[str, float]) -> float:
         gain_U = values(at) - values(start)
         stderr = np.nanstd(gain_U) / math.sqrt(max(1, len(gain_U) - 1))
         return float(np.nanmean(gain_U) - stderr)
+
+    start = times(1.0)
+    best = max(map(times, FACTORS), key=lambda at: np.nanmean(values(at)))
+    if certain_gain(best) > 0:
+        start = best
 
     grids: dict[str, Sequence[float]] = {"prior": PRIORS}
     for name in gains:
