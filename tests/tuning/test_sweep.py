@@ -3,6 +3,8 @@
 import os
 import pathlib
 import signal
+import threading
+import time
 
 import jax
 import optuna
@@ -20,7 +22,7 @@ from vaecf.models import linear
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving import trained_model
 from vaecf.serving.trained_model import load
-from vaecf.training import loop
+from vaecf.training import loop, signals
 from vaecf.tuning import space as space_lib
 from vaecf.tuning import study as study_lib
 from vaecf.tuning import sweep as sweep_lib
@@ -309,12 +311,15 @@ def test_an_interrupted_sweep_resumes(
     plan, tmp_path, on_report, opened, curve, population
 ):
     """Trials end as uninterrupted ones do; here in a database."""
-    stopped = []
+    sent, seen = [], threading.Event()
 
     def stop(run, record):
-        if record["epoch"] == 2 and not stopped:
-            stopped.append(2)
-            os.kill(os.getpid(), signal.SIGINT)
+        if record["epoch"] == 2 and not seen.is_set():
+            if not sent:
+                sent.append(os.kill(os.getpid(), signal.SIGINT))
+            # The main thread may take its time; no trial ends before.
+            while not signals._received[-1]:
+                time.sleep(0.01)
 
     def made(name):
         return plan(
@@ -330,6 +335,7 @@ def test_an_interrupted_sweep_resumes(
     cut, straight = made("cut"), made("straight")
     with pytest.raises(KeyboardInterrupt, match="trials are finished; the"):
         sweep_lib.sweep(cut, log=quiet)
+    seen.set()
     # Nobody has to wait to learn that the trials were interrupted.
     states = [t.state.name for t in opened(cut).get_trials()]
     assert states == ["FAIL"] * population + ["WAITING"] * population
