@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-import tarfile
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -192,16 +192,20 @@ def facts(model: TrainedModel) -> tuple[str, dict[str, object]]:
 def packed(model: TrainedModel) -> bytes:
     """Returns the bytes of an archive of the saved model."""
     buffer = io.BytesIO()
-    with tempfile.TemporaryDirectory() as temporary:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        # Some file systems have times that ZIP archives cannot hold.
+        zipfile.ZipFile(buffer, "w", strict_timestamps=False) as archive,
+    ):
         folder = model.save(pathlib.Path(temporary) / "model")
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            archive.add(folder, "model")
+        for path in folder.rglob("*"):
+            archive.write(path, path.relative_to(folder))
     return buffer.getvalue()
 
 
 def unpacked(data: bytes) -> TrainedModel:
     """Returns the model of `packed`."""
     with tempfile.TemporaryDirectory() as temporary:
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            archive.extractall(temporary, filter="data")
-        return load(pathlib.Path(temporary) / "model")
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            archive.extractall(temporary)
+        return load(pathlib.Path(temporary))
