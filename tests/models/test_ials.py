@@ -1,5 +1,7 @@
 """Implicit ALS against loops over dense float64 normal equations."""
 
+from concurrent import futures
+
 import numpy as np
 import pytest
 from oracles import interactions, random_dense, refuses
@@ -23,8 +25,7 @@ def x():
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
-    """Cuts histories into several tiles, and users into several blocks."""
-    monkeypatch.setattr(ials, "_ONE_THREAD", 6 * FACTORS)
+    """Cuts users and items into several blocks."""
     monkeypatch.setattr(ials, "_FIT_BYTES", 40 * 4 * FACTORS)
 
 
@@ -84,13 +85,14 @@ def test_every_half_sweep_lowers_the_objective(x, monkeypatch):
     losses = [objective(x, w, h)]
     of_users = interactions(x).to_scipy()
     of_items = of_users.T.tocsr()
-    for sweep in range(4):
-        h, w = ials._half_sweep(h, w, of_users, L2, ALPHA)
-        losses.append(objective(x, w, h))
-        if sweep == 3:
-            monkeypatch.setattr(ials, "_STEPS", 2 * FACTORS)
-        w, h = ials._half_sweep(w, h, of_items, L2, ALPHA)
-        losses.append(objective(x, w, h))
+    with futures.ThreadPoolExecutor(2) as threads:
+        for sweep in range(4):
+            h, w = ials._half_sweep(threads, L2, ALPHA, h, w, of_users)
+            losses.append(objective(x, w, h))
+            if sweep == 3:
+                monkeypatch.setattr(ials, "_STEPS", 2 * FACTORS)
+            w, h = ials._half_sweep(threads, L2, ALPHA, w, h, of_items)
+            losses.append(objective(x, w, h))
     assert (np.diff(losses) < 0).all(), losses
     score = w @ h.T
     slope = (x * (score - 1) + ALPHA * score).T @ w

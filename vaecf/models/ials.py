@@ -2,8 +2,8 @@
 
 Shapes in names: B users, I items (the local shard of them), F factors, N slots
 for interactions, K interactions of a chunk. In the fit, S rows and J columns of
-the matrix of interactions or of its transpose, B rows of a block, T tiles of a
-row, L interactions of a tile.
+the matrix of interactions or of its transpose, B rows of a block, L slots for
+the interactions of a row.
 
 Hu, Koren and Volinsky 2008 minimise (equation 3) the squared error of all
 pairs of users and items, with a higher weight for observed pairs. Rendle et
@@ -31,6 +31,7 @@ which the gradients are scaled (the preconditioner).
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
@@ -43,8 +44,8 @@ from jax import lax
 from vaecf.errors import VaecfError
 from vaecf.models import bag_of_items
 from vaecf.models.sparse_batch import SparseBatch
+from vaecf.parallel import blas, workers
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.parallel import workers
 
 PARTITION: dict[str, tuple[str | None, ...]] = {"item_factor": ("item", None)}
 
@@ -52,11 +53,11 @@ PARTITION: dict[str, tuple[str | None, ...]] = {"item_factor": ("item", None)}
 # more than so many. Ten to twenty are usual.
 _SMALL, _MOST_STEPS = 1e-6, 100
 # Steps of a half sweep of the fit, and the size of the factors that it gathers
-# at once: they should stay in a core's cache.
-_STEPS, _FIT_BYTES = 3, 2**20
-# OpenBLAS multiplies a vector with a matrix of at most so many numbers in the
-# calling thread. Its own threads would compete with the threads of the fit.
-_ONE_THREAD = 9215
+# at once: they should stay in a core's cache, and outweigh the calls of NumPy.
+_STEPS, _FIT_BYTES = 3, 2**21
+# Parts in which the factors are rotated. The sums of fewer or more would differ
+# in the last bits, therefore this is not the number of cores.
+_PARTS = 16
 
 
 def scores(
@@ -191,10 +192,15 @@ def fit(
     user_UF = np.zeros((train.n_users, factors), np.float32)
     of_users = train.to_scipy()
     of_items = of_users.T.tocsr()
-    for _ in range(iterations):
-        item_IF, user_UF = _half_sweep(item_IF, user_UF, of_users, l2, alpha)
-        user_UF, item_IF = _half_sweep(user_UF, item_IF, of_items, l2, alpha)
-    square_F, item_IF = _rotate(item_IF, item_IF)
+    with (
+        blas.one_thread(),
+        futures.ThreadPoolExecutor(len(workers.cores())) as threads,
+    ):
+        half_sweep = functools.partial(_half_sweep, threads, l2, alpha)
+        for _ in range(iterations):
+            item_IF, user_UF = half_sweep(item_IF, user_UF, of_users)
+            user_UF, item_IF = half_sweep(user_UF, item_IF, of_items)
+        square_F, _, item_IF = _rotate(threads, item_IF)
     padding = mesh_lib.padded_items(train.n_items) - train.n_items
     return {
         "item_factor": np.pad(item_IF, ((0, padding), (0, 0))),
@@ -204,11 +210,12 @@ def fit(
 
 
 def _half_sweep(
+    threads: futures.Executor,
+    l2: float,
+    alpha: float,
     fixed_JF: np.ndarray,
     start_SF: np.ndarray,
     matrix: Any,
-    l2: float,
-    alpha: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the fixed side's factors, and better ones of the other side.
 
@@ -219,44 +226,44 @@ def _half_sweep(
       matrix: CSR matrix [S, J] of their interactions.
     """
     n_fixed, n_factors = fixed_JF.shape
-    square_F, fixed_JF, solved_SF = _rotate(fixed_JF, fixed_JF, start_SF)
+    square_F, axis_FF, fixed_JF = _rotate(threads, fixed_JF)
     # The last row, of zeros, is that of padding.
     padded_JF = np.append(fixed_JF, np.zeros((1, n_factors), np.float32), 0)
     others_F = alpha * square_F + l2 * alpha * n_fixed
     counts = np.diff(matrix.indptr)
-    solved_SF[counts == 0] = 0
-    most = max(1, _ONE_THREAD // n_factors)
+    solved_SF = np.zeros_like(start_SF)
 
     def solve_block(row_B: np.ndarray) -> None:
-        count_B = counts[row_B]
-        length = min(count_B[-1], most)
-        shape = -(-count_B[-1] // length), length
-        place_TL = np.arange(shape[0] * length).reshape(shape)
-        slot_BTL = matrix.indptr[row_B][:, None, None] + place_TL
-        index_BTL = matrix.indices[np.minimum(slot_BTL, matrix.nnz - 1)]
-        is_real_BTL = place_TL < count_B[:, None, None]
-        index_BTL = np.where(is_real_BTL, index_BTL, n_fixed)
-        diagonal_BF = others_F + (l2 * count_B)[:, None]
+        count_B1 = counts[row_B][:, None]
+        place_L = np.arange(count_B1[-1, 0])
+        slot_BL = matrix.indptr[row_B][:, None] + place_L
+        index_BL = matrix.indices[np.minimum(slot_BL, matrix.nnz - 1)]
+        index_BL[place_L >= count_B1] = n_fixed
+        diagonal_BF = others_F + l2 * count_B1
         # Factors that are not finite are an error in the end.
         with np.errstate(all="ignore"):
             solved_SF[row_B] = _descend(
-                np.take(padded_JF, index_BTL, axis=0),
+                np.take(padded_JF, index_BL, axis=0),
                 diagonal_BF.astype(np.float32),
-                solved_SF[row_B],
+                start_SF[row_B] @ axis_FF,
             )
 
     blocks = _blocks(counts, _FIT_BYTES // (4 * n_factors))
-    with futures.ThreadPoolExecutor(len(workers.cores())) as threads:
-        collections.deque(threads.map(solve_block, blocks), maxlen=0)
+    collections.deque(threads.map(solve_block, blocks), maxlen=0)
     if not np.isfinite(solved_SF).all():
         raise VaecfError(f"iALS: the factors are not finite; increase l2={l2}")
     return fixed_JF, solved_SF
 
 
-def _rotate(factor_JF: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Returns the eigenvalues of the Gram matrix, and what is to be rotated."""
-    square_F, axis_FF = np.linalg.eigh(factor_JF.T @ factor_JF)
-    return [np.maximum(square_F, 0), *(other @ axis_FF for other in others)]
+def _rotate(
+    threads: futures.Executor, factor_JF: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns eigenvalues, eigenvectors V of HᵀH, and H V."""
+    parts = np.array_split(factor_JF, _PARTS)
+    squares = threads.map(lambda part_JF: part_JF.T @ part_JF, parts)
+    square_F, axis_FF = np.linalg.eigh(sum(squares))
+    rotated = threads.map(lambda part_JF: part_JF @ axis_FF, parts)
+    return np.maximum(square_F, 0), axis_FF, np.concatenate([*rotated])
 
 
 def _blocks(counts: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -275,7 +282,7 @@ def _blocks(counts: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def _descend(
-    factor_BTLF: np.ndarray, diagonal_BF: np.ndarray, x_BF: np.ndarray
+    factor_BLF: np.ndarray, diagonal_BF: np.ndarray, x_BF: np.ndarray
 ) -> np.ndarray:
     """Returns x after steps of the preconditioned conjugate gradient method.
 
@@ -283,30 +290,28 @@ def _descend(
     row's interactions and a diagonal matrix D.
     """
 
-    def multiply(step_BF: np.ndarray) -> np.ndarray:
-        along_BTL = np.matmul(factor_BTLF, step_BF[:, None, :, None])[..., 0]
-        return pull(along_BTL) + diagonal_BF * step_BF
+    def along(step_BF: np.ndarray) -> np.ndarray:
+        return np.matmul(factor_BLF, step_BF[:, :, None])[:, :, 0]
 
-    def pull(weight_BTL: np.ndarray) -> np.ndarray:
-        sum_BTF = np.matmul(weight_BTL[:, :, None], factor_BTLF)[:, :, 0]
-        return sum_BTF.sum(axis=1)
+    def pull(weight_BL: np.ndarray) -> np.ndarray:
+        return np.matmul(weight_BL[:, None, :], factor_BLF)[:, 0, :]
 
-    def inner(a_BF: np.ndarray, b_BF: np.ndarray) -> np.ndarray:
-        return np.einsum("bf,bf->b", a_BF, b_BF)[:, None]
+    def inner(a_BX: np.ndarray, b_BX: np.ndarray) -> np.ndarray:
+        return np.einsum("bx,bx->b", a_BX, b_BX)[:, None]
 
     tiny = np.finfo(np.float32).tiny  # avoids 0 / 0 at the minimum
-    ones_BTL = np.ones(factor_BTLF.shape[:3], np.float32)
-    rest_BF = pull(ones_BTL) - multiply(x_BF)
+    rest_BF = pull(1 - along(x_BF)) - diagonal_BF * x_BF
     scaled_BF = step_BF = rest_BF / diagonal_BF
-    square_B = inner(rest_BF, scaled_BF)
+    square_B1 = inner(rest_BF, scaled_BF)
     for step in range(_STEPS):
-        moved_BF = multiply(step_BF)
-        length_B = square_B / np.maximum(inner(step_BF, moved_BF), tiny)
-        x_BF = x_BF + length_B * step_BF
+        along_BL, damped_BF = along(step_BF), diagonal_BF * step_BF
+        curve_B1 = inner(along_BL, along_BL) + inner(step_BF, damped_BF)
+        length_B1 = square_B1 / np.maximum(curve_B1, tiny)
+        x_BF = x_BF + length_B1 * step_BF
         if step == _STEPS - 1:
             break
-        rest_BF -= length_B * moved_BF
+        rest_BF -= length_B1 * (pull(along_BL) + damped_BF)
         scaled_BF = rest_BF / diagonal_BF
-        before_B, square_B = square_B, inner(rest_BF, scaled_BF)
-        step_BF = scaled_BF + square_B / np.maximum(before_B, tiny) * step_BF
+        before_B1, square_B1 = square_B1, inner(rest_BF, scaled_BF)
+        step_BF = scaled_BF + square_B1 / np.maximum(before_B1, tiny) * step_BF
     return x_BF
