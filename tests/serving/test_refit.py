@@ -1,7 +1,9 @@
 """After the choice on validation users, the model learns from all users."""
 
 import dataclasses
+import os
 import shutil
+import signal
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,8 @@ from vaecf import config as config_lib
 from vaecf.data import in_memory
 from vaecf.serving import fit, trained_model
 from vaecf.serving.recommender import Recommender
-from vaecf.training import loop
+from vaecf.training import input_pipeline, loop
+from vaecf.training.checkpoints import Checkpoints
 
 TINY = dict(
     model="mult_dae", hidden=(), latent=4, batch_size=64, epochs=3,
@@ -90,6 +93,33 @@ def dataset(rare):
     return in_memory.without_test(
         rare, validation_users=0.25, keep_all_items=True
     )
+
+
+def test_a_temporary_run_saves_no_state_to_resume_from(
+    refitted, rare, monkeypatch
+):
+    """Only an interrupt before the first validation needs one."""
+    saved, save = [], Checkpoints.save
+    run = input_pipeline.InputPipeline.run
+
+    def spied(self, which, step, *rest):
+        saved.append(which)
+        save(self, which, step, *rest)
+
+    def interrupted(self, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "save", spied)
+    model = Recommender(**TINY).fit(rare, validation_users=0.25)
+    pd.testing.assert_frame_equal(
+        scores(model, rare), scores(refitted[0], rare)
+    )
+    assert {*saved} == {"best"}
+    monkeypatch.setattr(input_pipeline.InputPipeline, "run", interrupted)
+    with pytest.warns(UserWarning, match="interrupted: the model is that of"):
+        Recommender(**TINY).fit(rare, validation_users=0)
+    assert saved[-2:] == ["latest", "best"]
 
 
 def test_a_killed_refit_is_resumed(refitted, rare, tmp_path, monkeypatch):

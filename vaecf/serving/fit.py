@@ -94,10 +94,6 @@ def in_memory(
       KeyboardInterrupt: there is no model yet; `loop.Interrupted` after
         SIGTERM.
     """
-    if workdir is None and dataset.validation.held_out.nnz == 0:
-        # Nothing to validate and nothing to resume: one checkpoint will do.
-        every = {"eval.every_epochs": max(1, config.train.epochs)}
-        config = config_lib.replace(config, every)
 
     def note(line: str) -> None:
         """Says why another bar follows the one of the training."""
@@ -105,14 +101,18 @@ def in_memory(
         if line.startswith("refit:") and show_progress is not False:
             say(line)
 
-    options: dict[str, Any] = {"show_progress": show_progress}
+    start = None
     if earlier is not None and not config.is_fitted:
-        options["start"] = growth.grown(earlier, dataset, log=_logger.info)
+        start = growth.grown(earlier, dataset, log=_logger.info)
+    options: dict[str, Any] = {
+        "show_progress": show_progress,
+        "resumable": workdir is not None,
+    }
     with _place(workdir) as directory, workdir_lib.locked(directory):
         workdir_lib.check_or_create(directory, config, dataset)
         try:
             stopped = ""
-            train(config, dataset, directory, **options)
+            train(config, dataset, directory, start=start, **options)
         except (KeyboardInterrupt, Diverged) as error:
             stopped = _require_kept(error, config, dataset, directory)
         model = load(directory, refitted=False)
@@ -125,9 +125,7 @@ def in_memory(
         try:
             model = tune_blend(model, validation, log=_logger.info)
             if not stopped:
-                model = refit(
-                    *(model, dataset), show_progress=show_progress, log=note
-                )
+                model = refit(model, dataset, log=note, **options)
         except (KeyboardInterrupt, Diverged) as error:
             stopped = _reason(error)
     if stopped:
@@ -260,7 +258,7 @@ def refit(
     *,
     train: bool = True,
     log: Callable[[str], None] = _logger.info,
-    show_progress: bool | None = None,
+    **options: Any,
 ) -> TrainedModel:
     """Returns the model after it has learned from all users.
 
@@ -268,7 +266,8 @@ def refit(
     interactions known before the test. A linear branch is fitted again; the
     weights of a blend stay. The refit is kept in `refit/` of the model's
     workdir, whose lock the caller holds, and the same call resumes it. Without
-    `train`, only a refit that is there is taken.
+    `train`, only a refit that is there is taken. `options` are those of
+    `loop.train`, for models that are trained in epochs.
 
     The model is returned unchanged if there is nothing to do: no epochs, no
     validation users, or a model of no epoch.
@@ -308,8 +307,8 @@ def refit(
             data,
             folder,
             start=Start(model.params, epoch),
-            show_progress=show_progress,
             log=log,
+            **options,
         )
     except loop.Interrupted as error:
         stopped = loop.Interrupted(

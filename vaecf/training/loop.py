@@ -78,6 +78,7 @@ def train(
     trace_dir: pathlib.Path | None = None,
     shared: Shared | None = None,
     start: Start | None = None,
+    resumable: bool = True,
     log: Callable[[str], None] = _logger.info,
 ) -> TrainResult:
     """Trains a model, resuming from the latest checkpoint of the workdir.
@@ -91,6 +92,7 @@ def train(
       trace_dir: directory for a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for no profile.
       start: continue from these parameters instead of starting at epoch 0.
+      resumable: False saves the latest state only if training is interrupted.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
@@ -120,8 +122,7 @@ def train(
     writer = _open_writers(
         config, workdir, progress.epoch, int(state.step), extra_writer
     )
-    deadline = functools.partial(processes.deadline, config.mesh.peer_timeout)
-    saver = _Saver(saved, setup, deadline)
+    saver = _Saver(saved, setup, config.mesh.peer_timeout, resumable)
 
     # --- Epochs -------------------------------------------------------------
     with (
@@ -135,9 +136,7 @@ def train(
             enabled=processes.is_lead() and show_progress is not False,
         ) as bar,
     ):
-        dispatcher = _Dispatcher(
-            pipeline, trace_dir, deadline, interrupted, saver.overdue
-        )
+        dispatcher = _Dispatcher(pipeline, saver, interrupted, trace_dir)
         while progress.epoch < config.train.epochs:
             if progress.out_of_patience(config.eval.patience):
                 bar.note(patience_line(config, progress))
@@ -184,7 +183,7 @@ def train(
                 if better:
                     saver.save(BEST, state, progress)
             now = dispatcher.status()
-            if due or now.interrupted or now.overdue:
+            if (due and resumable) or now.interrupted or now.overdue:
                 saver.save(LATEST, state, progress)
             if now.interrupted and progress.epoch < config.train.epochs:
                 raise _stopped(progress, workdir)
@@ -204,10 +203,15 @@ class _Saver:
     """Saves checkpoints and remembers when it last did."""
 
     def __init__(
-        self, checkpoints: Checkpoints, setup: TrainSetup, deadline: Any
+        self,
+        checkpoints: Checkpoints,
+        setup: TrainSetup,
+        peer_timeout: float,
+        resumable: bool,
     ) -> None:
         self.checkpoints = checkpoints
-        self._setup, self._deadline = setup, deadline
+        self.deadline = functools.partial(processes.deadline, peer_timeout)
+        self._setup, self._resumable = setup, resumable
         self._saved_at = time.monotonic()
         self._checked = -1  # step whose parameters are known to be finite
 
@@ -219,7 +223,7 @@ class _Saver:
         if which == BEST:
             tree = state_lib.scoring_params(self._setup, state)
         position = dataclasses.asdict(progress)
-        with self._deadline("saving a checkpoint"):
+        with self.deadline("saving a checkpoint"):
             self.checkpoints.save(which, int(state.step), tree, position)
         self._saved_at = time.monotonic()
 
@@ -236,7 +240,8 @@ class _Saver:
         if progress.best is None:
             # Without validation users, the last parameters count as the best.
             self.save(BEST, state, progress)
-        if self.checkpoints.step(LATEST) != int(state.step):
+        is_saved = self.checkpoints.step(LATEST) == int(state.step)
+        if self._resumable and not is_saved:
             self.save(LATEST, state, progress)
 
     def overdue(self) -> bool:
@@ -262,13 +267,12 @@ class _Dispatcher:
     def __init__(
         self,
         pipeline: InputPipeline,
-        trace_dir: pathlib.Path | None,
-        deadline: Callable[[str], contextlib.AbstractContextManager[None]],
+        saver: _Saver,
         interrupted: Callable[[], bool],
-        overdue: Callable[[], bool],
+        trace_dir: pathlib.Path | None,
     ) -> None:
-        self._pipeline, self._deadline = pipeline, deadline
-        self._interrupted, self._overdue = interrupted, overdue
+        self._pipeline, self._saver = pipeline, saver
+        self._interrupted = interrupted
         self._clock, self._trace_dir = signals.Clock(), trace_dir
         self._dispatches = 0
 
@@ -280,7 +284,7 @@ class _Dispatcher:
         The seconds of the returned status are without compilation.
         """
         stop = self._clock.next_stop(start, epoch.steps)
-        with self._profile(), self._deadline("a dispatch of steps"):
+        with self._profile(), self._saver.deadline("a dispatch of steps"):
             compiled_before = self._pipeline.compile_seconds
             began = time.perf_counter()
             state, metrics = self._pipeline.run(state, epoch, start, stop)
@@ -299,7 +303,7 @@ class _Dispatcher:
 
     def status(self, seconds: float = 0.0) -> SyncedStatus:
         return signals.sync_status(
-            seconds, self._interrupted(), self._overdue()
+            seconds, self._interrupted(), self._saver.overdue()
         )
 
 

@@ -224,15 +224,18 @@ def begin_phase(
 ) -> TrainState:
     """Returns the state with the phase's `copies` done."""
     params = dict(state.params)
-    shardings = state_shardings(setup).params if phase.copies else {}
     for source, target in phase.copies:
         # Not an alias: both buffers are donated to the next step.
-        copy = jax.jit(
-            lambda tree: jax.tree.map(jnp.copy, tree),
-            out_shardings=shardings[source],
-        )
-        params[target] = copy(params[source])
+        params[target] = _copy(setup, source)(params[source])
     return state._replace(params=params)
+
+
+@functools.lru_cache(maxsize=16)
+def _copy(setup: TrainSetup, source: str) -> Callable[[Any], Any]:
+    places = state_shardings(setup).params[source]
+    return jax.jit(
+        functools.partial(jax.tree.map, jnp.copy), out_shardings=places
+    )
 
 
 def update_average(state: TrainState, decay: float, epoch: int) -> TrainState:
