@@ -125,7 +125,7 @@ def test_loss_terms(name, hidden, rate):
     params, key = random_params(model), jax.random.key(3)
     kept, noise = draws(model, key, first_row=11)
     assert (kept == 1).all() if rate == 0 else {0.0} < set(kept.flat)
-    got = apply(model, params, "loss_terms", BATCH, key, 11)
+    got = apply(model, params, "loss_terms", BATCH, model.keys(key), 11)
     expected = loss_terms(model, float64(params), kept, noise)
     for a, b in zip(got, expected, strict=True):
         assert a.shape == (USERS,) and a.dtype == jnp.float32
@@ -145,7 +145,7 @@ def test_gradients_equal_finite_differences(name):
     @jax.jit
     @jax.grad
     def gradient(params):
-        terms = apply(model, params, "loss_terms", BATCH, key)
+        terms = apply(model, params, "loss_terms", BATCH, model.keys(key))
         return sum(jnp.sum(w * t) for w, t in zip(weight, terms))
 
     def reference(params):
@@ -243,7 +243,7 @@ def test_half_precision_keeps_parameters_and_results_in_float32(name, dtype):
     @functools.partial(jax.jit, static_argnums=0)
     def results(model):
         def loss(params):
-            terms = apply(model, params, "loss_terms", BATCH, key)
+            terms = apply(model, params, "loss_terms", BATCH, model.keys(key))
             return sum(t.sum() for t in terms), terms
 
         scores = apply(model, params, "scores", BATCH)[:, :ITEMS]
@@ -273,11 +273,11 @@ def test_half_precision_keeps_parameters_and_results_in_float32(name, dtype):
 def test_a_mesh_equals_one_device(name, shape, lowering):
     whole = make(name, dropout_rate=0.4, input_lowering=lowering)
     shard = whole.clone(item_rows=ROWS // shape[1], item_axis="item")
-    params, key = random_params(whole), jax.random.key(7)
+    params, keys = random_params(whole), whole.keys(jax.random.key(7))
     size = USERS // shape[0]
 
     def single(params, batch, model=whole, first_row=0):
-        terms = apply(model, params, "loss_terms", batch, key, first_row)
+        terms = apply(model, params, "loss_terms", batch, keys, first_row)
         scores = apply(model, params, "scores", batch)
         return *terms, jnp.maximum(scores, -1e9)  # -inf x 0 would be nan
 

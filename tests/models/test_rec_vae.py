@@ -41,8 +41,9 @@ def params():
 
 
 def found_terms(model, params, key):
+    keys = model.keys(key)
     return model.apply(
-        {"params": params}, BATCH, key, FIRST_ROW, method="loss_terms"
+        {"params": params}, BATCH, keys, FIRST_ROW, method="loss_terms"
     )
 
 
@@ -103,8 +104,9 @@ def test_loss_terms(params, rate, lowering, block):
     assert np.abs(found[1][:5]).min() > 0.01
 
 
-def test_gradients_equal_finite_differences(params):
-    model, key = make(dropout_rate=0.5), jax.random.key(2)
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_gradients_equal_finite_differences(params, platform):
+    model, key = make(dropout_rate=0.5, platform=platform), jax.random.key(2)
     weight = np.linspace(0.5, 1.5, len(X)).astype(np.float32)
     trained = {k: v for k, v in params.items() if k != "prior"}
 

@@ -64,7 +64,13 @@ def setup_of():
 
 @pytest.fixture(scope="session")
 def take():
-    return jax.jit(step_lib.train_step, static_argnums=0)
+    """take(setup, state, batch, key of the run) → (state, metrics)"""
+
+    def step(setup, state, batch, key):
+        keys = step_lib.step_keys(setup, key, state.step)
+        return step_lib.train_step(setup, state, batch, keys)
+
+    return jax.jit(step, static_argnums=0)
 
 
 @pytest.fixture(scope="session")

@@ -208,14 +208,16 @@ def compiled(mesh, changes, items=ITEMS):
             for n in (slots * parts, slots * parts, batch_size)
         )
     )
-    key = jax.eval_shape(lambda: state_lib.step_key(0))
+    keys = jax.eval_shape(
+        lambda: step_lib.step_keys(setup, state_lib.step_key(0), 0)
+    )
     step = jax.jit(
         functools.partial(step_lib.train_step, setup),
         donate_argnums=0,
         out_shardings=(places, everywhere),
     )
     state = abstract(state_lib.abstract_state(setup), places)
-    program = step.lower(state, batch, abstract(key, everywhere)).compile()
+    program = step.lower(state, batch, abstract(keys, everywhere)).compile()
     memory = program.memory_analysis()
     rows, users = setup.whole.item_rows // item, batch_size // data
     return Step(

@@ -23,6 +23,7 @@ from vaecf.models import noise
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel.mesh import item_offset, on_cpu, vary, varying_axes
 
+_MOST_ROWS = 2048  # users whose gradients of vectors a GPU sums together
 _TILE = 32  # rows that a GPU adds up at once
 
 
@@ -331,6 +332,22 @@ def bag_of_items(
             f"lowering={lowering!r} is unknown: use 'gather' or 'dense'"
         )
     return lax.psum(sum_BH, item_axis) if item_axis else sum_BH
+
+
+def rows(vectors: Any, n_users: int, platform: str | None) -> Any:
+    """Returns a tree of vectors as rows [1, size], for a GPU [B, size].
+
+    The gradients of all of them are then the sums over the users of one array,
+    which takes one kernel. That array is kept until the end of the backward
+    pass, and is therefore not made for many users.
+    """
+    if on_cpu(platform) or n_users > _MOST_ROWS:
+        return jax.tree.map(lambda x: x[None, :], vectors)
+    structure: Any
+    leaves, structure = jax.tree.flatten(vectors)
+    row = jnp.concatenate(leaves)[None, :]
+    array = jnp.broadcast_to(row, (n_users, row.shape[1]))
+    return structure.unflatten(lax.split(array, [x.size for x in leaves], 1))
 
 
 def normalised_bag(

@@ -122,9 +122,7 @@ def _local_items(head: _Head, batch: SparseBatch, n_local: int) -> jax.Array:
 def _dense_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
     hidden_BH, kernel_HI, bias_I, batch = inputs
     n_users, n_local = hidden_BH.shape[0], kernel_HI.shape[1]
-    hidden_BH, kernel_HI = (
-        x.astype(head.dtype) for x in (hidden_BH, kernel_HI)
-    )
+    hidden_BH = hidden_BH.astype(head.dtype)
     # Logits of the compute dtype halve the memory traffic. On a CPU, however,
     # bfloat16 products are twice as fast if they write float32.
     slow = head.on_cpu and head.dtype == jnp.bfloat16
@@ -200,7 +198,7 @@ def _dense_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
         .add(minus_g_N.astype(logits_BI.dtype), mode="drop")
         .astype(head.dtype)
     )
-    d_hidden_BH = _product(head, d_BI, kernel_HI, 1, 1)
+    d_hidden_BH = _product(head, d_BI, kernel_HI.astype(head.dtype), 1, 1)
     # The column sum is a matrix product, because XLA's CPU reduction over the
     # major axis takes ten times as long (0.29 s and 0.03 s for 4,096 x 20,108).
     # On a GPU it costs nothing as eight more hidden units.
@@ -213,6 +211,7 @@ def _dense_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
         factor_BH = jnp.concatenate([hidden_BH, ones_8B.T], axis=1)
         d_HI = _product(head, factor_BH, d_BI, 0, 0)
         d_kernel_HI, d_bias_I = d_HI[:units], d_HI[units]
+    d_kernel_HI = d_kernel_HI.astype(kernel_HI.dtype)
     return d_hidden_BH, d_kernel_HI, d_bias_I.astype(bias_I.dtype), None
 
 
@@ -340,7 +339,9 @@ def _blocked_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
         for x in (hidden_BH, kernel_HI, bias_I)
     )
     carry = _over_blocks(n_local, head.block, add_block, carry)
-    return *lax.fori_loop(0, targets.chunks, add_targets, carry), None
+    carry = lax.fori_loop(0, targets.chunks, add_targets, carry)
+    d_hidden_BH, d_kernel_HI, d_bias_I = carry
+    return d_hidden_BH, d_kernel_HI.astype(kernel_HI.dtype), d_bias_I, None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -9,7 +9,8 @@ hidden layer, Z dimensions of the code.
 
 Every model keeps this contract:
   `init(key, batch)` returns {'params': ...};
-  `loss_terms(batch, key, first_row)` returns the per-user (nll_B, kl_B);
+  `keys(key)` returns the keys of the random numbers of a step, from its key;
+  `loss_terms(batch, keys, first_row)` returns the per-user (nll_B, kl_B);
   `scores(batch)` returns the ranking scores, float32 [B, I];
   `encode(batch)` returns the users' representations, float32 [B, Z];
   `phase(epoch, config)` returns what an epoch trains;
@@ -208,18 +209,23 @@ class MultDAE(nn.Module):
             platform=self.platform,
         )
 
+    @classmethod
+    def keys(cls, key: jax.Array) -> jax.Array:
+        """Returns the keys of a step's draws: of the dropout alone."""
+        return key[None]
+
     def loss_terms(
         self,
         batch: SparseBatch,
-        key: jax.Array,
+        keys: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the per-user (nll_B, kl_B), float32 [B]; kl_B is zero.
 
-        `key` is the typed PRNG key of the step, and `first_row` the row of the
-        first user in the global batch.
+        `keys` are typed PRNG keys, and `first_row` is the row of the first
+        user in the global batch.
         """
-        code_BZ = self._encode(batch, self._dropout(key, first_row))
+        code_BZ = self._encode(batch, self._dropout(keys[0], first_row))
         z_BZ = self._activate(code_BZ)
         nll_B = self._nll(self._decode(z_BZ), batch)
         return nll_B, jnp.zeros_like(nll_B)
@@ -248,10 +254,15 @@ class MultVAE(MultDAE):
 
     CODES: ClassVar[int] = 2
 
+    @classmethod
+    def keys(cls, key: jax.Array) -> jax.Array:
+        """Returns the keys of a step's draws: of the dropout and the noise."""
+        return jax.random.split(key)
+
     def loss_terms(
         self,
         batch: SparseBatch,
-        key: jax.Array,
+        keys: jax.Array,
         first_row: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the per-user (nll_B, kl_B), float32 [B].
@@ -259,11 +270,8 @@ class MultVAE(MultDAE):
         These are the two terms of Liang et al. 2018, equation 7, estimated
         with one reparametrised sample of z (section 2.2.1).
         """
-        dropout_key, noise_key = jax.random.split(key)
-        posterior = self._posterior(
-            batch, self._dropout(dropout_key, first_row)
-        )
-        z_BZ = noise.sample_gaussian(*posterior, noise_key, first_row)
+        posterior = self._posterior(batch, self._dropout(keys[0], first_row))
+        z_BZ = noise.sample_gaussian(*posterior, keys[1], first_row)
         kl_B = self._kl(batch, z_BZ, *posterior)
         return self._nll(self._decode(z_BZ), batch), kl_B
 

@@ -24,14 +24,17 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from vaecf.config import TrainConfig
 from vaecf.errors import VaecfError
 from vaecf.models import bag_of_items, losses, mult_vae
 from vaecf.models.sparse_batch import SparseBatch
+from vaecf.parallel.mesh import on_cpu
 
 _DEPTH = 5  # layers of the encoder before mean and log-variance
 _EPSILON = 0.1  # of the layer normalisation
+_CODES = ("mean", "log_variance")  # the encoder's last layers
 
 
 def _uniform(limit: float) -> Any:
@@ -56,51 +59,92 @@ class Encoder(nn.Module):
     precision: Any
     input_layer: Any
 
+    platform: str | None = None
+
     @nn.compact
     def __call__(
         self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (mean_BZ, log_variance_BZ), float32."""
-        entry = self.n_items**-0.5
+        entry, size = self.n_items**-0.5, self.hidden
         kernel_IH = self.param(
             "input_kernel",
             mult_vae.uniform_items(self.n_items, 0, entry),
-            (self.item_rows, self.hidden),
+            (self.item_rows, size),
         )
-        bias_H = self.param("input_bias", _uniform(entry), (self.hidden,))
-        h_BH = self.input_layer(kernel_IH, batch, dropout=dropout)
-        h_BH = self._norm("norm_1", nn.swish(h_BH + bias_H[None, :]))
+        biases = [self.param("input_bias", _uniform(entry), (size,))]
+        kernels, scales, shifts = [], [], []
+        for name in (*(f"layer_{k}" for k in range(2, _DEPTH + 1)), *_CODES):
+            width = self.latent if name in _CODES else size
+            kernel, bias = _Layer("kernel", (size, width), name=name)()
+            kernels.append(kernel)
+            biases.append(bias)
+        for k in range(1, _DEPTH + 1):
+            scale, shift = _Layer("scale", (size,), name=f"norm_{k}")()
+            scales.append(scale)
+            shifts.append(shift)
+        biases, scales, shifts = bag_of_items.rows(
+            (biases, scales, shifts), batch.count_B.shape[0], self.platform
+        )
+        h_BH = self.input_layer(kernel_IH, batch, dropout=dropout) + biases[0]
+        h_BH = _normalise(nn.swish(h_BH), scales[0], shifts[0])
         sum_BH = h_BH  # of all layers so far
-        for k in range(2, _DEPTH + 1):
-            layer_BH = self._linear(f"layer_{k}", self.hidden, h_BH)
-            h_BH = self._norm(f"norm_{k}", nn.swish(layer_BH + sum_BH))
+        for k in range(1, _DEPTH):
+            layer_BH = self._product(h_BH, kernels[k - 1], biases[k])
+            h_BH = _normalise(nn.swish(layer_BH + sum_BH), scales[k], shifts[k])
             sum_BH = sum_BH + h_BH
+        if on_cpu(self.platform):
+            mean_BZ, log_variance_BZ = (
+                self._product(h_BH, *layer)
+                for layer in zip(kernels[-2:], biases[-2:])
+            )
+        else:  # one product
+            codes_BC = self._product(
+                h_BH,
+                jnp.concatenate(kernels[-2:], 1),
+                jnp.concatenate(biases[-2:], 1),
+            )
+            mean_BZ, log_variance_BZ = jnp.split(codes_BC, 2, axis=1)
+        return mean_BZ, log_variance_BZ
+
+    def _product(
+        self, x_BH: jax.Array, kernel: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        """Returns x · kernel + bias (rows), float32."""
+        x_BH, kernel, bias = (
+            x.astype(self.dtype) for x in (x_BH, kernel, bias)
+        )
+        product = lax.dot(x_BH, kernel, precision=self.precision)
+        return (product + bias).astype(jnp.float32)
+
+
+class _Layer(nn.Module):
+    """Declares the parameters of a layer: `first` and a bias."""
+
+    first: str  # 'kernel', or 'scale' of a normalisation
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        init, bias_init = nn.initializers.ones, nn.initializers.zeros
+        if self.first == "kernel":
+            init = bias_init = _uniform(self.shape[0] ** -0.5)
         return (
-            self._linear("mean", self.latent, h_BH),
-            self._linear("log_variance", self.latent, h_BH),
+            self.param(self.first, init, self.shape),
+            self.param("bias", bias_init, self.shape[-1:]),
         )
 
-    def _linear(self, name: str, size: int, x_BH: jax.Array) -> jax.Array:
-        init = _uniform(x_BH.shape[1] ** -0.5)
-        layer = nn.Dense(
-            size,
-            dtype=self.dtype,
-            precision=self.precision,
-            kernel_init=init,
-            bias_init=init,
-            name=name,
-        )
-        return layer(x_BH).astype(jnp.float32)
 
-    def _norm(self, name: str, x_BH: jax.Array) -> jax.Array:
-        # The fast variance E[x²] - E[x]² suffers from cancellation.
-        norm = nn.LayerNorm(
-            epsilon=_EPSILON,
-            dtype=jnp.float32,
-            use_fast_variance=False,
-            name=name,
-        )
-        return norm(x_BH)
+def _normalise(
+    x_BH: jax.Array, scale: jax.Array, shift: jax.Array
+) -> jax.Array:
+    """Returns the layer normalisation (Ba et al. 2016) of each user's units.
+
+    The variance is not E[x²] - E[x]², which suffers from cancellation.
+    """
+    mean_B = jnp.mean(x_BH, axis=1, keepdims=True)
+    variance_B = jnp.mean(jnp.square(x_BH - mean_B), axis=1, keepdims=True)
+    return (x_BH - mean_B) * (lax.rsqrt(variance_B + _EPSILON) * scale) + shift
 
 
 class RecVAE(mult_vae.MultVAE):
@@ -151,6 +195,7 @@ class RecVAE(mult_vae.MultVAE):
                 self.dtype,
                 self.precision,
                 self.input_layer(),
+                self.platform,
             )
             for _ in range(2)
         )

@@ -21,12 +21,13 @@ from jax.sharding import PartitionSpec as P
 from vaecf.models import losses, mult_vae, sparse_batch
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
-from vaecf.parallel.mesh import vary, varying_axes
-from vaecf.training import optimizers
+from vaecf.parallel.mesh import on_cpu, vary, varying_axes
+from vaecf.training import optimizers, packed
 from vaecf.training.state import TrainSetup, TrainState
 
 _REPLICATED = P()
 _BATCH_SPEC = SparseBatch(*(P(mesh_lib.DATA),) * 3)
+_SLOTS_AHEAD = 2**24  # slots of a device that are assembled before the steps
 
 
 class StepMetrics(NamedTuple):
@@ -61,7 +62,7 @@ def loss_fn(
     *,
     setup: TrainSetup,
     params: Any,
-    key: jax.Array,
+    keys: jax.Array,
     kl_weight: jax.Array,
     n_users: jax.Array,
     scale: jax.Array,
@@ -86,7 +87,7 @@ def loss_fn(
     terms: Any = setup.model.apply(
         {"params": {**params, **trained}},
         batch,
-        key,
+        keys,
         first_row,
         method="loss_terms",
     )
@@ -113,7 +114,7 @@ def gradients(
     setup: TrainSetup,
     params: Any,
     batch: SparseBatch,
-    key: jax.Array,
+    keys: jax.Array,
     step: jax.Array,
     scale: jax.Array | float = 1.0,
 ) -> tuple[Any, StepMetrics]:
@@ -121,9 +122,9 @@ def gradients(
 
     The loss is that of `loss_fn` for all users of the batch, plus
     `weight_decay` Σ |W|² over the weight matrices. The global step (int32)
-    determines the weight of the KL term. The batch is the concatenation of its
-    `setup.parts` microbatches. The gradients are those of the trained
-    parameters.
+    determines the weight of the KL term, and `keys` are its `step_keys`. The
+    batch is the concatenation of its `setup.parts` microbatches. The gradients
+    are those of the trained parameters.
     """
     kl_weight = losses.anneal_weight(step, setup.loss)
     specs = mesh_lib.specs(params, mult_vae.PARTITION)
@@ -135,7 +136,7 @@ def gradients(
         functools.partial(_local_gradients, setup, gradient_specs),
         in_specs=(specs, _BATCH_SPEC, P(), P(), P()),
         out_specs=(gradient_specs, P(), LossSums(P(), P(), none)),
-    )(params, batch, jax.random.key_data(key), kl_weight, jnp.float32(scale))
+    )(params, batch, jax.random.key_data(keys), kl_weight, jnp.float32(scale))
 
     weighted_kl = sums.weighted_kl
     if weighted_kl is None:
@@ -169,7 +170,7 @@ def _local_gradients(
         loss_fn,
         setup=setup,
         params=params,
-        key=jax.random.wrap_key_data(key_data),
+        keys=jax.random.wrap_key_data(key_data),
         kl_weight=kl_weight,
         n_users=n_users,
         scale=scale,
@@ -249,23 +250,33 @@ def _sum_over_data_shards(setup: TrainSetup, grads: Any, specs: Any) -> Any:
 # --- Step -------------------------------------------------------------------
 
 
+def step_keys(setup: TrainSetup, key: jax.Array, step: jax.Array) -> jax.Array:
+    """Returns the PRNG keys of a step, from the `step_key` of the run."""
+    return setup.model.keys(jax.random.fold_in(key, step))
+
+
 def train_step(
-    setup: TrainSetup, state: TrainState, batch: SparseBatch, key: jax.Array
+    setup: TrainSetup,
+    state: TrainState,
+    batch: SparseBatch,
+    keys: jax.Array,
+    packing: packed.Packing = packed.NONE,
 ) -> tuple[TrainState, StepMetrics]:
     """Returns the state after one update, and the metrics of the step.
 
-    `key` is the `step_key` of the run; the step number is folded in here. The
-    batch is as in `gradients`.
+    `keys` are the `step_keys`, and the batch is as in `gradients`. The state is
+    packed by `packing`.
     """
+    trained = setup.trained(state.params)
     grads, metrics = gradients(
         setup,
-        state.params,
+        {**state.params, **packing.unpack(trained)},
         batch,
-        jax.random.fold_in(key, state.step),
+        keys,
         state.step,
         optimizers.loss_scale_of(state.opt_state),
     )
-    trained = setup.trained(state.params)
+    grads = packing.pack(grads)
     updates, opt_state = setup.tx.update(grads, state.opt_state, trained)
     params = {**state.params, **optax.apply_updates(trained, updates)}
     return TrainState(state.step + 1, params, opt_state, state.average), metrics
@@ -295,19 +306,50 @@ def train_steps(
     Returns:
       (state after the last step, metrics [steps]; 0 for steps not taken).
     """
-    n_steps = order_SB.shape[0]
+    n_steps, batch_size = order_SB.shape
+    step_S = state.step + jnp.arange(n_steps, dtype=jnp.int32) - start
+    keys_S = jax.vmap(lambda step: step_keys(setup, key, step))(step_S)
+
+    def batch_of(user_B: jax.Array) -> SparseBatch:
+        return assemble(setup, csr, user_B, n_slots, csr_spec)
+
+    # What does not depend on the state is computed before the steps, because
+    # the launches of small kernels bound the small steps of a GPU.
+    slots = n_slots * setup.parts(batch_size) // setup.data_shards
+    ahead = not on_cpu(setup.model.platform) and n_steps * slots <= _SLOTS_AHEAD
+    batches = jax.vmap(batch_of)(order_SB) if ahead else None
+    packing = packed.packing(setup, state.params)
+
+    def rounded(x: jax.Array) -> jax.Array:
+        return x.astype(setup.model.dtype) if x.ndim > 1 else x
+
+    fixed = {
+        name: jax.tree.map(rounded, params)
+        for name, params in state.params.items()
+        if name not in setup.trained(state.params)
+    }
 
     def body(
         i: jax.Array, carry: tuple[TrainState, jax.Array]
     ) -> tuple[TrainState, jax.Array]:
         state, taken = carry
-        batch = assemble(setup, csr, order_SB[i], n_slots, csr_spec)
-        state, metrics = train_step(setup, state, batch, key)
-        return state, taken.at[i].set(jnp.stack(metrics))
+        if batches is None:
+            batch = batch_of(order_SB[i])
+        else:
+            batch = jax.tree.map(lambda x: x[i], batches)
+        state = state._replace(params={**fixed, **state.params})
+        state, metrics = train_step(setup, state, batch, keys_S[i], packing)
+        state = state._replace(params=setup.trained(state.params))
+        row = jnp.stack(metrics)
+        return state, lax.dynamic_update_index_in_dim(taken, row, i, 0)
 
     # One array, so that a GPU needs one kernel to write a step's metrics.
     none = jnp.zeros((n_steps, len(StepMetrics._fields)), jnp.float32)
+    before = state.params
+    state = packing.pack_state(state._replace(params=setup.trained(before)))
     state, taken = lax.fori_loop(start, stop, body, (state, none))
+    state = packing.unpack_state(state)
+    state = state._replace(params={**before, **state.params})
     return state, StepMetrics(*taken.T)
 
 
