@@ -6,6 +6,7 @@ shard of them), K columns of a block. X is the binary matrix [U, I].
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax import lax
 from vaecf.errors import VaecfError
 from vaecf.models import bag_of_items
 from vaecf.models.sparse_batch import SparseBatch
-from vaecf.parallel import memory
+from vaecf.parallel import blas, memory
 from vaecf.parallel import mesh as mesh_lib
 
 PARTITION: dict[str, tuple[str | None, ...]] = {"item_item": (None, "item")}
@@ -30,6 +31,8 @@ _BLOCK = 2048  # rows or columns of a matrix that are computed at once
 # rows in float32 with version 0.3.31 and two threads, of 22,660 rows in float64
 # in OpenBLAS issue 2562. Others are inverted in blocks of `_SWEPT` rows.
 _LAPACK_SIZE, _SWEPT = 16_384, 1024
+# Up to this size (.2 s) a matrix is inverted in one thread: see `blas`.
+_ONE_THREAD_SIZE = 2048
 
 
 def scores(
@@ -221,10 +224,12 @@ def _invert_block(block: np.ndarray) -> np.ndarray:
         else (lapack.spotrf, lapack.spotri)
     )
     # LAPACK's lower triangle of the Fortran-ordered view is our upper one.
-    lower, info = factor(block.T, lower=1, overwrite_a=1, clean=0)
-    if info:
-        raise VaecfError("EASE: the Gram matrix is singular; increase l2")
-    lower, _ = inverse(lower, lower=1, overwrite_c=1)
+    is_small = len(block) <= _ONE_THREAD_SIZE
+    with blas.one_thread() if is_small else contextlib.nullcontext():
+        lower, info = factor(block.T, lower=1, overwrite_a=1, clean=0)
+        if info:
+            raise VaecfError("EASE: the Gram matrix is singular; increase l2")
+        lower, _ = inverse(lower, lower=1, overwrite_c=1)
     return _mirror(lower.T)
 
 

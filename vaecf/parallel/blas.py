@@ -1,37 +1,45 @@
-"""The threads of NumPy's linear algebra."""
+"""The threads of the linear algebra of NumPy and SciPy."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 import threading
 from collections.abc import Iterator
 
-from numpy.linalg import _umath_linalg
-
-# OpenBLAS as NumPy's wheels name its functions, and as systems do.
-_OPENBLAS = "scipy_openblas_%s_num_threads64_", "openblas_%s_num_threads"
-_one_caller = threading.Lock()
+# Modules that are linked with a library of their own.
+_LINKED = "numpy.linalg._umath_linalg", "scipy.linalg._flapack"
+# OpenBLAS's functions as the wheels of NumPy and SciPy name them, and systems.
+_OPENBLAS = (
+    "scipy_openblas_%s_num_threads64_",
+    "scipy_openblas_%s_num_threads",
+    "openblas_%s_num_threads",
+)
+_one_caller = threading.RLock()
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Lets NumPy multiply in the calling thread, for one caller at a time.
+    """Lets NumPy and SciPy compute in the calling thread, for one caller.
 
-    After each product, the threads of OpenBLAS wait for the next one in a loop.
-    They take the cores from threads of our own for up to .1 s. Other libraries
-    than OpenBLAS are left as they are.
+    Threads of OpenBLAS wait in a loop, for each other and for the next product,
+    up to .1 s. They take the cores from threads of our own, and where other
+    processes want the cores, a small factorisation takes seconds. Other callers
+    wait until this one is done. Other libraries than OpenBLAS, and SciPy's if
+    nobody has imported it, are left as they are.
     """
-    library = ctypes.CDLL(_umath_linalg.__file__)
-    names = [name for name in _OPENBLAS if hasattr(library, name % "set")]
-    if not names:
+    with _one_caller, contextlib.ExitStack() as restored:
+        for module in _LINKED:
+            if module not in sys.modules:
+                continue
+            library = ctypes.CDLL(sys.modules[module].__file__)
+            for name in _OPENBLAS:
+                if hasattr(library, name % "set"):
+                    set_threads = getattr(library, name % "set")
+                    restored.callback(
+                        set_threads, getattr(library, name % "get")()
+                    )
+                    set_threads(1)
+                    break
         yield
-        return
-    with _one_caller:
-        threads = getattr(library, names[0] % "get")()
-        set_threads = getattr(library, names[0] % "set")
-        set_threads(1)
-        try:
-            yield
-        finally:
-            set_threads(threads)
