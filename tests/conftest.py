@@ -36,8 +36,8 @@ hypothesis.settings.register_profile("vaecf", max_examples=50)
 hypothesis.settings.load_profile("vaecf")
 
 # Eight devices on one CPU, so that all tests can use meshes. `make_mesh(1, 1)`
-# still uses one device.
-jax.config.update("jax_platforms", "cpu")
+# still uses one device. On a GPU only tests/models/test_gpu_kernels.py is run.
+jax.config.update("jax_platforms", os.environ.get("VAECF_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 # Broadcasting to a higher rank must be explicit.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import pathlib
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmark import machine, tables
-from vaecf import cli, workdir
+from vaecf import __version__, cli, files, workdir
 from vaecf import config as config_lib
 from vaecf.config import Config
 
@@ -71,6 +72,32 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
         except (SyntaxError, ValueError):
             changes[key] = text
     return changes
+
+
+def interactions(users: int, items: int, seed: int) -> Any:
+    """Returns interactions with the shape of MovieLens-20M.
+
+    They are kept in the temporary directory for the next benchmark.
+    """
+    import numpy as np
+
+    from vaecf.data import synthetic
+    from vaecf.data.interactions import Interactions
+
+    name = f"vaecf-{__version__}-{users}-{items}-{seed}.npz"
+    path = pathlib.Path(tempfile.gettempdir()) / name
+    if not path.exists():
+        train = synthetic.make(
+            "ml-20m-shape",
+            seed=seed,
+            n_train_users=users,
+            n_held_out_users=0,
+            n_items=items,
+        ).train
+        with files.atomic_file(path) as part, part.open("wb") as opened:
+            np.savez(opened, indptr=train.indptr, indices=train.indices)
+    with np.load(path) as arrays:
+        return Interactions(arrays["indptr"], arrays["indices"], items)
 
 
 def describe(config: Config, mesh: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=20)
 
 def main(argv: list[str]) -> None:
     """Generates the users, compiles, and measures in turns."""
-    from experiments.benchmark import workloads
+    from experiments.benchmark import gpu_compile, workloads
     from vaecf.data import synthetic
     from vaecf.evaluation.evaluator import Evaluator
 
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
         "k": evaluator.depth,
         "flop_per_user": flop,
         "interactions_per_user": fold_in.nnz / fold_in.n_users,
-        "input": model.module.input_lowering,
+        "input": gpu_compile.input_of(config, model.mesh, FLAGS.items),
         **common.describe(config, model.mesh),
         "rates": rates,
     }

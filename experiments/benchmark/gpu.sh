@@ -20,19 +20,25 @@ run() {
 }
 
 output=${1:?"give the directory of the results"}
+# The kernels against their definitions.
+XLA_FLAGS= VAECF_TEST_PLATFORM=cuda python3 -m pytest -q -p no:cacheprovider \
+  "$here/../../tests/models/test_gpu_kernels.py" || status=1
 big=--batch_size=24576
-run training --precision=bf16 $big --seconds=5 $torch
+run training --precision=bf16 $big --seconds=5 --epochs=400 $torch
 run inference --precision=bf16 --batch_sizes=1,8,64,512,4096,10000
+run population --precision=bf16
 run training --precision=tf32 $big --seconds=4
 run evaluation --precision=bf16 --batch_size=10000 --seconds=3
 run training --precision=fp16 $big --seconds=4
 run training --precision=bf16 --batch_size=4096 --seconds=4 $torch
+run training --precision=bf16 --batch_size=500 --users=5040 --items=3502 \
+  --seconds=3
 run training --precision=fp32 $big --seconds=4
 run inference --precision=fp32 --batch_sizes=1
-run training --precision=bf16 $big --seconds=4 --set=model.input=gather
+run training --precision=bf16 $big --seconds=4 --set=model.input=dense
 # What the compiled programs predict for this GPU, beside what was measured.
 device=$(nvidia-smi -L 2>/dev/null | grep -oiE '[vah][12]00' | head -n 1 |
   tr A-Z a-z)
 run gpu_program --device="${device:-h100}" --precision=bf16 $big
-run gpu_program --device="${device:-h100}" --precision=bf16 $big --input=gather
+run gpu_program --device="${device:-h100}" --precision=bf16 $big --input=dense
 exit $status

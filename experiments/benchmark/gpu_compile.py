@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from experiments.benchmark import gpu_devices
 from vaecf.config import Config
 from vaecf.evaluation import packing, scorers
 from vaecf.evaluation.ranking import Ranker, Scorer
-from vaecf.models import mult_vae, registry, sparse_batch
+from vaecf.models import bag_of_items, mult_vae, registry, sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import checkpoints, input_pipeline, shared_pipeline
 from vaecf.training import state as state_lib
@@ -22,9 +23,13 @@ QUERY_SLOTS = 128  # of the query of one user
 
 
 def input_of(config: Config, mesh: Mesh, items: int) -> str:
-    """Returns the input layer that the config means on these devices."""
+    """Returns the input layer of a training step on these devices."""
     setup = state_lib.make_setup(config, items, mesh)
-    return setup.model.input_lowering
+    users = min(setup.microbatch, config.train.batch_size // setup.data_shards)
+    return bag_of_items.choose_lowering(
+        setup.model.input_lowering,
+        *(users, setup.model.item_rows, setup.model.platform),
+    )
 
 
 def train(
@@ -84,15 +89,16 @@ def train(
         epochs = range(sum(config.train.alternating_epochs))
         by_epoch = [base.model.phase(e, config.train) for e in epochs]
         phases = {f"train {phase.group}": phase for phase in by_epoch}
-    return {
-        name: (
-            input_pipeline.compile_steps(
-                base.in_phase(phase), slots, spec, args, setup_with
-            ),
-            batch,
-        )
-        for name, phase in phases.items()
-    }
+    with gpu_devices.described(mesh):
+        return {
+            name: (
+                input_pipeline.compile_steps(
+                    base.in_phase(phase), slots, spec, args, setup_with
+                ),
+                batch,
+            )
+            for name, phase in phases.items()
+        }
 
 
 def rankings(
@@ -127,4 +133,5 @@ def ranking(ranker: Ranker, params: Any, shape: packing.Shape) -> Any:
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
 
     shapes = jax.tree_util.tree_map_with_path(resident, params, places)
-    return ranker.compile(shapes, shape)
+    with gpu_devices.described(ranker.mesh):
+        return ranker.compile(shapes, shape)

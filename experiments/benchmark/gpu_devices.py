@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any, NamedTuple
 
@@ -103,3 +104,15 @@ def mesh(gpu: Gpu, data: int = 1, item: int = 1) -> Any:
     devices = np.array(topology.devices).reshape(data, item)
     auto = (jax.sharding.AxisType.Auto,) * 2
     return jax.sharding.Mesh(devices, ("data", "item"), axis_types=auto)
+
+
+def described(mesh: Any) -> Any:
+    """Returns the context in which Pallas knows the GPU of a described mesh.
+
+    On several devices, `jax.shard_map` is this context.
+    """
+    import jax
+
+    if mesh.size > 1:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

@@ -49,6 +49,12 @@ COLUMNS = {
         "p50": "{ms[p50]:.2f} ms",
         "p99": "{ms[p99]:.2f} ms",
     },
+    "population": {
+        "members": "{size:,}",
+        "precision": "{precision}",
+        "users/s": "{users_per_second:,.0f}",
+        "of one member": "{times:.2f} ×",
+    },
     "gpu_program": {
         "program": "{program}",
         "precision": "{precision}",
@@ -103,6 +109,11 @@ def _rows(benchmark: str, run: Result) -> Iterable[Result]:
             quantiles = ("mean", "p50", "p99")
             ms = {q: 1e3 * figures[f"{q}_latency"] for q in quantiles}
             yield {**figures, "size": int(size), "ms": ms}
+    elif benchmark == "population":
+        one = next(iter(run["populations"].values()))["users_per_second"]
+        for size, figures in run["populations"].items():
+            times = figures["users_per_second"] / one
+            yield {**figures, "size": int(size), "times": times}
     elif benchmark == "gpu_program":
         for name, figures in run["programs"].items():
             shape = f"{figures['users']:,} users, {run['items']:,} items"

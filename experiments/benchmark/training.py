@@ -38,6 +38,7 @@ FLAGS = flags.FLAGS
 common.define_flags(batch_size=4096)
 flags.DEFINE_integer("users", 116_677, "Training users.", lower_bound=1)
 flags.DEFINE_integer("items", 20_108, "Items.", lower_bound=1)
+flags.DEFINE_integer("epochs", 0, "Also time so many whole epochs.", 0)
 flags.DEFINE_multi_enum("peer", [], (_OWN, *_TORCH), "Also measure this one.")
 flags.DEFINE_string(
     "peer_python",
@@ -48,20 +49,13 @@ flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Generates the data, compiles, and measures in turns."""
-    from experiments.benchmark import workloads
-    from vaecf.data import synthetic
+    from experiments.benchmark import gpu_compile, workloads
 
     if FLAGS.peer:
         # Peers may share the GPU, of which JAX would reserve three quarters.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     config = common.config_from_flags()
-    train = synthetic.make(
-        "ml-20m-shape",
-        seed=FLAGS.seed,
-        n_train_users=FLAGS.users,
-        n_held_out_users=0,
-        n_items=FLAGS.items,
-    ).train
+    train = common.interactions(FLAGS.users, FLAGS.items, FLAGS.seed)
     batch_size = config.train.batch_size
     trainer = workloads.Trainer(config, train)
     mesh = trainer.setup.mesh
@@ -88,13 +82,15 @@ def main(argv: list[str]) -> None:
         "flop_per_user": flop,
         "batch_size": batch_size,
         "interactions": train.nnz,
-        "input": trainer.setup.model.input_lowering,
+        "input": gpu_compile.input_of(config, mesh, FLAGS.items),
         "microbatch": trainer.setup.microbatch,
         "compile_seconds": trainer.pipeline.compile_seconds,
         "program_bytes": trainer.pipeline.program_bytes(),
         "steps": trainer.steps,
         "loss_first": trainer.losses[0],
         "loss_last": trainer.losses[-1],
+        "epochs": FLAGS.epochs,
+        "epochs_seconds": trainer.epochs(FLAGS.epochs),
         "peers": {
             name: {
                 **other.figures,
@@ -106,6 +102,8 @@ def main(argv: list[str]) -> None:
         **common.describe(config, mesh),
         "rates": rates,
     }
+    if FLAGS.epochs:
+        cli.log(f"{FLAGS.epochs} epochs: {result['epochs_seconds']:.1f} s")
     common.report("training", result)
 
 

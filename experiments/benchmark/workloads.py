@@ -34,23 +34,28 @@ class Trainer:
     same work. `losses` holds the mean loss per user of every stretch of steps.
     """
 
-    def __init__(self, config: Config, train: Any) -> None:
+    def __init__(
+        self,
+        config: Config,
+        train: Any,
+        pipeline: input_pipeline.InputPipeline | None = None,
+    ) -> None:
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
         self.setup = state_lib.make_setup(config, train.n_items, mesh)
         self.state = state_lib.init_state(self.setup, config.seed)
         self._batch_size = config.train.batch_size
-        order = input_pipeline.epoch_order(
+        self.pipeline = pipeline or input_pipeline.make_pipeline(
+            config.data.feed, self.setup, train, config.seed
+        )
+        self._order_of = functools.partial(
+            input_pipeline.epoch_order,
             config.seed,
-            0,
-            train.n_users,
-            self._batch_size,
+            n_users=train.n_users,
+            batch_size=self._batch_size,
             drop_remainder=True,
             parts=self.setup.parts(self._batch_size),
         )
-        self.pipeline = input_pipeline.make_pipeline(
-            config.data.feed, self.setup, train, config.seed
-        )
-        self._epoch = self.pipeline.prepare(order)
+        self._epoch = self.pipeline.prepare(self._order_of(0))
         self._stretch = self.steps = 0
         self.losses: list[float] = []
 
@@ -66,6 +71,11 @@ class Trainer:
         return (self.steps - first) * self._batch_size / spent
 
     @property
+    def users_per_epoch(self) -> int:
+        """Users of the full batches of an epoch."""
+        return self._epoch.steps * self._batch_size
+
+    @property
     def figures(self) -> dict[str, Any]:
         """The version, the last loss and the peak memory so far."""
         return {
@@ -73,6 +83,14 @@ class Trainer:
             "loss": self.losses[-1],
             "peak_rss_bytes": machine.peak_rss_bytes(),
         }
+
+    def epochs(self, number: int) -> float:
+        """Trains so many whole epochs, each in its order; returns seconds."""
+        began = time.perf_counter()
+        for n in range(number):
+            epoch = self.pipeline.prepare(self._order_of(n))
+            self.state, _ = self.pipeline.run(self.state, epoch, 0, epoch.steps)
+        return time.perf_counter() - began
 
     def run(self, steps: int) -> tuple[StepMetrics, float]:
         """Takes up to `steps` steps, at most to the end of the epoch.

@@ -111,8 +111,16 @@ def test_the_two_lowerings_are_different_programs():
         bag = functools.partial(bag_of_items.normalised_bag, lowering=lowering)
         program = str(jax.make_jaxpr(bag)(KERNEL, batch))
         assert ("dot_general" in program) == multiplies
-    with pytest.raises(ValueError, match="'auto' is unknown: use 'gather'"):
-        bag_of_items.bag_of_items(KERNEL, batch, lowering="auto")
+    with pytest.raises(ValueError, match="'sum' is unknown: use 'gather'"):
+        bag_of_items.bag_of_items(KERNEL, batch, lowering="sum")
+
+
+def test_the_lowering_is_chosen_by_platform_and_size():
+    choose = functools.partial(bag_of_items.choose_lowering, "auto")
+    assert choose(24_576, 20_224, "cpu") == choose(1, 50, "gpu") == "gather"
+    assert choose(24_576, 20_224, "gpu") == "gather"
+    assert choose(500, 3584, "gpu") == "dense"
+    assert choose(24_576, 20_224, "old_gpu") == "dense"
 
 
 @LOWERINGS

@@ -96,12 +96,9 @@ def test_all_policies_train_and_differ(
 
 
 def test_what_depends_on_the_platform_follows_the_argument(small):
-    """A GPU multiplies a dense input, and takes the whole batch at once."""
-    config = small(model={"input": "auto"}, train={"batch_size": 5000})
+    """A GPU takes the whole batch at once."""
+    config = small(train={"batch_size": 5000})
     mesh = mesh_lib.make_mesh(1, 1)
-    for backend, lowering, users in (("cpu", "gather", 1024), ("gpu", "dense", 5000)):  # fmt: skip
-        setup = state_lib.make_setup(config, 33, mesh, backend)
-        assert (setup.model.input_lowering, setup.microbatch) == (
-            lowering,
-            users,
-        )
+    for platform, users in (("cpu", 1024), ("gpu", 5000)):
+        setup = state_lib.make_setup(config, 33, mesh, platform)
+        assert (setup.model.platform, setup.microbatch) == (platform, users)

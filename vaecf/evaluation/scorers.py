@@ -77,11 +77,7 @@ def _model_scores(
         module = module.clone(item_axis=None)
     n_users = batch.count_B.shape[0]
     half = jnp.dtype(module.dtype).itemsize == 2
-    on_cpu = mesh_lib.on_cpu(module.platform)
-    if n_users == 1 and not on_cpu:
-        # Reads the rows of the history, where a product reads all rows.
-        module = module.clone(input_lowering="gather")
-    if n_users == 1 and half and on_cpu:
+    if n_users == 1 and half and mesh_lib.on_cpu(module.platform):
         # For a single row, XLA's CPU product converts the whole matrix first.
         # That costs ten times the product of two rows, which does not.
         batch = SparseBatch(

@@ -19,12 +19,18 @@ import numpy as np
 from jax import core, lax
 from jax.typing import DTypeLike
 
-from vaecf.models import noise
+from vaecf.models import gpu_kernels, noise
 from vaecf.models.sparse_batch import SparseBatch
-from vaecf.parallel.mesh import item_offset, on_cpu, vary, varying_axes
+from vaecf.parallel.mesh import (
+    has_triton,
+    item_offset,
+    on_cpu,
+    vary,
+    varying_axes,
+)
 
+_LARGE = 2**25  # users x items from which a GPU gathers rows
 _MOST_ROWS = 2048  # users whose gradients of vectors a GPU sums together
-_TILE = 32  # rows that a GPU adds up at once
 
 
 class TracedRate(NamedTuple):
@@ -146,45 +152,6 @@ def _sum_rows_backward(
 _sum_rows.defvjp(_sum_rows_forward, _sum_rows_backward)
 
 
-class _Lists(NamedTuple):
-    """Lists of indices into the rows of a table, one for each of S sums."""
-
-    index_N: jax.Array  # int32 [N], list after list; out of bounds adds nothing
-    start_S: jax.Array  # int32 [S], position of each list's first index
-    count_S: jax.Array  # int32 [S]
-
-
-def _sum_lists(table_RH: jax.Array, lists: _Lists) -> jax.Array:
-    """Returns the sum of each list's rows of a table, float32 [S, H].
-
-    Lists are cut into tiles of `_TILE` indices. XLA makes one kernel of the
-    gathers and the sums of all tiles, so that no gathered row is written.
-    """
-    (n_slots,), (n_sums,) = lists.index_N.shape, lists.start_S.shape
-    tiles_S = -(-lists.count_S // _TILE)
-    end_S = jnp.cumsum(tiles_S)
-    n_tiles = -(-n_slots // _TILE) + n_sums
-    tile_T = jnp.arange(n_tiles, dtype=jnp.int32)
-    sum_T = jnp.searchsorted(
-        end_S, tile_T, side="right", method="scan_unrolled"
-    ).astype(jnp.int32)
-    first_S = lists.start_S - (end_S - tiles_S) * _TILE
-    first_T = jnp.take(first_S, sum_T, mode="clip") + tile_T * _TILE
-    end_T = jnp.take(lists.start_S + lists.count_S, sum_T, mode="clip")
-    slot_TE = first_T[:, None] + jnp.arange(_TILE, dtype=jnp.int32)[None, :]
-    real_TE = (slot_TE < end_T[:, None]) & (sum_T < n_sums)[:, None]
-    index_TE = jnp.take(lists.index_N, slot_TE, mode="clip")
-    # Without the barrier, XLA finds the index again for each of the H sums.
-    index_TE = lax.optimization_barrier(
-        jnp.where(real_TE, index_TE, table_RH.shape[0])
-    )
-    rows_TEH = table_RH.at[index_TE].get(mode="fill", fill_value=0)
-    sum_TH = jnp.sum(rows_TEH.astype(jnp.float32), axis=1)
-    axes = varying_axes(table_RH, *lists)
-    zeros = vary(jnp.zeros((n_sums, table_RH.shape[1]), jnp.float32), axes)
-    return zeros.at[sum_T].add(sum_TH, mode="drop", indices_are_sorted=True)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_items(
     dtype: Any, kernel_IH: jax.Array, item_N: jax.Array, batch: SparseBatch
@@ -198,8 +165,8 @@ def _sum_items(
         rows_NH = table_IH.at[item_N].get(mode="fill", fill_value=0)
         return jnp.sum(rows_NH.astype(jnp.float32), axis=0, keepdims=True)
     start_B = jnp.cumsum(batch.count_B) - batch.count_B
-    lists = _Lists(item_N, start_B, batch.count_B)
-    return _sum_lists(kernel_IH.astype(dtype), lists)
+    lists = gpu_kernels.Lists(item_N, start_B, batch.count_B)
+    return gpu_kernels.sum_lists(kernel_IH.astype(dtype), lists)
 
 
 def _sum_items_forward(dtype: Any, *args: Any) -> tuple[jax.Array, tuple]:
@@ -214,8 +181,8 @@ def _sum_items_backward(dtype: Any, saved: tuple, g_BH: jax.Array) -> tuple:
     edge_I = jnp.searchsorted(
         item_N, edge, side="left", method="scan_unrolled"
     ).astype(jnp.int32)
-    lists = _Lists(row_N, edge_I[:-1], jnp.diff(edge_I))
-    return _sum_lists(g_BH.astype(dtype), lists), None, None
+    lists = gpu_kernels.Lists(row_N, edge_I[:-1], jnp.diff(edge_I))
+    return gpu_kernels.sum_uneven_lists(g_BH.astype(dtype), lists), None, None
 
 
 _sum_items.defvjp(_sum_items_forward, _sum_items_backward)
@@ -278,6 +245,22 @@ def _product_backward(precision: Any, saved: Any, g_BH: jax.Array) -> tuple:
 _product.defvjp(_product_forward, _product_backward)
 
 
+def choose_lowering(
+    lowering: str, n_users: int, n_items: int, platform: str | None = None
+) -> str:
+    """Returns a lowering of `bag_of_items`; 'auto' is the faster one.
+
+    A CPU is faster at gathering rows. The matrix units of a GPU make the dense
+    product cheap, but a large array of users x items passes through memory
+    several times. A query of one user would read all rows of the matrix.
+    """
+    if lowering != "auto":
+        return lowering
+    large = has_triton(platform) and n_users * n_items >= _LARGE
+    gather = large or n_users == 1 or on_cpu(platform)
+    return "gather" if gather else "dense"
+
+
 def bag_of_items(
     kernel_IH: jax.Array,
     batch: SparseBatch,
@@ -296,13 +279,13 @@ def bag_of_items(
       dropout: which interactions to drop; None keeps all.
       lowering: 'gather' sums gathered rows; 'dense' scatters the batch into a
         0/1 array [B, I] of `dtype` and multiplies. They are equal to float
-        tolerance.
+        tolerance. 'auto' is `choose_lowering`.
       dtype: dtype of the operands; sums are float32, also in the gradient.
         The gradient of 'dense', and on a GPU of 'gather', rounds the cotangent
         to this dtype.
       item_axis: see the module's docstring; the sum is over all item shards.
-      platform: the platform to write the program for, 'cpu' or 'gpu'; None
-        for JAX's default.
+      platform: the platform to write the program for, as in
+        `parallel.mesh.platform_of`; None for JAX's default.
 
     Raises:
       ValueError: `lowering` is unknown.
@@ -311,7 +294,10 @@ def bag_of_items(
     keep_N = keep_interactions(batch, dropout)
     item_N = batch.item_N - item_offset(n_local, item_axis)
     keep_N &= (item_N >= 0) & (item_N < n_local)
-    if lowering == "gather" and not on_cpu(platform):
+    lowering = choose_lowering(lowering, n_users, n_local, platform)
+    is_query = n_users == 1 and not on_cpu(platform)
+    kernels = has_triton(platform) and gpu_kernels.fits(kernel_IH.size)
+    if lowering == "gather" and (is_query or kernels):
         item_N = jnp.where(keep_N, item_N, n_local)
         kernel_IH = vary(kernel_IH, varying_axes(kernel_IH, item_N))
         sum_BH = _sum_items(jnp.dtype(dtype), kernel_IH, item_N, batch)
@@ -329,7 +315,7 @@ def bag_of_items(
         sum_BH = _product(precision, x_BI, kernel_IH)
     else:
         raise ValueError(
-            f"lowering={lowering!r} is unknown: use 'gather' or 'dense'"
+            f"lowering={lowering!r} is unknown: use 'gather', 'dense' or 'auto'"
         )
     return lax.psum(sum_BH, item_axis) if item_axis else sum_BH
 

@@ -61,13 +61,10 @@ def make_model(
             f"config.model.name={config.name}: only {', '.join(MODELS)} are "
             "trained in epochs and have layers; use one of them"
         )
-    lowering = config.input
-    if lowering == "auto":
-        # Matrix units make the dense product cheap; a CPU is faster at
-        # gathering rows. A catalogue that needs item blocks is too large for a
-        # dense array of users x items.
-        gather = mesh_lib.on_cpu(platform) or config.item_block
-        lowering = "gather" if gather else "dense"
+    # A catalogue that needs item blocks is too large for a dense array of users
+    # x items.
+    blocks = config.input == "auto" and config.item_block
+    lowering = "gather" if blocks else config.input
     return MODELS[config.name](
         n_items=n_items,
         item_rows=mesh_lib.padded_items(n_items, item_shards),

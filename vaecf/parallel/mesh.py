@@ -8,6 +8,7 @@ like their parameters, and optionally over 'data' as well.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,14 +65,32 @@ def make_mesh(data: int = -1, item: int = 1) -> Mesh:
 
 
 def platform(mesh: Mesh) -> str:
-    """Returns the platform of a mesh's devices, such as 'cpu' or 'gpu'."""
-    name: str = mesh.devices.flat[0].platform
-    return name
+    """Returns the platform of a mesh's devices, see `platform_of`."""
+    return platform_of(mesh.devices.flat[0])
+
+
+def platform_of(device: Any) -> str:
+    """Returns 'cpu', 'gpu', 'old_gpu' or another platform of JAX.
+
+    An old GPU is one that Triton does not write kernels for: NVIDIA's before
+    compute capability 8.0, and those of others.
+    """
+    name: str = device.platform
+    capability = getattr(device, "compute_capability", "")
+    new = re.fullmatch(r"(\d+)\.\d+", capability)
+    return (
+        "old_gpu" if name == "gpu" and not (new and int(new[1]) >= 8) else name
+    )
 
 
 def on_cpu(platform: str | None) -> bool:
     """Returns whether a platform is a CPU; None means JAX's default."""
     return (platform or jax.default_backend()) == "cpu"
+
+
+def has_triton(platform: str | None) -> bool:
+    """Returns whether Triton writes kernels for it; None: JAX's default."""
+    return (platform or platform_of(jax.devices()[0])) == "gpu"
 
 
 def padded_items(n_items: int, item_shards: int = 1) -> int:

@@ -1,0 +1,313 @@
+"""Kernels for GPUs, written in Pallas for Triton.
+
+XLA makes slow kernels of these two parts of a training step. Triton needs a
+GPU of compute capability 8.0 or higher; elsewhere the definitions are computed.
+
+Shapes in names: B users, I items, H columns, N slots for indices, S sums,
+T tiles of their lists, K rows or items of a block.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from vaecf.models.sparse_batch import SparseBatch
+from vaecf.parallel.mesh import vary, varying_axes
+
+# Measured on an H100 with 20,224 items, and lists of 36 rows of 600 columns.
+_ITEMS, _TARGETS = 32_768, 128  # most items, and targets, of a block
+# Indices of a tile; rows and columns that a program of `sum_lists` adds up at
+# once.
+_TILE, _ROWS, _COLUMNS = 512, 8, 256
+
+
+def fits(size: int) -> bool:
+    """Returns whether int32 positions reach all of an array of this size."""
+    return size < 2**31
+
+
+def nll_and_gradient(
+    logits_BI: jax.Array, bias_I: jax.Array, batch: SparseBatch
+) -> tuple[jax.Array, jax.Array]:
+    """Returns each user's negative log-likelihood, and its gradient.
+
+    With y = logits + bias and the 0/1 rows x of the batch, they are
+
+      nll_u = n_u logsumexp_i(y_ui) - Σ_i x_ui y_ui,
+      d nll_u / d y_ui = n_u softmax_i(y_ui) - x_ui.
+
+    The kernel reads and writes users x items once.
+
+    Args:
+      logits_BI: [B, I] of any floating dtype; the gradient takes their place
+        in memory.
+      bias_I: float32 [I]; -inf for padding items.
+
+    Returns:
+      (float32 [B], [B, I] of the dtype of the logits).
+    """
+    args = logits_BI, bias_I, batch
+    args = vary(args, varying_axes(logits_BI, bias_I, *batch))
+    return lax.platform_dependent(
+        *args, cuda=nll_kernel, default=_nll_by_definition
+    )
+
+
+def _nll_by_definition(
+    logits_BI: jax.Array, bias_I: jax.Array, batch: SparseBatch
+) -> tuple[jax.Array, jax.Array]:
+    y_BI = logits_BI.astype(jnp.float32) + bias_I[None, :]
+    logsumexp_B1 = jax.nn.logsumexp(y_BI, axis=1, keepdims=True)
+    count_B1 = batch.count_B.astype(jnp.float32)[:, None]
+    softmax_BI = count_B1 * jnp.exp(y_BI - logsumexp_B1)
+    place = batch.row_N, batch.item_N
+    target_N = y_BI.at[place].get(mode="fill", fill_value=0)
+    target_B = jnp.zeros_like(batch.count_B, jnp.float32)
+    target_B = target_B.at[batch.row_N].add(target_N, mode="drop")
+    gradient_BI = softmax_BI.astype(logits_BI.dtype).at[place].add(-1)
+    return (count_B1 * logsumexp_B1)[:, 0] - target_B, gradient_BI
+
+
+def nll_kernel(
+    logits_BI: jax.Array,
+    bias_I: jax.Array,
+    batch: SparseBatch,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `nll_and_gradient`; a program of the kernel takes a user.
+
+    The sum is online (Milakov & Gimelshein 2018). Users with several blocks of
+    items are read twice, the second time from the cache of the GPU.
+    """
+    n_users, n_items = logits_BI.shape
+    size = min(_ITEMS, pl.next_power_of_2(n_items))
+    n_blocks = pl.cdiv(n_items, size)
+    start_B = jnp.cumsum(batch.count_B) - batch.count_B
+    last = batch.item_N.shape[0] - 1
+
+    def kernel(
+        logits_ref: Any,
+        bias_ref: Any,
+        item_ref: Any,
+        start_ref: Any,
+        count_ref: Any,
+        nll_ref: Any,
+        out_ref: Any,
+    ) -> None:
+        user = pl.program_id(0)
+        start, n_targets = start_ref[user], count_ref[user]
+        count = n_targets.astype(jnp.float32)
+
+        def block(b: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+            item_K = b * size + jnp.arange(size)
+            is_item_K = item_K < n_items
+            logit_K = plgpu.load(
+                logits_ref.at[user, item_K], mask=is_item_K, other=0
+            )
+            bias_K = plgpu.load(
+                bias_ref.at[item_K], mask=is_item_K, other=-jnp.inf
+            )
+            return item_K, logit_K.astype(jnp.float32) + bias_K
+
+        def targets(b: jax.Array) -> tuple[jax.Array, jax.Array]:
+            slot_K = b * _TARGETS + jnp.arange(_TARGETS)
+            is_target_K = slot_K < n_targets
+            place_K = jnp.minimum(start + slot_K, last)
+            # Interpreted, a masked entry writes what it has read.
+            return is_target_K, plgpu.load(
+                item_ref.at[place_K], mask=is_target_K, other=n_items
+            )
+
+        def add_targets(b: jax.Array, sum_K: jax.Array) -> jax.Array:
+            is_target_K, item_K = targets(b)
+            logit_K = plgpu.load(
+                logits_ref.at[user, item_K], mask=is_target_K, other=0
+            )
+            bias_K = plgpu.load(bias_ref.at[item_K], mask=is_target_K, other=0)
+            return sum_K + logit_K.astype(jnp.float32) + bias_K
+
+        def add_block(
+            y_K: jax.Array, top: jax.Array, total: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            new = jnp.maximum(top, jnp.max(y_K))
+            return new, total * jnp.exp(top - new) + jnp.sum(jnp.exp(y_K - new))
+
+        def write(item_K: jax.Array, y_K: jax.Array) -> None:
+            softmax_K = count * jnp.exp(y_K - logsumexp)
+            plgpu.store(
+                out_ref.at[user, item_K],
+                softmax_K.astype(out_ref.dtype),
+                mask=item_K < n_items,
+            )
+
+        def subtract_targets(b: jax.Array, _: None) -> None:
+            is_target_K, item_K = targets(b)
+            place = out_ref.at[user, item_K]
+            softmax_K = plgpu.load(place, mask=is_target_K, other=0)
+            plgpu.store(place, softmax_K - 1, mask=is_target_K)
+
+        # The targets are read before any of the logits is overwritten.
+        target_blocks = pl.cdiv(n_targets, _TARGETS)
+        target = jnp.sum(
+            lax.fori_loop(
+                0, target_blocks, add_targets, jnp.zeros(_TARGETS, jnp.float32)
+            )
+        )
+        # Finite, because -inf - -inf is nan.
+        lowest = jnp.float32(jnp.finfo(jnp.float32).min)
+        carry = lowest, jnp.float32(0)
+        if n_blocks == 1:
+            only = block(0)
+            top, total = add_block(only[-1], *carry)
+        else:
+            top, total = lax.fori_loop(
+                *(0, n_blocks, lambda b, c: add_block(block(b)[-1], *c), carry)
+            )
+        logsumexp = top + jnp.log(total)
+        if n_blocks == 1:
+            write(*only)
+        else:
+            lax.fori_loop(0, n_blocks, lambda b, _: write(*block(b)), None)
+        if not interpret:
+            plgpu.debug_barrier()  # all that is written is seen
+        lax.fori_loop(0, target_blocks, subtract_targets, None)
+        nll_ref[user] = count * logsumexp - target
+
+    return pl.pallas_call(
+        kernel,
+        grid=(n_users,),
+        out_shape=(
+            _shape((n_users,), jnp.float32, logits_BI),
+            _shape(logits_BI.shape, logits_BI.dtype, logits_BI),
+        ),
+        input_output_aliases={0: 1},
+        compiler_params=plgpu.CompilerParams(num_warps=16),
+        interpret=interpret,
+        name="nll_and_gradient",
+    )(logits_BI, bias_I, batch.item_N, start_B, batch.count_B)
+
+
+class Lists(NamedTuple):
+    """Lists of indices into the rows of a table, one for each of S sums."""
+
+    index_N: jax.Array  # int32 [N], list after list; out of bounds adds nothing
+    start_S: jax.Array  # int32 [S], position of each list's first index
+    count_S: jax.Array  # int32 [S]
+
+
+def sum_lists(table_RH: jax.Array, lists: Lists) -> jax.Array:
+    """Returns the sum of each list's rows of a table, float32 [S, H]."""
+    args = vary((table_RH, lists), varying_axes(table_RH, *lists))
+    return lax.platform_dependent(
+        *args, cuda=sum_lists_kernel, default=_sums_by_definition
+    )
+
+
+def sum_uneven_lists(table_RH: jax.Array, lists: Lists) -> jax.Array:
+    """Returns `sum_lists` where a few lists have most of the indices.
+
+    Lists are cut into tiles of `_TILE` indices, because a program of the kernel
+    takes a list. The sums of the tiles are then lists, too.
+    """
+    (n_slots,), (n_sums,) = lists.index_N.shape, lists.start_S.shape
+    tiles_S = -(-lists.count_S // _TILE)
+    end_S = jnp.cumsum(tiles_S)
+    first_S = end_S - tiles_S
+    n_tiles = -(-n_slots // _TILE) + n_sums
+    tile_T = jnp.arange(n_tiles, dtype=jnp.int32)
+    # The sum of a tile is the number of lists that end before it.
+    ends_T = vary(jnp.zeros(n_tiles, jnp.int32), varying_axes(*lists))
+    sum_T = jnp.cumsum(ends_T.at[end_S].add(1, mode="drop"))
+    done_T = (tile_T - jnp.take(first_S, sum_T, mode="clip")) * _TILE
+    count_T = jnp.take(lists.count_S, sum_T, mode="clip") - done_T
+    is_tile_T = sum_T < n_sums
+    tiles = Lists(
+        lists.index_N,
+        jnp.take(lists.start_S, sum_T, mode="clip") + done_T,
+        jnp.where(is_tile_T, jnp.minimum(count_T, _TILE), 0),
+    )
+    sum_TH = sum_lists(table_RH, tiles)
+    return sum_lists(sum_TH, Lists(tile_T, first_S, tiles_S))
+
+
+def _sums_by_definition(table_RH: jax.Array, lists: Lists) -> jax.Array:
+    """Takes a list after the other, index after index: slow, for tests."""
+    n_rows, n_columns = table_RH.shape
+    zeros_H = vary(jnp.zeros(n_columns), varying_axes(table_RH))
+
+    def sum_list(list_: tuple[jax.Array, jax.Array]) -> jax.Array:
+        start, count = list_
+
+        def add(n: jax.Array, sum_H: jax.Array) -> jax.Array:
+            index = lists.index_N[start + n]
+            row_H = table_RH[jnp.clip(index, 0, n_rows - 1)]
+            is_row = (index >= 0) & (index < n_rows)
+            return sum_H + jnp.where(is_row, row_H.astype(jnp.float32), 0)
+
+        return lax.fori_loop(0, count, add, zeros_H)
+
+    return lax.map(sum_list, (lists.start_S, lists.count_S))
+
+
+def sum_lists_kernel(
+    table_RH: jax.Array, lists: Lists, *, interpret: bool = False
+) -> jax.Array:
+    """Returns `sum_lists`; a program takes some columns of a list's sum."""
+    (n_rows, n_columns), (n_sums,) = table_RH.shape, lists.start_S.shape
+    last = lists.index_N.shape[0] - 1
+
+    def kernel(
+        index_ref: Any,
+        start_ref: Any,
+        count_ref: Any,
+        table_ref: Any,
+        out_ref: Any,
+    ) -> None:
+        s = pl.program_id(0)
+        column_H = pl.program_id(1) * _COLUMNS + jnp.arange(_COLUMNS)
+        start, count = start_ref[s], count_ref[s]
+
+        def add(b: jax.Array, sum_KH: jax.Array) -> jax.Array:
+            slot_K = b * _ROWS + jnp.arange(_ROWS)
+            index_K = plgpu.load(
+                index_ref.at[jnp.minimum(start + slot_K, last)],
+                mask=slot_K < count,
+                other=n_rows,
+            )
+            is_row_K = (index_K >= 0) & (index_K < n_rows)
+            rows_KH = plgpu.load(
+                table_ref.at[index_K[:, None], column_H[None, :]],
+                mask=is_row_K[:, None] & (column_H < n_columns)[None, :],
+                other=0,
+            )
+            return sum_KH + rows_KH.astype(jnp.float32)
+
+        zeros_KH = jnp.zeros((_ROWS, _COLUMNS), jnp.float32)
+        sum_KH = lax.fori_loop(0, pl.cdiv(count, _ROWS), add, zeros_KH)
+        plgpu.store(
+            out_ref.at[s, column_H],
+            jnp.sum(sum_KH, axis=0),
+            mask=column_H < n_columns,
+        )
+
+    return pl.pallas_call(
+        kernel,
+        grid=(n_sums, pl.cdiv(n_columns, _COLUMNS)),
+        out_shape=_shape((n_sums, n_columns), jnp.float32, table_RH),
+        compiler_params=plgpu.CompilerParams(num_warps=2),
+        interpret=interpret,
+        name="sum_lists",
+    )(*lists, table_RH)
+
+
+def _shape(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> Any:
+    """Returns a shape that varies over the same mesh axes as an array."""
+    axes = jax.typeof(like).manual_axis_type
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
