@@ -140,6 +140,8 @@ def test_evaluate_warns_of_another_dataset(split, linear, shop):
         (lambda r, s: r.evaluate(s, metrics=["precision"]),
          r"did you mean precision@100\?"),
         (lambda r, s: r.evaluate(s, metrics=()), "^metrics=.* not empty"),
+        (lambda r, s: r.evaluate(s, metrics=5), "^metrics=5 must be a tuple"),
+        (lambda r, s: r.evaluate(s, baselines=5), "^baselines=5 must be a tup"),
         (lambda r, s: r.evaluate(s, baselines="eas"), "did you mean ease"),
         (lambda r, s: r.evaluate(vaecf.split([[1, 2, 3, 4, 5]] * 9)),
          "items of the dataset are not the 30 of the model"),

@@ -5,6 +5,7 @@ from oracles import refuses
 
 from configs import blend as blend_config
 from vaecf import config as config_lib
+from vaecf.errors import VaecfError
 from vaecf.serving.keywords import make_config
 from vaecf.serving.recommender import Recommender
 
@@ -42,18 +43,24 @@ def test_the_blend_has_the_settings_of_its_config():
     assert (changed["epochs"], changed["model"]) == (7, "mult_dae")
 
 
-@pytest.mark.parametrize("model", ["mult_vae", "mult_dae", "rec_vae"])
+@pytest.mark.parametrize("model", ["mult_vae", "rec_vae"])
 def test_only_rec_vae_alternates(model):
     """Its `patience` counts rounds: there is one validation per round."""
-    settings = Recommender(
-        model=model, gamma=0.5, alternating_epochs=[2, 1]
-    )._settings
+    alternating = {"alternating_epochs": [2, 1]}
+    settings = Recommender(model=model, gamma=0.5)._settings
+    turns, every = ((2, 1), 3) if model == "rec_vae" else ((), 1)
+    if model == "rec_vae":
+        settings |= alternating
+    else:
+        with pytest.raises(VaecfError, match="mult_vae trains all parameters"):
+            make_config(settings | alternating, 100)
     config = make_config(settings, 100)
-    turns, gamma, every = ((2, 1), 0.5, 3) if model == "rec_vae" else ((), 0, 1)
     assert config.train.alternating_epochs == turns
-    assert config.loss.gamma == gamma
+    assert config.loss.gamma == 0.5
     assert config.eval.every_epochs == every
     assert config.eval.patience == 10
+    dae = make_config(Recommender.blend(model="mult_dae")._settings, 100)
+    assert (dae.train.alternating_epochs, dae.loss.gamma) == ((), 0)
 
 
 def test_an_anneal_without_an_end():

@@ -21,7 +21,7 @@ from vaecf.models import blend
 from vaecf.reporting import plots, tables
 from vaecf.serving import keywords
 from vaecf.serving.trained_model import REFITTED, TrainedModel, load
-from vaecf.setting import checked
+from vaecf.setting import checked, convert
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,14 +41,13 @@ def evaluate(
     import pandas as pd
 
     _check_dataset(model, dataset, split)
-    names = (baselines,) if isinstance(baselines, str) else tuple(baselines)
+    names = _names("baselines", baselines)
     for name in names:
         baselines_lib.settings(name)
     config = model.config.eval
     if metrics is not None:
-        metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
         field = config_lib.settings()["eval.metrics"]
-        wanted = checked("metrics", field, metrics)
+        wanted = checked("metrics", field, _names("metrics", metrics))
         config = dataclasses.replace(config, metrics=wanted)
     for name in (*config.metrics, config.best_metric):
         metrics_lib.parse(name, "metrics")
@@ -86,6 +85,14 @@ def evaluate(
     frame = frame if names else frame.drop(columns="model")
     frame.attrs["settings"] = settings
     return frame
+
+
+def _names(argument: str, value: Any) -> tuple[str, ...]:
+    """Returns the names of an argument: one, or any iterable of them."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        value = tuple(value)
+    names: tuple[str, ...] = convert(tuple[str, ...], value, argument)
+    return names
 
 
 def _check_dataset(model: TrainedModel, dataset: Any, split: str) -> None:

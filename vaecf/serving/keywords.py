@@ -98,6 +98,8 @@ def blend(changes: Mapping[str, Any]) -> dict[str, Any]:
     keywords["patience"] = epochs // sum(keywords["alternating_epochs"])
     if "epochs" in changes:  # exactly so many
         del keywords["max_steps"]
+    if changes.get("model", "rec_vae") != "rec_vae":
+        keywords = {k: v for k, v in keywords.items() if k not in _REC_VAE}
     return {**keywords, **changes}
 
 
@@ -115,8 +117,11 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
     is_rec_vae = name == "rec_vae"
     if is_rec_vae:
         values = _REC_VAE | values
-    else:
-        values = {k: v for k, v in values.items() if k not in _REC_VAE}
+    elif values.get("alternating_epochs"):
+        raise VaecfError(
+            f"alternating_epochs={short(values['alternating_epochs'])}: {name} "
+            "trains all parameters together; leave it out"
+        )
     anneal_epochs = convert(float, values.pop("anneal_epochs"), "anneal_epochs")
     if anneal_epochs < 0:
         raise VaecfError(f"anneal_epochs={anneal_epochs} must be at least 0")

@@ -62,8 +62,8 @@ class Recommender(Queries):
             - init: initial output weights, 'random' (default) or 'spectral'.
             - anneal_cap: largest weight of mult_vae's KL term; default 0.2.
             - anneal_epochs: epochs until this weight is the cap; default 50.
-            - gamma: weight of rec_vae's KL term per interaction of the user;
-              default 0.005; 0 uses the annealed weight.
+            - gamma: weight of the KL term per interaction of the user; 0 uses
+              the annealed weight; default 0.005 for rec_vae, else 0.
             - weight_decay: factor of the squared weights in the loss; default
               0.
             - learning_rate: learning rate of Adam; default 1e-3.
