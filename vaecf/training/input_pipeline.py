@@ -147,6 +147,7 @@ class InputPipeline:
         self._counts = np.append(train.counts, 0)
         self._everywhere = mesh_lib.shardings(setup.mesh, P())
         self._key = state_lib.step_key(seed, self._everywhere)
+        self._expected: dict[int, int] = {}  # slots by users of a part
         self._programs: dict[Any, Any] = {}
         self._lock = threading.Lock()
         # Arguments of the program that are part of the setup of its steps.
@@ -287,12 +288,13 @@ class InputPipeline:
         Usually they are the same in every epoch, so that few programs are
         compiled.
         """
-        return max(
-            sparse_batch.slots_to_expect(
-                self._counts[:-1], users.shape[1] // parts
-            ),
-            sparse_batch.slots_for(self._counts[users], parts),
-        )
+        size = users.shape[1] // parts
+        if size not in self._expected:  # takes as long as a large GPU's step
+            self._expected[size] = sparse_batch.slots_to_expect(
+                self._counts[:-1], size
+            )
+        needed = sparse_batch.slots_for(self._counts[users], parts)
+        return max(self._expected[size], needed)
 
     def program_bytes(self) -> int:
         """Returns the memory of a device that the largest program needs.
