@@ -15,6 +15,7 @@ from oracles import refuses
 
 from vaecf.reporting.writers import (
     JsonlWriter,
+    MultiWriter,
     TensorBoardWriter,
     read_records,
 )
@@ -153,6 +154,17 @@ def test_tensorboard_events_are_readable(tmp_path):
     }
     assert values[7, "train/loss"].simple_value == 2.5
     assert values[8, "validation/ndcg_100"].simple_value == 0.25
+
+
+def test_tensorboard_events_are_on_the_disk_after_a_flush(tmp_path):
+    """A process that is killed leaves what its checkpoints count on."""
+    writer = MultiWriter([TensorBoardWriter(tmp_path)])
+    for step in range(1, 4):
+        writer.write({"loss": 1.0}, step=step)
+    writer.flush()
+    steps = [e.step for e in _events(tmp_path) if e.summary.value]
+    assert steps == [1, 2, 3]
+    writer.close()
 
 
 def test_tensorboard_resume_keeps_files_and_purges(tmp_path):

@@ -24,7 +24,7 @@ from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation import packing
 from vaecf.evaluation.auc import Auc
-from vaecf.models import likelihood
+from vaecf.models import logsumexp
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
@@ -97,8 +97,8 @@ def rank_local(
     # top_k ranks 0 before -0, regardless of their indices.
     scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
     on_cpu = mesh_lib.on_cpu(platform)
-    max_B, sum_B = likelihood.max_and_sum(scores_BI, on_cpu)
-    log_total_B, _ = likelihood.over_shards(
+    max_B, sum_B = logsumexp.max_and_sum(scores_BI, on_cpu)
+    log_total_B, _ = logsumexp.over_shards(
         max_B, sum_B, jnp.zeros_like(sum_B), item_axis
     )
     # The masks come after the sum, so that XLA writes them into the same array.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from vaecf.models import gpu_kernels
+from vaecf.models import gpu_kernels, logsumexp
 from vaecf.models.bag_of_items import compact
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
@@ -43,31 +43,6 @@ def logits(
         preferred_element_type=output_dtype,
     )
     return product_BI + bias_I.astype(output_dtype)[None, :]
-
-
-def over_shards(
-    max_B: jax.Array,
-    sum_B: jax.Array,
-    other_B: jax.Array,
-    item_axis: str | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns (logsumexp_B, sum of other_B) over all item shards, float32.
-
-    A single collective gathers three numbers per user, which every shard then
-    combines: the finite maximum of the shard's logits, the shard's sum of
-    exp(logit - max), and another value.
-    """
-    if item_axis:
-        max_TB, sum_TB, other_TB = jnp.unstack(
-            lax.all_gather(
-                jnp.stack([max_B, sum_B, other_B]), item_axis, to="invarying"
-            ),
-            axis=1,
-        )
-        max_B = jnp.max(max_TB, axis=0)
-        sum_B = jnp.sum(sum_TB * jnp.exp(max_TB - max_B[None, :]), axis=0)
-        other_B = jnp.sum(other_TB, axis=0)
-    return max_B + jnp.log(sum_B), other_B
 
 
 class _Head(NamedTuple):
@@ -143,43 +118,13 @@ def _dense_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
         num_segments=n_users,
         indices_are_sorted=True,
     )
-    max_B, sum_B = max_and_sum(logits_BI, head.on_cpu)
-    logsumexp_B, target_B = over_shards(max_B, sum_B, target_B, head.item_axis)
+    max_B, sum_B = logsumexp.max_and_sum(logits_BI, head.on_cpu)
+    logsumexp_B, target_B = logsumexp.over_shards(
+        max_B, sum_B, target_B, head.item_axis
+    )
     nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
     saved = (hidden_BH, kernel_HI, bias_I, logits_BI, logsumexp_B, batch)
     return nll_B, saved
-
-
-def max_and_sum(
-    logits_BI: jax.Array, on_cpu: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the finite maximum and the sum of exp(logit - max), float32 [B].
-
-    A GPU reads the logits once (online, Milakov & Gimelshein 2018), because
-    memory bounds it. A CPU, which the exponentials bound, reads them twice.
-    """
-    lowest = jnp.finfo(jnp.float32).min  # for padding: -inf - -inf is nan
-    if on_cpu:
-        # max in any dtype is exact; the sum of exponentials is float32.
-        max_B = jnp.max(logits_BI, axis=1).astype(jnp.float32)
-        max_B = jnp.maximum(max_B, lowest)
-        powers_BI = jnp.exp(logits_BI.astype(jnp.float32) - max_B[:, None])
-        return max_B, jnp.sum(powers_BI, axis=1)
-
-    def join(a: tuple, b: tuple) -> tuple[jax.Array, jax.Array]:
-        top = jnp.maximum(a[0], b[0])
-        share = jnp.exp(jnp.minimum(a[0], b[0]) - top)
-        is_first = a[0] >= b[0]
-        return top, jnp.where(
-            is_first, a[1] + b[1] * share, a[1] * share + b[1]
-        )
-
-    single_BI = jnp.maximum(logits_BI.astype(jnp.float32), lowest)
-    ones_BI = jnp.ones_like(single_BI)
-    axes = varying_axes(logits_BI)
-    start = vary((jnp.float32(lowest), jnp.float32(0)), axes)
-    max_B, sum_B = lax.reduce((single_BI, ones_BI), start, join, (1,))
-    return max_B, sum_B
 
 
 def _dense_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
@@ -335,7 +280,9 @@ def _blocked_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
 
     zeros_B = vary(jnp.zeros(n_users, jnp.float32), axes)
     target_B = lax.fori_loop(0, targets.chunks, add_targets, zeros_B)
-    logsumexp_B, target_B = over_shards(max_B, sum_B, target_B, head.item_axis)
+    logsumexp_B, target_B = logsumexp.over_shards(
+        max_B, sum_B, target_B, head.item_axis
+    )
     nll_B = batch.count_B.astype(jnp.float32) * logsumexp_B - target_B
     saved = (hidden_BH, kernel_HI, bias_I, logsumexp_B, batch, targets)
     return nll_B, saved

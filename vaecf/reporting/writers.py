@@ -24,6 +24,9 @@ Value = float | int | str | None
 Record = Mapping[str, Value]
 
 
+_FLUSH_SECONDS = 2.0  # events that TensorBoard shows may be so old
+
+
 class Writer:
     """Base class of writers."""
 
@@ -34,6 +37,9 @@ class Writer:
           TypeError: a value is not a number, string or None.
         """
         raise NotImplementedError
+
+    def flush(self) -> None:
+        """Writes what is buffered, before a checkpoint counts on it."""
 
     def close(self) -> None:
         """Writes what is buffered. May be called twice."""
@@ -162,7 +168,9 @@ class TensorBoardWriter(Writer):
     steps after `resume_from_step` in earlier files.
 
     tensorboardX's SummaryWriter writes in a thread, which dies on a full disk
-    and then lets the process wait forever. This class writes at once.
+    and then lets the process wait forever. This class writes in the calling
+    thread, at most every `_FLUSH_SECONDS`: tensorboardX syncs the disk, which
+    takes as long as a short epoch.
 
     Raises:
       VaecfError: the files cannot be written.
@@ -174,7 +182,7 @@ class TensorBoardWriter(Writer):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
-        self._directory = directory
+        self._directory, self._flushed_at = directory, 0.0
         # A file's name holds the time in seconds. The suffix keeps a run that
         # is restarted within a second from overwriting its first file.
         with self._disk():
@@ -205,6 +213,12 @@ class TensorBoardWriter(Writer):
             make = summary.text if is_text else summary.scalar
             with self._disk():
                 self._add(step, summary=make(tag, value))
+        if time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the events so far to the disk."""
+        self._flushed_at = time.monotonic()
         with self._disk():
             if self._file is not None:
                 self._file.flush()
@@ -237,6 +251,11 @@ class MultiWriter(Writer):
         """Writes the record with each writer."""
         for writer in self._writers:
             writer.write(record, step=step)
+
+    def flush(self) -> None:
+        """Flushes the writers."""
+        for writer in self._writers:
+            writer.flush()
 
     def close(self) -> None:
         """Closes the writers."""

@@ -122,7 +122,8 @@ def train(
     writer = _open_writers(
         config, workdir, progress.epoch, int(state.step), extra_writer
     )
-    saver = _Saver(saved, setup, config.mesh.peer_timeout, resumable)
+    timeout = config.mesh.peer_timeout
+    saver = _Saver(saved, writer, setup, timeout, resumable)
 
     # --- Epochs -------------------------------------------------------------
     with (
@@ -205,11 +206,12 @@ class _Saver:
     def __init__(
         self,
         checkpoints: Checkpoints,
+        writer: writers.Writer,
         setup: TrainSetup,
         peer_timeout: float,
         resumable: bool,
     ) -> None:
-        self.checkpoints = checkpoints
+        self.checkpoints, self._writer = checkpoints, writer
         self.deadline = functools.partial(processes.deadline, peer_timeout)
         self._setup, self._resumable = setup, resumable
         self._saved_at = time.monotonic()
@@ -223,6 +225,7 @@ class _Saver:
         if which == BEST:
             tree = state_lib.scoring_params(self._setup, state)
         position = dataclasses.asdict(progress)
+        self._writer.flush()  # a resumed run does not write them again
         with self.deadline("saving a checkpoint"):
             self.checkpoints.save(which, int(state.step), tree, position)
         self._saved_at = time.monotonic()
