@@ -329,6 +329,7 @@ def test_rank_local(data, k, exclude_seen, some_allowed):
         k=k,
         n_items=n_items,
         exclude_seen=exclude_seen,
+        platform=data.draw(st.sampled_from(["cpu", "gpu"])),
     )
     check(
         RankedLists(*map(np.asarray, got)),

@@ -36,15 +36,21 @@ def batch():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "lowering"), [(1, "gather"), (1, "dense"), (8, "gather")]
+    ("batch_size", "lowering", "platform"),
+    [
+        (1, "gather", "cpu"),
+        (1, "dense", "cpu"),
+        (8, "gather", "cpu"),
+        (1, "dense", "gpu"),
+    ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_scores_are_the_modules(dtype, batch_size, lowering):
+def test_scores_are_the_modules(dtype, batch_size, lowering, platform):
     """The shortcuts of rankers do not change the scores."""
     module, params = make(jnp.dtype(dtype), lowering)
     expected = module.apply({"params": params}, batch(), method="scores")
     expected = np.asarray(expected)[:, :N_ITEMS]
-    scorer = scorers.model(module)
+    scorer = scorers.model(module.clone(platform=platform))
     ranker = Ranker(
         scorer, mesh_lib.make_mesh(1, 1), N_ITEMS, exclude_seen=False
     )

@@ -32,6 +32,7 @@ from vaecf.parallel import processes
 # Larger scores are those of a model that diverged, as infinite ones are. (The
 # logits of a trained model are below 100, counts of users below 1e10.)
 _LARGEST_SCORE = 1e20
+_PARTS = 8  # of the items whose exponentials a GPU sums separately
 DIVERGED = (
     "the model diverged; train it again, with a lower "
     "config.optimizer.learning_rate, in a new workdir"
@@ -97,7 +98,7 @@ def rank_local(
     # top_k ranks 0 before -0, regardless of their indices.
     scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
     on_cpu = mesh_lib.on_cpu(platform)
-    max_B, sum_B = logsumexp.max_and_sum(scores_BI, on_cpu)
+    max_B, sum_B = _max_and_sum(scores_BI, on_cpu)
     log_total_B, _ = logsumexp.over_shards(
         max_B, sum_B, jnp.zeros_like(sum_B), item_axis
     )
@@ -136,6 +137,26 @@ def rank_local(
     return RankedLists(item_BK, score_BK, log_total_B)
 
 
+def _max_and_sum(
+    scores_BI: jax.Array, on_cpu: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `logsumexp.max_and_sum`; on a GPU, of parts of the items.
+
+    A GPU sums up a long row of few users in two kernels. The parts' results
+    are joined without another one.
+    """
+    n_users, n_items = scores_BI.shape
+    parts = 1 if on_cpu or n_items % _PARTS else _PARTS
+    part_BI = scores_BI.reshape(n_users * parts, n_items // parts)
+    pair = logsumexp.max_and_sum(part_BI, on_cpu)
+    while parts > 1:
+        halves = [jnp.split(x.reshape(n_users, parts), 2, axis=1) for x in pair]
+        pair = logsumexp.join(*zip(*halves))
+        parts //= 2
+    max_B, sum_B = (x.reshape(n_users) for x in pair)
+    return max_B, sum_B
+
+
 def top_k(
     scores_BI: jax.Array, k: int, group: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -156,11 +177,16 @@ def top_k(
         return lax.top_k(scores_BI, k)
     scores_BGE = scores_BI.reshape(n_users, n_groups, group)
     _, group_BK = lax.top_k(jnp.max(scores_BGE, axis=2), k)
-    group_BK = jnp.sort(group_BK, axis=1)  # so that lower indices come first
     chosen_BKE = jnp.take_along_axis(scores_BGE, group_BK[:, :, None], axis=1)
-    score_BK, place_BK = lax.top_k(chosen_BKE.reshape(n_users, -1), k)
-    group_BK = jnp.take_along_axis(group_BK, place_BK // group, axis=1)
-    return score_BK, group_BK * group + place_BK % group
+    place_E = jnp.arange(group, dtype=group_BK.dtype)
+    item_BKE = group_BK[:, :, None] * group + place_E[None, None, :]
+    # Both are keys, because the groups are not in the order of their indices.
+    minus_BC, item_BC = lax.sort(
+        (-chosen_BKE.reshape(n_users, -1), item_BKE.reshape(n_users, -1)),
+        num_keys=2,
+        is_stable=False,
+    )
+    return -minus_BC[:, :k], item_BC[:, :k]
 
 
 class _Casts:

@@ -30,7 +30,6 @@ from vaecf.parallel.mesh import (
 )
 
 _LARGE = 2**25  # users x items from which a GPU gathers rows
-_MOST_ROWS = 2048  # users whose gradients of vectors a GPU sums together
 
 
 class TracedRate(NamedTuple):
@@ -163,7 +162,8 @@ def _sum_items(
     if batch.count_B.shape[0] == 1:  # a query
         table_IH = kernel_IH.astype(dtype)
         rows_NH = table_IH.at[item_N].get(mode="fill", fill_value=0)
-        return jnp.sum(rows_NH.astype(jnp.float32), axis=0, keepdims=True)
+        ones_2N = jnp.ones((2, item_N.shape[0]), dtype)  # as in `dense`
+        return product(None, ones_2N, rows_NH)[:1]
     start_B = jnp.cumsum(batch.count_B) - batch.count_B
     lists = gpu_kernels.Lists(item_N, start_B, batch.count_B)
     return gpu_kernels.sum_lists(kernel_IH.astype(dtype), lists)
@@ -209,10 +209,13 @@ def _multi_hot(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(
-    precision: Any, x_BI: jax.Array, kernel_IH: jax.Array
-) -> jax.Array:
-    """Returns x · kernel, float32; the operands have the dtype of x."""
+def product(precision: Any, x_BI: jax.Array, kernel_IH: jax.Array) -> jax.Array:
+    """Returns x · kernel, float32; the operands have the dtype of x.
+
+    In the backward pass the cotangent is rounded to this dtype. JAX's own
+    transpose would convert the operands to float32 instead, and such products
+    take four times as long on a GPU.
+    """
     return lax.dot(
         x_BI,
         kernel_IH.astype(x_BI.dtype),
@@ -222,27 +225,28 @@ def _product(
 
 
 def _product_forward(precision: Any, *args: jax.Array) -> tuple[jax.Array, Any]:
-    return _product(precision, *args), args
+    return product(precision, *args), args
 
 
 def _product_backward(precision: Any, saved: Any, g_BH: jax.Array) -> tuple:
-    """Rounds the cotangent to the dtype of x.
-
-    JAX's own transpose would convert x to float32 instead, and that product
-    takes four times as long on a GPU.
-    """
     x_BI, kernel_IH = saved
-    d_kernel_IH = lax.dot_general(
-        x_BI,
-        g_BH.astype(x_BI.dtype),
-        (((0,), (0,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    return None, d_kernel_IH.astype(kernel_IH.dtype)
+    g_BH = g_BH.astype(x_BI.dtype)
+
+    def sum_over(axis: int, a: jax.Array, b: jax.Array) -> jax.Array:
+        return lax.dot_general(
+            a,
+            b,
+            (((axis,), (axis,)), ((), ())),
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+
+    d_x_BI = sum_over(1, g_BH, kernel_IH.astype(x_BI.dtype))
+    d_kernel_IH = sum_over(0, x_BI, g_BH)
+    return d_x_BI.astype(x_BI.dtype), d_kernel_IH.astype(kernel_IH.dtype)
 
 
-_product.defvjp(_product_forward, _product_backward)
+product.defvjp(_product_forward, _product_backward)
 
 
 def choose_lowering(
@@ -312,28 +316,12 @@ def bag_of_items(
         row_N = jnp.where(keep_N, batch.row_N, n_users)
         x_BI = _multi_hot(row_N, item_N, (n_users, n_local), jnp.dtype(dtype))
         kernel_IH = vary(kernel_IH, varying_axes(kernel_IH, x_BI))
-        sum_BH = _product(precision, x_BI, kernel_IH)
+        sum_BH = product(precision, x_BI, kernel_IH)
     else:
         raise ValueError(
             f"lowering={lowering!r} is unknown: use 'gather', 'dense' or 'auto'"
         )
     return lax.psum(sum_BH, item_axis) if item_axis else sum_BH
-
-
-def rows(vectors: Any, n_users: int, platform: str | None) -> Any:
-    """Returns a tree of vectors as rows [1, size], for a GPU [B, size].
-
-    The gradients of all of them are then the sums over the users of one array,
-    which takes one kernel. That array is kept until the end of the backward
-    pass, and is therefore not made for many users.
-    """
-    if on_cpu(platform) or n_users > _MOST_ROWS:
-        return jax.tree.map(lambda x: x[None, :], vectors)
-    structure: Any
-    leaves, structure = jax.tree.flatten(vectors)
-    row = jnp.concatenate(leaves)[None, :]
-    array = jnp.broadcast_to(row, (n_users, row.shape[1]))
-    return structure.unflatten(lax.split(array, [x.size for x in leaves], 1))
 
 
 def normalised_bag(

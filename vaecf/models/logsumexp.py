@@ -12,6 +12,14 @@ from jax import lax
 from vaecf.parallel.mesh import vary, varying_axes
 
 
+def join(a: tuple, b: tuple) -> tuple[jax.Array, jax.Array]:
+    """Returns (maximum, sum of exp(logit - maximum)) of two such pairs."""
+    top = jnp.maximum(a[0], b[0])
+    share = jnp.exp(jnp.minimum(a[0], b[0]) - top)
+    is_first = a[0] >= b[0]
+    return top, jnp.where(is_first, a[1] + b[1] * share, a[1] * share + b[1])
+
+
 def max_and_sum(
     logits_BI: jax.Array, on_cpu: bool
 ) -> tuple[jax.Array, jax.Array]:
@@ -27,14 +35,6 @@ def max_and_sum(
         max_B = jnp.maximum(max_B, lowest)
         powers_BI = jnp.exp(logits_BI.astype(jnp.float32) - max_B[:, None])
         return max_B, jnp.sum(powers_BI, axis=1)
-
-    def join(a: tuple, b: tuple) -> tuple[jax.Array, jax.Array]:
-        top = jnp.maximum(a[0], b[0])
-        share = jnp.exp(jnp.minimum(a[0], b[0]) - top)
-        is_first = a[0] >= b[0]
-        return top, jnp.where(
-            is_first, a[1] + b[1] * share, a[1] * share + b[1]
-        )
 
     single_BI = jnp.maximum(logits_BI.astype(jnp.float32), lowest)
     ones_BI = jnp.ones_like(single_BI)

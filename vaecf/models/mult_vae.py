@@ -23,6 +23,7 @@ Every model keeps this contract:
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -32,7 +33,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vaecf.config import TrainConfig
-from vaecf.models import bag_of_items, likelihood, losses, noise
+from vaecf.models import bag_of_items, layers, likelihood, losses, noise
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
@@ -122,13 +123,22 @@ class MultDAE(nn.Module):
         """Returns what an epoch (counted from 0) trains: all parameters."""
         return ALL
 
-    def _dense(self, size: int) -> nn.Dense:
-        return nn.Dense(
-            size,
+    def _layers(self, *sizes: int) -> list[layers.Layer]:
+        init = nn.initializers.glorot_uniform()
+        return [
+            layers.Layer(shape, init, _bias_init)
+            for shape in itertools.pairwise(sizes)
+        ]
+
+    def _dense(self, x_BH: jax.Array, layer: layers.Layer) -> jax.Array:
+        kernel, bias = layer()
+        return layers.dense(
+            x_BH,
+            kernel,
+            bias[None, :],
             dtype=self.dtype,
             precision=self.precision,
-            kernel_init=nn.initializers.glorot_uniform(),
-            bias_init=_bias_init,
+            platform=self.platform,
         )
 
     def _glorot(self, units: int) -> float:
@@ -144,8 +154,8 @@ class MultDAE(nn.Module):
             (self.item_rows, first),
         )
         self.input_bias = self.param("input_bias", _bias_init, (first,))
-        self.encoder = [self._dense(size) for size in rest]
-        self.decoder = [self._dense(size) for size in reversed(self.hidden)]
+        self.encoder = self._layers(first, *rest)
+        self.decoder = self._layers(self.latent, *reversed(self.hidden))
         self._activate = ACTIVATIONS[self.activation]
         last = self.hidden[0] if self.hidden else self.latent
         self.output_kernel = self.param(
@@ -175,13 +185,13 @@ class MultDAE(nn.Module):
         h_BH = self.input_layer()(self.input_kernel, batch, dropout=dropout)
         h_BH = h_BH + self.input_bias[None, :]
         for layer in self.encoder:
-            h_BH = layer(self._activate(h_BH))
+            h_BH = self._dense(self._activate(h_BH), layer)
         return h_BH.astype(jnp.float32)
 
     def _decode(self, h_BH: jax.Array) -> jax.Array:
         """Returns the last hidden layer, the input of the output layer."""
         for layer in self.decoder:
-            h_BH = self._activate(layer(h_BH))
+            h_BH = self._activate(self._dense(h_BH, layer))
         return h_BH
 
     def _dropout(

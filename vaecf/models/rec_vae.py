@@ -28,7 +28,7 @@ from jax import lax
 
 from vaecf.config import TrainConfig
 from vaecf.errors import VaecfError
-from vaecf.models import bag_of_items, losses, mult_vae
+from vaecf.models import bag_of_items, layers, losses, mult_vae
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel.mesh import on_cpu
 
@@ -67,6 +67,13 @@ class Encoder(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (mean_BZ, log_variance_BZ), float32."""
         entry, size = self.n_items**-0.5, self.hidden
+        inner = _uniform(size**-0.5)
+        dense = functools.partial(
+            layers.dense,
+            dtype=self.dtype,
+            precision=self.precision,
+            platform=self.platform,
+        )
         kernel_IH = self.param(
             "input_kernel",
             mult_vae.uniform_items(self.n_items, 0, entry),
@@ -76,63 +83,40 @@ class Encoder(nn.Module):
         kernels, scales, shifts = [], [], []
         for name in (*(f"layer_{k}" for k in range(2, _DEPTH + 1)), *_CODES):
             width = self.latent if name in _CODES else size
-            kernel, bias = _Layer("kernel", (size, width), name=name)()
+            kernel, bias = layers.Layer(
+                (size, width), inner, inner, name=name
+            )()
             kernels.append(kernel)
             biases.append(bias)
         for k in range(1, _DEPTH + 1):
-            scale, shift = _Layer("scale", (size,), name=f"norm_{k}")()
+            init = (nn.initializers.ones, nn.initializers.zeros, "scale")
+            scale, shift = layers.Layer((size,), *init, name=f"norm_{k}")()
             scales.append(scale)
             shifts.append(shift)
-        biases, scales, shifts = bag_of_items.rows(
-            (biases, scales, shifts), batch.count_B.shape[0], self.platform
+        n_users = None if dropout is None else batch.count_B.shape[0]
+        biases, scales, shifts = layers.rows(
+            (biases, scales, shifts), n_users, self.platform
         )
         h_BH = self.input_layer(kernel_IH, batch, dropout=dropout) + biases[0]
         h_BH = _normalise(nn.swish(h_BH), scales[0], shifts[0])
         sum_BH = h_BH  # of all layers so far
         for k in range(1, _DEPTH):
-            layer_BH = self._product(h_BH, kernels[k - 1], biases[k])
+            layer_BH = dense(h_BH, kernels[k - 1], biases[k])
             h_BH = _normalise(nn.swish(layer_BH + sum_BH), scales[k], shifts[k])
             sum_BH = sum_BH + h_BH
         if on_cpu(self.platform):
             mean_BZ, log_variance_BZ = (
-                self._product(h_BH, *layer)
+                dense(h_BH, *layer).astype(jnp.float32)
                 for layer in zip(kernels[-2:], biases[-2:])
             )
         else:  # one product
-            codes_BC = self._product(
+            codes_BC = dense(
                 h_BH,
                 jnp.concatenate(kernels[-2:], 1),
                 jnp.concatenate(biases[-2:], 1),
             )
             mean_BZ, log_variance_BZ = jnp.split(codes_BC, 2, axis=1)
         return mean_BZ, log_variance_BZ
-
-    def _product(
-        self, x_BH: jax.Array, kernel: jax.Array, bias: jax.Array
-    ) -> jax.Array:
-        """Returns x · kernel + bias (rows), float32."""
-        x_BH, kernel, bias = (
-            x.astype(self.dtype) for x in (x_BH, kernel, bias)
-        )
-        product = lax.dot(x_BH, kernel, precision=self.precision)
-        return (product + bias).astype(jnp.float32)
-
-
-class _Layer(nn.Module):
-    """Declares the parameters of a layer: `first` and a bias."""
-
-    first: str  # 'kernel', or 'scale' of a normalisation
-    shape: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
-        init, bias_init = nn.initializers.ones, nn.initializers.zeros
-        if self.first == "kernel":
-            init = bias_init = _uniform(self.shape[0] ** -0.5)
-        return (
-            self.param(self.first, init, self.shape),
-            self.param("bias", bias_init, self.shape[-1:]),
-        )
 
 
 def _normalise(

@@ -1,0 +1,78 @@
+"""Parts that the layers of all autoencoders share.
+
+Shapes in names: B users, H and K units.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vaecf.models.bag_of_items import product
+from vaecf.parallel.mesh import on_cpu
+
+_MOST_ROWS = 2048  # users whose gradients of vectors a GPU sums together
+
+
+class Layer(nn.Module):
+    """Declares the parameters of a layer, named as those of Flax's layers."""
+
+    shape: tuple[int, ...]
+    first_init: Any
+    bias_init: Any
+    first: str = "kernel"  # name of the first parameter; 'bias' is the other
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        """Returns (kernel or scale of the shape, bias), float32."""
+        return (
+            self.param(self.first, self.first_init, self.shape),
+            self.param("bias", self.bias_init, self.shape[-1:]),
+        )
+
+
+def dense(
+    x_BH: jax.Array,
+    kernel_HK: jax.Array,
+    bias: jax.Array,
+    *,
+    dtype: Any,
+    precision: Any,
+    platform: str | None,
+) -> jax.Array:
+    """Returns x · kernel + bias; the operands have `dtype`.
+
+    The result has `dtype` on a CPU. It is float32 for a GPU, which adds a
+    float32 bias in the kernel of the product. `bias` are `rows`.
+    """
+    n_users = x_BH.shape[0]
+    if not on_cpu(platform):
+        if n_users == 1:
+            # XLA would multiply a single row in one kernel, add the products
+            # in another, and then the bias.
+            x_BH = jnp.broadcast_to(x_BH, (2, x_BH.shape[1]))
+        sum_BK = product(precision, x_BH.astype(dtype), kernel_HK)
+        return sum_BK[:n_users] + bias
+    x_BH, kernel_HK = x_BH.astype(dtype), kernel_HK.astype(dtype)
+    return lax.dot(x_BH, kernel_HK, precision=precision) + bias.astype(dtype)
+
+
+def rows(vectors: Any, n_users: int | None, platform: str | None) -> Any:
+    """Returns a tree of vectors as rows [1, size], for a GPU [B, size].
+
+    The gradients of all of them are then the sums over the users of one array,
+    which takes one kernel. That array is kept until the end of the backward
+    pass, and is therefore not made for many users. `n_users` is None without
+    gradients.
+    """
+    if n_users is None or on_cpu(platform) or n_users > _MOST_ROWS:
+        return jax.tree.map(lambda x: x[None, :], vectors)
+    structure: Any
+    leaves, structure = jax.tree.flatten(vectors)
+    row = jnp.concatenate(leaves)[None, :]
+    array = jnp.broadcast_to(row, (n_users, row.shape[1]))
+    return structure.unflatten(lax.split(array, [x.size for x in leaves], 1))
