@@ -242,7 +242,7 @@ class InputPipeline:
         float32 [stop - start] on the host.
         """
         length = epoch.order.shape[0]
-        taken: list[StepMetrics] = []
+        taken: list[jax.Array] = []
         for w in range(start // length, -(-stop // length)):
             window = epoch.window(w)
             first, last = max(start - w * length, 0), stop - w * length
@@ -253,10 +253,9 @@ class InputPipeline:
                 jax.block_until_ready(taken[-1])
             taken.append(totals)
         skipped = start % length
-        return state, jax.tree.map(
-            lambda *x: np.concatenate(x)[skipped : skipped + stop - start],
-            *jax.device_get(taken),
-        )
+        row_SM = np.concatenate(jax.device_get(taken))
+        row_SM = row_SM[skipped : skipped + stop - start]
+        return state, StepMetrics(*row_SM.T)
 
     def _steps(
         self,
@@ -264,7 +263,7 @@ class InputPipeline:
         epoch: Epoch,
         window: sparse_batch.Csr,
         bounds: tuple[np.int32, np.int32],
-    ) -> tuple[TrainState, StepMetrics]:
+    ) -> tuple[TrainState, jax.Array]:
         bounds = processes.put(bounds, self._everywhere)
         args = (state, self._numbers, window, epoch.order, self._key, *bounds)
         shapes = (epoch.order.shape, window.item_M.shape)

@@ -292,7 +292,7 @@ def train_steps(
     key: jax.Array,
     start: jax.Array,
     stop: jax.Array,
-) -> tuple[TrainState, StepMetrics]:
+) -> tuple[TrainState, jax.Array]:
     """Takes steps start .. stop-1 in one dispatch.
 
     The bounds, int32, are traced: any range of steps runs the same program.
@@ -304,7 +304,8 @@ def train_steps(
       key: `step_key` of the run.
 
     Returns:
-      (state after the last step, metrics [steps]; 0 for steps not taken).
+      (state after the last step, a row of `StepMetrics` for each step,
+      float32 [steps, 4]; 0 for steps not taken).
     """
     n_steps, batch_size = order_SB.shape
     step_S = state.step + jnp.arange(n_steps, dtype=jnp.int32) - start
@@ -343,14 +344,15 @@ def train_steps(
         row = jnp.stack(metrics)
         return state, lax.dynamic_update_index_in_dim(taken, row, i, 0)
 
-    # One array, so that a GPU needs one kernel to write a step's metrics.
+    # One array, so that a GPU needs one kernel to write a step's metrics, and
+    # one transfer to send them.
     none = jnp.zeros((n_steps, len(StepMetrics._fields)), jnp.float32)
     before = state.params
     state = packing.pack_state(state._replace(params=setup.trained(before)))
     state, taken = lax.fori_loop(start, stop, body, (state, none))
     state = packing.unpack_state(state)
     state = state._replace(params={**before, **state.params})
-    return state, StepMetrics(*taken.T)
+    return state, taken
 
 
 def assemble(
