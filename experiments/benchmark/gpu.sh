@@ -25,17 +25,19 @@ XLA_FLAGS= VAECF_TEST_PLATFORM=cuda python3 -m pytest -q -p no:cacheprovider \
   "$here/../../tests/models/test_gpu_kernels.py" || status=1
 big=--batch_size=24576
 run training --precision=bf16 $big --seconds=5 --epochs=400 $torch
+run training --precision=bf16 $big --seconds=3 --set=model.input=dense
 run inference --precision=bf16 --batch_sizes=1,8,64,512,4096,10000
 run population --precision=bf16
-run training --precision=tf32 $big --seconds=4
+small="--batch_size=500 --users=5040 --items=3502"
+run training --precision=bf16 $small --seconds=3
+run training --precision=bf16 $small --seconds=3 --set=model.name=rec_vae \
+  '--set=train.alternating_epochs=(3, 1)'
 run evaluation --precision=bf16 --batch_size=10000 --seconds=3
-run training --precision=fp16 $big --seconds=4
 run training --precision=bf16 --batch_size=4096 --seconds=4 $torch
-run training --precision=bf16 --batch_size=500 --users=5040 --items=3502 \
-  --seconds=3
-run training --precision=fp32 $big --seconds=4
+run training --precision=fp16 $big --seconds=3
+run training --precision=tf32 $big --seconds=3
+run training --precision=fp32 $big --seconds=3
 run inference --precision=fp32 --batch_sizes=1
-run training --precision=bf16 $big --seconds=4 --set=model.input=dense
 # What the compiled programs predict for this GPU, beside what was measured.
 device=$(nvidia-smi -L 2>/dev/null | grep -oiE '[vah][12]00' | head -n 1 |
   tr A-Z a-z)

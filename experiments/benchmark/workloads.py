@@ -43,7 +43,7 @@ class Trainer:
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.item)
         self.setup = state_lib.make_setup(config, train.n_items, mesh)
         self.state = state_lib.init_state(self.setup, config.seed)
-        self._batch_size = config.train.batch_size
+        self._config, self._batch_size = config, config.train.batch_size
         self.pipeline = pipeline or input_pipeline.make_pipeline(
             config.data.feed, self.setup, train, config.seed
         )
@@ -55,7 +55,7 @@ class Trainer:
             drop_remainder=True,
             parts=self.setup.parts(self._batch_size),
         )
-        self._epoch = self.pipeline.prepare(self._order_of(0))
+        self._epoch = self._begin(0)
         self._stretch = self.steps = 0
         self.losses: list[float] = []
 
@@ -88,9 +88,16 @@ class Trainer:
         """Trains so many whole epochs, each in its order; returns seconds."""
         began = time.perf_counter()
         for n in range(number):
-            epoch = self.pipeline.prepare(self._order_of(n))
+            epoch = self._begin(n)
             self.state, _ = self.pipeline.run(self.state, epoch, 0, epoch.steps)
         return time.perf_counter() - began
+
+    def _begin(self, n: int) -> input_pipeline.Epoch:
+        """Begins epoch n; that of rec_vae trains its encoder or its decoder."""
+        phase = self.setup.model.phase(n, self._config.train)
+        self.state = state_lib.begin_phase(self.setup, self.state, phase)
+        order = self._order_of(n)
+        return self.pipeline.prepare(order, self.setup.in_phase(phase))
 
     def run(self, steps: int) -> tuple[StepMetrics, float]:
         """Takes up to `steps` steps, at most to the end of the epoch.
