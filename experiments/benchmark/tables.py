@@ -29,6 +29,7 @@ _PEAK = {"peak memory": "{gb:.1f} GB"}
 COLUMNS = {
     "training": {
         "": "{name}",
+        "items": "{items:,}",
         **_SPEED,
         "decoder products": "{ceiling}",
         "vaecf is": "{times}",
@@ -92,7 +93,11 @@ COLUMNS = {
 def _rows(benchmark: str, run: Result) -> Iterable[Result]:
     """Yields the rows of a run; values that it lacks come from the run."""
     if benchmark == "training":
-        yield {"name": "vaecf", "ceiling": _CEILING.format(**run), "times": ""}
+        model = run.get("config", {}).get("model", {})
+        name = f"vaecf, {model['name']}" if model else "vaecf"
+        if model.get("input", "auto") != "auto":
+            name += f", {model['input']} input"
+        yield {"name": name, "ceiling": _CEILING.format(**run), "times": ""}
         for peer, figures in run["peers"].items():
             version = figures["version"].partition("+")[0]
             torch = f"PyTorch {version}, {peer.removeprefix('torch_')}"
