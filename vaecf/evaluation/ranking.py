@@ -32,7 +32,6 @@ from vaecf.parallel import processes
 # Larger scores are those of a model that diverged, as infinite ones are. (The
 # logits of a trained model are below 100, counts of users below 1e10.)
 _LARGEST_SCORE = 1e20
-_PARTS = 8  # of the items whose exponentials a GPU sums separately
 DIVERGED = (
     "the model diverged; train it again, with a lower "
     "config.optimizer.learning_rate, in a new workdir"
@@ -98,7 +97,7 @@ def rank_local(
     # top_k ranks 0 before -0, regardless of their indices.
     scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
     on_cpu = mesh_lib.on_cpu(platform)
-    max_B, sum_B = _max_and_sum(scores_BI, on_cpu)
+    max_B, sum_B = logsumexp.max_and_sum_of_parts(scores_BI, on_cpu)
     log_total_B, _ = logsumexp.over_shards(
         max_B, sum_B, jnp.zeros_like(sum_B), item_axis
     )
@@ -135,26 +134,6 @@ def rank_local(
         item_BK = jnp.pad(item_BK, ((0, 0), (0, missing)), constant_values=-1)
     item_BK = jnp.where(score_BK == -jnp.inf, -1, item_BK)
     return RankedLists(item_BK, score_BK, log_total_B)
-
-
-def _max_and_sum(
-    scores_BI: jax.Array, on_cpu: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Returns `logsumexp.max_and_sum`; on a GPU, of parts of the items.
-
-    A GPU sums up a long row of few users in two kernels. The parts' results
-    are joined without another one.
-    """
-    n_users, n_items = scores_BI.shape
-    parts = 1 if on_cpu or n_items % _PARTS else _PARTS
-    part_BI = scores_BI.reshape(n_users * parts, n_items // parts)
-    pair = logsumexp.max_and_sum(part_BI, on_cpu)
-    while parts > 1:
-        halves = [jnp.split(x.reshape(n_users, parts), 2, axis=1) for x in pair]
-        pair = logsumexp.join(*zip(*halves))
-        parts //= 2
-    max_B, sum_B = (x.reshape(n_users) for x in pair)
-    return max_B, sum_B
 
 
 def top_k(

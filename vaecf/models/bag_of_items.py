@@ -163,7 +163,7 @@ def _sum_items(
         table_IH = kernel_IH.astype(dtype)
         rows_NH = table_IH.at[item_N].get(mode="fill", fill_value=0)
         ones_2N = jnp.ones((2, item_N.shape[0]), dtype)  # as in `dense`
-        return product(None, ones_2N, rows_NH)[:1]
+        return product(dtype, None, ones_2N, rows_NH)[:1]
     start_B = jnp.cumsum(batch.count_B) - batch.count_B
     lists = gpu_kernels.Lists(item_N, start_B, batch.count_B)
     return gpu_kernels.sum_lists(kernel_IH.astype(dtype), lists)
@@ -208,41 +208,48 @@ def _multi_hot(
     return lax.bitcast_convert_type(words, dtype).reshape(shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(precision: Any, x_BI: jax.Array, kernel_IH: jax.Array) -> jax.Array:
-    """Returns x · kernel, float32; the operands have the dtype of x.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def product(
+    dtype: Any, precision: Any, x_BI: jax.Array, kernel_IH: jax.Array
+) -> jax.Array:
+    """Returns x · kernel, float32; the operands are rounded to `dtype`.
 
-    In the backward pass the cotangent is rounded to this dtype. JAX's own
-    transpose would convert the operands to float32 instead, and such products
-    take four times as long on a GPU.
+    In the backward pass the cotangent is rounded, too. JAX's own transpose
+    would convert the operands to float32 instead, and such products take four
+    times as long on a GPU.
     """
-    return lax.dot(
-        x_BI,
-        kernel_IH.astype(x_BI.dtype),
+    return _sum_over(1, 0, dtype, precision, x_BI, kernel_IH)
+
+
+def _sum_over(
+    a_axis: int,
+    b_axis: int,
+    dtype: Any,
+    precision: Any,
+    a: jax.Array,
+    b: jax.Array,
+) -> jax.Array:
+    return lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        (((a_axis,), (b_axis,)), ((), ())),
         precision=precision,
         preferred_element_type=jnp.float32,
     )
 
 
-def _product_forward(precision: Any, *args: jax.Array) -> tuple[jax.Array, Any]:
-    return product(precision, *args), args
+def _product_forward(
+    dtype: Any, precision: Any, *args: jax.Array
+) -> tuple[jax.Array, Any]:
+    return product(dtype, precision, *args), args
 
 
-def _product_backward(precision: Any, saved: Any, g_BH: jax.Array) -> tuple:
+def _product_backward(
+    dtype: Any, precision: Any, saved: Any, g_BH: jax.Array
+) -> tuple:
     x_BI, kernel_IH = saved
-    g_BH = g_BH.astype(x_BI.dtype)
-
-    def sum_over(axis: int, a: jax.Array, b: jax.Array) -> jax.Array:
-        return lax.dot_general(
-            a,
-            b,
-            (((axis,), (axis,)), ((), ())),
-            precision=precision,
-            preferred_element_type=jnp.float32,
-        )
-
-    d_x_BI = sum_over(1, g_BH, kernel_IH.astype(x_BI.dtype))
-    d_kernel_IH = sum_over(0, x_BI, g_BH)
+    d_x_BI = _sum_over(1, 1, dtype, precision, g_BH, kernel_IH)
+    d_kernel_IH = _sum_over(0, 0, dtype, precision, x_BI, g_BH)
     return d_x_BI.astype(x_BI.dtype), d_kernel_IH.astype(kernel_IH.dtype)
 
 
@@ -316,7 +323,7 @@ def bag_of_items(
         row_N = jnp.where(keep_N, batch.row_N, n_users)
         x_BI = _multi_hot(row_N, item_N, (n_users, n_local), jnp.dtype(dtype))
         kernel_IH = vary(kernel_IH, varying_axes(kernel_IH, x_BI))
-        sum_BH = product(precision, x_BI, kernel_IH)
+        sum_BH = product(x_BI.dtype, precision, x_BI, kernel_IH)
     else:
         raise ValueError(
             f"lowering={lowering!r} is unknown: use 'gather', 'dense' or 'auto'"

@@ -55,7 +55,7 @@ def dense(
             # XLA would multiply a single row in one kernel, add the products
             # in another, and then the bias.
             x_BH = jnp.broadcast_to(x_BH, (2, x_BH.shape[1]))
-        sum_BK = product(precision, x_BH.astype(dtype), kernel_HK)
+        sum_BK = product(dtype, precision, x_BH, kernel_HK)
         return sum_BK[:n_users] + bias
     x_BH, kernel_HK = x_BH.astype(dtype), kernel_HK.astype(dtype)
     return lax.dot(x_BH, kernel_HK, precision=precision) + bias.astype(dtype)

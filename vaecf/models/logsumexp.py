@@ -11,6 +11,8 @@ from jax import lax
 
 from vaecf.parallel.mesh import vary, varying_axes
 
+_PARTS = 8  # a power of two, see `max_and_sum_of_parts`
+
 
 def join(a: tuple, b: tuple) -> tuple[jax.Array, jax.Array]:
     """Returns (maximum, sum of exp(logit - maximum)) of two such pairs."""
@@ -41,6 +43,26 @@ def max_and_sum(
     axes = varying_axes(logits_BI)
     start = vary((jnp.float32(lowest), jnp.float32(0)), axes)
     max_B, sum_B = lax.reduce((single_BI, ones_BI), start, join, (1,))
+    return max_B, sum_B
+
+
+def max_and_sum_of_parts(
+    scores_BI: jax.Array, on_cpu: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `max_and_sum`; for a GPU, joined from those of parts.
+
+    A GPU sums up a long row of few users in two kernels. The parts are joined
+    without another one.
+    """
+    n_users, n_items = scores_BI.shape
+    parts = 1 if on_cpu or n_items % _PARTS else _PARTS
+    part_BI = scores_BI.reshape(n_users * parts, n_items // parts)
+    pair = max_and_sum(part_BI, on_cpu)
+    while parts > 1:
+        halves = [jnp.split(x.reshape(n_users, parts), 2, axis=1) for x in pair]
+        pair = join(*zip(*halves))
+        parts //= 2
+    max_B, sum_B = (x.reshape(n_users) for x in pair)
     return max_B, sum_B
 
 

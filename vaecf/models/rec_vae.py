@@ -74,6 +74,7 @@ class Encoder(nn.Module):
             precision=self.precision,
             platform=self.platform,
         )
+        normalise = functools.partial(_normalise, platform=self.platform)
         kernel_IH = self.param(
             "input_kernel",
             mult_vae.uniform_items(self.n_items, 0, entry),
@@ -98,11 +99,11 @@ class Encoder(nn.Module):
             (biases, scales, shifts), n_users, self.platform
         )
         h_BH = self.input_layer(kernel_IH, batch, dropout=dropout) + biases[0]
-        h_BH = _normalise(nn.swish(h_BH), scales[0], shifts[0])
+        h_BH = normalise(nn.swish(h_BH), scales[0], shifts[0])
         sum_BH = h_BH  # of all layers so far
         for k in range(1, _DEPTH):
             layer_BH = dense(h_BH, kernels[k - 1], biases[k])
-            h_BH = _normalise(nn.swish(layer_BH + sum_BH), scales[k], shifts[k])
+            h_BH = normalise(nn.swish(layer_BH + sum_BH), scales[k], shifts[k])
             sum_BH = sum_BH + h_BH
         if on_cpu(self.platform):
             mean_BZ, log_variance_BZ = (
@@ -120,15 +121,22 @@ class Encoder(nn.Module):
 
 
 def _normalise(
-    x_BH: jax.Array, scale: jax.Array, shift: jax.Array
+    x_BH: jax.Array, scale: jax.Array, shift: jax.Array, platform: str | None
 ) -> jax.Array:
     """Returns the layer normalisation (Ba et al. 2016) of each user's units.
 
     The variance is not E[x²] - E[x]², which suffers from cancellation.
     """
-    mean_B = jnp.mean(x_BH, axis=1, keepdims=True)
-    variance_B = jnp.mean(jnp.square(x_BH - mean_B), axis=1, keepdims=True)
-    return (x_BH - mean_B) * (lax.rsqrt(variance_B + _EPSILON) * scale) + shift
+    mean_B1 = jnp.mean(x_BH, axis=1, keepdims=True)
+    centred_BH = x_BH - mean_B1
+    if on_cpu(platform):
+        # The order of operations in `flax.linen.LayerNorm`, bit for bit.
+        variance_B1 = jnp.mean(jnp.square(x_BH - mean_B1), 1, keepdims=True)
+        scale = lax.rsqrt(variance_B1 + _EPSILON) * scale
+    else:  # fewer kernels
+        variance_B1 = jnp.mean(jnp.square(centred_BH), 1, keepdims=True)
+        centred_BH = centred_BH * lax.rsqrt(variance_B1 + _EPSILON)
+    return centred_BH * scale + shift
 
 
 class RecVAE(mult_vae.MultVAE):
