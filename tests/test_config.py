@@ -172,7 +172,7 @@ RANGES = {
         (("wandb", "tensorboard"),),
         ("mlflow", "wandb"),
     ),
-    "(), or some of ease": ((("slim",), ("ease", "EASE")), ("graph", "ials")),
+    "(), or some of ease": ((("knn",), ("ease", "EASE")), ("graph", "slim")),
 }
 RANGED = [
     key

@@ -117,12 +117,12 @@ class LinearConfig:
     )
     experts: tuple[str, ...] = setting(
         (),
-        "Closed forms in the branch, of 'ease', 'graph' (a graph filter) and "
-        "'ials' (implicit ALS); () means ease and ials up to 25,000 "
-        "items, and all beyond.",
+        "Closed forms in the branch, of 'ease', 'graph' (a graph filter), "
+        "'ials' (implicit ALS) and 'slim' (SLIM on neighbours); () means ease "
+        "and ials up to 25,000 items, and all beyond.",
         Rule(
-            "(), or some of ease, graph, ials",
-            lambda names: set(names) <= {"ease", "graph", "ials"},
+            "(), or some of ease, graph, ials, slim",
+            lambda names: set(names) <= {"ease", "graph", "ials", "slim"},
         ),
     )
     rank: int | None = setting(

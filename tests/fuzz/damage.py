@@ -80,7 +80,7 @@ def original_run() -> pathlib.Path:
     workdir = scratch() / "run"
     data: dict[str, Any] = {"data.dir": str(original_dataset().path)}
     if "PYTEST_CURRENT_TEST" not in os.environ:
-        data["linear.experts"] = ("ease", "graph", "ials")
+        data["linear.experts"] = ("ease", "graph", "ials", "slim")
     actions = experiment.Actions(train=True, test=True)
     quiet = {"log": lambda line: None}
     experiment.run(config_lib.replace(CONFIG, data), workdir, actions, **quiet)

@@ -14,6 +14,7 @@ from oracles import (
     interactions,
     item_item,
     random_dense,
+    slim,
 )
 
 from vaecf.models import blend, low_rank
@@ -31,12 +32,12 @@ BATCH = jax.tree.map(jnp.asarray, batch_of(HISTORIES, 16))
 
 WEIGHTS = {
     **{"gain": 1.7, "prior": 0.2},
-    **{"graph_gain": 0.9, "low_pass": 0.4, "ials_gain": 1.3},
+    **{"graph_gain": 0.9, "low_pass": 0.4, "ials_gain": 1.3, "slim_gain": 0.6},
 }
 EXPERTS = {
     "whole": (0, ("ease",)),
     "low rank": (6, ("ease",)),
-    "all": (0, ("ease", "graph", "ials")),
+    "all": (0, ("ease", "graph", "ials", "slim")),
     "sparse": (0, ("graph", "ials")),
 }
 
@@ -49,6 +50,7 @@ def branch(request):
         patch.setattr(blend, "_NEIGHBOURS", 11)
         patch.setattr(blend, "_FACTORS", (7, 9))
         patch.setattr(blend, "_UNOBSERVED", 20.0)
+        patch.setattr(blend, "_SLIM_NEIGHBOURS", 7)
         fitted = blend.fit(
             *(TRAIN,),
             **{"l2": 4.0, "dropout": 0.5, "user_exponent": 0.5},
@@ -73,7 +75,7 @@ def test_effective_rank(rank, n_items, expected):
 
 def test_experts_and_weights_by_default():
     assert blend.default_experts(25_000) == ("ease", "ials")
-    assert blend.default_experts(25_001) == ("ease", "graph", "ials")
+    assert blend.default_experts(25_001) == ("ease", "graph", "ials", "slim")
     for n_items in (9, 10**6):
         experts = blend.default_experts(n_items)
         assert blend.default_weights(experts).keys() == set(blend.WEIGHTS)
@@ -103,6 +105,9 @@ def expected(branch, logits):
         experts.append((0.9, x @ (near + 0.4 * low), 0.1 * everyone.mean()))
     if "item_factor" in branch:
         experts.append((1.3, solved(x, branch), 0.01))
+    if "slim_weight" in branch:
+        weights = slim(TRAIN.to_scipy().toarray(), 7, 30.0)
+        experts.append((0.6, x @ weights, 0.03))
     share = (TRAIN.item_counts() + 5) / (TRAIN.n_users + 5)
     branch_UI = sum(
         gain * (np.log(np.maximum(score, 0) + floor) - 0.2 * np.log(share))

@@ -42,7 +42,7 @@ LAYERS = {
     ),
     "rec_vae": (
         {"hidden": (5,)},
-        {"experts": ("ease", "graph", "ials"), "rank": 4},
+        {"experts": ("ease", "graph", "ials", "slim"), "rank": 4},
     ),
 }
 # Of the shop's model: in half precision, and over item shards with padding.

@@ -26,22 +26,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaecf.models import graph_filter, ials, linear, low_rank
+from vaecf.models import (
+    graph_filter,
+    ials,
+    linear,
+    low_rank,
+    slim,
+    sparse_item_item,
+)
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
 _PSEUDO_USERS = 5.0  # added to the users of each item: p_i > 0
+# Prefix of SLIM's arrays. The graph filter's have the same names without it.
+SLIM = "slim_"
 
 PARTITION = {
     **linear.PARTITION,
     **low_rank.PARTITION,
     **graph_filter.PARTITION,
     **ials.PARTITION,
+    **{f"{SLIM}{key}": axes for key, axes in slim.PARTITION.items()},
     "log_share": ("item",),
 }
 # Arrays of the branch, none of which is cast to half precision.
 ARRAYS = frozenset(PARTITION) | {
-    *("first_tile", "mean_score", "unobserved", "ridge"),
+    *("first_tile", f"{SLIM}first_tile", "mean_score", "unobserved", "ridge"),
 }
 
 FULL_RANK_ITEMS, RANK = 25_000, 512  # of `rank=None`, see `effective_rank`
@@ -52,14 +62,20 @@ _LOW_RANK, _NEIGHBOURS = 256, 512
 # Implicit ALS: factors up to `FULL_RANK_ITEMS` items and beyond, sweeps, α |I|,
 # and the ridge of a user of mean history length, as a share of this length.
 _FACTORS, _SWEEPS, _UNOBSERVED, _RIDGE = (128, 256), 10, 800.0, 0.08
+# A low rank regularises EASE itself: the factors take this share of its l2.
+_LOW_RANK_L2 = 1 / 3
+# SLIM: neighbours of an item, and l2.
+_SLIM_NEIGHBOURS, _SLIM_L2 = 100, 30.0
 
-# ε of EASE and of implicit ALS; that of the graph filter is this share of its
-# mean score.
-_EASE_FLOOR, _IALS_FLOOR, _GRAPH_FLOOR = 0.003, 0.01, 0.1
+# ε of the experts; that of the graph filter is this share of its mean score.
+_FLOORS = {"ease": 0.003, "graph": 0.1, "ials": 0.01, "slim": 0.03}
 
 # The weights of the branch: the gain of each expert, by name, the prior ρ, and
 # the graph filter's α.
-GAINS = {"ease": "gain", "graph": "graph_gain", "ials": "ials_gain"}
+GAINS = {
+    **{"ease": "gain", "graph": "graph_gain"},
+    **{"ials": "ials_gain", "slim": "slim_gain"},
+}
 WEIGHTS = (*GAINS.values(), "prior", "low_pass")
 
 
@@ -67,7 +83,7 @@ def default_experts(n_items: int) -> tuple[str, ...]:
     """Returns the experts of a branch whose config names none.
 
     EASE and implicit ALS, as long as a full items x items matrix is
-    affordable, else all. EASE is then of low rank, and each of the three adds
+    affordable, else all. EASE is then of low rank, and each of the four adds
     to the others. The graph filter gains nothing beside the full matrix on
     MovieLens (latest-small, 100K, 1M).
     """
@@ -77,7 +93,9 @@ def default_experts(n_items: int) -> tuple[str, ...]:
 def default_weights(experts: tuple[str, ...]) -> dict[str, float]:
     """Returns the weights used before validation users choose them."""
     gains = {"ease": 1.4, "ials": 0.5}
-    if "graph" in experts:
+    if "slim" in experts:
+        gains = {"ease": 2.8, "graph": 1.4, "ials": 2.0, "slim": 1.4}
+    elif "graph" in experts:
         gains = {"ease": 2.8, "graph": 2.8, "ials": 2.0}
     start = {GAINS[name]: gains[name] for name in experts}
     return dict.fromkeys(WEIGHTS, 0.0) | start | {"prior": 0.2, "low_pass": 0.3}
@@ -89,6 +107,7 @@ def experts_of(branch: Mapping[str, Any]) -> tuple[str, ...]:
         "ease": ("item_item", "input_factors"),
         "graph": ("neighbour",),
         "ials": ("item_factor",),
+        "slim": (f"{SLIM}neighbour",),
     }
     return tuple(
         name for name in GAINS if any(key in branch for key in keys[name])
@@ -140,7 +159,9 @@ def fit(
         advice = f"linear.rank below {k:,}" if k else f"linear.rank={RANK}"
         advice = f"set {advice}, or linear.l2=0 for no branch"
         if k:
-            arrays |= low_rank.fit(train, l2, k, advice=advice, **settings)
+            arrays |= low_rank.fit(
+                train, _LOW_RANK_L2 * l2, k, advice=advice, **settings
+            )
         else:
             arrays |= linear.fit(train, l2, advice=advice, **settings)
     if "graph" in experts:
@@ -160,6 +181,12 @@ def fit(
             alpha=_UNOBSERVED / n_items,
             iterations=_SWEEPS,
         )
+    if "slim" in experts:
+        weights = slim.fit(
+            *(train, _SLIM_NEIGHBOURS, _SLIM_L2),
+            advice="set linear.experts without slim",
+        )
+        arrays |= {f"{SLIM}{key}": array for key, array in weights.items()}
     count_I = train.item_counts() + _PSEUDO_USERS
     share_I = np.log(count_I / (train.n_users + _PSEUDO_USERS))
     return {**arrays, "log_share": mesh_lib.pad_items(share_I)}
@@ -202,6 +229,10 @@ def _expert(
         score_BI = graph_filter.scores(*scored)
     elif name == "ials":
         score_BI = ials.scores(*scored)
+    elif name == "slim":
+        keys = (*sparse_item_item.PARTITION, "first_tile")
+        own = {key: branch[f"{SLIM}{key}"] for key in keys}
+        score_BI = slim.scores(own, batch, user_B)
     elif "item_item" in branch:
         score_BI = linear.scores(*scored)
     else:
@@ -213,5 +244,5 @@ def floor(name: str, branch: Mapping[str, Any]) -> Any:
     """Returns ε of an expert of the branch, by its name."""
     if name == "graph":
         mean = branch["mean_score"]
-        return _GRAPH_FLOOR * (mean[0] + branch["low_pass"] * mean[1])
-    return _IALS_FLOOR if name == "ials" else _EASE_FLOOR
+        return _FLOORS[name] * (mean[0] + branch["low_pass"] * mean[1])
+    return _FLOORS[name]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 
 from vaecf.errors import VaecfError
 from vaecf.models import knn, linear, sparse_item_item
-from vaecf.parallel import memory
+from vaecf.parallel import blas, memory, workers
 
 PARTITION = sparse_item_item.PARTITION
 
@@ -19,7 +22,9 @@ _DENSE_ITEMS = 25_000
 _ADVICE = "leave out slim, or prepare the dataset with fewer items"
 
 
-def fit(train: Any, neighbours: int, l2: float) -> dict[str, np.ndarray]:
+def fit(
+    train: Any, neighbours: int, l2: float, *, advice: str = _ADVICE
+) -> dict[str, np.ndarray]:
     """Returns the weights of regressions of each item on its neighbours.
 
     For each item j, with G = XᵀX and the set N of the items that are most
@@ -35,28 +40,27 @@ def fit(train: Any, neighbours: int, l2: float) -> dict[str, np.ndarray]:
     Args:
       neighbours: size of N, at least 1; ties go to the lower item index.
       l2: λ, in squared interactions, above 0.
+      advice: what to do if the fit needs more memory, for the error message.
 
     Returns:
       The parameters of `scores`, see `sparse_item_item.pack`.
 
     Raises:
-      VaecfError: a system is singular, or G does not fit into memory.
+      VaecfError: a system is singular, or G or the weights do not fit into
+        memory.
     """
     from scipy.linalg import lapack  # slow to import, and used only here
 
-    gram = _gram(train)
+    gram = _gram(train, neighbours, advice)
     near = knn.most_similar(train, neighbours)
-    for item, first in enumerate(near.indptr[:-1]):
-        own = slice(first, near.indptr[item + 1])
+
+    def solve(item: int) -> None:
+        own = slice(near.indptr[item], near.indptr[item + 1])
         inputs = near.indices[own]
         if not len(inputs):
-            continue
+            return
         # The item's own row comes last.
-        both = np.append(inputs, item)
-        if isinstance(gram, np.ndarray):
-            block = gram[np.ix_(both, both)]
-        else:
-            block = gram[both][:, both].toarray()
+        block = gram(np.append(inputs, item))
         system = block[:-1, :-1] + np.float32(l2) * np.eye(
             len(inputs), dtype=np.float32
         )
@@ -66,30 +70,46 @@ def fit(train: Any, neighbours: int, l2: float) -> dict[str, np.ndarray]:
                 f"SLIM: a Gram matrix is singular; increase l2={l2:g}"
             )
         near.data[own] = weights
+
+    with (
+        blas.one_thread(),
+        futures.ThreadPoolExecutor(len(workers.cores())) as threads,
+    ):
+        collections.deque(threads.map(solve, range(train.n_items)), maxlen=0)
     return sparse_item_item.pack(near.T)
 
 
-def _gram(train: Any) -> Any:
-    """Returns XᵀX, float32, dense if that is small, else sparse.
+def _gram(
+    train: Any, neighbours: int, advice: str
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function of items that returns G of these items, float32.
+
+    G is dense if that is small. Else it is not kept, because it can be as
+    large as items x items: each call multiplies the columns of X.
 
     Raises:
-      VaecfError: it does not fit into memory.
+      VaecfError: G, or the weights, do not fit into memory.
     """
     matrix, n_items = train.to_scipy(), train.n_items
-    transposed = matrix.T.tocsr()
-    if n_items <= _DENSE_ITEMS:
+    by_item = matrix.T.tocsr()
+    if n_items > _DENSE_ITEMS:
         memory.require_free(
-            4 * n_items**2,
+            40 * n_items * min(neighbours, n_items),
             f"SLIM on {n_items:,} items",
-            f"{n_items:,}^2 x 4 bytes",
-            _ADVICE,
+            f"{n_items:,} items x {neighbours:,} x 40 bytes",
+            advice,
         )
-        return linear.dense_product(transposed, matrix)
-    pairs = int(np.sum(np.square(train.counts, dtype=np.int64)))
+
+        def product(items: np.ndarray) -> np.ndarray:
+            rows = by_item[items]
+            return (rows @ rows.T).toarray()
+
+        return product
     memory.require_free(
-        8 * min(pairs, n_items**2),
+        4 * n_items**2,
         f"SLIM on {n_items:,} items",
-        f"{pairs:,} pairs of items of a user x 8 bytes",
-        _ADVICE,
+        f"{n_items:,}^2 x 4 bytes",
+        advice,
     )
-    return transposed @ matrix
+    gram = linear.dense_product(by_item, matrix)
+    return lambda items: gram[np.ix_(items, items)]

@@ -30,7 +30,10 @@ _MODELS = {
     **{"ease": "EASE", "ials": "iALS", "slim": "SLIM", "rp3beta": "RP3beta"},
     "itemknn": "ItemKNN",
 }
-_EXPERTS = {"gain": "EASE", "graph_gain": "graph filter", "ials_gain": "ALS"}
+_EXPERTS = {
+    **{"gain": "EASE", "graph_gain": "graph filter"},
+    **{"ials_gain": "ALS", "slim_gain": "SLIM"},
+}
 _ACRONYMS = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "auc": "AUC"}
 # Metrics where more is not better.
 _PROPERTIES = frozenset(

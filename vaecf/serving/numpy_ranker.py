@@ -209,6 +209,8 @@ def _expert(name: str, p: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     """Returns the scores of an expert of a blend."""
     if name == "ials":
         return _ials(p, x)
+    if name == "slim":
+        return _sparse(p, x, "slim_")
     if name == "graph":
         low_F = p["low_input"][x].sum(axis=0)
         return _sparse(p, x) + p["low_pass"] * (low_F @ p["low_output"])
@@ -219,12 +221,17 @@ def _expert(name: str, p: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     return score_I
 
 
-def _sparse(p: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+def _sparse(
+    p: dict[str, np.ndarray], x: np.ndarray, prefix: str = ""
+) -> np.ndarray:
     """Returns the sum of sparse item-item weights, stored in tiles."""
-    tiles = p["neighbour"].reshape(-1, _TILE), p["weight"].reshape(-1, _TILE)
-    score_I = np.zeros(len(p["neighbour"]), np.float32)
+    first, neighbour, weight = (
+        p[f"{prefix}{key}"] for key in ("first_tile", "neighbour", "weight")
+    )
+    tiles = neighbour.reshape(-1, _TILE), weight.reshape(-1, _TILE)
+    score_I = np.zeros(len(neighbour), np.float32)
     for i in x:
-        own = slice(*p["first_tile"][i : i + 2])
+        own = slice(*first[i : i + 2])
         neighbours, weights = (tile[own].ravel() for tile in tiles)
         is_real = neighbours < len(score_I)
         score_I[neighbours[is_real]] += weights[is_real]

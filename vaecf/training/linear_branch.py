@@ -74,7 +74,11 @@ def _fit_once(
     experts = config.experts or blend.default_experts(train.n_items)
     about["experts"] = list(experts)
     if (folder / FIT).exists():
-        if workdir_lib.read_json(folder / FIT) == about:
+        kept = workdir_lib.read_json(folder / FIT)
+        if not config.experts:
+            # A run keeps its experts if a later version has other defaults.
+            about["experts"] = kept.get("experts")
+        if kept == about:
             return
     elif folder.exists():
         raise VaecfError(
