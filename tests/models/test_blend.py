@@ -81,6 +81,17 @@ def test_experts_and_weights_by_default():
         assert blend.default_weights(experts).keys() == set(blend.WEIGHTS)
 
 
+def test_factors_of_large_catalogues_take_a_third_of_l2(monkeypatch):
+    settings = {"dropout": 0.5, "user_exponent": 0.5}
+    alone = {"rank": 6, "experts": ("ease",), **settings}
+    for large, l2 in ((10**6, 12.0), (ITEMS - 1, 4.0)):
+        monkeypatch.setattr(blend, "FULL_RANK_ITEMS", large)
+        expected = low_rank.fit(TRAIN, l2, 6, **settings)
+        fitted = blend.fit(TRAIN, l2=12.0, **alone)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(fitted[name], array)
+
+
 def solved(x, branch):
     """Scores of implicit ALS by the normal equations."""
     h = branch["item_factor"][:ITEMS].astype(float)

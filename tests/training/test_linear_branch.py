@@ -5,6 +5,7 @@ import pytest
 from oracles import recorded, refuses
 
 from vaecf.data import array_folder
+from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import linear_branch
 
@@ -35,6 +36,9 @@ def test_a_fit_is_kept_with_what_it_is_of(
     first, fits = prepare()
     assert fits == 1
     assert_same(prepare(), (first, 0))
+    with pytest.MonkeyPatch.context() as later_version:
+        later_version.setattr(blend, "default_experts", lambda n: ("ease",))
+        assert_same(prepare(), (first, 0))
     other, fits = prepare(6.0)
     assert fits == 1
     assert any(not np.array_equal(other[name], first[name]) for name in first)

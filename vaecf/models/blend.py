@@ -62,8 +62,10 @@ _LOW_RANK, _NEIGHBOURS = 256, 512
 # Implicit ALS: factors up to `FULL_RANK_ITEMS` items and beyond, sweeps, α |I|,
 # and the ridge of a user of mean history length, as a share of this length.
 _FACTORS, _SWEEPS, _UNOBSERVED, _RIDGE = (128, 256), 10, 800.0, 0.08
-# A low rank regularises EASE itself: the factors take this share of its l2.
-_LOW_RANK_L2 = 1 / 3
+# EASE's factors take this share of l2 beyond `FULL_RANK_ITEMS` items, where the
+# low rank regularises as well. The full matrix needs all of it, and so do
+# factors on MovieLens.
+_FACTORS_L2 = 1 / 3
 # SLIM: neighbours of an item, and l2.
 _SLIM_NEIGHBOURS, _SLIM_L2 = 100, 30.0
 
@@ -94,7 +96,7 @@ def default_weights(experts: tuple[str, ...]) -> dict[str, float]:
     """Returns the weights used before validation users choose them."""
     gains = {"ease": 1.4, "ials": 0.5}
     if "slim" in experts:
-        gains = {"ease": 2.8, "graph": 1.4, "ials": 2.0, "slim": 1.4}
+        gains = {"ease": 2.8, "graph": 2.8, "ials": 4.0, "slim": 1.4}
     elif "graph" in experts:
         gains = {"ease": 2.8, "graph": 2.8, "ials": 2.0}
     start = {GAINS[name]: gains[name] for name in experts}
@@ -159,8 +161,9 @@ def fit(
         advice = f"linear.rank below {k:,}" if k else f"linear.rank={RANK}"
         advice = f"set {advice}, or linear.l2=0 for no branch"
         if k:
+            share = _FACTORS_L2 if n_items > FULL_RANK_ITEMS else 1.0
             arrays |= low_rank.fit(
-                train, _LOW_RANK_L2 * l2, k, advice=advice, **settings
+                train, share * l2, k, advice=advice, **settings
             )
         else:
             arrays |= linear.fit(train, l2, advice=advice, **settings)

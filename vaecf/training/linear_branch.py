@@ -75,9 +75,9 @@ def _fit_once(
     about["experts"] = list(experts)
     if (folder / FIT).exists():
         kept = workdir_lib.read_json(folder / FIT)
-        if not config.experts:
+        if not config.experts and isinstance(kept, dict):
             # A run keeps its experts if a later version has other defaults.
-            about["experts"] = kept.get("experts")
+            kept["experts"] = about["experts"]
         if kept == about:
             return
     elif folder.exists():
