@@ -105,12 +105,12 @@ class Encoder(nn.Module):
             layer_BH = dense(h_BH, kernels[k - 1], biases[k])
             h_BH = normalise(nn.swish(layer_BH + sum_BH), scales[k], shifts[k])
             sum_BH = sum_BH + h_BH
-        if on_cpu(self.platform):
+        if n_users is None or on_cpu(self.platform):
             mean_BZ, log_variance_BZ = (
                 dense(h_BH, *layer).astype(jnp.float32)
                 for layer in zip(kernels[-2:], biases[-2:])
             )
-        else:  # one product
+        else:  # one product, and one for each gradient
             codes_BC = dense(
                 h_BH,
                 jnp.concatenate(kernels[-2:], 1),
