@@ -12,8 +12,8 @@ Test NDCG@100 (baselines on the same split):
     MovieLens-1M            500          .4473   .4231   .4372
     Yelp2018                3,000        .1619   .1407   .1425
 
-Of MovieLens-1M, which uses the paper protocol, the mean of seeds 0, 1 and 2. With
-a refit on all users (`--config.train.refit_epochs=4`), .1640 on Yelp2018.
+Of MovieLens-1M, which uses the paper protocol, the mean of seeds 0, 1 and 2.
+With a refit on all users (`--config.train.refit_epochs=4`), .1640 on Yelp2018.
 docs/results.md has more. Not verified on MovieLens-20M, Netflix and the Million
 Song Dataset.
 
