@@ -72,6 +72,16 @@ def test_both_assemblers_equal_brute_force(users, user_B):
         assert_batch(host, *expected)
 
 
+def test_many_slots_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(sparse_batch, "_FEW_SLOTS", 0)
+    users = [[3, 1], [], [], [4, 1, 5], [2], []]
+    for user_B in ([1, 3, 0, 4], [3, 2, 6, 5], [6, 6, 6, 6], [0, 3, 4, 1]):
+        batch = jax.jit(lambda *x: sparse_batch.assemble(*x, SLOTS, "gpu"))(
+            device_csr(users), np.array(user_B)
+        )
+        assert_batch(batch, *brute_force(users, user_B, SLOTS))
+
+
 def test_a_full_batch_and_one_slot_too_few():
     csr, user_B = csr_of([[3, 1], [], [4, 1, 5]]), np.array([2, 1, 0, 3])
     on_host = functools.partial(sparse_batch.assemble_on_host, *csr, user_B)

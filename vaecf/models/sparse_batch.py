@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaecf.errors import VaecfError
-from vaecf.parallel.mesh import on_cpu
+from vaecf.parallel.mesh import on_cpu, vary, varying_axes
 
 # Bucket sizes grow by an eighth. At most an eighth of the slots is padding,
 # and the number of compiled shapes stays logarithmic.
 _BUCKETS_PER_DOUBLING = 6
 _SLOT_MULTIPLE = 256
+_FEW_SLOTS = 2**18  # slots whose rows a GPU searches in a single kernel
 
 
 class SparseBatch(NamedTuple):
@@ -182,10 +183,13 @@ def assemble(
             count_B,
             total_repeat_length=n_slots,
         )
-    else:  # one kernel instead of eight
+    elif n_slots <= _FEW_SLOTS:  # one kernel instead of eight
         row_N = jnp.searchsorted(
             end_B, slot_N, side="right", method="scan_unrolled"
         ).astype(jnp.int32)
+    else:  # the number of users that end before: .03 instead of .08 ms (H100)
+        ends_N = vary(jnp.zeros(n_slots, jnp.int32), varying_axes(end_B))
+        row_N = jnp.cumsum(ends_N.at[end_B].add(1, mode="drop"))
     real_N = slot_N < end_B[-1]
     position_N = (csr.start_U[user_B] - first_B)[row_N] + slot_N
     item_N = jnp.take(csr.item_M, position_N, mode="clip")
