@@ -129,7 +129,7 @@ def _closed_form(
     for name, module in registry.FITTED.items():
         settings = {k: s.default for k, s in fitted_settings(name).items()}
         params = module.fit(data.train, **settings)
-        scorer = scorers.fitted(name, ITEMS, "gpu")
+        scorer = scorers.fitted(name, ITEMS, mesh_lib.platform(one))
         for text, mesh in meshes.items():
             for users in (mesh.shape[mesh_lib.DATA], BATCH):
                 yield (

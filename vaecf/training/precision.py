@@ -49,7 +49,7 @@ def policy(name: str, platform: str | None = None) -> Policy:
     if name == "tf32" and platform != "gpu":
         raise VaecfError(
             "config.precision.policy='tf32' needs an NVIDIA GPU (Ampere or "
-            f"later), but this is a {platform}: use 'fp32' or 'bf16'"
+            f"later), but the platform is {platform}: use 'fp32' or 'bf16'"
         )
     return POLICIES[name]
 
