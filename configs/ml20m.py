@@ -2,8 +2,8 @@
 
 The recipe's README reports NDCG@100 .4303 to .4312 (protocol `recipe`) and 400
 epochs in 109.4 s on one A100 or 25.9 s on eight. Not verified: the dataset was
-not available on our machines. On generated data of that shape, 400 epochs take
-12.2 s of steps on one H100 (bf16).
+not available on our machines. On generated data of that shape, 400 epochs of
+training take 11.3 s on one H100 (bf16).
 
     python experiments/prepare_dataset.py --dataset=ml-20m \\
         --protocol=recipe --output=data/ml-20m
