@@ -9,6 +9,7 @@ T tiles of their lists, K rows or items of a block.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -88,100 +89,9 @@ def nll_kernel(
     """
     n_users, n_items = logits_BI.shape
     size = min(_ITEMS, pl.next_power_of_2(n_items))
-    n_blocks = pl.cdiv(n_items, size)
     start_B = jnp.cumsum(batch.count_B) - batch.count_B
-    last = batch.item_N.shape[0] - 1
-
-    def kernel(
-        logits_ref: Any,
-        bias_ref: Any,
-        item_ref: Any,
-        start_ref: Any,
-        count_ref: Any,
-        nll_ref: Any,
-        out_ref: Any,
-    ) -> None:
-        user = pl.program_id(0)
-        start, n_targets = start_ref[user], count_ref[user]
-        count = n_targets.astype(jnp.float32)
-
-        def block(b: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-            item_K = b * size + jnp.arange(size)
-            is_item_K = item_K < n_items
-            logit_K = plgpu.load(
-                logits_ref.at[user, item_K], mask=is_item_K, other=0
-            )
-            bias_K = plgpu.load(
-                bias_ref.at[item_K], mask=is_item_K, other=-jnp.inf
-            )
-            return item_K, logit_K.astype(jnp.float32) + bias_K
-
-        def targets(b: jax.Array) -> tuple[jax.Array, jax.Array]:
-            slot_K = b * _TARGETS + jnp.arange(_TARGETS)
-            is_target_K = slot_K < n_targets
-            place_K = jnp.minimum(start + slot_K, last)
-            # Interpreted, a masked entry writes what it has read.
-            return is_target_K, plgpu.load(
-                item_ref.at[place_K], mask=is_target_K, other=n_items
-            )
-
-        def add_targets(b: jax.Array, sum_K: jax.Array) -> jax.Array:
-            is_target_K, item_K = targets(b)
-            logit_K = plgpu.load(
-                logits_ref.at[user, item_K], mask=is_target_K, other=0
-            )
-            bias_K = plgpu.load(bias_ref.at[item_K], mask=is_target_K, other=0)
-            return sum_K + logit_K.astype(jnp.float32) + bias_K
-
-        def add_block(
-            y_K: jax.Array, top: jax.Array, total: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
-            new = jnp.maximum(top, jnp.max(y_K))
-            return new, total * jnp.exp(top - new) + jnp.sum(jnp.exp(y_K - new))
-
-        def write(item_K: jax.Array, y_K: jax.Array) -> None:
-            softmax_K = count * jnp.exp(y_K - logsumexp)
-            plgpu.store(
-                out_ref.at[user, item_K],
-                softmax_K.astype(out_ref.dtype),
-                mask=item_K < n_items,
-            )
-
-        def subtract_targets(b: jax.Array, _: None) -> None:
-            is_target_K, item_K = targets(b)
-            place = out_ref.at[user, item_K]
-            softmax_K = plgpu.load(place, mask=is_target_K, other=0)
-            plgpu.store(place, softmax_K - 1, mask=is_target_K)
-
-        # The targets are read before any of the logits is overwritten.
-        target_blocks = pl.cdiv(n_targets, _TARGETS)
-        target = jnp.sum(
-            lax.fori_loop(
-                0, target_blocks, add_targets, jnp.zeros(_TARGETS, jnp.float32)
-            )
-        )
-        # Finite, because -inf - -inf is nan.
-        lowest = jnp.float32(jnp.finfo(jnp.float32).min)
-        carry = lowest, jnp.float32(0)
-        if n_blocks == 1:
-            only = block(0)
-            top, total = add_block(only[-1], *carry)
-        else:
-            top, total = lax.fori_loop(
-                *(0, n_blocks, lambda b, c: add_block(block(b)[-1], *c), carry)
-            )
-        logsumexp = top + jnp.log(total)
-        if n_blocks == 1:
-            write(*only)
-        else:
-            lax.fori_loop(0, n_blocks, lambda b, _: write(*block(b)), None)
-        if not interpret:
-            plgpu.debug_barrier()  # all that is written is seen
-        lax.fori_loop(0, target_blocks, subtract_targets, None)
-        nll_ref[user] = count * logsumexp - target
-
     return pl.pallas_call(
-        kernel,
+        functools.partial(_nll_program, size, interpret),
         grid=(n_users,),
         out_shape=(
             _shape((n_users,), jnp.float32, logits_BI),
@@ -192,6 +102,98 @@ def nll_kernel(
         interpret=interpret,
         name="nll_and_gradient",
     )(logits_BI, bias_I, batch.item_N, start_B, batch.count_B)
+
+
+def _nll_program(
+    size: int,
+    interpret: bool,
+    logits_ref: Any,
+    bias_ref: Any,
+    item_ref: Any,
+    start_ref: Any,
+    count_ref: Any,
+    nll_ref: Any,
+    out_ref: Any,
+) -> None:
+    """Computes the likelihood of a user, in blocks of `size` items."""
+    n_items, last = logits_ref.shape[1], item_ref.shape[0] - 1
+    n_blocks = pl.cdiv(n_items, size)
+    user = pl.program_id(0)
+    start, n_targets = start_ref[user], count_ref[user]
+    count = n_targets.astype(jnp.float32)
+
+    def block(b: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        item_K = b * size + jnp.arange(size)
+        is_item_K = item_K < n_items
+        logit_K = plgpu.load(
+            logits_ref.at[user, item_K], mask=is_item_K, other=0
+        )
+        bias_K = plgpu.load(bias_ref.at[item_K], mask=is_item_K, other=-jnp.inf)
+        return item_K, logit_K.astype(jnp.float32) + bias_K
+
+    def targets(b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        slot_K = b * _TARGETS + jnp.arange(_TARGETS)
+        is_target_K = slot_K < n_targets
+        place_K = jnp.minimum(start + slot_K, last)
+        # Interpreted, a masked entry writes what it has read.
+        return is_target_K, plgpu.load(
+            item_ref.at[place_K], mask=is_target_K, other=n_items
+        )
+
+    def add_targets(b: jax.Array, sum_K: jax.Array) -> jax.Array:
+        is_target_K, item_K = targets(b)
+        logit_K = plgpu.load(
+            logits_ref.at[user, item_K], mask=is_target_K, other=0
+        )
+        bias_K = plgpu.load(bias_ref.at[item_K], mask=is_target_K, other=0)
+        return sum_K + logit_K.astype(jnp.float32) + bias_K
+
+    def add_block(
+        y_K: jax.Array, top: jax.Array, total: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        new = jnp.maximum(top, jnp.max(y_K))
+        return new, total * jnp.exp(top - new) + jnp.sum(jnp.exp(y_K - new))
+
+    def write(item_K: jax.Array, y_K: jax.Array) -> None:
+        softmax_K = count * jnp.exp(y_K - logsumexp)
+        plgpu.store(
+            out_ref.at[user, item_K],
+            softmax_K.astype(out_ref.dtype),
+            mask=item_K < n_items,
+        )
+
+    def subtract_targets(b: jax.Array, _: None) -> None:
+        is_target_K, item_K = targets(b)
+        place = out_ref.at[user, item_K]
+        softmax_K = plgpu.load(place, mask=is_target_K, other=0)
+        plgpu.store(place, softmax_K - 1, mask=is_target_K)
+
+    # The targets are read before any of the logits is overwritten.
+    target_blocks = pl.cdiv(n_targets, _TARGETS)
+    target = jnp.sum(
+        lax.fori_loop(
+            0, target_blocks, add_targets, jnp.zeros(_TARGETS, jnp.float32)
+        )
+    )
+    # Finite, because -inf - -inf is nan.
+    lowest = jnp.float32(jnp.finfo(jnp.float32).min)
+    carry = lowest, jnp.float32(0)
+    if n_blocks == 1:
+        only = block(0)
+        top, total = add_block(only[-1], *carry)
+    else:
+        top, total = lax.fori_loop(
+            *(0, n_blocks, lambda b, c: add_block(block(b)[-1], *c), carry)
+        )
+    logsumexp = top + jnp.log(total)
+    if n_blocks == 1:
+        write(*only)
+    else:
+        lax.fori_loop(0, n_blocks, lambda b, _: write(*block(b)), None)
+    if not interpret:
+        plgpu.debug_barrier()  # all that is written is seen
+    lax.fori_loop(0, target_blocks, subtract_targets, None)
+    nll_ref[user] = count * logsumexp - target
 
 
 class Lists(NamedTuple):
