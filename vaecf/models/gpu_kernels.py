@@ -1,7 +1,8 @@
 """Kernels for GPUs, written in Pallas for Triton.
 
 XLA makes slow kernels of these two parts of a training step. Triton needs a
-GPU of compute capability 8.0 or higher; elsewhere the definitions are computed.
+GPU of compute capability 8.0 or higher; elsewhere the definitions are computed,
+and Pallas is not imported, which takes .1 s.
 
 Shapes in names: B users, I items, H columns, N slots for indices, S sums,
 T tiles of their lists, K rows or items of a block.
@@ -15,8 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel.mesh import vary, varying_axes
@@ -87,6 +86,9 @@ def nll_kernel(
     The sum is online (Milakov & Gimelshein 2018). Users with several blocks of
     items are read twice, the second time from the cache of the GPU.
     """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
     n_users, n_items = logits_BI.shape
     size = min(_ITEMS, pl.next_power_of_2(n_items))
     start_B = jnp.cumsum(batch.count_B) - batch.count_B
@@ -116,6 +118,9 @@ def _nll_program(
     out_ref: Any,
 ) -> None:
     """Computes the likelihood of a user, in blocks of `size` items."""
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
     n_items, last = logits_ref.shape[1], item_ref.shape[0] - 1
     n_blocks = pl.cdiv(n_items, size)
     user = pl.program_id(0)
@@ -262,6 +267,9 @@ def sum_lists_kernel(
     table_RH: jax.Array, lists: Lists, *, interpret: bool = False
 ) -> jax.Array:
     """Returns `sum_lists`; a program takes some columns of a list's sum."""
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
     (n_rows, n_columns), (n_sums,) = table_RH.shape, lists.start_S.shape
     last = lists.index_N.shape[0] - 1
 
