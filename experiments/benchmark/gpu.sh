@@ -30,7 +30,7 @@ big=--batch_size=24576
 run training --precision=bf16 $big --seconds=5 --epochs=400 $torch
 run training --precision=bf16 $big --seconds=3 --set=model.input=dense
 run inference --precision=bf16 --batch_sizes=1,8,64,512,4096,10000
-run population --precision=bf16
+run populations --precision=bf16
 small="--batch_size=500 --users=5040 --items=3502"
 run training --precision=bf16 $small --seconds=3
 run training --precision=bf16 $small --seconds=3 --set=model.name=rec_vae \

@@ -50,7 +50,7 @@ COLUMNS = {
         "p50": "{ms[p50]:.2f} ms",
         "p99": "{ms[p99]:.2f} ms",
     },
-    "population": {
+    "populations": {
         "members": "{size:,}",
         "precision": "{precision}",
         "users/s": "{users_per_second:,.0f}",
@@ -114,7 +114,7 @@ def _rows(benchmark: str, run: Result) -> Iterable[Result]:
             quantiles = ("mean", "p50", "p99")
             ms = {q: 1e3 * figures[f"{q}_latency"] for q in quantiles}
             yield {**figures, "size": int(size), "ms": ms}
-    elif benchmark == "population":
+    elif benchmark == "populations":
         one = next(iter(run["populations"].values()))["users_per_second"]
         for size, figures in run["populations"].items():
             times = figures["users_per_second"] / one

@@ -166,3 +166,10 @@ def test_over_item_shards(branch, logits, platform):
     )
     got = jax.jit(sharded)(logits, branch, BATCH, USERS)
     np.testing.assert_allclose(got, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_kept_for_a_branch_with_other_experts():
+    """A new expert has a gain of 0; an expert that is gone has none."""
+    branch = {"input_factors": 0, "item_factor": 0, "prior": 1, "gain": 3}
+    kept = blend.kept_weights({"gain": 2, "graph_gain": 5, "prior": 7}, branch)
+    assert kept == {"gain": 2, "ials_gain": 0, "prior": 7}

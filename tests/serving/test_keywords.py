@@ -1,5 +1,6 @@
 """Keywords of Recommender, and the configs that they become."""
 
+import numpy as np
 import pytest
 from oracles import refuses
 
@@ -46,7 +47,7 @@ def test_the_blend_has_the_settings_of_its_config():
 @pytest.mark.parametrize("model", ["mult_vae", "rec_vae"])
 def test_only_rec_vae_alternates(model):
     """Its `patience` counts rounds: there is one validation per round."""
-    alternating = {"alternating_epochs": [2, 1]}
+    alternating = {"alternating_epochs": np.array([2, 1])}
     settings = Recommender(model=model, gamma=0.5)._settings
     turns, every = ((2, 1), 3) if model == "rec_vae" else ((), 1)
     if model == "rec_vae":

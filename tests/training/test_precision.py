@@ -45,8 +45,9 @@ def test_amp(monkeypatch):
 
 
 def test_policies_that_are_refused():
-    with refuses(r"tf32.*NVIDIA.*cpu"):
-        precision.policy("tf32")
+    for platform in (None, "old_gpu"):
+        with refuses(r"tf32.*NVIDIA.*8\.0"):
+            precision.policy("tf32", platform)
 
 
 def test_every_name_is_a_policy():

@@ -85,7 +85,7 @@ def rank_local(
       n_items: number of items over all shards, without padding.
       exclude_seen: do not rank the items of the history, `batch`.
       item_axis: mesh axis of the items; None if they are not sharded.
-      platform: 'cpu' or 'gpu'; None takes JAX's default.
+      platform: as in `mesh.platform_of`; None takes JAX's default.
     """
     n_local = scores_BI.shape[1]
     offset = mesh_lib.item_offset(n_local, item_axis)

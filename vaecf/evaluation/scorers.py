@@ -50,7 +50,7 @@ def fitted(name: str, n_items: int, platform: str | None = None) -> Scorer:
     """Returns the scorer of a model of `registry.FITTED`, by its name.
 
     Its parameters are those that the model's `fit` returns. `platform` is that
-    of the devices that compute, 'cpu' or 'gpu'; None takes JAX's default.
+    of the devices that compute (`mesh.platform_of`); None: JAX's default.
     """
     model = registry.FITTED[name]
     scores = functools.partial(model.scores, platform=platform)

@@ -151,19 +151,24 @@ def _sum_rows_backward(
 _sum_rows.defvjp(_sum_rows_forward, _sum_rows_backward)
 
 
+def _sum_of_one(
+    dtype: Any, precision: Any, kernel_IH: jax.Array, item_N: jax.Array
+) -> jax.Array:
+    """Returns `_sum_items` of a single user, in a product of few rows."""
+    table_IH = kernel_IH.astype(dtype)
+    rows_NH = table_IH.at[item_N].get(mode="fill", fill_value=0)
+    ones_2N = jnp.ones((2, item_N.shape[0]), dtype)  # as in `layers.dense`
+    return product(dtype, precision, ones_2N, rows_NH)[:1]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_items(
     dtype: Any, kernel_IH: jax.Array, item_N: jax.Array, batch: SparseBatch
 ) -> jax.Array:
-    """Returns the sum of each user's kernel rows, for a GPU.
+    """Returns the sum of each user's kernel rows, with Triton.
 
     `item_N` are local items, the number of local items for what is left out.
     """
-    if batch.count_B.shape[0] == 1:  # a query
-        table_IH = kernel_IH.astype(dtype)
-        rows_NH = table_IH.at[item_N].get(mode="fill", fill_value=0)
-        ones_2N = jnp.ones((2, item_N.shape[0]), dtype)  # as in `dense`
-        return product(dtype, None, ones_2N, rows_NH)[:1]
     start_B = jnp.cumsum(batch.count_B) - batch.count_B
     lists = gpu_kernels.Lists(item_N, start_B, batch.count_B)
     return gpu_kernels.sum_lists(kernel_IH.astype(dtype), lists)
@@ -311,7 +316,10 @@ def bag_of_items(
     if lowering == "gather" and (is_query or kernels):
         item_N = jnp.where(keep_N, item_N, n_local)
         kernel_IH = vary(kernel_IH, varying_axes(kernel_IH, item_N))
-        sum_BH = _sum_items(jnp.dtype(dtype), kernel_IH, item_N, batch)
+        if is_query:
+            sum_BH = _sum_of_one(jnp.dtype(dtype), precision, kernel_IH, item_N)
+        else:
+            sum_BH = _sum_items(jnp.dtype(dtype), kernel_IH, item_N, batch)
     elif lowering == "gather":
         kept = compact(keep_N, item_N, batch.row_N, n_users, platform)
         # The gradient of a replicated kernel sums over this shard's users

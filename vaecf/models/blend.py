@@ -123,6 +123,17 @@ def weights_of(branch: Mapping[str, Any]) -> tuple[str, ...]:
     return (*gains, "prior", *(("low_pass",) if "graph" in experts else ()))
 
 
+def kept_weights(
+    weights: Mapping[str, Any], branch: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the weights of another branch for a branch, by its names.
+
+    An expert that the other branch lacks has a gain of 0, because the weights
+    were chosen without it.
+    """
+    return {name: weights.get(name, 0.0) for name in weights_of(branch)}
+
+
 def effective_rank(rank: int | None, n_items: int) -> int:
     """Returns the rank of the factors; 0 for the full matrix.
 

@@ -1,8 +1,9 @@
 """Kernels for GPUs, written in Pallas for Triton.
 
-XLA makes slow kernels of these two parts of a training step. Triton needs a
-GPU of compute capability 8.0 or higher; elsewhere the definitions are computed,
-and Pallas is not imported, which takes .1 s.
+XLA makes slow kernels of these two parts of a training step. Programs for GPUs
+of compute capability 8.0 or higher (`mesh.has_triton`) use them. Where such a
+program is compiled for a CPU, as in tests, the definitions are computed. Pallas
+is imported only for the kernels, because that takes .1 s.
 
 Shapes in names: B users, I items, H columns, N slots for indices, S sums,
 T tiles of their lists, K rows or items of a block.

@@ -399,10 +399,16 @@ def multinomial_nll(
     axes = varying_axes(hidden_BH, kernel_HI, batch.item_N)
     hidden_BH, kernel_HI, bias_I = vary((hidden_BH, kernel_HI, bias_I), axes)
     # Parameters stay float32 here, so that their cotangents are float32 too.
-    nll = _blocked_nll if block else _dense_nll
-    size = hidden_BH.shape[0] * bias_I.shape[0]
-    alone = item_axis is None and not block  # the logsumexp needs no other
-    if alone and mesh_lib.has_triton(platform) and gpu_kernels.fits(size):
+    nll = _dense_nll
+    if block:
+        nll = _blocked_nll
+    elif (
+        mesh_lib.has_triton(platform)
+        and item_axis is None  # the logsumexp needs no other shard
+        # float16 needs the loss scale in the gradient of the logits.
+        and dtype != jnp.float16
+        and gpu_kernels.fits(hidden_BH.shape[0] * bias_I.shape[0])
+    ):
         nll = _fused_nll
     return nll(head, hidden_BH.astype(jnp.float32), kernel_HI, bias_I, batch)
 

@@ -115,7 +115,8 @@ class MultDAE(nn.Module):
     precision: Any = None  # precision of the matrix products
     # Mesh axis of the items inside `jax.shard_map`, else None.
     item_axis: str | None = None
-    # Platform to write the program for, 'cpu' or 'gpu'; None for JAX's default.
+    # Platform to write the program for (`mesh.platform_of`); None for JAX's
+    # default.
     platform: str | None = None
 
     @classmethod

@@ -51,7 +51,7 @@ def make_model(
     """Returns the module over all items, padded for shards but not sharded.
 
     `policy` is a `vaecf.training.precision.Policy`. `platform` is that of the
-    devices that compute, 'cpu' or 'gpu'; None takes JAX's default.
+    devices that compute (`mesh.platform_of`); None takes JAX's default.
 
     Raises:
       VaecfError: the model is not trained in epochs.

@@ -168,8 +168,8 @@ def assemble(
     """Returns the batch of some users, gathered on the device.
 
     `user_B`, int32 [B], marks padding users by n_users. The static `n_slots` is
-    at least the number of the users' interactions. `platform` is 'cpu' or
-    'gpu'; None takes JAX's default.
+    at least the number of the users' interactions. `platform` is as
+    in `mesh.platform_of`; None takes JAX's default.
     """
     count_B = csr.count_U[user_B]
     end_B = jnp.cumsum(count_B)

@@ -24,7 +24,8 @@ Value = float | int | str | None
 Record = Mapping[str, Value]
 
 
-_FLUSH_SECONDS = 2.0  # events that TensorBoard shows may be so old
+# A record is on the disk before the next one that comes so much later.
+_FLUSH_SECONDS = 2.0
 
 
 class Writer:

@@ -24,6 +24,7 @@ from vaecf.data.interactions import HeldOut, Interactions
 from vaecf.errors import VaecfError
 from vaecf.evaluation.evaluator import Evaluator
 from vaecf.files import user_path
+from vaecf.models import blend
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting.progress import say
@@ -242,9 +243,9 @@ def _with_weights(
     """Returns the model with some blend weights of process 0, also on disk."""
     if model.branch is None:
         return model
-    own = linear_branch.weights_of(model.branch)
-    # A larger catalogue may have other experts.
-    changed = {name: weights[name] for name in own if name in weights}
+    own, changed = linear_branch.weights_of(model.branch), {}
+    if weights:  # a larger catalogue may have other experts
+        changed = blend.kept_weights(weights, model.branch)
     if changed and processes.is_lead():
         linear_branch.write_weights(model.directory, own | changed)
     same = processes.from_lead([*(own | changed).values()])
@@ -301,6 +302,8 @@ def refit(
         "train.trackers": (),
         "eval.every_epochs": last,
     }
+    if model.branch is not None:
+        changes["linear.experts"] = blend.experts_of(model.branch)
     try:
         loop.train(
             config_lib.replace(config, changes),

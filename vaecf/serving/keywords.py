@@ -117,11 +117,13 @@ def make_config(settings: Mapping[str, Any], n_users: int) -> Config:
     is_rec_vae = name == "rec_vae"
     if is_rec_vae:
         values = _REC_VAE | values
-    elif values.get("alternating_epochs"):
-        raise VaecfError(
-            f"alternating_epochs={short(values['alternating_epochs'])}: {name} "
-            "trains all parameters together; leave it out"
-        )
+    elif "alternating_epochs" in values:
+        given = values.pop("alternating_epochs")
+        if convert(tuple[int, ...], given, "alternating_epochs"):
+            raise VaecfError(
+                f"alternating_epochs={short(given)}: {name} trains all "
+                "parameters together; leave it out"
+            )
     anneal_epochs = convert(float, values.pop("anneal_epochs"), "anneal_epochs")
     if anneal_epochs < 0:
         raise VaecfError(f"anneal_epochs={anneal_epochs} must be at least 0")

@@ -293,7 +293,8 @@ def with_refit(model: TrainedModel) -> TrainedModel:
     if branch is not None:
         weights = {name: branch[name] for name in blend.weights_of(branch)}
         branch = linear_branch.load(folder, model.mesh, n_items)
-        branch = {**branch, **weights}
+        weights = blend.kept_weights(weights, branch)
+        branch = linear_branch.with_weights(branch, weights)
     return dataclasses.replace(
         model, params=params, branch=branch, progress=progress
     )
@@ -318,7 +319,7 @@ def _load(
         )
     module = registry.make_model(
         config.model,
-        precision.policy(config.precision.policy),
+        precision.policy(config.precision.policy, mesh_lib.platform(mesh)),
         len(items),
         mesh.shape[mesh_lib.ITEM],
     )

@@ -92,7 +92,8 @@ def train(
       trace_dir: directory for a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for no profile.
       start: continue from these parameters instead of starting at epoch 0.
-      resumable: False saves the latest state only if training is interrupted.
+      resumable: False saves the latest state only if training is interrupted
+        or has not saved for `CHECKPOINT_SECONDS`.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.

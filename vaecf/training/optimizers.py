@@ -31,7 +31,9 @@ def _adam(
 
 
 # Values of `config.optimizer.name`. All state must be float32 and belong to
-# the parameters one by one, so that it can be sharded like them.
+# the parameters one by one, so that it can be sharded like them. An update must
+# depend on the entries one by one, because a GPU updates many small arrays as
+# one vector (`packed`).
 OPTIMIZERS: dict[
     str, Callable[[OptimizerConfig], optax.GradientTransformation]
 ] = {

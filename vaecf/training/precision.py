@@ -41,15 +41,16 @@ def policy(name: str, platform: str | None = None) -> Policy:
     JAX's default.
 
     Raises:
-      VaecfError: the name is 'tf32', and there is no NVIDIA GPU.
+      VaecfError: the name is 'tf32', and there is no NVIDIA GPU of compute
+        capability 8.0 or higher.
     """
     if name == "amp":
         name = "bf16" if _has_bfloat16() else "fp16"
     platform = platform or jax.default_backend()
     if name == "tf32" and platform != "gpu":
         raise VaecfError(
-            "config.precision.policy='tf32' needs an NVIDIA GPU (Ampere or "
-            f"later), but the platform is {platform}: use 'fp32' or 'bf16'"
+            "config.precision.policy='tf32' needs an NVIDIA GPU of compute "
+            "capability 8.0 or higher (Ampere): use 'fp32' or 'bf16'"
         )
     return POLICIES[name]
 

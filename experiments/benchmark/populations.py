@@ -1,6 +1,6 @@
 """Training speed of populations, whose members share one compiled program.
 
-    python experiments/benchmark/population.py --json=out.json
+    python experiments/benchmark/populations.py --json=out.json
 
 Members differ in their seeds, and are trained as `vaecf.tuning.population` does
 it: in threads, as many at a time as there are cores. The data are generated
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
         "batch_size": config.train.batch_size,
         **common.describe(config, first.setup.mesh),
     }
-    common.report("population", result)
+    common.report("populations", result)
 
 
 if __name__ == "__main__":
