@@ -14,8 +14,8 @@ Test NDCG@100 (baselines on the same split):
 
 Of MovieLens-1M, which uses the paper protocol, the mean of seeds 0, 1 and 2.
 With a refit on all users (`--config.train.refit_epochs=4`), .4485 on
-MovieLens-1M and .1640 on Yelp2018. docs/results.md has more. Not verified on MovieLens-20M, Netflix and the Million
-Song Dataset.
+MovieLens-1M and .1640 on Yelp2018. docs/results.md has more. Not verified on
+MovieLens-20M, Netflix and the Million Song Dataset.
 
     python experiments/prepare_dataset.py --dataset=ml-1m \\
         --protocol=paper --held_out_users=500 --output=data/ml-1m
