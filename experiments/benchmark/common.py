@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmark import machine, tables
-from vaecf import __version__, cli, files, workdir
+from vaecf import cli, files, workdir
 from vaecf import config as config_lib
 from vaecf.config import Config
 
@@ -77,14 +77,16 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
 def interactions(users: int, items: int, seed: int) -> Any:
     """Returns interactions with the shape of MovieLens-20M.
 
-    They are kept in the temporary directory for the next benchmark.
+    They are kept in the temporary directory for the next benchmark, as long as
+    their generator stays the same.
     """
     import numpy as np
 
     from vaecf.data import synthetic
     from vaecf.data.interactions import Interactions
 
-    name = f"vaecf-{__version__}-{users}-{items}-{seed}.npz"
+    version = files.file_sha256(pathlib.Path(synthetic.__file__))[:12]
+    name = f"vaecf-{version}-{users}-{items}-{seed}.npz"
     path = pathlib.Path(tempfile.gettempdir()) / name
     if not path.exists():
         train = synthetic.make(

@@ -130,7 +130,8 @@ def _normalise(
     mean_B1 = jnp.mean(x_BH, axis=1, keepdims=True)
     centred_BH = x_BH - mean_B1
     if on_cpu(platform):
-        # The order of operations in `flax.linen.LayerNorm`, bit for bit.
+        # The operations of `flax.linen.LayerNorm` in their order. Squaring
+        # `centred_BH` would change the last bits of the gradient.
         variance_B1 = jnp.mean(jnp.square(x_BH - mean_B1), 1, keepdims=True)
         scale = lax.rsqrt(variance_B1 + _EPSILON) * scale
     else:  # fewer kernels

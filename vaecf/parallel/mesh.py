@@ -77,10 +77,10 @@ def platform_of(device: Any) -> str:
     """
     name: str = device.platform
     capability = getattr(device, "compute_capability", "")
-    new = re.fullmatch(r"(\d+)\.\d+", capability)
-    return (
-        "old_gpu" if name == "gpu" and not (new and int(new[1]) >= 8) else name
-    )
+    major = re.match(r"(\d+)\.\d+$", capability)
+    if name == "gpu" and (major is None or int(major[1]) < 8):
+        return "old_gpu"
+    return name
 
 
 def on_cpu(platform: str | None) -> bool:

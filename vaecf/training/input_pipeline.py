@@ -288,7 +288,7 @@ class InputPipeline:
         compiled.
         """
         size = users.shape[1] // parts
-        if size not in self._expected:  # takes as long as a large GPU's step
+        if size not in self._expected:  # as long as a large step on a GPU
             self._expected[size] = sparse_batch.slots_to_expect(
                 self._counts[:-1], size
             )

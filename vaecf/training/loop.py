@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vaecf.config import Config
+from vaecf.config import Config, MeshConfig
 from vaecf.data.dataset import Dataset
 from vaecf.evaluation import scorers
 from vaecf.evaluation.evaluator import Evaluator
@@ -92,8 +92,8 @@ def train(
       trace_dir: directory for a profile of a few seconds of training (for
         Perfetto, xprof or TensorBoard); None for no profile.
       start: continue from these parameters instead of starting at epoch 0.
-      resumable: False saves the latest state only if training is interrupted
-        or has not saved for `CHECKPOINT_SECONDS`.
+      resumable: False saves the latest state only at an interrupt, and after
+        `CHECKPOINT_SECONDS`.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
@@ -123,8 +123,7 @@ def train(
     writer = _open_writers(
         config, workdir, progress.epoch, int(state.step), extra_writer
     )
-    timeout = config.mesh.peer_timeout
-    saver = _Saver(saved, writer, setup, timeout, resumable)
+    saver = _Saver(saved, writer, setup, config.mesh, resumable)
 
     # --- Epochs -------------------------------------------------------------
     with (
@@ -209,11 +208,11 @@ class _Saver:
         checkpoints: Checkpoints,
         writer: writers.Writer,
         setup: TrainSetup,
-        peer_timeout: float,
+        mesh: MeshConfig,
         resumable: bool,
     ) -> None:
         self.checkpoints, self._writer = checkpoints, writer
-        self.deadline = functools.partial(processes.deadline, peer_timeout)
+        self.deadline = functools.partial(processes.deadline, mesh.peer_timeout)
         self._setup, self._resumable = setup, resumable
         self._saved_at = time.monotonic()
         self._checked = -1  # step whose parameters are known to be finite
