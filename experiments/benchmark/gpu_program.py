@@ -116,16 +116,43 @@ def main(argv: list[str]) -> None:
 def seconds(kernel: hlo.Kernel, gpu: gpu_devices.Gpu, precision: str) -> float:
     """Returns the predicted time of a kernel.
 
-    A collective sends and receives about twice its bytes, as around a ring.
+    A device sends about the whole array of a collective, as around a ring, and
+    that of an all-reduce twice.
     """
     if hlo.COLLECTIVE.match(kernel.op):
-        return max(2 * sum(kernel.read) / (PRODUCTS * gpu.link), LAUNCH)
+        # The start of a collective also names its operands as results.
+        read, results = sum(kernel.read), sum(kernel.written)
+        sent = max(read, results - read) * (1 + (kernel.op[4:10] == "reduce"))
+        return max(sent / (PRODUCTS * gpu.link), LAUNCH)
     half = kernel.operand in ("bf16", "f16")
     single = gpu.tf32 if precision == "tf32" else gpu.fp32
     products = kernel.flop / (PRODUCTS * (gpu.half if half else single))
     moved = sum(kernel.read) + sum(kernel.written)
     gathered = kernel.gathered / (TRAFFIC * gpu.l2_bandwidth)
     return max(products, moved / (TRAFFIC * gpu.bandwidth), gathered, LAUNCH)
+
+
+def elapsed(
+    step: list[hlo.Kernel],
+    times: dict[str, float],
+    beside: dict[str, list[str]],
+) -> float:
+    """Returns the time of a step in the order of its schedule.
+
+    Kernels run one after another. So do the collectives, which share the links,
+    beside the kernels that `beside` names; the next kernel waits for them.
+    """
+    now = sent = 0.0
+    ends: dict[str, float] = {}  # of the collectives that nothing waited for
+    for kernel in step:
+        for name in [x for x in ends if kernel.name not in beside[x]]:
+            now = max(now, ends.pop(name))
+        if kernel.name in beside:
+            sent = max(sent, now) + times[kernel.name]
+            ends[kernel.name] = sent
+        else:
+            now += times[kernel.name]
+    return max(now, sent)
 
 
 def report(
@@ -147,16 +174,9 @@ def report(
         for _ in range(round(n / pass_bytes + 0.05) if pass_bytes else 0)
     ]
     moved = [sum(k.read) + sum(k.written) for k in step]
-    products = [seconds(k, gpu, precision) for k in step if k.flop]
-    others = [seconds(k, gpu, precision) for k in step if not k.flop]
     times = {k.name: seconds(k, gpu, precision) for k in step}
     sends = [k for k in step if hlo.COLLECTIVE.match(k.op)]
-    # The part of the collectives' time in which other kernels run.
-    hidden = sum(
-        min(times[k.name], sum(times[name] for name in module.beside[k.name]))
-        for k in sends
-        if k.name in module.beside
-    )
+    together = elapsed(step, times, module.beside)
     return {
         "kernels": len(step),
         "kernels_outside_the_loop": len(around),
@@ -179,12 +199,14 @@ def report(
             }
             for k in sends
         ],
-        "predicted_seconds": sum(products) + sum(others) - hidden,
+        "predicted_seconds": together,
         "predicted_seconds_of_collectives": sum(times[k.name] for k in sends),
-        "predicted_seconds_hidden": hidden,
-        "predicted_seconds_of_products": sum(products),
+        "predicted_seconds_hidden": sum(times.values()) - together,
+        "predicted_seconds_of_products": sum(
+            times[k.name] for k in step if k.flop
+        ),
         "largest": [
-            {**k._asdict(), "seconds": seconds(k, gpu, precision)}
+            {**k._asdict(), "seconds": times[k.name]}
             for k, n in zip(step, moved)
             if n > LISTED_BYTES or k.flop > LISTED_FLOP
         ],

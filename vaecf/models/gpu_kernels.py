@@ -23,9 +23,11 @@ from vaecf.parallel.mesh import vary, varying_axes
 
 # Measured on an H100 with 20,224 items, and lists of 36 rows of 600 columns.
 _ITEMS, _TARGETS = 32_768, 128  # most items, and targets, of a block
+_WARPS = 16
 # Indices of a tile; rows and columns that a program of `sum_lists` adds up at
 # once.
 _TILE, _ROWS, _COLUMNS = 512, 8, 256
+_LIST_WARPS = 2
 
 
 def fits(size: int) -> bool:
@@ -101,7 +103,7 @@ def nll_kernel(
             _shape(logits_BI.shape, logits_BI.dtype, logits_BI),
         ),
         input_output_aliases={0: 1},
-        compiler_params=plgpu.CompilerParams(num_warps=16),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
         name="nll_and_gradient",
     )(logits_BI, bias_I, batch.item_N, start_B, batch.count_B)
@@ -221,28 +223,45 @@ def sum_lists(table_RH: jax.Array, lists: Lists) -> jax.Array:
 def sum_uneven_lists(table_RH: jax.Array, lists: Lists) -> jax.Array:
     """Returns `sum_lists` where a few lists have most of the indices.
 
-    Lists are cut into tiles of `_TILE` indices, because a program of the kernel
-    takes a list. The sums of the tiles are then lists, too.
+    A program of the kernel takes a list. What a list has beyond its first
+    `_TILE` indices is therefore cut into lists of at most as many, whose sums
+    are added to that of the first.
     """
     (n_slots,), (n_sums,) = lists.index_N.shape, lists.start_S.shape
-    tiles_S = -(-lists.count_S // _TILE)
-    end_S = jnp.cumsum(tiles_S)
-    first_S = end_S - tiles_S
-    n_tiles = -(-n_slots // _TILE) + n_sums
-    tile_T = jnp.arange(n_tiles, dtype=jnp.int32)
-    # The sum of a tile is the number of lists that end before it.
-    ends_T = vary(jnp.zeros(n_tiles, jnp.int32), varying_axes(*lists))
-    sum_T = jnp.cumsum(ends_T.at[end_S].add(1, mode="drop"))
-    done_T = (tile_T - jnp.take(first_S, sum_T, mode="clip")) * _TILE
-    count_T = jnp.take(lists.count_S, sum_T, mode="clip") - done_T
-    is_tile_T = sum_T < n_sums
-    tiles = Lists(
+    extra_S = jnp.maximum(lists.count_S - 1, 0) // _TILE
+    n_extra = n_slots // _TILE
+    if n_extra == 0:
+        return sum_lists(table_RH, lists)
+    end_S = jnp.cumsum(extra_S)
+    # The owner of an extra list is the number of sums without extra lists
+    # after it.
+    ends_E = vary(jnp.zeros(n_extra, jnp.int32), varying_axes(*lists))
+    owner_E = jnp.cumsum(ends_E.at[end_S].add(1, mode="drop"))
+    extra_E = jnp.arange(n_extra, dtype=jnp.int32)
+
+    def of_owner(value_S: jax.Array) -> jax.Array:
+        return jnp.take(value_S, owner_E, mode="clip")
+
+    place_E = extra_E - of_owner(end_S - extra_S)  # 0 for an owner's first
+    done_E = (place_E + 1) * _TILE
+    left_E = jnp.clip(of_owner(lists.count_S) - done_E, 0, _TILE)
+    first = lists._replace(count_S=jnp.minimum(lists.count_S, _TILE))
+    extra = Lists(
         lists.index_N,
-        jnp.take(lists.start_S, sum_T, mode="clip") + done_T,
-        jnp.where(is_tile_T, jnp.minimum(count_T, _TILE), 0),
+        of_owner(lists.start_S) + done_E,
+        jnp.where(owner_E < n_sums, left_E, 0),
     )
-    sum_TH = sum_lists(table_RH, tiles)
-    return sum_lists(sum_TH, Lists(tile_T, first_S, tiles_S))
+    sum_EH = sum_lists(table_RH, extra)
+    # All extra lists of an owner are added to its sum together.
+    is_first_E = (place_E == 0) & (owner_E < n_sums)
+    count_E = jnp.where(is_first_E, of_owner(extra_S), 0)
+    sum_EH = sum_lists(sum_EH, Lists(extra_E, extra_E, count_E))
+    target_E = jnp.where(is_first_E, owner_E, n_sums + extra_E)
+    return (
+        sum_lists(table_RH, first)
+        .at[target_E]
+        .add(sum_EH, mode="drop", unique_indices=True)
+    )
 
 
 def _sums_by_definition(table_RH: jax.Array, lists: Lists) -> jax.Array:
@@ -312,7 +331,7 @@ def sum_lists_kernel(
         kernel,
         grid=(n_sums, pl.cdiv(n_columns, _COLUMNS)),
         out_shape=_shape((n_sums, n_columns), jnp.float32, table_RH),
-        compiler_params=plgpu.CompilerParams(num_warps=2),
+        compiler_params=plgpu.CompilerParams(num_warps=_LIST_WARPS),
         interpret=interpret,
         name="sum_lists",
     )(*lists, table_RH)

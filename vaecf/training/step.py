@@ -119,6 +119,7 @@ def gradients(
     keys: jax.Array,
     step: jax.Array,
     scale: jax.Array | float = 1.0,
+    packing: packed.Packing = packed.NONE,
 ) -> tuple[Any, StepMetrics]:
     """Returns gradients of scale · loss, and the metrics without the scale.
 
@@ -126,16 +127,18 @@ def gradients(
     `weight_decay` Σ |W|² over the weight matrices. The global step (int32)
     determines the weight of the KL term, and `keys` are its `step_keys`. The
     batch is the concatenation of its `setup.parts` microbatches. The gradients
-    are those of the trained parameters.
+    are those of the trained parameters, packed by `packing`.
     """
     kl_weight = losses.anneal_weight(step, setup.loss)
     specs = mesh_lib.specs(params, mult_vae.PARTITION)
     trained = setup.trained(params)
-    gradient_specs = setup.moment_specs(trained, setup.trained(specs))
+    gradient_specs = packing.pack_specs(
+        setup.moment_specs(trained, setup.trained(specs))
+    )
     none = None if losses.is_left_out(setup.loss.gamma) else P()
     grads, n_users, sums = mesh_lib.on_mesh(
         setup.mesh,
-        functools.partial(_local_gradients, setup, gradient_specs),
+        functools.partial(_local_gradients, setup, packing, gradient_specs),
         in_specs=(specs, _BATCH_SPEC, P(), P(), P()),
         out_specs=(gradient_specs, P(), LossSums(P(), P(), none)),
     )(params, batch, jax.random.key_data(keys), kl_weight, jnp.float32(scale))
@@ -150,12 +153,14 @@ def gradients(
             trained
         )
         loss += rate * norm
+        slope = packing.pack(slope)
         grads = jax.tree.map(lambda g, s: g + scale * rate * s, grads, slope)
     return grads, StepMetrics(loss * n_users, sums.nll, sums.kl, n_users)
 
 
 def _local_gradients(
     setup: TrainSetup,
+    packing: packed.Packing,
     gradient_specs: Any,
     params: Any,
     batch: SparseBatch,
@@ -190,6 +195,7 @@ def _local_gradients(
         first_row,
         zeros=(jax.tree.map(_zeros_like, trained), none),
     )
+    grads = packing.pack(grads)
     if axes:
         grads = _sum_over_data_shards(setup, grads, gradient_specs)
         sums = lax.psum(sums, axes)
@@ -234,19 +240,30 @@ def _sum_over_data_shards(setup: TrainSetup, grads: Any, specs: Any) -> Any:
     A gradient whose spec names the data axis is scattered along it.
     """
 
+    last: list[jax.Array] = []  # the gradient that was scattered last
+
     def reduce(grad: jax.Array, spec: P) -> jax.Array:
         x = grad.astype(setup.reduce_dtype)
         for dimension, axes in enumerate(spec):
             if mesh_lib.DATA in (axes or ()):
+                if last:
+                    x, last[0] = lax.optimization_barrier((x, last[0]))
                 x = lax.psum_scatter(
                     x, mesh_lib.DATA, scatter_dimension=dimension, tiled=True
                 )
+                last[:] = [x]
                 break
         else:
             x = lax.psum(x, mesh_lib.DATA)
         return x.astype(grad.dtype)
 
-    return jax.tree.map(reduce, grads, specs)
+    # Gradients of the last layers come first. One that waits for the sum of
+    # another cannot be joined with it, so that its computation hides that sum.
+    structure: Any
+    leaves, structure = jax.tree.flatten(grads)
+    pairs = list(zip(leaves, structure.flatten_up_to(specs)))
+    sums = [reduce(*pair) for pair in reversed(pairs)]
+    return structure.unflatten(reversed(sums))
 
 
 # --- Step -------------------------------------------------------------------
@@ -263,22 +280,25 @@ def train_step(
     batch: SparseBatch,
     keys: jax.Array,
     packing: packed.Packing = packed.NONE,
+    operands: Any = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Returns the state after one update, and the metrics of the step.
 
     `keys` are the `step_keys`, and the batch is as in `gradients`. The state is
-    packed by `packing`.
+    packed by `packing`. `operands` are the trained parameters at which the
+    gradients are taken; None takes those of the state.
     """
     trained = setup.trained(state.params)
+    operands = trained if operands is None else operands
     grads, metrics = gradients(
         setup,
-        {**state.params, **packing.unpack(trained)},
+        {**state.params, **packing.unpack(operands)},
         batch,
         keys,
         state.step,
         optimizers.loss_scale_of(state.opt_state),
+        packing,
     )
-    grads = packing.pack(grads)
     updates, opt_state = setup.tx.update(grads, state.opt_state, trained)
     params = {**state.params, **optax.apply_updates(trained, updates)}
     return TrainState(state.step + 1, params, opt_state, state.average), metrics
@@ -322,36 +342,37 @@ def train_steps(
     ahead = not on_cpu(setup.model.platform) and n_steps * slots <= _SLOTS_AHEAD
     batches = jax.vmap(batch_of)(order_SB) if ahead else None
     packing = packed.packing(setup, state.params)
-
-    def rounded(x: jax.Array) -> jax.Array:
-        return x.astype(setup.model.dtype) if x.ndim > 1 else x
-
+    copies = packed.copies(setup, state.params, packing)
     fixed = {
-        name: jax.tree.map(rounded, params)
+        name: jax.tree.map(copies.rounded, params)
         for name, params in state.params.items()
         if name not in setup.trained(state.params)
     }
 
-    def body(
-        i: jax.Array, carry: tuple[TrainState, jax.Array]
-    ) -> tuple[TrainState, jax.Array]:
-        state, taken = carry
+    def body(i: jax.Array, carry: tuple) -> tuple:
+        state, copied, taken = carry
         if batches is None:
             batch = batch_of(order_SB[i])
         else:
             batch = jax.tree.map(lambda x: x[i], batches)
+        operands = copies.read(state.params, copied)
         state = state._replace(params={**fixed, **state.params})
-        state, metrics = train_step(setup, state, batch, keys_S[i], packing)
-        state = state._replace(params=setup.trained(state.params))
+        state, metrics = train_step(
+            setup, state, batch, keys_S[i], packing, operands
+        )
+        params, copied = copies.write(setup.trained(state.params))
         row = jnp.stack(metrics)
-        return state, lax.dynamic_update_index_in_dim(taken, row, i, 0)
+        taken = lax.dynamic_update_index_in_dim(taken, row, i, 0)
+        return state._replace(params=params), copied, taken
 
     # One array, so that a GPU needs one kernel to write a step's metrics, and
     # one transfer to send them.
     none = jnp.zeros((n_steps, len(StepMetrics._fields)), jnp.float32)
     before = state.params
     state = packing.pack_state(state._replace(params=setup.trained(before)))
-    state, taken = lax.fori_loop(start, stop, body, (state, none))
+    params, copied = copies.write(state.params)
+    carry = (state._replace(params=params), copied, none)
+    state, _, taken = lax.fori_loop(start, stop, body, carry)
     state = packing.unpack_state(state)
     state = state._replace(params={**before, **state.params})
     return state, taken
