@@ -19,6 +19,7 @@ from experiments.benchmark import common, machine
 from vaecf import __version__
 from vaecf.config import Config
 from vaecf.data.id_table import IdTable
+from vaecf.models import mult_vae
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving.trained_model import TrainedModel
 from vaecf.training import input_pipeline, precision
@@ -55,7 +56,10 @@ class Trainer:
             drop_remainder=True,
             parts=self.setup.parts(self._batch_size),
         )
-        self._epoch = self._begin(0)
+        self.state = state_lib.begin_phase(
+            self.setup, self.state, self._phase(0)
+        )
+        self._epoch = self._prepare(0)
         self._stretch = self.steps = 0
         self.losses: list[float] = []
 
@@ -91,18 +95,25 @@ class Trainer:
         """
         compiled = self.pipeline.compile_seconds
         began = time.perf_counter()
+        epochs = input_pipeline.Epochs(self._prepare, number)
         for n in range(number):
-            epoch = self._begin(n)
-            self.state, _ = self.pipeline.run(self.state, epoch, 0, epoch.steps)
+            self.state = state_lib.begin_phase(
+                self.setup, self.state, self._phase(n)
+            )
+            epoch = epochs.take(n)
+            self.state, _ = self.pipeline.run(
+                self.state, epoch, 0, epoch.steps, epochs.prepare_next
+            )
         seconds = time.perf_counter() - began
         return seconds - (self.pipeline.compile_seconds - compiled)
 
-    def _begin(self, n: int) -> input_pipeline.Epoch:
-        """Begins epoch n; that of rec_vae trains its encoder or its decoder."""
-        phase = self.setup.model.phase(n, self._config.train)
-        self.state = state_lib.begin_phase(self.setup, self.state, phase)
-        order = self._order_of(n)
-        return self.pipeline.prepare(order, self.setup.in_phase(phase))
+    def _phase(self, n: int) -> mult_vae.Phase:
+        return self.setup.model.phase(n, self._config.train)
+
+    def _prepare(self, n: int) -> input_pipeline.Epoch:
+        """Prepares epoch n; rec_vae trains its encoder or its decoder."""
+        setup = self.setup.in_phase(self._phase(n))
+        return self.pipeline.prepare(self._order_of(n), setup)
 
     def run(self, steps: int) -> tuple[StepMetrics, float]:
         """Takes up to `steps` steps, at most to the end of the epoch.

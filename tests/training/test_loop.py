@@ -122,12 +122,12 @@ def stop_after(monkeypatch):
 
     @contextlib.contextmanager
     def patched(n, number):
-        def counted(self, state, epoch, start, stop):
+        def counted(self, state, epoch, start, stop, meanwhile):
             assert stop == start + 1
             calls.append(start)
             if len(calls) == n:
                 os.kill(os.getpid(), number)
-            return run(self, state, epoch, start, stop)
+            return run(self, state, epoch, start, stop, meanwhile)
 
         with monkeypatch.context() as patch:
             patch.setattr(signals, "STRETCH_SECONDS", 0.0)

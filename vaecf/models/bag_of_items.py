@@ -181,8 +181,11 @@ def _sum_items_forward(dtype: Any, *args: Any) -> tuple[jax.Array, tuple]:
 def _sum_items_backward(dtype: Any, saved: tuple, g_BH: jax.Array) -> tuple:
     """Sums each item's rows of the cotangent, rounded to `dtype`."""
     kernel_IH, item_N, batch = saved
+    n_items = kernel_IH.shape[0]
+    if n_items < 2**16:  # fewer digits to sort by
+        item_N = item_N.astype(jnp.uint16)
     item_N, row_N = lax.sort((item_N, batch.row_N), num_keys=1)
-    edge = jnp.arange(kernel_IH.shape[0] + 1, dtype=jnp.int32)
+    edge = jnp.arange(n_items + 1, dtype=item_N.dtype)
     edge_I = jnp.searchsorted(
         item_N, edge, side="left", method="scan_unrolled"
     ).astype(jnp.int32)

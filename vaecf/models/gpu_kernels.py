@@ -36,11 +36,11 @@ def fits(size: int) -> bool:
 
 
 def nll_and_gradient(
-    logits_BI: jax.Array, bias_I: jax.Array, batch: SparseBatch
+    logits_BI: jax.Array, batch: SparseBatch
 ) -> tuple[jax.Array, jax.Array]:
     """Returns each user's negative log-likelihood, and its gradient.
 
-    With y = logits + bias and the 0/1 rows x of the batch, they are
+    With the logits y and the 0/1 rows x of the batch, they are
 
       nll_u = n_u logsumexp_i(y_ui) - Σ_i x_ui y_ui,
       d nll_u / d y_ui = n_u softmax_i(y_ui) - x_ui.
@@ -48,24 +48,22 @@ def nll_and_gradient(
     The kernel reads and writes users x items once.
 
     Args:
-      logits_BI: [B, I] of any floating dtype; the gradient takes their place
-        in memory.
-      bias_I: float32 [I]; -inf for padding items.
+      logits_BI: [B, I] of any floating dtype, -inf for padding items; the
+        gradient takes their place in memory.
 
     Returns:
       (float32 [B], [B, I] of the dtype of the logits).
     """
-    args = logits_BI, bias_I, batch
-    args = vary(args, varying_axes(logits_BI, bias_I, *batch))
+    args = vary((logits_BI, batch), varying_axes(logits_BI, *batch))
     return lax.platform_dependent(
         *args, cuda=nll_kernel, default=_nll_by_definition
     )
 
 
 def _nll_by_definition(
-    logits_BI: jax.Array, bias_I: jax.Array, batch: SparseBatch
+    logits_BI: jax.Array, batch: SparseBatch
 ) -> tuple[jax.Array, jax.Array]:
-    y_BI = logits_BI.astype(jnp.float32) + bias_I[None, :]
+    y_BI = logits_BI.astype(jnp.float32)
     logsumexp_B1 = jax.nn.logsumexp(y_BI, axis=1, keepdims=True)
     count_B1 = batch.count_B.astype(jnp.float32)[:, None]
     softmax_BI = count_B1 * jnp.exp(y_BI - logsumexp_B1)
@@ -79,7 +77,6 @@ def _nll_by_definition(
 
 def nll_kernel(
     logits_BI: jax.Array,
-    bias_I: jax.Array,
     batch: SparseBatch,
     *,
     interpret: bool = False,
@@ -106,14 +103,13 @@ def nll_kernel(
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
         name="nll_and_gradient",
-    )(logits_BI, bias_I, batch.item_N, start_B, batch.count_B)
+    )(logits_BI, batch.item_N, start_B, batch.count_B)
 
 
 def _nll_program(
     size: int,
     interpret: bool,
     logits_ref: Any,
-    bias_ref: Any,
     item_ref: Any,
     start_ref: Any,
     count_ref: Any,
@@ -133,11 +129,10 @@ def _nll_program(
     def block(b: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         item_K = b * size + jnp.arange(size)
         is_item_K = item_K < n_items
-        logit_K = plgpu.load(
-            logits_ref.at[user, item_K], mask=is_item_K, other=0
+        y_K = plgpu.load(
+            logits_ref.at[user, item_K], mask=is_item_K, other=-jnp.inf
         )
-        bias_K = plgpu.load(bias_ref.at[item_K], mask=is_item_K, other=-jnp.inf)
-        return item_K, logit_K.astype(jnp.float32) + bias_K
+        return item_K, y_K.astype(jnp.float32)
 
     def targets(b: jax.Array) -> tuple[jax.Array, jax.Array]:
         slot_K = b * _TARGETS + jnp.arange(_TARGETS)
@@ -150,11 +145,8 @@ def _nll_program(
 
     def add_targets(b: jax.Array, sum_K: jax.Array) -> jax.Array:
         is_target_K, item_K = targets(b)
-        logit_K = plgpu.load(
-            logits_ref.at[user, item_K], mask=is_target_K, other=0
-        )
-        bias_K = plgpu.load(bias_ref.at[item_K], mask=is_target_K, other=0)
-        return sum_K + logit_K.astype(jnp.float32) + bias_K
+        y_K = plgpu.load(logits_ref.at[user, item_K], mask=is_target_K, other=0)
+        return sum_K + y_K.astype(jnp.float32)
 
     def add_block(
         y_K: jax.Array, top: jax.Array, total: jax.Array

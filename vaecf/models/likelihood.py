@@ -153,24 +153,25 @@ def _dense_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
         ones_8B = jnp.ones((8, n_users), head.dtype)
         d_bias_I = _product(head, ones_8B, d_BI, 1, 0)[0]
     else:
-        d_kernel_HI, d_bias_I = _kernel_and_bias(head, hidden_BH, d_BI)
+        factor_BH = _with_ones(hidden_BH)
+        d_kernel_HI, d_bias_I = _kernel_and_bias(head, factor_BH, d_BI)
     d_kernel_HI = d_kernel_HI.astype(kernel_HI.dtype)
     return d_hidden_BH, d_kernel_HI, d_bias_I.astype(bias_I.dtype), None
 
 
+def _with_ones(hidden_BH: jax.Array) -> jax.Array:
+    """Returns the hidden units and, for the biases, eight that are 1."""
+    ones_B8 = jnp.ones((hidden_BH.shape[0], 8), hidden_BH.dtype)
+    return jnp.concatenate([hidden_BH, ones_B8], axis=1)
+
+
 def _kernel_and_bias(
-    head: _Head,
-    hidden_BH: jax.Array,
-    d_BI: jax.Array,
-    weight_B1: jax.Array | float = 1,
+    head: _Head, factor_BH: jax.Array, d_BI: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the gradients of output weights and biases, for a GPU.
 
-    The biases cost nothing as eight more hidden units. `weight_B1` are weights
-    of the users.
+    `factor_BH` is `_with_ones`, so that the biases cost nothing.
     """
-    ones_B8 = jnp.ones((hidden_BH.shape[0], 8), head.dtype)
-    factor_BH = weight_B1 * jnp.concatenate([hidden_BH, ones_B8], axis=1)
     d_HI = _product(head, factor_BH, d_BI, 0, 0)
     return d_HI[:-8], d_HI[-8]
 
@@ -181,27 +182,36 @@ def _fused_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
     The backward pass then needs no other pass over B x I than its products.
     """
     hidden_BH, kernel_HI, bias_I, batch = inputs
-    hidden_BH = hidden_BH.astype(head.dtype)
-    product_BI = lax.dot(
+    hidden_BH = _with_ones(hidden_BH.astype(head.dtype))
+    kernel_HI = kernel_HI.astype(head.dtype)
+    # The bias is two rows of weights, the second of which is what the first
+    # one lost by rounding. Adding it to the logits would read as much again.
+    high_I = bias_I.astype(head.dtype)
+    low_I = jnp.where(
+        jnp.isfinite(bias_I), bias_I - high_I.astype(jnp.float32), 0
+    )
+    rows_8I = jnp.pad(
+        jnp.stack([high_I, low_I.astype(head.dtype)]), ((0, 6), (0, 0))
+    )
+    logits_BI = lax.dot(
         hidden_BH,
-        kernel_HI.astype(head.dtype),
+        jnp.concatenate([kernel_HI, rows_8I]),
         precision=head.precision,
         preferred_element_type=head.dtype,
     )
-    nll_B, d_BI = gpu_kernels.nll_and_gradient(product_BI, bias_I, batch)
+    nll_B, d_BI = gpu_kernels.nll_and_gradient(logits_BI, batch)
     return nll_B, (hidden_BH, kernel_HI, d_BI)
 
 
 def _fused_backward(head: _Head, saved: tuple, g_B: jax.Array) -> tuple:
     hidden_BH, kernel_HI, d_BI = saved
-    d_hidden_BH = _product(head, d_BI, kernel_HI.astype(head.dtype), 1, 1)
+    d_hidden_BH = _product(head, d_BI, kernel_HI, 1, 1)
     # The gradients g of a mean over users are all the same. As shares of the
     # largest one they are exact in half precision.
     top = jnp.maximum(jnp.max(jnp.abs(g_B)), jnp.finfo(jnp.float32).tiny)
     share_B1 = (g_B / top)[:, None].astype(head.dtype)
-    d_kernel_HI, d_bias_I = _kernel_and_bias(head, hidden_BH, d_BI, share_B1)
-    d_kernel_HI = (top * d_kernel_HI).astype(kernel_HI.dtype)
-    return g_B[:, None] * d_hidden_BH, d_kernel_HI, top * d_bias_I, None
+    d_kernel_HI, d_bias_I = _kernel_and_bias(head, share_B1 * hidden_BH, d_BI)
+    return g_B[:, None] * d_hidden_BH, top * d_kernel_HI, top * d_bias_I, None
 
 
 def _over_blocks(

@@ -234,12 +234,18 @@ class InputPipeline:
         return in_window, window
 
     def run(
-        self, state: TrainState, epoch: Epoch, start: int, stop: int
+        self,
+        state: TrainState,
+        epoch: Epoch,
+        start: int,
+        stop: int,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[TrainState, StepMetrics]:
         """Takes steps start .. stop-1 and waits for the device.
 
         The buffers of `state` are donated. The metrics are those of every step,
-        float32 [stop - start] on the host.
+        float32 [stop - start] on the host. `meanwhile` is called while the
+        device works.
         """
         length = epoch.order.shape[0]
         taken: list[jax.Array] = []
@@ -252,6 +258,7 @@ class InputPipeline:
                 # At most two windows are on the device.
                 jax.block_until_ready(taken[-1])
             taken.append(totals)
+        meanwhile()
         skipped = start % length
         row_SM = np.concatenate(jax.device_get(taken))
         row_SM = row_SM[skipped : skipped + stop - start]
@@ -264,22 +271,26 @@ class InputPipeline:
         window: sparse_batch.Csr,
         bounds: tuple[np.int32, np.int32],
     ) -> tuple[TrainState, jax.Array]:
+        # Known bounds spare a GPU an answer of the host after each step.
+        whole = bounds == (0, len(epoch.order)) and step_lib.launches_bound(
+            epoch.setup, epoch.order.shape, epoch.n_slots
+        )
         bounds = processes.put(bounds, self._everywhere)
         args = (state, self._numbers, window, epoch.order, self._key, *bounds)
         shapes = (epoch.order.shape, window.item_M.shape)
-        key = (epoch.setup.phase, epoch.n_slots, *shapes)
+        key = (epoch.setup.phase, epoch.n_slots, whole, *shapes)
         began = time.perf_counter()
         with self._lock:  # threads that share the programs wait
             if key not in self._programs:
-                self._programs[key] = self._compile(epoch, args)
+                self._programs[key] = self._compile(epoch, args, whole)
                 # Waiting for a process that compiles longer is no training.
                 processes.gather(True)
                 self.compile_seconds += time.perf_counter() - began
         return self._programs[key](*args)
 
-    def _compile(self, epoch: Epoch, args: tuple) -> Any:
+    def _compile(self, epoch: Epoch, args: tuple, whole: bool) -> Any:
         how = (epoch.n_slots, epoch.csr_spec, args, self._setup_with)
-        return compile_steps(epoch.setup, *how)
+        return compile_steps(epoch.setup, *how, whole=whole)
 
     def _slots(self, users: np.ndarray, parts: int) -> int:
         """Returns the slots that a part of each row of users needs.
@@ -316,12 +327,35 @@ class InputPipeline:
         )
 
 
+class Epochs:
+    """The epochs of a run in their order; the next one is prepared early."""
+
+    def __init__(self, prepare: Callable[[int], Epoch], stop: int) -> None:
+        """`prepare` makes an epoch from its number, which is below `stop`."""
+        self._prepare, self._stop = prepare, stop
+        self._made: dict[int, Epoch] = {}
+        self._last = -1
+
+    def take(self, n: int) -> Epoch:
+        """Returns epoch n."""
+        self._last = n
+        return self._made.pop(n, None) or self._prepare(n)
+
+    def prepare_next(self) -> None:
+        """Prepares the epoch after the one that was taken last."""
+        n = self._last + 1
+        if n < self._stop and n not in self._made:
+            self._made = {n: self._prepare(n)}
+
+
 def compile_steps(
     setup: TrainSetup,
     n_slots: int,
     csr_spec: P,
     args: tuple,
     setup_with: SetupWith | None = None,
+    *,
+    whole: bool = False,
 ) -> Any:
     """Returns the compiled `step.train_steps`, with the state donated.
 
@@ -330,8 +364,9 @@ def compile_steps(
         the other arguments of `train_steps`.
       setup_with: function from the numbers and `setup` to the setup of the
         steps; None takes `setup`.
+      whole: take all steps of the order, whatever the bounds are.
     """
-    program = _program(setup, n_slots, csr_spec, setup_with)
+    program = _program(setup, n_slots, csr_spec, setup_with, whole)
     return program.lower(*args).compile()
 
 
@@ -341,10 +376,15 @@ def _program(
     n_slots: int,
     csr_spec: P,
     setup_with: SetupWith | None,
+    whole: bool,
 ) -> Any:
     def train_steps(state: TrainState, numbers: Any, *rest: Any) -> Any:
         made = setup_with(numbers, setup) if setup_with else setup
-        return step_lib.train_steps(made, n_slots, csr_spec, state, *rest)
+        csr, order_SB, key, *bounds = rest
+        bounds = [0, len(order_SB)] if whole else bounds
+        return step_lib.train_steps(
+            *(made, n_slots, csr_spec, state, csr, order_SB, key, *bounds)
+        )
 
     everywhere = mesh_lib.shardings(setup.mesh, P())
     places = (state_lib.state_shardings(setup), everywhere)

@@ -17,6 +17,7 @@ from vaecf.config import Config, MeshConfig
 from vaecf.data.dataset import Dataset
 from vaecf.evaluation import scorers
 from vaecf.evaluation.evaluator import Evaluator
+from vaecf.models import mult_vae
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import trackers, writers
@@ -111,6 +112,14 @@ def train(
         config.data.feed, setup, dataset.train, config.seed, log=log
     )
 
+    def phase_of(n: int) -> mult_vae.Phase:
+        return setup.model.phase(n, config.train)
+
+    epochs = input_pipeline.Epochs(
+        lambda n: pipeline.prepare(order_of(n), setup.in_phase(phase_of(n))),
+        config.train.epochs,
+    )
+
     # --- State, validation, writers -----------------------------------------
     saved = Checkpoints(workdir / "checkpoints")
     progress, state = resumed_or_new(
@@ -142,17 +151,16 @@ def train(
             if progress.out_of_patience(config.eval.patience):
                 bar.note(patience_line(config, progress))
                 break
-            phase = setup.model.phase(progress.epoch, config.train)
             if progress.step_in_epoch == 0:
+                phase = phase_of(progress.epoch)
                 state = state_lib.begin_phase(setup, state, phase)
-            epoch = pipeline.prepare(
-                order_of(progress.epoch), setup.in_phase(phase)
-            )
+            epoch = epochs.take(progress.epoch)
 
             # Each iteration is one dispatch, of a few seconds.
             while progress.step_in_epoch < steps:
                 state, metrics, now = dispatcher.run(
-                    state, epoch, progress.step_in_epoch
+                    *(state, epoch, progress.step_in_epoch),
+                    epochs.prepare_next,
                 )
                 check_health(config, state.opt_state, metrics, progress)
                 progress.add(metrics, now.seconds, config.train)
@@ -280,9 +288,13 @@ class _Dispatcher:
         self._dispatches = 0
 
     def run(
-        self, state: TrainState, epoch: Epoch, start: int
+        self,
+        state: TrainState,
+        epoch: Epoch,
+        start: int,
+        meanwhile: Callable[[], None],
     ) -> tuple[TrainState, StepMetrics, SyncedStatus]:
-        """Takes some steps of an epoch and waits for them.
+        """Takes some steps of an epoch and waits for them; see `InputPipeline`.
 
         The seconds of the returned status are without compilation.
         """
@@ -290,7 +302,9 @@ class _Dispatcher:
         with self._profile(), self._saver.deadline("a dispatch of steps"):
             compiled_before = self._pipeline.compile_seconds
             began = time.perf_counter()
-            state, metrics = self._pipeline.run(state, epoch, start, stop)
+            state, metrics = self._pipeline.run(
+                state, epoch, start, stop, meanwhile
+            )
             seconds = time.perf_counter() - began
             seconds -= self._pipeline.compile_seconds - compiled_before
             now = self.status(seconds)
