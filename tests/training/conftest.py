@@ -1,6 +1,7 @@
 """Small runs."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -77,7 +78,9 @@ def take():
 def run_epochs(dataset):
     """run_epochs(setup, config, [0, 1]) → (state, metrics of every step)."""
 
-    def run(setup, config, epochs, *, state=None, kind="resident"):
+    def run(
+        setup, config, epochs, *, state=None, kind="resident", dispatches=1
+    ):
         seed, size = config.seed, config.train.batch_size
         pipeline = input_pipeline.make_pipeline(
             kind, setup, dataset.train, seed
@@ -91,8 +94,10 @@ def run_epochs(dataset):
                 seed, epoch, 60, size, parts=setup.parts(size)
             )
             ready = pipeline.prepare(order, setup.in_phase(phase))
-            state, metrics = pipeline.run(state, ready, 0, len(order))
-            taken.append(metrics)
+            stops = np.linspace(0, len(order), dispatches + 1, dtype=int)
+            for start, stop in itertools.pairwise(stops.tolist()):
+                state, metrics = pipeline.run(state, ready, start, stop)
+                taken.append(metrics)
         return state, jax.tree.map(lambda *x: np.concatenate(x), *taken)
 
     return run

@@ -224,3 +224,37 @@ def test_batches_of_a_config(small, setup_of, dataset):
     nobody = Interactions(np.zeros(1, np.int64), np.zeros(0, np.int32), 33)
     with refuses("no training users"):
         input_pipeline.batch_order(small(), setup_of(small()), nobody)
+
+
+def test_next_epoch_is_prepared_while_the_device_works(
+    small, setup_of, dataset
+):
+    setup, made, log = setup_of(small()), [], []
+    feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 0)
+
+    def prepare(n):
+        made.append(n)
+        return feed.prepare(input_pipeline.epoch_order(0, n, 60, 16))
+
+    epochs = input_pipeline.Epochs(prepare, stop=7)
+    state = state_lib.init_state(setup, 0)
+    for n in (5, 6):  # as a resumed run, in two dispatches
+        epoch = epochs.take(n)
+        log.append(list(made))
+        for start in (0, 2):
+            state, _ = feed.run(
+                state, epoch, start, start + 2, epochs.prepare_next
+            )
+            log.append(list(made))
+        order = input_pipeline.epoch_order(0, n, 60, 16)
+        np.testing.assert_array_equal(epoch.order, order)
+    assert log == [[5], *[[5, 6]] * 5]
+
+
+def test_compilers_know_the_options_for_a_gpu():
+    """A compiler for CPUs parses the same options."""
+    program = jax.jit(lambda x: x + 1).lower(jnp.float32(1))
+    options = input_pipeline.GPU_OPTIONS
+    assert program.compile(compiler_options=options)(jnp.float32(1)) == 2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile option"):
+        program.compile(compiler_options={"xla_gpu_unknown": "1"})

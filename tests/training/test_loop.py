@@ -431,6 +431,7 @@ def test_in_a_thread(tmp_path, small, train):
 def test_stretches_cover_an_epoch_and_last_about_three_seconds():
     clock = signals.Clock()
     assert clock.next_stop(0, 100) == 1
+    assert clock.next_stop(0, 100, short=True) == 100
     clock.ran(1, 0.1)
     assert clock.next_stop(1, 100) == 31
     clock.ran(30, 0.1)

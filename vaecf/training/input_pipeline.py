@@ -30,6 +30,9 @@ from vaecf.training.state import TrainSetup, TrainState
 from vaecf.training.step import StepMetrics
 
 _WINDOW_BYTES = 2**26  # of a streamed window
+# Without this option, XLA divides the sums of small products, and pads their
+# operands for it, in kernels of their own.
+GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_experimental_force_split_k": "1"}
 _logger = logging.getLogger("vaecf")
 
 
@@ -120,6 +123,8 @@ class Epoch(NamedTuple):
     window: Callable[[int], sparse_batch.Csr]
     csr_spec: P  # PartitionSpec of a window's arrays
     setup: TrainSetup  # setup of the epoch's phase
+    # Whether the launches of kernels bound the steps, which are then short.
+    launches_bound: bool
 
 
 # Function from the numbers of a program and a setup to the setup of the steps.
@@ -148,6 +153,7 @@ class InputPipeline:
         self._everywhere = mesh_lib.shardings(setup.mesh, P())
         self._key = state_lib.step_key(seed, self._everywhere)
         self._expected: dict[int, int] = {}  # slots by users of a part
+        self._bounds: dict[Any, Any] = {}  # the latest ones on the device
         self._programs: dict[Any, Any] = {}
         self._lock = threading.Lock()
         # Arguments of the program that are part of the setup of its steps.
@@ -173,13 +179,18 @@ class InputPipeline:
             in_window, window = self._windows(order, self._window_bytes)
             csr_spec = P(mesh_lib.DATA)
         by_user = mesh_lib.shardings(self._setup.mesh, P(None, mesh_lib.DATA))
+        setup = setup or self._setup
+        n_slots = self._slots(order, setup.parts(order.shape[1]))
         return Epoch(
             steps=len(order),
-            n_slots=self._slots(order, self._setup.parts(order.shape[1])),
+            n_slots=n_slots,
             order=processes.put(in_window, by_user),
             window=window,
             csr_spec=csr_spec,
-            setup=setup or self._setup,
+            setup=setup,
+            launches_bound=step_lib.launches_bound(
+                setup, in_window.shape, n_slots
+            ),
         )
 
     def _windows(
@@ -258,6 +269,7 @@ class InputPipeline:
                 # At most two windows are on the device.
                 jax.block_until_ready(taken[-1])
             taken.append(totals)
+            totals.copy_to_host_async()
         meanwhile()
         skipped = start % length
         row_SM = np.concatenate(jax.device_get(taken))
@@ -272,11 +284,12 @@ class InputPipeline:
         bounds: tuple[np.int32, np.int32],
     ) -> tuple[TrainState, jax.Array]:
         # Known bounds spare a GPU an answer of the host after each step.
-        whole = bounds == (0, len(epoch.order)) and step_lib.launches_bound(
-            epoch.setup, epoch.order.shape, epoch.n_slots
-        )
-        bounds = processes.put(bounds, self._everywhere)
-        args = (state, self._numbers, window, epoch.order, self._key, *bounds)
+        whole = epoch.launches_bound and bounds == (0, len(epoch.order))
+        placed = self._bounds.get(bounds)
+        if placed is None:  # an upload takes as long as a small step on a GPU
+            placed = processes.put(bounds, self._everywhere)
+            self._bounds = {bounds: placed}
+        args = (state, self._numbers, window, epoch.order, self._key, *placed)
         shapes = (epoch.order.shape, window.item_M.shape)
         key = (epoch.setup.phase, epoch.n_slots, whole, *shapes)
         began = time.perf_counter()
@@ -367,7 +380,9 @@ def compile_steps(
       whole: take all steps of the order, whatever the bounds are.
     """
     program = _program(setup, n_slots, csr_spec, setup_with, whole)
-    return program.lower(*args).compile()
+    on_cpu = mesh_lib.on_cpu(setup.model.platform)
+    options = None if on_cpu else GPU_OPTIONS
+    return program.lower(*args).compile(compiler_options=options)
 
 
 @functools.lru_cache(maxsize=16)  # runs with equal setups trace it once

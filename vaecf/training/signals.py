@@ -33,10 +33,13 @@ class Clock:
     def __init__(self) -> None:
         self._seconds_a_step: float | None = None
 
-    def next_stop(self, start: int, steps: int) -> int:
-        """Returns the end of a dispatch that starts at `start`."""
+    def next_stop(self, start: int, steps: int, short: bool = False) -> int:
+        """Returns the end of a dispatch that starts at `start`.
+
+        `short` says that all steps of the epoch take less than a dispatch may.
+        """
         if self._seconds_a_step is None:
-            return start + 1
+            return steps if short else start + 1
         n = max(1, round(STRETCH_SECONDS / max(self._seconds_a_step, 1e-9)))
         return min(steps, start + n)
 
