@@ -226,15 +226,23 @@ def test_partition_names_every_item_dimension(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
+    ("name", "dtype", "platform"),
     [
-        *(("mult_vae", jnp.bfloat16), ("mult_vae", jnp.float16)),
-        ("mult_dae", jnp.bfloat16),
+        ("mult_vae", jnp.bfloat16, "cpu"),
+        ("mult_vae", jnp.float16, "cpu"),
+        ("mult_dae", jnp.bfloat16, "cpu"),
+        ("mult_vae", jnp.bfloat16, "gpu"),
+        ("mult_dae", jnp.float16, "gpu"),
+        ("rec_vae", jnp.bfloat16, "gpu"),
     ],
 )
-def test_half_precision_keeps_parameters_and_results_in_float32(name, dtype):
+def test_half_precision_keeps_parameters_and_results_in_float32(
+    name, dtype, platform
+):
     single = make(name, dropout_rate=0.3)
-    half = make(name, dropout_rate=0.3, dtype=dtype, precision=None)
+    half = make(
+        name, dropout_rate=0.3, dtype=dtype, precision=None, platform=platform
+    )
     shapes = jax.tree.leaves(jax.eval_shape(lambda: init(half)))
     assert {x.dtype for x in shapes} == {jnp.dtype("float32")}
     params = random_params(half)

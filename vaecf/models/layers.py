@@ -1,11 +1,18 @@
 """Parts that the layers of all autoencoders share.
 
 Shapes in names: B users, H and K units.
+
+In half precision on a GPU, an array between two layers is in memory only once,
+rounded as the products read it. The backward pass reads the rounded values,
+too, and computes with them in float32. XLA would otherwise keep a float32 copy
+for it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +23,20 @@ from vaecf.models.bag_of_items import product
 from vaecf.parallel.mesh import on_cpu
 
 _MOST_ROWS = 2048  # users whose gradients of vectors a GPU sums together
+
+
+class Activation(NamedTuple):
+    """An activation, and its derivative as a function of its value."""
+
+    value: Callable[[jax.Array], jax.Array]
+    slope: Callable[[jax.Array], jax.Array]
+
+
+ACTIVATIONS = {
+    "tanh": Activation(jnp.tanh, lambda y: 1 - jnp.square(y)),
+    "relu": Activation(nn.relu, lambda y: (y > 0).astype(y.dtype)),
+    "identity": Activation(lambda x: x, jnp.ones_like),
+}
 
 
 class Layer(nn.Module):
@@ -59,6 +80,55 @@ def dense(
         return sum_BK[:n_users] + bias
     x_BH, kernel_HK = x_BH.astype(dtype), kernel_HK.astype(dtype)
     return lax.dot(x_BH, kernel_HK, precision=precision) + bias.astype(dtype)
+
+
+def _rounds(dtype: Any, platform: str | None) -> bool:
+    return not on_cpu(platform) and jnp.dtype(dtype).itemsize == 2
+
+
+def activate(
+    name: str, x_BH: jax.Array, *, dtype: Any, platform: str | None
+) -> jax.Array:
+    """Returns an activation's value: `dtype` if it is rounded, else x's dtype.
+
+    See the module's docstring for when it is rounded.
+    """
+    if not _rounds(dtype, platform):
+        return ACTIVATIONS[name].value(x_BH)
+    return _rounded(name, jnp.dtype(dtype), x_BH).astype(dtype)
+
+
+def rounded(x_BH: jax.Array, *, dtype: Any, platform: str | None) -> jax.Array:
+    """Returns float32 values, rounded to `dtype` for a GPU in half precision.
+
+    The gradient is float32, for arrays that several layers read.
+    """
+    if not _rounds(dtype, platform):
+        return x_BH
+    return _rounded("identity", jnp.dtype(dtype), x_BH)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rounded(name: str, dtype: Any, x_BH: jax.Array) -> jax.Array:
+    return _rounded_forward(name, dtype, x_BH)[0]
+
+
+def _rounded_forward(
+    name: str, dtype: Any, x_BH: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    # Without the barrier, XLA leaves out roundings that nothing but float32
+    # operations read.
+    y_BH = lax.optimization_barrier(ACTIVATIONS[name].value(x_BH).astype(dtype))
+    return y_BH.astype(jnp.float32), y_BH
+
+
+def _rounded_backward(
+    name: str, dtype: Any, y_BH: jax.Array, g_BH: jax.Array
+) -> tuple[jax.Array]:
+    return (g_BH * ACTIVATIONS[name].slope(y_BH.astype(jnp.float32)),)
+
+
+_rounded.defvjp(_rounded_forward, _rounded_backward)
 
 
 def rows(vectors: Any, n_users: int | None, platform: str | None) -> Any:

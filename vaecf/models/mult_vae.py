@@ -37,11 +37,6 @@ from vaecf.models import bag_of_items, layers, likelihood, losses, noise
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "tanh": jnp.tanh,
-    "relu": nn.relu,
-}
-
 # Mesh axes by parameter name; all other parameters are replicated.
 PARTITION: dict[str, tuple[str | None, ...]] = {
     "input_kernel": ("item", None),
@@ -142,6 +137,11 @@ class MultDAE(nn.Module):
             platform=self.platform,
         )
 
+    def _activate(self, x_BH: jax.Array) -> jax.Array:
+        return layers.activate(
+            self.activation, x_BH, dtype=self.dtype, platform=self.platform
+        )
+
     def _glorot(self, units: int) -> float:
         # Padding items do not count in the fan.
         return (6.0 / (self.n_items + units)) ** 0.5
@@ -157,7 +157,6 @@ class MultDAE(nn.Module):
         self.input_bias = self.param("input_bias", _bias_init, (first,))
         self.encoder = self._layers(first, *rest)
         self.decoder = self._layers(self.latent, *reversed(self.hidden))
-        self._activate = ACTIVATIONS[self.activation]
         last = self.hidden[0] if self.hidden else self.latent
         self.output_kernel = self.param(
             "output_kernel",
@@ -243,7 +242,9 @@ class MultDAE(nn.Module):
 
     def encode(self, batch: SparseBatch) -> jax.Array:
         """Returns the users' representations, float32 [B, Z]."""
-        return self._activate(self._encode(batch, None))
+        # Not rounded, in any precision.
+        activation = layers.ACTIVATIONS[self.activation]
+        return activation.value(self._encode(batch, None))
 
     def scores(self, batch: SparseBatch) -> jax.Array:
         """Returns this shard's logits, float32 [B, I]; -inf for padding."""

@@ -74,6 +74,9 @@ class Encoder(nn.Module):
             precision=self.precision,
             platform=self.platform,
         )
+        rounded = functools.partial(
+            layers.rounded, dtype=self.dtype, platform=self.platform
+        )
         normalise = functools.partial(_normalise, platform=self.platform)
         kernel_IH = self.param(
             "input_kernel",
@@ -99,11 +102,12 @@ class Encoder(nn.Module):
             (biases, scales, shifts), n_users, self.platform
         )
         h_BH = self.input_layer(kernel_IH, batch, dropout=dropout) + biases[0]
-        h_BH = normalise(nn.swish(h_BH), scales[0], shifts[0])
+        h_BH = rounded(normalise(nn.swish(h_BH), scales[0], shifts[0]))
         sum_BH = h_BH  # of all layers so far
         for k in range(1, _DEPTH):
             layer_BH = dense(h_BH, kernels[k - 1], biases[k])
             h_BH = normalise(nn.swish(layer_BH + sum_BH), scales[k], shifts[k])
+            h_BH = rounded(h_BH)
             sum_BH = sum_BH + h_BH
         if n_users is None or on_cpu(self.platform):
             mean_BZ, log_variance_BZ = (
@@ -111,12 +115,14 @@ class Encoder(nn.Module):
                 for layer in zip(kernels[-2:], biases[-2:])
             )
         else:  # one product, and one for each gradient
-            codes_BC = dense(
-                h_BH,
-                jnp.concatenate(kernels[-2:], 1),
-                jnp.concatenate(biases[-2:], 1),
+            kernel_HC = jnp.concatenate(kernels[-2:], 1)
+            codes_BC = bag_of_items.product(
+                self.dtype, self.precision, h_BH, kernel_HC
             )
-            mean_BZ, log_variance_BZ = jnp.split(codes_BC, 2, axis=1)
+            mean_BZ, log_variance_BZ = (
+                code_BZ + bias
+                for code_BZ, bias in zip(jnp.split(codes_BC, 2, 1), biases[-2:])
+            )
         return mean_BZ, log_variance_BZ
 
 
