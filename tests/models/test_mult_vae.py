@@ -113,7 +113,6 @@ def test_scores_and_representations(name, hidden, lowering, act):
         (scores[:, :ITEMS], decoder(model, params, expected)),
     ):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-    assert np.isneginf(scores[:, ITEMS:]).all()
 
 
 @pytest.mark.parametrize(
@@ -287,7 +286,7 @@ def test_a_mesh_equals_one_device(name, shape, lowering):
     def single(params, batch, model=whole, first_row=0):
         terms = apply(model, params, "loss_terms", batch, keys, first_row)
         scores = apply(model, params, "scores", batch)
-        return *terms, jnp.maximum(scores, -1e9)  # -inf x 0 would be nan
+        return *terms, scores
 
     def local(params, batch):
         return single(params, batch, shard, lax.axis_index("data") * size)

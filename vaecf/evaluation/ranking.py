@@ -22,16 +22,13 @@ from jax.sharding import PartitionSpec as P
 
 from vaecf.data.interactions import Interactions
 from vaecf.errors import VaecfError
-from vaecf.evaluation import packing
+from vaecf.evaluation import packing, selection
 from vaecf.evaluation.auc import Auc
 from vaecf.models import logsumexp
 from vaecf.models.sparse_batch import SparseBatch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 
-# Larger scores are those of a model that diverged, as infinite ones are. (The
-# logits of a trained model are below 100, counts of users below 1e10.)
-_LARGEST_SCORE = 1e20
 DIVERGED = (
     "the model diverged; train it again, with a lower "
     "config.optimizer.learning_rate, in a new workdir"
@@ -62,7 +59,7 @@ class RankedLists(NamedTuple):
     score_UK: Any  # float32 [U, K]; -inf after the end of a list
     # float32 [U], logsumexp of the user's scores over all items. If the scores
     # are logits, score - log_total is a log-probability. Not finite if a score
-    # is not, or if its size is above `_LARGEST_SCORE`.
+    # is not, or if its size is above `selection.LARGEST_SCORE`.
     log_total_U: Any
 
 
@@ -89,29 +86,18 @@ def rank_local(
     """
     n_local = scores_BI.shape[1]
     offset = mesh_lib.item_offset(n_local, item_axis)
-    # An infinite score makes the sum infinite or NaN, which `_fetch` refuses.
-    is_sound_BI = jnp.abs(scores_BI) < _LARGEST_SCORE
-    scores_BI = jnp.where(is_sound_BI, scores_BI, jnp.inf)
-    real_I = jnp.arange(n_local) + offset < n_items
-    scores_BI = jnp.where(real_I[None, :], scores_BI, -jnp.inf)
-    # top_k ranks 0 before -0, regardless of their indices.
-    scores_BI = jnp.where(scores_BI == 0, 0.0, scores_BI)
-    on_cpu = mesh_lib.on_cpu(platform)
-    max_B, sum_B = logsumexp.max_and_sum_of_parts(scores_BI, on_cpu)
-    log_total_B, _ = logsumexp.over_shards(
-        max_B, sum_B, jnp.zeros_like(sum_B), item_axis
-    )
-    # The masks come after the sum, so that XLA writes them into the same array.
-    # Another B x I array would cost a CPU 0.1 s per 2,000 users.
-    if allowed_I is not None:
-        scores_BI = jnp.where(allowed_I[None, :], scores_BI, -jnp.inf)
+    seen = None
     if exclude_seen:
         item_N = batch.item_N - offset
         # Items of lower shards must not wrap around to the end of this one.
-        item_N = jnp.where(item_N >= 0, item_N, n_local)
-        scores_BI = scores_BI.at[batch.row_N, item_N].set(-jnp.inf, mode="drop")
-    group = 1 if on_cpu else 16
-    score_BK, item_BK = top_k(scores_BI, min(k, n_local), group)
+        seen = batch.row_N, jnp.where(item_N >= 0, item_N, n_local)
+    masks = selection.Masks(n_items - offset, allowed_I, seen)
+    max_B, sum_B, score_BK, item_BK = selection.select(
+        scores_BI, masks, min(k, n_local), platform
+    )
+    log_total_B, _ = logsumexp.over_shards(
+        max_B, sum_B, jnp.zeros_like(sum_B), item_axis
+    )
     item_BK += offset
     if item_axis:
         # Shards are in item order and their lists are sorted by (score, index),
@@ -134,38 +120,6 @@ def rank_local(
         item_BK = jnp.pad(item_BK, ((0, 0), (0, missing)), constant_values=-1)
     item_BK = jnp.where(score_BK == -jnp.inf, -1, item_BK)
     return RankedLists(item_BK, score_BK, log_total_B)
-
-
-def top_k(
-    scores_BI: jax.Array, k: int, group: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the k largest of each row and their indices, best first.
-
-    Of equal scores the one of the lower index comes first, as in `lax.top_k`.
-
-    Args:
-      group: 1 selects from all items. More than 1 selects the k groups of so
-        many adjacent items that have the largest maxima, and then the items
-        of these groups, with the same result: an item outside these groups
-        has k better ones inside. A GPU sorts what it selects from, so that
-        groups of 16 take a seventh of the time (H100, 100 of 20,108 items).
-    """
-    n_users, n_items = scores_BI.shape
-    n_groups, rest = divmod(n_items, group)
-    if group == 1 or rest or n_groups <= k:
-        return lax.top_k(scores_BI, k)
-    scores_BGE = scores_BI.reshape(n_users, n_groups, group)
-    _, group_BK = lax.top_k(jnp.max(scores_BGE, axis=2), k)
-    chosen_BKE = jnp.take_along_axis(scores_BGE, group_BK[:, :, None], axis=1)
-    place_E = jnp.arange(group, dtype=group_BK.dtype)
-    item_BKE = group_BK[:, :, None] * group + place_E[None, None, :]
-    # Both are keys, because the groups are not in the order of their indices.
-    minus_BC, item_BC = lax.sort(
-        (-chosen_BKE.reshape(n_users, -1), item_BKE.reshape(n_users, -1)),
-        num_keys=2,
-        is_stable=False,
-    )
-    return -minus_BC[:, :k], item_BC[:, :k]
 
 
 class _Casts:

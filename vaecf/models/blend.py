@@ -215,9 +215,8 @@ def scores(
 ) -> jax.Array:
     """Returns the blend's scores of this shard's items, float32 [B, I].
 
-    `model_BI` are the logits of the autoencoder, -inf for padding. `branch`
-    holds the arrays of `fit` and the scalars `WEIGHTS`. `platform` as in
-    `bag_of_items`.
+    `model_BI` are the logits of the autoencoder. `branch` holds the arrays of
+    `fit` and the scalars `WEIGHTS`. `platform` as in `bag_of_items`.
     """
     total_BI = jnp.zeros_like(model_BI)
     for name in experts_of(branch):

@@ -1,9 +1,12 @@
 """The logarithm of a sum of exponentials over the items of all shards.
 
-Shapes in names: B users, I items (the local shard of them), T item shards.
+Shapes in names: B users, I items (the local shard of them), T item shards,
+P parts of the items.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from jax import lax
 
 from vaecf.parallel.mesh import vary, varying_axes
 
-_PARTS = 8  # a power of two, see `max_and_sum_of_parts`
+_FEW = 16  # parts that are joined without a kernel of their own
 
 
 def join(a: tuple, b: tuple) -> tuple[jax.Array, jax.Array]:
@@ -40,30 +43,17 @@ def max_and_sum(
         return max_B, jnp.sum(powers_BI, axis=1)
 
     single_BI = jnp.maximum(logits_BI.astype(jnp.float32), lowest)
-    ones_BI = jnp.ones_like(single_BI)
-    axes = varying_axes(logits_BI)
-    start = vary((jnp.float32(lowest), jnp.float32(0)), axes)
-    max_B, sum_B = lax.reduce((single_BI, ones_BI), start, join, (1,))
-    return max_B, sum_B
+    return join_all(single_BI, jnp.ones_like(single_BI))
 
 
-def max_and_sum_of_parts(
-    scores_BI: jax.Array, on_cpu: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Returns `max_and_sum`; for a GPU, joined from those of parts.
-
-    A GPU sums up a long row of few users in two kernels. The parts are joined
-    without another one.
-    """
-    n_users, n_items = scores_BI.shape
-    parts = 1 if on_cpu or n_items % _PARTS else _PARTS
-    part_BI = scores_BI.reshape(n_users * parts, n_items // parts)
-    pair = max_and_sum(part_BI, on_cpu)
-    while parts > 1:
-        halves = [jnp.split(x.reshape(n_users, parts), 2, axis=1) for x in pair]
-        pair = join(*zip(*halves))
-        parts //= 2
-    max_B, sum_B = (x.reshape(n_users) for x in pair)
+def join_all(max_BP: jax.Array, sum_BP: jax.Array) -> tuple:
+    """Returns the pair of each row from those of its parts, float32 [B]."""
+    if max_BP.shape[1] <= _FEW:
+        parts = zip(jnp.unstack(max_BP, axis=1), jnp.unstack(sum_BP, axis=1))
+        return functools.reduce(join, parts)
+    lowest = jnp.float32(jnp.finfo(jnp.float32).min)
+    start = vary((lowest, jnp.float32(0)), varying_axes(max_BP, sum_BP))
+    max_B, sum_B = lax.reduce((max_BP, sum_BP), start, join, (1,))
     return max_B, sum_B
 
 

@@ -247,14 +247,18 @@ class MultDAE(nn.Module):
         return activation.value(self._encode(batch, None))
 
     def scores(self, batch: SparseBatch) -> jax.Array:
-        """Returns this shard's logits, float32 [B, I]; -inf for padding."""
-        return likelihood.logits(
-            self._decode(self.encode(batch)),
-            self.output_kernel,
-            self._output_bias(),
-            dtype=self.dtype,
-            precision=self.precision,
-        )
+        """Returns this shard's logits, float32 [B, I].
+
+        Those of padding items mean nothing.
+        """
+        hidden_BH = self._decode(self.encode(batch))
+        output = hidden_BH, self.output_kernel
+        policy = {"dtype": self.dtype, "precision": self.precision}
+        if mesh_lib.on_cpu(self.platform):
+            return likelihood.logits(*output, self.output_bias, **policy)
+        # A GPU adds the bias in the kernel of the product, for one user too.
+        bias_1I = self.output_bias[None, :]
+        return layers.dense(*output, bias_1I, **policy, platform=self.platform)
 
     def __call__(self, batch: SparseBatch) -> jax.Array:
         """Returns `scores`; `init` traces this method."""
