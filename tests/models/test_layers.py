@@ -44,6 +44,36 @@ def test_other_activations_are_not_rounded(dtype, platform):
     np.testing.assert_array_equal(same, X)
 
 
+def test_the_gradient_alone_is_rounded():
+    dtype = jnp.bfloat16
+    y, backward = jax.vjp(
+        lambda x: layers.round_gradient(x, dtype=dtype, platform="gpu"), X
+    )
+    np.testing.assert_array_equal(y, X)
+    np.testing.assert_array_equal(backward(G)[0], G.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("n_users", "dtype"),
+    [(3, jnp.bfloat16), (3, jnp.float32), (5000, jnp.bfloat16)],
+)
+def test_gradients_of_rows_are_sums_over_the_users(n_users, dtype):
+    vectors = {"a": jnp.arange(4.0), "b": [jnp.ones(2), jnp.zeros(3)]}
+    weights = jax.tree.map(
+        lambda x: jnp.outer(jnp.arange(n_users) % 7, x + 1.0), vectors
+    )
+
+    def loss(vectors):
+        rows = layers.rows(vectors, n_users, dtype=dtype, platform="gpu")
+        product = jax.tree.map(lambda r, w: (r * w).sum(), rows, weights)
+        return sum(jax.tree.leaves(product))
+
+    found = jax.grad(loss)(vectors)
+    total = (np.arange(n_users) % 7).sum()
+    expected = jax.tree.map(lambda x: total * (x + 1), vectors)
+    jax.tree.map(np.testing.assert_allclose, found, expected)
+
+
 def test_an_array_that_several_layers_read():
     """Its value is rounded, and the sum of its gradients is not."""
     x = jnp.asarray(X)

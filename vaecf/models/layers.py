@@ -82,6 +82,15 @@ def dense(
     return lax.dot(x_BH, kernel_HK, precision=precision) + bias.astype(dtype)
 
 
+def _store(dtype: Any, x_BH: jax.Array) -> jax.Array:
+    """Returns x rounded to the dtype.
+
+    Without the barrier, XLA leaves out roundings that nothing but float32
+    operations read.
+    """
+    return lax.optimization_barrier(x_BH.astype(dtype))
+
+
 def _rounds(dtype: Any, platform: str | None) -> bool:
     return not on_cpu(platform) and jnp.dtype(dtype).itemsize == 2
 
@@ -116,9 +125,7 @@ def _rounded(name: str, dtype: Any, x_BH: jax.Array) -> jax.Array:
 def _rounded_forward(
     name: str, dtype: Any, x_BH: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    # Without the barrier, XLA leaves out roundings that nothing but float32
-    # operations read.
-    y_BH = lax.optimization_barrier(ACTIVATIONS[name].value(x_BH).astype(dtype))
+    y_BH = _store(dtype, ACTIVATIONS[name].value(x_BH))
     return y_BH.astype(jnp.float32), y_BH
 
 
@@ -131,18 +138,55 @@ def _rounded_backward(
 _rounded.defvjp(_rounded_forward, _rounded_backward)
 
 
-def rows(vectors: Any, n_users: int | None, platform: str | None) -> Any:
+def round_gradient(
+    x_BH: jax.Array, *, dtype: Any, platform: str | None
+) -> jax.Array:
+    """Returns x; its gradient is rounded for a GPU in half precision.
+
+    Products read gradients rounded, too. Sums over the users and the layers
+    before then need no float32 copy.
+    """
+    if not _rounds(dtype, platform):
+        return x_BH
+    return _round_gradient(jnp.dtype(dtype), x_BH)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _round_gradient(dtype: Any, x_BH: jax.Array) -> jax.Array:
+    return x_BH
+
+
+_round_gradient.defvjp(
+    lambda dtype, x_BH: (x_BH, None),
+    lambda dtype, _, g_BH: (_store(dtype, g_BH).astype(jnp.float32),),
+)
+
+
+def rows(
+    vectors: Any, n_users: int | None, *, dtype: Any, platform: str | None
+) -> Any:
     """Returns a tree of vectors as rows [1, size], for a GPU [B, size].
 
     The gradients of all of them are then the sums over the users of one array,
-    which takes one kernel. That array is kept until the end of the backward
-    pass, and is therefore not made for many users. `n_users` is None without
-    gradients.
+    which takes one kernel. What it reads is kept until the end of the backward
+    pass, and the array is therefore not made for many users. `n_users` is None
+    without gradients.
     """
     if n_users is None or on_cpu(platform) or n_users > _MOST_ROWS:
         return jax.tree.map(lambda x: x[None, :], vectors)
     structure: Any
     leaves, structure = jax.tree.flatten(vectors)
-    row = jnp.concatenate(leaves)[None, :]
-    array = jnp.broadcast_to(row, (n_users, row.shape[1]))
-    return structure.unflatten(lax.split(array, [x.size for x in leaves], 1))
+    if not _rounds(dtype, platform):
+        row = jnp.concatenate(leaves)[None, :]
+        array = jnp.broadcast_to(row, (n_users, row.shape[1]))
+        return structure.unflatten(
+            lax.split(array, [x.size for x in leaves], 1)
+        )
+    # Beside each other in the last dimension, rounded gradients would first be
+    # copied by kernels of their own.
+    size = max(x.size for x in leaves)
+    stack = jnp.stack([jnp.pad(x, (0, size - x.size)) for x in leaves])
+    array = jnp.broadcast_to(stack[:, None, :], (len(leaves), n_users, size))
+    return structure.unflatten(
+        rows_BH[:, : x.size] for rows_BH, x in zip(array, leaves)
+    )

@@ -74,8 +74,9 @@ class Encoder(nn.Module):
             precision=self.precision,
             platform=self.platform,
         )
-        rounded = functools.partial(
-            layers.rounded, dtype=self.dtype, platform=self.platform
+        rounded, round_gradient = (
+            functools.partial(f, dtype=self.dtype, platform=self.platform)
+            for f in (layers.rounded, layers.round_gradient)
         )
         normalise = functools.partial(_normalise, platform=self.platform)
         kernel_IH = self.param(
@@ -99,15 +100,19 @@ class Encoder(nn.Module):
             shifts.append(shift)
         n_users = None if dropout is None else batch.count_B.shape[0]
         biases, scales, shifts = layers.rows(
-            (biases, scales, shifts), n_users, self.platform
+            (biases, scales, shifts),
+            n_users,
+            dtype=self.dtype,
+            platform=self.platform,
         )
         h_BH = self.input_layer(kernel_IH, batch, dropout=dropout) + biases[0]
-        h_BH = rounded(normalise(nn.swish(h_BH), scales[0], shifts[0]))
+        h_BH = nn.swish(round_gradient(h_BH))
+        h_BH = rounded(normalise(h_BH, scales[0], shifts[0]))
         sum_BH = h_BH  # of all layers so far
         for k in range(1, _DEPTH):
             layer_BH = dense(h_BH, kernels[k - 1], biases[k])
-            h_BH = normalise(nn.swish(layer_BH + sum_BH), scales[k], shifts[k])
-            h_BH = rounded(h_BH)
+            h_BH = nn.swish(round_gradient(layer_BH + sum_BH))
+            h_BH = rounded(normalise(h_BH, scales[k], shifts[k]))
             sum_BH = sum_BH + h_BH
         if n_users is None or on_cpu(self.platform):
             mean_BZ, log_variance_BZ = (
