@@ -91,7 +91,8 @@ def _store(dtype: Any, x_BH: jax.Array) -> jax.Array:
     return lax.optimization_barrier(x_BH.astype(dtype))
 
 
-def _rounds(dtype: Any, platform: str | None) -> bool:
+def rounds(dtype: Any, platform: str | None) -> bool:
+    """Returns whether layers round their outputs: half precision on a GPU."""
     return not on_cpu(platform) and jnp.dtype(dtype).itemsize == 2
 
 
@@ -102,7 +103,7 @@ def activate(
 
     See the module's docstring for when it is rounded.
     """
-    if not _rounds(dtype, platform):
+    if not rounds(dtype, platform):
         return ACTIVATIONS[name].value(x_BH)
     return _rounded(name, jnp.dtype(dtype), x_BH).astype(dtype)
 
@@ -112,7 +113,7 @@ def rounded(x_BH: jax.Array, *, dtype: Any, platform: str | None) -> jax.Array:
 
     The gradient is float32, for arrays that several layers read.
     """
-    if not _rounds(dtype, platform):
+    if not rounds(dtype, platform):
         return x_BH
     return _rounded("identity", jnp.dtype(dtype), x_BH)
 
@@ -146,7 +147,7 @@ def round_gradient(
     Products read gradients rounded, too. Sums over the users and the layers
     before then need no float32 copy.
     """
-    if not _rounds(dtype, platform):
+    if not rounds(dtype, platform):
         return x_BH
     return _round_gradient(jnp.dtype(dtype), x_BH)
 
@@ -176,7 +177,7 @@ def rows(
         return jax.tree.map(lambda x: x[None, :], vectors)
     structure: Any
     leaves, structure = jax.tree.flatten(vectors)
-    if not _rounds(dtype, platform):
+    if not rounds(dtype, platform):
         row = jnp.concatenate(leaves)[None, :]
         array = jnp.broadcast_to(row, (n_users, row.shape[1]))
         return structure.unflatten(

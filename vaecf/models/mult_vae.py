@@ -126,12 +126,24 @@ class MultDAE(nn.Module):
             for shape in itertools.pairwise(sizes)
         ]
 
-    def _dense(self, x_BH: jax.Array, layer: layers.Layer) -> jax.Array:
-        kernel, bias = layer()
+    def _biases(self, n_users: int | None) -> list[jax.Array]:
+        """Returns the biases of all hidden layers, see `layers.rows`."""
+        rest = [layer()[1] for layer in (*self.encoder, *self.decoder)]
+        return layers.rows(
+            [self.input_bias, *rest],
+            # XLA copies float32 gradients first, see `layers.rows`.
+            n_users if layers.rounds(self.dtype, self.platform) else None,
+            dtype=self.dtype,
+            platform=self.platform,
+        )
+
+    def _dense(
+        self, x_BH: jax.Array, layer: layers.Layer, bias: jax.Array
+    ) -> jax.Array:
         return layers.dense(
             x_BH,
-            kernel,
-            bias[None, :],
+            layer()[0],
+            bias,
             dtype=self.dtype,
             precision=self.precision,
             platform=self.platform,
@@ -179,19 +191,23 @@ class MultDAE(nn.Module):
         )
 
     def _encode(
-        self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
+        self,
+        batch: SparseBatch,
+        dropout: bag_of_items.Dropout | None,
+        biases: list[jax.Array],
     ) -> jax.Array:
         """Returns the last encoder layer before its activation, float32."""
         h_BH = self.input_layer()(self.input_kernel, batch, dropout=dropout)
-        h_BH = h_BH + self.input_bias[None, :]
-        for layer in self.encoder:
-            h_BH = self._dense(self._activate(h_BH), layer)
+        h_BH = h_BH + biases[0]
+        for layer, bias in zip(self.encoder, biases[1:]):
+            h_BH = self._dense(self._activate(h_BH), layer, bias)
         return h_BH.astype(jnp.float32)
 
-    def _decode(self, h_BH: jax.Array) -> jax.Array:
+    def _decode(self, h_BH: jax.Array, biases: list[jax.Array]) -> jax.Array:
         """Returns the last hidden layer, the input of the output layer."""
-        for layer in self.decoder:
-            h_BH = self._activate(self._dense(h_BH, layer))
+        first = len(biases) - len(self.decoder)
+        for layer, bias in zip(self.decoder, biases[first:]):
+            h_BH = self._activate(self._dense(h_BH, layer, bias))
         return h_BH
 
     def _dropout(
@@ -235,23 +251,24 @@ class MultDAE(nn.Module):
         `keys` are typed PRNG keys, and `first_row` is the row of the first
         user in the global batch.
         """
-        code_BZ = self._encode(batch, self._dropout(keys[0], first_row))
-        z_BZ = self._activate(code_BZ)
-        nll_B = self._nll(self._decode(z_BZ), batch)
+        biases = self._biases(batch.count_B.shape[0])
+        dropout = self._dropout(keys[0], first_row)
+        z_BZ = self._activate(self._encode(batch, dropout, biases))
+        nll_B = self._nll(self._decode(z_BZ, biases), batch)
         return nll_B, jnp.zeros_like(nll_B)
 
     def encode(self, batch: SparseBatch) -> jax.Array:
         """Returns the users' representations, float32 [B, Z]."""
         # Not rounded, in any precision.
         activation = layers.ACTIVATIONS[self.activation]
-        return activation.value(self._encode(batch, None))
+        return activation.value(self._encode(batch, None, self._biases(None)))
 
     def scores(self, batch: SparseBatch) -> jax.Array:
         """Returns this shard's logits, float32 [B, I].
 
         Those of padding items mean nothing.
         """
-        hidden_BH = self._decode(self.encode(batch))
+        hidden_BH = self._decode(self.encode(batch), self._biases(None))
         output = hidden_BH, self.output_kernel
         policy = {"dtype": self.dtype, "precision": self.precision}
         if mesh_lib.on_cpu(self.platform):
@@ -286,16 +303,26 @@ class MultVAE(MultDAE):
         These are the two terms of Liang et al. 2018, equation 7, estimated
         with one reparametrised sample of z (section 2.2.1).
         """
-        posterior = self._posterior(batch, self._dropout(keys[0], first_row))
+        biases = self._biases(batch.count_B.shape[0])
+        dropout = self._dropout(keys[0], first_row)
+        posterior = self._posterior(batch, dropout, biases)
         z_BZ = noise.sample_gaussian(*posterior, keys[1], first_row)
         kl_B = self._kl(batch, z_BZ, *posterior)
-        return self._nll(self._decode(z_BZ), batch), kl_B
+        return self._nll(self._decode(z_BZ, biases), batch), kl_B
 
     def _posterior(
-        self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
+        self,
+        batch: SparseBatch,
+        dropout: bag_of_items.Dropout | None,
+        biases: list[jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (mean_BZ, log_variance_BZ), float32."""
-        mean_BZ, log_variance_BZ = jnp.split(self._encode(batch, dropout), 2, 1)
+        codes_BC = layers.round_gradient(
+            self._encode(batch, dropout, biases),
+            dtype=self.dtype,
+            platform=self.platform,
+        )
+        mean_BZ, log_variance_BZ = jnp.split(codes_BC, 2, 1)
         return mean_BZ, log_variance_BZ
 
     def _kl(
@@ -305,4 +332,4 @@ class MultVAE(MultDAE):
 
     def encode(self, batch: SparseBatch) -> jax.Array:
         """Returns the posterior means, float32 [B, Z]."""
-        return self._posterior(batch, None)[0]
+        return self._posterior(batch, None, self._biases(None))[0]

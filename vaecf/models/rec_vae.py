@@ -217,9 +217,15 @@ class RecVAE(mult_vae.MultVAE):
         )
 
     def _posterior(
-        self, batch: SparseBatch, dropout: bag_of_items.Dropout | None
+        self,
+        batch: SparseBatch,
+        dropout: bag_of_items.Dropout | None,
+        biases: list[jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         return self.posterior(batch, dropout)
+
+    def _biases(self, n_users: int | None) -> list[jax.Array]:
+        return []  # `Encoder` has its own
 
     def _kl(
         self, batch: SparseBatch, z_BZ: jax.Array, *posterior: jax.Array
