@@ -124,10 +124,13 @@ class Encoder(nn.Module):
             codes_BC = bag_of_items.product(
                 self.dtype, self.precision, h_BH, kernel_HC
             )
-            mean_BZ, log_variance_BZ = (
+            codes_BZ = [
                 code_BZ + bias
                 for code_BZ, bias in zip(jnp.split(codes_BC, 2, 1), biases[-2:])
-            )
+            ]
+            # Joined, their gradient is one array for products and sums.
+            codes_BC = round_gradient(jnp.concatenate(codes_BZ, 1))
+            mean_BZ, log_variance_BZ = jnp.split(codes_BC, 2, 1)
         return mean_BZ, log_variance_BZ
 
 
