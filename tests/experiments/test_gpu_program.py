@@ -99,6 +99,50 @@ def test_bytes_of_shapes():
     assert hlo.sizes("f8e4m3fn[16]") == [16]
 
 
+@pytest.mark.parametrize(
+    ("op", "read", "written", "sent"),
+    [
+        ("all-reduce", 48, 48, 96),
+        ("all-reduce-start", 48, 2 * 48, 96),
+        ("all-gather", 6, 48, 48),
+        ("all-gather-start", 6, 6 + 48, 48),
+        ("reduce-scatter", 48, 6, 48),
+        ("reduce-scatter-start", 48, 48 + 6, 48),
+    ],
+)
+def test_predicted_time_of_a_collective(op, read, written, sent):
+    """A device sends 7/8 of an array, counted as all of it."""
+    with flagsaver.flagsaver():
+        from experiments.benchmark import gpu_program
+
+    gpu = gpu_devices.GPUS["h100"]
+    sizes = (read * 10**6,), (written * 10**6,)
+    kernel = hlo.Kernel("", op, "", sizes[0], 0, sizes[1], 0, "", 1)
+    got = gpu_program.seconds(kernel, gpu, "bf16")
+    assert got == pytest.approx(sent * 1e6 / (0.75 * 450e9), rel=0.13)
+
+
+def test_time_of_a_step_with_collectives():
+    """Two gradients' sums share the links beside four kernels of 1 s."""
+    with flagsaver.flagsaver():
+        from experiments.benchmark import gpu_program
+
+    names = ["a", "sum1", "b", "sum2", "c", "d"]
+    step = [hlo.Kernel(n, "", "", (), 0, (), 0, "", 1) for n in names]
+
+    def elapsed(seconds, **beside):
+        times = dict.fromkeys(names, 1.0)
+        times |= {"sum1": seconds, "sum2": seconds}
+        return gpu_program.elapsed(step, times, beside)
+
+    assert elapsed(3.0) == 10  # nothing at once
+    # b runs beside sum1, c beside sum2, which waits for sum1.
+    assert elapsed(3.0, sum1=["b", "sum2"], sum2=["c"]) == 8
+    assert elapsed(0.5, sum1=["b", "sum2"], sum2=["c"]) == 4
+    # The last one ends after all kernels.
+    assert elapsed(3.0, sum1=["b", "sum2", "c", "d"], sum2=["c", "d"]) == 7
+
+
 @pytest.mark.parametrize("seconds", ["bytes", "products", "launch"])
 def test_predicted_time_of_a_kernel(seconds):
     with flagsaver.flagsaver():  # the flags of a script would stay
