@@ -40,24 +40,26 @@ def hits(
         raise ValueError(
             f"{n_users} ranked lists for {len(indptr) - 1} held-out users"
         )
-    found_UK = np.zeros((n_users, depth), bool)
     if depth == 0 or len(indices) == 0:
-        return found_UK
+        return np.zeros((n_users, depth), bool)
     # Marks the held-out items of a few users at a time in a table of users x
     # items that fits into a processor's cache: several times as fast as a
-    # sorted search. The last column is what -1 refers to, and stays False.
+    # sorted search. The last column stays False; -1 refers to that of the row
+    # before.
     width = int(max(ranked_UK.max(initial=0), np.max(indices))) + 2
     size = max(1, _TABLE // width)
-    table = np.zeros((size, width), bool)
-    user_N = np.repeat(np.arange(n_users), np.diff(indptr)) % size
+    table = np.zeros(size * width, bool)
+    start_U = np.arange(n_users) % size * width
+    held_out_N = np.repeat(start_U, np.diff(indptr)) + indices
+    found_UK = np.empty((n_users, depth), bool)
     for first in range(0, n_users, size):
-        ranked_BK = ranked_UK[first : first + size]
-        own = slice(indptr[first], indptr[first + len(ranked_BK)])
-        marked = user_N[own], indices[own]
-        table[marked] = True
-        row_B = np.arange(len(ranked_BK))[:, None]
-        found_UK[first : first + size] = table[row_B, ranked_BK]
-        table[marked] = False
+        block = slice(first, first + size)
+        place_BK = ranked_UK[block] + start_U[block, None]
+        own_N = held_out_N[indptr[first] : indptr[first + len(place_BK)]]
+        table[own_N] = True
+        # Other modes than 'raise' write to `out` without a copy.
+        np.take(table, place_BK, out=found_UK[block], mode="wrap")
+        table[own_N] = False
     return found_UK
 
 
