@@ -17,7 +17,6 @@ from vaecf.models import bag_of_items, mult_vae, registry, sparse_batch
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import checkpoints, input_pipeline, shared_pipeline
 from vaecf.training import state as state_lib
-from vaecf.training import step as step_lib
 
 LIST = 100  # items of a list
 QUERY_SLOTS = 128  # of the query of one user
@@ -95,9 +94,7 @@ def train(
             name: (
                 input_pipeline.compile_steps(
                     *(base.in_phase(phase), slots, spec, args, setup_with),
-                    whole=step_lib.launches_bound(
-                        base.in_phase(phase), (steps, batch), slots
-                    ),
+                    whole=input_pipeline.is_short(base, users),
                 ),
                 batch,
             )

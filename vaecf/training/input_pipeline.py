@@ -30,6 +30,7 @@ from vaecf.training.state import TrainSetup, TrainState
 from vaecf.training.step import StepMetrics
 
 _WINDOW_BYTES = 2**26  # of a streamed window
+_SHORT_FLOP = 3e13  # 3 s at 10 TFLOP/s
 # Without this option, XLA divides the sums of small products, and pads their
 # operands for it, in kernels of their own.
 GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_experimental_force_split_k": "1"}
@@ -123,8 +124,8 @@ class Epoch(NamedTuple):
     window: Callable[[int], sparse_batch.Csr]
     csr_spec: P  # PartitionSpec of a window's arrays
     setup: TrainSetup  # setup of the epoch's phase
-    # Whether the launches of kernels bound the steps, which are then short.
-    launches_bound: bool
+    # Whether a GPU takes all steps within the time of a dispatch.
+    short: bool
 
 
 # Function from the numbers of a program and a setup to the setup of the steps.
@@ -188,9 +189,7 @@ class InputPipeline:
             window=window,
             csr_spec=csr_spec,
             setup=setup,
-            launches_bound=step_lib.launches_bound(
-                setup, in_window.shape, n_slots
-            ),
+            short=is_short(setup, order.size),
         )
 
     def _windows(
@@ -284,7 +283,7 @@ class InputPipeline:
         bounds: tuple[np.int32, np.int32],
     ) -> tuple[TrainState, jax.Array]:
         # Known bounds spare a GPU an answer of the host after each step.
-        whole = epoch.launches_bound and bounds == (0, len(epoch.order))
+        whole = epoch.short and bounds == (0, len(epoch.order))
         placed = self._bounds.get(bounds)
         if placed is None:  # an upload takes as long as a small step on a GPU
             placed = processes.put(bounds, self._everywhere)
@@ -359,6 +358,19 @@ class Epochs:
         n = self._last + 1
         if n < self._stop and n not in self._made:
             self._made = {n: self._prepare(n)}
+
+
+def is_short(setup: TrainSetup, n_users: int) -> bool:
+    """Returns whether any GPU takes an epoch of so many users in seconds.
+
+    It then takes all steps in a program that knows their number, so that no
+    other program is compiled for the first step alone.
+    """
+    if mesh_lib.on_cpu(setup.model.platform):
+        return False
+    params = jax.tree.leaves(state_lib.abstract_state(setup).params)
+    # Three products with each weight, or fewer.
+    return 6 * n_users * sum(x.size for x in params) < _SHORT_FLOP
 
 
 def compile_steps(

@@ -298,7 +298,7 @@ class _Dispatcher:
 
         The seconds of the returned status are without compilation.
         """
-        stop = self._clock.next_stop(start, epoch.steps, epoch.launches_bound)
+        stop = self._clock.next_stop(start, epoch.steps, epoch.short)
         with self._profile(), self._saver.deadline("a dispatch of steps"):
             compiled_before = self._pipeline.compile_seconds
             began = time.perf_counter()

@@ -123,9 +123,12 @@ def copies(setup: TrainSetup, params: Any, packing: Packing) -> Copies:
     def rounded(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if x.ndim > 1 else x
 
-    # The regulariser takes the float32 parameters.
-    if mesh_lib.on_cpu(setup.model.platform) or not losses.is_left_out(
-        setup.loss.weight_decay
+    half = jnp.dtype(dtype).itemsize < 4
+    if (
+        mesh_lib.on_cpu(setup.model.platform)
+        or not (half or setup.zero)
+        # The regulariser takes the float32 parameters.
+        or not losses.is_left_out(setup.loss.weight_decay)
     ):
         return Copies(rounded, lambda params: (params, None), lambda p, _: p)
     trained = setup.trained(params)
@@ -148,7 +151,7 @@ def copies(setup: TrainSetup, params: Any, packing: Packing) -> Copies:
     def write(params: Any) -> tuple[Any, Any]:
         params = place(params, parts)
         return params, jax.tree.map(
-            lambda x: rounded(x) if x.ndim > 1 else None, params
+            lambda x: rounded(x) if half and x.ndim > 1 else None, params
         )
 
     def read(params: Any, copied: Any) -> Any:

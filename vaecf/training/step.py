@@ -27,8 +27,9 @@ from vaecf.training.state import TrainSetup, TrainState
 
 _REPLICATED = P()
 _BATCH_SPEC = SparseBatch(*(P(mesh_lib.DATA),) * 3)
-# Slots of a device up to which launches bound the steps of a GPU (H100).
-_FEW_SLOTS = 2**21
+# Slots of a device that are assembled before the steps. With more of them, the
+# launches do not count (H100), and XLA folds large constants.
+_SLOTS_AHEAD = 2**21
 
 
 class StepMetrics(NamedTuple):
@@ -303,15 +304,6 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state, state.average), metrics
 
 
-def launches_bound(
-    setup: TrainSetup, order_shape: tuple[int, ...], n_slots: int
-) -> bool:
-    """Returns whether the launches of kernels bound these steps on a GPU."""
-    n_steps, batch_size = order_shape
-    slots = n_steps * n_slots * setup.parts(batch_size) // setup.data_shards
-    return not on_cpu(setup.model.platform) and slots <= _FEW_SLOTS
-
-
 def train_steps(
     setup: TrainSetup,
     n_slots: int,
@@ -338,16 +330,18 @@ def train_steps(
       (state after the last step, a row of `StepMetrics` for each step,
       float32 [steps, 4]; 0 for steps not taken).
     """
-    n_steps = order_SB.shape[0]
+    n_steps, batch_size = order_SB.shape
     step_S = state.step + jnp.arange(n_steps, dtype=jnp.int32) - start
     keys_S = jax.vmap(lambda step: step_keys(setup, key, step))(step_S)
 
     def batch_of(user_B: jax.Array) -> SparseBatch:
         return assemble(setup, csr, user_B, n_slots, csr_spec)
 
-    # What does not depend on the state is computed before the steps.
-    short = launches_bound(setup, order_SB.shape, n_slots)
-    batches = jax.vmap(batch_of)(order_SB) if short else None
+    # What does not depend on the state is computed before the steps, because
+    # the launches of small kernels bound the small steps of a GPU.
+    slots = n_slots * setup.parts(batch_size) // setup.data_shards
+    ahead = not on_cpu(setup.model.platform) and n_steps * slots <= _SLOTS_AHEAD
+    batches = jax.vmap(batch_of)(order_SB) if ahead else None
     packing = packed.packing(setup, state.params)
     copies = packed.copies(setup, state.params, packing)
     fixed = {
