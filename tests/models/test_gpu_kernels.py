@@ -15,8 +15,10 @@ from vaecf.parallel import mesh as mesh_lib
 
 @pytest.mark.parametrize("n_items", [5, 384])
 @pytest.mark.parametrize("block", [32, 32_768])
-def test_nll_and_gradient(monkeypatch, n_items, block):
+@pytest.mark.parametrize("few_users", [5, 10])
+def test_nll_and_gradient(monkeypatch, n_items, block, few_users):
     """Several blocks of items and of targets, and padding in the last ones."""
+    monkeypatch.setattr(gpu_kernels, "_FEW_USERS", few_users)
     monkeypatch.setattr(gpu_kernels, "_ITEMS", block)
     monkeypatch.setattr(gpu_kernels, "_TARGETS", 8)
     rng = np.random.default_rng(n_items)

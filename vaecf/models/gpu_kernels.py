@@ -24,6 +24,7 @@ from vaecf.parallel.mesh import vary, varying_axes
 # Measured on an H100 with 20,224 items, and lists of 36 rows of 600 columns.
 _ITEMS, _TARGETS = 8192, 128  # most items, and targets, of a block
 _WARPS = 8
+_FEW_USERS = 2048  # whose counts each program adds up for itself
 # Indices of a tile; rows and columns that a program of `sum_lists` adds up at
 # once.
 _TILE, _ROWS, _COLUMNS, _LIST_WARPS = 256, 16, 128, 2
@@ -90,7 +91,9 @@ def nll_kernel(
 
     n_users, n_items = logits_BI.shape
     size = min(_ITEMS, pl.next_power_of_2(n_items))
-    start_B = jnp.cumsum(batch.count_B) - batch.count_B
+    start_B = None
+    if n_users > _FEW_USERS:
+        start_B = jnp.cumsum(batch.count_B) - batch.count_B
     return pl.pallas_call(
         functools.partial(_nll_program, size, interpret),
         grid=(n_users,),
@@ -102,7 +105,7 @@ def nll_kernel(
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
         name="nll_and_gradient",
-    )(logits_BI, batch.item_N, start_B, batch.count_B)
+    )(logits_BI, batch.item_N, batch.count_B, start_B)
 
 
 def _nll_program(
@@ -110,8 +113,8 @@ def _nll_program(
     interpret: bool,
     logits_ref: Any,
     item_ref: Any,
-    start_ref: Any,
     count_ref: Any,
+    start_ref: Any,
     nll_ref: Any,
     out_ref: Any,
 ) -> None:
@@ -122,8 +125,15 @@ def _nll_program(
     n_items, last = logits_ref.shape[1], item_ref.shape[0] - 1
     n_blocks = pl.cdiv(n_items, size)
     user = pl.program_id(0)
-    start, n_targets = start_ref[user], count_ref[user]
+    n_targets = count_ref[user]
     count = n_targets.astype(jnp.float32)
+    if start_ref is None:
+        user_K = jnp.arange(pl.next_power_of_2(count_ref.shape[0]))
+        start = jnp.sum(
+            plgpu.load(count_ref.at[user_K], mask=user_K < user, other=0)
+        )
+    else:
+        start = start_ref[user]
 
     def block(b: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         item_K = b * size + jnp.arange(size)
