@@ -33,7 +33,12 @@ def test_a_rounded_activation(name, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "platform"), [(jnp.float32, "gpu"), (jnp.bfloat16, "cpu")]
+    ("dtype", "platform"),
+    [
+        (jnp.float32, "gpu"),
+        (jnp.bfloat16, "cpu"),
+        (jnp.float16, "old_gpu"),
+    ],
 )
 def test_other_activations_are_not_rounded(dtype, platform):
     y, backward = jax.vjp(activate("tanh", dtype, platform), X)

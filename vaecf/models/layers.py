@@ -2,10 +2,10 @@
 
 Shapes in names: B users, H and K units.
 
-In half precision on a GPU, an array between two layers is in memory only once,
-rounded as the products read it. The backward pass reads the rounded values,
-too, and computes with them in float32. XLA would otherwise keep a float32 copy
-for it.
+In half precision on a GPU that has Triton (`mesh.has_triton`), an array
+between two layers is in memory only once, rounded as the products read it. The
+backward pass reads the rounded values, too, and computes with them in float32.
+XLA would otherwise keep a float32 copy for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vaecf.models.bag_of_items import product
-from vaecf.parallel.mesh import on_cpu
+from vaecf.parallel.mesh import has_triton, on_cpu
 
 _MOST_ROWS = 2048  # users whose gradients of vectors a GPU sums together
 
@@ -92,8 +92,11 @@ def _store(dtype: Any, x_BH: jax.Array) -> jax.Array:
 
 
 def rounds(dtype: Any, platform: str | None) -> bool:
-    """Returns whether layers round their outputs: half precision on a GPU."""
-    return not on_cpu(platform) and jnp.dtype(dtype).itemsize == 2
+    """Returns whether layers round their outputs.
+
+    GPUs that Triton does not know would take more kernels for RecVAE.
+    """
+    return has_triton(platform) and jnp.dtype(dtype).itemsize == 2
 
 
 def activate(
@@ -109,7 +112,7 @@ def activate(
 
 
 def rounded(x_BH: jax.Array, *, dtype: Any, platform: str | None) -> jax.Array:
-    """Returns float32 values, rounded to `dtype` for a GPU in half precision.
+    """Returns float32 values, rounded to `dtype` if layers round.
 
     The gradient is float32, for arrays that several layers read.
     """
@@ -142,7 +145,7 @@ _rounded.defvjp(_rounded_forward, _rounded_backward)
 def round_gradient(
     x_BH: jax.Array, *, dtype: Any, platform: str | None
 ) -> jax.Array:
-    """Returns x; its gradient is rounded for a GPU in half precision.
+    """Returns x; its gradient is rounded if layers round.
 
     Products read gradients rounded, too. Sums over the users and the layers
     before then need no float32 copy.
