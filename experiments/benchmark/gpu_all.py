@@ -28,7 +28,7 @@ from vaecf.evaluation.ranking import Ranker
 from vaecf.models import bag_of_items, blend, registry
 from vaecf.parallel import mesh as mesh_lib
 
-ITEMS, USERS, HISTORY, BATCH = 900, 512, 20, 128
+ITEMS, USERS, HISTORY, BATCH = 4096, 512, 20, 128
 # A policy of half precision for each compute capability, and the others.
 PRECISIONS = {
     "v100": ("fp16", "fp32"),

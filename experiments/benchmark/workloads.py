@@ -66,9 +66,11 @@ class Trainer:
     def measure(self, seconds: float) -> float:
         """Trains for about `seconds`; returns users/s without compilation."""
         if not self._stretch:
-            self.run(1)
-            _, one = self.run(1)
-            self._stretch = max(1, round(STRETCH_SECONDS / max(one, 1e-9)))
+            steps = self._epoch.steps if self._epoch.short else 1
+            self.run(steps)
+            _, spent = self.run(steps)
+            one = max(spent / steps, 1e-9)
+            self._stretch = max(1, round(STRETCH_SECONDS / one))
         first, spent = self.steps, 0.0
         while self.steps == first or spent < seconds:
             spent += self.run(self._stretch)[1]
