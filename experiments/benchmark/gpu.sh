@@ -45,5 +45,4 @@ run inference --precision=fp32 --batch_sizes=1
 device=$(nvidia-smi -L 2>/dev/null | grep -oiE '[vah][12]00' | head -n 1 |
   tr A-Z a-z)
 run gpu_program --device="${device:-h100}" --precision=bf16 $big
-run gpu_program --device="${device:-h100}" --precision=bf16 $big --input=dense
 exit $status
