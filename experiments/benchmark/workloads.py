@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import statistics
@@ -19,11 +20,11 @@ from experiments.benchmark import common, machine
 from vaecf import __version__
 from vaecf.config import Config
 from vaecf.data.id_table import IdTable
-from vaecf.models import mult_vae
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.serving.trained_model import TrainedModel
 from vaecf.training import input_pipeline, precision
 from vaecf.training import state as state_lib
+from vaecf.training.epochs import Epochs
 from vaecf.training.signals import STRETCH_SECONDS
 from vaecf.training.step import StepMetrics
 
@@ -56,10 +57,11 @@ class Trainer:
             drop_remainder=True,
             parts=self.setup.parts(self._batch_size),
         )
+        epochs = self._epochs(1)
         self.state = state_lib.begin_phase(
-            self.setup, self.state, self._phase(0)
+            self.setup, self.state, epochs.phase(0)
         )
-        self._epoch = self._prepare(0)
+        self._epoch = epochs.take(0)
         self._stretch = self.steps = 0
         self.losses: list[float] = []
 
@@ -97,10 +99,10 @@ class Trainer:
         """
         compiled = self.pipeline.compile_seconds
         began = time.perf_counter()
-        epochs = input_pipeline.Epochs(self._prepare, number)
+        epochs = self._epochs(number)
         for n in range(number):
             self.state = state_lib.begin_phase(
-                self.setup, self.state, self._phase(n)
+                self.setup, self.state, epochs.phase(n)
             )
             epoch = epochs.take(n)
             self.state, _ = self.pipeline.run(
@@ -109,13 +111,9 @@ class Trainer:
         seconds = time.perf_counter() - began
         return seconds - (self.pipeline.compile_seconds - compiled)
 
-    def _phase(self, n: int) -> mult_vae.Phase:
-        return self.setup.model.phase(n, self._config.train)
-
-    def _prepare(self, n: int) -> input_pipeline.Epoch:
-        """Prepares epoch n; rec_vae trains its encoder or its decoder."""
-        setup = self.setup.in_phase(self._phase(n))
-        return self.pipeline.prepare(self._order_of(n), setup)
+    def _epochs(self, number: int) -> Epochs:
+        config = dataclasses.replace(self._config.train, epochs=number)
+        return Epochs(self.pipeline, self.setup, config, self._order_of)
 
     def run(self, steps: int) -> tuple[StepMetrics, float]:
         """Takes up to `steps` steps, at most to the end of the epoch.

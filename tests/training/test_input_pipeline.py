@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import refuses
 
+from vaecf.config import TrainConfig
 from vaecf.data.interactions import Interactions
 from vaecf.models import sparse_batch
 from vaecf.parallel import memory
 from vaecf.training import input_pipeline
 from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
+from vaecf.training.epochs import Epochs
 
 KINDS = ("resident", "streamed")
 
@@ -232,11 +234,11 @@ def test_next_epoch_is_prepared_while_the_device_works(
     setup, made, log = setup_of(small()), [], []
     feed = input_pipeline.make_pipeline("resident", setup, dataset.train, 0)
 
-    def prepare(n):
+    def order_of(n):
         made.append(n)
-        return feed.prepare(input_pipeline.epoch_order(0, n, 60, 16))
+        return input_pipeline.epoch_order(0, n, 60, 16)
 
-    epochs = input_pipeline.Epochs(prepare, stop=7)
+    epochs = Epochs(feed, setup, TrainConfig(epochs=7), order_of)
     state = state_lib.init_state(setup, 0)
     for n in (5, 6):  # as a resumed run, in two dispatches
         epoch = epochs.take(n)

@@ -339,27 +339,6 @@ class InputPipeline:
         )
 
 
-class Epochs:
-    """The epochs of a run in their order; the next one is prepared early."""
-
-    def __init__(self, prepare: Callable[[int], Epoch], stop: int) -> None:
-        """`prepare` makes an epoch from its number, which is below `stop`."""
-        self._prepare, self._stop = prepare, stop
-        self._made: dict[int, Epoch] = {}
-        self._last = -1
-
-    def take(self, n: int) -> Epoch:
-        """Returns epoch n."""
-        self._last = n
-        return self._made.pop(n, None) or self._prepare(n)
-
-    def prepare_next(self) -> None:
-        """Prepares the epoch after the one that was taken last."""
-        n = self._last + 1
-        if n < self._stop and n not in self._made:
-            self._made = {n: self._prepare(n)}
-
-
 def is_short(setup: TrainSetup, n_users: int) -> bool:
     """Returns whether any GPU takes an epoch of so many users in seconds.
 

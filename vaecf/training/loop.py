@@ -17,7 +17,6 @@ from vaecf.config import Config, MeshConfig
 from vaecf.data.dataset import Dataset
 from vaecf.evaluation import scorers
 from vaecf.evaluation.evaluator import Evaluator
-from vaecf.models import mult_vae
 from vaecf.parallel import mesh as mesh_lib
 from vaecf.parallel import processes
 from vaecf.reporting import trackers, writers
@@ -25,6 +24,7 @@ from vaecf.reporting.progress import Progress
 from vaecf.training import input_pipeline, linear_branch, signals
 from vaecf.training import state as state_lib
 from vaecf.training.checkpoints import BEST, LATEST, Checkpoints
+from vaecf.training.epochs import Epochs
 from vaecf.training.first_state import Start, resumed_or_new
 from vaecf.training.input_pipeline import Epoch, InputPipeline
 from vaecf.training.progress import (
@@ -111,14 +111,7 @@ def train(
     pipeline = shared.pipeline or input_pipeline.make_pipeline(
         config.data.feed, setup, dataset.train, config.seed, log=log
     )
-
-    def phase_of(n: int) -> mult_vae.Phase:
-        return setup.model.phase(n, config.train)
-
-    epochs = input_pipeline.Epochs(
-        lambda n: pipeline.prepare(order_of(n), setup.in_phase(phase_of(n))),
-        config.train.epochs,
-    )
+    epochs = Epochs(pipeline, setup, config.train, order_of)
 
     # --- State, validation, writers -----------------------------------------
     saved = Checkpoints(workdir / "checkpoints")
@@ -152,7 +145,7 @@ def train(
                 bar.note(patience_line(config, progress))
                 break
             if progress.step_in_epoch == 0:
-                phase = phase_of(progress.epoch)
+                phase = epochs.phase(progress.epoch)
                 state = state_lib.begin_phase(setup, state, phase)
             epoch = epochs.take(progress.epoch)
 
