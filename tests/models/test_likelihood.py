@@ -246,6 +246,18 @@ def test_the_program_for_a_gpu_equals_the_definition(dtype):
     assert not any(np.asarray(g)[..., real:].any() for g in gradients[1:])
 
 
+@pytest.mark.parametrize(("dtype", "lost"), [("float32", 0), ("bfloat16", 16)])
+def test_rows_of_the_bias(dtype, lost):
+    bias = jnp.asarray(np.append(normal(20, 400) * 5, -np.inf))
+    head = likelihood._Head(jnp.dtype(dtype), None, None, 0, on_cpu=False)
+    high, low, *rest = likelihood._bias_rows(head, bias).astype(float)
+    # TF32 and bfloat16 keep the bits of bfloat16.
+    np.testing.assert_array_equal(high, bias.astype(jnp.bfloat16))
+    rtol = 2.0**-lost if lost else 0
+    np.testing.assert_allclose(high + low, bias, rtol=rtol)
+    assert not np.any(rest)
+
+
 def test_logits_accumulate_in_the_output_dtype():
     """1 + 2^-12 is no bfloat16, but the float32 sum must keep it."""
     hidden = jnp.array([[1.0, 2.0**-12]])

@@ -176,6 +176,21 @@ def _kernel_and_bias(
     return d_HI[:-8], d_HI[-8]
 
 
+def _bias_rows(head: _Head, bias_I: jax.Array) -> jax.Array:
+    """Returns rows of weights for the ones of `_with_ones`, [8, I].
+
+    Adding the bias to the logits would read as much again. The first row has 8
+    significant bits of it, which operands in bfloat16 and TF32 keep; the second
+    one has the rest.
+    """
+    # XLA leaves out a conversion to bfloat16 and back on a GPU: the second row
+    # would be 0.
+    high_I = lax.reduce_precision(bias_I, exponent_bits=8, mantissa_bits=7)
+    low_I = jnp.where(jnp.isfinite(bias_I), bias_I - high_I, 0)
+    rows_2I = jnp.stack([high_I, low_I]).astype(head.dtype)
+    return jnp.pad(rows_2I, ((0, 6), (0, 0)))
+
+
 def _fused_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
     """Puts the gradient where the logits were, in one pass over B x I.
 
@@ -184,18 +199,9 @@ def _fused_forward(head: _Head, *inputs: Any) -> tuple[jax.Array, tuple]:
     hidden_BH, kernel_HI, bias_I, batch = inputs
     hidden_BH = _with_ones(hidden_BH.astype(head.dtype))
     kernel_HI = kernel_HI.astype(head.dtype)
-    # The bias is two rows of weights, the second of which is what the first
-    # one lost by rounding. Adding it to the logits would read as much again.
-    high_I = bias_I.astype(head.dtype)
-    low_I = jnp.where(
-        jnp.isfinite(bias_I), bias_I - high_I.astype(jnp.float32), 0
-    )
-    rows_8I = jnp.pad(
-        jnp.stack([high_I, low_I.astype(head.dtype)]), ((0, 6), (0, 0))
-    )
     logits_BI = lax.dot(
         hidden_BH,
-        jnp.concatenate([kernel_HI, rows_8I]),
+        jnp.concatenate([kernel_HI, _bias_rows(head, bias_I)]),
         precision=head.precision,
         preferred_element_type=head.dtype,
     )
