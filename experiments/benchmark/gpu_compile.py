@@ -94,7 +94,7 @@ def train(
             name: (
                 input_pipeline.compile_steps(
                     *(base.in_phase(phase), slots, spec, args, setup_with),
-                    whole=input_pipeline.is_short(base, users),
+                    whole=input_pipeline.is_short(base, steps, batch),
                 ),
                 batch,
             )

@@ -15,6 +15,7 @@ from vaecf.config import TrainConfig
 from vaecf.data.interactions import Interactions
 from vaecf.models import sparse_batch
 from vaecf.parallel import memory
+from vaecf.parallel import mesh as mesh_lib
 from vaecf.training import input_pipeline
 from vaecf.training import state as state_lib
 from vaecf.training import step as step_lib
@@ -251,6 +252,16 @@ def test_next_epoch_is_prepared_while_the_device_works(
         order = input_pipeline.epoch_order(0, n, 60, 16)
         np.testing.assert_array_equal(epoch.order, order)
     assert log == [[5], *[[5, 6]] * 5]
+
+
+def test_epochs_that_a_gpu_takes_in_one_dispatch(small):
+    """Few steps, and few operations of about 700 parameters."""
+    mesh = mesh_lib.make_mesh(1, 1)
+    setup = state_lib.make_setup(small(), 33, mesh, "gpu")
+    is_short = input_pipeline.is_short
+    assert is_short(setup, 7500, 500) and not is_short(setup, 7501, 1)
+    assert not is_short(setup, 10, 10**9)
+    assert not is_short(state_lib.make_setup(small(), 33, mesh, "cpu"), 1, 1)
 
 
 def test_compilers_know_the_options_for_a_gpu():

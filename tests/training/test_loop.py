@@ -440,3 +440,4 @@ def test_stretches_cover_an_epoch_and_last_about_three_seconds():
     assert clock.next_stop(0, 100) == 100
     clock.ran(100, 1e6)
     assert clock.next_stop(5, 100) == 6
+    assert clock.next_stop(5, 100, short=True) == 100

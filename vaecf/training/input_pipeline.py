@@ -30,7 +30,8 @@ from vaecf.training.state import TrainSetup, TrainState
 from vaecf.training.step import StepMetrics
 
 _WINDOW_BYTES = 2**26  # of a streamed window
-_SHORT_FLOP = 3e13  # 3 s at 10 TFLOP/s
+# 3 s at 10 TFLOP/s, and at .4 ms for the launches of a step.
+_SHORT_FLOP, _SHORT_STEPS = 3e13, 7500
 # Without this option, XLA divides the sums of small products, and pads their
 # operands for it, in kernels of their own.
 GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_experimental_force_split_k": "1"}
@@ -189,7 +190,7 @@ class InputPipeline:
             window=window,
             csr_spec=csr_spec,
             setup=setup,
-            short=is_short(setup, order.size),
+            short=is_short(setup, *order.shape),
         )
 
     def _windows(
@@ -339,17 +340,18 @@ class InputPipeline:
         )
 
 
-def is_short(setup: TrainSetup, n_users: int) -> bool:
-    """Returns whether any GPU takes an epoch of so many users in seconds.
+def is_short(setup: TrainSetup, steps: int, batch_size: int) -> bool:
+    """Returns whether a GPU takes so many steps in seconds.
 
-    It then takes all steps in a program that knows their number, so that no
+    It then takes all of them in a program that knows their number, so that no
     other program is compiled for the first step alone.
     """
-    if mesh_lib.on_cpu(setup.model.platform):
+    if mesh_lib.on_cpu(setup.model.platform) or steps > _SHORT_STEPS:
         return False
     params = jax.tree.leaves(state_lib.abstract_state(setup).params)
     # Three products with each weight, or fewer.
-    return 6 * n_users * sum(x.size for x in params) < _SHORT_FLOP
+    weights = sum(x.size for x in params)
+    return 6 * steps * batch_size * weights < _SHORT_FLOP
 
 
 def compile_steps(

@@ -36,10 +36,13 @@ class Clock:
     def next_stop(self, start: int, steps: int, short: bool = False) -> int:
         """Returns the end of a dispatch that starts at `start`.
 
-        `short` says that all steps of the epoch take less than a dispatch may.
+        `short` says that all steps of the epoch may be one dispatch, even if
+        the last one was slow: another number of steps is another program.
         """
+        if short:
+            return steps
         if self._seconds_a_step is None:
-            return steps if short else start + 1
+            return start + 1
         n = max(1, round(STRETCH_SECONDS / max(self._seconds_a_step, 1e-9)))
         return min(steps, start + n)
 
