@@ -53,8 +53,8 @@ def select(
 ) -> Selection:
     """Returns the k best items of each user; ties are ranked by item index.
 
-    Scores that are not finite or larger than `LARGEST_SCORE` make `sum_B`
-    infinite or NaN.
+    The logsumexp of a user is not finite if a score is not, or if its size is
+    `LARGEST_SCORE` or more.
 
     Args:
       scores_BI: float32 [B, I].
