@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from oracles import ITEMS, batch_of, dense, kept, random_histories
 
 from vaecf.models import bag_of_items
+from vaecf.models.sparse_batch import SparseBatch
+from vaecf.parallel import mesh as mesh_lib
 
 UNITS = 3
 KERNEL, COTANGENT = (
@@ -193,3 +196,27 @@ def test_one_user_on_a_gpu():
     kernel = jnp.asarray(KERNEL)
     out = bag_of_items.bag_of_items(kernel, batch, platform="gpu")
     np.testing.assert_allclose(out, [KERNEL[[4, 0, 7]].sum(0)], rtol=1e-6)
+
+
+def test_one_user_of_each_gpu():
+    """Gradients of two users' items, on two shards of each axis."""
+
+    def local(kernel, batch):
+        def total(kernel):
+            return bag_of_items.bag_of_items(
+                kernel, batch, item_axis=mesh_lib.ITEM, platform="gpu"
+            ).sum()
+
+        return jax.grad(total)(kernel)
+
+    parts = [batch_of([items], 4) for items in ([4, 0, 7], [7, 11])]
+    batch = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    users, items = P(mesh_lib.DATA), P(mesh_lib.ITEM)
+    gradient = mesh_lib.on_mesh(
+        mesh_lib.make_mesh(2, 2),
+        local,
+        in_specs=(items, SparseBatch(users, users, users)),
+        out_specs=items,
+    )(KERNEL, batch)
+    counts = np.bincount([4, 0, 7, 7, 11], minlength=ITEMS)
+    np.testing.assert_array_equal(gradient[:, 0], counts)

@@ -158,6 +158,7 @@ def _sum_of_one(
     table_IH = kernel_IH.astype(dtype)
     rows_NH = table_IH.at[item_N].get(mode="fill", fill_value=0)
     ones_2N = jnp.ones((2, item_N.shape[0]), dtype)  # as in `layers.dense`
+    ones_2N = vary(ones_2N, varying_axes(rows_NH))
     return product(dtype, precision, ones_2N, rows_NH)[:1]
 
 
