@@ -247,7 +247,7 @@ def _sum_over_data_shards(setup: TrainSetup, grads: Any, specs: Any) -> Any:
         for dimension, axes in enumerate(spec):
             if mesh_lib.DATA in (axes or ()):
                 if last:
-                    x, last[0] = lax.optimization_barrier((x, last[0]))
+                    x, _ = lax.optimization_barrier((x, last[0]))
                 x = lax.psum_scatter(
                     x, mesh_lib.DATA, scatter_dimension=dimension, tiled=True
                 )
