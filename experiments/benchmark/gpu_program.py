@@ -122,7 +122,8 @@ def seconds(kernel: hlo.Kernel, gpu: gpu_devices.Gpu, precision: str) -> float:
     if hlo.COLLECTIVE.match(kernel.op):
         # The start of a collective also names its operands as results.
         read, results = sum(kernel.read), sum(kernel.written)
-        sent = max(read, results - read) * (1 + (kernel.op[4:10] == "reduce"))
+        times = 2 if kernel.op.startswith("all-reduce") else 1
+        sent = times * max(read, results - read)
         return max(sent / (PRODUCTS * gpu.link), LAUNCH)
     half = kernel.operand in ("bf16", "f16")
     single = gpu.tf32 if precision == "tf32" else gpu.fp32

@@ -286,7 +286,7 @@ class InputPipeline:
         # Known bounds spare a GPU an answer of the host after each step.
         whole = epoch.short and bounds == (0, len(epoch.order))
         placed = self._bounds.get(bounds)
-        if placed is None:  # an upload takes as long as a small step on a GPU
+        if placed is None:  # a GPU would wait for an upload in every epoch
             placed = processes.put(bounds, self._everywhere)
             self._bounds = {bounds: placed}
         args = (state, self._numbers, window, epoch.order, self._key, *placed)

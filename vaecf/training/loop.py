@@ -152,8 +152,7 @@ def train(
             # Each iteration is one dispatch, of a few seconds.
             while progress.step_in_epoch < steps:
                 state, metrics, now = dispatcher.run(
-                    *(state, epoch, progress.step_in_epoch),
-                    epochs.prepare_next,
+                    state, epoch, progress.step_in_epoch, epochs.prepare_next
                 )
                 check_health(config, state.opt_state, metrics, progress)
                 progress.add(metrics, now.seconds, config.train)

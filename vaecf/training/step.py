@@ -239,30 +239,25 @@ def _sum_over_data_shards(setup: TrainSetup, grads: Any, specs: Any) -> Any:
 
     A gradient whose spec names the data axis is scattered along it.
     """
-
-    last: list[jax.Array] = []  # the gradient that was scattered last
-
-    def reduce(grad: jax.Array, spec: P) -> jax.Array:
-        x = grad.astype(setup.reduce_dtype)
-        for dimension, axes in enumerate(spec):
-            if mesh_lib.DATA in (axes or ()):
-                if last:
-                    x, _ = lax.optimization_barrier((x, last[0]))
-                x = lax.psum_scatter(
-                    x, mesh_lib.DATA, scatter_dimension=dimension, tiled=True
-                )
-                last[:] = [x]
-                break
-        else:
-            x = lax.psum(x, mesh_lib.DATA)
-        return x.astype(grad.dtype)
-
-    # Gradients of the last layers come first. One that waits for the sum of
-    # another cannot be joined with it, so that its computation hides that sum.
     structure: Any
     leaves, structure = jax.tree.flatten(grads)
-    pairs = list(zip(leaves, structure.flatten_up_to(specs)))
-    sums = [reduce(*pair) for pair in reversed(pairs)]
+    pairs = zip(leaves, structure.flatten_up_to(specs), strict=True)
+    sums: list[jax.Array] = []
+    scattered = None  # the sum that was scattered last
+    # Gradients of the last layers come first. XLA does not join a sum with one
+    # that waits for it: the backward pass in between then hides the first sum.
+    for grad, spec in reversed(list(pairs)):
+        x = grad.astype(setup.reduce_dtype)
+        along = [d for d, a in enumerate(spec) if mesh_lib.DATA in (a or ())]
+        if along:
+            if scattered is not None:
+                x, _ = lax.optimization_barrier((x, scattered))
+            scattered = x = lax.psum_scatter(
+                x, mesh_lib.DATA, scatter_dimension=along[0], tiled=True
+            )
+        else:
+            x = lax.psum(x, mesh_lib.DATA)
+        sums.append(x.astype(grad.dtype))
     return structure.unflatten(reversed(sums))
 
 
